@@ -1,0 +1,41 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first and need only Python 3.11, gcc and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test lint types tests bench lock clean
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/keras-committee train recipes/digits_wrn.py
+	$(BIN)/keras-committee evaluate runs/digits_wrn
+
+test: lint types tests
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready
+	$(BIN)/basedpyright --level error
+
+# The layers and models are keras.ops only: the same tests hold them to it under JAX.
+tests: .venv/ready
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest
+	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/models tests/test_flops.py
+
+bench: .venv/ready
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# Written by uv; hashes only, no index address.
+lock:
+	uv pip compile pyproject.toml --extra all --extra dev --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --output-file requirements.lock
+
+clean:
+	rm -rf .venv build dist *.egg-info

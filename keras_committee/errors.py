@@ -1,0 +1,53 @@
+"""What can go wrong for the user, and the exit code of each kind."""
+
+
+class CommitteeError(Exception):
+    """A failure the user can act on: what is wrong, where, what was kept, what to do next.
+
+    The command line prints the message without a traceback and exits with `exit_code`; every other exception is a
+    bug of ours and keeps its traceback.
+    """
+
+    exit_code = 1
+
+
+class RecipeError(CommitteeError):
+    """The recipe or the command is wrong: nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(CommitteeError):
+    """The data is missing, unreadable or inconsistent."""
+
+    exit_code = 3
+
+
+class RunError(CommitteeError):
+    """The run folder is in use, damaged, or belongs to something else."""
+
+    exit_code = 4
+
+
+class DivergedError(CommitteeError):
+    """A member's loss is no longer a finite number."""
+
+    exit_code = 5
+
+
+class IncompleteError(CommitteeError):
+    """The committee lacks a member that was asked for."""
+
+    exit_code = 6
+
+
+class ResourceError(CommitteeError):
+    """Disk, memory or permissions do not suffice."""
+
+    exit_code = 7
+
+
+class ExportError(CommitteeError):
+    """An export could not be made, or does not answer like the committee it came from."""
+
+    exit_code = 8
