@@ -1,0 +1,90 @@
+"""How is a batch normalised in one pass over memory instead of five?"""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_committee")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras' `BatchNormalization` through TensorFlow's fused operation.
+
+    Config, weights, weight files and numbers are those of `keras.layers.BatchNormalization`; either layer loads what
+    the other saved. The fused operation runs where the backend is TensorFlow, the input is a float32, bfloat16 or
+    float16 tensor of shape `(batch, height, width, channels)`, there is neither mask nor renorm, and the statistics
+    need not be exchanged between replicas. Everything else is left to Keras' own `call`.
+
+    The moving variance follows Keras and takes the biased variance of the batch. The fused operation returns the
+    unbiased one, which is multiplied by (n - 1) / n, where n = batch * height * width.
+
+    Args:
+        synchronized: Boolean or None. Whether the statistics of a training batch are those of all replicas. None, the
+            default, is True on TensorFlow and False elsewhere, and stays None in the config, so that a saved model
+            loads on every backend. Keras' layer reads a None as False.
+        *args: Keras' positional arguments, in Keras' order.
+        **kwargs: Keras' other arguments.
+
+    Call arguments:
+        inputs: Tensor of any rank.
+        training: Boolean or None. With `trainable=False` the layer stays in inference mode, as Keras' does.
+        mask: Boolean tensor of one dimension less than the inputs, or None.
+
+    Returns:
+        Tensor of the shape of the inputs, in the compute dtype. The statistics are float32.
+
+    Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
+    """
+
+    def __init__(self, *args, synchronized: bool | None = None, **kwargs):
+        self._synchronized_argument = synchronized
+        if synchronized is None:
+            synchronized = keras.backend.backend() == "tensorflow"
+        super().__init__(*args, synchronized=synchronized, **kwargs)
+
+    def call(self, inputs, training=None, mask=None):
+        training = bool(training and self.trainable)
+        if mask is not None or not self._fusable(inputs, training):
+            return super().call(inputs, training=training, mask=mask)
+        return self._fused(inputs, training)
+
+    def get_config(self):
+        return {**super().get_config(), "synchronized": self._synchronized_argument}
+
+    def _fusable(self, inputs, training):
+        return (
+            keras.backend.backend() == "tensorflow"
+            and len(inputs.shape) == 4
+            and self.axis in (-1, 3)  # the CPU kernel knows channels last only
+            and keras.backend.standardize_dtype(inputs.dtype) in ("float32", "bfloat16", "float16")
+            and not self.renorm
+            and not (training and self.synchronized and _replicas() > 1)
+        )
+
+    def _fused(self, inputs, training):
+        import tensorflow as tf
+
+        moving_mean, moving_variance = self._float32(self.moving_mean), self._float32(self.moving_variance)
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=self._float32(self.gamma) if self.scale else tf.ones_like(moving_mean),
+            offset=self._float32(self.beta) if self.center else tf.zeros_like(moving_mean),
+            mean=moving_mean,  # read at inference only
+            variance=moving_variance,
+            epsilon=self.epsilon,
+            is_training=training,
+        )
+        if training:
+            count = tf.cast(tf.size(inputs, out_type=tf.int64) // inputs.shape[-1], tf.float32)
+            # multiply_no_nan: the unbiased variance of one pixel is 0 / 0, and a kernel may say so.
+            biased = tf.math.multiply_no_nan(variance, (count - 1.0) / count)
+            self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
+            self.moving_variance.assign(moving_variance * self.momentum + biased * (1.0 - self.momentum))
+        return ops.cast(outputs, self.compute_dtype)
+
+    def _float32(self, variable):
+        return ops.cast(variable, "float32")
+
+
+def _replicas():
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync

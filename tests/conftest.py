@@ -1,0 +1,64 @@
+"""What every test may count on: two logical CPU devices, few threads, seeded layers."""
+
+import functools
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+import keras
+import pytest
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    # MirroredStrategy is tested on two logical devices; they can only be made before TensorFlow starts its runtime.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Each test starts from the same seed and float32, whatever the one before it did."""
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy("float32")
+    keras.utils.set_random_seed(20)
+
+
+TINY = pathlib.Path(__file__).parent / "recipes" / "tiny.py"
+
+
+def make_run(path, overrides):
+    """A new run folder of the tiny recipe, and the function that trains it."""
+    from keras_committee.recipe import RecipeFile
+    from keras_committee.run import Run
+    from keras_committee.training import train_committee
+
+    file = RecipeFile.read(TINY)
+    knobs = file.resolve(overrides)
+    run = Run.create(path, file, knobs, command="test")
+    return run, functools.partial(train_committee, run, file.build(knobs))
+
+
+@pytest.fixture
+def new_run(tmp_path):
+    """Makes a run of the tiny recipe with some knobs turned: `(run, train)`."""
+    return lambda overrides, name="run": make_run(tmp_path / name, overrides)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The tiny recipe's run, trained once: `(run, recipe)`. Tests only read it."""
+    run, train = make_run(tmp_path_factory.mktemp("trained") / "tiny", [])
+    train()
+    return run, train.args[1]
+
+
+@pytest.fixture(scope="session")
+def mirrored():
+    """The one MirroredStrategy of the process, on two logical CPU devices."""
+    from keras_committee.training.strategy import make_strategy
+
+    return make_strategy("mirrored", 2)
