@@ -1,0 +1,26 @@
+"""Where do the images come from, and in which order do they reach a member?
+
+A data function such as `cifar10(128, validation=5_000)` only describes; nothing is read until `Data.load()`.
+"""
+
+from keras_committee.data.augment import PadCropFlip, pad_crop_flip
+from keras_committee.data.cifar import cifar10, cifar100
+from keras_committee.data.dataset import Data
+from keras_committee.data.decode import decode_image, resize_image
+from keras_committee.data.digits import digits
+from keras_committee.data.image_folder import image_folder
+from keras_committee.data.splits import Split, Splits
+
+__all__ = [
+    "Data",
+    "PadCropFlip",
+    "Split",
+    "Splits",
+    "cifar10",
+    "cifar100",
+    "decode_image",
+    "digits",
+    "image_folder",
+    "pad_crop_flip",
+    "resize_image",
+]

@@ -1,0 +1,161 @@
+"""What data does a recipe ask for, and how does it become train, validation and test?"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from keras_committee.data import preflight
+from keras_committee.data.augment import Augmentation
+from keras_committee.data.holdout import amount, check_hold_out, evenly, hold_out
+from keras_committee.data.images import Files
+from keras_committee.data.splits import Split, Splits
+from keras_committee.errors import RecipeError
+
+# Decoded images of all splits together are kept in memory up to 2 GiB: CIFAR takes 0.2 GiB and must be, ImageNet at
+# 224 pixels takes 180 GiB and cannot be; 2 GiB for each member's process still leaves a small machine its memory.
+MEMORY_LIMIT = 2 * 1024**3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a reader found, before any hold-out is made and any file is decoded.
+
+    Args:
+        classes: Class names, in label order.
+        train, validation, test: A `Split` each; None where it is to be held out from `train`.
+        problems: One sentence for each thing that is wrong.
+    """
+
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split | None = None
+    test: Split | None = None
+    problems: Sequence[str] = ()
+
+
+class Reader(Protocol):
+    """Where the examples come from."""
+
+    @property
+    def mend(self) -> str:
+        """The last line of an error message: what the user can do."""
+        ...
+
+    def find(self) -> Found: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """A description of data; nothing is read until `load()`.
+
+    Args:
+        name: What messages call it.
+        batch_size: Examples of one training step over all devices.
+        reader: Where the examples come from.
+        validation: Examples held out from training, a count or a fraction; unused where the reader has its own.
+        test: The same for the test split, taken first.
+        augment: Augmentation of the training images, or None.
+        limit: At most so many examples in each split, spread over the classes; for a short trial. None keeps all.
+        memory_limit: Bytes of decoded images, over all splits, that are kept in memory; beyond it files are decoded
+            again in every pass.
+
+    Raises:
+        RecipeError: If a value makes no sense whatever the data are.
+    """
+
+    name: str
+    batch_size: int
+    reader: Reader
+    validation: float = 0
+    test: float = 0
+    augment: Augmentation | None = None
+    limit: int | None = None
+    memory_limit: int = MEMORY_LIMIT
+
+    def __post_init__(self):
+        for field in ("batch_size", "limit"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise RecipeError(f"{self.name} needs a {field} of 1 or more. Received: {field}={value!r}")
+        for field in ("validation", "test"):
+            value = getattr(self, field)
+            if value < 0 or (isinstance(value, float) and value >= 1):
+                raise RecipeError(
+                    f"{self.name} needs {field} as a count of 0 or more, or as a fraction below 1. "
+                    f"Received: {field}={value!r}"
+                )
+
+    def load(self) -> Splits:
+        """Check everything and read it.
+
+        Raises:
+            DataError: Names every problem found, by file or row.
+        """
+        found = self.reader.find()
+        problems = [*found.problems, *self._size_problems(found)]
+        whole = [split for split in (found.train, found.validation, found.test) if split is not None]
+        parts = whole if problems else [self._limited(split) for split in self._parts(found)]
+        parts, unreadable = self._read(parts)
+        preflight.refuse(self.name, [*problems, *unreadable], self.reader.mend)
+        train, validation, test = parts
+        return Splits(
+            classes=found.classes,
+            train=train,
+            validation=validation,
+            test=test,
+            batch_size=self.batch_size,
+            augment=self.augment,
+        )
+
+    def _counts(self, found):
+        """Examples to hold out from training, for test and for validation."""
+        test = 0 if found.test is not None else amount(self.test, len(found.train))
+        validation = 0 if found.validation is not None else amount(self.validation, len(found.train) - test)
+        return test, validation
+
+    def _size_problems(self, found):
+        empty = [
+            part for part in ("train", "test") if getattr(found, part) is not None and not len(getattr(found, part))
+        ]
+        if empty:
+            return [] if found.problems else [f"there are no {part} examples" for part in empty]
+        test, validation = self._counts(found)
+        problems = check_hold_out(found.train.labels, test, found.classes, "the test split")
+        if problems:
+            return problems
+        rest = hold_out(found.train.labels, test)[0]
+        problems = check_hold_out(found.train.labels[rest], validation, found.classes, "the validation split")
+        left = min(len(rest) - validation, self.limit or len(rest))
+        if not problems and left < self.batch_size:
+            problems = [f"{left} training examples do not fill one batch of {self.batch_size}"]
+        return problems
+
+    def _parts(self, found):
+        """Train, validation and test."""
+        test_count, validation_count = self._counts(found)
+        rest, held = hold_out(found.train.labels, test_count)
+        test = found.train.take(held) if found.test is None else found.test
+        stay, held = hold_out(found.train.labels[rest], validation_count)
+        validation = found.train.take(rest[held]) if found.validation is None else found.validation
+        return found.train.take(rest[stay]), validation, test
+
+    def _limited(self, split):
+        return split if self.limit is None else split.take(evenly(split.labels, self.limit))
+
+    def _read(self, splits):
+        """The splits, in memory where they fit, and what is wrong with their files."""
+        small = sum(len(split) * int(np.prod(split.image_shape)) for split in splits) <= self.memory_limit
+        read, problems = [], []
+        for split in splits:
+            images, wrong = _read_images(split.images, small)
+            read.append(dataclasses.replace(split, images=images))
+            problems += wrong
+        return read, problems
+
+
+def _read_images(images, small):
+    if not isinstance(images, Files):
+        return images, []
+    return preflight.read_files(images) if small else (images, preflight.check_files(images))

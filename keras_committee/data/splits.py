@@ -1,0 +1,161 @@
+"""Which examples reach a member, and in which order?
+
+Evaluation reads a split in order, every example once. Training reads `Splits.stream`, a pure function of the seed and
+the position: the example at position `p = step * batch_size + place in the batch` belongs to pass `p // n` over the
+`n` training examples, and each pass has its own order and its own table of augmentation draws. A stream that starts at
+step `s` is therefore the tail of the one that starts at 0, bit for bit, and a resumed run sees what an unbroken one
+would have seen.
+"""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import tensorflow as tf
+
+from keras_committee.data.augment import Augmentation
+from keras_committee.data.images import Files, Pixels
+from keras_committee.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """Examples in a fixed order.
+
+    Args:
+        images: `Pixels` or `Files`.
+        labels: Class of each image, int32 `(examples,)`.
+    """
+
+    images: Pixels | Files
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width, channels."""
+        return self.images.shape
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """The examples at `indices`, in that order."""
+        return Split(images=self.images.take(indices), labels=self.labels[indices])
+
+    def batches(self, batch_size: int) -> tf.data.Dataset:
+        """Every example once, in order: uint8 `(b, h, w, c)` and int32 `(b,)`; the last batch may be smaller."""
+        gather, labels = self.images.gatherer(), _on_cpu(self.labels)
+        dataset = tf.data.Dataset.range(len(self)).batch(batch_size)
+        dataset = dataset.map(
+            lambda indices: (gather(indices), tf.gather(labels, indices)),
+            num_parallel_calls=self.images.parallel_calls,
+        )
+        return _fixed(dataset)
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the images' digest and the labels: two equal ones mean the same examples in order."""
+        return hashlib.sha256(self.images.digest() + self.labels.astype("<i4").tobytes()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The loaded data: train, validation and test, and how the training examples are served.
+
+    Args:
+        classes: Class names, in label order.
+        batch_size: Examples of one training step over all devices.
+        augment: Augmentation of the training images (see `augment.py`), or None.
+    """
+
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    batch_size: int
+    augment: Augmentation | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in one pass.
+
+        Raises:
+            DataError: If there are fewer training examples than one batch.
+        """
+        steps = len(self.train) // self.batch_size
+        if steps == 0:
+            raise DataError(
+                f"{len(self.train)} training examples do not fill one batch of {self.batch_size}. "
+                "Choose a smaller batch_size or give more data."
+            )
+        return steps
+
+    def stream(self, seed: int, first_step: int, steps: int) -> tf.data.Dataset:
+        """`steps` full training batches from `first_step` on: augmented uint8 `(B, h, w, c)` and int32 `(B,)`.
+
+        Args:
+            seed: Integer of 0 or more. Order and augmentation follow from it alone.
+            first_step: Step, counted from 0 over all epochs, that the first batch belongs to.
+            steps: Number of batches.
+
+        Raises:
+            DataError: If there are no training examples.
+            ValueError: If an argument is negative.
+        """
+        if min(seed, first_step, steps) < 0:
+            raise ValueError(
+                f"seed, first_step and steps must be 0 or more. Received: {seed=}, {first_step=}, {steps=}"
+            )
+        if len(self.train) == 0:
+            raise DataError("There are no training examples to stream. Give more data.")
+        gather, labels = self.train.images.gatherer(), _on_cpu(self.train.labels)
+
+        def batch(indices, draws):
+            images = gather(indices)
+            return self.augment.apply(images, draws) if self.augment else images, tf.gather(labels, indices)
+
+        dataset = self._positions(seed, first_step, steps)
+        return _fixed(dataset.map(batch, num_parallel_calls=self.train.images.parallel_calls))
+
+    def _positions(self, seed, first_step, steps):
+        """Batches of example indices, int64 `(B,)`, and the examples' draws, int32 `(B, k)`."""
+        first, last = first_step * self.batch_size, (first_step + steps) * self.batch_size
+
+        def passes():  # python runs once a pass, never once an example or a batch
+            for number in range(first // len(self.train), -(-last // len(self.train))):
+                order, draws = self._pass(seed, number)
+                start = max(0, first - number * len(self.train))
+                yield order[start:], draws[start:]
+
+        width = self._pass(seed, 0)[1].shape[1]
+        signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, width), tf.int32))
+        dataset = tf.data.Dataset.from_generator(passes, output_signature=signature)
+        dataset = dataset.rebatch(self.batch_size, drop_remainder=True).take(steps)
+        return dataset.apply(tf.data.experimental.assert_cardinality(steps))
+
+    def _pass(self, seed, number):
+        """Order of one pass, int64 `(n,)`, and the draws of the examples in that order, int32 `(n, k)`.
+
+        The draws are a table over the examples, not over the places, so they do not depend on the order.
+        """
+        examples = len(self.train)
+        order = np.random.default_rng((seed, number, 0)).permutation(examples)
+        if self.augment is None:
+            return order, np.zeros((examples, 0), np.int32)
+        return order, self.augment.draw(np.random.default_rng((seed, number, 1)), examples)[order]
+
+
+def _on_cpu(array):
+    with tf.device("CPU:0"):
+        return tf.constant(array)
+
+
+def _fixed(dataset):
+    """Two batches ahead, in order, without the autotuner.
+
+    The autotuner sleeps up to a minute between two looks, and an iterator's destruction waits for it: an epoch's end
+    could stall for as long as the epoch took.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.deterministic = True
+    return dataset.prefetch(2).with_options(options)

@@ -1,0 +1,50 @@
+"""Small image folders and arrays for the data tests."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing to clear: the data have no Keras state, and clearing it before each of many small tests takes longer."""
+
+
+@pytest.fixture
+def noise():
+    """`noise(height, width, channels, seed)`: uint8 pixels that differ for every seed."""
+
+    def pixels(height, width, channels=3, seed=0):
+        return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+    return pixels
+
+
+@pytest.fixture
+def encoded():
+    """`encoded(pixels, format, mode)`: the bytes of an image file."""
+
+    def encode(pixels, kind, mode=None, **options):
+        buffer = io.BytesIO()
+        image = Image.fromarray(pixels)
+        (image.convert(mode) if mode else image).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture
+def write_images(tmp_path, noise, encoded):
+    """`write_images({"train/cat": 3}, size)`: that many different PNGs in each folder; returns the root."""
+
+    def write(folders, size=(8, 8)):
+        for order, (folder, count) in enumerate(folders.items()):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                content = encoded(noise(*size, seed=1000 * order + number), "PNG")
+                (tmp_path / folder / f"{number:04d}.png").write_bytes(content)
+        return tmp_path
+
+    return write

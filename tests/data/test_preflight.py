@@ -1,0 +1,141 @@
+"""Does one message name everything that is wrong with a folder?"""
+
+import dataclasses
+
+import pytest
+
+from keras_committee import data
+from keras_committee.data import preflight
+from keras_committee.errors import DataError
+
+SPLIT = {"train/cat": 12, "train/dog": 12, "test/cat": 3, "test/dog": 3}
+
+
+def load(root, **options):
+    options = {"validation": 4, "memory_limit": 10**9} | options
+    memory_limit = options.pop("memory_limit")
+    described = data.image_folder(root, 4, size=(8, 8), **options)
+    return dataclasses.replace(described, memory_limit=memory_limit).load()
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="absent: 1 problem in the data\n  there is no such folder\nName the folder"):
+        load(tmp_path / "absent")
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(DataError, match="is not a folder"):
+        load(tmp_path / "file")
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="there are no class folders in"):
+        load(tmp_path)
+
+
+def test_a_missing_test_folder_is_named(write_images):
+    with pytest.raises(DataError, match="test/: there is no such folder in"):
+        load(write_images({"train/cat": 12, "train/dog": 12}))
+
+
+def test_missing_train_and_test_folders_are_both_named(tmp_path):
+    with pytest.raises(DataError, match="train/: there is no such folder") as caught:
+        data.cifar10(4, directory=tmp_path).load()
+    assert "test/: there is no such folder" in str(caught.value)
+
+
+def test_a_class_on_one_side_only_is_named_either_way(write_images):
+    root = write_images(SPLIT | {"train/emu": 5, "test/fox": 2})
+    with pytest.raises(DataError, match="test/emu: there is no such folder, but another split has the class") as caught:
+        load(root)
+    assert "train/fox: there is no such folder" in str(caught.value)
+
+
+def test_a_class_without_images_is_named(write_images):
+    with pytest.raises(DataError, match="train/emu/: the class has no images"):
+        load(write_images(SPLIT | {"train/emu": 0, "test/emu": 2}))
+
+
+@pytest.mark.parametrize("memory_limit", [0, 10**9])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_every_cut_off_image_is_named(write_images, noise, encoded, memory_limit, kind):
+    root = write_images(SPLIT)
+    for name in ("train/cat/0003.png", "train/dog/0011.png", "test/cat/0000.png"):
+        (root / name).write_bytes(encoded(noise(20, 20), kind)[:-30])
+    with pytest.raises(DataError, match="3 problems in the data") as caught:
+        load(root, memory_limit=memory_limit)
+    for name in ("train/cat/0003.png", "train/dog/0011.png", "test/cat/0000.png"):
+        assert f"{name}: damaged or cut off, it cannot be decoded" in str(caught.value)
+
+
+@pytest.mark.parametrize("memory_limit", [0, 10**9])
+def test_content_that_is_no_jpeg_or_png_is_named(write_images, noise, encoded, memory_limit):
+    root = write_images(SPLIT)
+    (root / "train/cat/0000.png").write_bytes(encoded(noise(8, 8), "GIF"))
+    (root / "train/cat/0001.png").write_bytes(b"hello, this is text")
+    (root / "train/cat/0002.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train/cat/0000\.png: a GIF, whatever its name says") as caught:
+        load(root, memory_limit=memory_limit)
+    assert "train/cat/0001.png: neither a JPEG nor a PNG, whatever its name says" in str(caught.value)
+    assert "train/cat/0002.png: the file is empty" in str(caught.value)
+
+
+def test_other_suffixes_and_inner_folders_are_named(write_images):
+    root = write_images(SPLIT)
+    (root / "train/cat/notes.txt").write_bytes(b"x")
+    (root / "train/cat/more").mkdir()
+    with pytest.raises(
+        DataError, match=r"train/cat/notes\.txt: not supported, images end in \.jpg, \.jpeg, \.png"
+    ) as caught:
+        load(root)
+    assert "train/cat/more/: a folder inside a class folder" in str(caught.value)
+
+
+@pytest.mark.parametrize("memory_limit", [0, 10**9])
+def test_an_unreadable_file_is_named(write_images, memory_limit):
+    root = write_images(SPLIT)
+    (root / "train/dog/0004.png").unlink()
+    (root / "train/dog/0004.png").symlink_to(root / "gone.png")
+    with pytest.raises(DataError, match=r"train/dog/0004\.png: cannot be read \(No such file"):
+        load(root, memory_limit=memory_limit)
+
+
+def test_a_jpeg_under_a_png_name_is_read(write_images, noise, encoded):
+    root = write_images(SPLIT)
+    (root / "train/cat/0000.png").write_bytes(encoded(noise(8, 8), "JPEG"))
+    assert len(load(root).train) == 20
+
+
+def test_bytes_after_the_end_of_an_image_are_allowed(write_images, noise, encoded):
+    root = write_images(SPLIT)
+    (root / "train/cat/0000.png").write_bytes(encoded(noise(8, 8), "JPEG") + b"\0" * 40)
+    assert len(load(root, memory_limit=0).train) == 20
+
+
+def test_structure_sizes_and_images_are_reported_together(write_images):
+    root = write_images(SPLIT | {"train/emu": 5})
+    (root / "train/cat/0003.png").write_bytes(b"")
+    with pytest.raises(DataError, match="3 problems in the data") as caught:
+        load(root, validation=29)
+    assert "test/emu: there is no such folder" in str(caught.value)
+    assert "the validation split takes 29 of 29 examples: none are left for training" in str(caught.value)
+    assert "train/cat/0003.png: the file is empty" in str(caught.value)
+
+
+def test_fewer_training_examples_than_a_batch_are_named(write_images):
+    root = write_images({"train/cat": 3, "train/dog": 3, "test/cat": 3, "test/dog": 3})
+    with pytest.raises(DataError, match="3 training examples do not fill one batch of 4"):
+        load(root, validation=3)
+
+
+def test_a_long_list_is_cut_and_counted():
+    with pytest.raises(DataError, match="data: 23 problems in the data") as caught:
+        preflight.refuse("data", [f"row {number}" for number in range(23)], "Mend it.")
+    lines = str(caught.value).splitlines()
+    assert lines[1:3] == ["  row 0", "  row 1"]
+    assert lines[20:] == ["  row 19", "  and 3 more", "Mend it."]
+
+
+def test_without_problems_nothing_is_raised():
+    assert preflight.refuse("data", [], "Mend it.") is None

@@ -1,0 +1,167 @@
+"""Do the streams show every example once a pass, and the same ones after a resume?"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from keras_committee import data
+from keras_committee.data.images import Pixels
+from keras_committee.errors import DataError
+
+SHAPE = (5, 4, 3)
+
+
+def split(examples, first=0):
+    """Images and labels that both tell the example's number."""
+    numbers = np.arange(first, first + examples)
+    images = np.broadcast_to(numbers[:, None, None, None], (examples, *SHAPE)).astype(np.uint8)
+    return data.Split(images=Pixels(images), labels=numbers.astype(np.int32))
+
+
+def splits(examples, batch_size, augment=None):
+    part = split(examples)
+    return data.Splits(classes=("all",), train=part, validation=part, test=part, batch_size=batch_size, augment=augment)
+
+
+def textured(examples, batch_size):
+    """Splits of noise, so that every augmentation shows."""
+    images = np.random.default_rng(0).integers(0, 256, (examples, *SHAPE), dtype=np.uint8)
+    part = data.Split(images=Pixels(images), labels=np.arange(examples, dtype=np.int32))
+    loaded = splits(examples, batch_size, data.pad_crop_flip(2))
+    return dataclasses.replace(loaded, train=part)
+
+
+def read(dataset):
+    """All images and all labels of a dataset, in order."""
+    batches = list(dataset.as_numpy_iterator())
+    return np.concatenate([images for images, _ in batches]), np.concatenate([labels for _, labels in batches])
+
+
+@pytest.mark.parametrize("examples", [1, 6, 7, 8, 15])
+def test_batches_show_every_example_once_in_order(examples):
+    part = split(examples)
+    images, labels = read(part.batches(7))
+    np.testing.assert_array_equal(labels, np.arange(examples))
+    np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(examples))
+    sizes = [len(batch) for _, batch in part.batches(7)]
+    assert sizes == [7] * (examples // 7) + [examples % 7] * (examples % 7 > 0)
+
+
+def test_an_empty_split_has_no_batches():
+    assert list(split(0).batches(7)) == []
+
+
+def test_batches_have_the_promised_types():
+    images, labels = split(3).batches(2).element_spec
+    assert (images.dtype.name, images.shape.as_list()) == ("uint8", [None, *SHAPE])
+    assert (labels.dtype.name, labels.shape.as_list()) == ("int32", [None])
+
+
+def test_the_stream_has_full_batches_of_known_shape():
+    dataset = splits(20, 6, data.pad_crop_flip(1)).stream(0, 0, 5)
+    images, labels = dataset.element_spec
+    assert (images.dtype.name, images.shape.as_list()) == ("uint8", [6, *SHAPE])
+    assert (labels.dtype.name, labels.shape.as_list()) == ("int32", [6])
+    assert [len(batch) for _, batch in dataset] == [6] * 5
+    assert dataset.cardinality() == 5
+
+
+def test_images_and_labels_stay_together():
+    images, labels = read(splits(20, 6).stream(0, 0, 5))
+    np.testing.assert_array_equal(images[:, 0, 0, 0], labels)
+
+
+@pytest.mark.parametrize("examples", [7, 20, 21])
+def test_every_example_appears_exactly_once_in_each_pass(examples):
+    _, labels = read(splits(examples, 7).stream(3, 0, 3 * examples))  # 21 passes
+    for number in range(21):
+        one_pass = labels[number * examples : (number + 1) * examples]
+        assert sorted(one_pass) == list(range(examples))
+
+
+def test_two_passes_and_two_seeds_differ():
+    loaded = splits(30, 30)
+    _, labels = read(loaded.stream(0, 0, 2))
+    _, other = read(loaded.stream(1, 0, 1))
+    assert labels[:30].tolist() != list(range(30))
+    assert labels[:30].tolist() != labels[30:].tolist()
+    assert labels[:30].tolist() != other.tolist()
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 4, 10])
+def test_a_resumed_stream_equals_the_tail_bit_for_bit(first):
+    loaded = textured(20, 6)  # a pass ends inside a batch
+    images, labels = read(loaded.stream(5, 0, 12))
+    tail_images, tail_labels = read(loaded.stream(5, first, 12 - first))
+    np.testing.assert_array_equal(tail_images, images[6 * first :])
+    np.testing.assert_array_equal(tail_labels, labels[6 * first :])
+
+
+def test_the_stream_equals_its_written_definition():
+    loaded = textured(20, 6)
+    source, _ = read(loaded.train.batches(20))
+    expected = []
+    for position in range(6 * 3, 6 * 8):
+        number, place = divmod(position, 20)
+        index = np.random.default_rng((9, number, 0)).permutation(20)[place]
+        draws = loaded.augment.draw(np.random.default_rng((9, number, 1)), 20)[index]
+        expected.append(loaded.augment.apply(source[index][None], draws[None])[0])
+    images, _ = read(loaded.stream(9, 3, 5))
+    np.testing.assert_array_equal(images, np.stack(expected))
+
+
+def test_the_draws_of_an_example_change_from_pass_to_pass():
+    loaded = textured(6, 6)
+    images, labels = read(loaded.stream(0, 0, 8))
+    versions = {images[place].tobytes() for place in np.flatnonzero(labels == 4)}
+    assert len(versions) > 4
+
+
+def test_reading_a_stream_twice_gives_the_same():
+    dataset = textured(20, 6).stream(2, 1, 4)
+    np.testing.assert_array_equal(read(dataset)[0], read(dataset)[0])
+
+
+def test_zero_steps_are_an_empty_stream():
+    assert list(splits(20, 6).stream(0, 4, 0)) == []
+
+
+@pytest.mark.parametrize(("examples", "steps"), [(7, 1), (8, 1), (13, 1), (14, 2)])
+def test_an_epoch_is_as_many_full_batches_as_fit(examples, steps):
+    assert splits(examples, 7).steps_per_epoch == steps
+
+
+@pytest.mark.parametrize("examples", [0, 1, 6])
+def test_fewer_examples_than_a_batch_are_refused(examples):
+    with pytest.raises(DataError, match=f"{examples} training examples do not fill one batch of 7"):
+        _ = splits(examples, 7).steps_per_epoch
+
+
+def test_an_empty_training_split_cannot_be_streamed():
+    with pytest.raises(DataError, match="no training examples"):
+        splits(0, 7).stream(0, 0, 1)
+
+
+@pytest.mark.parametrize("arguments", [(-1, 0, 1), (0, -1, 1), (0, 0, -1)])
+def test_negative_arguments_are_refused(arguments):
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        splits(20, 6).stream(*arguments)
+
+
+def test_the_autotuner_is_off_and_the_order_fixed():
+    options = [splits(20, 6).stream(0, 0, 1).options(), split(3).batches(2).options()]
+    assert [option.autotune.enabled for option in options] == [False, False]
+    assert [option.deterministic for option in options] == [True, True]
+
+
+def test_the_fingerprint_follows_content_and_nothing_else():
+    same, again = split(9), split(9)
+    labels = same.labels.copy()
+    labels[3] = 0
+    relabelled = dataclasses.replace(same, labels=labels)
+    repainted = dataclasses.replace(same, images=split(9, first=1).images)
+    reordered = same.take(np.arange(9)[::-1])
+    assert same.fingerprint() == again.fingerprint()
+    assert len(same.fingerprint()) == 64
+    assert len({part.fingerprint() for part in (same, relabelled, repainted, reordered)}) == 4
