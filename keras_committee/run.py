@@ -1,0 +1,299 @@
+"""What lies in a run folder, what is finished there, and what was it trained with?"""
+
+import contextlib
+import dataclasses
+import difflib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from keras_committee.errors import ResourceError, RunError
+from keras_committee.recipe import RecipeFile
+
+_RECORD = ("recipe.py", "knobs.json", "environment.json")  # written in this order: the last one marks a whole run
+
+
+@dataclasses.dataclass(frozen=True)
+class MemberFolder:
+    """The files of one member of a run."""
+
+    run: Path
+    index: int
+
+    @property
+    def path(self) -> Path:
+        return self.run / "members" / f"{self.index:02d}"
+
+    @property
+    def model(self) -> Path:
+        """The trained model. Moved here whole as the very last act of training, so it marks a finished member."""
+        return self.path / "model.keras"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def state(self) -> Path:
+        """The folder of the checkpoints of an unfinished member."""
+        return self.path / "state"
+
+    def epoch_votes(self, epoch: int) -> Path:
+        """The file of the log probabilities on the validation split after `epoch`, for the committee so far."""
+        return self.path / "validation" / f"{epoch:04d}.npy"
+
+    @property
+    def finished(self) -> bool:
+        return self.model.exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder. `Run.create` makes one or continues it, `Run.open` reads a finished or unfinished one."""
+
+    path: Path
+
+    @classmethod
+    def create(
+        cls, path: str | Path, recipe_file: RecipeFile, knobs: dict[str, Any], *, smoke: bool = False, command: str
+    ) -> Self:
+        """Records recipe, knobs and environment in a new folder `path`, or checks that they are those of the old one.
+
+        Raises:
+            RunError: If the folder belongs to another recipe or other knobs, or is in use.
+            ResourceError: If the folder cannot be written.
+        """
+        run = cls(Path(path))
+        with _writing(run.path):
+            run.path.parent.mkdir(parents=True, exist_ok=True)
+            run.path.mkdir(mode=0o700, exist_ok=True)
+        with run.lock():
+            if not run._missing():
+                run._require_same(recipe_file, knobs, smoke)
+                return run
+            run._require_empty()
+            write_file(run.path / "recipe.py", recipe_file.source.encode())
+            write_json(run.path / "knobs.json", knobs)
+            record = {"recipe": recipe_file.name, "smoke": smoke, "seed": knobs.get("seed"), "command": command}
+            write_json(run.path / "environment.json", record | _environment())
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """The run in folder `path`, which must be one. Raises RunError."""
+        run = cls(Path(path))
+        if missing := run._missing():
+            what = f"it has no {', '.join(missing)}" if run.path.is_dir() else "there is no such folder"
+            raise RunError(
+                f"{path} is not a run folder: {what}. `keras-committee train RECIPE --run {path}` makes one."
+            )
+        return run
+
+    def recipe_file(self) -> RecipeFile:
+        """The recipe as it was when the run began."""
+        return RecipeFile.read(self.path / "recipe.py", name=self.environment()["recipe"])
+
+    def knobs(self) -> dict[str, Any]:
+        defaults = self.recipe_file().defaults
+        knobs = self._read_json("knobs.json")
+        return {
+            knob: _as_tuples(value) if isinstance(defaults[knob], tuple) else value for knob, value in knobs.items()
+        }
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, machine, command, seed and smoke flag of the first start."""
+        return self._read_json("environment.json")
+
+    @property
+    def smoke(self) -> bool:
+        return self.environment()["smoke"]
+
+    def changed_versions(self) -> list[str]:
+        """`"tensorflow 2.20.0 -> 2.21.0"` for each package that is another one than at the first start."""
+        return _differences(self.environment()["versions"], _versions())
+
+    def member(self, index: int) -> MemberFolder:
+        return MemberFolder(self.path, index)
+
+    def finished_members(self) -> list[int]:
+        """The indices of the finished members, ascending."""
+        names = [folder.name for folder in (self.path / "members").glob("*")]
+        return sorted(int(name) for name in names if name.isdecimal() and self.member(int(name)).finished)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Owns the folder. The kernel frees the lock when the process ends, in whatever way it ends.
+
+        Raises:
+            RunError: If another process owns it.
+        """
+        path = self.path / "lock"
+        with _writing(path):
+            file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")  # noqa: SIM115 - closed below, after the yield
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                owner = _owner(file.read())
+                raise RunError(f"run folder {self.path} is in use by {owner}. Nothing was touched.") from error
+            except OSError as error:
+                raise ResourceError(f"the file system of {path} has no locks: {error.strerror}.") from error
+            file.truncate()
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}))
+            file.flush()
+            yield
+
+    def journal(self, event: str, **fields: Any) -> None:
+        """Appends one event. It is on the disk when this returns; call it by the owner of the lock only."""
+        line = json.dumps({"time": _now(), "event": event, **fields}, allow_nan=False) + "\n"
+        path = self.path / "journal.jsonl"
+        with _writing(path), open(path, "a+b", buffering=0) as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # what a killed process left of its last line
+            file.write(line.encode())
+            os.fsync(file.fileno())
+
+    def events(self) -> list[dict[str, Any]]:
+        """The journal in order. A last line without its end was never finished and does not count."""
+        path = self.path / "journal.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}. Move it away to go on without it.") from error
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / name} cannot be read: {error}. Train into another --run folder.") from error
+
+    def _missing(self) -> list[str]:
+        return [name for name in _RECORD if not (self.path / name).is_file()]
+
+    def _require_empty(self) -> None:
+        foreign = sorted(
+            {file.name for file in self.path.iterdir() if not file.name.startswith(".")} - {"lock", *_RECORD}
+        )
+        if foreign:
+            raise RunError(
+                f"{self.path} is not a run folder and not empty: it has {foreign[0]}. Name another --run folder."
+            )
+
+    def _require_same(self, recipe_file: RecipeFile, knobs: dict[str, Any], smoke: bool) -> None:
+        # Knobs are compared as JSON keeps them, where a tuple is a list.
+        differences = _differences(
+            {**self._read_json("knobs.json"), "--smoke": self.smoke},
+            {**json.loads(json.dumps(knobs)), "--smoke": smoke},
+        )
+        differences += _changed_lines(self.recipe_file().source, recipe_file.source)
+        if differences:
+            listing = "\n  ".join(differences)
+            another = shlex.quote(f"{self.path}-2")
+            raise RunError(
+                f"{self.path} was trained with something else:\n  {listing}\n"
+                f"Nothing was touched. Keep both: keras-committee train {recipe_file.path} --run {another} ..."
+            )
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes `document` as JSON; a reader sees the old file or the new one, never a part. NaN is a ValueError."""
+    write_file(path, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes `content` to `path` atomically and durably, making its folder where needed. Raises ResourceError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename survives a power loss
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = f": {error.filename}" if error.filename and str(error.filename) != str(path) else ""
+        raise ResourceError(
+            f"cannot write {path}: {error.strerror}{where}.\n  Make room, mend the permissions, or name another folder."
+        ) from error
+
+
+def _owner(text: str) -> str:
+    try:
+        owner = json.loads(text)
+    except ValueError:  # it has the lock, and is just writing its name
+        return "another process"
+    return f"pid {owner['pid']} on host {owner['host']} since {owner['since']}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _environment() -> dict[str, Any]:
+    return {"versions": _versions(), "commit": _commit(), "platform": platform.platform(), "cpus": os.cpu_count()}
+
+
+def _versions() -> dict[str, str | None]:
+    packages = ("keras-committee", "keras", "tensorflow", "numpy")
+    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit checked out in the current folder, or None where there is none."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`"learning_rate 0.1 -> 0.05"` for each key whose value is another one."""
+    pairs = [(key, old.get(key, "absent"), new.get(key, "absent")) for key in {**old, **new}]
+    return [f"{key} {before} -> {after}" for key, before, after in pairs if before != after]
+
+
+def _changed_lines(old: str, new: str, most: int = 10) -> list[str]:
+    changes = list(difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0))[2:]
+    lines = [line for line in changes if not line.startswith("@@")]
+    rest = [f"... and {len(lines) - most} more lines"] if len(lines) > most else []
+    return [f"recipe {line}" for line in lines[:most]] + rest
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(part) for part in value) if isinstance(value, list) else value

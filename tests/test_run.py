@@ -1,0 +1,305 @@
+"""Is a run folder written whole, owned by one process, and never mixed with another recipe?"""
+
+import datetime
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from keras_committee.errors import ResourceError, RunError
+from keras_committee.recipe import RecipeFile
+from keras_committee.run import Run, write_file, write_json
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing here uses Keras: there is nothing to make afresh."""
+
+
+SOURCE = '''"""Tiny."""
+
+
+def recipe(members=8, learning_rate=0.1, widths=(1, 2), data_dir=None, seed=3): ...
+'''
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(SOURCE)
+    return RecipeFile.read(path)
+
+
+@pytest.fixture
+def create(recipe_file, tmp_path):
+    def create(overrides=(), file=recipe_file, folder="runs/tiny", **options):
+        knobs = file.resolve(list(overrides))
+        return Run.create(tmp_path / folder, file, knobs, command="keras-committee train tiny.py", **options)
+
+    return create
+
+
+def test_a_new_run_records_recipe_knobs_and_environment(create, tmp_path):
+    run = create(["learning_rate=0.05"])
+    assert (tmp_path / "runs/tiny/recipe.py").read_text() == SOURCE
+    assert json.loads((tmp_path / "runs/tiny/knobs.json").read_text())["learning_rate"] == 0.05
+    environment = run.environment()
+    assert environment["recipe"] == "tiny"
+    assert environment["command"] == "keras-committee train tiny.py"
+    assert (environment["seed"], environment["smoke"], environment["cpus"]) == (3, False, os.cpu_count())
+    assert environment["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert set(environment["versions"]) == {"python", "keras-committee", "keras", "tensorflow", "numpy"}
+    assert set(environment) >= {"commit", "platform"}
+
+
+def test_the_run_folder_is_for_its_owner_only(create):
+    assert stat.S_IMODE(create().path.stat().st_mode) == 0o700
+
+
+def test_an_opened_run_gives_back_what_it_was_made_from(create):
+    run = Run.open(create(["widths=(4, 5)", "members=2"], smoke=True).path)
+    assert run.smoke is True
+    assert run.knobs() == {"members": 2, "learning_rate": 0.1, "widths": (4, 5), "data_dir": None, "seed": 3}
+    file = run.recipe_file()
+    assert (file.name, file.doc, file.source) == ("tiny", "Tiny.", SOURCE)
+
+
+def test_the_same_recipe_and_knobs_continue_a_run_and_keep_its_first_environment(create):
+    before = (create(["learning_rate=0.05"]).path / "environment.json").stat().st_mtime_ns
+    after = (create(["learning_rate=0.05"]).path / "environment.json").stat().st_mtime_ns
+    assert before == after
+
+
+def test_a_run_killed_while_it_was_created_is_created_anew(create):
+    (create().path / "environment.json").unlink()
+    assert create(["members=2"]).knobs()["members"] == 2
+
+
+def test_other_knobs_are_refused_with_what_differs_and_what_to_do(create):
+    run = create(["members=2"])
+    with pytest.raises(RunError, match=r"learning_rate 0\.1 -> 0\.05") as caught:
+        create(["members=2", "learning_rate=0.05"])
+    assert "members" not in str(caught.value)
+    assert f"--run {run.path}-2" in str(caught.value)
+    assert caught.value.exit_code == 4
+    assert run.knobs()["learning_rate"] == 0.1
+
+
+def test_another_recipe_is_refused_with_the_lines_that_differ(create, tmp_path):
+    run = create()
+    other = tmp_path / "other.py"
+    other.write_text(SOURCE.replace("Tiny.", "Larger.").replace("seed=3", "depth=16"))
+    with pytest.raises(RunError, match="was trained with something else") as caught:
+        create(file=RecipeFile.read(other))
+    lines = str(caught.value).splitlines()
+    assert "  seed 3 -> absent" in lines
+    assert "  depth absent -> 16" in lines
+    assert '  recipe -"""Tiny."""' in lines
+    assert '  recipe +"""Larger."""' in lines
+    assert run.recipe_file().source == SOURCE
+
+
+def test_a_smoke_run_and_a_whole_run_do_not_share_a_folder(create):
+    create(smoke=True)
+    with pytest.raises(RunError, match="--smoke True -> False"):
+        create(smoke=False)
+
+
+def test_a_folder_with_something_else_in_it_is_not_made_a_run(create, tmp_path):
+    (tmp_path / "runs/tiny").mkdir(parents=True)
+    (tmp_path / "runs/tiny/thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match=r"is not a run folder and not empty: it has thesis\.tex"):
+        create()
+
+
+def test_a_place_that_cannot_be_written_is_a_resource_error(create, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match=r"cannot write .*file/run: File exists: .*/file\."):
+        create(folder="file/run")
+
+
+def test_opening_what_is_no_run_folder_is_an_error_that_says_why(tmp_path, create):
+    with pytest.raises(RunError, match="is not a run folder: there is no such folder"):
+        Run.open(tmp_path / "missing")
+    run = create()
+    (run.path / "knobs.json").unlink()
+    with pytest.raises(RunError, match=r"is not a run folder: it has no knobs\.json"):
+        Run.open(run.path)
+
+
+def test_a_damaged_record_is_a_run_error_with_its_path(create):
+    run = create()
+    (run.path / "knobs.json").write_text('{"members": 8')
+    with pytest.raises(RunError, match=r"tiny/knobs\.json cannot be read"):
+        run.knobs()
+
+
+def test_changed_versions_are_told(create):
+    run = create()
+    assert run.changed_versions() == []
+    environment = run.environment()
+    environment["versions"] |= {"keras": "1.2.3"}
+    write_json(run.path / "environment.json", environment)
+    assert [change.split(" -> ")[0] for change in run.changed_versions()] == ["keras 1.2.3"]
+
+
+def test_the_files_of_a_member_lie_in_its_own_folder(create):
+    run = create()
+    member = run.member(7)
+    assert member.path == run.path / "members" / "07"
+    names = [member.model.name, member.history.name, member.tensorboard.name, member.state.name]
+    assert names == ["model.keras", "history.jsonl", "tensorboard", "state"]
+    assert member.epoch_votes(12) == member.path / "validation" / "0012.npy"
+
+
+def test_a_member_is_finished_when_its_model_is_there(create):
+    run = create()
+    for index in (10, 2, 0):
+        run.member(index).state.mkdir(parents=True)
+    run.member(10).model.touch()
+    run.member(2).model.touch()
+    (run.path / "members" / "notes").mkdir()
+    assert run.finished_members() == [2, 10]
+    assert not run.member(0).finished
+
+
+def test_a_run_without_members_has_none_finished(create):
+    assert create().finished_members() == []
+
+
+def test_the_journal_keeps_events_in_order_with_their_time_in_utc(create):
+    run = create()
+    assert run.events() == []
+    run.journal("member_started", member=0)
+    run.journal("member_failed", member=0, error="é\nnan")
+    first, second = run.events()
+    assert {**first, "time": ""} == {"time": "", "event": "member_started", "member": 0}
+    assert second["error"] == "é\nnan"
+    assert datetime.datetime.fromisoformat(first["time"]).utcoffset() == datetime.timedelta(0)
+    assert first["time"] <= second["time"]
+
+
+def test_a_torn_last_line_of_the_journal_is_dropped_and_the_next_event_is_whole(create):
+    run = create()
+    run.journal("first")
+    with open(run.path / "journal.jsonl", "a") as file:
+        file.write('{"event": "half')
+    assert [event["event"] for event in run.events()] == ["first"]
+    run.journal("second")
+    assert [event["event"] for event in run.events()] == ["first", "second"]
+
+
+def test_a_journal_damaged_in_the_middle_is_an_error(create):
+    run = create()
+    run.journal("first")
+    path = run.path / "journal.jsonl"
+    path.write_bytes(b"\0\0\0\n" + path.read_bytes())
+    with pytest.raises(RunError, match=r"journal\.jsonl is damaged"):
+        run.events()
+
+
+def test_a_second_owner_is_refused_with_the_first_ones_name_until_it_is_done(create):
+    run = create()
+    with run.lock():
+        with pytest.raises(RunError, match=rf"is in use by pid {os.getpid()} on host .+ since 20\d\d-.*Nothing was"):
+            run.lock().__enter__()
+        with pytest.raises(RunError, match="is in use by pid"):
+            create()
+    with run.lock():
+        assert json.loads((run.path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_the_lock_is_free_again_after_an_error(create):
+    run = create()
+    with pytest.raises(ZeroDivisionError, match="division"), run.lock():
+        1 / 0  # noqa: B018
+    with run.lock():
+        pass
+
+
+HOLDER = """
+import sys, time
+from keras_committee.run import Run
+with Run.open(sys.argv[1]).lock():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_free(create):
+    run = create()
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(RunError, match=f"in use by pid {holder.pid}"):
+            run.lock().__enter__()
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with run.lock():
+        pass
+
+
+def test_of_many_at_once_exactly_one_owns_the_folder(create):
+    run = create()
+    barrier, losers, outcomes = threading.Barrier(8), threading.Semaphore(0), []
+
+    def compete():
+        barrier.wait()
+        try:
+            with run.lock():
+                outcomes.append("won")
+                for _ in range(7):
+                    losers.acquire(timeout=10)
+        except RunError:
+            outcomes.append("lost")
+            losers.release()
+
+    threads = [threading.Thread(target=compete) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["lost"] * 7 + ["won"]
+
+
+def test_a_document_is_replaced_whole_and_leaves_no_other_file(tmp_path):
+    path = tmp_path / "new" / "evaluation.json"
+    write_json(path, {"accuracy": 0.2, "name": "é"})
+    write_json(path, {"accuracy": 0.7})
+    assert json.loads(path.read_text()) == {"accuracy": 0.7}
+    assert [file.name for file in path.parent.iterdir()] == ["evaluation.json"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_write_that_fails_keeps_the_old_file_and_no_part_of_the_new_one(tmp_path, monkeypatch, step):
+    path = tmp_path / "evaluation.json"
+    write_json(path, {"accuracy": 0.2})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(ResourceError, match=r"cannot write .*evaluation\.json: No space left on device"):
+        write_json(path, {"accuracy": 0.7})
+    assert json.loads(path.read_text()) == {"accuracy": 0.2}
+    assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]
+
+
+def test_a_number_json_does_not_know_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "evaluation.json", {"nll": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), replace(*names)))
+    write_file(tmp_path / "recipe.py", b"0.2")
+    assert calls == ["fsync", "replace", "fsync"]
