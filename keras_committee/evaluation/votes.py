@@ -1,0 +1,103 @@
+"""What does every member say of every example?
+
+A member predicts a split once. Its log probabilities are kept in `votes/<split>/<member>.npz` together with the hashes
+of the weights and of the data they came from; any subset, head or cascade is arithmetic on them.
+"""
+
+import hashlib
+import os
+import pathlib
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_committee.errors import IncompleteError, RunError
+from keras_committee.models.predict import log_probabilities
+from keras_committee.recipe import Recipe
+from keras_committee.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Votes:
+    """The votes of all members on one split.
+
+    Attributes:
+        log_probabilities: float32 `(examples, members, classes)`.
+        labels: int32 `(examples,)`.
+        classes: Names of the classes.
+    """
+
+    log_probabilities: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+
+def cast_votes(run: Run, recipe: Recipe, split: str = "test") -> Votes:
+    """The votes of every member on a split: from the run folder where they are current, else predicted and kept there.
+
+    Raises:
+        IncompleteError: If a member is not trained yet.
+        DataError: If the data cannot be read.
+    """
+    missing = sorted(set(range(recipe.members)) - set(run.finished_members()))
+    if missing:
+        raise IncompleteError(
+            f"{run.path} has {recipe.members - len(missing)} of {recipe.members} members;"
+            f" not trained yet: {', '.join(map(str, missing))}.\n"
+            f"  Finish them with the command of the run: {run.environment()['command']}"
+        )
+    splits = recipe.data.load()
+    examples = getattr(splits, split)
+    data_hash = examples.fingerprint()
+    votes = [_member_votes(run, index, split, examples, data_hash) for index in range(recipe.members)]
+    return Votes(log_probabilities=np.stack(votes, axis=1), labels=examples.labels, classes=splits.classes)
+
+
+def load_member(file: pathlib.Path) -> keras.Model:
+    """The trained member in `file`, ready for inference.
+
+    Raises:
+        RunError: If the file cannot be read as a Keras model.
+    """
+    try:
+        return keras.saving.load_model(file, compile=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{file} cannot be loaded: {error}\n"
+            "  Delete it and run `keras-committee train` again to train this member anew."
+        ) from error
+
+
+def _member_votes(run: Run, index: int, split: str, examples, data_hash: str) -> np.ndarray:
+    model_file = run.member(index).model
+    hashes = {"weights": _file_hash(model_file), "data": data_hash}
+    kept = run.path / "votes" / split / f"{index:02d}.npz"
+    votes = _current(kept, hashes)
+    if votes is None:
+        votes = log_probabilities(load_member(model_file), examples.batches(256))
+        _keep(kept, votes, hashes)
+    if len(votes) != len(examples):
+        raise RuntimeError(f"member {index} gave {len(votes)} votes on {len(examples)} examples")
+    return votes
+
+
+def _current(file: pathlib.Path, hashes: dict[str, str]) -> np.ndarray | None:
+    if not file.exists():
+        return None
+    with np.load(file, allow_pickle=False) as kept:
+        if any(str(kept[name]) != value for name, value in hashes.items()):
+            return None
+        return kept["log_probabilities"]
+
+
+def _keep(file: pathlib.Path, votes: np.ndarray, hashes: dict[str, str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(".part-" + file.name)
+    np.savez(part, log_probabilities=votes, weights=hashes["weights"], data=hashes["data"])
+    os.replace(part, file)
+
+
+def _file_hash(file: pathlib.Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

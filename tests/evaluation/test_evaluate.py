@@ -1,0 +1,109 @@
+"""Evaluation: votes are cast once, and the figures are those of the slow loops."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from keras_committee.errors import IncompleteError, RunError
+from keras_committee.evaluation import cast_votes, evaluate, votes
+from keras_committee.evaluation.evaluate import subsets_of
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    run, recipe = trained
+    return run, recipe, evaluate(run, recipe), cast_votes(run, recipe)
+
+
+def geometric_mean(log_probabilities):
+    product = np.exp(log_probabilities.astype(np.float64)).prod(axis=1) ** (1 / log_probabilities.shape[1])
+    return product / product.sum(axis=1, keepdims=True)
+
+
+def test_the_document_has_the_keys_of_its_contract(evaluated):
+    run, _, result, _ = evaluated
+    assert json.loads((run.path / "evaluation.json").read_text()) == result
+    assert list(result) == [
+        "recipe", "split", "examples", "classes", "head", "members", "committees", "diversity",
+    ]  # fmt: skip
+    assert (result["recipe"], result["split"], result["examples"], result["classes"]) == ("tiny", "test", 360, 10)
+    assert result["head"] == "geometric_mean"
+    assert [list(member) for member in result["members"]] == [
+        ["index", "name", "parameters", "mflops", "accuracy", "nll", "ece", "brier"]
+    ] * 3
+    assert [list(committee) for committee in result["committees"]] == [
+        ["size", "mflops", "accuracy", "nll", "ece", "brier"]
+    ] * 3
+    assert list(result["committees"][0]["nll"]) == ["mean", "std", "min", "max", "subsets"]
+    assert set(result["diversity"]) == {"disagreement", "double_fault"}
+
+
+def test_members_are_counted_as_they_are_written(evaluated):
+    _, _, result, _ = evaluated
+    member = result["members"][2]
+    assert (member["index"], member["name"]) == (2, "linear_2")
+    assert member["parameters"] == 8 * 8 * 3 * 10 + 10
+    assert member["mflops"] == pytest.approx(2 * 8 * 8 * 3 * 10 / 1e6)
+
+
+def test_committees_are_the_means_over_all_their_subsets(evaluated):
+    _, _, result, cast = evaluated
+    for size in (1, 2, 3):
+        accuracies, losses = [], []
+        for subset in itertools.combinations(range(3), size):
+            probabilities = geometric_mean(cast.log_probabilities[:, list(subset)])
+            accuracies.append((probabilities.argmax(axis=1) == cast.labels).mean())
+            losses.append(-np.log(probabilities[np.arange(360), cast.labels]).mean())
+        committee = result["committees"][size - 1]
+        assert committee["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+        assert committee["accuracy"]["std"] == pytest.approx(np.std(accuracies))
+        assert committee["accuracy"]["min"] == pytest.approx(min(accuracies))
+        assert committee["nll"]["max"] == pytest.approx(max(losses), rel=1e-4)
+        assert committee["nll"]["subsets"] == math.comb(3, size)
+        assert committee["mflops"] == pytest.approx(size * result["members"][0]["mflops"])
+
+
+def test_the_votes_are_cast_once(evaluated, monkeypatch):
+    run, recipe, _, cast = evaluated
+
+    def fail(*_):
+        raise RuntimeError("predicted again")
+
+    monkeypatch.setattr(votes, "log_probabilities", fail)
+    again = cast_votes(run, recipe)
+    np.testing.assert_array_equal(again.log_probabilities, cast.log_probabilities)
+    assert again.log_probabilities.shape == (360, 3, 10)
+
+
+def test_votes_of_other_weights_are_cast_anew(new_run):
+    run, train = new_run(["members=2", "epochs=1"])
+    train()
+    recipe = train.args[1]
+    before = cast_votes(run, recipe).log_probabilities
+    run.member(0).model.write_bytes(run.member(1).model.read_bytes())
+    after = cast_votes(run, recipe).log_probabilities
+    np.testing.assert_array_equal(after[:, 0], before[:, 1])
+
+
+def test_a_committee_that_is_not_whole_says_who_is_missing_and_how_to_go_on(new_run):
+    run, train = new_run(["members=2", "epochs=1"])
+    with pytest.raises(IncompleteError, match=r"0 of 2 members; not trained yet: 0, 1\.\n .*command of the run: test"):
+        evaluate(run, train.args[1])
+
+
+def test_a_damaged_model_file_is_named(new_run):
+    run, train = new_run(["members=1", "epochs=1"])
+    train()
+    run.member(0).model.write_bytes(b"PK no longer a model")
+    with pytest.raises(RunError, match=r"model\.keras cannot be loaded: [\s\S]*train this member anew"):
+        evaluate(run, train.args[1])
+
+
+def test_many_members_give_a_thousand_distinct_subsets_of_a_size():
+    subsets = subsets_of(14, 6)
+    assert len(set(subsets)) == 1000
+    assert all(len(set(subset)) == 6 for subset in subsets)
+    assert subsets_of(5, 2) == list(itertools.combinations(range(5), 2))
