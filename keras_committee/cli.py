@@ -1,0 +1,255 @@
+"""What can be done at the command line, and what does a failure look like there?
+
+Everything heavy is imported inside the commands: `--help` and a mistyped knob answer at once.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+import keras_committee
+from keras_committee.errors import CommitteeError
+from keras_committee.recipe import Recipe, RecipeFile
+from keras_committee.run import Run
+
+_MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0, that of a `CommitteeError`, 2 for usage, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # its greetings would bury an error; warnings still come
+    settings = {"debug": False, "command": shlex.join(["keras-committee", *arguments])}
+    try:
+        return cli.main(arguments, prog_name="keras-committee", standalone_mode=False, obj=settings) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        return _report(error, _usage(error), error.exit_code, settings)
+    except CommitteeError as error:
+        return _report(error, str(error), error.exit_code, settings)
+    except click.Abort as error:
+        if isinstance(error.__cause__, EOFError):  # click takes it for Ctrl-D; here it is a file cut short
+            raise error.__cause__ from None
+        return _report(error, f"interrupted. To go on: {settings['command']}", 130, settings)
+
+
+def _debug_option(command):
+    def remember(context: click.Context, _parameter, debug: bool) -> None:
+        if debug:
+            context.obj["debug"] = True
+
+    return click.option(
+        "--debug", is_flag=True, is_eager=True, expose_value=False, callback=remember, help="Show tracebacks of errors."
+    )(command)
+
+
+def _version_option(command):
+    def show_version(context: click.Context, _parameter, asked: bool) -> None:
+        if asked:
+            click.echo(f"keras-committee {keras_committee.__version__}")
+            context.exit()
+
+    return click.option(
+        "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Show the version."
+    )(command)
+
+
+def _standard_options(command):
+    return _debug_option(_version_option(command))
+
+
+_set_option = click.option("--set", "overrides", metavar="KNOB=VALUE", multiple=True, help="Turn a knob of the recipe.")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document; all else goes to stderr.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@_standard_options
+def cli() -> None:
+    """Train a committee of small image classifiers, and see what its votes are worth.
+
+    A RECIPE is a Python file. `train` and `show` execute it, and `evaluate` executes the copy in the run folder: use
+    only files that you trust.
+    """
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path())
+@_set_option
+@_json_option
+@_standard_options
+def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show the docstring, the knobs and the members of RECIPE."""
+    recipe_file = RecipeFile.read(recipe)
+    knobs = recipe_file.resolve(list(overrides))
+    with _only_json(as_json):
+        built = recipe_file.build(knobs)
+        members = [_describe(built, index) for index in range(built.members)]
+    if as_json:
+        _print_json({"recipe": recipe_file.name, "doc": recipe_file.doc, "knobs": knobs, "members": members})
+        return
+    click.echo(f"{recipe_file.name}: {recipe_file.doc}\n")
+    click.echo("\n".join(f"  --set {knob}={value!r}" for knob, value in knobs.items()) + "\n")
+    _print_table(["member", "name", "parameters", "MFLOPs"], [_member_cells(member) for member in members])
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path())
+@click.option("--run", "folder", metavar="DIR", help="The run folder; runs/<name of the recipe> by default.")
+@_set_option
+@click.option("--strategy", type=click.Choice(["auto", "one", "mirrored"]), default="auto", show_default=True)
+@click.option("--smoke", is_flag=True, help="Two members, one epoch, a few batches: does it run at all?")
+@_json_option
+@_standard_options
+@click.pass_obj
+def train(
+    settings: dict,
+    recipe: str,
+    folder: str | None,
+    overrides: tuple[str, ...],
+    strategy: str,
+    smoke: bool,
+    as_json: bool,
+) -> None:
+    """Train every member of RECIPE. The same command again goes on where it was."""
+    recipe_file = RecipeFile.read(recipe)
+    knobs = recipe_file.resolve(list(overrides))
+    folder = folder or str(Path("runs", f"{recipe_file.name}-smoke" if smoke else recipe_file.name))
+    run = Run.create(folder, recipe_file, knobs, smoke=smoke, command=settings["command"])
+    _warn_of_versions(run)
+    with run.lock(), _only_json(as_json):
+        built = _built(recipe_file, knobs, smoke)
+        from keras_committee.training import train_committee
+
+        train_committee(run, built, strategy=strategy)
+    if as_json:
+        finished = run.finished_members()
+        _print_json({"recipe": recipe_file.name, "run": folder, "knobs": knobs, "smoke": smoke, "finished": finished})
+    else:
+        click.echo(f"{len(run.finished_members())} members in {folder}. Next: {_command('evaluate', folder)}")
+
+
+@cli.command()
+@click.argument("run", type=click.Path())
+@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
+@_json_option
+@_standard_options
+def evaluate(run: str, split: str, as_json: bool) -> None:
+    """Measure the members of RUN, and its committees of every size."""
+    opened = Run.open(run)
+    with opened.lock(), _only_json(as_json):
+        built = _built(opened.recipe_file(), opened.knobs(), opened.smoke)
+        from keras_committee import evaluation
+
+        result = evaluation.evaluate(opened, built, split=split)
+    if as_json:
+        _print_json(result)
+        return
+    _print_evaluation(result)
+    click.echo(f"{result['examples']} examples of {split}. All of it: {Path(run, 'evaluation.json')}")
+
+
+def _built(recipe_file: RecipeFile, knobs: dict[str, Any], smoke: bool) -> Recipe:
+    recipe = recipe_file.build(knobs)
+    return recipe.smoke() if smoke else recipe
+
+
+def _describe(recipe: Recipe, index: int) -> dict[str, Any]:
+    import keras
+
+    from keras_committee import flops
+
+    keras.utils.set_random_seed(recipe.seed + index)
+    model = recipe.member(index)
+    return {
+        "index": index,
+        "name": model.name,
+        "parameters": flops.parameters(model),
+        "mflops": flops.mflops(model),
+        "expected_depth": None,  # known for models with stochastic depth only
+        "expected_saving": None,
+    }
+
+
+def _warn_of_versions(run: Run) -> None:
+    changed = run.changed_versions()
+    if changed:
+        click.echo(f"warning: {run.path} was begun with other versions: {', '.join(changed)}.", err=True)
+        click.echo("  It goes on, but not bit for bit as it would have.", err=True)
+
+
+@contextlib.contextmanager
+def _only_json(as_json: bool) -> Iterator[None]:
+    """Keeps stdout for the one document where `as_json`: whatever else is printed inside goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
+
+
+def _print_evaluation(result: dict[str, Any]) -> None:
+    scores = ["accuracy", "nll", "ece", "brier"]
+    members = [[*_member_cells(member), *(f"{member[score]:.4f}" for score in scores)] for member in result["members"]]
+    _print_table(["member", "name", "parameters", "MFLOPs", "accuracy", "NLL", "ECE", "Brier"], members)
+    committees = [
+        [
+            str(each["size"]),
+            str(each["accuracy"]["subsets"]),
+            f"{each['mflops']:.2f}",
+            *(_spread(each[score]) for score in scores),
+        ]
+        for each in result["committees"]
+    ]
+    _print_table(
+        ["size", "subsets", "MFLOPs", "accuracy", "NLL", "ECE", "Brier"], committees, "mean ± std (min .. max)"
+    )
+
+
+def _member_cells(member: dict[str, Any]) -> list[str]:
+    return [str(member["index"]), member["name"], f"{member['parameters']:,}", f"{member['mflops']:.2f}"]
+
+
+def _spread(score: dict[str, float]) -> str:
+    return f"{score['mean']:.4f} ± {score['std']:.4f} ({score['min']:.4f} .. {score['max']:.4f})"
+
+
+def _print_table(columns: list[str], rows: list[list[str]], note: str = "") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    click.echo(f"{note}{_MFLOPS}\n")
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["keras-committee", *words])
+
+
+def _usage(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return error.format_message() + (f"\n  see: {context.command_path} --help" if context else "")
+
+
+def _report(error: BaseException, message: str, exit_code: int, settings: dict[str, Any]) -> int:
+    if settings["debug"]:
+        traceback.print_exception(error)
+    click.echo(f"error: {message}", err=True)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

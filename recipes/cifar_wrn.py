@@ -1,0 +1,35 @@
+"""Eight WRN-16-4 vote on CIFAR-10.
+
+    keras-committee train recipes/cifar_wrn.py
+    keras-committee train recipes/cifar_wrn.py --set width=2 --set members=4 --set epochs=60
+
+Expected: see README.
+Source: Kondratyuk et al. 2020, arXiv:2005.00570; WRN: Zagoruyko & Komodakis 2016, arXiv:1605.07146.
+"""
+
+import keras
+
+from keras_committee import Recipe, data, models
+
+
+def recipe(members=8, depth=16, width=4, epochs=200, batch_size=128, learning_rate=0.1, data_dir=None, seed=0):
+    """The arguments are the knobs: `--set name=value`, typed by these defaults."""
+
+    def member(index):  # built under seed + index, so the members start apart
+        return models.wide_resnet(depth, width, classes=10, l2=2.5e-4)  # Keras adds l2 * sum(w^2): the paper's 5e-4
+
+    def optimizer(steps):  # steps = epochs * batches per epoch; the paper's drops after 60, 120 and 160 of 200 epochs
+        rate = keras.optimizers.schedules.PiecewiseConstantDecay(
+            [int(steps * part) for part in (0.3, 0.6, 0.8)], [learning_rate * 0.2**drops for drops in range(4)]
+        )
+        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
+
+    return Recipe(
+        data=data.cifar10(batch_size, directory=data_dir, validation=5_000, augment=data.pad_crop_flip(4)),
+        member=member,
+        members=members,
+        optimizer=optimizer,
+        epochs=epochs,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        seed=seed,
+    )

@@ -1,0 +1,38 @@
+"""Four WRN-10-1 vote on the handwritten digits that come with scikit-learn. No download; two CPU cores suffice.
+
+    keras-committee train recipes/digits_wrn.py
+    keras-committee train recipes/digits_wrn.py --set members=8 --set epochs=20
+
+Expected: see README.
+Source: data: Alpaydin & Kaynak 1998, UCI Optical Recognition of Handwritten Digits; committee: Kondratyuk et al. 2020,
+arXiv:2005.00570; WRN: Zagoruyko & Komodakis 2016, arXiv:1605.07146.
+"""
+
+import keras
+
+from keras_committee import Recipe, data, models
+
+
+def recipe(members=4, depth=10, width=1, epochs=12, batch_size=64, learning_rate=0.1, seed=0):
+    """The arguments are the knobs: `--set name=value`, typed by these defaults."""
+
+    def member(index):  # built under seed + index, so the members start apart
+        # Mean and standard deviation of the pixels over all 1,797 images, on the scale 0..255.
+        return models.wide_resnet(depth, width, classes=10, l2=2.5e-4, mean=77.9, std=95.9)
+
+    def optimizer(steps):  # steps = epochs * batches per epoch
+        warm_up = steps // 10
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0, decay_steps=steps - warm_up, warmup_target=learning_rate, warmup_steps=warm_up
+        )
+        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
+
+    return Recipe(
+        data=data.digits(batch_size, augment=data.pad_crop_flip(2, flip=False)),  # a mirrored digit is no digit
+        member=member,
+        members=members,
+        optimizer=optimizer,
+        epochs=epochs,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        seed=seed,
+    )

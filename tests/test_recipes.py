@@ -1,0 +1,81 @@
+"""Every recipe that ships, and every command that the documents show, runs."""
+
+import json
+import pathlib
+import re
+import shlex
+
+import numpy as np
+import pytest
+
+from keras_committee.cli import cli, main
+from keras_committee.recipe import RecipeFile
+
+ROOT = pathlib.Path(__file__).parent.parent
+# What makes a recipe small enough for a test; its path through the toolkit stays the same.
+SMALL = {
+    "digits_wrn": [],
+    "cifar_wrn": ["--set", "width=1", "--set", "depth=10", "--set", "batch_size=32", "--set", "data_dir={cifar}"],
+}
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """Noise in the form of CIFAR-10, large enough for the 5,000 validation images that the recipes hold out."""
+    draw = np.random.default_rng(5)
+    file = tmp_path_factory.mktemp("cifar") / "cifar10.npz"
+    np.savez(
+        file,
+        x_train=draw.integers(0, 256, size=(5_200, 32, 32, 3), dtype=np.uint8),
+        y_train=np.arange(5_200) % 10,
+        x_test=draw.integers(0, 256, size=(130, 32, 32, 3), dtype=np.uint8),
+        y_test=np.arange(130) % 10,
+    )
+    return file
+
+
+def test_every_recipe_is_tried_here():
+    assert {file.stem for file in (ROOT / "recipes").glob("*.py")} == set(SMALL)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_recipe_becomes_an_evaluated_committee(name, cifar, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    knobs = [word.format(cifar=cifar) for word in SMALL[name]]
+    assert main(["train", str(ROOT / "recipes" / f"{name}.py"), "--smoke", "--run", run, *knobs]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", run, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["recipe"] == name
+    assert result["committees"][-1]["size"] == len(result["members"])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_recipe_says_its_command_its_result_and_its_source(name):
+    doc = RecipeFile.read(ROOT / "recipes" / f"{name}.py").doc
+    assert f"keras-committee train recipes/{name}.py" in doc
+    assert re.search(r"^Expected: .*\d", doc, flags=re.MULTILINE)
+    assert re.search(r"^Source: .*arXiv:\d{4}\.\d{5}", doc, flags=re.MULTILINE | re.DOTALL)
+
+
+def shown_commands():
+    """The keras-committee commands of README and of the recipes' docstrings."""
+    texts = [(ROOT / "README.md").read_text()]
+    texts += [RecipeFile.read(file).doc for file in sorted((ROOT / "recipes").glob("*.py"))]
+    joined = "\n".join(texts).replace("\\\n", " ")
+    lines = re.findall(r"^ *(keras-committee .*)$", joined, flags=re.MULTILINE)
+    return sorted({line.split("#")[0].strip() for line in lines})
+
+
+@pytest.mark.parametrize("command", shown_commands())
+def test_a_command_that_is_shown_is_one_that_is_taken(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    name, *arguments = shlex.split(command)[1:]
+    context = cli.get_command(None, name).make_context(name, arguments, obj={"debug": False})
+    recipe = context.params.get("recipe", "recipes/digits_wrn.py")
+    knobs = RecipeFile.read(recipe).resolve(list(context.params.get("overrides", ())))
+    assert knobs
+
+
+def test_there_are_commands_to_take():
+    assert len(shown_commands()) >= 5
