@@ -34,19 +34,22 @@ class Cost:
         kind: The layer's class.
         parameters: Trainable weights, frozen ones included. A weight shared between layers counts at the first.
         multiply_adds: For one image, over all calls of the layer.
+        survival: The share of a training step's images that the layer runs for, below 1 in a block that is skipped.
     """
 
     name: str
     kind: str
     parameters: int
     multiply_adds: int
+    survival: float = 1.0
 
 
 def count(model: keras.Model) -> list[Cost]:
     """The cost of every layer, in the order in which the layers run.
 
     A layer with a method `multiply_adds(input_shape, output_shape)` is asked; both shapes are full shapes with a batch
-    of 1. A layer with an attribute `branch` that is a layer costs what its branch costs.
+    of 1. A layer with an attribute `branch` that is a layer costs what its branch costs, and is taken
+    for `StochasticDepth` where it has a `mode`, too.
 
     Args:
         model: Functional or built Sequential model, with other models nested as deep as you like. Its input has a fixed
@@ -77,12 +80,30 @@ def mflops(model: keras.Model) -> float:
     return 2 * multiply_adds(model) / 1e6
 
 
+def expected_multiply_adds(model: keras.Model) -> float:
+    """The mean multiply-adds of one image's forward pass in training, with the blocks of stochastic depth skipped.
+
+    At inference every block runs: `multiply_adds`.
+    """
+    return sum(cost.survival * cost.multiply_adds for cost in count(model))
+
+
+def expected_saving(model: keras.Model) -> float:
+    """The share of the multiply-adds that stochastic depth saves in training, in [0, 1): what a step may get faster by.
+
+    0.0 in mode "sample", which runs every branch for every image.
+    """
+    total = multiply_adds(model)
+    return 1.0 - expected_multiply_adds(model) / total if total else 0.0
+
+
 class _Ledger:
     """One line per layer, filled in while the shapes flow through the graph."""
 
     def __init__(self):
-        self._lines = {}  # id(layer) -> [name, kind, parameters, multiply-adds]
+        self._lines = {}  # id(layer) -> [name, kind, parameters, multiply-adds, survival]
         self._seen = set()  # ids of the variables counted
+        self._survival = 1.0  # of the blocks around the layer that is entered
 
     def costs(self):
         return [Cost(*line) for line in self._lines.values()]
@@ -110,10 +131,15 @@ class _Ledger:
     def _enter_layer(self, layer, name, inputs, outputs):
         branch = getattr(layer, "branch", None)
         if not hasattr(layer, "multiply_adds") and isinstance(branch, keras.layers.Layer):
+            around, runs_for_all = self._survival, getattr(layer, "mode", "sample") == "sample"
+            self._survival *= 1.0 if runs_for_all else layer.survival
             self._enter(branch, inputs[:1], {}, f"{name}/")
+            self._survival = around
             return
         shapes = [tuple(tensor.shape) for tensor in inputs]
-        line = self._lines.setdefault(id(layer), [name, type(layer).__name__, self._parameters(layer), 0])
+        line = self._lines.setdefault(
+            id(layer), [name, type(layer).__name__, self._parameters(layer), 0, self._survival]
+        )
         line[3] += _layer_multiply_adds(layer, shapes, tuple(outputs[0].shape))
 
     def _parameters(self, layer):

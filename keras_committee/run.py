@@ -77,7 +77,7 @@ class Run:
             ResourceError: If the folder cannot be written.
         """
         run = cls(Path(path))
-        with _writing(run.path):
+        with writing(run.path):
             run.path.parent.mkdir(parents=True, exist_ok=True)
             run.path.mkdir(mode=0o700, exist_ok=True)
         with run.lock():
@@ -141,7 +141,7 @@ class Run:
             RunError: If another process owns it.
         """
         path = self.path / "lock"
-        with _writing(path):
+        with writing(path):
             file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")  # noqa: SIM115 - closed below, after the yield
         with file:
             try:
@@ -160,7 +160,7 @@ class Run:
         """Appends one event. It is on the disk when this returns; call it by the owner of the lock only."""
         line = json.dumps({"time": _now(), "event": event, **fields}, allow_nan=False) + "\n"
         path = self.path / "journal.jsonl"
-        with _writing(path), open(path, "a+b", buffering=0) as file:
+        with writing(path), open(path, "a+b", buffering=0) as file:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)  # what a killed process left of its last line
             file.write(line.encode())
@@ -217,7 +217,7 @@ def write_json(path: Path, document: Any) -> None:
 def write_file(path: Path, content: bytes) -> None:
     """Writes `content` to `path` atomically and durably, making its folder where needed. Raises ResourceError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
@@ -235,7 +235,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

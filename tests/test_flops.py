@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_committee import flops
+from keras_committee.layers import StochasticDepth
 from keras_committee.models import Ensemble
 
 L = keras.layers
@@ -209,3 +210,25 @@ def test_tensorflows_profiler_agrees_on_convolutions_and_matrix_products():
     options = {**options, "output": "none", "account_type_regexes": ["Conv2D", "MatMul"]}
     profiled = tf.compat.v1.profiler.profile(graph, options=options).total_float_ops
     assert profiled == 2 * flops.multiply_adds(model)
+
+
+def test_a_block_that_is_skipped_costs_its_survival_in_training():
+    def block(mode):
+        image = keras.Input((4, 4, 3), name="image")
+        branch = keras.Sequential([keras.layers.Conv2D(3, 3, padding="same", use_bias=False)])
+        x = StochasticDepth(branch, survival=0.2, mode=mode)(image)
+        return keras.Model(image, keras.layers.Dense(7, use_bias=False)(keras.layers.Flatten()(x)))
+
+    convolution, dense = 4 * 4 * 3 * 3 * 3 * 3, 4 * 4 * 3 * 7
+    for mode in ("batch", "subset"):
+        assert flops.multiply_adds(block(mode)) == convolution + dense
+        assert flops.expected_multiply_adds(block(mode)) == pytest.approx(0.2 * convolution + dense)
+        assert flops.expected_saving(block(mode)) == pytest.approx(0.8 * convolution / (convolution + dense))
+    assert flops.expected_saving(block("sample")) == 0.0
+
+
+def test_blocks_within_blocks_multiply_their_survival():
+    inner = keras.Sequential([StochasticDepth(keras.layers.Dense(5, use_bias=False), survival=0.7)])
+    image = keras.Input((5,), name="image")
+    model = keras.Model(image, StochasticDepth(inner, survival=0.2)(image))
+    assert flops.expected_multiply_adds(model) == pytest.approx(0.2 * 0.7 * 25)

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_committee import flops, metrics
 from keras_committee.evaluation.votes import Votes, cast_votes, load_member
-from keras_committee.layers import GeometricMean, head_name
+from keras_committee.layers import GeometricMean, head_name, head_of
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run, write_json
 
@@ -78,7 +78,7 @@ def subsets_of(members: int, size: int) -> list[tuple[int, ...]]:
 
 
 def _summary(votes: Votes, subset: tuple[int, ...], head) -> dict[str, float]:
-    probabilities = keras.ops.convert_to_numpy(head(votes.log_probabilities[:, list(subset)]))
+    probabilities = keras.ops.convert_to_numpy(head_of(head, subset)(votes.log_probabilities[:, list(subset)]))
     return metrics.summary(probabilities, votes.labels)
 
 

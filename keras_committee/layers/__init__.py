@@ -7,15 +7,39 @@ from keras_committee.layers.heads import (
     WeightedGeometricMean,
     head_name,
     head_named,
+    head_of,
 )
 from keras_committee.layers.normalization import BatchNormalization
+from keras_committee.layers.stochastic_depth import StochasticDepth
+from keras_committee.layers.survival import (
+    blocks,
+    expected_depth,
+    keras_efficientnet,
+    linear_decay,
+    model_garden_resnet,
+    ramp,
+    set_survival,
+    timm_linear,
+    uniform,
+)
 
 __all__ = [
     "ArithmeticMean",
     "BatchNormalization",
     "GeometricMean",
     "MajorityVote",
+    "StochasticDepth",
     "WeightedGeometricMean",
+    "blocks",
+    "expected_depth",
     "head_name",
     "head_named",
+    "head_of",
+    "keras_efficientnet",
+    "linear_decay",
+    "model_garden_resnet",
+    "ramp",
+    "set_survival",
+    "timm_linear",
+    "uniform",
 ]

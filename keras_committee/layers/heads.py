@@ -163,5 +163,17 @@ def head_name(head: keras.layers.Layer) -> str:
     return names[0] if names else keras.saving.get_registered_name(type(head))
 
 
+def head_of(head: keras.layers.Layer, members: Sequence[int]) -> keras.layers.Layer:
+    """The head of a part of the committee: the weights of its `members`, scaled to sum 1; other heads as they are.
+
+    Members that all have weight 0 count alike.
+    """
+    if not isinstance(head, WeightedGeometricMean):
+        return head
+    weights = [head.get_config()["weights"][member] for member in members]
+    total = sum(weights)
+    return WeightedGeometricMean([w / total if total else 1 / len(weights) for w in weights])
+
+
 def _log_probabilities(logits):
     return ops.maximum(ops.log_softmax(ops.cast(logits, "float32")), _LOG_ZERO)

@@ -4,11 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_committee.layers.normalization import BatchNormalization
-
-# The pixel means and standard deviations of CIFAR-10's training images, as the reference code has them.
-CIFAR10_MEAN = (125.3, 123.0, 113.9)
-CIFAR10_STD = (63.0, 62.1, 66.7)
+from keras_committee.models.blocks import CIFAR10_MEAN, CIFAR10_STD, Parts, chain, normalized, schedule
 
 
 def wide_resnet(
@@ -19,6 +15,9 @@ def wide_resnet(
     image_shape: tuple[int, int, int] = (32, 32, 3),
     l2: float = 0.0,
     dropout: float = 0.0,
+    survival: float | Sequence[float] | None = None,
+    mode: str = "batch",
+    scaling: str = "inference",
     mean: float | Sequence[float] = CIFAR10_MEAN,
     std: float | Sequence[float] = CIFAR10_STD,
     name: str | None = None,
@@ -37,6 +36,10 @@ def wide_resnet(
         image_shape: (height, width, channels) in pixels.
         l2: Factor of `l2 * sum(w^2)`, added to the loss. Half of what SGD code calls weight decay.
         dropout: Probability in [0, 1) of dropping a value between the convolutions of a block.
+        survival: Stochastic depth: p_L of the linear decay, or one probability for each of the 3N blocks. None is
+            constant depth. A projection and the pre-activation that it shares with its branch are never skipped.
+        mode: See `StochasticDepth`.
+        scaling: See `StochasticDepth`.
         mean: Mean of the pixels, one number or one per channel, subtracted from the raw pixels 0..255.
         std: Standard deviation of the pixels, likewise.
         name: Name of the model, `wrn_<depth>_<width>` where None.
@@ -46,27 +49,23 @@ def wide_resnet(
         `(batch, classes)`.
 
     Raises:
-        ValueError: If depth is not 6N + 4, width or classes is below 1, or mean and std do not fit the channels.
+        ValueError: If depth is not 6N + 4, width or classes is below 1, survival does not fit the blocks, or mean and
+            std do not fit the channels.
 
     Source: Zagoruyko and Komodakis 2016, arXiv:1605.07146; github.com/szagoruyko/wide-residual-networks.
     """
     blocks = _blocks_per_group(depth)
     if width < 1 or classes < 1:
         raise ValueError(f"width and classes must be integers from 1. Received: width={width}, classes={classes}")
-    decay = keras.regularizers.L2(l2) if l2 else None
+    parts = Parts(fan="fan_out", l2=l2, survival=schedule(3 * blocks, survival), mode=mode, scaling=scaling)
 
     image = keras.Input(image_shape, dtype="float32", name="image")
-    x = _normalized(image, mean, std)
-    x = _conv(16, 3, decay)(x)
-    for filters, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
-        for index in range(blocks):
-            x = _block(x, filters, stride if index == 0 else 1, dropout, decay)
-    x = _chain(_norm_relu(decay), x)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    logits = keras.layers.Dense(
-        classes, kernel_regularizer=decay, bias_regularizer=decay, dtype="float32", name="logits"
-    )(x)
-    return keras.Model(image, logits, name=name or f"wrn_{depth}_{width}")
+    x = parts.convolution(16, 3)(normalized(image, mean, std))
+    for index in range(3 * blocks):
+        group, first = index // blocks, index % blocks == 0
+        x = _block(parts, index, x, 16 * width * 2**group, 2 if first and group else 1, dropout)
+    x = chain([parts.norm(), keras.layers.ReLU()], x)
+    return keras.Model(image, parts.logits(x, classes), name=name or f"wrn_{depth}_{width}")
 
 
 def _blocks_per_group(depth):
@@ -77,56 +76,14 @@ def _blocks_per_group(depth):
     return blocks
 
 
-def _normalized(image, mean, std):
-    channels = image.shape[-1]
-    means, stds = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
-    if min(stds) <= 0:
-        raise ValueError(f"std must be above 0. Received: std={std}")
-    scale = [1.0 / s for s in stds]
-    offset = [-m / s for m, s in zip(means, stds, strict=True)]
-    # float32 under every policy: bfloat16 would round a pixel that augmentation has moved off the integers.
-    return keras.layers.Rescaling(scale, offset, dtype="float32", name="normalize")(image)
-
-
-def _per_channel(argument, value, channels):
-    values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)] * channels
-    if len(values) != channels:
-        raise ValueError(
-            f"{argument} must be one number or one for each of the {channels} channels. Received: {argument}={value}"
-        )
-    return values
-
-
-def _block(x, filters, stride, dropout, decay):
+def _block(parts, index, x, filters, stride, dropout):
     """`shortcut + branch(x)`; where the shape changes, branch and projection share the pre-activation."""
-    branch = _branch(filters, stride, dropout, decay)
-    shortcut = x
+    relu, between = keras.layers.ReLU, [keras.layers.Dropout(dropout)] if dropout else []
+    branch = [
+        parts.convolution(filters, 3, stride, name=f"block_{index + 1}_conv"),
+        parts.branch_norm(), relu(), *between, parts.convolution(filters, 3),
+    ]  # fmt: skip
     if x.shape[-1] == filters:
-        branch = _norm_relu(decay) + branch
-    else:
-        x = _chain(_norm_relu(decay), x)
-        shortcut = _conv(filters, 1, decay, stride)(x)
-    return keras.layers.Add()([shortcut, _chain(branch, x)])
-
-
-def _branch(filters, stride, dropout, decay):
-    between = [keras.layers.Dropout(dropout)] if dropout else []
-    return [_conv(filters, 3, decay, stride), *_norm_relu(decay), *between, _conv(filters, 3, decay)]
-
-
-def _norm_relu(decay):
-    norm = BatchNormalization(momentum=0.9, epsilon=1e-5, gamma_regularizer=decay, beta_regularizer=decay)
-    return [norm, keras.layers.ReLU()]
-
-
-def _conv(filters, size, decay, stride=1):
-    he = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-    return keras.layers.Conv2D(
-        filters, size, stride, padding="same", use_bias=False, kernel_initializer=he, kernel_regularizer=decay
-    )
-
-
-def _chain(layers, x):
-    for layer in layers:
-        x = layer(x)
-    return x
+        return parts.residual(index, [parts.branch_norm(), relu(), *branch], x)
+    x = chain([parts.norm(), relu()], x)
+    return parts.residual(index, branch, x, parts.convolution(filters, 1, stride)(x))

@@ -21,7 +21,8 @@ from keras_committee.data import Splits
 from keras_committee.errors import DivergedError, RecipeError
 from keras_committee.models.predict import log_probabilities
 from keras_committee.recipe import Recipe
-from keras_committee.run import MemberFolder
+from keras_committee.run import MemberFolder, writing
+from keras_committee.training.gauges import BlockGauges
 from keras_committee.training.monitoring import Monitor
 from keras_committee.training.strategy import uses_xla
 
@@ -47,12 +48,13 @@ def train_member(
         check_fit(model, splits, index)
         optimizer = recipe.optimizer(recipe.epochs * splits.steps_per_epoch)
         optimizer.build(model.trainable_variables)
-    step = training_step(model, optimizer, recipe.loss, strategy)
+    gauges = BlockGauges(model)
+    step = training_step(model, optimizer, recipe.loss, strategy, gauges)
 
     shutil.rmtree(folder.path, ignore_errors=True)  # what an unfinished attempt left
     folder.path.mkdir(parents=True)
     for epoch in range(recipe.epochs):
-        trained = _train_epoch(step, splits, strategy, seed, epoch, monitor)
+        trained, blocks = _train_epoch(step, splits, strategy, seed, epoch, monitor, gauges)
         votes = log_probabilities(model, splits.validation.batches(splits.batch_size))
         if not (math.isfinite(trained["loss"]) and np.isfinite(votes).all()):
             raise DivergedError(
@@ -69,7 +71,7 @@ def train_member(
             **{f"validation_{name}": value for name, value in validation.items()},
         }
         _append(folder.history, row)
-        monitor.epoch_ended(row, votes)
+        monitor.epoch_ended(row, votes, blocks)
     _save(model, folder)
 
 
@@ -86,11 +88,17 @@ def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
         )
 
 
-def training_step(model: keras.Model, optimizer, loss: keras.losses.Loss, strategy: tf.distribute.Strategy):
+def training_step(
+    model: keras.Model,
+    optimizer,
+    loss: keras.losses.Loss,
+    strategy: tf.distribute.Strategy,
+    gauges: BlockGauges | None = None,
+):
     """A function of one global batch (images, labels) that updates the weights.
 
-    It returns the mean loss with its penalties, and the number of examples whose top class was right, as scalars over
-    the whole global batch.
+    It returns, over the whole global batch: the mean loss with its penalties, the number of examples whose top class
+    was right, and the gradients `(blocks,)` that `gauges` reads.
     """
     replicas = strategy.num_replicas_in_sync
 
@@ -103,42 +111,52 @@ def training_step(model: keras.Model, optimizer, loss: keras.losses.Loss, strate
         gradients = tape.gradient(scaled, model.trainable_variables)
         optimizer.apply(gradients, model.trainable_variables)  # sums the gradients over the replicas
         hits = tf.math.count_nonzero(tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels)
-        return objective, hits
+        return objective, hits, gauges.gradients(gradients) if gauges else tf.zeros((0,))
 
     @tf.function(jit_compile=uses_xla(strategy), reduce_retracing=True)
     def step(images, labels):
-        objective, hits = strategy.run(replica_step, args=(images, labels))
-        return strategy.reduce("SUM", objective, axis=None), strategy.reduce("SUM", hits, axis=None)
+        objective, hits, gradients = strategy.run(replica_step, args=(images, labels))
+        return (
+            strategy.reduce("SUM", objective, axis=None),
+            strategy.reduce("SUM", hits, axis=None),
+            strategy.reduce("MEAN", gradients, axis=None),  # equal on all replicas
+        )
 
     return step
 
 
-def _train_epoch(step, splits, strategy, seed, epoch, monitor) -> dict:
+def _train_epoch(step, splits, strategy, seed, epoch, monitor, gauges) -> tuple[dict, dict]:
+    """What one epoch gave: figures for the history, and figures `(blocks,)` of each residual block."""
     stream = splits.stream(seed, epoch * splits.steps_per_epoch, splits.steps_per_epoch)
     if strategy.num_replicas_in_sync > 1:
         stream = strategy.experimental_distribute_dataset(stream)
-    results, ended = [], []
+    results, ended, runs = [], [], gauges.runs()
     for images, labels in stream:
         results.append(step(images, labels))
         ended.append(time.monotonic())
         monitor.step_ended()
-    losses, hits = np.array(results, dtype=np.float64).T
-    return {
+    losses, hits, gradients = (np.array(values, dtype=np.float64) for values in zip(*results, strict=True))
+    trained = {
         "loss": float(losses.mean()),
         "accuracy": float(hits.sum() / (len(hits) * splits.batch_size)),
         # From the end of the first step on: that of a member's first epoch traces its graph.
         "images_per_second": (len(ended) - 1) * splits.batch_size / max(ended[-1] - ended[0], 1e-9),
     }
+    blocks = {"gradient": gradients.mean(axis=0), "open": (gauges.runs() - runs) / len(hits)}
+    if len(blocks["open"]):
+        trained["realised_depth"] = float(blocks["open"].sum())
+    return trained, blocks
 
 
 def _append(path, row: dict) -> None:
-    with open(path, "a", encoding="utf-8") as file:
+    with writing(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def _save(model: keras.Model, folder: MemberFolder) -> None:
     part = folder.model.with_name(".part-" + folder.model.name)
-    model.save(part)
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, folder.model)
+    with writing(folder.model):
+        model.save(part)
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, folder.model)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from keras_committee import metrics
-from keras_committee.layers import GeometricMean
+from keras_committee.layers import GeometricMean, head_of
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
@@ -70,9 +70,16 @@ class Monitor:
         """One global batch has been trained on."""
         self._progress.advance(self._task)
 
-    def epoch_ended(self, row: dict, votes: np.ndarray) -> None:
-        """Log a row of the history and the log probabilities `(examples, classes)` of the validation split."""
-        self._scalars(self._run.member(self._index).tensorboard, row["epoch"], row)
+    def epoch_ended(self, row: dict, votes: np.ndarray, blocks: dict[str, np.ndarray]) -> None:
+        """Log an epoch.
+
+        Args:
+            row: Its row of the history.
+            votes: Log probabilities `(examples, classes)` of the validation split.
+            blocks: Figures `(blocks,)` of each residual block, by their name.
+        """
+        each = {f"{name}/block_{i:03d}": value for name, values in blocks.items() for i, value in enumerate(values, 1)}
+        self._scalars(self._run.member(self._index).tensorboard, row["epoch"], row | each)
         self._committee_so_far(row["epoch"], votes)
         self._describe(epoch=min(row["epoch"] + 1, self._recipe.epochs))
         self._progress.update(self._task, note=f"validation {row['validation_accuracy']:.2%}")
@@ -84,10 +91,11 @@ class Monitor:
         files[self._index].parent.mkdir(parents=True, exist_ok=True)
         # In half precision two hundred epochs of 5,000 examples and 10 classes stay at 20 MB a member.
         np.save(files[self._index], votes.astype(np.float16))
-        files = [file for file in files if file.exists()]
-        so_far = np.stack([np.load(file, allow_pickle=False).astype(np.float32) for file in files], axis=1)
-        summary = metrics.summary(keras.ops.convert_to_numpy(self._head(so_far)), self._labels)
-        path = self._run.path / "tensorboard" / f"committee_of_{len(files)}"
+        members = [index for index, file in enumerate(files) if file.exists()]
+        so_far = np.stack([np.load(files[index], allow_pickle=False).astype(np.float32) for index in members], axis=1)
+        probabilities = keras.ops.convert_to_numpy(head_of(self._head, members)(so_far))
+        summary = metrics.summary(probabilities, self._labels)
+        path = self._run.path / "tensorboard" / f"committee_of_{len(members)}"
         self._scalars(path, epoch, {f"validation_{name}": value for name, value in summary.items()})
 
     def _scalars(self, path: pathlib.Path, step: int, values: dict) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from keras_committee.errors import IncompleteError, RunError
 from keras_committee.evaluation import cast_votes, evaluate, votes
-from keras_committee.evaluation.evaluate import subsets_of
+from keras_committee.evaluation.evaluate import committee_of_size, subsets_of
+from keras_committee.layers import WeightedGeometricMean
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,18 @@ def test_committees_are_the_means_over_all_their_subsets(evaluated):
         assert committee["nll"]["max"] == pytest.approx(max(losses), rel=1e-4)
         assert committee["nll"]["subsets"] == math.comb(3, size)
         assert committee["mflops"] == pytest.approx(size * result["members"][0]["mflops"])
+
+
+def test_a_part_of_a_weighted_committee_keeps_its_proportions(evaluated):
+    _, _, _, cast = evaluated
+    spread = committee_of_size(2, cast, WeightedGeometricMean([0.2, 0.7, 0.1]), [1.0, 2.0, 4.0])
+    accuracies = []
+    for pair, weights in (((0, 1), (2 / 9, 7 / 9)), ((0, 2), (2 / 3, 1 / 3)), ((1, 2), (7 / 8, 1 / 8))):
+        power = (cast.log_probabilities[:, list(pair)] * np.array(weights)[:, None]).sum(axis=1)
+        accuracies.append((power.argmax(axis=1) == cast.labels).mean())
+    assert spread["accuracy"]["min"] == pytest.approx(min(accuracies))
+    assert spread["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+    assert spread["mflops"] == pytest.approx((3 + 5 + 6) / 3)
 
 
 def test_the_votes_are_cast_once(evaluated, monkeypatch):

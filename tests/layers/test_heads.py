@@ -11,6 +11,7 @@ from keras_committee.layers import (
     WeightedGeometricMean,
     head_name,
     head_named,
+    head_of,
 )
 
 WEIGHTS = (0.2, 0.7, 0.1)
@@ -145,3 +146,11 @@ def test_a_misspelt_head_is_told_the_nearest():
         ValueError, match=r"no head 'geometric_men'\. Did you mean 'geometric_mean'\? Heads: geometric_mean,"
     ):
         head_named("geometric_men")
+
+
+def test_the_head_of_a_part_keeps_the_proportions_of_its_weights():
+    head = WeightedGeometricMean([0.2, 0.7, 0.1, 0.0])
+    assert head_of(head, [0, 2]).get_config()["weights"] == pytest.approx([2 / 3, 1 / 3])
+    assert head_of(head, [3]).get_config()["weights"] == [1.0]
+    mean = GeometricMean()
+    assert head_of(mean, [0, 2]) is mean

@@ -1,0 +1,98 @@
+"""Which rows of a batch survive a step, and how are they taken out and put back?"""
+
+import contextlib
+
+import keras
+from keras import ops
+
+
+class ReplicaSeeds(keras.random.SeedGenerator):
+    """Seeds that differ between replicas, where the states of seed generators are mirrored: all alike."""
+
+    def next(self, ordered=True):
+        return super().next(ordered) + ops.convert_to_tensor([_replica() * 1_000_003, 0], dtype=self.state.dtype)
+
+
+def on_host():
+    """The device to draw on: a conditional reads its predicate on the CPU, and waits for one drawn on a GPU."""
+    return keras.device("CPU:0") if keras.backend.backend() == "tensorflow" else contextlib.nullcontext()
+
+
+def replicas() -> int:
+    """The number of replicas that train together under the strategy in scope."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def window(uniform, rows, survival):
+    """The surviving rows of a batch: all of them, the first or the second half, or none.
+
+    A half is kept with probability `2 * min(p, 1 - p)`, either one as likely; otherwise all rows are where p >= 1/2,
+    and none where p < 1/2. So each row survives with probability p exactly, p * b rows do on average, and a branch sees
+    at least half a batch if it sees any. A window of p * b rows would have to wrap around the end for the first and
+    last rows to be as likely as the others, which takes two more copies, and would have another shape in each block,
+    for which oneDNN and cuDNN prepare their kernels anew.
+
+    Args:
+        uniform: float32 `(2,)`, drawn from [0, 1).
+        rows: int32 scalar b.
+        survival: float32 scalar p in [0, 1].
+
+    Returns:
+        int32 scalars: the first row and the number of rows.
+    """
+    is_half = uniform[0] < 2.0 * ops.minimum(survival, 1.0 - survival)
+    is_second = uniform[1] < 0.5
+    half = rows // 2
+    count = ops.where(is_half, ops.where(is_second, rows - half, half), ops.where(survival >= 0.5, rows, 0))
+    return ops.where(is_half & is_second, half, 0), count
+
+
+def cut(x, first, count):
+    """`x` itself, for `put`, and its rows in the window.
+
+    The two functions are a pair: going back, `put` sends the whole gradient to `x` and `cut` writes the gradient of the
+    rows over it. That takes one pass over memory, where slices take a zero-padded copy each and a sum.
+    """
+
+    @ops.custom_gradient
+    def identity_and_rows(x):
+        # Inside a conditional TensorFlow wants outputs made there; stop_gradient is the identity that is.
+        return (ops.stop_gradient(x), rows_of(x, first, count)), lambda whole, rows: _written(whole, rows, first, count)
+
+    return identity_and_rows(x)
+
+
+def put(x, rows, first, count):
+    """`x`, from `cut`, with its rows in the window replaced by `rows`."""
+
+    @ops.custom_gradient
+    def replace(x, rows):
+        return _written(x, rows, first, count), lambda upstream: (upstream, rows_of(upstream, first, count))
+
+    return replace(x, rows)
+
+
+def rows_of(x, first, count):
+    """The rows of `x` in the window."""
+    return x[first : first + count]
+
+
+def _written(x, rows, first, count):
+    return ops.cond(
+        ops.equal(count, ops.shape(x)[0]),
+        lambda: rows,  # no copy
+        lambda: ops.concatenate([x[:first], rows, x[first + count :]], axis=0),
+    )
+
+
+def _replica():
+    if keras.backend.backend() != "tensorflow":
+        return 0
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return context.replica_id_in_sync_group if context else 0

@@ -1,0 +1,59 @@
+"""How does a branch run as a pure function, which conditionals and rematerialisation ask for?"""
+
+import inspect
+
+import keras
+from keras import ops
+
+
+def pure_branch(branch, training):
+    """The branch as a function `(inputs, *values of its variables) -> (outputs, *its new state)`."""
+    state = branch.non_trainable_variables
+    variables = [*branch.trainable_variables, *state]
+    # Given by hand, as rematerialisation calls the branch after the layer's own call has ended.
+    arguments = {"training": training} if "training" in inspect.signature(branch.call).parameters else {}
+
+    def pure(inputs, *values):
+        with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
+            outputs = branch(inputs, **arguments)
+        # Without the stop a conditional would send zeros back through the new state, and keep all that this takes.
+        return outputs, *(ops.stop_gradient(scope.get_current_value(v)) for v in state)
+
+    return pure
+
+
+def rematerialised(pure, weights):
+    """`pure`, whose first `weights` values are trainable, run again for its gradient instead of remembered."""
+    if keras.backend.backend() != "tensorflow":
+        return keras.remat(pure)
+
+    import tensorflow as tf
+
+    def recomputed(*arguments):
+        # Read here, as the state will have moved on; and made here, as a gradient inside a conditional must not know
+        # one tensor from within and from without (TensorFlow 2.20 then feeds only one of the two).
+        inputs, *values = [tf.identity(argument) for argument in arguments]
+        after = []
+
+        # Integers, such as the state of a seed generator in the branch, have no gradient to be recomputed for.
+        @keras.remat
+        def differentiable(inputs, *trained):
+            outputs, *state = pure(inputs, *trained, *values[weights:])
+            after.append(state)
+            return outputs
+
+        outputs = differentiable(inputs, *values[:weights])
+        return outputs, *after[0]
+
+    return recomputed
+
+
+@ops.custom_gradient
+def unmoved(shortcut, *weights):
+    """The shortcut, with a gradient of zero for the weights; run eagerly, they would have none at all."""
+
+    def gradient(*arguments, upstream=None):  # PyTorch passes `upstream` by name, the others by position
+        upstream = arguments[0] if upstream is None else upstream
+        return upstream, *(ops.zeros_like(w) for w in weights)
+
+    return ops.stop_gradient(shortcut), gradient

@@ -1,0 +1,111 @@
+"""With which probability does each residual block survive, and what does a network cost on average?
+
+A schedule is the tuple of the survival probabilities of blocks 1 to L. The paper's is `linear_decay`; the others are
+those of well-known libraries, which differ from it by one block or so.
+"""
+
+from collections.abc import Callable, Sequence
+
+import keras
+
+from keras_committee.layers.stochastic_depth import StochasticDepth
+
+
+def linear_decay(blocks: int, last: float) -> tuple[float, ...]:
+    """`p_l = 1 - l / L * (1 - p_L)`, l = 1..L: the input always survives, block L with probability `last`.
+
+    Source: Huang et al. 2016, arXiv:1603.09382, equation 4.
+    """
+    return tuple(1.0 - block / blocks * (1.0 - last) for block in range(1, _count(blocks) + 1))
+
+
+def uniform(blocks: int, survival: float) -> tuple[float, ...]:
+    """Every block survives with probability `survival`."""
+    return (float(survival),) * _count(blocks)
+
+
+def timm_linear(blocks: int, last: float) -> tuple[float, ...]:
+    """timm's transformers and ConvNeXt, `linspace(0, rate, L)`: block 1 always survives, block L with `last`."""
+    if _count(blocks) == 1:
+        return (1.0,)
+    return tuple(1.0 - block / (blocks - 1) * (1.0 - last) for block in range(blocks))
+
+
+def keras_efficientnet(blocks: int, last: float) -> tuple[float, ...]:
+    """keras.applications' EfficientNet, `rate * b / L` from b = 0: no block falls to `last`."""
+    return tuple(1.0 - block / blocks * (1.0 - last) for block in range(_count(blocks)))
+
+
+def model_garden_resnet(stages: Sequence[int], last: float) -> tuple[float, ...]:
+    """Model Garden's ResNet: all blocks of stage i = 0..3 drop with the rate of the last times (i + 2) / 5.
+
+    Args:
+        stages: Number of blocks of each of the four stages.
+        last: Survival of the last stage.
+    """
+    rates = [(1.0 - last) * (stage + 2) / 5 for stage in range(len(stages))]
+    return tuple(1.0 - rate for rate, blocks in zip(rates, stages, strict=True) for _ in range(blocks))
+
+
+def blocks(model: keras.Model) -> list[StochasticDepth]:
+    """The stochastic-depth blocks of a model, those in nested models and branches too, in the order of the layers."""
+    found = {id(layer): layer for layer in _walk(model) if isinstance(layer, StochasticDepth)}
+    return list(found.values())
+
+
+def set_survival(model: keras.Model, survival: float | Sequence[float]) -> None:
+    """Give the blocks of a model new survival probabilities, from the next step on and without tracing again.
+
+    A `survival` that changes over the epochs is a callback:
+
+        schedule = ramp(1.0, 0.5, epochs=20)
+        keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: set_survival(model, schedule(epoch)))
+
+    Args:
+        model: Model with `StochasticDepth` layers.
+        survival: p_L of `linear_decay`, or one probability per block.
+
+    Raises:
+        ValueError: If the model has another number of blocks, or a probability is outside [0, 1].
+    """
+    layers = blocks(model)
+    schedule = schedule_of(len(layers), survival)
+    for layer, probability in zip(layers, schedule, strict=True):
+        layer.set_survival(probability)
+
+
+def schedule_of(blocks: int, survival: float | Sequence[float]) -> tuple[float, ...]:
+    """One probability per block: `survival` itself, or the linear decay down to it.
+
+    Raises:
+        ValueError: If there are no blocks, not one probability per block, or one outside [0, 1].
+    """
+    schedule = tuple(survival) if isinstance(survival, Sequence) else linear_decay(blocks, survival)
+    if len(schedule) != _count(blocks):
+        raise ValueError(f"survival must hold one probability for each of {blocks} blocks. Received: {len(schedule)}")
+    if not all(0.0 <= probability <= 1.0 for probability in schedule):
+        raise ValueError(f"survival must be a probability in [0, 1]. Received: survival={survival}")
+    return schedule
+
+
+def ramp(first: float, last: float, epochs: int) -> Callable[[int], float]:
+    """A function from the epoch, counted from 0, to p_L: in equal steps from `first` to `last`, then constant."""
+    return lambda epoch: first + (last - first) * min(epoch / max(epochs, 1), 1.0)
+
+
+def expected_depth(model: keras.Model) -> float:
+    """The mean number of blocks that run in a training step: the sum of their survival probabilities."""
+    return sum(layer.survival for layer in blocks(model))
+
+
+def _walk(layer):
+    # Not `_flatten_layers`, which turns the order of nested layers around.
+    for part in layer._layers:
+        yield part
+        yield from _walk(part)
+
+
+def _count(blocks):
+    if blocks < 1:
+        raise ValueError(f"A schedule needs at least one block. Received: blocks={blocks}")
+    return blocks

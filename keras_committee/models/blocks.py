@@ -1,0 +1,119 @@
+"""What are convolutional networks built from? Pixels in, convolutions, residual blocks, logits out."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+
+from keras_committee.layers.normalization import BatchNormalization
+from keras_committee.layers.stochastic_depth import StochasticDepth
+from keras_committee.layers.survival import schedule_of
+
+# The pixel means and standard deviations of CIFAR-10's training images, as the code of the WRN paper has them.
+CIFAR10_MEAN = (125.3, 123.0, 113.9)
+CIFAR10_STD = (63.0, 62.1, 66.7)
+# Those of ImageNet's, as fb.resnet.torch has them.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def normalized(image, mean: float | Sequence[float], std: float | Sequence[float]):
+    """Raw pixels 0..255 minus `mean`, divided by `std`, each one number or one per channel.
+
+    Raises:
+        ValueError: If they do not fit the channels, or a deviation is not above 0.
+    """
+    channels = image.shape[-1]
+    means, stds = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
+    if min(stds) <= 0:
+        raise ValueError(f"std must be above 0. Received: std={std}")
+    scale = [1.0 / s for s in stds]
+    offset = [-m / s for m, s in zip(means, stds, strict=True)]
+    # float32 under every policy: bfloat16 would round a pixel that augmentation has moved off the integers.
+    return keras.layers.Rescaling(scale, offset, dtype="float32", name="normalize")(image)
+
+
+def chain(layers: Sequence[keras.layers.Layer], x):
+    """`x` through one layer after another."""
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Makes the layers of one network.
+
+    Attributes:
+        fan: `"fan_in"` or `"fan_out"`: what He's normal initialisation goes by.
+        l2: Factor of `l2 * sum(w^2)`, which falls on every trainable weight.
+        survival: Probability that each residual block runs in training, or None for each in constant depth.
+        mode, scaling, rematerialise: See `StochasticDepth`.
+    """
+
+    fan: str
+    l2: float
+    survival: Sequence[float | None]
+    mode: str = "batch"
+    scaling: str = "inference"
+    rematerialise: bool = False
+
+    def convolution(self, filters: int, size: int, stride: int = 1, name: str | None = None) -> keras.layers.Layer:
+        """A convolution without bias that keeps the resolution but for the stride."""
+        he = keras.initializers.VarianceScaling(2.0, self.fan, "untruncated_normal")
+        return keras.layers.Conv2D(
+            filters, size, stride, padding="same", use_bias=False, kernel_initializer=he,
+            kernel_regularizer=self._decay(), name=name,
+        )  # fmt: skip
+
+    def norm(self, synchronized: bool | None = None) -> keras.layers.Layer:
+        """A batch normalisation with the momentum and epsilon of the papers' code."""
+        decay = self._decay()
+        return BatchNormalization(
+            momentum=0.9, epsilon=1e-5, gamma_regularizer=decay, beta_regularizer=decay, synchronized=synchronized
+        )
+
+    def branch_norm(self) -> keras.layers.Layer:
+        """The same inside a branch: a conditional cannot hold an exchange between replicas."""
+        conditional = self.mode != "sample" and (self.rematerialise or None not in self.survival)
+        return self.norm(synchronized=False if conditional else None)
+
+    def residual(self, index: int, branch: Sequence[keras.layers.Layer], x, shortcut=None):
+        """`shortcut`, `x` where None, plus the branch of the block `index`, counted from 0."""
+        name, survival = f"block_{index + 1}", self.survival[index]
+        if survival is None and not self.rematerialise:
+            return keras.layers.Add(name=name)([x if shortcut is None else shortcut, chain(branch, x)])
+        block = StochasticDepth(
+            keras.Sequential(branch, name=f"{name}_branch"),
+            survival=1.0 if survival is None else survival,
+            mode=self.mode,
+            scaling=self.scaling,
+            rematerialise=self.rematerialise,
+            name=name,
+        )
+        return block(x) if shortcut is None else block(x, shortcut)
+
+    def logits(self, x, classes: int):
+        """The mean over the positions, and one float32 logit per class."""
+        decay = self._decay()
+        dense = keras.layers.Dense(
+            classes, kernel_regularizer=decay, bias_regularizer=decay, dtype="float32", name="logits"
+        )
+        return dense(keras.layers.GlobalAveragePooling2D()(x))
+
+    def _decay(self):
+        return keras.regularizers.L2(self.l2) if self.l2 else None
+
+
+def schedule(blocks: int, survival: float | Sequence[float] | None) -> tuple[float | None, ...]:
+    """One survival probability per block: the linear decay down to a number, or None for each in constant depth."""
+    return (None,) * blocks if survival is None else schedule_of(blocks, survival)
+
+
+def _per_channel(argument, value, channels):
+    values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)] * channels
+    if len(values) != channels:
+        raise ValueError(
+            f"{argument} must be one number or one for each of the {channels} channels. Received: {argument}={value}"
+        )
+    return values

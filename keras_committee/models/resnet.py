@@ -1,0 +1,139 @@
+"""What is a residual network, ResNet-depth, with or without stochastic depth?"""
+
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from keras_committee.models.blocks import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Parts,
+    chain,
+    normalized,
+    schedule,
+)
+
+_BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def resnet(
+    depth: int,
+    *,
+    classes: int,
+    image_shape: tuple[int, int, int] = (32, 32, 3),
+    survival: float | Sequence[float] | None = None,
+    mode: str = "batch",
+    scaling: str = "inference",
+    l2: float = 0.0,
+    mean: float | Sequence[float] = CIFAR10_MEAN,
+    std: float | Sequence[float] = CIFAR10_STD,
+    rematerialise: bool = False,
+    name: str | None = None,
+) -> keras.Model:
+    """Builds the ResNet for small images: a stem, three groups of n blocks with 16, 32 and 64 channels, depth 6n + 2.
+
+    A block is `ReLU(shortcut + conv-BN-ReLU-conv-BN)`. Where a group halves the resolution, the shortcut is an average
+    pool with zeros for the new channels (option A): without parameters, and there also when the branch is dropped.
+    Convolutions have no bias and start from He's normal distribution; weight decay falls on every trainable weight.
+    One difference from the reference code: Keras pads a strided convolution at the far border only.
+
+    Args:
+        depth: Integer, 6n + 2: 20, 32, 44, 56, 110, 152, 1202. The blocks are L = 3n.
+        classes: Integer, the number of logits.
+        image_shape: (height, width, channels) in pixels.
+        survival: Stochastic depth: p_L of the linear decay, or one probability for each of the L blocks. None is
+            constant depth.
+        mode: See `StochasticDepth`. In all but "sample" the batch normalisations of the branches stay with their
+            replica's own statistics.
+        scaling: See `StochasticDepth`.
+        l2: Factor of `l2 * sum(w^2)`, added to the loss. Half of what SGD code calls weight decay.
+        mean: Mean of the pixels, one number or one per channel, subtracted from the raw pixels 0..255.
+        std: Standard deviation of the pixels, likewise.
+        rematerialise: Whether the branches run again for the gradient instead of keeping their activations.
+        name: Name of the model, `resnet_<depth>` where None.
+
+    Returns:
+        Functional model: float32 raw pixels `(batch, height, width, channels)` named "image" to float32 logits
+        `(batch, classes)`.
+
+    Raises:
+        ValueError: If depth is not 6n + 2, survival does not fit the blocks, or mean and std do not fit the channels.
+
+    Source: He et al. 2015, arXiv:1512.03385, section 4.2; Huang et al. 2016, arXiv:1603.09382, and its code
+        github.com/yueatsprograms/Stochastic_Depth.
+    """
+    n, rest = divmod(depth - 2, 6)
+    if rest or n < 1:
+        raise ValueError(f"depth must be 6n + 2 with n from 1. Received: depth={depth}")
+    parts = Parts(
+        fan="fan_in", l2=l2, survival=schedule(3 * n, survival), mode=mode, scaling=scaling, rematerialise=rematerialise
+    )
+    relu = keras.layers.ReLU
+
+    image = keras.Input(image_shape, dtype="float32", name="image")
+    x = chain([parts.convolution(16, 3), parts.norm(), relu()], normalized(image, mean, std))
+    for index in range(3 * n):
+        filters = 16 * 2 ** (index // n)
+        stride = 1 if x.shape[-1] == filters else 2
+        branch = [
+            parts.convolution(filters, 3, stride, name=f"block_{index + 1}_conv"), parts.branch_norm(), relu(),
+            parts.convolution(filters, 3), parts.branch_norm(),
+        ]  # fmt: skip
+        shortcut = None if stride == 1 else _pool_and_pad(x, filters)
+        x = relu()(parts.residual(index, branch, x, shortcut))
+    return keras.Model(image, parts.logits(x, classes), name=name or f"resnet_{depth}")
+
+
+def resnet_imagenet(
+    depth: int,
+    *,
+    classes: int = 1000,
+    image_shape: tuple[int, int, int] = (224, 224, 3),
+    survival: float | Sequence[float] | None = None,
+    mode: str = "batch",
+    scaling: str = "inference",
+    l2: float = 0.0,
+    mean: float | Sequence[float] = IMAGENET_MEAN,
+    std: float | Sequence[float] = IMAGENET_STD,
+    rematerialise: bool = False,
+    name: str | None = None,
+) -> keras.Model:
+    """Builds the bottleneck ResNet for large images: depth 50, 101 or 152 with 16, 33 or 50 blocks.
+
+    A shortcut is a 1x1 convolution with batch normalisation where the shape changes; the stride is that of the 3x3
+    convolution. Arguments, result and errors are those of `resnet`.
+
+    Source: He et al. 2015, arXiv:1512.03385, table 1; github.com/facebook/fb.resnet.torch.
+    """
+    if depth not in _BOTTLENECKS:
+        raise ValueError(f"depth must be one of {', '.join(map(str, _BOTTLENECKS))}. Received: depth={depth}")
+    stages = _BOTTLENECKS[depth]
+    parts = Parts(
+        fan="fan_in", l2=l2, survival=schedule(sum(stages), survival), mode=mode, scaling=scaling,
+        rematerialise=rematerialise,
+    )  # fmt: skip
+    relu = keras.layers.ReLU
+
+    image = keras.Input(image_shape, dtype="float32", name="image")
+    x = chain([parts.convolution(64, 7, 2), parts.norm(), relu()], normalized(image, mean, std))
+    x = keras.layers.MaxPooling2D(3, 2, padding="same")(x)
+    for index, stage in enumerate(stage for stage, blocks in enumerate(stages) for _ in range(blocks)):
+        filters = 64 * 2**stage
+        first = index == sum(stages[:stage])
+        stride = 2 if first and stage else 1
+        branch = [
+            parts.convolution(filters, 1, name=f"block_{index + 1}_conv"), parts.branch_norm(), relu(),
+            parts.convolution(filters, 3, stride), parts.branch_norm(), relu(),
+            parts.convolution(4 * filters, 1), parts.branch_norm(),
+        ]  # fmt: skip
+        shortcut = chain([parts.convolution(4 * filters, 1, stride), parts.norm()], x) if first else None
+        x = relu()(parts.residual(index, branch, x, shortcut))
+    return keras.Model(image, parts.logits(x, classes), name=name or f"resnet_{depth}")
+
+
+def _pool_and_pad(x, filters):
+    x = keras.layers.AveragePooling2D(2, padding="same")(x)
+    return ops.pad(x, [[0, 0], [0, 0], [0, 0], [0, filters - x.shape[-1]]])

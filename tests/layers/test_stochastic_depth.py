@@ -1,0 +1,499 @@
+"""Does a closed gate cost nothing, and does an open one change nothing but what the paper says?"""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_committee.layers.normalization import BatchNormalization
+from keras_committee.layers.stochastic_depth import MODES, SCALINGS, StochasticDepth
+
+BACKEND = keras.backend.backend()
+tf_only = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="dynamic shapes, replicas and XLA's choice are TensorFlow's"
+)
+jax_only = pytest.mark.skipif(BACKEND != "jax", reason="TensorFlow trains in every mode")
+TRAINED = [mode for mode in MODES if BACKEND == "tensorflow" or mode != "subset"]
+
+
+class Counting(keras.layers.Layer):
+    """`slope * x`, and counts its calls and the rows it saw."""
+
+    def build(self, shape):
+        self.slope = self.add_weight(shape=(), initializer=keras.initializers.Constant(3.0))
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+        self.rows = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        self.rows.assign_add(ops.cast(ops.shape(x)[0], "float32"))
+        return ops.cast(self.slope, x.dtype) * x
+
+
+def block(survival, branch=None, shape=(None, 4), **options):
+    layer = StochasticDepth(branch or Counting(), survival=survival, **options)
+    layer.build(shape)
+    return layer
+
+
+def normalized_branch(filters=3, **options):
+    return keras.Sequential(
+        [keras.layers.Conv2D(filters, 3, padding="same", **options), BatchNormalization(synchronized=False)]
+    )
+
+
+def data(shape=(6, 4), seed=3):
+    return np.random.default_rng(seed).uniform(0.5, 1.5, shape).astype("float32")
+
+
+def numpy(tensor):
+    return ops.convert_to_numpy(ops.cast(tensor, "float32"))
+
+
+def compiled(function):
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False)
+    import jax
+
+    return jax.jit(function)
+
+
+def after_calls(layer, x, times):
+    """The values of the layer's state after training calls, all in one compiled loop."""
+    weights = [v.value for v in layer.trainable_variables]
+
+    def again(_, state):
+        return layer.stateless_call(weights, state, x, training=True)[1]
+
+    @compiled
+    def loop(state):
+        return ops.fori_loop(0, times, again, state)
+
+    state = loop([ops.convert_to_tensor(v) * 1 for v in layer.non_trainable_variables])
+    return dict(zip((v.path for v in layer.non_trainable_variables), map(numpy, state), strict=True))
+
+
+def gradients(layer, x, *more):
+    """Gradients of `sum(layer(x)^2)` for x and the weights; on TensorFlow none is None, eagerly or compiled."""
+    weights = layer.trainable_variables
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        def run(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                loss = ops.sum(ops.square(layer(x, *more, training=True)))
+            return tape.gradient(loss, [x, *weights])
+
+        seed = numpy(layer.seed_generator.state)
+        eager = run(ops.convert_to_tensor(x))
+        layer.seed_generator.state.assign(seed)
+        graph = tf.function(run, autograph=False)(ops.convert_to_tensor(x))
+        assert all(g is not None for g in (*eager, *graph))
+        return [numpy(g) for g in graph]
+    import jax
+
+    state = [v.value for v in layer.non_trainable_variables]
+
+    def loss(x, weights):
+        outputs, _ = layer.stateless_call(weights, state, x, *more, training=True)
+        return ops.sum(ops.square(outputs))
+
+    to_x, to_weights = jax.jit(jax.grad(loss, argnums=(0, 1)))(x, [v.value for v in weights])
+    return [numpy(g) for g in (to_x, *to_weights)]
+
+
+def within_four_sigma(successes, trials, probability):
+    return abs(successes - trials * probability) <= 4 * np.sqrt(trials * probability * (1 - probability))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("scaling", "slope"), [("inference", 0.7 * 3), ("training", 3.0)])
+def test_at_inference_the_branch_counts_with_its_scale(mode, scaling, slope):
+    layer = block(0.7, mode=mode, scaling=scaling)
+    np.testing.assert_allclose(numpy(layer(data())), (1 + slope) * data(), rtol=1e-6)
+    assert float(layer.runs) == 0
+
+
+@pytest.mark.parametrize(("scaling", "slope"), [("inference", 3.0), ("training", 3 / 0.2)])
+def test_while_training_the_gate_is_open_or_closed_for_the_whole_batch(scaling, slope):
+    layer = block(0.2, scaling=scaling)
+    ratios = np.array([np.round(numpy(layer(data(), training=True)) / data(), 3) for _ in range(40)])
+    assert (ratios == ratios[:, :1, :1]).all()
+    np.testing.assert_allclose(np.unique(ratios), [1.0, 1 + slope])
+
+
+@pytest.mark.parametrize("survival", [0.2, 0.7])
+def test_batch_gates_open_with_the_survival_probability(survival):
+    layer = block(survival)
+    state = after_calls(layer, ops.convert_to_tensor(data()), 10_000)
+    assert within_four_sigma(state[layer.runs.path], 10_000, survival)
+    assert state[layer.branch.calls.path] == state[layer.runs.path]
+
+
+@pytest.mark.parametrize("survival", [0.2, 0.7])
+def test_sample_gates_open_per_example_with_the_survival_probability(survival):
+    layer = block(survival, mode="sample")
+    ratio = numpy(layer(np.ones((10_000, 4), "float32"), training=True))
+    assert set(np.unique(ratio)) == {1.0, 4.0}
+    assert (ratio == ratio[:, :1]).all()
+    opened = np.count_nonzero(ratio[:, 0] > 1)
+    assert within_four_sigma(opened, 10_000, survival)
+    assert float(layer.runs) == pytest.approx(opened / 10_000)
+
+
+@tf_only
+@pytest.mark.parametrize("survival", [0.2, 0.7])
+@pytest.mark.parametrize("rows", [7, 24])
+def test_each_row_of_a_subset_survives_with_the_survival_probability(survival, rows):
+    x = np.ones((rows, 4), "float32")
+    layer = block(survival, mode="subset")
+    draw = compiled(lambda x: layer(x, training=True)[:, 0] > 1)
+    survived = sum(numpy(draw(x)) for _ in range(2_000))
+    assert all(within_four_sigma(count, 2_000, survival) for count in survived)
+    assert within_four_sigma(survived.sum() / rows, 2_000, survival)
+    assert float(layer.runs) == pytest.approx(survived.sum() / rows, rel=1e-4)
+    assert float(layer.branch.rows) == survived.sum()
+
+
+@tf_only
+@pytest.mark.parametrize("given", [False, True], ids=["identity", "shortcut"])
+def test_a_subset_gives_the_outputs_and_gradients_of_its_mask(given):
+    x = data((10, 4)) - 1.0
+    start = (2 * x,) if given else ()
+    for seed in range(6):
+        layer = block(0.7, mode="subset", seed=seed)
+        out = numpy(layer(x, *start, training=True))
+        layer = block(0.7, mode="subset", seed=seed)
+        to_x, to_slope = gradients(layer, x, *start)
+
+        before = start[0] if given else x
+        kept = (np.abs(out - before) > 1e-3).any(axis=1, keepdims=True)
+        np.testing.assert_allclose(out, before + 3 * kept * x, rtol=1e-5)
+        np.testing.assert_allclose(to_x, 2 * out * (3 * kept + (not given)), rtol=1e-5)
+        np.testing.assert_allclose(to_slope, (2 * out * kept * x).sum(), rtol=1e-4)
+
+
+@tf_only
+@pytest.mark.parametrize(("survival", "sizes"), [(0.2, {0, 3, 4}), (0.7, {3, 4, 7}), (0.5, {3, 4})])
+def test_a_subset_is_the_batch_or_half_of_it_or_nothing(survival, sizes):
+    layer = block(survival, mode="subset")
+    draw = compiled(lambda x: layer(x, training=True)[:, 0] > 1)
+    kept = np.array([numpy(draw(np.ones((7, 4), "float32"))) for _ in range(100)])
+    assert set(kept.sum(axis=1).astype(int).tolist()) == sizes
+    assert (np.abs(np.diff(kept, axis=1)).sum(axis=1) <= 1).all()
+
+
+@tf_only
+def test_batch_normalisation_in_a_subset_sees_the_surviving_rows_only():
+    x = data((10, 5, 4, 3))
+    norm = BatchNormalization(momentum=0.0, scale=False, center=False, synchronized=False)
+    layer = block(0.5, norm, shape=x.shape, mode="subset")
+    out = numpy(layer(x, training=True))
+    kept = (out != x).any(axis=(1, 2, 3))
+    assert kept.sum() == 5
+    np.testing.assert_allclose(numpy(norm.moving_mean), x[kept].mean(axis=(0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(out[~kept], x[~kept])
+
+
+@pytest.mark.parametrize("mode", TRAINED)
+@pytest.mark.parametrize("rematerialise", [False, True])
+def test_a_closed_gate_has_gradients_of_exactly_zero_and_leaves_the_state_of_the_branch(mode, rematerialise):
+    x = data((6, 5, 4, 3))
+    layer = block(0.0, normalized_branch(), x.shape, mode=mode, rematerialise=rematerialise)
+    to_x, *to_weights = gradients(layer, x)
+    np.testing.assert_allclose(to_x, 2 * x, rtol=1e-6)
+    assert all((g == 0).all() for g in to_weights)
+    np.testing.assert_array_equal(numpy(layer(x, training=True)), x)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if mode != "sample"])
+def test_a_closed_gate_leaves_the_moving_statistics(mode):
+    layer = block(0.0, normalized_branch(), (None, 5, 4, 3), mode=mode)
+    before = layer.branch.get_weights()
+    layer(data((6, 5, 4, 3)), training=True)
+    for old, new in zip(before, layer.branch.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("mode", TRAINED)
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("rematerialise", [False, True])
+def test_an_open_gate_is_the_plain_residual_block(mode, scaling, rematerialise):
+    x = data((6, 5, 4, 3))
+    layer = block(1.0, normalized_branch(), x.shape, mode=mode, scaling=scaling, rematerialise=rematerialise)
+    plain = normalized_branch()
+    plain.build(x.shape)
+    plain.set_weights(layer.branch.get_weights())
+    np.testing.assert_allclose(numpy(layer(x, training=True)), x + numpy(plain(x, training=True)), rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(layer.branch.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    np.testing.assert_allclose(numpy(layer(x)), x + numpy(plain(x)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", TRAINED)
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_a_survival_of_zero_never_counts_and_is_no_nan(mode, scaling):
+    layer = block(0.0, mode=mode, scaling=scaling)
+    for training in (True, False):
+        np.testing.assert_array_equal(numpy(layer(data(), training=training)), data())
+
+
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if mode != "sample"])
+def test_a_survival_of_zero_never_runs_the_branch(mode):
+    layer = block(0.0, mode=mode)
+    layer(data(), training=True)
+    layer(data())
+    assert float(layer.branch.calls) == 0
+
+
+@pytest.mark.parametrize("mode", TRAINED)
+def test_rematerialisation_changes_no_gradient(mode):
+    x = data((6, 5, 4, 3))
+    kept, again = (
+        block(0.7, normalized_branch(), x.shape, mode=mode, rematerialise=remat, seed=5) for remat in (False, True)
+    )
+    again.branch.set_weights(kept.branch.get_weights())
+    for one, other in zip(gradients(kept, x), gradients(again, x), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    for one, other in zip(kept.branch.get_weights(), again.branch.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_dropout_in_a_rematerialised_branch_draws_once():
+    x = data((50, 4))
+    layer = block(1.0, keras.Sequential([keras.layers.Dropout(0.3)]), rematerialise=True, seed=5)
+    (to_x,) = gradients(layer, x)
+    out = (
+        to_x / 2 / np.where(np.isclose(to_x, 2 * x, rtol=1e-4), 1, 1 + 1 / 0.7)
+    )  # out = slope * x, to_x = 2 * slope * out
+    assert set(np.unique(np.round(out / x, 3))) == {1.0, round(1 + 1 / 0.7, 3)}
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 5, 4), (6, 5, 4, 3), (6, 5, 2, 4, 3)], ids=len)
+@pytest.mark.parametrize("mode", TRAINED)
+def test_branches_of_any_rank(shape, mode):
+    layer = block(0.7, keras.layers.Dense(shape[-1]), (None, *shape[1:]), mode=mode)
+    assert numpy(layer(data(shape), training=True)).shape == shape
+
+
+@pytest.mark.parametrize("mode", TRAINED)
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_mixed_precision(mode, policy, scaling):
+    keras.config.set_dtype_policy(policy)
+    x = data((6, 5, 4, 3))
+    layer = block(0.7, normalized_branch(), x.shape, mode=mode, scaling=scaling)
+    for training in (True, True, True, False):
+        out = layer(x, training=training)
+        assert keras.backend.standardize_dtype(out.dtype) == policy.removeprefix("mixed_")
+        assert np.isfinite(numpy(out)).all()
+    assert layer.survival == 0.7
+
+
+def test_noise_is_drawn_in_float32():
+    layer = block(0.996, mode="sample", dtype="bfloat16")  # bfloat16 has 0.9961 and 0.9922 only
+    layer(np.ones((40_000, 4), "float32"), training=True)
+    assert within_four_sigma(float(layer.runs) * 40_000, 40_000, 0.996)
+
+
+def functional(mode="batch", survival=0.7, **options):
+    image = keras.Input((5, 4, 3))
+    x = StochasticDepth(normalized_branch(), survival=survival, mode=mode, name="first", **options)(image)
+    shortcut = keras.layers.Conv2D(4, 1)(x)
+    x = StochasticDepth(normalized_branch(4), survival=0.3, mode=mode, name="second", **options)(x, shortcut)
+    return keras.Model(image, keras.layers.GlobalAveragePooling2D(dtype="float32")(x))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_file_round_trip_keeps_everything(mode, tmp_path):
+    model = functional(mode, scaling="training", seed=7, rematerialise=True)
+    model.get_layer("first").set_survival(0.2)
+    assert model.input_shape[0] is None
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(numpy(loaded(data((6, 5, 4, 3)))), numpy(model(data((6, 5, 4, 3)))))
+    assert loaded.get_layer("first").survival == 0.2
+    ours, theirs = (m.get_layer("second").get_config() for m in (model, loaded))
+    assert ours.pop("branch")["class_name"] == theirs.pop("branch")["class_name"] == "Sequential"
+    assert ours == theirs
+
+
+def test_the_registered_name_is_file_format():
+    assert keras.saving.get_registered_name(StochasticDepth) == "keras_committee>StochasticDepth"
+
+
+@pytest.mark.parametrize("mode", TRAINED)
+def test_a_model_trains_and_the_gates_open_are_the_branches_run(mode):
+    image = keras.Input((4,))
+    x = image
+    for survival in (0.7, 0.2, 0.0, 1.0):
+        x = StochasticDepth(Counting(), survival=survival, mode=mode)(x)
+    model = keras.Model(image, keras.layers.Dense(2)(x))
+    model.compile("sgd", "mse")
+    model.fit(data((20, 4)), data((20, 2)), batch_size=4, epochs=3, verbose=0)
+    blocks = model.layers[1:-1]
+    seen = [float(block.branch.rows) for block in blocks]
+    runs = [float(block.runs) for block in blocks]
+    expected = {"batch": [4 * r for r in runs], "subset": [4 * r for r in runs], "sample": [60.0] * 4}[mode]
+    np.testing.assert_allclose(seen, expected, rtol=1e-5)
+    assert runs[2:] == [0, 15]
+
+
+def test_a_penalty_on_the_weights_of_a_branch_counts_once():
+    layer = block(0.2, normalized_branch(kernel_regularizer=keras.regularizers.L2(0.1)), (None, 5, 4, 3))
+    layer(data((6, 5, 4, 3)), training=True)
+    kernel = numpy(layer.branch.layers[0].kernel)
+    assert [float(loss) for loss in layer.losses] == [pytest.approx(0.1 * (kernel**2).sum(), rel=1e-5)]
+
+
+def opened(layer, times=40):
+    x = np.ones((1, 4), "float32")
+    return [bool(numpy(layer(x, training=True))[0, 0] > 1) for _ in range(times)]
+
+
+def test_two_blocks_without_a_seed_draw_apart_and_again_under_the_same_global_seed():
+    first, second = opened(block(0.7)), opened(block(0.7))
+    keras.utils.set_random_seed(20)
+    assert (opened(block(0.7)), first != second) == (first, True)
+
+
+def test_one_integer_seed_draws_the_same_in_two_blocks():
+    assert opened(block(0.7, seed=5)) == opened(block(0.7, seed=5)) != opened(block(0.7, seed=6))
+
+
+def test_survival_changes_without_tracing_again():
+    layer = block(0.0)
+    traces = []
+
+    @compiled
+    def call(state, x):
+        traces.append(1)
+        return layer.stateless_call(weights, state, x, training=True)[0]
+
+    weights = [ops.convert_to_tensor(v) * 1 for v in layer.trainable_variables]
+    for survival, factor in [(0.0, 1), (1.0, 4)]:
+        layer.set_survival(survival)
+        state = [ops.convert_to_tensor(v) * 1 for v in layer.non_trainable_variables]
+        np.testing.assert_allclose(numpy(call(state, ops.convert_to_tensor(data()))), factor * data())
+    assert (layer.survival, len(traces)) == (1.0, 1)
+
+
+@tf_only
+@pytest.mark.parametrize("mode", ["batch", "sample"])
+def test_xla_compiles_the_gates(mode):
+    import tensorflow as tf
+
+    layer = block(0.7, mode=mode)
+    fast = tf.function(lambda x: layer(x, training=True)[:, 0], jit_compile=True, autograph=False)
+    out = np.array([numpy(fast(np.ones((8, 4), "float32"))) for _ in range(40)])
+    assert set(out.ravel().tolist()) == {1.0, 4.0}
+    assert (out > 1).mean(axis=1).sum() == pytest.approx(float(layer.runs))
+
+
+@tf_only
+@pytest.mark.parametrize(("mode", "alike"), [("batch", True), ("sample", False), ("subset", False)])
+def test_replicas_share_batch_gates_and_nothing_else(mirrored, mode, alike):
+    import tensorflow as tf
+
+    with mirrored.scope():
+        layer = block(0.7, mode=mode)
+
+    @tf.function(autograph=False)
+    def step(x):
+        return mirrored.run(lambda: layer(x, training=True)[:, 0] > 1)
+
+    kept = [
+        [numpy(replica) for replica in mirrored.experimental_local_results(step(np.ones((24, 4), "f")))]
+        for _ in range(8)
+    ]
+    first, second = np.array(kept).swapaxes(0, 1)
+    assert (first == second).all() == alike
+    assert 0.4 < first.mean() < 1.0
+    assert numpy(layer.runs) == pytest.approx(first.mean(axis=1).sum())  # what is read is the first replica's
+
+
+@tf_only
+def test_replicas_train_a_normalised_branch_under_a_conditional(mirrored):
+    with mirrored.scope():
+        model = functional()
+        model.compile("sgd", "mse")
+    model.fit(data((8, 5, 4, 3)), data((8, 4)), batch_size=4, verbose=0)
+    layer = model.get_layer("first")
+    layer.set_survival(0.2)
+    assert layer.survival == 0.2
+    assert numpy(layer.runs) in (0, 1, 2)
+
+
+@tf_only
+def test_statistics_of_all_replicas_inside_a_conditional_are_refused(mirrored):
+    import tensorflow as tf
+
+    with mirrored.scope():
+        layer = block(0.7, BatchNormalization(name="together"))
+        masked = block(0.7, BatchNormalization(), mode="sample")
+
+    @tf.function(autograph=False)
+    def run(layer):
+        return mirrored.run(lambda: layer(data(), training=True))
+
+    run(masked)
+    with pytest.raises(ValueError, match=r"together in the branch .* exchanges its statistics .* synchronized=False"):
+        run(layer)
+
+
+@jax_only
+def test_subset_trains_on_tensorflow_only():
+    layer = block(0.7, mode="subset")
+    np.testing.assert_allclose(numpy(layer(data())), 3.1 * data(), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"trains on TensorFlow only.*mode='batch' or mode='sample'"):
+        layer(data(), training=True)
+
+
+@tf_only
+@pytest.mark.filterwarnings("ignore")  # of the import of keras_cv
+def test_the_mean_is_that_of_keras_cv():
+    from keras_cv.layers import StochasticDepth as Theirs
+
+    x = np.ones((1, 4), "float32")
+    theirs = Theirs(rate=0.3)
+    ours = block(0.7, mode="batch")
+    np.testing.assert_allclose(numpy(ours(x)), np.array(theirs([x, 3 * x], training=False)), rtol=1e-6)
+    draws = np.array(
+        [[numpy(ours(x, training=True))[0, 0], np.array(theirs([x, 3 * x], training=True))[0, 0]] for _ in range(600)]
+    )
+    assert set(draws.ravel().tolist()) == {1.0, 4.0}
+    assert all(within_four_sigma(opened, 600, 0.7) for opened in (draws > 1).sum(axis=0))
+
+
+@pytest.mark.parametrize("survival", [-0.1, 1.2, float("nan")])
+def test_survival_must_be_a_probability(survival):
+    with pytest.raises(ValueError, match=r"survival must be a probability in \[0, 1\]. Received: survival="):
+        block(survival)
+    with pytest.raises(ValueError, match=r"survival must be a probability in \[0, 1\]"):
+        block(0.7).set_survival(survival)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": "row"}, "mode must be one of batch, sample, subset. Received: mode='row'"),
+        ({"scaling": "test"}, "scaling must be one of inference, training. Received: scaling='test'"),
+        ({"branch": "relu"}, "branch must be a Keras layer or model. Received: branch='relu'"),
+        ({"branch": keras.layers.Dense(3)}, r"must return the shape of the shortcut.*branch \(None, 3\)"),
+        (
+            {"branch": keras.layers.Dense(4, activity_regularizer="l2", name="active")},
+            "A branch cannot carry an activity_regularizer. Received: active",
+        ),
+    ],
+)
+def test_arguments_are_checked(options, words):
+    with pytest.raises(ValueError, match=words):
+        block(0.7, **options)
+
+
+def test_survival_has_no_place_among_the_positional_arguments():
+    with pytest.raises(TypeError, match="positional"):
+        StochasticDepth(Counting(), 0.7)

@@ -1,0 +1,127 @@
+"""A folded network is the original at inference, without its layer."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_committee import flops, layers, models
+
+
+def shaken(model):
+    """The model with weights that no symmetry hides: moving statistics, gammas and betas too."""
+    draw = np.random.default_rng(1)
+    model.set_weights([w + 0.1 * np.abs(draw.normal(size=w.shape)).astype(w.dtype) for w in model.get_weights()])
+    layers.set_survival(model, [0.2 + 0.6 * (place % 2) for place in range(len(layers.blocks(model)))])
+    return model
+
+
+def images(shape=(8, 8, 3)):
+    return np.random.default_rng(2).uniform(0, 255, size=(5, *shape)).astype("float32")
+
+
+NETWORKS = {
+    "ends in batch normalisation": lambda scaling: models.resnet(
+        14, classes=4, image_shape=(8, 8, 3), survival=0.5, scaling=scaling
+    ),
+    "ends in a convolution": lambda scaling: models.wide_resnet(
+        16, 1, classes=4, image_shape=(8, 8, 3), survival=0.5, scaling=scaling, dropout=0.3
+    ),
+}
+
+
+@pytest.mark.parametrize("scaling", ["inference", "training"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_folded_network_answers_as_before_and_has_no_gates(network, scaling):
+    model = shaken(NETWORKS[network](scaling))
+    kept = model.get_weights()
+    folded = models.fold(model)
+    assert layers.blocks(folded) == []
+    expected = keras.ops.convert_to_numpy(keras.ops.softmax(model(images())))
+    answers = keras.ops.convert_to_numpy(keras.ops.softmax(folded(images())))
+    np.testing.assert_allclose(answers, expected, atol=1e-5)
+    assert flops.multiply_adds(folded) == flops.multiply_adds(model)
+    for before, after in zip(kept, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(after, before)
+
+
+def test_a_nested_network_is_folded_too():
+    inner = shaken(NETWORKS["ends in a convolution"]("inference"))
+    image = keras.Input((8, 8, 3), name="image")
+    model = keras.Model(image, keras.layers.Softmax()(inner(image)))
+    folded = models.fold(model)
+    assert layers.blocks(folded) == []
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(folded(images())), keras.ops.convert_to_numpy(model(images())), atol=1e-5
+    )
+
+
+def test_a_folded_network_is_saved_without_our_layer(tmp_path):
+    folded = models.fold(shaken(NETWORKS["ends in batch normalisation"]("inference")))
+    assert "StochasticDepth" not in folded.to_json()
+    folded.save(tmp_path / "folded.keras")
+    loaded = keras.saving.load_model(tmp_path / "folded.keras")
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(loaded(images())), keras.ops.convert_to_numpy(folded(images()))
+    )
+
+
+@pytest.mark.parametrize("last", [keras.layers.ReLU(), keras.layers.Dense(3, activation="tanh", name="last")])
+def test_a_branch_whose_end_cannot_carry_the_scale_is_named(last):
+    image = keras.Input((3,))
+    block = layers.StochasticDepth(keras.Sequential([keras.layers.Dense(3), last]), survival=0.7, name="the_block")
+    with pytest.raises(ValueError, match=r"Cannot fold 'the_block': its branch ends in .* It must end in a batch norm"):
+        models.fold(keras.Model(image, block(image)))
+
+
+def functional_branch(end):
+    """Two ways through the branch that meet before its end, and dropout after it."""
+    start = keras.Input((3,))
+    ways = [keras.layers.Dense(4, activation="tanh")(start), keras.layers.Dense(4)(start)]
+    return keras.Model(start, keras.layers.Dropout(0.3)(end(keras.layers.Add()(ways))))
+
+
+@pytest.mark.parametrize("end", [keras.layers.Dense(2), keras.layers.Dense(2, use_bias=False)], ids=["bias", "no bias"])
+def test_a_functional_branch_beside_a_shortcut_of_its_own_is_folded(end):
+    image = keras.Input((3,))
+    block = layers.StochasticDepth(functional_branch(end), survival=0.7)
+    model = keras.Model(image, block(image, keras.layers.Dense(2)(image)))
+    folded = models.fold(model)
+    x = np.random.default_rng(2).normal(size=(5, 3)).astype("float32")
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(folded(x)), keras.ops.convert_to_numpy(model(x)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_sequential_network_is_folded():
+    block = layers.StochasticDepth(keras.layers.Dense(3), survival=0.2)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), block])
+    x = np.random.default_rng(2).normal(size=(5, 3)).astype("float32")
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(models.fold(model)(x)), keras.ops.convert_to_numpy(model(x)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_block_called_twice_is_scaled_once():
+    image = keras.Input((3,))
+    block = layers.StochasticDepth(keras.layers.Dense(3), survival=0.2)
+    model = keras.Model(image, block(block(image)))
+    x = np.random.default_rng(2).normal(size=(5, 3)).astype("float32")
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(models.fold(model)(x)), keras.ops.convert_to_numpy(model(x)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_branch_in_two_blocks_cannot_carry_two_scales():
+    image, branch = keras.Input((3,)), keras.layers.Dense(3, name="shared")
+    x = layers.StochasticDepth(branch, survival=0.2, name="first")(image)
+    x = layers.StochasticDepth(branch, survival=0.7, name="second")(x)
+    with pytest.raises(ValueError, match="Cannot fold 'second': 'shared' ends the branch of another block, too"):
+        models.fold(keras.Model(image, x))
+
+
+def test_a_network_without_a_graph_cannot_be_folded():
+    class Subclassed(keras.Model):
+        pass
+
+    with pytest.raises(ValueError, match="Cannot fold 'plain': it is no graph of layers"):
+        models.fold(Subclassed(name="plain"))

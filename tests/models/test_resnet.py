@@ -1,0 +1,110 @@
+"""The residual networks have the paper's size, blocks and shortcuts."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_committee import flops, layers, models
+
+
+def cifar_count(depth, classes=10):
+    """Parameters and multiply-adds of the option-A network, written out conv by conv."""
+    n = (depth - 2) // 6
+    parameters, adds, channels, size = 3 * 9 * 16 + 2 * 16, 32 * 32 * 27 * 16, 16, 32
+    for group in range(3):
+        filters, size = 16 * 2**group, 32 // 2**group
+        for _ in range(n):
+            for inputs in (channels, filters):
+                parameters += 9 * inputs * filters + 2 * filters
+                adds += size * size * 9 * inputs * filters
+            channels = filters
+    return parameters + (channels + 1) * classes, adds + channels * classes
+
+
+@pytest.mark.parametrize("depth", [20, 56, 110])
+def test_size_and_cost_are_those_written_out(depth):
+    network = models.resnet(depth, classes=10)
+    assert (flops.parameters(network), flops.multiply_adds(network)) == cifar_count(depth)
+
+
+def test_the_written_counts_are_the_published_ones():
+    assert cifar_count(110)[0] == pytest.approx(1.73e6, rel=0.002)
+    assert cifar_count(110)[1] == pytest.approx(252.9e6, rel=0.0005)
+    assert cifar_count(1202)[0] == pytest.approx(19.42e6, rel=0.001)
+    assert cifar_count(1202)[1] == pytest.approx(2829e6, rel=0.0005)
+
+
+def test_bottleneck_networks_have_the_published_size():
+    network = models.resnet_imagenet(50, survival=0.5)
+    assert flops.parameters(network) == 25_557_032
+    assert flops.multiply_adds(network) == pytest.approx(4.09e9, rel=0.001)
+    assert len(layers.blocks(network)) == 16
+    assert sum((3, 8, 36, 3)) == 50  # blocks of depth 152
+
+
+def test_resnet_110_has_the_expected_depth_and_saving_of_the_paper():
+    network = models.resnet(110, classes=10, survival=0.5)
+    assert layers.expected_depth(network) == pytest.approx(40.25)
+    assert flops.expected_saving(network) == pytest.approx(0.254, abs=0.001)
+
+
+def test_a_dropped_network_is_its_stem_pooled_and_padded():
+    network = models.resnet(8, classes=5, image_shape=(8, 8, 3), survival=[0.0, 0.0, 0.0])
+    images = np.random.default_rng(0).uniform(0, 255, size=(2, 8, 8, 3)).astype("float32")
+    stem = keras.Model(network.input, network.get_layer("block_1").input)
+    head = network.get_layer("logits")
+    x = keras.ops.convert_to_numpy(stem(images))
+    for _ in range(2):
+        x = x.reshape(2, x.shape[1] // 2, 2, x.shape[2] // 2, 2, x.shape[3]).mean(axis=(2, 4))
+        x = np.concatenate([x, np.zeros_like(x)], axis=-1)
+    expected = keras.ops.convert_to_numpy(head(x.mean(axis=(1, 2))))
+    for training in (True, False):
+        logits = network(images) if not training else layer_outputs_in_training(network, images)
+        np.testing.assert_allclose(logits, expected, atol=2e-4)
+
+
+def layer_outputs_in_training(network, images):
+    """Logits with gates drawn, and the batch normalisation of the stem as at inference."""
+    for layer in network.layers:
+        layer.trainable = not isinstance(layer, layers.BatchNormalization)
+    return keras.ops.convert_to_numpy(network(images, training=True))
+
+
+@pytest.mark.parametrize("build", [models.resnet, models.wide_resnet])
+def test_survival_adds_nothing_but_the_gates(build):
+    arguments = {models.resnet: (8,), models.wide_resnet: (10, 1)}[build]
+    plain = build(*arguments, classes=3, image_shape=(8, 8, 3), l2=0.01)
+    deep = build(*arguments, classes=3, image_shape=(8, 8, 3), l2=0.01, survival=1.0)
+    assert flops.parameters(deep) == flops.parameters(plain)
+    assert len(layers.blocks(deep)) == 3
+    plain.set_weights(models.fold(deep).get_weights())
+    images = np.random.default_rng(0).uniform(0, 255, size=(4, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(deep(images)), keras.ops.convert_to_numpy(plain(images)), atol=1e-4
+    )
+
+
+def test_penalties_fall_on_every_trainable_weight():
+    network = models.resnet(8, classes=3, image_shape=(8, 8, 3), l2=0.02, survival=0.5)
+    squares = sum(float(keras.ops.sum(weight**2)) for weight in network.trainable_variables)
+    assert float(sum(network.losses)) == pytest.approx(0.02 * squares, rel=1e-5)
+
+
+def test_the_file_gives_the_network_back(tmp_path):
+    network = models.resnet(14, classes=3, image_shape=(8, 8, 3), survival=0.5, mode="sample")
+    network.save(tmp_path / "network.keras")
+    loaded = keras.saving.load_model(tmp_path / "network.keras")
+    images = np.random.default_rng(0).uniform(0, 255, size=(4, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(loaded(images)), keras.ops.convert_to_numpy(network(images))
+    )
+    assert [block.survival for block in layers.blocks(loaded)] == [block.survival for block in layers.blocks(network)]
+
+
+def test_a_depth_that_is_none_of_theirs_is_refused():
+    with pytest.raises(ValueError, match=r"depth must be 6n \+ 2 with n from 1. Received: depth=21"):
+        models.resnet(21, classes=10)
+    with pytest.raises(ValueError, match=r"depth must be one of 50, 101, 152. Received: depth=34"):
+        models.resnet_imagenet(34)
+    with pytest.raises(ValueError, match=r"one probability for each of 3 blocks\. Received: 2"):
+        models.resnet(8, classes=10, survival=[0.2, 0.7])
