@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands: `--help` and a mistyped knob a
 
 import contextlib
 import json
+import logging
 import os
 import shlex
 import sys
@@ -26,7 +27,10 @@ _MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, that of a `CommitteeError`, 2 for usage, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # its greetings would bury an error; warnings still come
+    # TensorFlow's C++ log greets and, without a GPU, complains; what goes wrong comes as a Python exception, too.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Its Python log warns of retracing where several models predict, each of them once.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     settings = {"debug": False, "command": shlex.join(["keras-committee", *arguments])}
     try:
         return cli.main(arguments, prog_name="keras-committee", standalone_mode=False, obj=settings) or 0
@@ -99,7 +103,8 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
         return
     click.echo(f"{recipe_file.name}: {recipe_file.doc}\n")
     click.echo("\n".join(f"  --set {knob}={value!r}" for knob, value in knobs.items()) + "\n")
-    _print_table(["member", "name", "parameters", "MFLOPs"], [_member_cells(member) for member in members])
+    cells = [[*_member_cells(member), *_skipping_cells(member)] for member in members]
+    _print_table(["member", "name", "parameters", "MFLOPs", "expected depth", "expected saving"], cells)
 
 
 @cli.command()
@@ -167,16 +172,19 @@ def _describe(recipe: Recipe, index: int) -> dict[str, Any]:
     import keras
 
     from keras_committee import flops
+    from keras_committee.layers import blocks, expected_depth
 
     keras.utils.set_random_seed(recipe.seed + index)
     model = recipe.member(index)
+    skips = bool(blocks(model))
     return {
         "index": index,
         "name": model.name,
         "parameters": flops.parameters(model),
         "mflops": flops.mflops(model),
-        "expected_depth": None,  # known for models with stochastic depth only
-        "expected_saving": None,
+        # Residual blocks that run in a training step, and the share of the multiply-adds saved by skipping the others.
+        "expected_depth": expected_depth(model) if skips else None,
+        "expected_saving": flops.expected_saving(model) if skips else None,
     }
 
 
@@ -207,12 +215,15 @@ def _print_evaluation(result: dict[str, Any]) -> None:
             str(each["size"]),
             str(each["accuracy"]["subsets"]),
             f"{each['mflops']:.2f}",
+            f"{each['accuracy']['min']:.4f} .. {each['accuracy']['max']:.4f}",
             *(_spread(each[score]) for score in scores),
         ]
         for each in result["committees"]
     ]
     _print_table(
-        ["size", "subsets", "MFLOPs", "accuracy", "NLL", "ECE", "Brier"], committees, "mean ± std (min .. max)"
+        ["size", "subsets", "MFLOPs", "accuracy of each", "accuracy", "NLL", "ECE", "Brier"],
+        committees,
+        "Mean ± standard deviation over the subsets. ",
     )
 
 
@@ -220,8 +231,14 @@ def _member_cells(member: dict[str, Any]) -> list[str]:
     return [str(member["index"]), member["name"], f"{member['parameters']:,}", f"{member['mflops']:.2f}"]
 
 
+def _skipping_cells(member: dict[str, Any]) -> list[str]:
+    if member["expected_depth"] is None:
+        return ["-", "-"]
+    return [f"{member['expected_depth']:.2f} blocks", f"{member['expected_saving']:.1%} in training"]
+
+
 def _spread(score: dict[str, float]) -> str:
-    return f"{score['mean']:.4f} ± {score['std']:.4f} ({score['min']:.4f} .. {score['max']:.4f})"
+    return f"{score['mean']:.4f} ± {score['std']:.4f}"
 
 
 def _print_table(columns: list[str], rows: list[list[str]], note: str = "") -> None:

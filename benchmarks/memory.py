@@ -1,0 +1,72 @@
+"""How much memory does a training step of a very deep network take?
+
+    python benchmarks/memory.py                    # ResNet-1202, batch 32, with stochastic depth: minutes to trace
+    python benchmarks/memory.py --rematerialise    # the branches run again for their gradient
+    python benchmarks/memory.py --quick            # ResNet-110
+    python benchmarks/memory.py --json
+
+One process takes three training steps and reports the most memory it ever had, graph and TensorFlow included.
+"""
+
+import argparse
+import json
+import os
+import resource
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_committee import models
+from keras_committee.training.member import training_step
+from keras_committee.training.strategy import make_strategy
+
+
+def run(depth, batch_size, survival, rematerialise):
+    draw = np.random.default_rng(0)
+    images = tf.constant(draw.integers(0, 256, size=(batch_size, 32, 32, 3), dtype=np.uint8))
+    labels = tf.constant(draw.integers(0, 10, size=batch_size, dtype=np.int32))
+    started = time.perf_counter()
+    model = models.resnet(depth, classes=10, survival=survival, rematerialise=rematerialise, l2=5e-5)
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)
+    optimizer.build(model.trainable_variables)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    step = training_step(model, optimizer, loss, make_strategy("one", batch_size))
+    seconds, losses = [time.perf_counter() - started], []
+    for _ in range(3):
+        started = time.perf_counter()
+        losses.append(float(step(images, labels)[0]))
+        seconds.append(time.perf_counter() - started)
+    remat = ", rematerialised" if rematerialise else ""
+    return {
+        "machine": f"{os.cpu_count()} cores, TensorFlow {tf.__version__}, Keras {keras.version()}",
+        "rows": [
+            {
+                "name": f"ResNet-{depth}, batch {batch_size}, p_L = {survival}{remat}",
+                "build_s": seconds[0],
+                "first_step_s": seconds[1],
+                "median": min(seconds[2:]),
+                "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+                "losses": losses,
+            }
+        ],
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="ResNet-110")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.add_argument("--rematerialise", action="store_true")
+    arguments = parser.parse_args()
+    result = run(110 if arguments.quick else 1202, 32, 0.5, arguments.rematerialise)
+    row = result["rows"][0]
+    print(
+        json.dumps(result)
+        if arguments.json
+        else f"{row['name']}: {row['peak_gib']:.1f} GiB at most; built in {row['build_s']:.0f} s, first step "
+        f"{row['first_step_s']:.0f} s, then {row['median']:.1f} s a step; losses {row['losses']}"
+    )
