@@ -1,11 +1,10 @@
-"""What every test may count on: two logical CPU devices, few threads, seeded layers."""
+"""What every test may count on: two logical CPU devices, a seed, float32."""
 
 import functools
 import os
 import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import keras
 import pytest
@@ -22,7 +21,6 @@ if keras.backend.backend() == "tensorflow":
 @pytest.fixture(autouse=True)
 def fresh_keras():
     """Each test starts from the same seed and float32, whatever the one before it did."""
-    keras.backend.clear_session()
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(20)
 

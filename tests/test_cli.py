@@ -52,11 +52,6 @@ print("loaded:", [name for name in {HEAVY} if name in sys.modules], "exit:", cod
 """
 
 
-@pytest.fixture(autouse=True)
-def fresh_keras():
-    """Nothing here depends on the state of Keras; to make it afresh costs more than the tests."""
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty current folder with the recipe tiny.py."""

@@ -9,11 +9,6 @@ from hypothesis import strategies as st
 from keras_committee import metrics
 
 
-@pytest.fixture(autouse=True)
-def fresh_keras():
-    """Nothing here uses Keras: there is nothing to make afresh."""
-
-
 def softmax(logits):
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)

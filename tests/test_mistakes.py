@@ -24,11 +24,6 @@ def recipe(members=2, learning_rate=0.1, images="images"):
 
 
 @pytest.fixture(autouse=True)
-def fresh_keras():
-    """Nothing here depends on the state of Keras; to make it afresh costs more than the tests."""
-
-
-@pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """An empty current folder with one recipe."""
     monkeypatch.chdir(tmp_path)

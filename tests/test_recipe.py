@@ -9,12 +9,6 @@ from hypothesis import strategies as st
 from keras_committee.errors import DataError, RecipeError
 from keras_committee.recipe import Recipe, RecipeFile
 
-
-@pytest.fixture(autouse=True)
-def fresh_keras():
-    """Nothing here uses Keras: there is nothing to make afresh."""
-
-
 KNOBS = '''"""Two of something.
 
 More of it.

@@ -15,12 +15,6 @@ from keras_committee.errors import ResourceError, RunError
 from keras_committee.recipe import RecipeFile
 from keras_committee.run import Run, write_file, write_json
 
-
-@pytest.fixture(autouse=True)
-def fresh_keras():
-    """Nothing here uses Keras: there is nothing to make afresh."""
-
-
 SOURCE = '''"""Tiny."""
 
 

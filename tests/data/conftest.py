@@ -7,11 +7,6 @@ import pytest
 from PIL import Image
 
 
-@pytest.fixture(autouse=True)
-def fresh_keras():
-    """Nothing to clear: the data have no Keras state, and clearing it before each of many small tests takes longer."""
-
-
 @pytest.fixture
 def noise():
     """`noise(height, width, channels, seed)`: uint8 pixels that differ for every seed."""
