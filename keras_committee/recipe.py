@@ -32,6 +32,9 @@ class Recipe:
         head: Keras layer, votes `(batch, members, classes)` to probabilities `(batch, classes)`. None is the geometric
             mean.
         seed: Integer >= 0.
+        survival: Function of the epoch, counted from 0, to p_L of the linear decay, such as
+            `layers.ramp(1.0, 0.5, 20)`; set for all `StochasticDepth` layers as the epoch begins. None leaves them as
+            the model was built.
 
     Raises:
         RecipeError: If a field has the wrong type or is out of range.
@@ -45,6 +48,7 @@ class Recipe:
     loss: Callable[[Any, Any], Any]
     head: Callable[[Any], Any] | None = None
     seed: int = 0
+    survival: Callable[[int], float] | None = None
 
     def __post_init__(self):
         self._require("data", callable(getattr(self.data, "load", None)), "a value such as `data.digits(64)`")
@@ -57,6 +61,7 @@ class Recipe:
         )
         self._require("head", self.head is None or callable(self.head), "a layer of `keras_committee.layers`, or None")
         self._require("seed", _is_count(self.seed, 0), "an integer of 0 or more")
+        self._require("survival", self.survival is None or callable(self.survival), "a function of the epoch, or None")
 
     def smoke(self) -> Self:
         """The same recipe cut down to two members, one epoch and four batches a split: does it run at all?"""

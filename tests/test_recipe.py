@@ -301,6 +301,7 @@ def test_building_twice_shares_nothing(write):
         ("loss", "mse", r"Recipe\(loss=\.\.\.\) must be a Keras loss .* Received: 'mse'"),
         ("head", "mean", r"Recipe\(head=\.\.\.\) must be a layer"),
         ("seed", -1, r"Recipe\(seed=\.\.\.\) must be an integer of 0 or more\. Received: -1"),
+        ("survival", 0.7, r"Recipe\(survival=\.\.\.\) must be a function of the epoch, or None\. Received: 0\.7"),
     ],
 )
 def test_a_field_of_the_wrong_kind_is_an_error_with_field_value_and_wish(field, value, wanted):

@@ -56,9 +56,8 @@ def blocks(model: keras.Model) -> list[StochasticDepth]:
 def set_survival(model: keras.Model, survival: float | Sequence[float]) -> None:
     """Give the blocks of a model new survival probabilities, from the next step on and without tracing again.
 
-    A `survival` that changes over the epochs is a callback:
+    A recipe changes it over the epochs with `Recipe(survival=ramp(1.0, 0.5, epochs=20))`, `Model.fit` with a callback:
 
-        schedule = ramp(1.0, 0.5, epochs=20)
         keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: set_survival(model, schedule(epoch)))
 
     Args:

@@ -19,6 +19,7 @@ import tensorflow as tf
 from keras_committee import metrics
 from keras_committee.data import Splits
 from keras_committee.errors import DivergedError, RecipeError
+from keras_committee.layers import set_survival
 from keras_committee.models.predict import log_probabilities
 from keras_committee.recipe import Recipe
 from keras_committee.run import MemberFolder, writing
@@ -54,6 +55,8 @@ def train_member(
     shutil.rmtree(folder.path, ignore_errors=True)  # what an unfinished attempt left
     folder.path.mkdir(parents=True)
     for epoch in range(recipe.epochs):
+        if recipe.survival is not None:
+            set_survival(model, recipe.survival(epoch))
         trained, blocks = _train_epoch(step, splits, strategy, seed, epoch, monitor, gauges)
         votes = log_probabilities(model, splits.validation.batches(splits.batch_size))
         if not (math.isfinite(trained["loss"]) and np.isfinite(votes).all()):

@@ -1,11 +1,17 @@
 """The gauges of residual blocks read what the written definitions say."""
 
+import dataclasses
+import json
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_committee import layers, models
+from keras_committee import Recipe, data, layers, models
+from keras_committee.recipe import RecipeFile
+from keras_committee.run import Run
+from keras_committee.training import train_committee
 from keras_committee.training.gauges import BlockGauges
 from keras_committee.training.member import training_step
 from keras_committee.training.strategy import make_strategy
@@ -85,3 +91,23 @@ def test_a_network_without_blocks_shows_nothing():
     gauges = BlockGauges(keras.Model(image, keras.layers.Dense(4)(image)))
     assert gauges.gradients([tf.ones((3, 4)), tf.ones(4)]).shape == (0,)
     assert gauges.runs().shape == (0,)
+
+
+def test_survival_changes_over_the_epochs_and_the_realised_depth_with_it(tmp_path):
+    recipe = Recipe(
+        data=data.digits(64),
+        member=lambda index: models.resnet(8, classes=10, survival=0.7),
+        members=1,
+        optimizer=lambda steps: keras.optimizers.SGD(0.01),
+        epochs=2,
+        loss=LOSS,
+        survival=lambda epoch: [1.0, 0.0][epoch],
+    )
+    file = tmp_path / "recipe.py"
+    file.write_text("def recipe():\n    pass\n")
+    run = Run.create(tmp_path / "run", RecipeFile.read(file), {}, command="test")
+    train_committee(run, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=256)))
+    rows = [json.loads(line) for line in run.member(0).history.read_text().splitlines()]
+    assert rows[0]["realised_depth"] == 3.0
+    # p = 2/3, 1/3 and 0 in the second epoch: the last block never runs.
+    assert rows[1]["realised_depth"] <= 2.0
