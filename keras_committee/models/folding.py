@@ -65,7 +65,7 @@ class _Folding:
         if not hasattr(getattr(model, "_functional", model), "_run_through_graph"):
             raise ValueError(f"Cannot fold {model.name!r}: it is no graph of layers. Define it as a functional model.")
         # Only a functional model says how each of its layers is called.
-        graph = keras.Model(model.inputs, model.outputs, name=model.name) if _is_sequential(model) else model
+        graph = keras.Model(model.inputs[0], model.outputs[0], name=model.name) if _is_sequential(model) else model
         return keras.models.clone_model(
             graph, clone_function=self._copy, call_function=lambda copy, *args, **kwargs: copy(*args, **kwargs)
         )

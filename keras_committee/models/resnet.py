@@ -16,6 +16,9 @@ from keras_committee.models.blocks import (
     schedule,
 )
 
+# Keras walks the graph of a functional model recursively, and Python stops that at a depth of 1000: at most so many
+# blocks of seven layers stand in one model.
+_NESTED = 100
 _BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
@@ -71,20 +74,33 @@ def resnet(
     parts = Parts(
         fan="fan_in", l2=l2, survival=schedule(3 * n, survival), mode=mode, scaling=scaling, rematerialise=rematerialise
     )
-    relu = keras.layers.ReLU
 
     image = keras.Input(image_shape, dtype="float32", name="image")
-    x = chain([parts.convolution(16, 3), parts.norm(), relu()], normalized(image, mean, std))
-    for index in range(3 * n):
-        filters = 16 * 2 ** (index // n)
-        stride = 1 if x.shape[-1] == filters else 2
-        branch = [
-            parts.convolution(filters, 3, stride, name=f"block_{index + 1}_conv"), parts.branch_norm(), relu(),
-            parts.convolution(filters, 3), parts.branch_norm(),
-        ]  # fmt: skip
-        shortcut = None if stride == 1 else _pool_and_pad(x, filters)
-        x = relu()(parts.residual(index, branch, x, shortcut))
+    x = chain([parts.convolution(16, 3), parts.norm(), keras.layers.ReLU()], normalized(image, mean, std))
+    for first in range(0, 3 * n, _NESTED):
+        x = _small_blocks(parts, n, range(first, min(first + _NESTED, 3 * n)), x)
     return keras.Model(image, parts.logits(x, classes), name=name or f"resnet_{depth}")
+
+
+def _small_blocks(parts, n, indices, x):
+    """The blocks with these indices; in a network of more than `_NESTED` blocks, as a model of their own."""
+    start = keras.Input(x.shape[1:], dtype=x.dtype) if 3 * n > _NESTED else x
+    end = start
+    for index in indices:
+        end = _small_block(parts, index, 16 * 2 ** (index // n), end)
+    if start is x:
+        return end
+    return keras.Model(start, end, name=f"blocks_{indices[0] + 1}_to_{indices[-1] + 1}")(x)
+
+
+def _small_block(parts, index, filters, x):
+    stride = 1 if x.shape[-1] == filters else 2
+    branch = [
+        parts.convolution(filters, 3, stride, name=f"block_{index + 1}_conv"), parts.branch_norm(),
+        keras.layers.ReLU(), parts.convolution(filters, 3), parts.branch_norm(),
+    ]  # fmt: skip
+    shortcut = None if stride == 1 else _pool_and_pad(x, filters)
+    return keras.layers.ReLU()(parts.residual(index, branch, x, shortcut))
 
 
 def resnet_imagenet(

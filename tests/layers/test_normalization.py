@@ -215,25 +215,24 @@ def test_a_branch_not_taken_moves_no_statistics_and_gets_no_gradient(taken):
 
 @tf_only
 @pytest.mark.parametrize("synchronized", [None, True])
-def test_two_replicas_share_the_statistics_of_the_global_batch(synchronized):
+def test_two_replicas_share_the_statistics_of_the_global_batch(synchronized, mirrored):
     import tensorflow as tf
 
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     x = pixels((8, 5, 4, 3))
     x[4:] += 3.0  # the second replica's half lies elsewhere
-    with strategy.scope():
+    with mirrored.scope():
         layer = BatchNormalization(momentum=0.7, synchronized=synchronized)
         layer.build((None, 5, 4, 3))
-    halves = strategy.experimental_distribute_values_from_function(
+    halves = mirrored.experimental_distribute_values_from_function(
         lambda context: tf.constant(np.split(x, 2)[context.replica_id_in_sync_group])
     )
-    outputs = strategy.run(tf.function(lambda half: layer(half, training=True)), args=(halves,))
+    outputs = mirrored.run(tf.function(lambda half: layer(half, training=True)), args=(halves,))
 
     whole = keras.layers.BatchNormalization(momentum=0.7)
     expected = numpy(whole(x, training=True))
     np.testing.assert_allclose(
-        np.concatenate(strategy.experimental_local_results(outputs)), expected, rtol=1e-3, atol=1e-4
+        np.concatenate(mirrored.experimental_local_results(outputs)), expected, rtol=1e-3, atol=1e-4
     )
     for mine, yours in zip(layer.weights, whole.weights, strict=True):
-        for replica in strategy.experimental_local_results(mine.value):
+        for replica in mirrored.experimental_local_results(mine.value):
             np.testing.assert_allclose(replica, numpy(yours), rtol=1e-4, atol=1e-5)

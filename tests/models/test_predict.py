@@ -1,5 +1,7 @@
 """Does every image get its answer, once and in order?"""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -105,15 +107,10 @@ def test_xla_is_not_asked():
 
 @tf_only
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_member_made_under_a_strategy_answers_outside_of_it_and_inside(inside):
-    import contextlib
-
-    import tensorflow as tf
-
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+def test_a_member_made_under_a_strategy_answers_outside_of_it_and_inside(inside, mirrored):
+    with mirrored.scope():
         model = member()
-    with strategy.scope() if inside else contextlib.nullcontext():
+    with mirrored.scope() if inside else contextlib.nullcontext():
         out = log_probabilities(model, [images()[:4], images()[4:]])
     assert out.shape == (7, 4)
     alone = member()

@@ -101,6 +101,16 @@ def test_the_file_gives_the_network_back(tmp_path):
     assert [block.survival for block in layers.blocks(loaded)] == [block.survival for block in layers.blocks(network)]
 
 
+def test_more_than_a_hundred_blocks_stand_in_models_of_their_own():
+    network = models.resnet(308, classes=10, image_shape=(4, 4, 3), survival=0.5)
+    assert [layer.name for layer in network.layers if isinstance(layer, keras.Model)] == [
+        "blocks_1_to_100", "blocks_101_to_153",
+    ]  # fmt: skip
+    assert [block.name for block in layers.blocks(network)] == [f"block_{index}" for index in range(1, 154)]
+    assert flops.parameters(network) == cifar_count(308)[0]
+    assert layers.expected_depth(network) == pytest.approx((3 * 153 - 1) / 4, abs=1e-3)
+
+
 def test_a_depth_that_is_none_of_theirs_is_refused():
     with pytest.raises(ValueError, match=r"depth must be 6n \+ 2 with n from 1. Received: depth=21"):
         models.resnet(21, classes=10)
