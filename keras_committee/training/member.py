@@ -116,7 +116,9 @@ def training_step(
         hits = tf.math.count_nonzero(tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels)
         return objective, hits, gauges.gradients(gradients) if gauges else tf.zeros((0,))
 
-    @tf.function(jit_compile=uses_xla(strategy), reduce_retracing=True)
+    xla = uses_xla(strategy) and all(layer.supports_jit for layer in model._flatten_layers())
+
+    @tf.function(jit_compile=xla, reduce_retracing=True)
     def step(images, labels):
         objective, hits, gradients = strategy.run(replica_step, args=(images, labels))
         return (
