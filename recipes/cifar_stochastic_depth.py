@@ -3,10 +3,10 @@
     keras-committee train recipes/cifar_stochastic_depth.py
     keras-committee train recipes/cifar_stochastic_depth.py --set survival=1.0      # constant depth
     keras-committee train recipes/cifar_stochastic_depth.py --set depth=1202 --set epochs=300 --set warm_up=10 \
-        --set "drops=(0.5, 0.75)" --set rematerialise=true --set batch_size=32
+        --set "drops=(0.5, 0.75)" --set batch_size=32
 
-Expected: at 500 epochs not run yet. `--set depth=56 --set epochs=4` on CIFAR-10 (JPEG q75): 50.6 % test error in 28 minutes
-on one core, constant depth 48.2 % in 32 (README). A training step of ResNet-110 takes 0.75 of that of constant depth.
+Expected: at 500 epochs not run yet. `--set depth=56 --set epochs=4` on CIFAR-10 (JPEG q75): 50.6 % test error in 28
+minutes on one core, constant depth 48.2 % in 32 (README). A training step of ResNet-110 takes 0.75 of constant depth.
 Source: Huang et al. 2016, arXiv:1603.09382 (there: 5.25 % test error against 6.41 % at constant depth, and a quarter of
 the time saved); ResNet: He et al. 2016, arXiv:1512.03385.
 """
