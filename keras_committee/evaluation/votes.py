@@ -5,7 +5,7 @@ of the weights and of the data they came from; any subset, head or cascade is ar
 """
 
 import hashlib
-import os
+import io
 import pathlib
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import numpy as np
 from keras_committee.errors import IncompleteError, RunError
 from keras_committee.models.predict import log_probabilities
 from keras_committee.recipe import Recipe
-from keras_committee.run import Run
+from keras_committee.run import Run, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +92,9 @@ def _current(file: pathlib.Path, hashes: dict[str, str]) -> np.ndarray | None:
 
 
 def _keep(file: pathlib.Path, votes: np.ndarray, hashes: dict[str, str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(".part-" + file.name)
-    np.savez(part, log_probabilities=votes, weights=hashes["weights"], data=hashes["data"])
-    os.replace(part, file)
+    content = io.BytesIO()
+    np.savez(content, log_probabilities=votes, weights=hashes["weights"], data=hashes["data"])
+    write_file(file, content.getvalue())
 
 
 def _file_hash(file: pathlib.Path) -> str:

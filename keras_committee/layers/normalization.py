@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_committee.layers import gates
+
 
 @keras.saving.register_keras_serializable(package="keras_committee")
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -56,7 +58,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and self.axis in (-1, 3)  # the CPU kernel knows channels last only
             and keras.backend.standardize_dtype(inputs.dtype) in ("float32", "bfloat16", "float16")
             and not self.renorm
-            and not (training and self.synchronized and _replicas() > 1)
+            and not (training and self.synchronized and gates.replicas() > 1)
         )
 
     def _fused(self, inputs, training):
@@ -82,9 +84,3 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def _float32(self, variable):
         return ops.cast(variable, "float32")
-
-
-def _replicas():
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().num_replicas_in_sync
