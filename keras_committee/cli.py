@@ -18,7 +18,8 @@ import click
 
 import keras_committee
 from keras_committee.errors import CommitteeError
-from keras_committee.recipe import Recipe, RecipeFile
+from keras_committee.recipe import Recipe
+from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 
 _MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from keras_committee.errors import ResourceError, RunError
-from keras_committee.recipe import RecipeFile
+from keras_committee.recipe_file import RecipeFile
 
 _RECORD = ("recipe.py", "knobs.json", "environment.json")  # written in this order: the last one marks a whole run
 

@@ -30,7 +30,7 @@ TINY = pathlib.Path(__file__).parent / "recipes" / "tiny.py"
 
 def make_run(path, overrides):
     """A new run folder of the tiny recipe, and the function that trains it."""
-    from keras_committee.recipe import RecipeFile
+    from keras_committee.recipe_file import RecipeFile
     from keras_committee.run import Run
     from keras_committee.training import train_committee
 

@@ -12,7 +12,7 @@ import pytest
 import keras_committee
 from keras_committee import cli, evaluation, training
 from keras_committee.errors import DivergedError
-from keras_committee.recipe import RecipeFile
+from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 
 TINY = '''"""Two linear members look at digits."""

@@ -16,6 +16,7 @@ FLOORS = [
     ["layers", "metrics", "flops"],
     ["models", "data"],
     ["recipe"],
+    ["recipe_file"],
     ["run"],
     ["training", "evaluation", "serving"],
     ["cli"],
@@ -23,7 +24,7 @@ FLOORS = [
 LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 WITH_TENSORFLOW = ("data", "training", "serving")
 FAST_PATHS = ("layers/normalization.py", "layers/gates.py", "layers/pure.py")  # inside functions
-WITHOUT_KERAS = ("errors.py", "recipe.py", "run.py", "metrics.py", "__init__.py", "cli.py")
+WITHOUT_KERAS = ("errors.py", "recipe.py", "recipe_file.py", "run.py", "metrics.py", "__init__.py", "cli.py")
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")
 

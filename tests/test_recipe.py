@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_committee.errors import DataError, RecipeError
-from keras_committee.recipe import Recipe, RecipeFile
+from keras_committee.recipe import Recipe
+from keras_committee.recipe_file import RecipeFile
 
 KNOBS = '''"""Two of something.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_committee.cli import cli, main
-from keras_committee.recipe import RecipeFile
+from keras_committee.recipe_file import RecipeFile
 
 ROOT = pathlib.Path(__file__).parent.parent
 # What makes a recipe small enough for a test; its path through the toolkit stays the same.

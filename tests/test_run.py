@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from keras_committee.errors import ResourceError, RunError
-from keras_committee.recipe import RecipeFile
+from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, write_file, write_json
 
 SOURCE = '''"""Tiny."""

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from keras_committee import Recipe, data, layers, models
-from keras_committee.recipe import RecipeFile
+from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.training import train_committee
 from keras_committee.training.gauges import BlockGauges
