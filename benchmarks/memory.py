@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee import models
-from keras_committee.training.member import training_step
+from keras_committee.training.step import training_step
 from keras_committee.training.strategy import make_strategy
 
 

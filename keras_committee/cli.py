@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -112,7 +112,12 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("recipe", type=click.Path())
 @click.option("--run", "folder", metavar="DIR", help="The run folder; runs/<name of the recipe> by default.")
 @_set_option
+@click.option("--workers", default="auto", show_default=True, help="Members that train at once, a number or auto.")
 @click.option("--strategy", type=click.Choice(["auto", "one", "mirrored"]), default="auto", show_default=True)
+@click.option("--deterministic", is_flag=True, help="Equal bits from equal runs, at a price in speed.")
+@click.option("--save-every", type=click.FloatRange(0), default=300.0, show_default=True, metavar="SECONDS")
+@click.option("--allow-change", is_flag=True, help="Go on in a run folder of an edited recipe or other knobs.")
+@click.option("--from-scratch", is_flag=True, help="Discard the state of unfinished members.")
 @click.option("--smoke", is_flag=True, help="Two members, one epoch, a few batches: does it run at all?")
 @_json_option
 @_standard_options
@@ -122,21 +127,28 @@ def train(
     recipe: str,
     folder: str | None,
     overrides: tuple[str, ...],
+    workers: str,
     strategy: str,
+    deterministic: bool,
+    save_every: float,
+    allow_change: bool,
+    from_scratch: bool,
     smoke: bool,
     as_json: bool,
 ) -> None:
-    """Train every member of RECIPE. The same command again goes on where it was."""
+    """Train every member of RECIPE. The same command again goes on where it was, to the very step."""
+    many = _parse_workers(workers)
     recipe_file = RecipeFile.read(recipe)
     knobs = recipe_file.resolve(list(overrides))
     folder = folder or str(Path("runs", f"{recipe_file.name}-smoke" if smoke else recipe_file.name))
-    run = Run.create(folder, recipe_file, knobs, smoke=smoke, command=settings["command"])
+    run = Run.create(folder, recipe_file, knobs, smoke=smoke, command=settings["command"], allow_change=allow_change)
     _warn_of_versions(run)
     with run.lock(), _only_json(as_json):
         built = _built(recipe_file, knobs, smoke)
-        from keras_committee.training import train_committee
+        from keras_committee.training import Settings, train_committee
 
-        train_committee(run, built, strategy=strategy)
+        settings = Settings(save_seconds=save_every, deterministic=deterministic)
+        train_committee(run, built, strategy, workers=many, settings=settings, from_scratch=from_scratch)
     if as_json:
         finished = run.finished_members()
         _print_json({"recipe": recipe_file.name, "run": folder, "knobs": knobs, "smoke": smoke, "finished": finished})
@@ -167,6 +179,14 @@ def evaluate(run: str, split: str, as_json: bool) -> None:
 def _built(recipe_file: RecipeFile, knobs: dict[str, Any], smoke: bool) -> Recipe:
     recipe = recipe_file.build(knobs)
     return recipe.smoke() if smoke else recipe
+
+
+def _parse_workers(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"expected auto or a number of 1 or more. Received: {text!r}", param_hint="--workers")
+    return int(text)
 
 
 def _describe(recipe: Recipe, index: int) -> dict[str, Any]:

@@ -47,6 +47,14 @@ class ResourceError(CommitteeError):
     exit_code = 7
 
 
+class Interrupted(CommitteeError):
+    """The user or the machine asked to stop. `exit_code` is 130 for Ctrl-C (SIGINT) and 143 for SIGTERM."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class ExportError(CommitteeError):
     """An export could not be made, or does not answer like the committee it came from."""
 

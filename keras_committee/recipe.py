@@ -1,10 +1,14 @@
 """What does one training run consist of?"""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
 from keras_committee.errors import RecipeError
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+SCORES = ("accuracy", "nll")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,19 @@ class Recipe:
         survival: Function of the epoch, counted from 0, to p_L of the linear decay, such as
             `layers.ramp(1.0, 0.5, 20)`; set for all `StochasticDepth` layers as the epoch begins. None leaves them as
             the model was built.
+        precision: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"` (with a dynamic loss scale): the dtype policy
+            that members are built under. Loss and logits are float32 under each.
+        ema: Float in (0, 1), such as 0.9999, or None. Members are judged and kept with exponential moving averages of
+            their weights, which `training.averages` defines.
+        clip_norm: Float > 0 or None. Largest global norm of a step's gradient.
+        label_smoothing: Float in [0, 1). Share of each target that goes to all classes alike.
+        mix: `data.mixup(...)`, `data.cutmix(...)` or None. Mixes the images and targets of a batch.
+        accumulate: Integer >= 1. In how many parts, one after another, a batch is taken, to save memory.
+        keep_best: `"accuracy"`, `"nll"` or None. Keeps the weights of the epoch that is best on the validation split by
+            this score; None keeps the last ones.
+        patience: Integer >= 1 or None. Stops a member after so many epochs without a better one by `keep_best`.
+        initial: Where members begin, instead of at random weights: a `.keras` file, a run folder whose members of the
+            same index are taken, or a function of the index that returns one. Layers of other shapes stay random.
 
     Raises:
         RecipeError: If a field has the wrong type or is out of range.
@@ -41,6 +58,15 @@ class Recipe:
     head: Callable[[Any], Any] | None = None
     seed: int = 0
     survival: Callable[[int], float] | None = None
+    precision: str = "float32"
+    ema: float | None = None
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+    mix: Any = None
+    accumulate: int = 1
+    keep_best: str | None = None
+    patience: int | None = None
+    initial: str | Callable[[int], str] | None = None
 
     def __post_init__(self):
         self._require("data", callable(getattr(self.data, "load", None)), "a value such as `data.digits(64)`")
@@ -54,11 +80,32 @@ class Recipe:
         self._require("head", self.head is None or callable(self.head), "a layer of `keras_committee.layers`, or None")
         self._require("seed", _is_count(self.seed, 0), "an integer of 0 or more")
         self._require("survival", self.survival is None or callable(self.survival), "a function of the epoch, or None")
+        self._require_options()
 
     def smoke(self) -> Self:
         """The same recipe cut down to two members, one epoch and four batches a split: does it run at all?"""
         data = dataclasses.replace(self.data, limit=4 * self.data.batch_size)
         return dataclasses.replace(self, data=data, members=min(2, self.members), epochs=1)
+
+    def _require_options(self) -> None:
+        self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        self._require("ema", self.ema is None or _is_between(self.ema, 0, 1), "a number between 0 and 1, or None")
+        self._require(
+            "clip_norm", self.clip_norm is None or _is_between(self.clip_norm, 0, math.inf), "a number above 0, or None"
+        )
+        smooths = self.label_smoothing == 0 or _is_between(self.label_smoothing, 0, 1)
+        self._require("label_smoothing", smooths, "a number of 0 or more and below 1")
+        mixes = self.mix is None or callable(getattr(self.mix, "apply", None))
+        self._require("mix", mixes, "a value such as `data.mixup(0.2)`, or None")
+        divides = _is_count(self.accumulate, 1) and self.data.batch_size % self.accumulate == 0
+        self._require("accumulate", divides, f"an integer that divides the batch of {self.data.batch_size}")
+        self._require("keep_best", self.keep_best in (None, *SCORES), f"one of {', '.join(SCORES)}, or None")
+        self._require(
+            "patience", self.patience is None or _is_count(self.patience, 1), "an integer of 1 or more, or None"
+        )
+        self._require("patience", self.patience is None or self.keep_best is not None, "None without a `keep_best`")
+        starts = self.initial is None or isinstance(self.initial, str) or callable(self.initial)
+        self._require("initial", starts, "a path, a function of the index that returns one, or None")
 
     def _require(self, field: str, holds: bool, wanted: str) -> None:
         if not holds:
@@ -67,6 +114,10 @@ class Recipe:
 
 def _is_count(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_between(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least < value < most
 
 
 def _is_function(value: Any) -> bool:

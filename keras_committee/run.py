@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from keras_committee.errors import ResourceError, RunError
+from keras_committee.files import write_file, write_json, writing
 from keras_committee.recipe_file import RecipeFile
 
 _RECORD = ("recipe.py", "knobs.json", "environment.json")  # written in this order: the last one marks a whole run
@@ -68,9 +69,19 @@ class Run:
 
     @classmethod
     def create(
-        cls, path: str | Path, recipe_file: RecipeFile, knobs: dict[str, Any], *, smoke: bool = False, command: str
+        cls,
+        path: str | Path,
+        recipe_file: RecipeFile,
+        knobs: dict[str, Any],
+        *,
+        smoke: bool = False,
+        command: str,
+        allow_change: bool = False,
     ) -> Self:
         """Records recipe, knobs and environment in a new folder `path`, or checks that they are those of the old one.
+
+        More members, another `data_dir` (the data themselves are compared where a member goes on), and comments in the
+        recipe change no result: they are recorded in place of the old ones. Any other change needs `allow_change`.
 
         Raises:
             RunError: If the folder belongs to another recipe or other knobs, or is in use.
@@ -82,7 +93,7 @@ class Run:
             run.path.mkdir(mode=0o700, exist_ok=True)
         with run.lock():
             if not run._missing():
-                run._require_same(recipe_file, knobs, smoke)
+                run._continue(recipe_file, knobs, smoke, allow_change)
                 return run
             run._require_empty()
             write_file(run.path / "recipe.py", recipe_file.source.encode())
@@ -123,10 +134,14 @@ class Run:
 
     def changed_versions(self) -> list[str]:
         """`"tensorflow 2.20.0 -> 2.21.0"` for each package that is another one than at the first start."""
-        return _differences(self.environment()["versions"], _versions())
+        return list(_differences(self.environment()["versions"], _versions()).values())
 
     def member(self, index: int) -> MemberFolder:
         return MemberFolder(self.path, index)
+
+    def log(self, index: int) -> Path:
+        """The file that the process of member `index` writes its output to."""
+        return self.path / "logs" / f"member-{index:02d}.log"
 
     def finished_members(self) -> list[int]:
         """The indices of the finished members, ascending."""
@@ -193,56 +208,30 @@ class Run:
                 f"{self.path} is not a run folder and not empty: it has {foreign[0]}. Name another --run folder."
             )
 
-    def _require_same(self, recipe_file: RecipeFile, knobs: dict[str, Any], smoke: bool) -> None:
+    def _continue(self, recipe_file: RecipeFile, knobs: dict[str, Any], smoke: bool, allow_change: bool) -> None:
+        """Go on with the new recipe and knobs, if they give what the old ones gave or change is allowed."""
         # Knobs are compared as JSON keeps them, where a tuple is a list.
-        differences = _differences(
-            {**self._read_json("knobs.json"), "--smoke": self.smoke},
-            {**json.loads(json.dumps(knobs)), "--smoke": smoke},
+        old, new = self._read_json("knobs.json"), json.loads(json.dumps(knobs))
+        changes = _differences({**old, "--smoke": self.smoke}, {**new, "--smoke": smoke})
+        harmless = [key for key in changes if _is_harmless(key, old, new)]
+        lines = _changed_lines(self.recipe_file().source, recipe_file.source)
+        speaks_only = recipe_file.does_as(self.recipe_file())
+        grave = [text for key, text in changes.items() if key not in harmless] + ([] if speaks_only else lines)
+        if grave and (not allow_change or smoke != self.smoke):
+            self._refuse(grave, recipe_file)
+        if changes or lines:
+            self.journal("changed", changes=[*changes.values(), *lines])
+            write_file(self.path / "recipe.py", recipe_file.source.encode())
+            write_json(self.path / "knobs.json", knobs)
+
+    def _refuse(self, changes: list[str], recipe_file: RecipeFile) -> None:
+        listing = "\n  ".join(changes)
+        another = shlex.quote(f"{self.path}-2")
+        raise RunError(
+            f"{self.path} was trained with something else:\n  {listing}\n"
+            f"Nothing was touched. Keep both: keras-committee train {recipe_file.path} --run {another} ...\n"
+            "or train what is missing with the change, and keep what is finished: --allow-change."
         )
-        differences += _changed_lines(self.recipe_file().source, recipe_file.source)
-        if differences:
-            listing = "\n  ".join(differences)
-            another = shlex.quote(f"{self.path}-2")
-            raise RunError(
-                f"{self.path} was trained with something else:\n  {listing}\n"
-                f"Nothing was touched. Keep both: keras-committee train {recipe_file.path} --run {another} ..."
-            )
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Writes `document` as JSON; a reader sees the old file or the new one, never a part. NaN is a ValueError."""
-    write_file(path, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` atomically and durably, making its folder where needed. Raises ResourceError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename survives a power loss
-        finally:
-            os.close(folder)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = f": {error.filename}" if error.filename and str(error.filename) != str(path) else ""
-        raise ResourceError(
-            f"cannot write {path}: {error.strerror}{where}.\n  Make room, mend the permissions, or name another folder."
-        ) from error
 
 
 def _owner(text: str) -> str:
@@ -282,10 +271,16 @@ def _commit() -> str | None:
     return answer.stdout.strip() or None if answer.returncode == 0 else None
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     """`"learning_rate 0.1 -> 0.05"` for each key whose value is another one."""
-    pairs = [(key, old.get(key, "absent"), new.get(key, "absent")) for key in {**old, **new}]
-    return [f"{key} {before} -> {after}" for key, before, after in pairs if before != after]
+    triples = [(key, old.get(key, "absent"), new.get(key, "absent")) for key in {**old, **new}]
+    return {key: f"{key} {before} -> {after}" for key, before, after in triples if before != after}
+
+
+def _is_harmless(knob: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether the members that there are stay what they are: each follows from its own seed, and data may be moved."""
+    counts = isinstance(old.get(knob), int) and isinstance(new.get(knob), int)
+    return knob == "data_dir" or (knob == "members" and counts and new[knob] > old[knob])
 
 
 def _changed_lines(old: str, new: str, most: int = 10) -> list[str]:

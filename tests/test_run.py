@@ -12,8 +12,9 @@ import threading
 import pytest
 
 from keras_committee.errors import ResourceError, RunError
+from keras_committee.files import write_file, write_json
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.run import Run, write_file, write_json
+from keras_committee.run import Run
 
 SOURCE = '''"""Tiny."""
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from keras_committee import flops, metrics
 from keras_committee.evaluation.votes import Votes, cast_votes, load_member
+from keras_committee.files import write_json
 from keras_committee.layers import GeometricMean, head_name, head_of
 from keras_committee.recipe import Recipe
-from keras_committee.run import Run, write_json
+from keras_committee.run import Run
 
 # All 4,095 committees of twelve members; beyond that a size has this many of its subsets, drawn without repetition.
 MOST_SUBSETS = 1000

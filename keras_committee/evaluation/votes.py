@@ -13,9 +13,10 @@ import keras
 import numpy as np
 
 from keras_committee.errors import IncompleteError, RunError
+from keras_committee.files import write_file
 from keras_committee.models.predict import log_probabilities
 from keras_committee.recipe import Recipe
-from keras_committee.run import Run, write_file
+from keras_committee.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,21 @@ import numpy as np
 
 
 def log_probabilities(model: keras.Model, batches: Iterable) -> np.ndarray:
-    """Runs a member over batches of images, every example once and in order.
+    """What `Predictor(model)(batches)` returns; for a model that is asked once."""
+    return Predictor(model)(batches)
 
-    The model runs in inference mode; its compilation, weights and graph stay as they are. On TensorFlow it runs without
-    XLA, which costs 1.7x the time on a CPU and compiles anew for the ragged last batch.
+
+class Predictor:
+    """Runs a member over batches of images, every example once and in order, as often as it is called.
+
+    The model runs in inference mode, with the weights that it has when called; its compilation and graph stay as they
+    are. On TensorFlow it runs without XLA, which costs 1.7x the time on a CPU and compiles anew for the ragged last
+    batch.
 
     Args:
         model: Functional model from raw pixels `(batch, height, width, channels)` to logits `(batch, classes)`.
+
+    Call arguments:
         batches: Iterable of image arrays or of tuples that begin with one, such as a `tf.data.Dataset` of
             (images, labels). The last batch may be smaller.
 
@@ -23,20 +31,21 @@ def log_probabilities(model: keras.Model, batches: Iterable) -> np.ndarray:
     Raises:
         ValueError: If there are no batches.
     """
-    predictor = _predictor(model)
-    votes = []
-    for batch in batches:
-        images = np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch)
-        # Inside a strategy's scope each replica answers the whole batch, one after another; the first one suffices.
-        votes.append(predictor.predict_on_batch(images)[: len(images)])
-    if not votes:
-        raise ValueError("batches must hold at least one batch of images. Received none; an iterator already used up?")
-    return np.concatenate(votes)
 
+    def __init__(self, model: keras.Model):
+        # The same layers in a model of its own, so that compiling it leaves the caller's model alone.
+        logits = keras.ops.cast(model.outputs[0], "float32")
+        self._predictor = keras.Model(model.inputs[0], keras.ops.log_softmax(logits))
+        self._predictor.compile(jit_compile=keras.backend.backend() != "tensorflow")
 
-def _predictor(model):
-    """The same layers in a model of its own, so that compiling it leaves the caller's model alone."""
-    logits = keras.ops.cast(model.outputs[0], "float32")
-    predictor = keras.Model(model.inputs[0], keras.ops.log_softmax(logits))
-    predictor.compile(jit_compile=keras.backend.backend() != "tensorflow")
-    return predictor
+    def __call__(self, batches: Iterable) -> np.ndarray:
+        votes = []
+        for batch in batches:
+            images = np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            # Inside a strategy's scope each replica answers the whole batch, one after another; the first suffices.
+            votes.append(self._predictor.predict_on_batch(images)[: len(images)])
+        if not votes:
+            raise ValueError(
+                "batches must hold at least one batch of images. Received none; an iterator already used up?"
+            )
+        return np.concatenate(votes)

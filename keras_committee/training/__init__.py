@@ -1,5 +1,6 @@
 """Training: one member, all members, and what is seen of it."""
 
 from keras_committee.training.committee import train_committee
+from keras_committee.training.report import Settings
 
-__all__ = ["train_committee"]
+__all__ = ["Settings", "train_committee"]

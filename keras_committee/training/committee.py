@@ -1,52 +1,125 @@
-"""Which members are still to be trained, and with what?"""
+"""Which members are still to be trained, with what, and what became of each?"""
 
+import shutil
 import time
+from typing import Literal
 
-from keras_committee.errors import RecipeError
+from keras_committee.data import Splits
+from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.training.interruption import Interruption, Stopped
+from keras_committee.training.machine import be_deterministic, choose
 from keras_committee.training.member import train_member
 from keras_committee.training.monitoring import Monitor
+from keras_committee.training.report import Settings
 from keras_committee.training.strategy import make_strategy
+from keras_committee.training.workers import Supervisor
 
 
-def train_committee(run: Run, recipe: Recipe, strategy: str = "auto") -> None:
-    """Train every member of `recipe` that is not finished in `run`, one after another.
+def train_committee(
+    run: Run,
+    recipe: Recipe,
+    strategy: str = "auto",
+    *,
+    workers: int | Literal["auto"] = 1,
+    settings: Settings | None = None,
+    from_scratch: bool = False,
+) -> None:
+    """Train every member of `recipe` that is not finished in `run`; an unfinished one goes on where it was.
 
-    A finished member is never trained again. The caller holds the lock of the run folder.
+    A finished member is never trained again. A member that diverges, or whose process dies, does not stop the others.
+    The caller holds the lock of the run folder.
 
     Args:
         run: The run folder; it gets models, histories, TensorBoard logs and a journal.
-        recipe: What to train.
+        recipe: What to train. Workers build it anew from the recipe in the run folder.
         strategy: `"auto"`, `"one"` or `"mirrored"`, see `strategy.make_strategy`.
+        workers: How many members train at once, each in a process of its own with its share of the cores or GPUs. 1
+            trains in this process; `"auto"` is the number that `machine.choose` gives.
+        settings: How members are kept safe.
+        from_scratch: Discard the state of unfinished members first.
 
     Raises:
         DataError: If the pre-flight of the data finds anything; nothing was trained then.
         RecipeError: If the strategy, the batch size or a model does not fit, or there is no validation split.
-        DivergedError: If a member diverges; the members before it are kept.
+        DivergedError: If every member that was to be trained diverged.
+        IncompleteError: If some members failed; the others are finished.
+        Interrupted: If training was asked to stop; what was reached is saved.
     """
-    finished = run.finished_members()
-    missing = [index for index in range(recipe.members) if index not in finished]
+    settings = settings or Settings()
+    missing = _missing_members(run, recipe, from_scratch)
     if not missing:
         return
-    devices = make_strategy(strategy, recipe.data.batch_size)
-    splits = recipe.data.load()
-    if not len(splits.validation):
-        raise RecipeError(f"{recipe.data.name} has no validation split. Give its `validation` a count or a fraction.")
-    run.journal("training_started", members=missing, kept=finished, devices=devices.num_replicas_in_sync)
-    with Monitor(run, recipe, splits.validation.labels, splits.steps_per_epoch, missing) as monitor:
-        for index in missing:
-            _journalled(run, recipe, index, splits, devices, monitor)
+    if settings.deterministic:
+        be_deterministic()
+    many, why = choose(workers, len(missing))
+    devices = make_strategy(strategy, recipe.data.batch_size) if many == 1 else None
+    splits = _load(recipe)
+    run.journal("training_started", members=missing, kept=run.finished_members(), workers=many)
+    shown = Monitor(run, recipe, splits.validation.labels, splits.steps_per_epoch, missing)
+    with Interruption() as stop, shown as monitor:
+        if why:
+            monitor.note(why)
+        try:
+            if devices is None:
+                failures = Supervisor(run, missing, many, strategy, monitor, stop, settings).train()
+            else:
+                failures = _train_here(run, recipe, missing, splits, devices, monitor, stop, settings)
+        except Stopped:
+            reached = f"{len(run.finished_members())} of {recipe.members} members are finished, the others saved"
+            run.journal("training_stopped", signal=stop.requested.name if stop.requested else None)
+            raise stop.ended(reached, "The same command goes on from there.") from None
+    _tell_end(run, recipe, failures)
     run.journal("training_finished")
 
 
-def _journalled(run, recipe, index, splits, devices, monitor) -> None:
-    run.journal("member_started", member=index, seed=recipe.seed + index)
-    started = time.monotonic()
-    try:
-        with monitor.member(index):
-            train_member(recipe, index, splits, run.member(index), devices, monitor)
-    except BaseException as error:
-        run.journal("member_failed", member=index, error=f"{type(error).__name__}: {error}")
-        raise
-    run.journal("member_finished", member=index, seconds=round(time.monotonic() - started, 1))
+def _missing_members(run: Run, recipe: Recipe, from_scratch: bool) -> list[int]:
+    finished = run.finished_members()
+    missing = [index for index in range(recipe.members) if index not in finished]
+    # What a kill between a finished model and its clean-up left, and what is to be discarded.
+    for index in [*finished, *(missing if from_scratch else [])]:
+        shutil.rmtree(run.member(index).state, ignore_errors=True)
+    return missing
+
+
+def _load(recipe: Recipe) -> Splits:
+    splits = recipe.data.load()
+    if not len(splits.validation):
+        raise RecipeError(f"{recipe.data.name} has no validation split. Give its `validation` a count or a fraction.")
+    return splits
+
+
+def _train_here(run, recipe, missing, splits, devices, monitor, stop, settings) -> dict[int, CommitteeError]:
+    """Trains one member after another in this process, and returns the errors of those that diverged."""
+    failures = {}
+    for index in missing:
+        monitor.member_started(index)
+        run.journal("member_started", member=index, seed=recipe.seed + index, devices=devices.num_replicas_in_sync)
+        started = time.monotonic()
+        try:
+            train_member(recipe, index, splits, run.member(index), devices, monitor, stop, settings)
+        except DivergedError as error:
+            failures[index] = error
+            monitor.event(index, "member_failed", f"error: {error}", error=str(error))
+        except BaseException as error:
+            run.journal("member_failed", member=index, error=f"{type(error).__name__}: {error}")
+            raise
+        else:
+            run.journal("member_finished", member=index, seconds=round(time.monotonic() - started, 1))
+        monitor.member_ended(index)
+    return failures
+
+
+def _tell_end(run: Run, recipe: Recipe, failures: dict[int, CommitteeError]) -> None:
+    if not failures:
+        return
+    run.journal("training_failed", members=sorted(failures))
+    finished = len(run.finished_members())
+    if finished == 0 and all(isinstance(error, DivergedError) for error in failures.values()):
+        raise DivergedError("\n".join(str(error) for error in failures.values()))
+    told = "\n  ".join(f"member {index}: {str(error).splitlines()[0]}" for index, error in sorted(failures.items()))
+    raise IncompleteError(
+        f"{finished} of {recipe.members} members in {run.path} are finished; failed:\n  {told}\n"
+        "The same command tries the failed ones again, from their last checkpoints."
+    )

@@ -1,15 +1,18 @@
-"""How is one member trained?
+"""How is one member trained, and how does it go on after whatever stopped it?
 
-1. The member is built under its own seed, `recipe.seed + index`.
-2. Step `s` takes the batch at position `s` of the member's stream: a pure function of (seed, position).
+1. The member is built under its own seed, `recipe.seed + index`; the state of its newest whole checkpoint is put on it.
+2. Step `s` takes the batch at position `s` of the member's stream: a pure function of (seed, position). So a member
+   goes on at the very step of the checkpoint, and ends as one that was never stopped.
 3. After each epoch the member predicts the validation split once; that is all that is logged from it.
-4. `model.keras` is renamed into place as the very last act: where it stands, the member is finished.
+4. A checkpoint is written before the first step, after each epoch, every `save_seconds` and when training is asked to
+   stop; never one with a weight that is not a finite number.
+5. `model.keras` is renamed into place as the last act but for the removal of the checkpoints: where it stands, the
+   member is finished.
 """
 
-import json
+import contextlib
 import math
 import os
-import shutil
 import time
 
 import keras
@@ -18,14 +21,28 @@ import tensorflow as tf
 
 from keras_committee import metrics
 from keras_committee.data import Splits
-from keras_committee.errors import DivergedError, RecipeError
+from keras_committee.errors import DivergedError, RunError
+from keras_committee.files import flush_folder, writing
 from keras_committee.layers import set_survival
-from keras_committee.models.predict import log_probabilities
+from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
-from keras_committee.run import MemberFolder, writing
+from keras_committee.run import MemberFolder
+from keras_committee.training.averages import Averages
+from keras_committee.training.building import build_member
+from keras_committee.training.checkpoint import Checkpoints
 from keras_committee.training.gauges import BlockGauges
-from keras_committee.training.monitoring import Monitor
-from keras_committee.training.strategy import uses_xla
+from keras_committee.training.interruption import Interruption, Stopped
+from keras_committee.training.logs import MemberLog
+from keras_committee.training.report import Report, Settings
+from keras_committee.training.state import Best
+from keras_committee.training.step import training_step
+
+# A rollback asks for other batches than those that led astray; members' own seeds lie close together.
+_SEEDS_APART = 1_000_000_007
+
+
+class Diverged(Exception):
+    """The loss or a weight is no longer a finite number."""
 
 
 def train_member(
@@ -34,134 +51,239 @@ def train_member(
     splits: Splits,
     folder: MemberFolder,
     strategy: tf.distribute.Strategy,
-    monitor: Monitor,
+    report: Report,
+    stop: Interruption,
+    settings: Settings,
 ) -> None:
-    """Train member `index` and leave `model.keras`, its history and its validation votes in `folder`.
+    """Train member `index`, or go on with it, and leave `model.keras`, its history and its votes in `folder`.
 
     Raises:
         RecipeError: If the model does not fit the data.
-        DivergedError: If the training loss of an epoch is not finite.
+        RunError: If there are checkpoints that cannot be used.
+        ResourceError: If a checkpoint cannot be written.
+        DivergedError: If the loss or a weight is no longer finite, after `rollbacks` returns to the last checkpoint.
+        Stopped: If `stop` was requested; the state up to then is saved.
     """
-    seed = recipe.seed + index
-    keras.utils.set_random_seed(seed)
-    with strategy.scope():
-        model = recipe.member(index)
-        check_fit(model, splits, index)
-        optimizer = recipe.optimizer(recipe.epochs * splits.steps_per_epoch)
-        optimizer.build(model.trainable_variables)
-    gauges = BlockGauges(model)
-    step = training_step(model, optimizer, recipe.loss, strategy, gauges)
+    training = _Training(recipe, index, splits, folder, strategy, report, stop, settings)
+    training.resume()
+    while not training.ended:
+        try:
+            training.train_epoch()
+            training.validate()
+        except Diverged as error:
+            training.roll_back(str(error))
+        except Stopped:
+            training.save_what_is_new()
+            raise
+    training.finish()
 
-    shutil.rmtree(folder.path, ignore_errors=True)  # what an unfinished attempt left
-    folder.path.mkdir(parents=True)
-    for epoch in range(recipe.epochs):
-        if recipe.survival is not None:
-            set_survival(model, recipe.survival(epoch))
-        trained, blocks = _train_epoch(step, splits, strategy, seed, epoch, monitor, gauges)
-        votes = log_probabilities(model, splits.validation.batches(splits.batch_size))
-        if not (math.isfinite(trained["loss"]) and np.isfinite(votes).all()):
-            raise DivergedError(
-                f"member {index} diverged in epoch {epoch + 1} of {recipe.epochs}: loss={trained['loss']}.\n"
-                f"  Its history up to then is in {folder.history}; finished members are untouched.\n"
-                "  Try a smaller learning rate or a longer warm-up, in a new run folder."
-            )
-        validation = metrics.summary(np.exp(votes), splits.validation.labels)
+
+class _Training:
+    """One member at work."""
+
+    def __init__(self, recipe, index, splits, folder, strategy, report, stop, settings):
+        self._recipe, self._index, self._splits, self._folder = recipe, index, splits, folder
+        self._strategy, self._report, self._stop, self._settings = strategy, report, stop, settings
+        self._state = state = build_member(recipe, index, splits, strategy)
+        self._gauges = BlockGauges(state.model)
+        self._step = training_step(
+            state.model,
+            state.optimizer,
+            recipe.loss,
+            strategy,
+            self._gauges,
+            accumulate=recipe.accumulate,
+            clip_norm=recipe.clip_norm,
+            label_smoothing=recipe.label_smoothing,
+            averages=state.averages,
+        )
+        self._predictor = Predictor(state.model)
+        self._checkpoints = Checkpoints(folder.state)
+        self._log = MemberLog(folder, report.note)
+        self._data = splits.train.fingerprint()
+        self._saved, self._rolled_back = (-1, time.monotonic()), 0
+
+    @property
+    def ended(self) -> bool:
+        return self._state.stopped or len(self._state.history) == self._recipe.epochs
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, or make the first one."""
+        state = self._state
+        checkpoint, damages = self._checkpoints.newest()
+        for damage in damages:
+            self._report.event(self._index, "damaged", damage)
+        if checkpoint is None:
+            state.begin_epoch(self._gauges.runs())
+            self.save("start")
+            return
+        before = self._compatible(checkpoint.document)
+        state.restore(checkpoint)
+        self._saved = (checkpoint.step, time.monotonic())
+        self._report.resumed(self._index, checkpoint.step)
+        epoch, step = divmod(checkpoint.step, self._splits.steps_per_epoch)
+        text = f"resuming member {self._index} at epoch {epoch + 1} step {step}{before}"
+        self._report.event(self._index, "member_resumed", text, step=checkpoint.step)
+
+    def train_epoch(self) -> None:
+        """The steps that the unfinished epoch still lacks."""
+        state, steps = self._state, self._splits.steps_per_epoch
+        epoch = len(state.history)
+        if self._recipe.survival is not None:
+            set_survival(state.model, self._recipe.survival(epoch))
+        seed = self._recipe.seed + self._index + _SEEDS_APART * state.rollbacks
+        stream = self._splits.stream(seed, state.step, (epoch + 1) * steps - state.step)
+        if self._strategy.num_replicas_in_sync > 1:
+            stream = self._strategy.experimental_distribute_dataset(stream)
+        batches, ended = iter(stream), None
+        while state.step < (epoch + 1) * steps:
+            with self._stop.deferred(when=state.step != self._saved[0]):
+                results = self._step(*next(batches))
+                self._count(results)
+            if ended is not None:  # a first step traces the graph
+                state.timed = (state.timed[0] + 1, state.timed[1] + time.monotonic() - ended)
+            with self._stop.deferred():
+                self._between_steps()
+            ended = time.monotonic()
+
+    def _count(self, results) -> None:
+        loss, hits, gradients = (result.numpy() for result in results)
+        state = self._state
+        state.step += 1
+        if not math.isfinite(loss):
+            raise Diverged(f"step {state.step} (loss={loss})")
+        state.losses.append(float(loss))
+        state.hits.append(int(hits))
+        state.gradients.append(gradients)
+
+    def _between_steps(self) -> None:
+        self._report.steps_ended(self._index)
+        self._stop.check()
+        if time.monotonic() - self._saved[1] > self._settings.save_seconds:
+            self.save("interval")
+
+    def validate(self) -> None:
+        """Predict the validation split, log the epoch and save."""
+        state, batch_size = self._state, self._splits.batch_size
+        with self._stop.deferred():
+            batches = self._stop.watch(self._splits.validation.batches(batch_size))
+            with _averaged(state.averages):
+                votes = self._predictor(batches)
+                weights = state.weights() if self._recipe.keep_best else None
+            if not np.isfinite(votes).all():
+                raise Diverged(f"step {state.step} (validation logits are not finite)")
+            row, blocks = self._row(votes)
+            state.history.append(row)
+            self._judge(row, weights)
+            state.begin_epoch(self._gauges.runs())
+            self.save("epoch")
+            self._log.epoch_ended(state.history, votes, blocks)
+            self._report.epoch_ended(self._index, row)
+            self._stop.check()
+
+    def _row(self, votes) -> tuple[dict, dict]:
+        """The row of the history that an epoch gave, and figures `(blocks,)` of each residual block."""
+        state, steps = self._state, len(self._state.losses)
         row = {
-            "epoch": epoch + 1,
-            "step": (epoch + 1) * splits.steps_per_epoch,
-            "learning_rate": float(keras.ops.convert_to_numpy(optimizer.learning_rate)),
-            **trained,
-            **{f"validation_{name}": value for name, value in validation.items()},
+            "epoch": len(state.history) + 1,
+            "step": state.step,
+            "learning_rate": float(keras.ops.convert_to_numpy(state.optimizer.learning_rate)),
+            "loss": float(np.mean(state.losses)),
+            "accuracy": sum(state.hits) / (steps * self._splits.batch_size),
+            "images_per_second": state.timed[0] * self._splits.batch_size / max(state.timed[1], 1e-9),
         }
-        _append(folder.history, row)
-        monitor.epoch_ended(row, votes, blocks)
-    _save(model, folder)
+        blocks = {
+            "gradient": np.mean(state.gradients, axis=0, dtype=np.float64),
+            "open": (self._gauges.runs() - state.runs) / steps,
+        }
+        if len(blocks["open"]):
+            row["realised_depth"] = float(blocks["open"].sum())
+        validation = metrics.summary(np.exp(votes), self._splits.validation.labels)
+        return row | {f"validation_{name}": value for name, value in validation.items()}, blocks
+
+    def _judge(self, row: dict, weights: dict | None) -> None:
+        """Keep the weights of the best epoch, and stop where there has been none for long."""
+        state, recipe = self._state, self._recipe
+        if recipe.keep_best is None or weights is None:
+            return
+        score = row[f"validation_{recipe.keep_best}"] * (1 if recipe.keep_best == "accuracy" else -1)
+        if state.best is None or score > state.best.score:
+            name = self._checkpoints.save_aside(f"best-{row['epoch']:06d}", weights)
+            state.best = Best(row["epoch"], score, name)
+        state.stopped = recipe.patience is not None and row["epoch"] - state.best.epoch >= recipe.patience
+
+    def save_what_is_new(self) -> None:
+        """Save, unless no step was counted since the last time: a signal may have come in the middle of that step."""
+        if self._state.step != self._saved[0]:
+            self.save("stop")
+
+    def save(self, reason: str) -> None:
+        """Write a checkpoint, unless a weight is not finite: the last one is the last good one then.
+
+        Raises:
+            ResourceError: If it cannot be written.
+        """
+        state, started = self._state, time.monotonic()
+        if not state.is_finite():
+            raise Diverged(f"step {state.step} (a weight is not finite)")
+        document = state.document() | {"replicas": self._strategy.num_replicas_in_sync, "data": self._data}
+        self._checkpoints.save(state.step, state.arrays(), document, needs=state.best.weights if state.best else None)
+        self._saved = (state.step, time.monotonic())
+        seconds = time.monotonic() - started
+        if reason in ("stop", "interval"):
+            text = f"saved member {self._index} at step {state.step} in {seconds:.1f} s"
+            self._report.event(self._index, "member_saved", text, step=state.step, seconds=round(seconds, 3))
+
+    def _compatible(self, document: dict) -> str:
+        """What the user must know of a checkpoint before it is put on; raises RunError where it would be wrong."""
+        if document["data"] != self._data:
+            raise RunError(
+                f"the training data of {self._recipe.data.name} are not those that member {self._index} began with.\n"
+                f"  Its state in {self._folder.state} was left as it is. Bring the data back, or train this member "
+                "again: --from-scratch."
+            )
+        replicas = self._strategy.num_replicas_in_sync
+        if document["replicas"] == replicas:
+            return ""
+        return f"; {document['replicas']} -> {replicas} replicas: continues, not bit-identical"
+
+    def roll_back(self, where: str) -> None:
+        """Go back to the last checkpoint and on with other batches; give up after `rollbacks` times."""
+        checkpoint, _ = self._checkpoints.newest()
+        if self._rolled_back == self._settings.rollbacks or checkpoint is None:
+            raise DivergedError(
+                f"member {self._index} diverged at {where}, after {self._rolled_back} returns to its last good state.\n"
+                f"  Its last good checkpoint, step {checkpoint.step if checkpoint else 0}, is kept in "
+                f"{self._folder.state}; other members are untouched.\n"
+                "  Try a smaller learning rate, a longer warm-up or clip_norm, in a new run folder."
+            )
+        self._rolled_back += 1
+        self._state.restore(checkpoint)
+        self._state.rollbacks += self._rolled_back
+        text = f"member {self._index} diverged at {where}; back to step {checkpoint.step}, on with other batches"
+        self._report.event(self._index, "rolled_back", text, step=checkpoint.step)
+
+    def finish(self) -> None:
+        """Leave the model: of the best epoch where one was asked for, else averaged where there are averages."""
+        state = self._state
+        if state.best:
+            state.set_weights(self._checkpoints.load_aside(state.best.weights))
+        elif state.averages:
+            state.averages.copy_to_weights()
+        self._log.write_history(state.history)
+        _save_model(state.model, self._folder)
+        self._checkpoints.discard()
 
 
-def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
-    """Raise a RecipeError unless `model` takes the images of `splits` and has one logit for each of its classes."""
-    takes, gives = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
-    has, wants = tuple(splits.train.image_shape), (len(splits.classes),)
-    if takes != has:
-        raise RecipeError(f"member {index} ({model.name}) takes images of shape {takes}; the data has {has}.")
-    if gives != wants:
-        raise RecipeError(
-            f"member {index} ({model.name}) has outputs of shape {gives}; the data has {wants[0]} classes.\n"
-            "  A member returns one logit for each class: give its builder `classes` to match the data."
-        )
+def _averaged(averages: Averages | None):
+    return averages.in_place() if averages else contextlib.nullcontext()
 
 
-def training_step(
-    model: keras.Model,
-    optimizer,
-    loss: keras.losses.Loss,
-    strategy: tf.distribute.Strategy,
-    gauges: BlockGauges | None = None,
-):
-    """A function of one global batch (images, labels) that updates the weights.
-
-    It returns, over the whole global batch: the mean loss with its penalties, the number of examples whose top class
-    was right, and the gradients `(blocks,)` that `gauges` reads.
-    """
-    replicas = strategy.num_replicas_in_sync
-
-    def replica_step(images, labels):
-        with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            # Keras divides `loss` by the replicas already; the penalties are the same on each and must be, too.
-            objective = loss(labels, logits) + sum(model.losses) / replicas
-            scaled = optimizer.scale_loss(objective)
-        gradients = tape.gradient(scaled, model.trainable_variables)
-        optimizer.apply(gradients, model.trainable_variables)  # sums the gradients over the replicas
-        hits = tf.math.count_nonzero(tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels)
-        return objective, hits, gauges.gradients(gradients) if gauges else tf.zeros((0,))
-
-    xla = uses_xla(strategy) and all(layer.supports_jit for layer in model._flatten_layers())
-
-    @tf.function(jit_compile=xla, reduce_retracing=True)
-    def step(images, labels):
-        objective, hits, gradients = strategy.run(replica_step, args=(images, labels))
-        return (
-            strategy.reduce("SUM", objective, axis=None),
-            strategy.reduce("SUM", hits, axis=None),
-            strategy.reduce("MEAN", gradients, axis=None),  # equal on all replicas
-        )
-
-    return step
-
-
-def _train_epoch(step, splits, strategy, seed, epoch, monitor, gauges) -> tuple[dict, dict]:
-    """What one epoch gave: figures for the history, and figures `(blocks,)` of each residual block."""
-    stream = splits.stream(seed, epoch * splits.steps_per_epoch, splits.steps_per_epoch)
-    if strategy.num_replicas_in_sync > 1:
-        stream = strategy.experimental_distribute_dataset(stream)
-    results, ended, runs = [], [], gauges.runs()
-    for images, labels in stream:
-        results.append(step(images, labels))
-        ended.append(time.monotonic())
-        monitor.step_ended()
-    losses, hits, gradients = (np.array(values, dtype=np.float64) for values in zip(*results, strict=True))
-    trained = {
-        "loss": float(losses.mean()),
-        "accuracy": float(hits.sum() / (len(hits) * splits.batch_size)),
-        # From the end of the first step on: that of a member's first epoch traces its graph.
-        "images_per_second": (len(ended) - 1) * splits.batch_size / max(ended[-1] - ended[0], 1e-9),
-    }
-    blocks = {"gradient": gradients.mean(axis=0), "open": (gauges.runs() - runs) / len(hits)}
-    if len(blocks["open"]):
-        trained["realised_depth"] = float(blocks["open"].sum())
-    return trained, blocks
-
-
-def _append(path, row: dict) -> None:
-    with writing(path), open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def _save(model: keras.Model, folder: MemberFolder) -> None:
+def _save_model(model: keras.Model, folder: MemberFolder) -> None:
     part = folder.model.with_name(".part-" + folder.model.name)
     with writing(folder.model):
         model.save(part)
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, folder.model)
+        flush_folder(folder.path)

@@ -1,28 +1,28 @@
-"""What does a training run show, on the terminal and in TensorBoard?"""
+"""What does a committee in training show, on the terminal and in TensorBoard?"""
 
-import pathlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from keras_committee import metrics
+from keras_committee.errors import ResourceError
 from keras_committee.layers import GeometricMean, head_of
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.training.logs import Scalars
 
 
 class Monitor:
-    """Shows a committee in training: a bar on a terminal, a line for each epoch elsewhere, TensorBoard always.
+    """Shows a committee in training: bars on a terminal, a line for each epoch elsewhere, TensorBoard always.
 
-    TensorBoard gets one run of scalars for each member, under the names of its history, and one for each size of the
-    committee so far: `committee_of_3` at epoch 7 is what the three members that have ended epoch 7 say together of the
-    validation split.
+    There is one bar for the committee and one for each member that is being trained. TensorBoard gets one run of
+    scalars for each size of the committee so far: `committee_of_3` at epoch 7 is what the three members that have ended
+    epoch 7 say together of the validation split. All that members report is written to the journal here, by the owner
+    of the run folder.
 
     Args:
         run: The run folder.
@@ -34,6 +34,7 @@ class Monitor:
 
     def __init__(self, run: Run, recipe: Recipe, labels: np.ndarray, steps_per_epoch: int, members: list[int]):
         self._run, self._recipe, self._labels = run, recipe, labels
+        self._steps = recipe.epochs * steps_per_epoch
         self._head = recipe.head or GeometricMean()
         self._console = Console(stderr=True, highlight=False)
         self._progress = Progress(
@@ -46,9 +47,9 @@ class Monitor:
             disable=not self._console.is_terminal,
             speed_estimate_period=60,
         )
-        self._task = self._progress.add_task("", total=len(members) * recipe.epochs * steps_per_epoch, note="")
-        self._writers: dict[pathlib.Path, tf.summary.SummaryWriter] = {}
-        self._index = 0
+        self._total = self._progress.add_task(f"{len(members)} members", total=len(members) * self._steps, note="")
+        self._bars: dict[int, TaskID] = {}
+        self._scalars: dict[int, Scalars] = {}
 
     def __enter__(self) -> "Monitor":
         self._progress.start()
@@ -56,64 +57,68 @@ class Monitor:
 
     def __exit__(self, *_) -> None:
         self._progress.stop()
-        for writer in self._writers.values():
-            writer.close()
 
-    @contextmanager
-    def member(self, index: int) -> Iterator["Monitor"]:
-        """Take what is reported inside the block as the work of member `index`."""
-        self._index = index
-        self._describe(epoch=1)
-        yield self
+    def member_started(self, index: int) -> None:
+        """Member `index` is about to be trained."""
+        self._bars[index] = self._progress.add_task(self._name(index), total=self._steps, note="starting")
 
-    def step_ended(self) -> None:
-        """One global batch has been trained on."""
-        self._progress.advance(self._task)
+    def member_ended(self, index: int) -> None:
+        """Member `index` is finished, or given up."""
+        bar = self._progress.tasks[self._progress.task_ids.index(self._bars.pop(index))]
+        self._progress.remove_task(bar.id)
 
-    def epoch_ended(self, row: dict, votes: np.ndarray, blocks: dict[str, np.ndarray]) -> None:
-        """Log an epoch.
+    def resumed(self, index: int, step: int) -> None:
+        """Member `index` goes on at `step`: what lies before it is not work of this process."""
+        self._progress.update(self._bars[index], total=self._steps - step)
+        total = self._progress.tasks[0].total or 0
+        self._progress.update(self._total, total=total - step)
 
-        Args:
-            row: Its row of the history.
-            votes: Log probabilities `(examples, classes)` of the validation split.
-            blocks: Figures `(blocks,)` of each residual block, by their name.
-        """
-        each = {f"{name}/block_{i:03d}": value for name, values in blocks.items() for i, value in enumerate(values, 1)}
-        self._scalars(self._run.member(self._index).tensorboard, row["epoch"], row | each)
-        self._committee_so_far(row["epoch"], votes)
-        self._describe(epoch=min(row["epoch"] + 1, self._recipe.epochs))
-        self._progress.update(self._task, note=f"validation {row['validation_accuracy']:.2%}")
+    def steps_ended(self, index: int, steps: int = 1) -> None:
+        """Member `index` has been trained on so many more global batches."""
+        self._progress.advance(self._total, steps)
+        self._progress.advance(self._bars[index], steps)
+
+    def epoch_ended(self, index: int, row: dict[str, Any]) -> None:
+        """Member `index` has ended an epoch with this row of its history; its votes are on the disk."""
+        self._committee_so_far(row["epoch"])
+        description = f"{self._name(index)}, epoch {min(row['epoch'] + 1, self._recipe.epochs)}/{self._recipe.epochs}"
+        note = f"validation {row['validation_accuracy']:.2%}"
+        self._progress.update(self._bars[index], description=description, note=note)
         if not self._console.is_terminal:
-            self._console.print(self._line(row), soft_wrap=True)
+            self.note(self._line(index, row))
 
-    def _committee_so_far(self, epoch: int, votes: np.ndarray) -> None:
+    def event(self, index: int, name: str, text: str, **fields: Any) -> None:
+        """Something of member `index` that belongs into the journal, and the sentence that tells it."""
+        self._run.journal(name, member=index, **fields)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """A line for the user."""
+        self._console.print(text, soft_wrap=True, markup=False)
+
+    def _committee_so_far(self, epoch: int) -> None:
         files = [self._run.member(index).epoch_votes(epoch) for index in range(self._recipe.members)]
-        files[self._index].parent.mkdir(parents=True, exist_ok=True)
-        # In half precision two hundred epochs of 5,000 examples and 10 classes stay at 20 MB a member.
-        np.save(files[self._index], votes.astype(np.float16))
         members = [index for index, file in enumerate(files) if file.exists()]
+        if not members:  # the logs have gaps, as was told
+            return
         so_far = np.stack([np.load(files[index], allow_pickle=False).astype(np.float32) for index in members], axis=1)
         probabilities = keras.ops.convert_to_numpy(head_of(self._head, members)(so_far))
         summary = metrics.summary(probabilities, self._labels)
-        path = self._run.path / "tensorboard" / f"committee_of_{len(members)}"
-        self._scalars(path, epoch, {f"validation_{name}": value for name, value in summary.items()})
+        size = len(members)
+        path = self._run.path / "tensorboard" / f"committee_of_{size}"
+        scalars = self._scalars.setdefault(size, Scalars(path))
+        try:
+            scalars.write(epoch, {f"validation_{name}": value for name, value in summary.items()})
+        except ResourceError as error:
+            self.note(f"warning: {error}")
 
-    def _scalars(self, path: pathlib.Path, step: int, values: dict) -> None:
-        if path not in self._writers:
-            self._writers[path] = tf.summary.create_file_writer(str(path))
-        with self._writers[path].as_default(step=step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
-        self._writers[path].flush()
+    def _name(self, index: int) -> str:
+        return f"member {index + 1}/{self._recipe.members}"
 
-    def _describe(self, epoch: int) -> None:
-        member = f"member {self._index + 1}/{self._recipe.members}"
-        self._progress.update(self._task, description=f"{member}, epoch {epoch}/{self._recipe.epochs}")
-
-    def _line(self, row: dict) -> str:
+    def _line(self, index: int, row: dict[str, Any]) -> str:
         left = self._progress.tasks[0].time_remaining
         return (
-            f"member {self._index + 1}/{self._recipe.members}  epoch {row['epoch']}/{self._recipe.epochs}"
+            f"{self._name(index)}  epoch {row['epoch']}/{self._recipe.epochs}"
             f"  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}"
             f"  validation {row['validation_accuracy']:.4f}  {row['images_per_second']:.0f} images/s"
             f"  {'?' if left is None else f'{left / 60:.1f}'} min left"

@@ -53,7 +53,7 @@ def test_an_interrupted_member_is_journalled_and_the_error_passes(new_run, monke
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("keras_committee.training.member.log_probabilities", interrupt)
+    monkeypatch.setattr("keras_committee.training.member.Predictor.__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train()
     assert run.events()[-1]["event"] == "member_failed"

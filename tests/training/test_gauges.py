@@ -13,7 +13,7 @@ from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.training import train_committee
 from keras_committee.training.gauges import BlockGauges
-from keras_committee.training.member import training_step
+from keras_committee.training.step import training_step
 from keras_committee.training.strategy import make_strategy
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

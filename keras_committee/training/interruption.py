@@ -1,0 +1,88 @@
+"""What happens when the user or the machine asks training to stop?"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from keras_committee.errors import Interrupted
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class Stopped(Exception):
+    """Training was asked to stop, and is at a place where it can."""
+
+
+class Interruption:
+    """Ctrl-C and SIGTERM, held back until the work is at a safe place.
+
+    As a context manager it takes over both signals. Inside `deferred()` a signal only sets `requested`, and the work
+    looks at it; elsewhere it raises `Stopped` at once. A second Ctrl-C ends the process at once, from a thread, as
+    Python itself hears no signal during a long step. Outside the main thread, which alone may do so, no signal is taken
+    over.
+    """
+
+    def __init__(self):
+        self.requested: signal.Signals | None = None
+        self._deferrals = 0
+        self._before: dict = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            self._before = {number: signal.signal(number, self._handle) for number in CODES}
+            threading.Thread(target=_end_at_second, args=(self._pipe[0],), daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._before:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._wakeup)
+            os.close(self._pipe[1])  # the thread reads the end of it, and closes the other side
+            self._before = {}
+
+    @contextmanager
+    def deferred(self, when: bool = True) -> Iterator[None]:
+        """Inside the block a signal is only remembered, if there is anything to lose: `when`."""
+        self._deferrals += when
+        try:
+            yield
+        finally:
+            self._deferrals -= when
+
+    def check(self) -> None:
+        """Raises `Stopped` where a signal has come."""
+        if self.requested:
+            raise Stopped
+
+    def watch(self, items: Iterable) -> Iterator:
+        """The items, until a signal comes: then `Stopped` is raised."""
+        for item in items:
+            self.check()
+            yield item
+
+    def ended(self, what: str, how: str) -> Interrupted:
+        """The error that tells the user: `what` was saved and `how` to go on."""
+        number = self.requested or signal.SIGINT
+        name = "Ctrl-C" if number == signal.SIGINT else number.name
+        return Interrupted(f"{name}: {what}.\n  {how}", CODES[number])
+
+    def _handle(self, number: int, _frame) -> None:
+        self.requested = self.requested or signal.Signals(number)
+        if not self._deferrals:
+            raise Stopped
+
+
+def _end_at_second(pipe: int) -> None:
+    heard = 0
+    while heard < 2 and (numbers := os.read(pipe, 16)):
+        heard += numbers.count(signal.SIGINT)
+    if heard == 2:
+        os.write(2, b"\nstopped at once; the last checkpoint is safe\n")
+        os._exit(CODES[signal.SIGINT])
+    os.close(pipe)

@@ -1,0 +1,141 @@
+"""What happens in one training step, on one device or on several?"""
+
+import keras
+import tensorflow as tf
+
+from keras_committee.errors import RecipeError
+from keras_committee.training.averages import Averages
+from keras_committee.training.gauges import BlockGauges
+from keras_committee.training.strategy import uses_xla
+
+_ZERO = tf.UnconnectedGradients.ZERO
+
+
+def training_step(
+    model: keras.Model,
+    optimizer,
+    loss: keras.losses.Loss,
+    strategy: tf.distribute.Strategy,
+    gauges: BlockGauges | None = None,
+    *,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    label_smoothing: float = 0.0,
+    averages: Averages | None = None,
+):
+    """A function of one global batch (images, targets) that updates the weights.
+
+    It returns, over the whole global batch: the mean loss with its penalties, the number of examples whose top class
+    was right, and the gradients `(blocks,)` that `gauges` reads.
+
+    Args:
+        model: Images to logits `(batch, classes)`.
+        optimizer: A Keras optimizer, built.
+        loss: Keras loss of labels `(batch,)` and logits. With probabilities as targets a
+            `SparseCategoricalCrossentropy` is exchanged for its categorical form.
+        strategy: Where the step runs; each replica takes an equal part of the batch.
+        gauges: What to read of each residual block, or None.
+        accumulate: In how many parts, one after another, a replica takes its batch: the same update in less memory.
+            Batch normalisation sees each part by itself.
+        clip_norm: The largest global norm of the gradient of the whole batch, or None.
+        label_smoothing: Share in [0, 1) of each target that goes to all classes alike (Szegedy et al. 2016,
+            arXiv:1512.00567, section 7).
+        averages: The moving averages to update after the weights, or None.
+
+    The targets are labels, int32 `(batch,)`, or probabilities, float32 `(batch, classes)`, as a mix yields them.
+
+    Raises:
+        RecipeError: When traced, if a replica's batch cannot be divided into `accumulate` equal parts.
+    """
+    replicas = strategy.num_replicas_in_sync
+    # Keras' optimizers clip before they sum over the replicas, and its loss scaling looks at one replica only: where
+    # the size of the gradient matters, it is summed here first.
+    sums_first = replicas > 1 and (clip_norm is not None or hasattr(optimizer, "dynamic_scale"))
+
+    def part_of(images, targets):
+        """Objective, hits and gradients of a part of a replica's batch; their sums over all parts are the whole."""
+        with tf.GradientTape() as tape:
+            logits = tf.cast(model(images, training=True), tf.float32)
+            wanted, criterion = _softened(targets, logits.shape[-1], loss, label_smoothing)
+            # Keras divides `loss` by the replicas already; the penalties are the same on each and must be, too.
+            objective = (criterion(wanted, logits) + sum(model.losses) / replicas) / accumulate
+            scaled = optimizer.scale_loss(objective)
+        hits = tf.math.count_nonzero(tf.equal(tf.argmax(logits, axis=-1), _labels(targets)))
+        return objective, hits, tape.gradient(scaled, model.trainable_variables, unconnected_gradients=_ZERO)
+
+    def replica_step(images, targets):
+        objective, hits, gradients = _in_parts(part_of, accumulate, images, targets)
+        measured = gauges.gradients(gradients) if gauges else tf.zeros((0,))
+        if sums_first:
+            gradients = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
+        if clip_norm is not None:
+            gradients = _clipped(gradients, clip_norm * optimizer.scale_loss(1.0))
+        if sums_first:  # the optimizer sums them once more
+            gradients = [gradient / replicas for gradient in gradients]
+        optimizer.apply(gradients, model.trainable_variables)
+        return objective, hits, measured
+
+    xla = uses_xla(strategy) and all(layer.supports_jit for layer in model._flatten_layers())
+
+    @tf.function(jit_compile=xla, reduce_retracing=True)
+    def step(images, targets):
+        objective, hits, measured = strategy.run(replica_step, args=(images, targets))
+        if averages:
+            averages.update(optimizer.iterations)
+        return (
+            strategy.reduce("SUM", objective, axis=None),
+            strategy.reduce("SUM", hits, axis=None),
+            strategy.reduce("MEAN", measured, axis=None),  # equal on all replicas
+        )
+
+    return step
+
+
+def _in_parts(part_of, parts: int, images, targets):
+    """The sums of what `part_of` returns for equal parts of the batch, one part after another.
+
+    The loop is unrolled: replicas cannot exchange batch statistics inside a `tf.while_loop`.
+    """
+    if images.shape[0] is not None and images.shape[0] % parts:
+        raise RecipeError(
+            f"a batch of {images.shape[0]} on one device cannot be divided into {parts} equal parts. Choose "
+            "Recipe(accumulate=...) so that it divides the batch of each device."
+        )
+    sums = part_of(*(_rows(tensor, 0, parts) for tensor in (images, targets)))
+    for number in range(1, parts):
+        with tf.control_dependencies(tf.nest.flatten(sums)):  # or TensorFlow would keep all parts in memory at once
+            part = [tf.identity(_rows(tensor, number, parts)) for tensor in (images, targets)]
+        sums = tf.nest.map_structure(tf.add, sums, part_of(*part))
+    return sums
+
+
+def _rows(tensor, number: int, parts: int):
+    size = tf.shape(tensor)[0] // parts
+    rows = tensor[number * size : (number + 1) * size] if parts > 1 else tensor
+    if tensor.shape[0] is not None:
+        rows = tf.ensure_shape(rows, (tensor.shape[0] // parts, *tensor.shape[1:]))
+    return rows
+
+
+def _softened(targets, classes: int, loss, smoothing: float):
+    """The targets, as probabilities where they are any, and the loss that takes them."""
+    if targets.shape.rank == 1 and not smoothing:
+        return targets, loss
+    if targets.shape.rank == 1:
+        targets = tf.one_hot(targets, classes)
+    return targets * (1.0 - smoothing) + smoothing / classes, _categorical(loss)
+
+
+def _categorical(loss):
+    if not isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
+        return loss
+    return keras.losses.CategoricalCrossentropy(from_logits=loss.from_logits, reduction=loss.reduction)
+
+
+def _labels(targets):
+    return tf.cast(targets if targets.shape.rank == 1 else tf.argmax(targets, axis=-1), tf.int64)
+
+
+def _clipped(gradients: list, norm) -> list:
+    """The gradients, all scaled down alike where their global norm is above `norm` (Pascanu et al. 2013, 1211.5063)."""
+    return tf.clip_by_global_norm(gradients, norm)[0]

@@ -1,0 +1,112 @@
+"""What does the process of one member do? `python -m keras_committee.training.worker ORDER`, by the supervisor only."""
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import tensorflow as tf
+
+from keras_committee.errors import CommitteeError, ResourceError
+from keras_committee.run import Run
+from keras_committee.training.interruption import CODES, Interruption, Stopped
+from keras_committee.training.machine import be_deterministic
+from keras_committee.training.member import train_member
+from keras_committee.training.report import Report, Settings
+from keras_committee.training.strategy import make_strategy
+
+_SECONDS_BETWEEN_STEPS = 0.2  # between two lines that tell of steps
+
+
+class Messages:
+    """Reports to the supervisor, a line of JSON for each call.
+
+    Args:
+        pipe: The file descriptor to write to.
+    """
+
+    def __init__(self, pipe: int):
+        self._file = os.fdopen(pipe, "w", encoding="utf-8", buffering=1)
+        self._steps, self._told = 0, time.monotonic()
+
+    def resumed(self, index: int, step: int) -> None:
+        self._call("resumed", index, step)
+
+    def steps_ended(self, index: int, steps: int = 1) -> None:
+        self._steps += steps
+        if time.monotonic() - self._told > _SECONDS_BETWEEN_STEPS:
+            self._tell_steps(index)
+
+    def epoch_ended(self, index: int, row: dict[str, Any]) -> None:
+        self._tell_steps(index)
+        self._call("epoch_ended", index, row)
+
+    def event(self, index: int, name: str, text: str, **fields: Any) -> None:
+        self._call("event", index, name, text, **fields)
+
+    def note(self, text: str) -> None:
+        self._call("note", text)
+
+    def error(self, kind: str, text: str) -> None:
+        """The last line: why the member is not finished."""
+        self._write({"error": {"kind": kind, "text": text}})
+
+    def _tell_steps(self, index: int) -> None:
+        self._call("steps_ended", index, self._steps)
+        self._steps, self._told = 0, time.monotonic()
+
+    def _call(self, call: str, *args: Any, **fields: Any) -> None:
+        self._write({"call": call, "args": args, "fields": fields})
+
+    def _write(self, message: dict[str, Any]) -> None:
+        self._file.write(json.dumps(message) + "\n")
+
+
+def train_one(run: Run, index: int, strategy: str, report: Report, stop: Interruption, settings: Settings) -> None:
+    """Trains member `index` of the recipe that is kept in `run`. Raises what `train_member` raises."""
+    recipe = run.recipe_file().build(run.knobs())
+    recipe = recipe.smoke() if run.smoke else recipe
+    devices = make_strategy(strategy, recipe.data.batch_size)
+    try:
+        train_member(recipe, index, recipe.data.load(), run.member(index), devices, report, stop, settings)
+    except tf.errors.ResourceExhaustedError as error:
+        raise ResourceError(
+            f"member {index} does not fit into the memory of its device: {error.message.splitlines()[0]}\n"
+            "  Its last checkpoint is kept. Use fewer --workers, a smaller batch, or Recipe(accumulate=...)."
+        ) from error
+
+
+def main(order: dict[str, Any]) -> int:
+    """Trains the member that the supervisor asks for; returns the exit code."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    messages = Messages(order["messages"])
+    tf.config.threading.set_intra_op_parallelism_threads(order["threads"])
+    tf.config.threading.set_inter_op_parallelism_threads(order["threads"])
+    settings = Settings(**order["settings"])
+    if settings.deterministic:
+        be_deterministic()
+    with Interruption() as stop:
+        try:
+            train_one(Run.open(order["run"]), order["index"], order["strategy"], messages, stop, settings)
+        except CommitteeError as error:
+            messages.error(type(error).__name__, str(error))
+            return error.exit_code
+        except Stopped:
+            messages.error("Stopped", "")
+            return CODES[signal.SIGTERM]
+    return 0
+
+
+def _end_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

@@ -1,0 +1,258 @@
+"""How do many members train at once, each in its own process, so that the end of one is the end of no other?
+
+The supervisor starts a process for each running member, gives it its share of the cores or GPUs, and listens: a worker
+writes a line of JSON for whatever its member reports. A worker whose parent is gone ends itself. One that dies, or that
+says nothing for `Settings.stall_seconds`, is started again, and its member goes on from its last checkpoint.
+"""
+
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from keras_committee import errors
+from keras_committee.errors import CommitteeError, DivergedError, IncompleteError
+from keras_committee.files import writing
+from keras_committee.run import Run
+from keras_committee.training.interruption import Interruption
+from keras_committee.training.machine import Share, shares, usable_cores
+from keras_committee.training.monitoring import Monitor
+from keras_committee.training.report import Settings
+
+_HEARD = ("resumed", "steps_ended", "epoch_ended", "event", "note")  # what a worker may call of the monitor
+_STACKS_SECONDS = 2.0  # for a stalled worker to write its stacks
+_END_SECONDS = 60.0  # for a worker to end its step and save, when asked to stop
+
+
+@dataclasses.dataclass
+class _Worker:
+    """A running process and what is known of it."""
+
+    index: int
+    share: Share
+    process: subprocess.Popen
+    pipe: int
+    heard: float
+    started: float
+    said: bytes = b""
+    error: dict[str, Any] | None = None
+    stalled: bool = False
+
+
+class Supervisor:
+    """Trains members in processes of their own.
+
+    Args:
+        run: The run folder, locked by the caller.
+        members: The indices of the members to train.
+        workers: How many at once.
+        strategy: What each worker gives to `make_strategy`.
+        monitor: Who is told.
+        stop: Who says when to stop.
+        settings: How members are kept safe.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        members: Sequence[int],
+        workers: int,
+        strategy: str,
+        monitor: Monitor,
+        stop: Interruption,
+        settings: Settings,
+    ):
+        self._run, self._monitor, self._stop, self._settings = run, monitor, stop, settings
+        self._strategy = strategy
+        self._waiting = list(members)
+        gpus = range(len(tf.config.list_physical_devices("GPU")))
+        tf.config.set_visible_devices([], "GPU")  # they are the workers'
+        self._free = shares(workers, usable_cores(), gpus)
+        self._running: list[_Worker] = []
+        self._attempts = dict.fromkeys(members, 0)
+        self._alone: set[int] = set()  # those that want the whole machine
+        self._failures: dict[int, CommitteeError] = {}
+        self._fatal: CommitteeError | None = None
+        self._ending: float | None = None
+
+    def train(self) -> dict[int, CommitteeError]:
+        """Trains all, and returns the errors of those that could not be.
+
+        Raises:
+            Stopped: If asked to; every running member was saved.
+            CommitteeError: If a worker says that the recipe, the data, the run folder or the disk is at fault, which
+                would befall the others, too; they were saved.
+        """
+        try:
+            with self._stop.deferred():
+                while self._waiting or self._running:
+                    if self._stop.requested:
+                        self._end_all()
+                    self._start_what_may()
+                    self._listen()
+                    self._look_after()
+        finally:
+            for worker in self._running:
+                worker.process.kill()
+        if self._fatal:
+            raise self._fatal
+        self._stop.check()
+        return self._failures
+
+    def _start_what_may(self) -> None:
+        while self._waiting and self._free:
+            alone = self._alone & {self._waiting[0], *(worker.index for worker in self._running)}
+            if alone and self._running:
+                return
+            self._start(self._waiting.pop(0), self._free.pop(0))
+
+    def _start(self, index: int, share: Share) -> None:
+        cores = usable_cores() if index in self._alone else share.cores
+        reader, writer = os.pipe()
+        order = {
+            "run": str(self._run.path),
+            "index": index,
+            "strategy": self._strategy,
+            "threads": len(cores),
+            "settings": dataclasses.asdict(self._settings),
+            "messages": writer,
+        }
+        process = self._spawn(index, order, _environment(share))
+        os.close(writer)
+        if hasattr(os, "sched_setaffinity"):  # before it has any threads, which inherit it
+            os.sched_setaffinity(process.pid, cores)
+        now = time.monotonic()
+        self._running.append(_Worker(index, share, process, reader, now, now))
+        if not self._attempts[index]:
+            self._monitor.member_started(index)
+        self._attempts[index] += 1
+        self._run.journal("member_started", member=index, pid=process.pid, attempt=self._attempts[index])
+
+    def _spawn(self, index: int, order: dict[str, Any], environment: dict[str, str]) -> subprocess.Popen:
+        log = self._run.log(index)
+        with writing(log):
+            log.parent.mkdir(exist_ok=True)
+            with open(log, "ab") as file:
+                return subprocess.Popen(
+                    [sys.executable, "-m", "keras_committee.training.worker", json.dumps(order)],
+                    stdin=subprocess.PIPE,  # never written to: its end tells the worker that the parent is gone
+                    stdout=file,
+                    stderr=file,
+                    pass_fds=(order["messages"],),
+                    start_new_session=True,  # Ctrl-C goes to the parent, who passes it on
+                    env=environment,
+                )
+
+    def _listen(self) -> None:
+        """Hears what is said within a second."""
+        with selectors.DefaultSelector() as selector:
+            for worker in self._running:
+                selector.register(worker.pipe, selectors.EVENT_READ, worker)
+            ready = [key.data for key, _ in selector.select(timeout=1.0)]
+        for worker in ready:
+            said = os.read(worker.pipe, 65536)
+            worker.heard = time.monotonic()
+            *lines, worker.said = (worker.said + said).split(b"\n")
+            for line in lines:
+                self._hear(worker, json.loads(line))
+            if not said:
+                self._ended(worker)
+
+    def _hear(self, worker: _Worker, message: dict[str, Any]) -> None:
+        if "error" in message:
+            worker.error = message["error"]
+        elif message["call"] in _HEARD:
+            getattr(self._monitor, message["call"])(*message["args"], **message["fields"])
+
+    def _look_after(self) -> None:
+        """Kills those that say nothing for too long."""
+        now = time.monotonic()
+        for worker in self._running:
+            if now - worker.heard > self._settings.stall_seconds and not worker.stalled:
+                worker.stalled = True
+                worker.process.send_signal(signal.SIGUSR1)  # writes its stacks into its log
+                time.sleep(_STACKS_SECONDS)
+                worker.process.kill()
+            elif self._ending and now - self._ending > _END_SECONDS:
+                worker.process.kill()
+
+    def _ended(self, worker: _Worker) -> None:
+        """Its pipe is closed: it has ended, or is about to."""
+        os.close(worker.pipe)
+        code, peak = _wait(worker.process)
+        worker.process.stdin.close()  # pyright: ignore[reportOptionalMemberAccess] - only now: it would end the worker
+        self._running.remove(worker)
+        self._free.append(worker.share)
+        index = worker.index
+        if self._run.member(index).finished:
+            self._run.journal("member_finished", member=index, seconds=round(time.monotonic() - worker.started, 1))
+            self._monitor.member_ended(index)
+        elif worker.error and worker.error["kind"] != "Stopped":
+            self._give_up(index, getattr(errors, worker.error["kind"])(worker.error["text"]))
+        elif self._ending:
+            self._run.journal("member_stopped", member=index)
+        else:
+            self._died(worker, code, peak)
+
+    def _died(self, worker: _Worker, code: int, peak: int) -> None:
+        """Starts it again, a bounded number of times; what ran out of memory beside others, alone."""
+        index = worker.index
+        what = _cause(worker, code, peak, self._settings.stall_seconds)
+        if self._attempts[index] > self._settings.retries:
+            log = self._run.log(index)
+            self._give_up(index, IncompleteError(f"{what}, {self._attempts[index]} times. Its log: {log}"))
+            return
+        self._monitor.event(index, "member_died", f"{what}; it starts again from its last checkpoint", code=code)
+        if code == -signal.SIGKILL and not worker.stalled:
+            self._alone.add(index)
+            self._waiting.append(index)
+        else:
+            self._waiting.insert(0, index)
+
+    def _give_up(self, index: int, error: CommitteeError) -> None:
+        self._failures[index] = error
+        self._monitor.event(index, "member_failed", f"error: {error}", error=str(error))
+        self._monitor.member_ended(index)
+        if not isinstance(error, DivergedError | IncompleteError):
+            self._fatal = self._fatal or error
+            self._end_all()
+
+    def _end_all(self) -> None:
+        """Asks every worker to save and end, once."""
+        if self._ending is None:
+            self._ending = time.monotonic()
+            self._waiting.clear()
+            for worker in self._running:
+                worker.process.send_signal(signal.SIGTERM)
+
+
+def _environment(share: Share) -> dict[str, str]:
+    """The worker's environment. A GPU that several workers share must be taken bit by bit."""
+    gpus = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, share.gpus)), "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    return {**os.environ, **(gpus if share.gpus else {})}
+
+
+def _wait(process: subprocess.Popen) -> tuple[int, int]:
+    """Waits for the end of a process; its exit code, and the most memory that it ever had, in bytes."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss * 1024
+
+
+def _cause(worker: _Worker, code: int, peak: int, stall_seconds: float) -> str:
+    name = f"member {worker.index}"
+    if worker.stalled:
+        return f"{name} said nothing for {stall_seconds:.0f} s and was killed (its stacks are in its log)"
+    if code == -signal.SIGKILL:
+        return f"{name} was killed (signal 9, peak RSS {peak / 1e9:.1f} GB), likely for want of memory"
+    if code < 0:
+        return f"{name} was killed (signal {-code}, {signal.Signals(-code).name})"
+    return f"{name} failed with exit code {code}"
