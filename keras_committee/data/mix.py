@@ -116,9 +116,9 @@ def partner(batch):
 
 
 def mixed_targets(labels, share, classes: int):
-    """`share * one_hot(label) + (1 - share) * one_hot(partner's label)`: float32 `(batch, classes)` of int32 `(batch,)`.
+    """`share * one_hot(label) + (1 - share) * one_hot(partner's label)`: float32 `(batch, classes)`.
 
-    Written so that the entry is exactly 1 where both labels are the same.
+    Labels are int32 `(batch,)`. Written so that the entry is exactly 1 where both labels are the same.
     """
     own = tf.one_hot(labels, classes)
     other = partner(own)
