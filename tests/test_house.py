@@ -13,7 +13,7 @@ PYTHON = MODULES + sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "tes
 # From the ground up. A module imports from floors below its own, or inside its own folder.
 FLOORS = [
     ["errors"],
-    ["layers", "metrics", "flops"],
+    ["layers", "metrics", "flops", "schedules"],
     ["models", "data"],
     ["recipe"],
     ["run"],
