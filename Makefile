@@ -27,7 +27,7 @@ types: .venv/ready
 # The layers and models are keras.ops only: the same tests hold them to it under JAX.
 tests: .venv/ready
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest
-	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/models tests/test_flops.py
+	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/models tests/test_flops.py tests/test_schedules.py
 
 bench: .venv/ready
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from keras_committee import data, flops, layers, metrics, models
+    from keras_committee import data, flops, layers, metrics, models, schedules
     from keras_committee.errors import CommitteeError
     from keras_committee.models import Ensemble
     from keras_committee.recipe import Recipe
@@ -21,6 +21,7 @@ __all__ = [
     "layers",
     "metrics",
     "models",
+    "schedules",
 ]
 
 _HOMES = {"CommitteeError": "errors", "Ensemble": "models", "Recipe": "recipe"}

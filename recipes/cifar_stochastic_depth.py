@@ -13,7 +13,7 @@ the time saved); ResNet: He et al. 2016, arXiv:1512.03385.
 
 import keras
 
-from keras_committee import Recipe, data, models
+from keras_committee import Recipe, data, models, schedules
 
 
 def recipe(
@@ -47,11 +47,7 @@ def recipe(
         )
 
     def optimizer(steps):  # steps = epochs * batches per epoch
-        borders = [round(steps * part) for part in drops]
-        rates = [learning_rate * 0.1**drop for drop in range(len(drops) + 1)]
-        if warm_up:
-            borders, rates = [round(steps * warm_up / epochs), *borders], [learning_rate / 10, *rates]
-        rate = keras.optimizers.schedules.PiecewiseConstantDecay(borders, rates)
+        rate = schedules.stochastic_depth(steps, learning_rate, drops, warm_up=round(steps * warm_up / epochs))
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
 
     return Recipe(

@@ -10,7 +10,7 @@ Source: Kondratyuk et al. 2020, arXiv:2005.00570; WRN: Zagoruyko & Komodakis 201
 
 import keras
 
-from keras_committee import Recipe, data, models
+from keras_committee import Recipe, data, models, schedules
 
 
 def recipe(members=8, depth=16, width=4, epochs=200, batch_size=128, learning_rate=0.1, data_dir=None, seed=0):
@@ -19,11 +19,8 @@ def recipe(members=8, depth=16, width=4, epochs=200, batch_size=128, learning_ra
     def member(index):  # built under seed + index, so the members start apart
         return models.wide_resnet(depth, width, classes=10, l2=2.5e-4)  # Keras adds l2 * sum(w^2): the paper's 5e-4
 
-    def optimizer(steps):  # steps = epochs * batches per epoch; the paper's drops after 60, 120 and 160 of 200 epochs
-        rate = keras.optimizers.schedules.PiecewiseConstantDecay(
-            [int(steps * part) for part in (0.3, 0.6, 0.8)], [learning_rate * 0.2**drops for drops in range(4)]
-        )
-        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
+    def optimizer(steps):  # steps = epochs * batches per epoch
+        return keras.optimizers.SGD(schedules.wide_resnet(steps, learning_rate), momentum=0.9, nesterov=True)
 
     return Recipe(
         data=data.cifar10(batch_size, directory=data_dir, validation=5_000, augment=data.pad_crop_flip(4)),

@@ -10,7 +10,7 @@ arXiv:2005.00570; WRN: Zagoruyko & Komodakis 2016, arXiv:1605.07146.
 
 import keras
 
-from keras_committee import Recipe, data, models
+from keras_committee import Recipe, data, models, schedules
 
 
 def recipe(members=4, depth=10, width=1, epochs=12, batch_size=64, learning_rate=0.1, seed=0):
@@ -21,10 +21,7 @@ def recipe(members=4, depth=10, width=1, epochs=12, batch_size=64, learning_rate
         return models.wide_resnet(depth, width, classes=10, l2=2.5e-4, mean=77.9, std=95.9)
 
     def optimizer(steps):  # steps = epochs * batches per epoch
-        warm_up = steps // 10
-        rate = keras.optimizers.schedules.CosineDecay(
-            0.0, decay_steps=steps - warm_up, warmup_target=learning_rate, warmup_steps=warm_up
-        )
+        rate = schedules.cosine(steps, learning_rate, warm_up=steps // 10)
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
 
     return Recipe(

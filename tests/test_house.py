@@ -13,7 +13,7 @@ PYTHON = MODULES + sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "tes
 # From the ground up. A module imports from floors below its own, or inside its own folder.
 FLOORS = [
     ["errors"],
-    ["layers", "metrics", "flops", "files"],
+    ["layers", "metrics", "flops", "schedules", "files"],
     ["models", "data"],
     ["recipe"],
     ["recipe_file"],

@@ -9,18 +9,23 @@ from keras_committee.data.dataset import Data
 from keras_committee.data.decode import decode_image, resize_image
 from keras_committee.data.digits import digits
 from keras_committee.data.image_folder import image_folder
+from keras_committee.data.mix import CutMix, Mixup, cutmix, mixup
 from keras_committee.data.splits import Split, Splits
 
 __all__ = [
+    "CutMix",
     "Data",
+    "Mixup",
     "PadCropFlip",
     "Split",
     "Splits",
     "cifar10",
     "cifar100",
+    "cutmix",
     "decode_image",
     "digits",
     "image_folder",
+    "mixup",
     "pad_crop_flip",
     "resize_image",
 ]

@@ -2,9 +2,9 @@
 
 Evaluation reads a split in order, every example once. Training reads `Splits.stream`, a pure function of the seed and
 the position: the example at position `p = step * batch_size + place in the batch` belongs to pass `p // n` over the
-`n` training examples, and each pass has its own order and its own table of augmentation draws. A stream that starts at
-step `s` is therefore the tail of the one that starts at 0, bit for bit, and a resumed run sees what an unbroken one
-would have seen.
+`n` training examples, and each pass has its own order and its own table of augmentation draws. How a batch is mixed is
+drawn for its step, since it may straddle two passes. A stream that starts at step `s` is therefore the tail of the one
+that starts at 0, bit for bit, and a resumed run sees what an unbroken one would have seen.
 """
 
 import dataclasses
@@ -15,7 +15,10 @@ import tensorflow as tf
 
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.images import Files, Pixels
+from keras_committee.data.mix import Mix, mixed_targets
 from keras_committee.errors import DataError
+
+MIX_TABLE = 1024  # draws of so many steps are made at once: a python call for each step would cost more than the mixing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,13 +92,17 @@ class Splits:
             )
         return steps
 
-    def stream(self, seed: int, first_step: int, steps: int) -> tf.data.Dataset:
+    def stream(self, seed: int, first_step: int, steps: int, mix: Mix | None = None) -> tf.data.Dataset:
         """`steps` full training batches from `first_step` on: augmented uint8 `(B, h, w, c)` and int32 `(B,)`.
 
+        With a mix, the augmented images of a batch are mixed with each other and the second part is float32
+        `(B, classes)`: the share of each class, in sum 1.
+
         Args:
-            seed: Integer of 0 or more. Order and augmentation follow from it alone.
+            seed: Integer of 0 or more. Order, augmentation and mixing follow from it alone.
             first_step: Step, counted from 0 over all epochs, that the first batch belongs to.
             steps: Number of batches.
+            mix: How images are mixed (see `mix.py`), or None.
 
         Raises:
             DataError: If there are no training examples.
@@ -114,7 +121,8 @@ class Splits:
             return self.augment.apply(images, draws) if self.augment else images, tf.gather(labels, indices)
 
         dataset = self._positions(seed, first_step, steps)
-        return _fixed(dataset.map(batch, num_parallel_calls=self.train.images.parallel_calls))
+        dataset = dataset.map(batch, num_parallel_calls=self.train.images.parallel_calls)
+        return _fixed(self._mixed(dataset, mix, seed, first_step, steps) if mix else dataset)
 
     def _positions(self, seed, first_step, steps):
         """Batches of example indices, int64 `(B,)`, and the examples' draws, int32 `(B, k)`."""
@@ -130,6 +138,26 @@ class Splits:
         signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, width), tf.int32))
         dataset = tf.data.Dataset.from_generator(passes, output_signature=signature)
         dataset = dataset.rebatch(self.batch_size, drop_remainder=True).take(steps)
+        return dataset.apply(tf.data.experimental.assert_cardinality(steps))
+
+    def _mixed(self, dataset, mix, seed, first_step, steps):
+        """The batches of `dataset`, mixed: step `s` takes row `s % MIX_TABLE` of table `s // MIX_TABLE`."""
+
+        def table(number, rows=MIX_TABLE):
+            return mix.draw(np.random.default_rng((seed, number, 2)), rows, self.train.image_shape)
+
+        def tables():  # python runs once a table
+            for number in range(first_step // MIX_TABLE, -(-(first_step + steps) // MIX_TABLE)):
+                yield table(number)[max(0, first_step - number * MIX_TABLE) :]
+
+        def batch(examples, draws):
+            images, share = mix.apply(examples[0], draws)
+            return images, mixed_targets(examples[1], share, len(self.classes))
+
+        empty = table(0, rows=0)
+        signature = tf.TensorSpec((None, empty.shape[1]), empty.dtype)
+        draws = tf.data.Dataset.from_generator(tables, output_signature=signature).unbatch()
+        dataset = tf.data.Dataset.zip(dataset, draws).map(batch, num_parallel_calls=2)
         return dataset.apply(tf.data.experimental.assert_cardinality(steps))
 
     def _pass(self, seed, number):

@@ -132,7 +132,7 @@ class _Training:
         if self._recipe.survival is not None:
             set_survival(state.model, self._recipe.survival(epoch))
         seed = self._recipe.seed + self._index + _SEEDS_APART * state.rollbacks
-        stream = self._splits.stream(seed, state.step, (epoch + 1) * steps - state.step)
+        stream = self._splits.stream(seed, state.step, (epoch + 1) * steps - state.step, mix=self._recipe.mix)
         if self._strategy.num_replicas_in_sync > 1:
             stream = self._strategy.experimental_distribute_dataset(stream)
         batches, ended = iter(stream), None

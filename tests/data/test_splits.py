@@ -7,6 +7,7 @@ import pytest
 
 from keras_committee import data
 from keras_committee.data.images import Pixels
+from keras_committee.data.splits import MIX_TABLE
 from keras_committee.errors import DataError
 
 SHAPE = (5, 4, 3)
@@ -30,6 +31,13 @@ def textured(examples, batch_size):
     part = data.Split(images=Pixels(images), labels=np.arange(examples, dtype=np.int32))
     loaded = splits(examples, batch_size, data.pad_crop_flip(2))
     return dataclasses.replace(loaded, train=part)
+
+
+def labelled(examples, batch_size):
+    """As `textured`, with five classes."""
+    loaded = textured(examples, batch_size)
+    train = dataclasses.replace(loaded.train, labels=np.arange(examples, dtype=np.int32) % 5)
+    return dataclasses.replace(loaded, classes=tuple("abcde"), train=train)
 
 
 def read(dataset):
@@ -121,6 +129,89 @@ def test_the_draws_of_an_example_change_from_pass_to_pass():
 def test_reading_a_stream_twice_gives_the_same():
     dataset = textured(20, 6).stream(2, 1, 4)
     np.testing.assert_array_equal(read(dataset)[0], read(dataset)[0])
+
+
+MIXES = [data.mixup(0.7), data.cutmix(0.7)]
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_mixed_stream_has_full_batches_of_known_shape(mix):
+    dataset = labelled(20, 6).stream(0, 0, 5, mix)
+    images, targets = dataset.element_spec
+    assert (images.dtype.name, images.shape.as_list()) == ("uint8", [6, *SHAPE])
+    assert (targets.dtype.name, targets.shape.as_list()) == ("float32", [6, 5])
+    assert [len(batch) for _, batch in dataset] == [6] * 5
+    assert dataset.cardinality() == 5
+    assert (dataset.options().autotune.enabled, dataset.options().deterministic) == (False, True)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("first", [1, 4, 10])
+def test_a_resumed_mixed_stream_equals_the_tail_bit_for_bit(mix, first):
+    loaded = labelled(20, 6)  # a pass ends inside a batch
+    images, targets = read(loaded.stream(5, 0, 12, mix))
+    tail_images, tail_targets = read(loaded.stream(5, first, 12 - first, mix))
+    np.testing.assert_array_equal(tail_images, images[6 * first :])
+    np.testing.assert_array_equal(tail_targets, targets[6 * first :])
+
+
+@pytest.mark.parametrize("first", [MIX_TABLE - 1, MIX_TABLE, MIX_TABLE + 1])
+def test_a_mixed_stream_crosses_the_tables_of_draws_without_a_seam(first):
+    loaded = labelled(20, 6)
+    images, targets = read(loaded.stream(5, MIX_TABLE - 3, 7, data.mixup()))
+    skipped = first - (MIX_TABLE - 3)
+    tail_images, tail_targets = read(loaded.stream(5, first, 7 - skipped, data.mixup()))
+    np.testing.assert_array_equal(tail_images, images[6 * skipped :])
+    np.testing.assert_array_equal(tail_targets, targets[6 * skipped :])
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("first", [3, MIX_TABLE - 2])
+def test_the_mixed_stream_equals_its_written_definition(mix, first):
+    loaded = labelled(20, 6)
+    images, targets = read(loaded.stream(9, first, 4, mix))
+    plain = list(loaded.stream(9, first, 4))  # cropped and flipped before it is mixed
+    for place, (own, labels) in enumerate(plain):
+        number, row = divmod(first + place, MIX_TABLE)
+        draws = mix.draw(np.random.default_rng((9, number, 2)), MIX_TABLE, SHAPE)[row]
+        mixed, share = mix.apply(own, draws)
+        one_hot = np.eye(5)[labels.numpy()]
+        wanted = float(share) * one_hot + (1 - float(share)) * np.roll(one_hot, -1, axis=0)
+        np.testing.assert_array_equal(images[6 * place : 6 * place + 6], mixed)
+        np.testing.assert_allclose(targets[6 * place : 6 * place + 6], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_the_targets_of_an_example_sum_to_one_and_vary_with_step_and_seed(mix):
+    loaded = labelled(20, 6)
+    _, targets = read(loaded.stream(0, 0, 40, mix))
+    _, other = read(loaded.stream(1, 0, 40, mix))
+    np.testing.assert_allclose(targets.sum(axis=1), 1.0, rtol=1e-6)
+    assert len({round(float(share), 6) for share in targets.max(axis=1)}) > 4
+    assert not np.array_equal(targets, other)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_batches_of_one_are_not_mixed(mix):
+    images, targets = read(labelled(7, 1).stream(2, 0, 9, mix))
+    plain, labels = read(labelled(7, 1).stream(2, 0, 9))
+    np.testing.assert_array_equal(images, plain)
+    np.testing.assert_array_equal(targets, np.eye(5, dtype=np.float32)[labels])
+
+
+def test_replicas_share_a_mixed_batch_in_order(mirrored):
+    loaded = labelled(20, 6)
+    whole, targets = read(loaded.stream(3, 1, 4, data.cutmix()))
+    parts = []
+    for batch in mirrored.experimental_distribute_dataset(loaded.stream(3, 1, 4, data.cutmix())):
+        parts += zip(*(mirrored.experimental_local_results(each) for each in batch), strict=True)
+    assert [len(images) for images, _ in parts] == [3] * 8
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in parts]), whole)
+    np.testing.assert_array_equal(np.concatenate([shares for _, shares in parts]), targets)
+
+
+def test_no_mixed_steps_are_an_empty_stream():
+    assert list(labelled(20, 6).stream(0, 4, 0, data.mixup())) == []
 
 
 def test_zero_steps_are_an_empty_stream():

@@ -1,0 +1,193 @@
+"""How does the learning rate change over the training steps?
+
+Each function returns a Keras schedule: a function of the step, counted from 0, and of nothing else, so that a resumed
+optimizer goes on at the rate it had.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+from keras.optimizers.schedules import CosineDecay, ExponentialDecay, LearningRateSchedule, PiecewiseConstantDecay
+
+
+def step_decay(steps: int, rate: float, drops: Sequence[float], factor: float) -> PiecewiseConstantDecay:
+    """`rate`, multiplied by `factor` after each of the `drops`.
+
+    Args:
+        steps: Steps of the whole training, 1 or more.
+        rate: Learning rate of the first step.
+        drops: Parts of the training, ascending within (0, 1), one or more. The step nearest to each is the last one
+            at the rate before it.
+        factor: What each drop leaves of the rate, in (0, 1).
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    return PiecewiseConstantDecay(_borders(steps, drops), _rates(rate, drops, factor))
+
+
+def wide_resnet(steps: int, rate: float = 0.1) -> PiecewiseConstantDecay:
+    """A fifth after 30 %, 60 % and 80 % of the training: epochs 60, 120 and 160 of the paper's 200.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: Zagoruyko & Komodakis 2016, arXiv:1605.07146, section 3.
+    """
+    return step_decay(steps, rate, drops=(0.3, 0.6, 0.8), factor=0.2)
+
+
+def stochastic_depth(
+    steps: int, rate: float = 0.1, drops: Sequence[float] = (0.5, 0.75), warm_up: int = 0
+) -> PiecewiseConstantDecay:
+    """A tenth after half and three quarters of the training: epochs 250 and 375 of the paper's 500 on CIFAR.
+
+    Args:
+        steps: Steps of the whole training, 1 or more.
+        rate: Learning rate of the first step after the warm-up.
+        drops: Parts of the training after which the rate falls to a tenth; (0.6, 0.7) for the paper's SVHN.
+        warm_up: Steps at a tenth of `rate` before that, which count as steps of the training; 10 of 300 epochs for the
+            paper's 1202 layers.
+
+    Raises:
+        ValueError: If an argument is out of range, or the warm-up reaches beyond the first drop.
+
+    Source: Huang et al. 2016, arXiv:1603.09382, section 4.
+    """
+    borders, rates = _borders(steps, drops), _rates(rate, drops, factor=0.1)
+    if not 0 <= warm_up <= borders[0]:
+        raise ValueError(
+            f"warm_up must be 0 or more and end by the first drop, step {borders[0]}. "
+            f"Received: {warm_up=}, {steps=}, {drops=}"
+        )
+    if warm_up:
+        borders, rates = [warm_up, *borders], [rate / 10, *rates]
+    return PiecewiseConstantDecay(borders, rates)
+
+
+def cosine(steps: int, rate: float, warm_up: int = 0) -> CosineDecay:
+    """Half a cosine from `rate` to 0, after `warm_up` steps in which the rate rises in equal steps from 0.
+
+    Args:
+        steps: Steps of the whole training, 1 or more.
+        rate: The highest learning rate.
+        warm_up: How many of the steps the rate rises.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts; warm-up: Goyal et al. 2017, arXiv:1706.02677.
+    """
+    _above_zero(steps=steps, rate=rate)
+    if not 0 <= warm_up < steps:
+        raise ValueError(f"warm_up must be at least 0 and less than steps. Received: {warm_up=}, {steps=}")
+    if not warm_up:
+        return CosineDecay(rate, steps)
+    return CosineDecay(0.0, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
+
+
+def efficientnet(
+    steps_per_epoch: int,
+    batch_size: int,
+    *,
+    rate: float = 0.016,
+    warm_up_epochs: float = 5,
+    decay_epochs: float = 2.4,
+    factor: float = 0.97,
+) -> LearningRateSchedule:
+    """EfficientNet's schedule for RMSProp: 5 epochs of warm-up, and times 0.97 every 2.4 epochs.
+
+    The drops count from the first step on, as in the authors' code: the rate rises to the full one in 5 epochs and goes
+    on at 0.97^2 of it.
+
+    Args:
+        steps_per_epoch: Batches of one epoch, 1 or more.
+        batch_size: Examples of one step over all devices; the full rate is `rate * batch_size / 256`, the paper's
+            0.256 at 4,096.
+        rate: Learning rate for 256 images a step.
+        warm_up_epochs: Epochs in which the rate rises in equal steps from 0; 0 for none.
+        decay_epochs: Epochs between two drops.
+        factor: What each drop leaves of the rate, in (0, 1).
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: Tan & Le 2019, arXiv:1905.11946, section 5.2; warm-up: the authors' tensorflow/tpu, efficientnet/utils.py.
+    """
+    _above_zero(steps_per_epoch=steps_per_epoch, batch_size=batch_size, rate=rate, decay_epochs=decay_epochs)
+    _is_factor(factor)
+    if not warm_up_epochs >= 0:
+        raise ValueError(f"warm_up_epochs must be 0 or more. Received: {warm_up_epochs=}")
+    decay = ExponentialDecay(rate * batch_size / 256, steps_per_epoch * decay_epochs, factor, staircase=True)
+    warm_up = int(steps_per_epoch * warm_up_epochs)
+    return WarmUp(warm_up, decay, delay=False) if warm_up else decay
+
+
+@keras.saving.register_keras_serializable(package="keras_committee")
+class WarmUp(LearningRateSchedule):
+    """Rises in equal steps from 0 to the first rate of another schedule, then follows that one.
+
+    Args:
+        steps: Steps of the warm-up, 1 or more; step `s` has the rate `after(0) * s / steps`.
+        after: `LearningRateSchedule` of the steps that follow.
+        delay: Whether `after` begins when the warm-up ends, so that step `s` has the rate `after(s - steps)`. If False
+            it has counted from step 0, and step `s` has the rate `after(s)`.
+
+    Raises:
+        ValueError: If `steps` is below 1 or `after` is no schedule.
+
+    Source: Goyal et al. 2017, arXiv:1706.02677, section 2.2 (there with `delay=False`).
+    """
+
+    def __init__(self, steps: int, after: LearningRateSchedule, delay: bool = True):
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"steps must be 1 or more. Received: steps={steps}")
+        if not isinstance(after, LearningRateSchedule):
+            raise ValueError(f"after must be a Keras LearningRateSchedule. Received: after={after}")
+        self.steps = steps
+        self.after = after
+        self.delay = delay
+
+    def __call__(self, step):
+        step = ops.convert_to_tensor(step)
+        rising = ops.convert_to_tensor(self.after(0))
+        rising = rising * (ops.cast(step, rising.dtype) / self.steps)
+        # Both are computed, and the unused one must be a number too.
+        following = self.after(ops.maximum(step - self.steps, 0) if self.delay else step)
+        return ops.where(step < self.steps, rising, following)
+
+    def get_config(self):
+        after = keras.saving.serialize_keras_object(self.after)
+        return {"steps": self.steps, "after": after, "delay": self.delay}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "after": keras.saving.deserialize_keras_object(config["after"])})
+
+
+def _borders(steps, drops):
+    _above_zero(steps=steps)
+    edges = [0.0, *drops, 1.0]
+    if not drops or any(low >= high for low, high in itertools.pairwise(edges)):
+        raise ValueError(f"drops must be parts of the training, ascending within (0, 1). Received: {drops=}")
+    return [round(steps * drop) for drop in drops]
+
+
+def _rates(rate, drops, factor):
+    _above_zero(rate=rate)
+    _is_factor(factor)
+    return [rate * factor**number for number in range(len(drops) + 1)]
+
+
+def _above_zero(**values):
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0. Received: {name}={value}")
+
+
+def _is_factor(factor):
+    if not 0 < factor < 1:
+        raise ValueError(f"factor must lie within (0, 1). Received: {factor=}")

@@ -1,0 +1,193 @@
+"""Are the rates those of the papers, at every border, and those the recipes wrote out before?"""
+
+import math
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+from keras_committee import schedules
+from keras_committee.recipe import RecipeFile
+from keras_committee.schedules import WarmUp
+
+RECIPES = pathlib.Path(__file__).parent.parent / "recipes"
+
+
+def rates(schedule, steps):
+    return [float(keras.ops.convert_to_numpy(schedule(step))) for step in steps]
+
+
+def assert_table(schedule, table):
+    """`table`: step and rate; the step at a border is the last one before the change, as Keras has it."""
+    steps, wanted = zip(*table, strict=True)
+    np.testing.assert_allclose(rates(schedule, steps), wanted, rtol=1e-5)
+
+
+def paper_table(epochs, batches, changes):
+    """The paper's words, "`rate` from this epoch on", as steps beside each border."""
+    ends = [start * batches for start, _ in changes[1:]] + [epochs * batches]
+    starts = [start * batches + (start > 0) for start, _ in changes]
+    return [(step, rate) for (_, rate), *edges in zip(changes, starts, ends, strict=True) for step in edges]
+
+
+def test_step_decay_multiplies_by_the_factor_after_each_drop():
+    schedule = schedules.step_decay(100, 0.7, drops=(0.29, 0.4), factor=0.2)  # 100 * 0.29 is 28.999999999999996
+    assert_table(schedule, [(0, 0.7), (29, 0.7), (30, 0.14), (40, 0.14), (41, 0.028), (1_000, 0.028)])
+
+
+def test_wide_resnet_drops_at_epochs_60_120_and_160():
+    changes = [(0, 0.1), (60, 0.02), (120, 0.004), (160, 0.0008)]
+    assert_table(schedules.wide_resnet(200 * 391), paper_table(200, 391, changes))
+
+
+def test_stochastic_depth_drops_at_epochs_250_and_375():
+    changes = [(0, 0.1), (250, 0.01), (375, 0.001)]
+    assert_table(schedules.stochastic_depth(500 * 352), paper_table(500, 352, changes))
+
+
+def test_stochastic_depth_drops_at_epochs_30_and_35_on_svhn():
+    changes = [(0, 0.1), (30, 0.01), (35, 0.001)]
+    assert_table(schedules.stochastic_depth(50 * 4_675, drops=(0.6, 0.7)), paper_table(50, 4_675, changes))
+
+
+def test_stochastic_depth_warms_up_1202_layers_for_10_epochs():
+    changes = [(0, 0.01), (10, 0.1), (150, 0.01), (225, 0.001)]
+    schedule = schedules.stochastic_depth(300 * 1_407, warm_up=10 * 1_407)
+    assert_table(schedule, paper_table(300, 1_407, changes))
+
+
+@pytest.mark.parametrize("warm_up", [0, 20])
+def test_cosine_rises_in_a_line_and_falls_as_half_a_cosine_to_zero(warm_up):
+    rise = [0.7 * step / 20 for step in range(warm_up)]
+    fall = [0.35 * (1 + math.cos(math.pi * step / (100 - warm_up))) for step in range(101 - warm_up)]
+    np.testing.assert_allclose(rates(schedules.cosine(100, 0.7, warm_up), range(101)), rise + fall, atol=1e-6)
+
+
+def test_efficientnet_rises_for_5_epochs_and_falls_every_2_point_4():
+    table = [(0, 0.0), (10, 0.0512), (49, 0.25088), (50, 0.256 * 0.97**2), (71, 0.256 * 0.97**2), (72, 0.256 * 0.97**3)]
+    schedule = schedules.efficientnet(10, 4_096)
+    assert_table(schedule, [*table, (350 * 10 - 1, 0.256 * 0.97**145)])
+
+
+def test_efficientnet_scales_with_the_batch_and_needs_no_warm_up():
+    schedule = schedules.efficientnet(10, 64, rate=0.02, warm_up_epochs=0, decay_epochs=0.7, factor=0.2)
+    assert_table(schedule, [(0, 0.005), (6, 0.005), (7, 0.001), (14, 0.0002)])
+
+
+AFTER = keras.optimizers.schedules.PiecewiseConstantDecay([3, 6], [0.7, 0.2, 0.05])
+
+
+def test_a_warm_up_rises_to_the_first_rate_and_then_follows_from_there():
+    wanted = [0.7 * step / 4 for step in range(4)] + [0.7] * 4 + [0.2] * 3 + [0.05] * 2
+    np.testing.assert_allclose(rates(WarmUp(4, AFTER), range(13)), wanted, rtol=1e-6)
+
+
+def test_a_warm_up_without_delay_hides_the_steps_it_takes():
+    wanted = [0.7 * step / 5 for step in range(5)] + [0.2] * 2 + [0.05] * 2
+    np.testing.assert_allclose(rates(WarmUp(5, AFTER, delay=False), range(9)), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("delay", [True, False])
+def test_a_warm_up_comes_back_from_its_config(delay):
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(WarmUp(4, AFTER, delay)))
+    assert isinstance(again, WarmUp)
+    assert again.get_config() == WarmUp(4, AFTER, delay).get_config()
+    assert rates(again, range(13)) == rates(WarmUp(4, AFTER, delay), range(13))
+
+
+def test_the_registered_name_is_file_format():
+    assert keras.saving.get_registered_name(WarmUp) == "keras_committee>WarmUp"
+
+
+def test_a_warm_up_drives_a_compiled_training_step():
+    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+    model = keras.Sequential([keras.Input((1,)), layer])
+    model.compile(keras.optimizers.SGD(WarmUp(2, AFTER)), loss=lambda _, output: keras.ops.mean(output))
+    for _ in range(4):  # rates 0, 0.35, 0.7, 0.7 against a gradient of 1
+        model.train_on_batch(np.ones((1, 1)), np.ones((1, 1)))
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(layer.kernel), [[-1.75]], rtol=1e-6)
+
+
+def optimizer_rates(optimizer, steps):
+    """The rates of an optimizer put to those steps: nothing but `iterations` may matter."""
+    found = []
+    for step in steps:
+        optimizer.iterations.assign(step)
+        found.append(float(keras.ops.convert_to_numpy(optimizer.learning_rate)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "schedule", [schedules.wide_resnet(100), schedules.cosine(100, 0.7, 20), schedules.efficientnet(7, 256)]
+)
+def test_a_rate_is_a_function_of_the_iterations_alone(schedule):
+    steps = [0, 61, 20, 99, 3, 61]
+    assert optimizer_rates(keras.optimizers.SGD(schedule), steps) == rates(schedule, steps)
+
+
+def optimizer_of(name, steps, *overrides):
+    file = RecipeFile.read(RECIPES / f"{name}.py")
+    return file.build(file.resolve(list(overrides))).optimizer(steps)
+
+
+def assert_equal_around(borders, optimizer, before, last):
+    """The optimizer has exactly the rates of the schedule that stood in the recipe before."""
+    steps = sorted({step for border in [0, *borders, last] for step in (border - 1, border, border + 1) if step >= 0})
+    assert optimizer_rates(optimizer, steps) == rates(before, steps)
+
+
+@pytest.mark.parametrize("epochs", [200, 60, 10])
+def test_the_wrn_recipe_has_the_rates_it_had(epochs):
+    steps = epochs * 351
+    borders = [int(steps * part) for part in (0.3, 0.6, 0.8)]
+    before = keras.optimizers.schedules.PiecewiseConstantDecay(borders, [0.1 * 0.2**drops for drops in range(4)])
+    assert_equal_around(borders, optimizer_of("cifar_wrn", steps, f"epochs={epochs}"), before, steps)
+
+
+@pytest.mark.parametrize(("epochs", "warm_up"), [(500, 0), (4, 0), (300, 10), (7, 2)])
+def test_the_stochastic_depth_recipe_has_the_rates_it_had(epochs, warm_up):
+    steps = epochs * 351
+    borders = [round(steps * warm_up / epochs)] * (warm_up > 0) + [round(steps * part) for part in (0.5, 0.75)]
+    values = [0.1 / 10] * (warm_up > 0) + [0.1 * 0.1**drop for drop in range(3)]
+    before = keras.optimizers.schedules.PiecewiseConstantDecay(borders, values)
+    optimizer = optimizer_of("cifar_stochastic_depth", steps, f"epochs={epochs}", f"warm_up={warm_up}")
+    assert_equal_around(borders, optimizer, before, steps)
+
+
+@pytest.mark.parametrize("steps", [12 * 19, 5])
+def test_the_digits_recipe_has_the_rates_it_had(steps):
+    warm_up = steps // 10
+    before = keras.optimizers.schedules.CosineDecay(0.0, steps - warm_up, warmup_target=0.1, warmup_steps=warm_up)
+    assert_equal_around([warm_up, steps // 2], optimizer_of("digits_wrn", steps), before, steps)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: schedules.step_decay(-2, 0.1, (0.3,), 0.2), "steps must be above 0. Received: steps=-2"),
+        (lambda: schedules.step_decay(10, 0.1, (), 0.2), r"ascending within \(0, 1\). Received: drops=\(\)"),
+        (lambda: schedules.step_decay(10, 0.1, (0.7, 0.2), 0.2), r"ascending .* Received: drops=\(0.7, 0.2\)"),
+        (lambda: schedules.step_decay(10, 0.1, (0.2, 0.2), 0.2), r"ascending .* Received: drops=\(0.2, 0.2\)"),
+        (lambda: schedules.step_decay(10, 0.1, (0.2, 1.0), 0.2), r"ascending .* Received: drops=\(0.2, 1.0\)"),
+        (lambda: schedules.step_decay(10, 0.1, (0.0, 0.2), 0.2), r"ascending .* Received: drops=\(0.0, 0.2\)"),
+        (lambda: schedules.step_decay(10, 0.1, (0.3,), 1.0), r"factor must lie within \(0, 1\). Received: factor=1.0"),
+        (lambda: schedules.wide_resnet(0), "steps must be above 0. Received: steps=0"),
+        (lambda: schedules.wide_resnet(10, math.nan), "rate must be above 0. Received: rate=nan"),
+        (lambda: schedules.stochastic_depth(10, warm_up=6), "first drop, step 5. Received: warm_up=6, steps=10"),
+        (lambda: schedules.stochastic_depth(10, warm_up=-1), "first drop, step 5. Received: warm_up=-1"),
+        (lambda: schedules.cosine(10, 0.1, warm_up=10), "less than steps. Received: warm_up=10, steps=10"),
+        (lambda: schedules.cosine(10, 0.1, warm_up=-1), "less than steps. Received: warm_up=-1"),
+        (lambda: schedules.cosine(10, -0.1), "rate must be above 0. Received: rate=-0.1"),
+        (lambda: schedules.efficientnet(0, 256), "steps_per_epoch must be above 0. Received: steps_per_epoch=0"),
+        (lambda: schedules.efficientnet(10, 0), "batch_size must be above 0. Received: batch_size=0"),
+        (lambda: schedules.efficientnet(10, 8, decay_epochs=0), "decay_epochs must be above 0"),
+        (lambda: schedules.efficientnet(10, 8, factor=0.0), "factor must lie within"),
+        (lambda: schedules.efficientnet(10, 8, warm_up_epochs=-1), "0 or more. Received: warm_up_epochs=-1"),
+        (lambda: WarmUp(0, AFTER), "steps must be 1 or more. Received: steps=0"),
+        (lambda: WarmUp(3, 0.1), "LearningRateSchedule. Received: after=0.1"),
+    ],
+)
+def test_a_value_that_makes_no_schedule_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
