@@ -21,8 +21,7 @@ from keras_committee.errors import CommitteeError
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
-
-_MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
+from keras_committee.tables import print_evaluation, print_members
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,14 +103,14 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
         return
     click.echo(f"{recipe_file.name}: {recipe_file.doc}\n")
     click.echo("\n".join(f"  --set {knob}={value!r}" for knob, value in knobs.items()) + "\n")
-    cells = [[*_member_cells(member), *_skipping_cells(member)] for member in members]
-    _print_table(["member", "name", "parameters", "MFLOPs", "expected depth", "expected saving"], cells)
+    print_members(members)
 
 
 @cli.command()
 @click.argument("recipe", type=click.Path())
 @click.option("--run", "folder", metavar="DIR", help="The run folder; runs/<name of the recipe> by default.")
 @_set_option
+@click.option("--members", "only", metavar="I,J,...", help="Train only these; other jobs may train others beside it.")
 @click.option("--workers", default="auto", show_default=True, help="Members that train at once, a number or auto.")
 @click.option("--strategy", type=click.Choice(["auto", "one", "mirrored"]), default="auto", show_default=True)
 @click.option("--deterministic", is_flag=True, help="Equal bits from equal runs, at a price in speed.")
@@ -127,6 +126,7 @@ def train(
     recipe: str,
     folder: str | None,
     overrides: tuple[str, ...],
+    only: str | None,
     workers: str,
     strategy: str,
     deterministic: bool,
@@ -137,18 +137,26 @@ def train(
     as_json: bool,
 ) -> None:
     """Train every member of RECIPE. The same command again goes on where it was, to the very step."""
-    many = _parse_workers(workers)
+    many, members = _parse_workers(workers), _parse_members(only)
     recipe_file = RecipeFile.read(recipe)
     knobs = recipe_file.resolve(list(overrides))
     folder = folder or str(Path("runs", f"{recipe_file.name}-smoke" if smoke else recipe_file.name))
-    run = Run.create(folder, recipe_file, knobs, smoke=smoke, command=settings["command"], allow_change=allow_change)
+    run = Run.create(
+        folder,
+        recipe_file,
+        knobs,
+        smoke=smoke,
+        command=settings["command"],
+        allow_change=allow_change,
+        shared=only is not None,
+    )
     _warn_of_versions(run)
-    with run.lock(), _only_json(as_json):
+    with run.lock(shared=members is not None), _only_json(as_json):
         built = _built(recipe_file, knobs, smoke)
         from keras_committee.training import Settings, train_committee
 
-        settings = Settings(save_seconds=save_every, deterministic=deterministic)
-        train_committee(run, built, strategy, workers=many, settings=settings, from_scratch=from_scratch)
+        how = Settings(save_seconds=save_every, deterministic=deterministic)
+        train_committee(run, built, strategy, workers=many, members=members, settings=how, from_scratch=from_scratch)
     if as_json:
         finished = run.finished_members()
         _print_json({"recipe": recipe_file.name, "run": folder, "knobs": knobs, "smoke": smoke, "finished": finished})
@@ -172,7 +180,7 @@ def evaluate(run: str, split: str, as_json: bool) -> None:
     if as_json:
         _print_json(result)
         return
-    _print_evaluation(result)
+    print_evaluation(result)
     click.echo(f"{result['examples']} examples of {split}. All of it: {Path(run, 'evaluation.json')}")
 
 
@@ -187,6 +195,15 @@ def _parse_workers(text: str) -> int | Literal["auto"]:
     if not text.isdecimal() or int(text) < 1:
         raise click.BadParameter(f"expected auto or a number of 1 or more. Received: {text!r}", param_hint="--workers")
     return int(text)
+
+
+def _parse_members(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise click.BadParameter(f"expected indices such as 0,3. Received: {text!r}", param_hint="--members")
+    return [int(part) for part in parts]
 
 
 def _describe(recipe: Recipe, index: int) -> dict[str, Any]:
@@ -225,52 +242,6 @@ def _only_json(as_json: bool) -> Iterator[None]:
 
 def _print_json(document: dict[str, Any]) -> None:
     click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
-
-
-def _print_evaluation(result: dict[str, Any]) -> None:
-    scores = ["accuracy", "nll", "ece", "brier"]
-    members = [[*_member_cells(member), *(f"{member[score]:.4f}" for score in scores)] for member in result["members"]]
-    _print_table(["member", "name", "parameters", "MFLOPs", "accuracy", "NLL", "ECE", "Brier"], members)
-    committees = [
-        [
-            str(each["size"]),
-            str(each["accuracy"]["subsets"]),
-            f"{each['mflops']:.2f}",
-            f"{each['accuracy']['min']:.4f} .. {each['accuracy']['max']:.4f}",
-            *(_spread(each[score]) for score in scores),
-        ]
-        for each in result["committees"]
-    ]
-    _print_table(
-        ["size", "subsets", "MFLOPs", "accuracy of each", "accuracy", "NLL", "ECE", "Brier"],
-        committees,
-        "Mean ± standard deviation over the subsets. ",
-    )
-
-
-def _member_cells(member: dict[str, Any]) -> list[str]:
-    return [str(member["index"]), member["name"], f"{member['parameters']:,}", f"{member['mflops']:.2f}"]
-
-
-def _skipping_cells(member: dict[str, Any]) -> list[str]:
-    if member["expected_depth"] is None:
-        return ["-", "-"]
-    return [f"{member['expected_depth']:.2f} blocks", f"{member['expected_saving']:.1%} in training"]
-
-
-def _spread(score: dict[str, float]) -> str:
-    return f"{score['mean']:.4f} ± {score['std']:.4f}"
-
-
-def _print_table(columns: list[str], rows: list[list[str]], note: str = "") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-    click.echo(f"{note}{_MFLOPS}\n")
 
 
 def _command(*words: str) -> str:

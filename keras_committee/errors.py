@@ -29,6 +29,10 @@ class RunError(CommitteeError):
     exit_code = 4
 
 
+class InUseError(RunError):
+    """Another process owns the run folder or the member."""
+
+
 class DivergedError(CommitteeError):
     """A member's loss is no longer a finite number."""
 

@@ -1,13 +1,16 @@
-"""How is a file written, so that it is there whole or not at all?"""
+"""How is a file written, so that it is there whole or not at all, and who may write it?"""
 
 import contextlib
+import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from keras_committee.errors import ResourceError
+from keras_committee.errors import InUseError, ResourceError
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -49,3 +52,45 @@ def writing(path: Path) -> Iterator[None]:
         raise ResourceError(
             f"cannot write {path}: {error.strerror}{where}.\n  Make room, mend the permissions, or name another folder."
         ) from error
+
+
+@contextlib.contextmanager
+def owned(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
+    """Holds the lock file `path`. The kernel frees it when the process ends, in whatever way it ends.
+
+    Args:
+        path: The lock file; it is made, and says who holds it.
+        what: What messages call the thing that is locked.
+        shared: Whether others may hold it as well, if they share it too.
+
+    Raises:
+        InUseError: If another process holds it.
+        ResourceError: If it cannot be written, or its file system has no locks.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")  # noqa: SIM115 - closed below, after the yield
+    with file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InUseError(f"{what} is in use by {_owner(file.read())}. Nothing was touched.") from error
+        except OSError as error:
+            raise ResourceError(f"the file system of {path} has no locks: {error.strerror}.") from error
+        file.truncate()
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
+        file.flush()
+        yield
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _owner(text: str) -> str:
+    try:
+        owner = json.loads(text)
+    except ValueError:  # it has the lock, and is just writing its name
+        return "another process"
+    return f"pid {owner['pid']} on host {owner['host']} since {owner['since']}"

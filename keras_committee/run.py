@@ -9,18 +9,18 @@ import json
 import os
 import platform
 import shlex
-import socket
 import subprocess
+import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from keras_committee.errors import ResourceError, RunError
-from keras_committee.files import write_file, write_json, writing
+from keras_committee.errors import InUseError, RunError
+from keras_committee.files import now, owned, write_file, write_json, writing
 from keras_committee.recipe_file import RecipeFile
 
 _RECORD = ("recipe.py", "knobs.json", "environment.json")  # written in this order: the last one marks a whole run
+_SECONDS_TO_BEGIN = 30.0  # for another job to make the folder that is to be shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,17 @@ class MemberFolder:
         """The folder of the checkpoints of an unfinished member."""
         return self.path / "state"
 
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Owns the member, whoever shares the run folder.
+
+        Raises:
+            InUseError: If another process owns it.
+            ResourceError: If it cannot be written, or its file system has no locks.
+        """
+        with owned(self.path / "lock", f"member {self.index} of {self.run}"):
+            yield
+
     def epoch_votes(self, epoch: int) -> Path:
         """The file of the log probabilities on the validation split after `epoch`, for the committee so far."""
         return self.path / "validation" / f"{epoch:04d}.npy"
@@ -77,11 +88,13 @@ class Run:
         smoke: bool = False,
         command: str,
         allow_change: bool = False,
+        shared: bool = False,
     ) -> Self:
         """Records recipe, knobs and environment in a new folder `path`, or checks that they are those of the old one.
 
         More members, another `data_dir` (the data themselves are compared where a member goes on), and comments in the
         recipe change no result: they are recorded in place of the old ones. Any other change needs `allow_change`.
+        With `shared` others may be at work in the folder.
 
         Raises:
             RunError: If the folder belongs to another recipe or other knobs, or is in use.
@@ -91,15 +104,17 @@ class Run:
         with writing(run.path):
             run.path.parent.mkdir(parents=True, exist_ok=True)
             run.path.mkdir(mode=0o700, exist_ok=True)
-        with run.lock():
-            if not run._missing():
-                run._continue(recipe_file, knobs, smoke, allow_change)
-                return run
-            run._require_empty()
-            write_file(run.path / "recipe.py", recipe_file.source.encode())
-            write_json(run.path / "knobs.json", knobs)
-            record = {"recipe": recipe_file.name, "smoke": smoke, "seed": knobs.get("seed"), "command": command}
-            write_json(run.path / "environment.json", record | _environment())
+        patience = time.monotonic() + (_SECONDS_TO_BEGIN if shared else 0)
+        while run._missing():
+            try:
+                with run.lock():
+                    run._begin(recipe_file, knobs, smoke, command)
+            except InUseError:
+                if time.monotonic() > patience:
+                    raise
+                time.sleep(0.1)  # another job is beginning it
+        with run.lock(shared=shared):
+            run._continue(recipe_file, knobs, smoke, allow_change)
         return run
 
     @classmethod
@@ -149,33 +164,22 @@ class Run:
         return sorted(int(name) for name in names if name.isdecimal() and self.member(int(name)).finished)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Owns the folder. The kernel frees the lock when the process ends, in whatever way it ends.
+    def lock(self, *, shared: bool = False) -> Iterator[None]:
+        """Owns the folder; with `shared` beside others who share it, each with members of its own.
 
         Raises:
-            RunError: If another process owns it.
+            InUseError: If another process owns it.
+            ResourceError: If it cannot be written, or its file system has no locks.
         """
-        path = self.path / "lock"
-        with writing(path):
-            file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")  # noqa: SIM115 - closed below, after the yield
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                owner = _owner(file.read())
-                raise RunError(f"run folder {self.path} is in use by {owner}. Nothing was touched.") from error
-            except OSError as error:
-                raise ResourceError(f"the file system of {path} has no locks: {error.strerror}.") from error
-            file.truncate()
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}))
-            file.flush()
+        with owned(self.path / "lock", f"run folder {self.path}", shared=shared):
             yield
 
     def journal(self, event: str, **fields: Any) -> None:
-        """Appends one event. It is on the disk when this returns; call it by the owner of the lock only."""
-        line = json.dumps({"time": _now(), "event": event, **fields}, allow_nan=False) + "\n"
+        """Appends one event. It is on the disk when this returns; call it by an owner of the lock only."""
+        line = json.dumps({"time": now(), "event": event, **fields}, allow_nan=False) + "\n"
         path = self.path / "journal.jsonl"
         with writing(path), open(path, "a+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # from others who share the folder, for this moment
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)  # what a killed process left of its last line
             file.write(line.encode())
@@ -208,6 +212,15 @@ class Run:
                 f"{self.path} is not a run folder and not empty: it has {foreign[0]}. Name another --run folder."
             )
 
+    def _begin(self, recipe_file: RecipeFile, knobs: dict[str, Any], smoke: bool, command: str) -> None:
+        if not self._missing():
+            return
+        self._require_empty()
+        write_file(self.path / "recipe.py", recipe_file.source.encode())
+        write_json(self.path / "knobs.json", knobs)
+        record = {"recipe": recipe_file.name, "smoke": smoke, "seed": knobs.get("seed"), "command": command}
+        write_json(self.path / "environment.json", record | _environment())
+
     def _continue(self, recipe_file: RecipeFile, knobs: dict[str, Any], smoke: bool, allow_change: bool) -> None:
         """Go on with the new recipe and knobs, if they give what the old ones gave or change is allowed."""
         # Knobs are compared as JSON keeps them, where a tuple is a list.
@@ -232,18 +245,6 @@ class Run:
             f"Nothing was touched. Keep both: keras-committee train {recipe_file.path} --run {another} ...\n"
             "or train what is missing with the change, and keep what is finished: --allow-change."
         )
-
-
-def _owner(text: str) -> str:
-    try:
-        owner = json.loads(text)
-    except ValueError:  # it has the lock, and is just writing its name
-        return "another process"
-    return f"pid {owner['pid']} on host {owner['host']} since {owner['since']}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _environment() -> dict[str, Any]:

@@ -65,7 +65,9 @@ def untrained(monkeypatch):
     """`train` ends before any training; the calls are noted here."""
     calls = []
     monkeypatch.setattr(
-        training, "train_committee", lambda run, recipe, strategy: calls.append((run, recipe, strategy))
+        training,
+        "train_committee",
+        lambda run, recipe, strategy, **options: calls.append((run, recipe, strategy, options)),
     )
     return calls
 
@@ -150,15 +152,19 @@ def test_show_as_json_is_one_document_with_the_agreed_keys(folder, capsys):
 
 
 def test_train_makes_the_run_and_hands_over_recipe_and_strategy(folder, untrained, capsys):
-    assert cli.main(["train", "tiny.py", "--set", "epochs=7", "--strategy", "one"]) == 0
-    [(run, recipe, strategy)] = untrained
+    options = ["--workers", "2", "--members", "1,0", "--save-every", "7", "--deterministic", "--from-scratch"]
+    assert cli.main(["train", "tiny.py", "--set", "epochs=7", "--strategy", "one", *options]) == 0
+    [(run, recipe, strategy, told)] = untrained
+    assert (told["workers"], told["members"], told["from_scratch"]) == (2, [1, 0], True)
+    assert told["settings"] == training.Settings(save_seconds=7.0, deterministic=True)
     assert (str(run.path), recipe.epochs, recipe.members, strategy) == ("runs/tiny", 7, 2, "one")
-    assert run.environment()["command"] == "keras-committee train tiny.py --set epochs=7 --strategy one"
+    begun = "keras-committee train tiny.py --set epochs=7 --strategy one --workers 2"
+    assert run.environment()["command"].startswith(begun)
     assert "Next: keras-committee evaluate runs/tiny" in capsys.readouterr().out
 
 
 def test_the_folder_is_owned_while_it_is_trained_in_and_free_afterwards(folder, monkeypatch, capsys):
-    def train_again(run, recipe, strategy):
+    def train_again(*_, **__):
         codes.append(cli.main(["train", "tiny.py"]))
 
     codes = []
@@ -170,7 +176,7 @@ def test_the_folder_is_owned_while_it_is_trained_in_and_free_afterwards(folder, 
 
 def test_a_smoke_run_has_its_own_folder_and_a_small_recipe(folder, untrained):
     assert cli.main(["train", "tiny.py", "--set", "members=4", "--smoke"]) == 0
-    [(run, recipe, _)] = untrained
+    [(run, recipe, _, _)] = untrained
     assert (str(run.path), run.smoke) == ("runs/tiny-smoke", True)
     assert (recipe.members, recipe.epochs, recipe.data.limit) == (2, 1, 256)
 
@@ -184,7 +190,7 @@ def test_other_versions_than_at_the_start_are_warned_of(folder, untrained, capsy
 
 
 def failing(error):
-    def fail(run, recipe, strategy):
+    def fail(*_, **__):
         raise error
 
     return fail

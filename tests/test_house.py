@@ -13,7 +13,7 @@ PYTHON = MODULES + sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "tes
 # From the ground up. A module imports from floors below its own, or inside its own folder.
 FLOORS = [
     ["errors"],
-    ["layers", "metrics", "flops", "schedules", "files"],
+    ["layers", "metrics", "flops", "schedules", "files", "tables"],
     ["models", "data"],
     ["recipe"],
     ["recipe_file"],
@@ -24,7 +24,17 @@ FLOORS = [
 LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 WITH_TENSORFLOW = ("data", "training", "serving")
 FAST_PATHS = ("layers/normalization.py", "layers/gates.py", "layers/pure.py")  # inside functions
-WITHOUT_KERAS = ("errors.py", "recipe.py", "recipe_file.py", "run.py", "metrics.py", "__init__.py", "cli.py")
+WITHOUT_KERAS = (
+    "errors.py",
+    "recipe.py",
+    "recipe_file.py",
+    "run.py",
+    "metrics.py",
+    "files.py",
+    "tables.py",
+    "__init__.py",
+    "cli.py",
+)
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")
 

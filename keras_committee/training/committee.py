@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 from keras_committee.data import Splits
@@ -23,6 +24,7 @@ def train_committee(
     strategy: str = "auto",
     *,
     workers: int | Literal["auto"] = 1,
+    members: Sequence[int] | None = None,
     settings: Settings | None = None,
     from_scratch: bool = False,
 ) -> None:
@@ -37,7 +39,8 @@ def train_committee(
         strategy: `"auto"`, `"one"` or `"mirrored"`, see `strategy.make_strategy`.
         workers: How many members train at once, each in a process of its own with its share of the cores or GPUs. 1
             trains in this process; `"auto"` is the number that `machine.choose` gives.
-        settings: How members are kept safe.
+        members: The indices of those to train; None is all. Others may train others in the same run folder.
+        settings: How members are run and kept safe.
         from_scratch: Discard the state of unfinished members first.
 
     Raises:
@@ -48,7 +51,7 @@ def train_committee(
         Interrupted: If training was asked to stop; what was reached is saved.
     """
     settings = settings or Settings()
-    missing = _missing_members(run, recipe, from_scratch)
+    missing = _missing_members(run, recipe, members, from_scratch)
     if not missing:
         return
     if settings.deterministic:
@@ -74,11 +77,15 @@ def train_committee(
     run.journal("training_finished")
 
 
-def _missing_members(run: Run, recipe: Recipe, from_scratch: bool) -> list[int]:
+def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, from_scratch: bool) -> list[int]:
+    wanted = range(recipe.members) if members is None else sorted(set(members))
+    unknown = [index for index in wanted if not 0 <= index < recipe.members]
+    if unknown:
+        raise RecipeError(f"there is no member {unknown[0]}: the recipe has members 0 to {recipe.members - 1}.")
     finished = run.finished_members()
-    missing = [index for index in range(recipe.members) if index not in finished]
+    missing = [index for index in wanted if index not in finished]
     # What a kill between a finished model and its clean-up left, and what is to be discarded.
-    for index in [*finished, *(missing if from_scratch else [])]:
+    for index in [*(set(finished) & set(wanted)), *(missing if from_scratch else [])]:
         shutil.rmtree(run.member(index).state, ignore_errors=True)
     return missing
 
@@ -98,7 +105,8 @@ def _train_here(run, recipe, missing, splits, devices, monitor, stop, settings) 
         run.journal("member_started", member=index, seed=recipe.seed + index, devices=devices.num_replicas_in_sync)
         started = time.monotonic()
         try:
-            train_member(recipe, index, splits, run.member(index), devices, monitor, stop, settings)
+            with run.member(index).lock():
+                train_member(recipe, index, splits, run.member(index), devices, monitor, stop, settings)
         except DivergedError as error:
             failures[index] = error
             monitor.event(index, "member_failed", f"error: {error}", error=str(error))

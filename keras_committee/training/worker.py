@@ -71,8 +71,10 @@ def train_one(run: Run, index: int, strategy: str, report: Report, stop: Interru
     recipe = run.recipe_file().build(run.knobs())
     recipe = recipe.smoke() if run.smoke else recipe
     devices = make_strategy(strategy, recipe.data.batch_size)
+    splits, folder = recipe.data.load(), run.member(index)
     try:
-        train_member(recipe, index, recipe.data.load(), run.member(index), devices, report, stop, settings)
+        with folder.lock():
+            train_member(recipe, index, splits, folder, devices, report, stop, settings)
     except tf.errors.ResourceExhaustedError as error:
         raise ResourceError(
             f"member {index} does not fit into the memory of its device: {error.message.splitlines()[0]}\n"

@@ -1,0 +1,62 @@
+"""What do members and committees look like on a terminal?"""
+
+import sys
+from typing import Any
+
+import click
+
+_MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
+
+
+def print_members(members: list[dict[str, Any]]) -> None:
+    """The table of the members that `show` describes."""
+    cells = [[*_member_cells(member), *_skipping_cells(member)] for member in members]
+    print_table(["member", "name", "parameters", "MFLOPs", "expected depth", "expected saving"], cells)
+
+
+def print_evaluation(result: dict[str, Any]) -> None:
+    """The tables of `evaluation.json`: its members, and its committees of every size."""
+    scores = ["accuracy", "nll", "ece", "brier"]
+    members = [[*_member_cells(member), *(f"{member[score]:.4f}" for score in scores)] for member in result["members"]]
+    print_table(["member", "name", "parameters", "MFLOPs", "accuracy", "NLL", "ECE", "Brier"], members)
+    committees = [
+        [
+            str(each["size"]),
+            str(each["accuracy"]["subsets"]),
+            f"{each['mflops']:.2f}",
+            f"{each['accuracy']['min']:.4f} .. {each['accuracy']['max']:.4f}",
+            *(_spread(each[score]) for score in scores),
+        ]
+        for each in result["committees"]
+    ]
+    print_table(
+        ["size", "subsets", "MFLOPs", "accuracy of each", "accuracy", "NLL", "ECE", "Brier"],
+        committees,
+        "Mean ± standard deviation over the subsets. ",
+    )
+
+
+def _member_cells(member: dict[str, Any]) -> list[str]:
+    return [str(member["index"]), member["name"], f"{member['parameters']:,}", f"{member['mflops']:.2f}"]
+
+
+def _skipping_cells(member: dict[str, Any]) -> list[str]:
+    if member["expected_depth"] is None:
+        return ["-", "-"]
+    return [f"{member['expected_depth']:.2f} blocks", f"{member['expected_saving']:.1%} in training"]
+
+
+def _spread(score: dict[str, float]) -> str:
+    return f"{score['mean']:.4f} ± {score['std']:.4f}"
+
+
+def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> None:
+    """A table, and what its MFLOPs are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    click.echo(f"{note}{_MFLOPS}\n")
