@@ -38,5 +38,5 @@ def _predictor(model):
     """The same layers in a model of its own, so that compiling it leaves the caller's model alone."""
     logits = keras.ops.cast(model.outputs[0], "float32")
     predictor = keras.Model(model.inputs[0], keras.ops.log_softmax(logits))
-    predictor.compile(jit_compile=keras.backend.backend() != "tensorflow")
+    predictor.compile(jit_compile=keras.backend.backend() == "jax")
     return predictor
