@@ -51,12 +51,37 @@ def window(uniform, rows, survival):
     return ops.where(is_half & is_second, half, 0), count
 
 
+def choices(first, count, rows):
+    """Which of the windows that a program must foresee is the one drawn.
+
+    TensorFlow's shapes may change from step to step: it foresees the drawn window only, whatever that is. Elsewhere a
+    shape is a number, and all windows of `window` that hold rows are foreseen.
+
+    Args:
+        first, count: int32 scalars, from `window`.
+        rows: Integer b, on TensorFlow possibly an int32 scalar.
+
+    Returns:
+        The number of the drawn window in the list, counted from 1, or 0 if it holds no rows (on TensorFlow True or
+        False); and the list of windows `(first, count)`.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return count > 0, [(first, count)]
+    half = rows // 2
+    windows = sorted({(0, 0), (0, half), (half, rows - half), (0, rows)})  # of a single row: two
+    drawn = [ops.equal(first, f) & ops.equal(count, c) for f, c in windows]
+    return ops.argmax(ops.stack(drawn)), windows[1:]
+
+
 def cut(x, first, count):
     """`x` itself, for `put`, and its rows in the window.
 
     The two functions are a pair: going back, `put` sends the whole gradient to `x` and `cut` writes the gradient of the
-    rows over it. That takes one pass over memory, where slices take a zero-padded copy each and a sum.
+    rows over it. That takes one pass over memory, where slices take a zero-padded copy each and a sum. Windows of
+    Python integers, which are those of other backends than TensorFlow, are sliced: XLA fuses the copies.
     """
+    if isinstance(count, int):
+        return x, rows_of(x, first, count)
 
     @ops.custom_gradient
     def identity_and_rows(x):
@@ -68,6 +93,8 @@ def cut(x, first, count):
 
 def put(x, rows, first, count):
     """`x`, from `cut`, with its rows in the window replaced by `rows`."""
+    if isinstance(count, int):
+        return _joined(x, rows, first, count)
 
     @ops.custom_gradient
     def replace(x, rows):
@@ -85,8 +112,12 @@ def _written(x, rows, first, count):
     return ops.cond(
         ops.equal(count, ops.shape(x)[0]),
         lambda: rows,  # no copy
-        lambda: ops.concatenate([x[:first], rows, x[first + count :]], axis=0),
+        lambda: _joined(x, rows, first, count),
     )
+
+
+def _joined(x, rows, first, count):
+    return ops.concatenate([x[:first], rows, x[first + count :]], axis=0)
 
 
 def _replica():

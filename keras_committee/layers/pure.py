@@ -22,6 +22,13 @@ def pure_branch(branch, training):
     return pure
 
 
+def values_of(state):
+    """The values of variables now, whatever is assigned later."""
+    values = [ops.convert_to_tensor(v) for v in state]
+    # PyTorch assigns in place, under the gradient that still reads the old value.
+    return [ops.copy(v) for v in values] if keras.backend.backend() == "torch" else values
+
+
 def rematerialised(pure, weights):
     """`pure`, whose first `weights` values are trainable, run again for its gradient instead of remembered."""
     if keras.backend.backend() != "tensorflow":

@@ -1,11 +1,13 @@
 """How does a residual block skip its branch at random while training, and pay nothing for it?"""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_committee.layers import gates
-from keras_committee.layers.pure import pure_branch, rematerialised, unmoved
+from keras_committee.layers.pure import pure_branch, rematerialised, unmoved, values_of
 
 MODES = ("batch", "sample", "subset")
 SCALINGS = ("inference", "training")
@@ -22,7 +24,10 @@ class StochasticDepth(keras.layers.Layer):
     - `"sample"`: one gate per example. The branch runs for all of them; nothing is saved.
     - `"subset"`: the branch sees the surviving examples only: the whole batch, one of its halves, or nothing, drawn so
       that every example survives with probability `survival`. As batches are shuffled, a half is as random as other
-      rows, and it is cut and put back without gathering. TensorFlow only: its shapes change from step to step.
+      rows, and it is cut and put back without gathering.
+
+    TensorFlow, JAX and PyTorch train in every mode. JAX compiles the branch of a `"subset"` three times, for the whole
+    batch and for each half. On a CPU, XLA runs convolutions inside a conditional slowly: `"sample"` has none.
 
     At inference the branch runs whole, times `survival` (scaling `"inference"`, the paper's rule) or times 1 (scaling
     `"training"`, where the open branch was divided by `survival` instead). A survival of 0 means at any time that the
@@ -146,46 +151,42 @@ class StochasticDepth(keras.layers.Layer):
         return self._whole(None, x, shortcut, ops.reshape(gate, (-1,) + (1,) * (len(x.shape) - 1)), True)
 
     def _subset(self, x, shortcut, survival, scale):
-        if keras.backend.backend() != "tensorflow":
-            raise ValueError(
-                "mode='subset' trains on TensorFlow only: the number of surviving rows changes from step to step. "
-                f"Give {self.name} mode='batch' or mode='sample'. Received: backend {keras.backend.backend()!r}"
-            )
         with gates.on_host():
             rows = ops.shape(x)[0]
             window = gates.window(self._uniform((2,)), rows, survival)
             self.runs.assign_add(ops.cast(window[1], "float32") / ops.cast(rows, "float32"))
 
-        def run(branch):
+        def residual(window, branch):
             whole, kept = gates.cut(shortcut, *window)
             inputs = kept if shortcut is x else gates.rows_of(x, *window)
             return gates.put(whole, self._sum(kept, branch(inputs), scale), *window)
 
-        return self._if(window[1] > 0, run, shortcut, True)
+        choice, windows = gates.choices(*window, rows)
+        return self._one_of(choice, [functools.partial(residual, each) for each in windows], shortcut, True)
 
     def _whole(self, predicate, x, shortcut, scale, training):
         """The block for all rows alike, if the predicate holds or is None."""
-        return self._if(predicate, lambda branch: self._sum(shortcut, branch(x), scale), shortcut, training)
+        return self._one_of(predicate, [lambda branch: self._sum(shortcut, branch(x), scale)], shortcut, training)
 
     def _sum(self, shortcut, outputs, scale):
         if scale is not None:  # stopped inside the conditional, which would compute its gradient whether asked or not
             outputs = outputs * ops.stop_gradient(self._cast(scale))
         return shortcut + outputs
 
-    def _if(self, predicate, residual, skipped, training):
-        """`residual(branch)` where the predicate holds or is None, else `skipped`.
+    def _one_of(self, choice, residuals, skipped, training):
+        """`skipped` where the choice is 0 or False, else the residual of that number, from 1; the first where None.
 
         The branch runs as a pure function inside the conditional and its new state is assigned outside: JAX and
         rematerialisation need it so, and TensorFlow takes the same time as with assignments inside.
         """
-        if predicate is not None:
+        if choice is not None:
             self._check_replicas()
         weights, state = self.branch.trainable_variables, self.branch.non_trainable_variables
-        before = [ops.convert_to_tensor(v) for v in (*weights, *state)]
+        before = [ops.convert_to_tensor(v) for v in weights] + values_of(state)
         pure = pure_branch(self.branch, training)
         pure = rematerialised(pure, len(weights)) if self.rematerialise and training else pure
 
-        def run():
+        def run(residual):
             after = []
 
             def branch(inputs):
@@ -198,7 +199,7 @@ class StochasticDepth(keras.layers.Layer):
         def skip():
             return [unmoved(skipped, *before[: len(weights)]), *before[len(weights) :]]
 
-        outputs, *after = run() if predicate is None else ops.cond(predicate, run, skip)
+        outputs, *after = _chosen(choice, skip, [functools.partial(run, each) for each in residuals])
         if training:
             for variable, value in zip(state, after, strict=True):
                 variable.assign(value)
@@ -242,6 +243,12 @@ def _probability(survival):
     if not 0.0 <= survival <= 1.0:
         raise ValueError(f"survival must be a probability in [0, 1]. Received: survival={survival}")
     return float(survival)
+
+
+def _chosen(choice, skip, runs):
+    if choice is None:
+        return runs[0]()
+    return ops.cond(choice, runs[0], skip) if len(runs) == 1 else ops.switch(choice, [skip, *runs])
 
 
 def _layers(branch):
