@@ -15,8 +15,8 @@ class Predictor:
     """Runs a member over batches of images, every example once and in order, as often as it is called.
 
     The model runs in inference mode, with the weights that it has when called; its compilation and graph stay as they
-    are. It is compiled on JAX only: XLA costs 1.7x the time on a CPU and compiles anew for the ragged last
-    batch.
+    are. It is compiled on JAX only: on TensorFlow XLA costs 1.7x the time on a CPU, and compiles anew for the ragged
+    last batch.
 
     Args:
         model: Functional model from raw pixels `(batch, height, width, channels)` to logits `(batch, classes)`.
