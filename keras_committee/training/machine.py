@@ -25,9 +25,9 @@ def choose(workers: int | Literal["auto"], members: int) -> tuple[int, str]:
     """
     if workers == "auto":
         gpus, cores = len(tf.config.list_physical_devices("GPU")), len(usable_cores())
-        room = max(1, _free_memory() // MEMORY_OF_A_WORKER)
+        room = max(1, free_memory() // MEMORY_OF_A_WORKER)
         many = min(members, gpus) if gpus else min(members, cores, room)
-        place = f"{gpus} GPUs" if gpus else f"{cores} cores and {_free_memory() / 1024**3:.0f} GiB of free memory"
+        place = f"{gpus} GPUs" if gpus else f"{cores} cores and {free_memory() / 1024**3:.0f} GiB of free memory"
         return many, f"{many} of {members} members at once, as there are {place}; --workers N to choose."
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise RecipeError(f"workers must be 'auto' or an integer of 1 or more. Received: {workers!r}")
@@ -56,7 +56,7 @@ def usable_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes that processes can still take; without limit where the system does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
