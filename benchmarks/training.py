@@ -37,6 +37,7 @@ import tensorflow as tf
 from keras_committee import data
 
 MEMBERS, BATCH = 4, 128
+EPOCH = 45_000 // BATCH  # steps
 FOLDER = Path(__file__).with_suffix("")
 LOCAL = Path("data/cifar10")
 CORES = sorted(os.sched_getaffinity(0))
@@ -44,6 +45,8 @@ AUTO = keras.Sequential().jit_compile  # what `compile()` makes of "auto" on thi
 STOCK, OTHER = f"Keras fit, compile() defaults (jit_compile={AUTO})", f"Keras fit, jit_compile={not AUTO}"
 TORCH = "PyTorch"
 OURS, CACHED = "ours, processes side by side", "the same, one cached batch"
+DETERMINISTIC = "the same, --deterministic"
+KEEPING = "one epoch's checkpoint and logs"
 CEILING = "convolutions alone, processes side by side"
 
 
@@ -130,6 +133,8 @@ def keras_sides(workers, **spec):
         Side("ours, one process", ours(MEMBERS, 1, **spec)),
         Side(OURS, together),
         Side(CACHED, together, mode="cached"),
+        Side(DETERMINISTIC, ours(MEMBERS, workers, deterministic=True, **spec)),
+        Side(KEEPING, together, mode="keep"),
         Side(f"convolutions alone, {len(parts[0])} of {len(CORES)} cores", ceiling[:1]),
         Side(CEILING, ceiling),
     ]
@@ -206,7 +211,13 @@ def figures(rows):
         "value": rate[CACHED] / rate[OURS],
         "wanted": "at most 1.05",
     }
-    return [*found, step]
+    # A turn of KEEPING writes where one of OURS trains a batch, so that their rates compare the seconds of both.
+    kept = {
+        "name": "seconds of an epoch's checkpoint and logs / seconds of its steps",
+        "value": rate[OURS] / rate.pop(KEEPING) / EPOCH,
+        "wanted": "at most 0.01",
+    }
+    return [*found, step, kept]
 
 
 def write_images(directory, path):
@@ -251,11 +262,13 @@ def table(result):
         "| --- | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {row['name']} | {row['median']:.0f} | {row['spread']:.0f} | {row['ratio']:.2f} |" for row in result["rows"]
+        f"| {row['name']} | {row['median']:.0f} | {row['spread']:.0f} | {row['ratio']:.2f} |"
+        for row in result["rows"]
+        if row["name"] != KEEPING
     ]
     for figure in result["figures"]:
         wanted = f" (wanted: {figure['wanted']})" if figure["wanted"] else ""
-        lines.append(f"{figure['name']}: {figure['value']:.2f}{wanted}")
+        lines.append(f"{figure['name']}: {figure['value']:.3g}{wanted}")
     return "\n".join(lines)
 
 

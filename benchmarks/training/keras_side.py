@@ -8,6 +8,8 @@ Kinds: "fit", Keras' loop as its guides write it; "member", our step on our stre
 import json
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -20,7 +22,11 @@ from keras_committee import models
 from keras_committee.data import Split, Splits, pad_crop_flip
 from keras_committee.data.images import Pixels
 from keras_committee.layers.normalization import BatchNormalization
+from keras_committee.run import MemberFolder
+from keras_committee.training.checkpoint import Checkpoints
 from keras_committee.training.gauges import BlockGauges
+from keras_committee.training.logs import MemberLog
+from keras_committee.training.state import MemberState
 from keras_committee.training.step import training_step
 from keras_committee.training.strategy import make_strategy
 
@@ -96,8 +102,24 @@ def member(spec):
     step = training_step(model, descent, loss(), make_strategy("one", spec["batch"]), BlockGauges(model))
     stream = iter(splits.stream(spec["member"], 0, ENDLESS))
     cached = next(stream)
-    for mode in turns(spec["warm_up"]):
-        step(*(cached if mode == "cached" else next(stream)))
+    with tempfile.TemporaryDirectory() as folder:
+        keep = keeper(MemberState(model, descent), MemberFolder(Path(folder), spec["member"]))
+        for mode in turns(spec["warm_up"]):
+            keep() if mode == "keep" else step(*(cached if mode == "cached" else next(stream)))
+
+
+def keeper(state, folder):
+    """A function that writes what is written at the end of an epoch: a checkpoint, and the logs."""
+    checkpoints, log = Checkpoints(folder.state), MemberLog(folder, print)
+    votes = np.zeros((5_000, 10), np.float32)
+
+    def keep():
+        state.step += 1
+        state.history.append({"epoch": state.step, "loss": 0.5, "accuracy": 0.5, "validation_accuracy": 0.5})
+        checkpoints.save(state.step, state.arrays(), state.document())
+        log.epoch_ended(state.history, votes, {})
+
+    return keep
 
 
 def convolutions(spec):
@@ -132,6 +154,8 @@ def convolution_step(layers, spec):
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
+    if given.get("deterministic"):
+        tf.config.experimental.enable_op_determinism()
     if given["cores"]:  # TensorFlow makes its threads at the first operation, and they stay where this one is
         os.sched_setaffinity(0, given["cores"])
         tf.config.threading.set_intra_op_parallelism_threads(len(given["cores"]))
