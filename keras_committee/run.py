@@ -224,19 +224,20 @@ class Run:
         speaks_only = recipe_file.does_as(self.recipe_file())
         grave = [text for key, text in changes.items() if key not in harmless] + ([] if speaks_only else lines)
         if grave and (not allow_change or smoke != self.smoke):
-            self._refuse(grave, recipe_file)
+            self._refuse(grave, recipe_file, may_change=smoke == self.smoke)
         if changes or lines:
             self.journal("changed", changes=[*changes.values(), *lines])
             write_file(self.path / "recipe.py", recipe_file.source.encode())
             write_json(self.path / "knobs.json", knobs)
 
-    def _refuse(self, changes: list[str], recipe_file: RecipeFile) -> None:
+    def _refuse(self, changes: list[str], recipe_file: RecipeFile, may_change: bool) -> None:
         listing = "\n  ".join(changes)
         another = shlex.quote(f"{self.path}-2")
+        change = "\nor train what is missing with the change, and keep what is finished: --allow-change."
         raise RunError(
             f"{self.path} was trained with something else:\n  {listing}\n"
-            f"Nothing was touched. Keep both: keras-committee train {recipe_file.path} --run {another} ...\n"
-            "or train what is missing with the change, and keep what is finished: --allow-change."
+            f"Nothing was touched. Keep both: keras-committee train {recipe_file.path} --run {another} ..."
+            f"{change if may_change else ''}"
         )
 
 
