@@ -205,6 +205,15 @@ def test_A15_of_jobs_that_share_a_run_and_begin_it_at_once_none_fails(race):
         assert sorted(steps) == [(racer, place) for racer in range(8) for place in range(5)]
 
 
+def test_A15_who_shares_waits_while_another_job_writes_the_record(tmp_path, hold):
+    (tmp_path / "tiny.py").write_text("def recipe(members=2): ...\n")
+    file = RecipeFile.read(tmp_path / "tiny.py")
+    holder = hold(tmp_path / "run" / ".record.lock", "alone")
+    threading.Timer(0.3, holder.kill).start()
+    run = Run.create(tmp_path / "run", file, file.resolve([]), command="train", shared=True)
+    assert run.knobs() == {"members": 2}
+
+
 def test_lines_that_four_processes_append_to_the_journal_at_once_are_whole_and_none_is_lost(race):
     (result,) = race("writing", 1)
     assert result["words"] == ["won"] * 4
