@@ -245,6 +245,13 @@ def test_A01_what_a_kill_left_of_the_last_line_is_repaired(run, left):
     assert path.read_bytes().count(b"\n") == 2
 
 
+def test_an_event_is_in_its_file_before_that_is_flushed_to_the_disk(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append(json.loads((run.path / "journal.jsonl").read_bytes())))
+    run.journal("first")
+    assert [event["event"] for event in seen] == ["first"]
+
+
 @pytest.fixture
 def limit():
     """Lets no file grow beyond a number of bytes: the system itself then writes a part of a line and no more."""

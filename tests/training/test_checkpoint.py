@@ -326,6 +326,15 @@ def test_A14_where_all_are_damaged_nothing_starts_over_and_nothing_is_removed(ch
     assert everything(folder) == before
 
 
+def test_A14_where_the_weights_that_all_need_are_damaged_nothing_starts_over(checkpoints, folder):
+    save(checkpoints, 5000, "best-000002")
+    zero_tail(random.Random(5), folder / "best-000002/arrays.npz")
+    before = everything(folder)
+    with pytest.raises(RunError, match=r"no usable checkpoint in .*state:\n .*best-000002 .*\n .*best-000002 "):
+        checkpoints.newest()
+    assert everything(folder) == before
+
+
 def test_E11_what_cannot_be_read_just_now_is_not_taken_for_damaged(checkpoints, folder, monkeypatch):
     def too_many(path):
         raise OSError(errno.EMFILE, "Too many open files")
@@ -387,6 +396,19 @@ class _Raw(io.FileIO):
         return count
 
 
+class Rename:
+    """`os.rename`, but one call fails: that of number `last`, or the one to a name with `part` in it."""
+
+    def __init__(self, last=None, part=None):
+        self._rename, self._last, self._part, self.calls = os.rename, last, part, 0
+
+    def __call__(self, source, target):
+        self.calls += 1
+        if self.calls == self._last or (self._part and self._part in str(target)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._rename(source, target)
+
+
 @pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.4, 0.7, 0.8, 0.9, 0.999])
 def test_A06_a_full_disk_keeps_the_checkpoints_before_it(checkpoints, folder, monkeypatch, share):
     disk = Disk(1_000_000)
@@ -445,19 +467,12 @@ def test_A06_a_disk_that_fails_at_one_call_keeps_the_checkpoints_before_it(check
 
 
 def test_A06_the_old_one_takes_its_name_again_where_the_new_one_cannot(checkpoints, folder, monkeypatch):
-    rename, calls = os.rename, []
-
-    def fail_once(source, target):
-        calls.append(source)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", fail_once)
+    rename = Rename(last=2)
+    monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(ResourceError, match="up to step 4120 is safe"):
         checkpoints.save(4120, {"other": np.array(0.7)}, {})
     assert_same(checkpoints.newest()[0].arrays, arrays_of(4120))
-    assert len(calls) == 3
+    assert rename.calls == 3
 
 
 def test_E05_a_file_system_that_became_read_only_is_a_resource_error(checkpoints, folder, monkeypatch):
@@ -477,15 +492,8 @@ def test_E05_a_file_system_that_became_read_only_is_a_resource_error(checkpoints
 
 
 def test_older_checkpoints_that_cannot_be_removed_are_a_resource_error(checkpoints, monkeypatch):
-    rename = os.rename
-
-    def removable(source, target):
-        if ".gone-" in str(target):
-            raise OSError(errno.EROFS, "Read-only file system")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", removable)
-    with pytest.raises(ResourceError, match=r"cannot write .*state: Read-only file system"):
+    monkeypatch.setattr(os, "rename", Rename(part=".gone-"))
+    with pytest.raises(ResourceError, match=r"cannot write .*state: No space left on device"):
         save(checkpoints, 5000)
     assert checkpoints.newest()[0].step == 5000
 
