@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,18 +51,20 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         where = f": {error.filename}" if error.filename and str(error.filename) != str(path) else ""
         raise ResourceError(
-            f"cannot write {path}: {error.strerror}{where}.\n  Make room, mend the permissions, or name another folder."
+            f"cannot write {path}: {error.strerror or error}{where}.\n"
+            "  Make room, mend the permissions, or name another folder."
         ) from error
 
 
 @contextlib.contextmanager
-def owned(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
+def owned(path: Path, what: str, *, shared: bool = False, patience: float = 0.0) -> Iterator[None]:
     """Holds the lock file `path`. The kernel frees it when the process ends, in whatever way it ends.
 
     Args:
         path: The lock file; it is made, and says who holds it.
         what: What messages call the thing that is locked.
         shared: Whether others may hold it as well, if they share it too.
+        patience: Seconds to wait for another process to let go of it.
 
     Raises:
         InUseError: If another process holds it.
@@ -69,17 +72,16 @@ def owned(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")  # noqa: SIM115 - closed below, after the yield
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # noqa: SIM115 - closed below
     with file:
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            _lock(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + patience)
         except BlockingIOError as error:
             raise InUseError(f"{what} is in use by {_owner(file.read())}. Nothing was touched.") from error
         except OSError as error:
             raise ResourceError(f"the file system of {path} has no locks: {error.strerror}.") from error
-        file.truncate()
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
-        file.flush()
+        with writing(path):
+            os.pwrite(file.fileno(), _signature(shared), 0)
         yield
 
 
@@ -88,9 +90,26 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _owner(text: str) -> str:
+def _lock(file: int, kind: int, until: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.02)
+
+
+def _signature(shared: bool) -> bytes:
+    """The name of this process, always as long: one write puts it whole over that of another who shares the lock."""
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now(), "shared": shared}
+    return json.dumps(owner).ljust(255).encode() + b"\n"
+
+
+def _owner(text: bytes) -> str:
     try:
         owner = json.loads(text)
     except ValueError:  # it has the lock, and is just writing its name
         return "another process"
-    return f"pid {owner['pid']} on host {owner['host']} since {owner['since']}"
+    others = ", or by others that share it" if owner["shared"] else ""
+    return f"pid {owner['pid']} on host {owner['host']} since {owner['since']}{others}"

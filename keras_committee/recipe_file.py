@@ -83,7 +83,10 @@ class RecipeFile:
                 f"{self.path}: recipe() must return a keras_committee.Recipe. Received: {type(recipe).__name__}"
             )
         return dataclasses.replace(
-            recipe, member=self._guarded(recipe.member), optimizer=self._guarded(recipe.optimizer)
+            recipe,
+            member=self._guarded(recipe.member),
+            optimizer=self._guarded(recipe.optimizer),
+            initial=self._guarded(recipe.initial) if callable(recipe.initial) else recipe.initial,
         )
 
     def _guarded(self, function: Callable) -> Callable:
@@ -135,7 +138,7 @@ def _program(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node.body[0] = ast.Pass()
+            del node.body[0]
     return ast.dump(tree)
 
 

@@ -10,17 +10,16 @@ import os
 import platform
 import shlex
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from keras_committee.errors import InUseError, RunError
+from keras_committee.errors import RunError
 from keras_committee.files import now, owned, write_file, write_json, writing
 from keras_committee.recipe_file import RecipeFile
 
 _RECORD = ("recipe.py", "knobs.json", "environment.json")  # written in this order: the last one marks a whole run
-_SECONDS_TO_BEGIN = 30.0  # for another job to make the folder that is to be shared
+_SECONDS_TO_RECORD = 30.0  # for another job that shares the folder to write its record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,16 +103,9 @@ class Run:
         with writing(run.path):
             run.path.parent.mkdir(parents=True, exist_ok=True)
             run.path.mkdir(mode=0o700, exist_ok=True)
-        patience = time.monotonic() + (_SECONDS_TO_BEGIN if shared else 0)
-        while run._missing():
-            try:
-                with run.lock():
-                    run._begin(recipe_file, knobs, smoke, command)
-            except InUseError:
-                if time.monotonic() > patience:
-                    raise
-                time.sleep(0.1)  # another job is beginning it
-        with run.lock(shared=shared):
+        record = owned(run.path / ".record.lock", f"the record of {run.path}", patience=_SECONDS_TO_RECORD)
+        with run.lock(shared=shared), record:
+            run._begin(recipe_file, knobs, smoke, command)
             run._continue(recipe_file, knobs, smoke, allow_change)
         return run
 
@@ -136,7 +128,7 @@ class Run:
         defaults = self.recipe_file().defaults
         knobs = self._read_json("knobs.json")
         return {
-            knob: _as_tuples(value) if isinstance(defaults[knob], tuple) else value for knob, value in knobs.items()
+            knob: _as_tuples(value) if isinstance(defaults.get(knob), tuple) else value for knob, value in knobs.items()
         }
 
     def environment(self) -> dict[str, Any]:
@@ -178,11 +170,12 @@ class Run:
         """Appends one event. It is on the disk when this returns; call it by an owner of the lock only."""
         line = json.dumps({"time": now(), "event": event, **fields}, allow_nan=False) + "\n"
         path = self.path / "journal.jsonl"
-        with writing(path), open(path, "a+b", buffering=0) as file:
+        with writing(path), open(path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # from others who share the folder, for this moment
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)  # what a killed process left of its last line
             file.write(line.encode())
+            file.flush()
             os.fsync(file.fileno())
 
     def events(self) -> list[dict[str, Any]]:
@@ -231,19 +224,20 @@ class Run:
         speaks_only = recipe_file.does_as(self.recipe_file())
         grave = [text for key, text in changes.items() if key not in harmless] + ([] if speaks_only else lines)
         if grave and (not allow_change or smoke != self.smoke):
-            self._refuse(grave, recipe_file)
+            self._refuse(grave, recipe_file, may_change=smoke == self.smoke)
         if changes or lines:
             self.journal("changed", changes=[*changes.values(), *lines])
             write_file(self.path / "recipe.py", recipe_file.source.encode())
             write_json(self.path / "knobs.json", knobs)
 
-    def _refuse(self, changes: list[str], recipe_file: RecipeFile) -> None:
+    def _refuse(self, changes: list[str], recipe_file: RecipeFile, may_change: bool) -> None:
         listing = "\n  ".join(changes)
         another = shlex.quote(f"{self.path}-2")
+        change = "\nor train what is missing with the change, and keep what is finished: --allow-change."
         raise RunError(
             f"{self.path} was trained with something else:\n  {listing}\n"
-            f"Nothing was touched. Keep both: keras-committee train {recipe_file.path} --run {another} ...\n"
-            "or train what is missing with the change, and keep what is finished: --allow-change."
+            f"Nothing was touched. Keep both: keras-committee train {recipe_file.path} --run {another} ..."
+            f"{change if may_change else ''}"
         )
 
 

@@ -99,6 +99,153 @@ def test_another_recipe_is_refused_with_the_lines_that_differ(create, tmp_path):
     assert run.recipe_file().source == SOURCE
 
 
+# A17: the same folder, another recipe
+
+EDITED = {
+    "comment": SOURCE.replace("\n\n\ndef", "\n\n# With a comment.\ndef"),
+    "docstring": SOURCE.replace("Tiny.", "Larger."),
+    "layout": SOURCE.replace("members=8, learning_rate=0.1", "members = 8,\n    learning_rate = 0.1"),
+    "code": SOURCE.replace(": ...", ": return members"),
+    "import": SOURCE.replace("\n\n\ndef", "\n\nimport keras\n\ndef"),
+}
+
+
+@pytest.fixture
+def edited(tmp_path):
+    def edited(kind):
+        path = tmp_path / "edited" / "tiny.py"
+        path.parent.mkdir()
+        path.write_text(EDITED[kind])
+        return RecipeFile.read(path)
+
+    return edited
+
+
+def snapshot(folder):
+    """Every file but the locks, with its content and time."""
+    files = [path for path in sorted(folder.iterdir()) if "lock" not in path.name]
+    return [(path.name, path.read_bytes(), path.stat().st_mtime_ns) for path in files]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("learning_rate=0.05", "learning_rate 0.1 -> 0.05"),
+        ("learning_rate=0.1000001", "learning_rate 0.1 -> 0.1000001"),
+        ("widths=(1, 3)", "widths [1, 2] -> [1, 3]"),
+        ("seed=4", "seed 3 -> 4"),
+        ("members=7", "members 8 -> 7"),
+    ],
+)
+def test_A17_a_knob_that_changes_results_is_refused_and_told(create, change, told):
+    run = create()
+    before = snapshot(run.path)
+    with pytest.raises(RunError, match="was trained with something else") as caught:
+        create([change])
+    assert caught.value.exit_code == 4
+    assert str(caught.value).splitlines()[1:] == [
+        f"  {told}",
+        f"Nothing was touched. Keep both: keras-committee train {run.path.parents[1]}/tiny.py --run {run.path}-2 ...",
+        "or train what is missing with the change, and keep what is finished: --allow-change.",
+    ]
+    assert snapshot(run.path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "knob", "value", "told"),
+    [
+        ("learning_rate=0.05", "learning_rate", 0.05, "learning_rate 0.1 -> 0.05"),
+        ("seed=4", "seed", 4, "seed 3 -> 4"),
+        ("widths=(1, 3)", "widths", (1, 3), "widths [1, 2] -> [1, 3]"),
+    ],
+)
+def test_A17_a_change_that_is_allowed_is_recorded_and_journaled(create, change, knob, value, told):
+    environment = create().environment()
+    run = create([change], allow_change=True)
+    assert run.knobs()[knob] == value
+    assert run.environment() == environment
+    assert [(event["event"], event["changes"]) for event in run.events()] == [("changed", [told])]
+    create([change])
+    assert len(run.events()) == 1
+    with pytest.raises(RunError, match=f"{knob} .* -> "):
+        create()
+
+
+def test_A17_fewer_members_go_on_where_change_is_allowed_and_more_again_anyway(create):
+    create()
+    assert create(["members=2"], allow_change=True).knobs()["members"] == 2
+    run = create(["members=5"])
+    assert [event["changes"] for event in run.events()] == [["members 8 -> 2"], ["members 2 -> 5"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "knob", "value", "told"),
+    [
+        ("members=9", "members", 9, "members 8 -> 9"),
+        ("data_dir=/mnt/cifar", "data_dir", "/mnt/cifar", "data_dir None -> /mnt/cifar"),
+    ],
+)
+def test_A17_more_members_and_moved_data_go_on(create, change, knob, value, told):
+    create()
+    run = create([change])
+    assert run.knobs()[knob] == value
+    assert [event["changes"] for event in run.events()] == [[told]]
+
+
+def test_A17_beside_a_harmless_knob_only_the_grave_one_is_told(create):
+    create()
+    with pytest.raises(RunError, match=r"seed 3 -> 4") as caught:
+        create(["members=12", "seed=4"])
+    assert "members" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["comment", "docstring", "layout"])
+def test_A17_a_recipe_that_only_reads_otherwise_goes_on_and_is_recorded(create, edited, kind):
+    create()
+    run = create(file=edited(kind))
+    assert run.recipe_file().source == EDITED[kind]
+    (event,) = run.events()
+    assert all(line.startswith(("recipe +", "recipe -")) for line in event["changes"])
+    assert snapshot(run.path) == snapshot(create(file=RecipeFile.read(run.path / "recipe.py", "tiny")).path)
+
+
+@pytest.mark.parametrize(("kind", "line"), [("code", ": return members"), ("import", "import keras")])
+def test_A17_a_recipe_that_does_otherwise_is_refused_unless_it_may(create, edited, kind, line):
+    before = snapshot(create().path)
+    file = edited(kind)
+    with pytest.raises(RunError, match=line) as caught:
+        create(file=file)
+    assert caught.value.exit_code == 4
+    assert snapshot(create().path) == before
+    run = create(file=file, allow_change=True)
+    assert run.recipe_file().source == EDITED[kind]
+    assert line in str(run.events()[0]["changes"])
+
+
+def test_A17_a_long_change_is_told_in_ten_lines(create, tmp_path):
+    create()
+    other = tmp_path / "other.py"
+    other.write_text(SOURCE + "".join(f"a{place} = {place}\n" for place in range(30)))
+    with pytest.raises(RunError, match=r"recipe \+a9 = 9\n  \.\.\. and 20 more lines\nNothing"):
+        create(file=RecipeFile.read(other))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_A17_a_smoke_run_never_mixes_even_where_change_is_allowed(create, first):
+    before = snapshot(create(smoke=first).path)
+    for allow_change in (False, True):
+        with pytest.raises(RunError, match=f"--smoke {first} -> {not first}") as caught:
+            create(smoke=not first, allow_change=allow_change)
+        assert "--allow-change" not in str(caught.value)
+    assert snapshot(create(smoke=first).path) == before
+
+
+def test_A17_a_kill_between_recipe_and_knobs_leaves_a_run_that_can_be_read(create, tmp_path):
+    run = create()
+    (run.path / "recipe.py").write_text(SOURCE.replace("widths=(1, 2), ", ""))
+    assert run.knobs() == {"members": 8, "learning_rate": 0.1, "widths": [1, 2], "data_dir": None, "seed": 3}
+
+
 def test_a_smoke_run_and_a_whole_run_do_not_share_a_folder(create):
     create(smoke=True)
     with pytest.raises(RunError, match="--smoke True -> False"):

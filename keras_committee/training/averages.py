@@ -26,8 +26,10 @@ class Averages:
         self._decay, self._strategy = decay, strategy
         self._weights = [*model.trainable_variables, *_statistics(model)]
         with strategy.scope():
-            self.variables = [
-                keras.Variable(weight.value, dtype=weight.dtype, trainable=False, name=f"average_{place}")
+            self.variables = [  # of arrays: Keras would wrap a variable of TensorFlow and not copy it
+                keras.Variable(
+                    keras.ops.convert_to_numpy(weight), dtype=weight.dtype, trainable=False, name=f"average_{place}"
+                )
                 for place, weight in enumerate(self._weights)
             ]
 
@@ -42,13 +44,14 @@ class Averages:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside the block the model has the averages for weights; afterwards it has its own again, bit for bit."""
-        own = [keras.ops.convert_to_numpy(weight) for weight in self._weights]
+        parts = [part for weight in self._weights for part in _parts(weight)]
+        own = [part.numpy() for part in parts]
         self.copy_to_weights()
         try:
             yield
         finally:
-            for weight, value in zip(self._weights, own, strict=True):
-                weight.assign(value)
+            for part, value in zip(parts, own, strict=True):
+                part.assign(value)
 
     def copy_to_weights(self) -> None:
         """Give the model the averages for good."""
@@ -58,6 +61,11 @@ class Averages:
 
 def _move(average, weight, keep):
     average.assign(average * keep + weight * (1.0 - keep))
+
+
+def _parts(weight):
+    """The variable of each replica: batch statistics that are not synchronised differ between them."""
+    return getattr(weight.value, "values", (weight.value,))
 
 
 def _statistics(model):

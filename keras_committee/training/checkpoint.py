@@ -11,6 +11,7 @@ whole, or not at all. The two newest are kept, so that a damaged one costs one i
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -22,10 +23,13 @@ from typing import Any
 import numpy as np
 
 from keras_committee.errors import ResourceError, RunError
-from keras_committee.files import flush_folder, write_file
+from keras_committee.files import flush_folder, write_file, writing
 
 FORMAT = 1
 KEPT = 2
+
+# What keeps a whole file from being read: it is no reason to fall back, and to remove what cannot be read just now.
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +70,9 @@ class Checkpoints:
         Raises:
             ResourceError: If it cannot be written; the ones before it are untouched.
         """
-        path = self._write(_name(step), arrays, {"step": step, "needs": needs, "document": document})
-        self._prune()
+        path = self._write(_name(step), arrays, {"needs": needs, "document": document})
+        with writing(self._folder):
+            self._prune()
         return path
 
     def save_aside(self, name: str, arrays: dict[str, np.ndarray]) -> str:
@@ -90,8 +95,10 @@ class Checkpoints:
 
         Raises:
             RunError: If there are checkpoints and none can be used, or they are of another format.
+            ResourceError: If permissions, memory or open files do not suffice to read them.
         """
-        damages = self._sweep()
+        with writing(self._folder):
+            damages = self._sweep()
         steps = sorted(self._steps(), reverse=True)
         for step in steps:
             try:
@@ -99,8 +106,9 @@ class Checkpoints:
             except Damaged as error:
                 damages.append(str(error))
                 continue
-            for newer in [other for other in steps if other > step]:
-                self._remove(_name(newer))
+            with writing(self._folder):
+                for newer in [other for other in steps if other > step]:
+                    self._remove(_name(newer))
             return checkpoint, damages
         if steps:
             listing = "\n  ".join(damages)
@@ -108,7 +116,7 @@ class Checkpoints:
                 f"no usable checkpoint in {self._folder}:\n  {listing}\n"
                 "Nothing was touched. Bring back a copy of the folder, or discard it: --from-scratch."
             )
-        return None, []
+        return None, damages
 
     def discard(self) -> None:
         """Removes everything."""
@@ -117,8 +125,6 @@ class Checkpoints:
     def _read(self, step: int) -> Checkpoint:
         path = self._folder / _name(step)
         manifest = _verify(path)
-        if manifest["step"] != step:
-            raise Damaged(f"{path} holds step {manifest['step']}")
         if manifest["needs"]:
             _verify(self._folder / manifest["needs"])
         return Checkpoint(step, _arrays(path), manifest["document"])
@@ -130,22 +136,44 @@ class Checkpoints:
             part.mkdir()
             _write_arrays(part / "arrays.npz", arrays)
             files = {"arrays.npz": _digest(part / "arrays.npz")}
-            manifest = _signed({"format": FORMAT, **entries, "files": files})
+            manifest = _signed({"format": FORMAT, "name": name, **entries, "files": files})
             write_file(part / "manifest.json", json.dumps(manifest, allow_nan=False).encode())
-            self._remove(name)  # the same step again, after a rollback or a fallback
+            self._put(part, path)
+        except (OSError, ResourceError) as error:
+            raise self._cannot_write(path, arrays, error) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return path
+
+    def _put(self, part: Path, path: Path) -> None:
+        """Renames `part` to `path`. The same step is there where a stop came at the end of an epoch."""
+        old = self._folder / f".old-{path.name}"
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(path, old)  # `_bring_back` undoes it after a kill
+        try:
             os.rename(part, path)
             flush_folder(self._folder)
-        except (OSError, ResourceError) as error:
-            shutil.rmtree(part, ignore_errors=True)
-            raise self._cannot_write(path, arrays, error) from error
-        return path
+        finally:
+            self._bring_back()
+
+    def _bring_back(self) -> None:
+        """What was to be replaced and was not, takes its name again; what was replaced is removed."""
+        for old in self._folder.glob(".old-*"):
+            path = self._folder / old.name.removeprefix(".old-")
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(old, path)
 
     def _cannot_write(self, path: Path, arrays: dict[str, np.ndarray], error: Exception) -> ResourceError:
         needed = sum(array.nbytes for array in arrays.values()) / 1e9
-        free = shutil.disk_usage(self._folder if self._folder.exists() else "/").free / 1e9
+        there = next(folder for folder in [self._folder, *self._folder.absolute().parents] if folder.exists())
+        free = shutil.disk_usage(there).free / 1e9
         steps = self._steps()
         safe = f"training state up to step {max(steps)} is safe" if steps else "no step was saved before"
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = getattr(cause, "strerror", None) or error
         return ResourceError(
             f"cannot write the checkpoint {path}: {reason} (needs {needed:.3f} GB, {free:.3f} GB free); {safe}.\n"
             "  Make room or mend the permissions, then give the same command again."
@@ -157,8 +185,11 @@ class Checkpoints:
 
     def _sweep(self) -> list[str]:
         """Removes what a killed process was writing, and says so."""
+        if self._read_only:
+            return []
+        self._bring_back()
         torn = sorted(path.name for path in self._folder.glob(".part-*"))
-        for name in torn:
+        for name in [*torn, *(path.name for path in self._folder.glob(".gone-*"))]:
             self._remove(name)
         return [f"{self._folder / name} was never finished; removed" for name in torn]
 
@@ -172,7 +203,7 @@ class Checkpoints:
     def _needs(self, name: str) -> str | None:
         try:
             return json.loads((self._folder / name / "manifest.json").read_bytes())["needs"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None  # damaged meanwhile, which `newest` will tell
 
     def _remove(self, name: str) -> None:
@@ -207,17 +238,25 @@ def _verify(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / "manifest.json").read_bytes())
         if manifest != _signed({key: value for key, value in manifest.items() if key != "sha256"}):
             raise Damaged(f"{path} fails its checksum: manifest.json")
-        if manifest["format"] != FORMAT:
-            raise RunError(
-                f"{path} has format {manifest['format']}; this version of keras-committee reads format {FORMAT}. "
-                "Go on with the version that wrote it, or train again: --from-scratch."
-            )
+        _check_kind(path, manifest)
         wrong = [name for name, digest in manifest["files"].items() if _digest(path / name) != digest]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno in _UNREADABLE:
+            raise ResourceError(f"cannot read the checkpoint {path}: {error.strerror}. Nothing was touched.") from error
         raise Damaged(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if wrong:
         raise Damaged(f"{path} fails its checksum: {', '.join(wrong)}")
     return manifest
+
+
+def _check_kind(path: Path, manifest: dict[str, Any]) -> None:
+    if manifest["format"] != FORMAT:
+        raise RunError(
+            f"{path} has format {manifest['format']}; this version of keras-committee reads format {FORMAT}. "
+            "Go on with the version that wrote it, or train again: --from-scratch."
+        )
+    if manifest["name"] != path.name:
+        raise Damaged(f"{path} was written as {manifest['name']}")
 
 
 def _signed(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """With which weights does a member begin, where not with random ones?"""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def copy_weights(initial: str | Callable[[int], str] | None, model: keras.Model,
     path = _find(Path(initial(index) if callable(initial) else initial), index)
     try:
         source = keras.saving.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise RecipeError(f"Recipe(initial=...): cannot load {path}: {error}") from error
     theirs, ours = _with_weights(source), _with_weights(model)
     if len(theirs) != len(ours):
@@ -49,6 +50,10 @@ def _find(path: Path, index: int) -> Path:
     if not file.is_file():
         raise RecipeError(
             f"Recipe(initial=...): there is no {file}. Give a .keras file or a folder with finished members."
+        )
+    if file.suffix != ".keras":  # what is in an .h5 file runs as code, whatever `safe_mode` says
+        raise RecipeError(
+            f"Recipe(initial=...): {file} is no .keras file. Give one, or a folder with finished members."
         )
     return file
 

@@ -1,10 +1,11 @@
 """What happens when the user or the machine asks training to stop?"""
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from keras_committee.errors import Interrupted
 
@@ -19,14 +20,14 @@ class Interruption:
     """Ctrl-C and SIGTERM, held back until the work is at a safe place.
 
     As a context manager it takes over both signals. Inside `deferred()` a signal only sets `requested`, and the work
-    looks at it; elsewhere it raises `Stopped` at once. A second Ctrl-C ends the process at once, from a thread, as
-    Python itself hears no signal during a long step. Outside the main thread, which alone may do so, no signal is taken
-    over.
+    looks at it; elsewhere it raises `Stopped` at once. Once `Stopped` was raised, later signals do not disturb what is
+    being saved. A second Ctrl-C ends the process at once, from a thread, as Python itself hears no signal during a long
+    step. Outside the main thread, which alone may do so, no signal is taken over.
     """
 
     def __init__(self):
         self.requested: signal.Signals | None = None
-        self._deferrals = 0
+        self._deferrals, self._raised = 0, False
         self._before: dict = {}
 
     def __enter__(self) -> "Interruption":
@@ -58,6 +59,7 @@ class Interruption:
     def check(self) -> None:
         """Raises `Stopped` where a signal has come."""
         if self.requested:
+            self._raised = True
             raise Stopped
 
     def watch(self, items: Iterable) -> Iterator:
@@ -74,15 +76,17 @@ class Interruption:
 
     def _handle(self, number: int, _frame) -> None:
         self.requested = self.requested or signal.Signals(number)
-        if not self._deferrals:
-            raise Stopped
+        if not self._deferrals and not self._raised:
+            self.check()
 
 
 def _end_at_second(pipe: int) -> None:
     heard = 0
     while heard < 2 and (numbers := os.read(pipe, 16)):
         heard += numbers.count(signal.SIGINT)
-    if heard == 2:
-        os.write(2, b"\nstopped at once; the last checkpoint is safe\n")
+    if heard >= 2:
+        with suppress(OSError):  # nobody may be listening any more, or have paused
+            if select.select([], [2], [], 0.5)[1]:
+                os.write(2, b"\nstopped at once; the last checkpoint is safe\n")
         os._exit(CODES[signal.SIGINT])
     os.close(pipe)

@@ -149,12 +149,12 @@ class _Training:
     def _count(self, results) -> None:
         loss, hits, gradients = (result.numpy() for result in results)
         state = self._state
-        state.step += 1
         if not math.isfinite(loss):
-            raise Diverged(f"step {state.step} (loss={loss})")
+            raise Diverged(f"step {state.step + 1} (loss={loss})")
         state.losses.append(float(loss))
         state.hits.append(int(hits))
         state.gradients.append(gradients)
+        state.step += 1  # last: only now is there anything to save
 
     def _between_steps(self) -> None:
         self._report.steps_ended(self._index)

@@ -1,0 +1,279 @@
+"""Does training stop at a safe place when it is asked to, and at once when it is asked twice?"""
+
+import os
+import pathlib
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from keras_committee.training.interruption import Interruption, Stopped
+
+MODULE = pathlib.Path(__file__).parents[2] / "keras_committee" / "training" / "interruption.py"
+
+# The module without the imports of its package, which take seconds.
+LOADED = f"""
+import hashlib, importlib.util, os, signal, sys, time
+spec = importlib.util.spec_from_file_location("interruption", {str(MODULE)!r})
+room = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(room)
+def say(word):
+    os.write(1, (word + chr(10)).encode())
+"""
+
+WAITING = """
+with room.Interruption() as stop, stop.deferred():
+    say("ready")
+    for _ in range(600):
+        time.sleep(0.1)
+"""
+
+# One call that hears no Python signal handler for minutes and does not hold the interpreter.
+LONG_CALL = """
+with room.Interruption() as stop, stop.deferred():
+    say("ready")
+    hashlib.pbkdf2_hmac("sha256", b"word", b"salt", 2_000_000_000)
+"""
+
+
+def ask(number=signal.SIGINT):
+    os.kill(os.getpid(), number)
+
+
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.fixture
+def start():
+    """Starts a process that runs a program; it has said "ready" when this returns."""
+    started = []
+
+    def start(program, **options):
+        command = [sys.executable, "-c", LOADED + program]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        started.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_A04_a_signal_is_held_back_while_there_is_something_to_lose(number):
+    with Interruption() as stop:
+        reached = []
+        with stop.deferred():
+            ask(number)
+            reached.append("end")
+        assert (reached, stop.requested) == (["end"], number)
+        with pytest.raises(Stopped):
+            stop.check()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_A04_a_signal_stops_at_once_where_there_is_nothing_to_lose(number):
+    with Interruption() as stop:
+        with pytest.raises(Stopped):
+            ask(number)
+        assert stop.requested == number
+
+
+def test_a_block_that_has_nothing_to_lose_defers_nothing():
+    with Interruption() as stop:
+        with pytest.raises(Stopped), stop.deferred(when=False):
+            ask()
+        assert stop.requested == signal.SIGINT
+
+
+def test_an_inner_block_does_not_end_the_outer_one():
+    with Interruption() as stop, stop.deferred():
+        with stop.deferred(), stop.deferred(when=False):
+            pass
+        ask()
+        assert stop.requested == signal.SIGINT
+
+
+def test_a_block_that_fails_does_not_defer_for_ever():
+    with Interruption() as stop:
+        with pytest.raises(ZeroDivisionError, match="division"), stop.deferred():
+            1 / 0  # noqa: B018
+        with pytest.raises(Stopped):
+            ask()
+
+
+def test_A04_a_second_signal_does_not_disturb_the_saving():
+    with Interruption() as stop:
+        with stop.deferred():
+            ask(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            stop.check()
+        ask(signal.SIGTERM)  # the work would be saved here
+        assert stop.requested == signal.SIGTERM
+        with pytest.raises(Stopped):
+            stop.check()
+
+
+def test_the_first_signal_gives_the_exit_code():
+    with Interruption() as stop, stop.deferred():
+        ask(signal.SIGTERM)
+        ask(signal.SIGINT)
+    assert stop.ended("saved", "Again.").exit_code == 143
+
+
+def test_without_a_signal_nothing_stops():
+    with Interruption() as stop:
+        stop.check()
+        assert list(stop.watch([2, 7])) == [2, 7]
+    assert stop.requested is None
+
+
+def test_watched_items_end_where_a_signal_comes():
+    with Interruption() as stop, stop.deferred():
+        items = stop.watch([2, 7])
+        assert next(items) == 2
+        ask()
+        with pytest.raises(Stopped):
+            next(items)
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "code"),
+    [
+        (signal.SIGINT, "Ctrl-C: saved member 2.\n  The same command goes on.", 130),
+        (signal.SIGTERM, "SIGTERM: saved member 2.\n  The same command goes on.", 143),
+    ],
+)
+def test_A04_E06_the_user_is_told_what_was_saved_and_how_to_go_on(number, text, code):
+    with Interruption() as stop, stop.deferred():
+        ask(number)
+    error = stop.ended("saved member 2", "The same command goes on.")
+    assert (str(error), error.exit_code) == (text, code)
+
+
+def test_handlers_and_wakeup_are_those_from_before_when_it_ends():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before, files = handlers(), len(os.listdir("/proc/self/fd"))
+    outer = signal.set_wakeup_fd(writer)
+    with Interruption() as stop:
+        assert handlers() == [stop._handle] * 2
+        with pytest.raises(Stopped):
+            ask()
+    assert handlers() == before
+    assert signal.set_wakeup_fd(outer) == writer
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= files)
+    os.close(reader)
+    os.close(writer)
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_its_thread_ends_with_it():
+    before = threading.active_count()
+    with Interruption():
+        assert threading.active_count() == before + 1
+    wait_until(lambda: threading.active_count() == before)
+
+
+def test_outside_of_the_main_thread_it_takes_nothing_over():
+    before, seen = handlers(), []
+
+    def work():
+        with Interruption() as stop, stop.deferred():
+            seen.append(handlers())
+            stop.check()
+            seen.append(list(stop.watch([3])))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before, [3]]
+    assert handlers() == before
+
+
+# E07: asked twice
+
+
+def end(process, signals, between=0.3):
+    """Sends the signals and gives the seconds that the end of the process took after the last one."""
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(between)
+    started = time.monotonic()
+    process.wait(timeout=60)
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("program", [WAITING, LONG_CALL], ids=["sleep", "long call"])
+def test_E07_the_second_ctrl_c_ends_the_process_at_once_even_in_a_long_call(start, program):
+    process = start(program)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    assert end(process, [signal.SIGINT], between=0) < 10
+    assert process.returncode == 130
+    assert process.stderr.read() == "\nstopped at once; the last checkpoint is safe\n"
+
+
+# One call that holds the interpreter for some seconds, so that three signals are heard at once.
+HELD = """
+with room.Interruption() as stop, stop.deferred():
+    say("ready")
+    sum(range(60_000_000))
+    time.sleep(60)
+"""
+
+
+def test_E07_three_that_are_heard_at_once_are_more_than_two(start):
+    process = start(HELD)
+    end(process, [signal.SIGINT] * 3, between=0.1)
+    assert process.returncode == 130
+
+
+def test_E07_the_end_needs_nobody_who_listens(start):
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(WAITING.replace("with room", f"os.dup2({writer}, 2)\nwith room", 1), pass_fds=(writer,))
+    os.close(writer)
+    assert end(process, [signal.SIGINT] * 2) < 30
+    assert process.returncode == 130
+
+
+def test_E07_the_end_does_not_wait_for_who_has_paused(start):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    while select.select([], [writer], [], 0)[1]:
+        os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    process = start(WAITING.replace("with room", f"os.dup2({writer}, 2)\nwith room", 1), pass_fds=(writer,))
+    assert end(process, [signal.SIGINT] * 2) < 30
+    assert process.returncode == 130
+    os.close(reader)
+    os.close(writer)
+
+
+def test_A04_terminated_twice_it_still_ends_its_work(start):
+    process = start("""
+with room.Interruption() as stop, stop.deferred():
+    say("ready")
+    while not stop.requested:
+        time.sleep(0.01)
+    time.sleep(1)
+    say("saved")
+sys.exit(room.CODES[stop.requested])
+""")
+    end(process, [signal.SIGTERM] * 2, between=0.1)
+    assert (process.returncode, process.stdout.read()) == (143, "saved\n")
