@@ -2,12 +2,13 @@
 
 import shutil
 import time
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from keras_committee.data import Splits
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.training.claim import release
 from keras_committee.training.interruption import Interruption, Stopped
 from keras_committee.training.machine import be_deterministic, choose
 from keras_committee.training.member import train_member
@@ -15,6 +16,9 @@ from keras_committee.training.monitoring import Monitor
 from keras_committee.training.report import Settings
 from keras_committee.training.strategy import make_strategy
 from keras_committee.training.workers import Supervisor
+
+if TYPE_CHECKING:
+    from keras_committee.training.ray import Cluster
 
 
 def train_committee(
@@ -25,6 +29,7 @@ def train_committee(
     workers: int | Literal["auto"] = 1,
     settings: Settings | None = None,
     from_scratch: bool = False,
+    ray: "Cluster | None" = None,
 ) -> None:
     """Train every member of `recipe` that is not finished in `run`; an unfinished one goes on where it was.
 
@@ -39,6 +44,7 @@ def train_committee(
             trains in this process; `"auto"` is the number that `machine.choose` gives.
         settings: How members are kept safe.
         from_scratch: Discard the state of unfinished members first.
+        ray: The Ray cluster to train on, joined; None trains on this machine.
 
     Raises:
         DataError: If the pre-flight of the data finds anything; nothing was trained then.
@@ -53,8 +59,8 @@ def train_committee(
         return
     if settings.deterministic:
         be_deterministic()
-    many, why = choose(workers, len(missing))
-    devices = make_strategy(strategy, recipe.data.batch_size) if many == 1 else None
+    many, why = (len(missing), "") if ray and workers == "auto" else choose(workers, len(missing))
+    devices = make_strategy(strategy, recipe.data.batch_size) if many == 1 and not ray else None
     splits = _load(recipe)
     run.journal("training_started", members=missing, kept=run.finished_members(), workers=many)
     shown = Monitor(run, recipe, splits.validation.labels, splits.steps_per_epoch, missing)
@@ -62,7 +68,9 @@ def train_committee(
         if why:
             monitor.note(why)
         try:
-            if devices is None:
+            if ray:
+                failures = ray.train(run, missing, many, strategy, monitor, stop, settings)
+            elif devices is None:
                 failures = Supervisor(run, missing, many, strategy, monitor, stop, settings).train()
             else:
                 failures = _train_here(run, recipe, missing, splits, devices, monitor, stop, settings)
@@ -80,6 +88,8 @@ def _missing_members(run: Run, recipe: Recipe, from_scratch: bool) -> list[int]:
     # What a kill between a finished model and its clean-up left, and what is to be discarded.
     for index in [*finished, *(missing if from_scratch else [])]:
         shutil.rmtree(run.member(index).state, ignore_errors=True)
+    for index in missing:
+        release(run.member(index))  # a node that was lost in an earlier training saves nothing more
     return missing
 
 
