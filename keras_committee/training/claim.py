@@ -9,6 +9,7 @@ the driver asks an attempt to save and end, as signals do not cross machines.
 import dataclasses
 import json
 import signal
+import socket
 import time
 import uuid
 from pathlib import Path
@@ -56,6 +57,14 @@ class Claim:
             raise RunError(
                 f"member {self.folder.index} of {self.folder.run} was given to another process, or its claim.json "
                 "is lost.\n  This process saves nothing more; the same command goes on from the last checkpoint."
+            )
+
+    def require_shared(self) -> None:
+        """Raises RunError where this machine does not see the claim that the driver has just made."""
+        if not self.held:
+            raise RunError(
+                f"{self.folder.run} on {socket.gethostname()} is not the run folder that the driver writes.\n"
+                "  All nodes must see one folder under one path: a --run folder on a shared file system (NFS, Lustre)."
             )
 
     def _write(self, stop: bool) -> None:

@@ -35,7 +35,7 @@ class _Task:
     claim: Claim
     heard: float | None = None
     started: float = 0.0
-    stalled: bool = False
+    node: str = ""
 
 
 class Tasks:
@@ -113,14 +113,15 @@ class Tasks:
         """Hears what was said within a second, then what has ended."""
         ended, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         try:
-            message = self._queue.get(timeout=0 if ended else 1.0)
+            message = self._queue.get_nowait() if ended else self._queue.get(timeout=1.0)
             while True:
                 self._hear(*message)
                 message = self._queue.get_nowait()
         except Empty:
             pass
         for reference in ended:
-            self._ended(reference, self._running.pop(reference))
+            task = self._running.pop(reference)
+            self._ended(task, *_result(reference, task.index))
 
     def _hear(self, token: str, message: dict[str, Any]) -> None:
         task = next((task for task in self._running.values() if task.claim.token == token), None)
@@ -128,24 +129,34 @@ class Tasks:
             return
         task.heard = time.monotonic()
         if "started" in message:
-            task.started = task.heard
+            task.started, task.node = task.heard, message["node"]
             self._outcomes.started(task.index, **message["started"])
         else:
             self._outcomes.heard(message)
 
     def _look_after(self) -> None:
-        """Ends those that say nothing for too long."""
-        now = time.monotonic()
-        for reference, task in self._running.items():
-            if task.heard and now - task.heard > self._settings.stall_seconds and not task.stalled:
-                task.stalled = True
+        """Gives up attempts that Ray, too, may not be able to end: whatever they still do, they save nothing more."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        for reference, task in list(self._running.items()):
+            if cause := self._lost(task, alive):
                 ray.cancel(reference, force=True)
-            elif self._ending and now - self._ending > _END_SECONDS:
-                ray.cancel(reference, force=True)
+                self._ended(self._running.pop(reference), None, cause)
 
-    def _ended(self, reference: ray.ObjectRef, task: _Task) -> None:
+    def _lost(self, task: _Task, alive: set[str]) -> str:
+        """Why an attempt is given up; empty where it is not."""
+        now, name = time.monotonic(), f"member {task.index}"
+        if task.heard is None:
+            return ""
+        if task.node not in alive:  # Ray's own word on the task waits for its connection to break, for minutes
+            return f"{name} was lost: its node is dead, as Ray says"
+        if now - task.heard > self._settings.stall_seconds:
+            return f"{name} said nothing for {self._settings.stall_seconds:.0f} s and was ended"
+        if self._ending and now - self._ending > _END_SECONDS:
+            return f"{name} did not end within {_END_SECONDS:.0f} s"
+        return ""
+
+    def _ended(self, task: _Task, error: dict[str, Any] | None, cause: str) -> None:
         release(task.claim.folder)
-        error, cause = _result(reference, task, self._settings.stall_seconds)
         if task.heard is None:
             if self._ending:
                 return
@@ -171,15 +182,11 @@ def _environment(asked: dict[str, float]) -> dict[str, str]:
     return ours | ({"TF_FORCE_GPU_ALLOW_GROWTH": "true"} if asked["num_gpus"] else {"CUDA_VISIBLE_DEVICES": "-1"})
 
 
-def _result(reference: ray.ObjectRef, task: _Task, stall_seconds: float) -> tuple[dict[str, Any] | None, str]:
+def _result(reference: ray.ObjectRef, index: int) -> tuple[dict[str, Any] | None, str]:
     """What the task said of its end, and what is known of the end of one that said nothing."""
-    name = f"member {task.index}"
     try:
-        return ray.get(reference), f"{name} ended without its model"
-    except RayError as error:
-        if task.stalled:
-            return None, f"{name} said nothing for {stall_seconds:.0f} s and was ended"
-        # The last line of a task's own error, the first of what Ray says of a lost one.
-        lines = str(error).strip().splitlines() or [""]
-        own = isinstance(error, RayTaskError)
-        return None, f"{name} was lost ({type(error).__name__}: {lines[-1 if own else 0]})"
+        return ray.get(reference), f"member {index} ended without its model"
+    except RayTaskError as error:  # its own error, with a traceback
+        return None, f"member {index} failed: {str(error).strip().splitlines()[-1]}"
+    except RayError as error:  # whose first sentence says what happened
+        return None, f"member {index} was lost: {str(error).strip().split('. ')[0]}"

@@ -7,7 +7,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from keras_committee.errors import RunError
+import ray
+
 from keras_committee.files import writing
 from keras_committee.run import Run
 from keras_committee.training.claim import Claim, ClaimInterruption
@@ -29,30 +30,25 @@ def train_task(order: dict[str, Any], queue: Any) -> dict[str, str] | None:
         queue.put((claim.token, message))
 
     def train() -> None:
-        require_shared(claim)
+        claim.require_shared()
         _write_into(run.log(order["index"]))
         if os.path.isdir(order["folder"]):  # a recipe may name its data from there
             os.chdir(order["folder"])
-        write({"started": {"host": socket.gethostname(), "pid": os.getpid()}})
+        node = ray.get_runtime_context().get_node_id()
+        write({"started": {"host": socket.gethostname(), "pid": os.getpid()}, "node": node})
         settings = Settings(**order["settings"])
         prepare(order["threads"], settings)
         stop = ClaimInterruption(claim)
         train_one(Run.open(run.path), order["index"], order["strategy"], Messages(write), stop, settings)
 
     try:
-        return outcome(train)
+        error = outcome(train)
     except Exception:
         traceback.print_exc()  # into the log of the member
         raise
-
-
-def require_shared(claim: Claim) -> None:
-    """Raises RunError where this machine does not see the run folder that the driver has written to."""
-    if not claim.held:
-        raise RunError(
-            f"{claim.folder.run} on {socket.gethostname()} is not the run folder that the driver writes.\n"
-            "  All nodes must see one folder under one path: name a --run folder on a shared file system (NFS, Lustre)."
-        )
+    if error:  # of a process that was given up, nobody else hears it
+        print(f"pid {os.getpid()} on {socket.gethostname()} ends: {error['kind']}: {error['text']}", flush=True)
+    return error
 
 
 def _write_into(log: Path) -> None:

@@ -9,7 +9,6 @@ from keras_committee.errors import RunError
 from keras_committee.training.claim import Claim, ClaimInterruption, release
 from keras_committee.training.interruption import Stopped
 from keras_committee.training.member import train_member
-from keras_committee.training.ray_worker import require_shared
 from keras_committee.training.report import Settings
 
 
@@ -99,6 +98,6 @@ def test_a_node_that_does_not_share_the_run_folder_is_told(new_run):
     here, _ = new_run([])
     elsewhere, _ = new_run([], name="elsewhere")
     claim = Claim.take(here.member(0))
-    require_shared(claim)
+    claim.require_shared()
     with pytest.raises(RunError, match=f"elsewhere on {socket.gethostname()} is not the run folder that the driver"):
-        require_shared(Claim(elsewhere.member(0), claim.token))
+        Claim(elsewhere.member(0), claim.token).require_shared()
