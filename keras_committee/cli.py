@@ -113,6 +113,8 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option("--members", "only", metavar="I,J,...", help="Train only these; other jobs may train others beside it.")
 @click.option("--workers", default="auto", show_default=True, help="Members that train at once, a number or auto.")
 @click.option("--strategy", type=click.Choice(["auto", "one", "mirrored"]), default="auto", show_default=True)
+@click.option("--ray", "address", metavar="ADDRESS", help="Train on a Ray cluster: auto, HOST:PORT, local.")
+@click.option("--per-member", metavar="cpus=N,gpus=N", help="What each member asks --ray for.")
 @click.option("--deterministic", is_flag=True, help="Equal bits from equal runs, at a price in speed.")
 @click.option("--save-every", type=click.FloatRange(0), default=300.0, show_default=True, metavar="SECONDS")
 @click.option("--allow-change", is_flag=True, help="Go on in a run folder of an edited recipe or other knobs.")
@@ -129,6 +131,8 @@ def train(
     only: str | None,
     workers: str,
     strategy: str,
+    address: str | None,
+    per_member: str | None,
     deterministic: bool,
     save_every: float,
     allow_change: bool,
@@ -153,10 +157,13 @@ def train(
     _warn_of_versions(run)
     with run.lock(shared=members is not None), _only_json(as_json):
         built = _built(recipe_file, knobs, smoke)
-        from keras_committee.training import Settings, train_committee
+        from keras_committee.training import Settings, joined, train_committee
 
         how = Settings(save_seconds=save_every, deterministic=deterministic)
-        train_committee(run, built, strategy, workers=many, members=members, settings=how, from_scratch=from_scratch)
+        with joined(address, per_member) as ray:
+            train_committee(
+                run, built, strategy, workers=many, members=members, settings=how, from_scratch=from_scratch, ray=ray
+            )
     if as_json:
         finished = run.finished_members()
         _print_json({"recipe": recipe_file.name, "run": folder, "knobs": knobs, "smoke": smoke, "finished": finished})

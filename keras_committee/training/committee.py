@@ -1,14 +1,16 @@
 """Which members are still to be trained, with what, and what became of each?"""
 
+import contextlib
 import shutil
 import time
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from keras_committee.data import Splits
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.training.claim import release
 from keras_committee.training.interruption import Interruption, Stopped
 from keras_committee.training.machine import be_deterministic, choose
 from keras_committee.training.member import train_member
@@ -16,6 +18,9 @@ from keras_committee.training.monitoring import Monitor
 from keras_committee.training.report import Settings
 from keras_committee.training.strategy import make_strategy
 from keras_committee.training.workers import Supervisor
+
+if TYPE_CHECKING:
+    from keras_committee.training.ray import Cluster
 
 
 def train_committee(
@@ -27,6 +32,7 @@ def train_committee(
     members: Sequence[int] | None = None,
     settings: Settings | None = None,
     from_scratch: bool = False,
+    ray: "Cluster | None" = None,
 ) -> None:
     """Train every member of `recipe` that is not finished in `run`; an unfinished one goes on where it was.
 
@@ -42,6 +48,7 @@ def train_committee(
         members: The indices of those to train; None is all. Others may train others in the same run folder.
         settings: How members are run and kept safe.
         from_scratch: Discard the state of unfinished members first.
+        ray: The Ray cluster to train on, joined; None trains on this machine.
 
     Raises:
         DataError: If the pre-flight of the data finds anything; nothing was trained then.
@@ -56,23 +63,20 @@ def train_committee(
         return
     if settings.deterministic:
         be_deterministic()
-    many, why = choose(workers, len(missing))
-    devices = make_strategy(strategy, recipe.data.batch_size) if many == 1 else None
+    many, why = (len(missing), "") if ray and workers == "auto" else choose(workers, len(missing))
+    devices = make_strategy(strategy, recipe.data.batch_size) if many == 1 and not ray else None
     splits = _load(recipe)
     run.journal("training_started", members=missing, kept=run.finished_members(), workers=many)
     shown = Monitor(run, recipe, splits.validation.labels, splits.steps_per_epoch, missing)
-    with Interruption() as stop, shown as monitor:
+    with Interruption() as stop, _stops_told(run, recipe, stop), shown as monitor:
         if why:
             monitor.note(why)
-        try:
-            if devices is None:
-                failures = Supervisor(run, missing, many, strategy, monitor, stop, settings).train()
-            else:
-                failures = _train_here(run, recipe, missing, splits, devices, monitor, stop, settings)
-        except Stopped:
-            reached = f"{len(run.finished_members())} of {recipe.members} members are finished, the others saved"
-            run.journal("training_stopped", signal=stop.requested.name if stop.requested else None)
-            raise stop.ended(reached, "The same command goes on from there.") from None
+        if ray:
+            failures = ray.train(run, missing, many, strategy, monitor, stop, settings)
+        elif devices is None:
+            failures = Supervisor(run, missing, many, strategy, monitor, stop, settings).train()
+        else:
+            failures = _train_here(run, recipe, missing, splits, devices, monitor, stop, settings)
     _tell_end(run, recipe, failures)
     run.journal("training_finished")
 
@@ -86,7 +90,10 @@ def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, fr
     missing = [index for index in wanted if index not in finished]
     # What a kill between a finished model and its clean-up left, and what is to be discarded.
     for index in [*(set(finished) & set(wanted)), *(missing if from_scratch else [])]:
-        shutil.rmtree(run.member(index).state, ignore_errors=True)
+        with run.member(index).lock():
+            shutil.rmtree(run.member(index).state, ignore_errors=True)
+    for index in missing:
+        release(run.member(index))  # a node that was lost in an earlier training saves nothing more
     return missing
 
 
@@ -95,6 +102,17 @@ def _load(recipe: Recipe) -> Splits:
     if not len(splits.validation):
         raise RecipeError(f"{recipe.data.name} has no validation split. Give its `validation` a count or a fraction.")
     return splits
+
+
+@contextlib.contextmanager
+def _stops_told(run: Run, recipe: Recipe, stop: Interruption) -> Iterator[None]:
+    """Turns `Stopped` into what the user reads."""
+    try:
+        yield
+    except Stopped:
+        reached = f"{len(run.finished_members())} of {recipe.members} members are finished, the others saved"
+        run.journal("training_stopped", signal=stop.requested.name if stop.requested else None)
+        raise stop.ended(reached, "The same command goes on from there.") from None
 
 
 def _train_here(run, recipe, missing, splits, devices, monitor, stop, settings) -> dict[int, CommitteeError]:

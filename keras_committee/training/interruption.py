@@ -68,6 +68,9 @@ class Interruption:
             self.check()
             yield item
 
+    def before_saving(self) -> None:
+        """Raises RunError where this process may no longer write into the member's folder: `claim.py`."""
+
     def ended(self, what: str, how: str) -> Interrupted:
         """The error that tells the user: `what` was saved and `how` to go on."""
         number = self.requested or signal.SIGINT

@@ -222,7 +222,9 @@ class _Training:
 
         Raises:
             ResourceError: If it cannot be written.
+            RunError: If the member was given to another process.
         """
+        self._stop.before_saving()
         state, started = self._state, time.monotonic()
         if not state.is_finite():
             raise Diverged(f"step {state.step} (a weight is not finite)")
@@ -270,6 +272,7 @@ class _Training:
             state.set_weights(self._checkpoints.load_aside(state.best.weights))
         elif state.averages:
             state.averages.copy_to_weights()
+        self._stop.before_saving()
         self._log.write_history(state.history)
         _save_model(state.model, self._folder)
         self._checkpoints.discard()

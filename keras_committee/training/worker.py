@@ -7,10 +7,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from keras_committee import errors
 from keras_committee.errors import CommitteeError, ResourceError
 from keras_committee.run import Run
 from keras_committee.training.interruption import CODES, Interruption, Stopped
@@ -23,14 +25,14 @@ _SECONDS_BETWEEN_STEPS = 0.2  # between two lines that tell of steps
 
 
 class Messages:
-    """Reports to the supervisor, a line of JSON for each call.
+    """Reports to the supervisor, a message for each call.
 
     Args:
-        pipe: The file descriptor to write to.
+        write: Sends a message, which JSON can hold.
     """
 
-    def __init__(self, pipe: int):
-        self._file = os.fdopen(pipe, "w", encoding="utf-8", buffering=1)
+    def __init__(self, write: Callable[[dict[str, Any]], None]):
+        self._write = write
         self._steps, self._told = 0, time.monotonic()
 
     def resumed(self, index: int, step: int) -> None:
@@ -51,10 +53,6 @@ class Messages:
     def note(self, text: str) -> None:
         self._call("note", text)
 
-    def error(self, kind: str, text: str) -> None:
-        """The last line: why the member is not finished."""
-        self._write({"error": {"kind": kind, "text": text}})
-
     def _tell_steps(self, index: int) -> None:
         self._call("steps_ended", index, self._steps)
         self._steps, self._told = 0, time.monotonic()
@@ -62,19 +60,15 @@ class Messages:
     def _call(self, call: str, *args: Any, **fields: Any) -> None:
         self._write({"call": call, "args": args, "fields": fields})
 
-    def _write(self, message: dict[str, Any]) -> None:
-        self._file.write(json.dumps(message) + "\n")
-
 
 def train_one(run: Run, index: int, strategy: str, report: Report, stop: Interruption, settings: Settings) -> None:
-    """Trains member `index` of the recipe that is kept in `run`. Raises what `train_member` raises."""
+    """Trains member `index` of the recipe kept in `run`, which the caller owns. Raises what `train_member` raises."""
     recipe = run.recipe_file().build(run.knobs())
     recipe = recipe.smoke() if run.smoke else recipe
     devices = make_strategy(strategy, recipe.data.batch_size)
     splits, folder = recipe.data.load(), run.member(index)
     try:
-        with folder.lock():
-            train_member(recipe, index, splits, folder, devices, report, stop, settings)
+        train_member(recipe, index, splits, folder, devices, report, stop, settings)
     except tf.errors.ResourceExhaustedError as error:
         raise ResourceError(
             f"member {index} does not fit into the memory of its device: {error.message.splitlines()[0]}\n"
@@ -86,22 +80,43 @@ def main(order: dict[str, Any]) -> int:
     """Trains the member that the supervisor asks for; returns the exit code."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    messages = Messages(order["messages"])
-    tf.config.threading.set_intra_op_parallelism_threads(order["threads"])
-    tf.config.threading.set_inter_op_parallelism_threads(order["threads"])
+    pipe = os.fdopen(order["messages"], "w", encoding="utf-8", buffering=1)
+
+    def write(message: dict[str, Any]) -> None:
+        pipe.write(json.dumps(message) + "\n")
+
+    def train() -> None:
+        run = Run.open(order["run"])
+        with run.member(order["index"]).lock():
+            train_one(run, order["index"], order["strategy"], Messages(write), stop, settings)
+
     settings = Settings(**order["settings"])
+    prepare(order["threads"], settings)
+    with Interruption() as stop:
+        error = outcome(train)
+    if error is None:
+        return 0
+    write({"error": error})
+    return CODES[signal.SIGTERM] if error["kind"] == "Stopped" else getattr(errors, error["kind"]).exit_code
+
+
+def prepare(threads: int, settings: Settings) -> None:
+    """Sets TensorFlow up, before it has done anything in this process."""
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
     if settings.deterministic:
         be_deterministic()
-    with Interruption() as stop:
-        try:
-            train_one(Run.open(order["run"]), order["index"], order["strategy"], messages, stop, settings)
-        except CommitteeError as error:
-            messages.error(type(error).__name__, str(error))
-            return error.exit_code
-        except Stopped:
-            messages.error("Stopped", "")
-            return CODES[signal.SIGTERM]
-    return 0
+
+
+def outcome(train: Callable[[], None]) -> dict[str, str] | None:
+    """Why `train` did not finish its member, as it is told to whoever started this process; None where it did."""
+    try:
+        train()
+    except CommitteeError as error:
+        return {"kind": type(error).__name__, "text": str(error)}
+    except Stopped:
+        return {"kind": "Stopped", "text": ""}
+    return None
 
 
 def _end_with_parent() -> None:

@@ -18,16 +18,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_committee import errors
-from keras_committee.errors import CommitteeError, DivergedError, IncompleteError
+from keras_committee.errors import CommitteeError
 from keras_committee.files import writing
 from keras_committee.run import Run
 from keras_committee.training.interruption import Interruption
 from keras_committee.training.machine import Share, shares, usable_cores
 from keras_committee.training.monitoring import Monitor
+from keras_committee.training.outcomes import Outcomes
 from keras_committee.training.report import Settings
 
-_HEARD = ("resumed", "steps_ended", "epoch_ended", "event", "note")  # what a worker may call of the monitor
 _STACKS_SECONDS = 2.0  # for a stalled worker to write its stacks
 _END_SECONDS = 60.0  # for a worker to end its step and save, when asked to stop
 
@@ -70,17 +69,15 @@ class Supervisor:
         stop: Interruption,
         settings: Settings,
     ):
-        self._run, self._monitor, self._stop, self._settings = run, monitor, stop, settings
+        self._run, self._stop, self._settings = run, stop, settings
+        self._outcomes = Outcomes(run, members, monitor, settings)
         self._strategy = strategy
         self._waiting = list(members)
         gpus = range(len(tf.config.list_physical_devices("GPU")))
         tf.config.set_visible_devices([], "GPU")  # they are the workers'
         self._free = shares(workers, usable_cores(), gpus)
         self._running: list[_Worker] = []
-        self._attempts = dict.fromkeys(members, 0)
         self._alone: set[int] = set()  # those that want the whole machine
-        self._failures: dict[int, CommitteeError] = {}
-        self._fatal: CommitteeError | None = None
         self._ending: float | None = None
 
     def train(self) -> dict[int, CommitteeError]:
@@ -94,7 +91,7 @@ class Supervisor:
         try:
             with self._stop.deferred():
                 while self._waiting or self._running:
-                    if self._stop.requested:
+                    if self._stop.requested or self._outcomes.fatal:
                         self._end_all()
                     self._start_what_may()
                     self._listen()
@@ -102,10 +99,10 @@ class Supervisor:
         finally:
             for worker in self._running:
                 worker.process.kill()
-        if self._fatal:
-            raise self._fatal
+        if self._outcomes.fatal:
+            raise self._outcomes.fatal
         self._stop.check()
-        return self._failures
+        return self._outcomes.failures
 
     def _start_what_may(self) -> None:
         while self._waiting and self._free:
@@ -131,10 +128,7 @@ class Supervisor:
             os.sched_setaffinity(process.pid, cores)
         now = time.monotonic()
         self._running.append(_Worker(index, share, process, reader, now, now))
-        if not self._attempts[index]:
-            self._monitor.member_started(index)
-        self._attempts[index] += 1
-        self._run.journal("member_started", member=index, pid=process.pid, attempt=self._attempts[index])
+        self._outcomes.started(index, pid=process.pid)
 
     def _spawn(self, index: int, order: dict[str, Any], environment: dict[str, str]) -> subprocess.Popen:
         log = self._run.log(index)
@@ -169,8 +163,8 @@ class Supervisor:
     def _hear(self, worker: _Worker, message: dict[str, Any]) -> None:
         if "error" in message:
             worker.error = message["error"]
-        elif message["call"] in _HEARD:
-            getattr(self._monitor, message["call"])(*message["args"], **message["fields"])
+        else:
+            self._outcomes.heard(message)
 
     def _look_after(self) -> None:
         """Kills those that say nothing for too long."""
@@ -191,39 +185,18 @@ class Supervisor:
         worker.process.stdin.close()  # pyright: ignore[reportOptionalMemberAccess] - only now: it would end the worker
         self._running.remove(worker)
         self._free.append(worker.share)
-        index = worker.index
-        if self._run.member(index).finished:
-            self._run.journal("member_finished", member=index, seconds=round(time.monotonic() - worker.started, 1))
-            self._monitor.member_ended(index)
-        elif worker.error and worker.error["kind"] != "Stopped":
-            self._give_up(index, getattr(errors, worker.error["kind"])(worker.error["text"]))
-        elif self._ending:
-            self._run.journal("member_stopped", member=index)
-        else:
-            self._died(worker, code, peak)
+        cause = _cause(worker, code, peak, self._settings.stall_seconds)
+        seconds = time.monotonic() - worker.started
+        if self._outcomes.ended(worker.index, seconds, worker.error, cause, self._ending is not None, code=code):
+            self._start_again(worker, code)
 
-    def _died(self, worker: _Worker, code: int, peak: int) -> None:
-        """Starts it again, a bounded number of times; what ran out of memory beside others, alone."""
-        index = worker.index
-        what = _cause(worker, code, peak, self._settings.stall_seconds)
-        if self._attempts[index] > self._settings.retries:
-            log = self._run.log(index)
-            self._give_up(index, IncompleteError(f"{what}, {self._attempts[index]} times. Its log: {log}"))
-            return
-        self._monitor.event(index, "member_died", f"{what}; it starts again from its last checkpoint", code=code)
+    def _start_again(self, worker: _Worker, code: int) -> None:
+        """As the next one; but what ran out of memory beside others, alone."""
         if code == -signal.SIGKILL and not worker.stalled:
-            self._alone.add(index)
-            self._waiting.append(index)
+            self._alone.add(worker.index)
+            self._waiting.append(worker.index)
         else:
-            self._waiting.insert(0, index)
-
-    def _give_up(self, index: int, error: CommitteeError) -> None:
-        self._failures[index] = error
-        self._monitor.event(index, "member_failed", f"error: {error}", error=str(error))
-        self._monitor.member_ended(index)
-        if not isinstance(error, DivergedError | IncompleteError):
-            self._fatal = self._fatal or error
-            self._end_all()
+            self._waiting.insert(0, worker.index)
 
     def _end_all(self) -> None:
         """Asks every worker to save and end, once."""

@@ -1,0 +1,103 @@
+"""A process that was given up saves nothing more, and one that is asked to saves and ends."""
+
+import socket
+
+import pytest
+import tensorflow as tf
+
+from keras_committee.errors import RunError
+from keras_committee.training.claim import Claim, ClaimInterruption, release
+from keras_committee.training.interruption import Stopped
+from keras_committee.training.member import train_member
+from keras_committee.training.report import Settings
+
+
+class Listener:
+    """A report that does something after so many steps."""
+
+    def __init__(self, after, act):
+        self._left, self._act = after, act
+
+    def steps_ended(self, index, steps=1):
+        self._left -= steps
+        if self._left == 0:
+            self._act()
+
+    def epoch_ended(self, index, row):
+        pass
+
+    def note(self, text):
+        pass
+
+    def event(self, index, name, text, **fields):
+        pass
+
+
+@pytest.fixture
+def train(new_run):
+    """Trains member 0 under a claim, with something that happens after so many steps: `(folder, train)`."""
+    run, train_all = new_run(["members=1", "epochs=4"])
+    recipe, folder = train_all.args[1], run.member(0)
+    splits = recipe.data.load()
+
+    def train(steps, act):
+        claim = Claim.take(folder)
+        report, stop = Listener(steps, lambda: act(claim)), ClaimInterruption(claim)
+        train_member(recipe, 0, splits, folder, tf.distribute.OneDeviceStrategy("CPU:0"), report, stop, Settings())
+
+    return folder, splits.steps_per_epoch, train
+
+
+def newest(folder):
+    return max(int(path.name.split("-")[1]) for path in folder.state.glob("step-*"))
+
+
+def test_a_lost_process_saves_nothing_once_another_attempt_was_made(train):
+    folder, steps, run = train
+    with pytest.raises(RunError, match=r"member 0 of .* was given to another process"):
+        run(steps + 3, lambda _: Claim.take(folder))
+    assert newest(folder) == steps
+
+
+def test_a_lost_process_leaves_no_model_either(train, monkeypatch):
+    folder, steps, run = train
+    monkeypatch.setattr("keras_committee.training.member._Training.save", lambda *_: None)
+    with pytest.raises(RunError, match="was given to another process"):
+        run(4 * steps, lambda _: release(folder))
+    assert not folder.finished
+
+
+def test_a_recalled_process_saves_where_it_is(train, monkeypatch):
+    folder, steps, run = train
+    monkeypatch.setattr("keras_committee.training.claim._SECONDS_BETWEEN_LOOKS", 0.0)
+    with pytest.raises(Stopped):
+        run(steps + 3, Claim.recall)
+    assert newest(folder) == steps + 3
+
+
+def test_a_claim_is_held_until_the_next_one(new_run):
+    run, _ = new_run([])
+    first = Claim.take(run.member(1))
+    assert (first.held, first.wanted) == (True, True)
+    first.recall()
+    assert (first.held, first.wanted) == (True, False)
+    second = Claim.take(run.member(1))
+    assert (first.held, second.held) == (False, True)
+    release(run.member(1))
+    assert not second.held
+
+
+def test_training_on_this_machine_ends_the_claims_of_before(new_run):
+    run, train = new_run(["members=1", "epochs=1"])
+    claim = Claim.take(run.member(0))
+    train()
+    assert not claim.held
+
+
+def test_a_node_that_does_not_share_the_run_folder_is_told(new_run):
+    here, _ = new_run([])
+    elsewhere, _ = new_run([], name="elsewhere")
+    claim = Claim.take(here.member(0))
+    claim.require_shared()
+    with pytest.raises(RunError, match=f"elsewhere on {socket.gethostname()} is not the run folder that the driver"):
+        Claim(elsewhere.member(0), claim.token).require_shared()

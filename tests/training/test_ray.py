@@ -1,0 +1,194 @@
+"""Members as tasks of Ray: two nodes on this machine, one of which is killed."""
+
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_committee.errors import Interrupted, RecipeError, ResourceError
+from keras_committee.recipe_file import RecipeFile
+from keras_committee.run import Run
+from keras_committee.training import joined, train_committee
+
+GATED = Path(__file__).parents[1] / "recipes" / "gated.py"
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+PATIENCE = 120.0  # seconds for anything that a busy machine may take
+
+
+@pytest.fixture(scope="module", autouse=True)
+def token():
+    """Ray reads these when it is first imported: nobody else on this machine may use the test's cluster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", os.urandom(32).hex())
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # 15 by default, which is forever on a busy machine
+        pytest.importorskip("ray")
+        yield
+
+
+@pytest.fixture
+def two_nodes():
+    """The head of a Ray cluster, where the driver is, and another node, each with room for one member."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    try:
+        yield cluster, cluster.add_node(**NODE)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture
+def gated(tmp_path):
+    """Makes a run of members that wait after two epochs: `(run, recipe, gate)`."""
+
+    def make(name, gate="", **knobs):
+        file = RecipeFile.read(GATED)
+        knobs = file.resolve([f"{knob}={value}" for knob, value in knobs.items()]) | {"gate": str(gate)}
+        return Run.create(tmp_path / name, file, knobs, command="test"), file.build(knobs)
+
+    return make
+
+
+def wait_until(condition):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def epochs_of(run, index):
+    history = run.member(index).history
+    return len(history.read_text().splitlines()) if history.exists() else 0
+
+
+def events(run, name):
+    return [event for event in run.events() if event["event"] == name]
+
+
+@pytest.mark.slow
+def test_a_member_whose_node_is_killed_resumes_on_the_other(two_nodes, gated, tmp_path):
+    cluster, second = two_nodes
+    gate = tmp_path / "gate"
+    run, recipe = gated("run", gate)
+
+    def kill_the_second_node():
+        try:
+            wait_until(lambda: epochs_of(run, 0) == epochs_of(run, 1) == 2)
+            cluster.remove_node(second, allow_graceful=False)
+            wait_until(lambda: events(run, "member_died"))
+        finally:
+            gate.touch()
+
+    with ThreadPoolExecutor(1) as thread, joined(cluster.address) as nodes:
+        killing = thread.submit(kill_the_second_node)
+        train_committee(run, recipe, workers="auto", ray=nodes)
+        killing.result()
+
+    (died,) = events(run, "member_died")
+    started = [(event["member"], event["attempt"]) for event in events(run, "member_started")]
+    assert sorted(started) == sorted([(0, 1), (1, 1), (died["member"], 2)])
+    (resumed,) = events(run, "member_resumed")
+    assert resumed["member"] == died["member"]
+    assert resumed["step"] == 2 * recipe.data.load().steps_per_epoch
+    assert run.finished_members() == [0, 1]
+
+    unbroken, recipe = gated("unbroken")
+    train_committee(unbroken, recipe)
+    for index in (0, 1):
+        models = [keras.saving.load_model(each.member(index).model) for each in (run, unbroken)]
+        for broken, whole in zip(*(model.get_weights() for model in models), strict=True):
+            np.testing.assert_array_equal(broken, whole)
+
+
+@pytest.mark.slow
+def test_sigterm_at_the_driver_saves_the_members_on_the_cluster(gated, tmp_path):
+    gate = tmp_path / "gate"
+    run, recipe = gated("run", gate, members=1, epochs=5000)
+
+    def ask_to_stop():
+        try:
+            wait_until(lambda: epochs_of(run, 0) == 2)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            gate.touch()
+
+    with ThreadPoolExecutor(1) as thread, joined("local", "cpus=1") as nodes:
+        asking = thread.submit(ask_to_stop)
+        with pytest.raises(Interrupted, match="SIGTERM: 0 of 1 members are finished, the others saved") as caught:
+            train_committee(run, recipe, workers="auto", ray=nodes)
+        asking.result()
+    assert caught.value.exit_code == 143
+    assert [event["event"] for event in run.events()][-2:] == ["member_stopped", "training_stopped"]
+    newest = max(int(folder.name.split("-")[1]) for folder in run.member(0).state.glob("step-*"))
+    assert newest > 2 * recipe.data.load().steps_per_epoch
+
+
+@pytest.mark.parametrize(
+    ("nodes", "members", "asked", "gets"),
+    [
+        ([(8, 0), (8, 0)], 2, (None, None), (8, 0)),
+        ([(8, 0), (8, 0)], 5, (None, None), (2, 0)),
+        ([(2, 0)], 7, (None, None), (1, 0)),
+        ([(12, 4), (12, 4)], 3, (None, None), (3, 1)),
+        ([(0, 0), (12, 4)], 9, (None, None), (3, 1)),
+        ([(12, 4)], 2, (None, 0.5), (1, 0.5)),
+        ([(12, 4)], 2, (None, 0.0), (6, 0)),
+        ([(12, 4), (4, 0)], 2, (5, 2.0), (5, 2)),
+    ],
+)
+def test_each_member_asks_for_its_part_of_a_node(nodes, members, asked, gets):
+    from keras_committee.training.ray import needs
+
+    there = [{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes]
+    assert needs(there, members, *asked) == {"num_cpus": gets[0], "num_gpus": gets[1]}
+
+
+def test_more_than_any_node_has_is_refused():
+    from keras_committee.training.ray import needs
+
+    with pytest.raises(RecipeError, match=r"no node has the 3 CPUs and 1 GPUs .* 2 CPUs and 1 GPUs; 8 CPUs and 0 GPUs"):
+        needs([{"CPU": 2.0, "GPU": 1.0}, {"CPU": 8.0}], 1, 3, 1.0)
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:port", ":6379"])
+def test_an_address_that_cannot_work_is_refused(address):
+    with pytest.raises(RecipeError, match="expected auto, local or host:port"), joined(address):
+        pass
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once():
+    with (
+        pytest.raises(ResourceError, match=r"cannot join a Ray cluster at '127\.0\.0\.1:1'.*refused"),
+        joined("127.0.0.1:1"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2", "cpus=0", "cpus=1.5", "gpus=-1", "gpus=1,cpus=2", "gpu=1", "gpus=1.5", "cpus=2gpus=1"]
+)
+def test_a_wish_that_cannot_be_read_is_refused(text):
+    with pytest.raises(RecipeError, match=f"--per-member expected .* Received: '{text}'"), joined("local", text):
+        pass
+
+
+def test_a_wish_without_ray_is_refused():
+    with pytest.raises(RecipeError, match="cpus=2 is what members ask of --ray"), joined(None, "cpus=2"):
+        pass
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "keras_committee.training.ray", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RecipeError, match=r"pip install keras-committee\[ray\]"), joined("auto"):
+        pass
