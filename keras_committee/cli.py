@@ -22,6 +22,8 @@ from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 
+_STRATEGIES = ["auto", "one", "mirrored", "multiworker"]
+_MULTIWORKER = "multiworker: each member on all hosts of TF_CONFIG; the same command on each host."
 _MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
 
 
@@ -113,7 +115,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option("--run", "folder", metavar="DIR", help="The run folder; runs/<name of the recipe> by default.")
 @_set_option
 @click.option("--workers", default="auto", show_default=True, help="Members that train at once, a number or auto.")
-@click.option("--strategy", type=click.Choice(["auto", "one", "mirrored"]), default="auto", show_default=True)
+@click.option("--strategy", default="auto", show_default=True, type=click.Choice(_STRATEGIES), help=_MULTIWORKER)
 @click.option("--deterministic", is_flag=True, help="Equal bits from equal runs, at a price in speed.")
 @click.option("--save-every", type=click.FloatRange(0), default=300.0, show_default=True, metavar="SECONDS")
 @click.option("--allow-change", is_flag=True, help="Go on in a run folder of an edited recipe or other knobs.")
@@ -141,6 +143,11 @@ def train(
     recipe_file = RecipeFile.read(recipe)
     knobs = recipe_file.resolve(list(overrides))
     folder = folder or str(Path("runs", f"{recipe_file.name}-smoke" if smoke else recipe_file.name))
+    if strategy == "multiworker":
+        from keras_committee import training
+
+        if training.take_part(folder, recipe_file, knobs, smoke, many, training.Settings(deterministic=deterministic)):
+            return
     run = Run.create(folder, recipe_file, knobs, smoke=smoke, command=settings["command"], allow_change=allow_change)
     _warn_of_versions(run)
     with run.lock(), _only_json(as_json):

@@ -1,6 +1,7 @@
 """Training: one member, all members, and what is seen of it."""
 
 from keras_committee.training.committee import train_committee
+from keras_committee.training.follower import take_part
 from keras_committee.training.report import Settings
 
-__all__ = ["Settings", "train_committee"]
+__all__ = ["Settings", "take_part", "train_committee"]

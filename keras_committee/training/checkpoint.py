@@ -86,13 +86,14 @@ class Checkpoints:
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint, None where none was ever finished, and a sentence for all that was in the way.
 
-        Torn and damaged ones are removed: a damaged one would stand before those that are to come.
+        Torn and damaged ones are removed: a damaged one would stand before those that are to come. Read-only, nothing
+        is removed, and what the writer is at is no damage.
 
         Raises:
             RunError: If there are checkpoints and none can be used, or they are of another format.
         """
         damages = self._sweep()
-        steps = sorted(self._steps(), reverse=True)
+        steps = sorted(self.steps(), reverse=True)
         for step in steps:
             try:
                 checkpoint = self._read(step)
@@ -143,7 +144,7 @@ class Checkpoints:
     def _cannot_write(self, path: Path, arrays: dict[str, np.ndarray], error: Exception) -> ResourceError:
         needed = sum(array.nbytes for array in arrays.values()) / 1e9
         free = shutil.disk_usage(self._folder if self._folder.exists() else "/").free / 1e9
-        steps = self._steps()
+        steps = self.steps()
         safe = f"training state up to step {max(steps)} is safe" if steps else "no step was saved before"
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return ResourceError(
@@ -151,19 +152,22 @@ class Checkpoints:
             "  Make room or mend the permissions, then give the same command again."
         )
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
+        """The steps that there are checkpoints of, damaged ones too."""
         names = [path.name for path in self._folder.glob("step-*")]
         return [int(name[5:]) for name in names if re.fullmatch(r"step-\d{9,}", name)]
 
     def _sweep(self) -> list[str]:
         """Removes what a killed process was writing, and says so."""
+        if self._read_only:
+            return []
         torn = sorted(path.name for path in self._folder.glob(".part-*"))
         for name in torn:
             self._remove(name)
         return [f"{self._folder / name} was never finished; removed" for name in torn]
 
     def _prune(self) -> None:
-        kept = {_name(step) for step in sorted(self._steps())[-KEPT:]}
+        kept = {_name(step) for step in sorted(self.steps())[-KEPT:]}
         needed = {self._needs(name) for name in kept}
         for path in list(self._folder.iterdir()):
             if path.name not in kept | needed:

@@ -8,6 +8,7 @@ from keras_committee.data import Splits
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.training.hosts import Alone, team
 from keras_committee.training.interruption import Interruption, Stopped
 from keras_committee.training.machine import be_deterministic, choose
 from keras_committee.training.member import train_member
@@ -34,7 +35,8 @@ def train_committee(
     Args:
         run: The run folder; it gets models, histories, TensorBoard logs and a journal.
         recipe: What to train. Workers build it anew from the recipe in the run folder.
-        strategy: `"auto"`, `"one"` or `"mirrored"`, see `strategy.make_strategy`.
+        strategy: `"auto"`, `"one"`, `"mirrored"` or `"multiworker"`, see `strategy.make_strategy`.
+            With the last one this host is the chief, and the others call `follower.take_part`.
         workers: How many members train at once, each in a process of its own with its share of the cores or GPUs. 1
             trains in this process; `"auto"` is the number that `machine.choose` gives.
         settings: How members are kept safe.
@@ -53,19 +55,25 @@ def train_committee(
         return
     if settings.deterministic:
         be_deterministic()
+    with team(strategy, run, settings) as hosts:
+        _train_missing(run, recipe, missing, strategy, 1 if hosts.several else workers, settings, hosts)
+
+
+def _train_missing(run, recipe, missing, strategy, workers, settings, hosts: Alone) -> None:
     many, why = choose(workers, len(missing))
     devices = make_strategy(strategy, recipe.data.batch_size) if many == 1 else None
+    hosts.joined(devices)
     splits = _load(recipe)
     run.journal("training_started", members=missing, kept=run.finished_members(), workers=many)
     shown = Monitor(run, recipe, splits.validation.labels, splits.steps_per_epoch, missing)
-    with Interruption() as stop, shown as monitor:
+    with Interruption() as stop, stop.deferred(when=hosts.several), shown as monitor:
         if why:
             monitor.note(why)
         try:
             if devices is None:
                 failures = Supervisor(run, missing, many, strategy, monitor, stop, settings).train()
             else:
-                failures = _train_here(run, recipe, missing, splits, devices, monitor, stop, settings)
+                failures = _train_here(run, recipe, missing, splits, devices, monitor, stop, settings, hosts)
         except Stopped:
             reached = f"{len(run.finished_members())} of {recipe.members} members are finished, the others saved"
             run.journal("training_stopped", signal=stop.requested.name if stop.requested else None)
@@ -90,15 +98,16 @@ def _load(recipe: Recipe) -> Splits:
     return splits
 
 
-def _train_here(run, recipe, missing, splits, devices, monitor, stop, settings) -> dict[int, CommitteeError]:
+def _train_here(run, recipe, missing, splits, devices, monitor, stop, settings, hosts) -> dict[int, CommitteeError]:
     """Trains one member after another in this process, and returns the errors of those that diverged."""
     failures = {}
     for index in missing:
+        hosts.begin_member(index, stop)
         monitor.member_started(index)
         run.journal("member_started", member=index, seed=recipe.seed + index, devices=devices.num_replicas_in_sync)
         started = time.monotonic()
         try:
-            train_member(recipe, index, splits, run.member(index), devices, monitor, stop, settings)
+            train_member(recipe, index, splits, run.member(index), devices, monitor, stop, settings, hosts)
         except DivergedError as error:
             failures[index] = error
             monitor.event(index, "member_failed", f"error: {error}", error=str(error))
