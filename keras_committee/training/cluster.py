@@ -96,6 +96,17 @@ def meet(cluster: Cluster, seconds: float) -> None:
             time.sleep(0.1)
 
 
+def refuses(address: str) -> bool:
+    """Whether nobody listens there any more: the process is gone, not only silent."""
+    try:
+        socket.create_connection((address.rsplit(":", 1)[0].strip("[]"), _port(address)), timeout=2).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _port(address: str) -> int:
     return int(address.rsplit(":", 1)[1])
 

@@ -7,10 +7,10 @@ chief, the first host of the cluster, alone owns the run folder: it validates, s
 that is no number, ends the step of all. What each replica keeps for itself, the batch statistics of branches that
 stochastic depth skips, is the chief's in checkpoints and in the model; training does not read it.
 
-A process that dies closes its connections, and TensorFlow 2.20 raises `UnavailableError` on the others within a second.
-One that stands still, or whose network is cut, is found by asking every peer for its health: after `peer_seconds`
-without an answer, at most 1.5 times that, this process tells who is gone and ends itself, as no thread can make a
-collective operation of another one return.
+A process that dies closes its connections, and TensorFlow 2.20 mostly raises `UnavailableError` on the others within a
+second; where it goes on waiting, the refused port tells after ten. One that stands still, or whose network is cut, is
+found by asking every peer for its health: after `peer_seconds` without an answer, at most 1.5 times that, this process
+tells who is gone and ends itself, as no thread can make a collective operation of another one return.
 
 TensorFlow's server has no authentication, runs whatever it is sent, and listens on every interface of the host,
 whatever the address in `TF_CONFIG`: use a private network, or close the ports to all but the hosts.
@@ -35,12 +35,14 @@ from tensorflow.python.eager import context as eager_context
 from keras_committee.errors import IncompleteError, RunError
 from keras_committee.run import Run
 from keras_committee.training.checkpoint import Checkpoints
-from keras_committee.training.cluster import Cluster, meet, read_cluster
+from keras_committee.training.cluster import Cluster, meet, read_cluster, refuses
 from keras_committee.training.interruption import Interruption, Stopped
 from keras_committee.training.report import Settings
 
 _WIDTH = 4  # numbers that a host tells at once: one shape, so one trace
 _NO_MEMBER = -1
+_SECONDS_BETWEEN_LOOKS = 5.0
+_SECONDS_AFTER_END = 1.0  # for the chief to hear that it was heard
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.DeadlineExceededError,
@@ -145,6 +147,7 @@ class Team(Alone):
         """The member that the chief begins, or None after the last one; called by the others."""
         index = int(self._exchange(_NO_MEMBER)[0, 0])
         if index == _NO_MEMBER:
+            time.sleep(_SECONDS_AFTER_END)
             return None
         with self.together(stop, Stopped):
             pass
@@ -195,11 +198,13 @@ class Team(Alone):
         """Ends the process when a host does not answer or does not go on."""
         settings, others = self._settings, self._cluster.others
         answered = dict.fromkeys(others, time.monotonic())
-        while not self._ended.wait(settings.peer_seconds / 4):
+        while not self._ended.wait(min(_SECONDS_BETWEEN_LOOKS, settings.peer_seconds / 4)):
             now = time.monotonic()
             if now - self._heard > settings.stall_seconds:
                 self._end(f"no host ended a step for {settings.stall_seconds:g} s.")
             for other in others:
+                if refuses(self._cluster.tasks[other][2]) and not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
+                    self._end(self._lost("its process has ended", other))
                 if self._answers(other):
                     answered[other] = time.monotonic()
                 elif time.monotonic() - answered[other] >= settings.peer_seconds and not self._ended.is_set():
