@@ -23,6 +23,9 @@ from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.tables import print_evaluation, print_members
 
+_STRATEGIES = ["auto", "one", "mirrored", "multiworker"]
+_MULTIWORKER = "multiworker: each member on all hosts of TF_CONFIG; the same command on each host."
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, that of a `CommitteeError`, 2 for usage, 130 for Ctrl-C."""
@@ -112,7 +115,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @_set_option
 @click.option("--members", "only", metavar="I,J,...", help="Train only these; other jobs may train others beside it.")
 @click.option("--workers", default="auto", show_default=True, help="Members that train at once, a number or auto.")
-@click.option("--strategy", type=click.Choice(["auto", "one", "mirrored"]), default="auto", show_default=True)
+@click.option("--strategy", default="auto", show_default=True, type=click.Choice(_STRATEGIES), help=_MULTIWORKER)
 @click.option("--ray", "address", metavar="ADDRESS", help="Train on a Ray cluster: auto, HOST:PORT, local.")
 @click.option("--per-member", metavar="cpus=N,gpus=N", help="What each member asks --ray for.")
 @click.option("--deterministic", is_flag=True, help="Equal bits from equal runs, at a price in speed.")
@@ -145,6 +148,11 @@ def train(
     recipe_file = RecipeFile.read(recipe)
     knobs = recipe_file.resolve(list(overrides))
     folder = folder or str(Path("runs", f"{recipe_file.name}-smoke" if smoke else recipe_file.name))
+    if strategy == "multiworker":
+        from keras_committee import training
+
+        if training.take_part(folder, recipe_file, knobs, smoke, many, training.Settings(deterministic=deterministic)):
+            return
     run = Run.create(
         folder,
         recipe_file,

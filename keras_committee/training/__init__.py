@@ -1,7 +1,8 @@
 """Training: one member, all members, and what is seen of it."""
 
 from keras_committee.training.committee import train_committee
+from keras_committee.training.follower import take_part
 from keras_committee.training.joining import joined
 from keras_committee.training.report import Settings
 
-__all__ = ["Settings", "joined", "train_committee"]
+__all__ = ["Settings", "joined", "take_part", "train_committee"]

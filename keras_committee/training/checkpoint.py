@@ -91,7 +91,8 @@ class Checkpoints:
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint, None where none was ever finished, and a sentence for all that was in the way.
 
-        Torn and damaged ones are removed: a damaged one would stand before those that are to come.
+        Torn and damaged ones are removed: a damaged one would stand before those that are to come. Read-only, nothing
+        is removed, and what the writer is at is no damage.
 
         Raises:
             RunError: If there are checkpoints and none can be used, or they are of another format.
@@ -99,7 +100,7 @@ class Checkpoints:
         """
         with writing(self._folder):
             damages = self._sweep()
-        steps = sorted(self._steps(), reverse=True)
+        steps = sorted(self.steps(), reverse=True)
         for step in steps:
             try:
                 checkpoint = self._read(step)
@@ -170,7 +171,7 @@ class Checkpoints:
         needed = sum(array.nbytes for array in arrays.values()) / 1e9
         there = next(folder for folder in [self._folder, *self._folder.absolute().parents] if folder.exists())
         free = shutil.disk_usage(there).free / 1e9
-        steps = self._steps()
+        steps = self.steps()
         safe = f"training state up to step {max(steps)} is safe" if steps else "no step was saved before"
         cause = error if isinstance(error, OSError) else error.__cause__
         reason = getattr(cause, "strerror", None) or error
@@ -179,7 +180,8 @@ class Checkpoints:
             "  Make room or mend the permissions, then give the same command again."
         )
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
+        """The steps that there are checkpoints of, damaged ones too."""
         names = [path.name for path in self._folder.glob("step-*")]
         return [int(name[5:]) for name in names if re.fullmatch(r"step-\d{9,}", name)]
 
@@ -194,7 +196,7 @@ class Checkpoints:
         return [f"{self._folder / name} was never finished; removed" for name in torn]
 
     def _prune(self) -> None:
-        kept = {_name(step) for step in sorted(self._steps())[-KEPT:]}
+        kept = {_name(step) for step in sorted(self.steps())[-KEPT:]}
         needed = {self._needs(name) for name in kept}
         for path in list(self._folder.iterdir()):
             if path.name not in kept | needed:

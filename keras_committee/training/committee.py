@@ -11,6 +11,7 @@ from keras_committee.errors import CommitteeError, DivergedError, IncompleteErro
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 from keras_committee.training.claim import release
+from keras_committee.training.hosts import Alone, team
 from keras_committee.training.interruption import Interruption, Stopped
 from keras_committee.training.machine import be_deterministic, choose
 from keras_committee.training.member import train_member
@@ -42,7 +43,8 @@ def train_committee(
     Args:
         run: The run folder; it gets models, histories, TensorBoard logs and a journal.
         recipe: What to train. Workers build it anew from the recipe in the run folder.
-        strategy: `"auto"`, `"one"` or `"mirrored"`, see `strategy.make_strategy`.
+        strategy: `"auto"`, `"one"`, `"mirrored"` or `"multiworker"`, see `strategy.make_strategy`.
+            With the last one this host is the chief, and the others call `follower.take_part`.
         workers: How many members train at once, each in a process of its own with its share of the cores or GPUs. 1
             trains in this process; `"auto"` is the number that `machine.choose` gives.
         members: The indices of those to train; None is all. Others may train others in the same run folder.
@@ -63,12 +65,23 @@ def train_committee(
         return
     if settings.deterministic:
         be_deterministic()
+    with team(strategy, run, settings) as hosts:
+        _train_missing(run, recipe, missing, strategy, 1 if hosts.several else workers, settings, hosts, ray)
+
+
+def _train_missing(run, recipe, missing, strategy, workers, settings, hosts: Alone, ray) -> None:
     many, why = (len(missing), "") if ray and workers == "auto" else choose(workers, len(missing))
     devices = make_strategy(strategy, recipe.data.batch_size) if many == 1 and not ray else None
+    hosts.joined(devices)
     splits = _load(recipe)
     run.journal("training_started", members=missing, kept=run.finished_members(), workers=many)
     shown = Monitor(run, recipe, splits.validation.labels, splits.steps_per_epoch, missing)
-    with Interruption() as stop, _stops_told(run, recipe, stop), shown as monitor:
+    with (
+        Interruption() as stop,
+        _stops_told(run, recipe, stop),
+        stop.deferred(when=hosts.several),
+        shown as monitor,
+    ):
         if why:
             monitor.note(why)
         if ray:
@@ -76,7 +89,7 @@ def train_committee(
         elif devices is None:
             failures = Supervisor(run, missing, many, strategy, monitor, stop, settings).train()
         else:
-            failures = _train_here(run, recipe, missing, splits, devices, monitor, stop, settings)
+            failures = _train_here(run, recipe, missing, splits, devices, monitor, stop, settings, hosts)
     _tell_end(run, recipe, failures)
     run.journal("training_finished")
 
@@ -115,16 +128,17 @@ def _stops_told(run: Run, recipe: Recipe, stop: Interruption) -> Iterator[None]:
         raise stop.ended(reached, "The same command goes on from there.") from None
 
 
-def _train_here(run, recipe, missing, splits, devices, monitor, stop, settings) -> dict[int, CommitteeError]:
+def _train_here(run, recipe, missing, splits, devices, monitor, stop, settings, hosts) -> dict[int, CommitteeError]:
     """Trains one member after another in this process, and returns the errors of those that diverged."""
     failures = {}
     for index in missing:
+        hosts.begin_member(index, stop)
         monitor.member_started(index)
         run.journal("member_started", member=index, seed=recipe.seed + index, devices=devices.num_replicas_in_sync)
         started = time.monotonic()
         try:
             with run.member(index).lock():
-                train_member(recipe, index, splits, run.member(index), devices, monitor, stop, settings)
+                train_member(recipe, index, splits, run.member(index), devices, monitor, stop, settings, hosts)
         except DivergedError as error:
             failures[index] = error
             monitor.event(index, "member_failed", f"error: {error}", error=str(error))

@@ -1,17 +1,19 @@
-"""What does a member leave to look at: its history, its votes after each epoch, its curves in TensorBoard?"""
+"""What does a member leave: its history, its votes after each epoch, its curves in TensorBoard, the model?"""
 
 import contextlib
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_committee.errors import ResourceError
-from keras_committee.files import write_file, writing
+from keras_committee.files import flush_folder, write_file, writing
 from keras_committee.run import MemberFolder
 
 _SECONDS_BETWEEN_WARNINGS = 60.0
@@ -74,6 +76,16 @@ class MemberLog:
     def write_history(self, history: list[dict]) -> None:
         """All rows, whatever was in the file. Raises ResourceError."""
         write_file(self._folder.history, "".join(json.dumps(row) + "\n" for row in history).encode())
+
+    def save_model(self, model: keras.Model) -> None:
+        """The trained model, renamed into place whole. Raises ResourceError."""
+        part = self._folder.model.with_name(".part-" + self._folder.model.name)
+        with writing(self._folder.model):
+            model.save(part)
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, self._folder.model)
+            flush_folder(self._folder.path)
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:

@@ -12,7 +12,6 @@
 
 import contextlib
 import math
-import os
 import time
 
 import keras
@@ -22,7 +21,6 @@ import tensorflow as tf
 from keras_committee import metrics
 from keras_committee.data import Splits
 from keras_committee.errors import DivergedError, RunError
-from keras_committee.files import flush_folder, writing
 from keras_committee.layers import set_survival
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
@@ -31,11 +29,13 @@ from keras_committee.training.averages import Averages
 from keras_committee.training.building import build_member
 from keras_committee.training.checkpoint import Checkpoints
 from keras_committee.training.gauges import BlockGauges
+from keras_committee.training.hosts import Alone
 from keras_committee.training.interruption import Interruption, Stopped
 from keras_committee.training.logs import MemberLog
 from keras_committee.training.report import Report, Settings
 from keras_committee.training.state import Best
 from keras_committee.training.step import training_step
+from keras_committee.training.strategy import distribute
 
 # A rollback asks for other batches than those that led astray; members' own seeds lie close together.
 _SEEDS_APART = 1_000_000_007
@@ -54,8 +54,11 @@ def train_member(
     report: Report,
     stop: Interruption,
     settings: Settings,
+    team: Alone | None = None,
 ) -> None:
     """Train member `index`, or go on with it, and leave `model.keras`, its history and its votes in `folder`.
+
+    `team`: the hosts that train it together; each calls this, and the chief alone writes.
 
     Raises:
         RecipeError: If the model does not fit the data.
@@ -64,7 +67,7 @@ def train_member(
         DivergedError: If the loss or a weight is no longer finite, after `rollbacks` returns to the last checkpoint.
         Stopped: If `stop` was requested; the state up to then is saved.
     """
-    training = _Training(recipe, index, splits, folder, strategy, report, stop, settings)
+    training = _Training(recipe, index, splits, folder, strategy, report, stop, settings, team or Alone())
     training.resume()
     while not training.ended:
         try:
@@ -81,9 +84,10 @@ def train_member(
 class _Training:
     """One member at work."""
 
-    def __init__(self, recipe, index, splits, folder, strategy, report, stop, settings):
+    def __init__(self, recipe, index, splits, folder, strategy, report, stop, settings, team):
         self._recipe, self._index, self._splits, self._folder = recipe, index, splits, folder
         self._strategy, self._report, self._stop, self._settings = strategy, report, stop, settings
+        self._team = team
         self._state = state = build_member(recipe, index, splits, strategy)
         self._gauges = BlockGauges(state.model)
         self._step = training_step(
@@ -98,7 +102,7 @@ class _Training:
             averages=state.averages,
         )
         self._predictor = Predictor(state.model)
-        self._checkpoints = Checkpoints(folder.state)
+        self._checkpoints = Checkpoints(folder.state, read_only=not team.is_chief)
         self._log = MemberLog(folder, report.note)
         self._data = splits.train.fingerprint()
         self._saved, self._rolled_back = (-1, time.monotonic()), 0
@@ -129,20 +133,19 @@ class _Training:
         """The steps that the unfinished epoch still lacks."""
         state, steps = self._state, self._splits.steps_per_epoch
         epoch = len(state.history)
+        self._team.agree(state.step, self._data, state.model)
         if self._recipe.survival is not None:
             set_survival(state.model, self._recipe.survival(epoch))
         seed = self._recipe.seed + self._index + _SEEDS_APART * state.rollbacks
         stream = self._splits.stream(seed, state.step, (epoch + 1) * steps - state.step, mix=self._recipe.mix)
-        if self._strategy.num_replicas_in_sync > 1:
-            stream = self._strategy.experimental_distribute_dataset(stream)
-        batches, ended = iter(stream), None
+        batches, ended = iter(distribute(stream, self._strategy)), None
         while state.step < (epoch + 1) * steps:
             with self._stop.deferred(when=state.step != self._saved[0]):
                 results = self._step(*next(batches))
                 self._count(results)
             if ended is not None:  # a first step traces the graph
                 state.timed = (state.timed[0] + 1, state.timed[1] + time.monotonic() - ended)
-            with self._stop.deferred():
+            with self._stop.deferred(), self._team.together(self._stop, Diverged):
                 self._between_steps()
             ended = time.monotonic()
 
@@ -163,6 +166,16 @@ class _Training:
             self.save("interval")
 
     def validate(self) -> None:
+        """The chief judges the epoch, and all hosts do what follows from it."""
+        with self._team.together(self._stop, Diverged):
+            if self._team.is_chief:
+                self._validate()
+            else:
+                self._state.history.append({})  # the chief has the row
+                self._state.begin_epoch(self._gauges.runs())
+        self._state.stopped = self._team.from_chief(self._state.stopped)
+
+    def _validate(self) -> None:
         """Predict the validation split, log the epoch and save."""
         state, batch_size = self._state, self._splits.batch_size
         with self._stop.deferred():
@@ -226,6 +239,8 @@ class _Training:
         """
         self._stop.before_saving()
         state, started = self._state, time.monotonic()
+        if not self._team.is_chief:
+            return
         if not state.is_finite():
             raise Diverged(f"step {state.step} (a weight is not finite)")
         document = state.document() | {"replicas": self._strategy.num_replicas_in_sync, "data": self._data}
@@ -268,25 +283,17 @@ class _Training:
     def finish(self) -> None:
         """Leave the model: of the best epoch where one was asked for, else averaged where there are averages."""
         state = self._state
+        if not self._team.is_chief:
+            return
         if state.best:
             state.set_weights(self._checkpoints.load_aside(state.best.weights))
         elif state.averages:
             state.averages.copy_to_weights()
         self._stop.before_saving()
         self._log.write_history(state.history)
-        _save_model(state.model, self._folder)
+        self._log.save_model(state.model)
         self._checkpoints.discard()
 
 
 def _averaged(averages: Averages | None):
     return averages.in_place() if averages else contextlib.nullcontext()
-
-
-def _save_model(model: keras.Model, folder: MemberFolder) -> None:
-    part = folder.model.with_name(".part-" + folder.model.name)
-    with writing(folder.model):
-        model.save(part)
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, folder.model)
-        flush_folder(folder.path)

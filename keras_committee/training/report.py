@@ -38,7 +38,9 @@ class Settings:
         rollbacks: How often a diverged member goes back to its last checkpoint before it is given up.
         retries: How often a worker that died is started again before its member is given up.
         stall_seconds: Seconds without a word from a worker after which it is killed and counts as dead. The first step
-            of a deep network is traced for minutes.
+            of a deep network is traced for minutes. Under `multiworker`: seconds without a step.
+        peer_seconds: Under `multiworker`, seconds after which another host that does not answer is given up.
+        start_seconds: Under `multiworker`, seconds to wait until all hosts have come.
     """
 
     deterministic: bool = False
@@ -46,3 +48,5 @@ class Settings:
     rollbacks: int = 3
     retries: int = 2
     stall_seconds: float = 1800.0
+    peer_seconds: float = 60.0
+    start_seconds: float = 600.0

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_committee.errors import RecipeError
 
-NAMES = ("auto", "one", "mirrored")
+NAMES = ("auto", "one", "mirrored", "multiworker")
 
 
 def make_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
@@ -15,6 +15,7 @@ def make_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
     Args:
         name: `"one"`: one device, the first GPU where there is one. `"mirrored"`: every GPU, or every logical CPU where
             there is no GPU, each with a copy of the weights. `"auto"`: mirrored where there are several GPUs, else one.
+            `"multiworker"`: all GPUs, or the CPU, of each host that `TF_CONFIG` names; see `hosts.py`.
         batch_size: Examples in a global batch; each replica takes an equal part of it.
 
     Raises:
@@ -22,6 +23,10 @@ def make_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
     """
     if name not in NAMES:
         raise RecipeError(f"unknown strategy '{name}'. Use one of: {', '.join(NAMES)}.")
+    if name == "multiworker":
+        strategy = _multiworker()  # before anything else talks to the devices
+        _require_equal_parts(batch_size, strategy.num_replicas_in_sync)
+        return strategy
     gpus = tf.config.list_logical_devices("GPU")
     if name == "one" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
@@ -31,11 +36,7 @@ def make_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
             f"strategy 'mirrored' needs at least two devices; TensorFlow sees only: {', '.join(devices)}.\n"
             "  Use --strategy one."
         )
-    if batch_size % len(devices):
-        raise RecipeError(
-            f"a global batch of {batch_size} cannot be divided equally among {len(devices)} devices.\n"
-            f"  Use a batch size that is a multiple of {len(devices)}, or --strategy one."
-        )
+    _require_equal_parts(batch_size, len(devices))
     return _mirrored(devices)
 
 
@@ -46,6 +47,52 @@ def uses_xla(strategy: tf.distribute.Strategy) -> bool:
     Keras' default is kept (not measured by us); Keras turns XLA off under several replicas, and so does this.
     """
     return strategy.num_replicas_in_sync == 1 and "GPU" in strategy.extended.worker_devices[0]
+
+
+def distribute(stream: tf.data.Dataset, strategy: tf.distribute.Strategy):
+    """The global batches of `stream`, of which each replica takes its part: replica 0 the first rows, and so on.
+
+    Every host makes the whole stream, which is a pure function of the seed, and cuts out its rows: nothing is left to
+    TensorFlow's own sharding, which gives each host other batches.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return stream
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return strategy.experimental_distribute_dataset(stream)
+
+    return strategy.distribute_datasets_from_function(lambda host: part_of(stream, host))
+
+
+def part_of(stream: tf.data.Dataset, host: tf.distribute.InputContext) -> tf.data.Dataset:
+    """The rows of each global batch that belong to one host, a batch for each of its replicas."""
+    rows = stream.element_spec[0].shape[0] // host.num_input_pipelines  # pyright: ignore
+    first = host.input_pipeline_id * rows
+    replicas = host.num_replicas_in_sync // host.num_input_pipelines
+    part = stream.map(lambda *batch: tuple(tensor[first : first + rows] for tensor in batch))
+    part = part.rebatch(rows // replicas, drop_remainder=True) if replicas > 1 else part
+    options = tf.data.Options()
+    options.autotune.enabled = False  # as for the stream
+    return part.prefetch(2).with_options(options)
+
+
+def _require_equal_parts(batch_size: int, devices: int) -> None:
+    if batch_size % devices:
+        raise RecipeError(
+            f"a global batch of {batch_size} cannot be divided equally among {devices} devices.\n"
+            f"  Use a batch size that is a multiple of {devices}, or --strategy one."
+        )
+
+
+@functools.cache
+def _multiworker() -> tf.distribute.MultiWorkerMirroredStrategy:
+    """One strategy for the whole process; it waits until all hosts have come."""
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:  # collective operations are configured before TensorFlow's runtime starts
+        raise RecipeError(
+            f"strategy 'multiworker' cannot start: {error}.\n"
+            "  A recipe file must not compute with tensors by itself: move that into its member or optimizer function."
+        ) from error
 
 
 @functools.cache
