@@ -176,22 +176,24 @@ def train(
         finished = run.finished_members()
         _print_json({"recipe": recipe_file.name, "run": folder, "knobs": knobs, "smoke": smoke, "finished": finished})
     else:
-        click.echo(f"{len(run.finished_members())} members in {folder}. Next: {_command('evaluate', folder)}")
+        _say(f"{len(run.finished_members())} members in {folder}. Next: {_command('evaluate', folder)}")
 
 
 @cli.command()
 @click.argument("run", type=click.Path())
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
+@click.option("--min-members", type=click.IntRange(1), help="Take the committee as it is with so many members.")
+@click.option("--allow-twins", is_flag=True, help="Members may have identical weights.")
 @_json_option
 @_standard_options
-def evaluate(run: str, split: str, as_json: bool) -> None:
+def evaluate(run: str, split: str, min_members: int | None, allow_twins: bool, as_json: bool) -> None:
     """Measure the members of RUN, and its committees of every size."""
     opened = Run.open(run)
     with opened.lock(), _only_json(as_json):
         built = _built(opened.recipe_file(), opened.knobs(), opened.smoke)
         from keras_committee import evaluation
 
-        result = evaluation.evaluate(opened, built, split=split)
+        result = evaluation.evaluate(opened, built, split=split, min_members=min_members, allow_twins=allow_twins)
     if as_json:
         _print_json(result)
         return
@@ -256,7 +258,15 @@ def _only_json(as_json: bool) -> Iterator[None]:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
+    _say(json.dumps(document, ensure_ascii=False, allow_nan=False))
+
+
+def _say(text: str) -> None:
+    """A last word on stdout. The work is done: nobody need be there to read it, as after `| head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python fails to flush as it ends
 
 
 def _command(*words: str) -> str:

@@ -59,6 +59,12 @@ class Interrupted(CommitteeError):
         self.exit_code = exit_code
 
 
+class VerificationError(CommitteeError):
+    """A member is not what a member of a committee must be."""
+
+    exit_code = 8
+
+
 class ExportError(CommitteeError):
     """An export could not be made, or does not answer like the committee it came from."""
 

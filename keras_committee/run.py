@@ -10,11 +10,11 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from keras_committee.errors import RunError
+from keras_committee.errors import RecipeError, RunError
 from keras_committee.files import now, owned, write_file, write_json, writing
 from keras_committee.recipe_file import RecipeFile
 
@@ -166,6 +166,16 @@ class Run:
         with owned(self.path / "lock", f"run folder {self.path}", shared=shared):
             yield
 
+    def require_classes(self, classes: Sequence[str]) -> None:
+        """Raises RecipeError unless `classes` are those, in that order, that the members were trained for."""
+        trained = next((event["classes"] for event in self.events() if "classes" in event), list(classes))
+        changed = _differences(dict(enumerate(trained)), dict(enumerate(classes)))
+        if changed:
+            raise RecipeError(
+                f"the data have other classes than the members of {self.path} were trained for: "
+                f"class {next(iter(changed.values()))}.\n  Bring the classes back into their old order."
+            )
+
     def journal(self, event: str, **fields: Any) -> None:
         """Appends one event. It is on the disk when this returns; call it by an owner of the lock only."""
         line = json.dumps({"time": now(), "event": event, **fields}, allow_nan=False) + "\n"
@@ -266,7 +276,7 @@ def _commit() -> str | None:
     return answer.stdout.strip() or None if answer.returncode == 0 else None
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+def _differences(old: dict, new: dict) -> dict[Any, str]:
     """`"learning_rate 0.1 -> 0.05"` for each key whose value is another one."""
     triples = [(key, old.get(key, "absent"), new.get(key, "absent")) for key in {**old, **new}]
     return {key: f"{key} {before} -> {after}" for key, before, after in triples if before != after}

@@ -296,3 +296,10 @@ def test_evaluate_uses_the_recipe_and_the_knobs_of_the_run(folder, monkeypatch):
 def test_a_missing_argument_is_told_in_our_form(capsys):
     assert cli.main(["show"]) == 2
     assert capsys.readouterr().err == "error: Missing argument 'RECIPE'.\n  see: keras-committee show --help\n"
+
+
+def test_E09_a_reader_that_has_gone_away_is_no_failure(folder):
+    program = "import sys; from keras_committee import cli; cli._say('x' * 100_000); sys.exit(0)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 0)

@@ -153,7 +153,7 @@ def test_the_knobs_not_overridden_keep_their_defaults_and_the_last_of_two_overri
         ("drops={1}", "'drops' expects a list"),
     ],
 )
-def test_a_value_of_another_type_is_an_error_with_the_type(write, override, wanted):
+def test_E04_a_value_of_another_type_is_an_error_with_the_type(write, override, wanted):
     with pytest.raises(RecipeError, match=wanted):
         RecipeFile.read(write(KNOBS)).resolve([override])
 
@@ -174,7 +174,7 @@ def test_an_override_without_a_value_is_an_error(write):
 
 @settings(deadline=None)
 @given(st.data())
-def test_every_single_slip_in_a_knob_is_met_with_that_knob(data):
+def test_E03_every_single_slip_in_a_knob_is_met_with_that_knob(data):
     knobs = ["members", "depth", "width", "epochs", "batch_size", "learning_rate", "data_dir", "seed"]
     knob = data.draw(st.sampled_from(knobs))
     place = data.draw(st.integers(0, len(knob) - 1))
@@ -190,7 +190,7 @@ def test_every_single_slip_in_a_knob_is_met_with_that_knob(data):
         file.resolve([f"{slip}=1"])
 
 
-def test_a_missing_recipe_names_the_nearest_and_all_recipes_of_the_folder(write, tmp_path):
+def test_E01_a_missing_recipe_names_the_nearest_and_all_recipes_of_the_folder(write, tmp_path):
     write(KNOBS, "digits_wrn.py")
     write(KNOBS, "imagenet.py")
     with pytest.raises(
@@ -222,7 +222,7 @@ def test_a_folder_is_not_a_recipe(tmp_path):
         ("a = '\0'", "not a Python file|syntax error"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_an_error_with_its_line(write, source, wanted):
+def test_E01_a_file_that_is_no_recipe_is_an_error_with_its_line(write, source, wanted):
     with pytest.raises(RecipeError, match=wanted):
         RecipeFile.read(write(source))
 
@@ -258,7 +258,7 @@ def test_building_calls_the_recipe_with_the_knobs(write):
         ("recipe = 3\ndef recipe(): ...\nrecipe = 4", r"TypeError: 'int' object is not callable"),
     ],
 )
-def test_what_goes_wrong_inside_the_recipe_is_told_with_its_line_there(write, source, wanted):
+def test_E01_what_goes_wrong_inside_the_recipe_is_told_with_its_line_there(write, source, wanted):
     with pytest.raises(RecipeError, match=wanted):
         RecipeFile.read(write(source)).build({})
 
@@ -305,7 +305,7 @@ def test_building_twice_shares_nothing(write):
         ("survival", 0.7, r"Recipe\(survival=\.\.\.\) must be a function of the epoch, or None\. Received: 0\.7"),
     ],
 )
-def test_a_field_of_the_wrong_kind_is_an_error_with_field_value_and_wish(field, value, wanted):
+def test_E02_a_field_of_the_wrong_kind_is_an_error_with_field_value_and_wish(field, value, wanted):
     with pytest.raises(RecipeError, match=wanted):
         Recipe(**fields(**{field: value}))
 

@@ -445,3 +445,16 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), replace(*names)))
     write_file(tmp_path / "recipe.py", b"0.2")
     assert calls == ["fsync", "replace", "fsync"]
+
+
+@pytest.mark.parametrize("name", ["two words", "übung-Öl", "line\nbreak", "quote'\"s", "-dash", "x" * 200, "%s{}$HOME"])
+def test_E12_a_folder_may_have_any_name(create, tmp_path, name):
+    run = create(folder=name)
+    with run.lock():
+        run.journal("trained", note=name)
+    assert Run.open(tmp_path / name).events()[-1]["note"] == name
+
+
+def test_E12_a_name_that_is_too_long_is_told(create, tmp_path):
+    with pytest.raises(ResourceError, match=r"cannot write .*File name too long"):
+        create(folder="x" * 256)

@@ -1,5 +1,6 @@
 """How good is each member, and each committee of them?"""
 
+import hashlib
 import itertools
 import math
 import random
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_committee import flops, metrics
+from keras_committee.errors import VerificationError
 from keras_committee.evaluation.votes import Votes, cast_votes, load_member
 from keras_committee.files import write_json
 from keras_committee.layers import GeometricMean, head_name, head_of
@@ -18,22 +20,32 @@ from keras_committee.run import Run
 MOST_SUBSETS = 1000
 
 
-def evaluate(run: Run, recipe: Recipe, split: str = "test") -> dict:
+def evaluate(
+    run: Run, recipe: Recipe, split: str = "test", *, min_members: int | None = None, allow_twins: bool = False
+) -> dict:
     """Evaluate members and committees of every size on a split, and write `evaluation.json` into the run folder.
 
     Every committee size is taken over all its subsets of the members (over 1,000 of them drawn at random where there
     are more). `mflops` is 2 x multiply-adds / 1e6 for one image, summed over the members of a committee.
 
+    Args:
+        run: The run folder.
+        recipe: Its recipe.
+        split: `"train"`, `"validation"` or `"test"`.
+        min_members: As in `cast_votes`; `missing` in the result says who is not there.
+        allow_twins: Whether members may have identical weights.
+
     Returns:
         The content of `evaluation.json`.
 
     Raises:
-        IncompleteError: If a member is not trained yet.
+        IncompleteError: If too few members are trained.
         DataError: If the data cannot be read.
+        VerificationError: If a member's votes are no votes, or two members have identical weights.
     """
-    votes = cast_votes(run, recipe, split)
+    votes = cast_votes(run, recipe, split, min_members)
     head = recipe.head or GeometricMean()
-    members = _members(run, votes)
+    members = _members(run, votes, allow_twins)
     probabilities = np.exp(votes.log_probabilities)
     result = {
         "recipe": run.recipe_file().name,
@@ -42,6 +54,7 @@ def evaluate(run: Run, recipe: Recipe, split: str = "test") -> dict:
         "classes": len(votes.classes),
         "head": head_name(head),
         "members": members,
+        "missing": sorted(set(range(recipe.members)) - set(votes.members)),
         "committees": [
             committee_of_size(size, votes, head, [member["mflops"] for member in members])
             for size in range(1, len(members) + 1)
@@ -79,7 +92,8 @@ def subsets_of(members: int, size: int) -> list[tuple[int, ...]]:
 
 
 def _summary(votes: Votes, subset: tuple[int, ...], head) -> dict[str, float]:
-    probabilities = keras.ops.convert_to_numpy(head_of(head, subset)(votes.log_probabilities[:, list(subset)]))
+    members = [votes.members[place] for place in subset]
+    probabilities = keras.ops.convert_to_numpy(head_of(head, members)(votes.log_probabilities[:, list(subset)]))
     return metrics.summary(probabilities, votes.labels)
 
 
@@ -93,17 +107,24 @@ def _spread(values: list[float]) -> dict:
     }
 
 
-def _members(run: Run, votes: Votes) -> list[dict]:
-    rows = []
-    for index in range(votes.log_probabilities.shape[1]):
+def _members(run: Run, votes: Votes, allow_twins: bool) -> list[dict]:
+    rows, owners = [], {}
+    for place, index in enumerate(votes.members):
         model = load_member(run.member(index).model)
+        digest = hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest()
+        twin = owners.setdefault(digest, index)
+        if twin != index and not allow_twins:
+            raise VerificationError(
+                f"members {twin} and {index} of {run.path} have identical weights (sha256 {digest[:12]}).\n"
+                "  Does the recipe set a seed of its own in `member`? If it is meant so: --allow-twins."
+            )
         rows.append(
             {
                 "index": index,
                 "name": model.name,
                 "parameters": flops.parameters(model),
                 "mflops": flops.mflops(model),
-                **metrics.summary(np.exp(votes.log_probabilities[:, index]), votes.labels),
+                **metrics.summary(np.exp(votes.log_probabilities[:, place]), votes.labels),
             }
         )
     return rows

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_committee.errors import IncompleteError, RunError
+from keras_committee.errors import IncompleteError, RunError, VerificationError
 from keras_committee.files import write_file
 from keras_committee.models.predict import log_probabilities
 from keras_committee.recipe import Recipe
@@ -24,35 +24,44 @@ class Votes:
     """The votes of all members on one split.
 
     Attributes:
+        members: The indices of the members, ascending.
         log_probabilities: float32 `(examples, members, classes)`.
         labels: int32 `(examples,)`.
         classes: Names of the classes.
     """
 
+    members: tuple[int, ...]
     log_probabilities: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
 
 
-def cast_votes(run: Run, recipe: Recipe, split: str = "test") -> Votes:
+def cast_votes(run: Run, recipe: Recipe, split: str = "test", min_members: int | None = None) -> Votes:
     """The votes of every member on a split: from the run folder where they are current, else predicted and kept there.
 
+    Args:
+        run: The run folder.
+        recipe: Its recipe.
+        split: `"train"`, `"validation"` or `"test"`.
+        min_members: With so many members or more the committee is taken as it is; None wants all of them.
+
     Raises:
-        IncompleteError: If a member is not trained yet.
+        IncompleteError: If too few members are trained.
         DataError: If the data cannot be read.
+        RecipeError: If the data have other classes than the members were trained for.
+        VerificationError: If a member gives anything but one finite number for each class.
     """
-    missing = sorted(set(range(recipe.members)) - set(run.finished_members()))
-    if missing:
-        raise IncompleteError(
-            f"{run.path} has {recipe.members - len(missing)} of {recipe.members} members;"
-            f" not trained yet: {', '.join(map(str, missing))}.\n"
-            f"  Finish them with the command of the run: {run.environment()['command']}"
-        )
+    members = _members_at_hand(run, recipe, min_members)
     splits = recipe.data.load()
+    run.require_classes(splits.classes)
     examples = getattr(splits, split)
     data_hash = examples.fingerprint()
-    votes = [_member_votes(run, index, split, examples, data_hash) for index in range(recipe.members)]
-    return Votes(log_probabilities=np.stack(votes, axis=1), labels=examples.labels, classes=splits.classes)
+    votes = [_member_votes(run, index, split, examples, data_hash) for index in members]
+    for index, each in zip(members, votes, strict=True):
+        _check(run, index, each, len(splits.classes))
+    return Votes(
+        members=members, log_probabilities=np.stack(votes, axis=1), labels=examples.labels, classes=splits.classes
+    )
 
 
 def load_member(file: pathlib.Path) -> keras.Model:
@@ -68,6 +77,30 @@ def load_member(file: pathlib.Path) -> keras.Model:
             f"{file} cannot be loaded: {error}\n"
             "  Delete it and run `keras-committee train` again to train this member anew."
         ) from error
+
+
+def _members_at_hand(run: Run, recipe: Recipe, min_members: int | None) -> tuple[int, ...]:
+    finished = [index for index in run.finished_members() if index < recipe.members]
+    missing = sorted(set(range(recipe.members)) - set(finished))
+    if missing and (min_members is None or len(finished) < min_members):
+        go_on = f"  Or take those that there are: --min-members {len(finished)}" if finished else ""
+        raise IncompleteError(
+            f"{run.path} has {len(finished)} of {recipe.members} members;"
+            f" not trained yet: {', '.join(map(str, missing))}.\n"
+            f"  Finish them with the command of the run: {run.environment()['command']}\n{go_on}".rstrip()
+        )
+    return tuple(finished)
+
+
+def _check(run: Run, index: int, votes: np.ndarray, classes: int) -> None:
+    wrong = None if votes.shape[1] == classes else f"gives {votes.shape[1]} classes; the data have {classes}"
+    if wrong is None and not np.isfinite(votes).all():
+        wrong = f"gives votes that are not finite for {int((~np.isfinite(votes)).any(axis=1).sum())} examples"
+    if wrong:
+        raise VerificationError(
+            f"member {index} of {run.path} {wrong}. It is averaged with no other.\n"
+            f"  Delete {run.member(index).model} and train it anew, or evaluate without it: --min-members."
+        )
 
 
 def _member_votes(run: Run, index: int, split: str, examples, data_hash: str) -> np.ndarray:

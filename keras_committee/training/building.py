@@ -35,16 +35,26 @@ def build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distri
 
 
 def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
-    """Raise a RecipeError unless `model` takes the images of `splits` and has one logit for each of its classes."""
+    """Raise a RecipeError unless `model` takes the images of `splits` and gives one logit for each of its classes."""
     takes, gives = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
     has, wants = tuple(splits.train.image_shape), (len(splits.classes),)
     if takes != has:
         raise RecipeError(f"member {index} ({model.name}) takes images of shape {takes}; the data has {has}.")
+    if _gives_probabilities(model):
+        raise RecipeError(
+            f"member {index} ({model.name}) ends with a softmax. A member returns logits: leave the activation of its "
+            "last layer out."
+        )
     if gives != wants:
         raise RecipeError(
             f"member {index} ({model.name}) has outputs of shape {gives}; the data has {wants[0]} classes.\n"
             "  A member returns one logit for each class: give its builder `classes` to match the data."
         )
+
+
+def _gives_probabilities(model: keras.Model) -> bool:
+    last = model.outputs[0]._keras_history.operation
+    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from keras_committee.training.machine import be_deterministic, choose
 from keras_committee.training.member import train_member
 from keras_committee.training.monitoring import Monitor
 from keras_committee.training.report import Settings
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.strategy import make_strategy, memory_told
 from keras_committee.training.workers import Supervisor
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def _train_missing(run, recipe, missing, strategy, workers, settings, hosts: Alo
     devices = make_strategy(strategy, recipe.data.batch_size) if many == 1 and not ray else None
     hosts.joined(devices)
     splits = _load(recipe)
-    run.journal("training_started", members=missing, kept=run.finished_members(), workers=many)
+    run.require_classes(splits.classes)
+    kept = run.finished_members()
+    run.journal("training_started", members=missing, kept=kept, workers=many, classes=list(splits.classes))
     shown = Monitor(run, recipe, splits.validation.labels, splits.steps_per_epoch, missing)
     with (
         Interruption() as stop,
@@ -137,7 +139,7 @@ def _train_here(run, recipe, missing, splits, devices, monitor, stop, settings, 
         run.journal("member_started", member=index, seed=recipe.seed + index, devices=devices.num_replicas_in_sync)
         started = time.monotonic()
         try:
-            with run.member(index).lock():
+            with run.member(index).lock(), memory_told(index):
                 train_member(recipe, index, splits, run.member(index), devices, monitor, stop, settings, hosts)
         except DivergedError as error:
             failures[index] = error

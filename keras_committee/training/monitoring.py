@@ -1,5 +1,6 @@
 """What does a committee in training show, on the terminal and in TensorBoard?"""
 
+import contextlib
 from typing import Any
 
 import keras
@@ -93,8 +94,9 @@ class Monitor:
         self.note(text)
 
     def note(self, text: str) -> None:
-        """A line for the user."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        """A line for the user, if anybody is still there to read it."""
+        with contextlib.suppress(OSError):
+            self._console.print(text, soft_wrap=True, markup=False)
 
     def _committee_so_far(self, epoch: int) -> None:
         files = [self._run.member(index).epoch_votes(epoch) for index in range(self._recipe.members)]

@@ -1,10 +1,12 @@
 """On which devices does a member train?"""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import tensorflow as tf
 
-from keras_committee.errors import RecipeError
+from keras_committee.errors import RecipeError, ResourceError
 
 NAMES = ("auto", "one", "mirrored", "multiworker")
 
@@ -40,11 +42,24 @@ def make_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
     return _mirrored(devices)
 
 
+@contextlib.contextmanager
+def memory_told(index: int) -> Iterator[None]:
+    """Turns TensorFlow's word on a full device into what to do about it for member `index`. Raises ResourceError."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise ResourceError(
+            f"member {index} does not fit into the memory of its device: {error.message.splitlines()[0]}\n"
+            "  Its last checkpoint is kept. Use fewer --workers, a smaller batch, or Recipe(accumulate=...)."
+        ) from error
+
+
 def uses_xla(strategy: tf.distribute.Strategy) -> bool:
     """Whether the training step is compiled with XLA.
 
-    On CPU it made the step of WRN-16-1 1.7 times slower than TensorFlow's own kernels, so never there. On a single GPU
-    Keras' default is kept (not measured by us); Keras turns XLA off under several replicas, and so does this.
+    On CPU it made the step of WRN-16-1 slower than TensorFlow's own kernels (`benchmarks/training.py`), so never there,
+    where Keras 3.15 leaves it off, too. On a single GPU Keras' default is kept (not measured by us); Keras turns XLA
+    off under several replicas, and so does this.
     """
     return strategy.num_replicas_in_sync == 1 and "GPU" in strategy.extended.worker_devices[0]
 

@@ -13,13 +13,13 @@ from typing import Any
 import tensorflow as tf
 
 from keras_committee import errors
-from keras_committee.errors import CommitteeError, ResourceError
+from keras_committee.errors import CommitteeError
 from keras_committee.run import Run
 from keras_committee.training.interruption import CODES, Interruption, Stopped
 from keras_committee.training.machine import be_deterministic
 from keras_committee.training.member import train_member
 from keras_committee.training.report import Report, Settings
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.strategy import make_strategy, memory_told
 
 _SECONDS_BETWEEN_STEPS = 0.2  # between two lines that tell of steps
 
@@ -67,13 +67,8 @@ def train_one(run: Run, index: int, strategy: str, report: Report, stop: Interru
     recipe = recipe.smoke() if run.smoke else recipe
     devices = make_strategy(strategy, recipe.data.batch_size)
     splits, folder = recipe.data.load(), run.member(index)
-    try:
+    with memory_told(index):
         train_member(recipe, index, splits, folder, devices, report, stop, settings)
-    except tf.errors.ResourceExhaustedError as error:
-        raise ResourceError(
-            f"member {index} does not fit into the memory of its device: {error.message.splitlines()[0]}\n"
-            "  Its last checkpoint is kept. Use fewer --workers, a smaller batch, or Recipe(accumulate=...)."
-        ) from error
 
 
 def main(order: dict[str, Any]) -> int:

@@ -4,10 +4,11 @@ import itertools
 import json
 import math
 
+import keras
 import numpy as np
 import pytest
 
-from keras_committee.errors import IncompleteError, RunError
+from keras_committee.errors import IncompleteError, RecipeError, RunError, VerificationError
 from keras_committee.evaluation import cast_votes, evaluate, votes
 from keras_committee.evaluation.evaluate import committee_of_size, subsets_of
 from keras_committee.layers import WeightedGeometricMean
@@ -120,3 +121,57 @@ def test_many_members_give_a_thousand_distinct_subsets_of_a_size():
     assert len(set(subsets)) == 1000
     assert all(len(set(subset)) == 6 for subset in subsets)
     assert subsets_of(5, 2) == list(itertools.combinations(range(5), 2))
+
+
+def test_C02_data_with_another_order_of_classes_are_refused(trained, monkeypatch):
+    run, _ = trained
+    other = ("zero", "two", "one", *"3456789")
+    with pytest.raises(RecipeError, match=r"other classes than the members of .*: class 0 0 -> zero\.") as caught:
+        run.require_classes(other)
+    assert caught.value.exit_code == 2
+    run.require_classes([str(digit) for digit in range(10)])
+
+
+def test_C05_a_committee_that_lacks_a_member_is_taken_if_asked_and_says_who_is_missing(new_run):
+    run, train = new_run(["members=3", "epochs=1"])
+    train()
+    run.member(1).model.unlink()
+    recipe = train.args[1]
+    with pytest.raises(IncompleteError, match=r"2 of 3 members; not trained yet: 1\.[\s\S]*--min-members 2"):
+        evaluate(run, recipe)
+    with pytest.raises(IncompleteError, match="2 of 3 members"):
+        evaluate(run, recipe, min_members=3)
+    result = evaluate(run, recipe, min_members=2)
+    assert (result["missing"], [member["index"] for member in result["members"]]) == ([1], [0, 2])
+    assert [committee["size"] for committee in result["committees"]] == [1, 2]
+
+
+def test_C06_two_members_with_the_same_weights_are_named(new_run):
+    run, train = new_run(["members=3", "epochs=1"])
+    train()
+    run.member(2).model.write_bytes(run.member(0).model.read_bytes())
+    recipe = train.args[1]
+    with pytest.raises(VerificationError, match=r"members 0 and 2 of .* have identical weights \(sha256 ") as caught:
+        evaluate(run, recipe)
+    assert caught.value.exit_code == 8
+    assert len(evaluate(run, recipe, allow_twins=True)["members"]) == 3
+
+
+def test_C07_a_member_whose_votes_are_no_numbers_is_named_and_averaged_with_no_other(new_run):
+    run, train = new_run(["members=2", "epochs=1"])
+    train()
+    model = keras.saving.load_model(run.member(1).model, compile=False)
+    model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
+    model.save(run.member(1).model)
+    with pytest.raises(VerificationError, match=r"member 1 of .* gives votes that are not finite for 360 examples"):
+        evaluate(run, train.args[1])
+    assert not (run.path / "evaluation.json").exists()
+
+
+def test_C01_a_member_of_other_classes_is_named(new_run):
+    run, train = new_run(["members=2", "epochs=1"])
+    train()
+    image = keras.Input((32, 32, 3))
+    keras.Model(image, keras.layers.Dense(7)(keras.layers.Flatten()(image))).save(run.member(0).model)
+    with pytest.raises(VerificationError, match=r"member 0 of .* gives 7 classes; the data have 10"):
+        evaluate(run, train.args[1])

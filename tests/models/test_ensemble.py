@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_committee.layers import BatchNormalization, GeometricMean, MajorityVote, WeightedGeometricMean
-from keras_committee.models import Ensemble
+from keras_committee.models import Ensemble, wide_resnet
 
 SHAPE = (8, 8, 3)
 
@@ -126,7 +126,7 @@ def test_no_members_are_refused():
         (lambda: linear(4, "big", (9, 8, 3)), "1       big   9x8x3  4"),
     ],
 )
-def test_members_that_do_not_fit_are_shown_as_a_table(other, row):
+def test_C01_C03_members_that_do_not_fit_are_shown_as_a_table(other, row):
     with pytest.raises(
         ValueError, match=rf"one image shape and one number of classes\. Received:\n  member .*\n.*\n  {row}"
     ):
@@ -156,3 +156,12 @@ def two_inputs():
 def test_what_cannot_be_a_member_is_named(member, message):
     with pytest.raises(ValueError, match=message):
         Ensemble([linear(), member()])
+
+
+def test_C04_members_that_normalise_differently_answer_as_they_do_alone():
+    members = [wide_resnet(10, 1, classes=5, mean=mean, std=std) for mean, std in ((0.0, 1.0), (120.0, 61.0))]
+    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3)).astype("float32")
+    votes = Ensemble(members).predict(images, verbose=0)["votes"]
+    for place, member in enumerate(members):
+        alone = keras.ops.convert_to_numpy(keras.ops.softmax(member.predict(images, verbose=0)))
+        np.testing.assert_allclose(votes[:, place], alone, atol=1e-5)

@@ -3,7 +3,8 @@
     python tests/training/killed_training.py RECIPE FOLDER KILLS SEED
 
 TensorFlow is imported once; each child is forked before anything of it runs, so that a kill costs no new start. Every
-second child saves after each step. Prints the number of kills, of those inside a save, and of steps trained again.
+second child saves after each step; every third is asked to stop before it is killed. Prints the number of kills, and
+of those inside a save.
 """
 
 import os
@@ -14,6 +15,7 @@ import sys
 import time
 import traceback
 
+from keras_committee.errors import Interrupted
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.training import Settings, train_committee
@@ -29,10 +31,13 @@ def main(recipe, folder, kills, seed):
         if done < kills:
             wait_for_work(folder, child)
             time.sleep(chance.uniform(0.0, 0.7))
+            if done % 3 == 2:  # as a queue does: asked first, killed within a second
+                os.kill(child, signal.SIGTERM)
+                time.sleep(chance.uniform(0.0, 1.0))
             os.kill(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         inside += bool(list(pathlib.Path(folder).glob("members/*/state/.part-*")))
-        if code != -signal.SIGKILL:
+        if code not in (-signal.SIGKILL, 143):
             print(done, inside)
             return code
         done += 1
@@ -45,6 +50,8 @@ def train(recipe, folder, settings):
         run = Run.create(folder, file, knobs, command="test")
         with run.lock():
             train_committee(run, file.build(knobs), settings=settings)
+    except Interrupted as error:
+        os._exit(error.exit_code)
     except BaseException:
         traceback.print_exc()
         os._exit(1)

@@ -94,3 +94,13 @@ def test_lines_tell_the_rate_and_the_time_left_where_there_is_no_terminal(new_ru
     assert told[0].startswith("member 1/1  epoch 1/2  loss ")
     assert "images/s" in told[0]
     assert told[-1].endswith("0.0 min left")
+
+
+def test_E09_training_goes_on_when_nobody_reads_what_it_tells(new_run, monkeypatch):
+    def gone(*_, **__):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("keras_committee.training.monitoring.Console.print", gone)
+    run, train = new_run(["members=1", "epochs=1"])
+    train()
+    assert run.finished_members() == [0]

@@ -117,7 +117,7 @@ def history(folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_hosts_that_are_killed_stopped_and_silenced_end_where_they_would_have(hosts, tmp_path, new_run):
+def test_A20_hosts_that_are_killed_stopped_and_silenced_end_where_they_would_have(hosts, tmp_path, new_run):
     unbroken = hosts("unbroken", "--deterministic")
     unbroken.start(0, 1)
     assert unbroken.codes(0, 1) == [0, 0], unbroken.said(0) + unbroken.said(1)

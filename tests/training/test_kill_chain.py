@@ -31,7 +31,7 @@ def outcome(run, index):
 
 
 @pytest.mark.slow
-def test_A01_A02_A03_a_run_killed_twenty_times_ends_as_one_that_never_was(tmp_path):
+def test_A01_A02_A03_A05_a_run_killed_twenty_times_ends_as_one_that_never_was(tmp_path):
     whole, _ = trained(tmp_path / "whole", kills=0)
     run, (kills, _) = trained(tmp_path / "killed", kills=KILLS)
     assert kills == KILLS

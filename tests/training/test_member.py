@@ -130,3 +130,10 @@ def test_a_model_for_other_images_than_the_data_has_is_refused(trained):
     _, recipe = trained
     with pytest.raises(RecipeError, match=r"takes images of shape \(6, 6, 3\); the data has \(32, 32, 3\)"):
         check_fit(small_network(), recipe.data.load(), 0)
+
+
+def test_E10_fewer_devices_than_asked_for_is_an_error_and_no_silent_fall_back(monkeypatch):
+    one = tf.config.list_logical_devices("CPU")[:1]
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: {"CPU": one, "GPU": []}[kind])
+    with pytest.raises(RecipeError, match=r"needs at least two devices; TensorFlow sees only: .*CPU:0"):
+        make_strategy("mirrored", 8)
