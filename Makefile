@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint types tests bench lock clean
+.PHONY: demo test lint types tests slow bench lock clean
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -15,7 +15,7 @@ demo: .venv/ready
 	$(BIN)/keras-committee train recipes/digits_wrn.py
 	$(BIN)/keras-committee evaluate runs/digits_wrn
 
-test: lint types tests
+test: lint types tests slow
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -26,8 +26,12 @@ types: .venv/ready
 
 # The layers and models are keras.ops only: the same tests hold them to it under JAX.
 tests: .venv/ready
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest
-	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/models tests/test_flops.py tests/test_schedules.py
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 --dist loadfile tests/layers tests/models tests/test_flops.py tests/test_schedules.py
+
+# Processes that are killed, hang and go on; several hosts; a Ray cluster.
+slow: .venv/ready
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m slow
 
 bench: .venv/ready
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -11,7 +11,7 @@ CASES = [
 ]
 
 
-def tests_of_cases():
+def cases_tested():
     """The names of the tests that begin with ids of cases, and the files that they are in."""
     found = {}
     for path in (ROOT / "tests").rglob("test_*.py"):
@@ -25,12 +25,12 @@ def ids(name):
 
 
 def test_every_case_has_a_test():
-    tested = {case for name in tests_of_cases() for case in ids(name)}
+    tested = {case for name in cases_tested() for case in ids(name)}
     assert set(CASES) <= tested
 
 
 def test_the_table_names_each_case_and_the_files_of_its_tests():
     rows = re.findall(r"^\| ([A-E]\d\d) \|.*\| ([^|]*) \|$", (ROOT / "deploy" / "failures.md").read_text(), re.M)
-    files = {case: sorted({path for name, path in tests_of_cases().items() if case in ids(name)}) for case in CASES}
-    files["B09"] = sorted({path for name, path in tests_of_cases().items() if "B09" in ids(name)})
+    files = {case: sorted({path for name, path in cases_tested().items() if case in ids(name)}) for case in CASES}
+    files["B09"] = sorted({path for name, path in cases_tested().items() if "B09" in ids(name)})
     assert {case: sorted(re.findall(r"`([\w/.]+)`", named)) for case, named in rows} == files

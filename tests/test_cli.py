@@ -286,7 +286,7 @@ def test_evaluate_uses_the_recipe_and_the_knobs_of_the_run(folder, monkeypatch):
     run = Run.create("runs/a", file, file.resolve(["members=3"]), command="train")
     (folder / "tiny.py").unlink()
     seen = []
-    monkeypatch.setattr(evaluation, "evaluate", lambda *arguments, split: seen.append((*arguments, split)) or {})
+    monkeypatch.setattr(evaluation, "evaluate", lambda *given, split, **_: seen.append((*given, split)) or {})
     assert cli.main(["evaluate", "runs/a", "--split", "train", "--json"]) == 0
     [(opened, recipe, split)] = seen
     assert (opened, recipe.members, recipe.epochs, split) == (Run.open("runs/a"), 3, 2, "train")
@@ -301,5 +301,6 @@ def test_a_missing_argument_is_told_in_our_form(capsys):
 def test_E09_a_reader_that_has_gone_away_is_no_failure(folder):
     program = "import sys; from keras_committee import cli; cli._say('x' * 100_000); sys.exit(0)"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 0)
+    with process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 0)

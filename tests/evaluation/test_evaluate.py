@@ -29,7 +29,8 @@ def test_the_document_has_the_keys_of_its_contract(evaluated):
     run, _, result, _ = evaluated
     assert json.loads((run.path / "evaluation.json").read_text()) == result
     assert list(result) == [
-        "recipe", "split", "examples", "classes", "head", "members", "committees", "diversity",
+        "recipe", "split", "examples", "classes", "head", "members", "missing", "committees",
+        "diversity",
     ]  # fmt: skip
     assert (result["recipe"], result["split"], result["examples"], result["classes"]) == ("tiny", "test", 360, 10)
     assert result["head"] == "geometric_mean"

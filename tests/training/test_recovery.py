@@ -13,7 +13,8 @@ from keras_committee.training import Settings
 from keras_committee.training.building import check_fit
 from keras_committee.training.interruption import Interruption, Stopped
 
-KNOBS = ["members=2", "epochs=2"]  # 17 steps an epoch, looked at between any two
+KNOBS = ["members=2", "epochs=2"]
+STEPS = 19  # of an epoch
 
 
 class StopAt(Interruption):
@@ -100,7 +101,7 @@ def test_A09_after_a_rollback_training_goes_on_with_other_batches(new_run, monke
     monkeypatch.setattr("keras_committee.data.Splits.stream", noted)
     train()
     assert run.finished_members() == [0]
-    assert [event["step"] for event in events(run, "rolled_back")] == [17]
+    assert [event["step"] for event in events(run, "rolled_back")] == [STEPS]
     assert len(set(seeds)) == 2
 
 
@@ -200,7 +201,7 @@ def test_a_checkpoint_every_step_changes_nothing(new_run):
     often, train_often = new_run(["members=1"], name="often")
     train_seldom()
     train_often(settings=Settings(save_seconds=0.0))
-    assert len(events(often, "member_saved")) == 2 * 17
+    assert len(events(often, "member_saved")) == 2 * STEPS
     rows = [[json.loads(line) for line in run.member(0).history.read_text().splitlines()] for run in (seldom, often)]
     for one, other in zip(*rows, strict=True):
         assert one | {"images_per_second": 0} == other | {"images_per_second": 0}

@@ -16,6 +16,8 @@ from keras_committee.training.interruption import Interruption, Stopped
 from keras_committee.training.member import train_member
 from keras_committee.training.strategy import make_strategy
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5  # of an epoch of BATCH images
 BATCH = 32
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -17,6 +17,8 @@ from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.training import Settings, machine, train_committee
 
+pytestmark = pytest.mark.slow
+
 FAULTY = pathlib.Path(__file__).parents[1] / "recipes" / "faulty.py"
 KNOBS = ["members=3", "epochs=3"]
 SETTINGS = Settings(stall_seconds=30.0, deterministic=False)
