@@ -1,7 +1,6 @@
 """What a run does when it is given again: goes on, says what changed, and never starts over by itself."""
 
 import json
-import signal
 
 import keras
 import numpy as np
@@ -11,32 +10,18 @@ import tensorflow as tf
 from keras_committee.errors import DivergedError, IncompleteError, Interrupted, RecipeError, ResourceError, RunError
 from keras_committee.training import Settings
 from keras_committee.training.building import check_fit
-from keras_committee.training.interruption import Interruption, Stopped
+from keras_committee.training.interruption import Interruption
 
 KNOBS = ["members=2", "epochs=2"]
 STEPS = 19  # of an epoch
 
 
-class StopAt(Interruption):
-    """SIGTERM comes before the `moment`th look."""
-
-    def __init__(self, moment):
-        super().__init__()
-        self._left = moment
-
-    def check(self):
-        self._left -= 1
-        if self._left == 0:
-            self.requested = signal.SIGTERM
-            raise Stopped
-
-
 @pytest.fixture
-def stopped(new_run, monkeypatch):
+def stopped(new_run, monkeypatch, stop_at):
     """A run that was stopped in the first epoch of member 0, and the function that trains it."""
     run, train = new_run(KNOBS)
     with monkeypatch.context() as patch:
-        patch.setattr("keras_committee.training.committee.Interruption", lambda: StopAt(9))
+        patch.setattr("keras_committee.training.committee.Interruption", lambda: stop_at(9))
         with pytest.raises(Interrupted, match=r"SIGTERM: 0 of 2 members are finished, the others saved\."):
             train()
     return run, train

@@ -87,19 +87,6 @@ MATRIX = {
 NO_OPTIONS = {"members", "epochs", "head", "seed"}
 
 
-class StopAt(Interruption):
-    """Asks to stop when it is looked at for the `moment`th time: between steps, and between validation batches."""
-
-    def __init__(self, moment):
-        super().__init__()
-        self._left = moment
-
-    def check(self):
-        self._left -= 1
-        if self._left == 0:
-            raise Stopped
-
-
 class Silent:
     def __init__(self):
         self.events = []
@@ -128,12 +115,12 @@ def digits():
     return {True: small, False: dataclasses.replace(small, augment=None)}
 
 
-def train(made, digits, folder, moment, strategy=None, **settings):
-    """Trains, or goes on, until the `moment`th look; whether it ended, and what it reported."""
+def train(made, digits, folder, stop, strategy=None):
+    """Trains, or goes on, until `stop` says so; whether it ended, and what it reported."""
     splits, report = digits[made.data.augment is not None], Silent()
     devices = strategy or make_strategy("one", BATCH)
     try:
-        train_member(made, 0, splits, folder, devices, report, StopAt(moment), Settings(**settings))
+        train_member(made, 0, splits, folder, devices, report, stop, Settings())
     except Stopped:
         return False, report.events
     return True, report.events
@@ -157,7 +144,7 @@ def options_of(row, digits, tmp_path):
     options = dict(MATRIX[row])
     if "initial" in options:
         folder = MemberFolder(tmp_path / "initial", 0)
-        train(recipe(epochs=1, seed=77), digits, folder, moment=-1)
+        train(recipe(epochs=1, seed=77), digits, folder, Interruption())
         options["initial"] = str(tmp_path / "initial")
     return options
 
@@ -168,13 +155,13 @@ def test_every_training_option_is_in_the_matrix():
 
 
 @pytest.mark.parametrize("row", MATRIX)
-def test_A01_a_member_stopped_three_times_ends_as_one_that_never_was(row, digits, tmp_path):
+def test_A01_a_member_stopped_three_times_ends_as_one_that_never_was(row, digits, stop_at, tmp_path):
     made = recipe(**options_of(row, digits, tmp_path))
     whole, broken = MemberFolder(tmp_path / "whole", 0), MemberFolder(tmp_path / "broken", 0)
-    assert train(made, digits, whole, moment=-1)[0]
-    # In the first step after a start, within an epoch, within a validation, and after it.
-    stopped = [train(made, digits, broken, moment)[0] for moment in (3, 4, 8)]
-    ended, events = train(made, digits, broken, moment=-1)
+    assert train(made, digits, whole, Interruption())[0]
+    # Within an epoch of 5 steps, within a validation of 6 batches, and after the first step of the next epoch.
+    stopped = [train(made, digits, broken, stop_at(moment))[0] for moment in (3, 4, 8)]
+    ended, events = train(made, digits, broken, Interruption())
     assert (stopped, ended) == ([False, False, False], True)
     assert events[0][0] == "member_resumed"
     assert_same(outcome(broken), outcome(whole))
@@ -182,10 +169,10 @@ def test_A01_a_member_stopped_three_times_ends_as_one_that_never_was(row, digits
 
 
 @pytest.mark.parametrize("row", ["member", "keep_best"])
-def test_A01_two_replicas_stopped_end_as_two_that_never_were(row, digits, mirrored, tmp_path):
+def test_A01_two_replicas_stopped_end_as_two_that_never_were(row, digits, mirrored, stop_at, tmp_path):
     made = recipe(**options_of(row, digits, tmp_path))
     whole, broken = MemberFolder(tmp_path / "whole", 0), MemberFolder(tmp_path / "broken", 0)
-    train(made, digits, whole, moment=-1, strategy=mirrored)
-    assert not train(made, digits, broken, moment=8, strategy=mirrored)[0]
-    assert train(made, digits, broken, moment=-1, strategy=mirrored)[0]
+    train(made, digits, whole, Interruption(), strategy=mirrored)
+    assert not train(made, digits, broken, stop_at(8), strategy=mirrored)[0]
+    assert train(made, digits, broken, Interruption(), strategy=mirrored)[0]
     assert_same(outcome(broken), outcome(whole))

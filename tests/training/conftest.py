@@ -1,0 +1,27 @@
+"""What tests of recovery share."""
+
+import signal
+
+import pytest
+
+from keras_committee.training.interruption import Interruption, Stopped
+
+
+class StopAt(Interruption):
+    """SIGTERM comes before the `moment`th look: between two steps, or between two batches of the validation."""
+
+    def __init__(self, moment: int):
+        super().__init__()
+        self._left = moment
+
+    def check(self):
+        self._left -= 1
+        if self._left == 0:
+            self.requested = signal.SIGTERM
+            raise Stopped
+
+
+@pytest.fixture(scope="session")
+def stop_at():
+    """Makes an `Interruption` that asks to stop at a moment."""
+    return StopAt
