@@ -115,7 +115,7 @@ class Monitor:
             self.note(f"warning: {error}")
 
     def _name(self, index: int) -> str:
-        return f"member {index + 1}/{self._recipe.members}"
+        return f"member {index}"
 
     def _line(self, index: int, row: dict[str, Any]) -> str:
         left = self._progress.tasks[0].time_remaining

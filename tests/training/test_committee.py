@@ -91,7 +91,7 @@ def test_lines_tell_the_rate_and_the_time_left_where_there_is_no_terminal(new_ru
     _, train = new_run(["members=1", "epochs=2"])
     train()
     told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("member 1/1  epoch 1/2  loss ")
+    assert told[0].startswith("member 0  epoch 1/2  loss ")
     assert "images/s" in told[0]
     assert told[-1].endswith("0.0 min left")
 
