@@ -120,12 +120,15 @@ def test_a_run_folder_of_another_recipe(fail, folder):
     code, err = fail("train", "others.py", "--run", "runs/a")
     assert code == 4
     assert "error: runs/a was trained with something else:\n  learning_rate 0.1 -> 0.05\n" in err
-    assert err.endswith("Nothing was touched. Keep both: keras-committee train others.py --run runs/a-2 ...\n")
+    assert err.endswith(
+        "Nothing was touched. Keep both: keras-committee train others.py --run runs/a-2 ...\n"
+        "or train what is missing with the change, and keep what is finished: --allow-change.\n"
+    )
 
 
 def test_an_unknown_strategy(fail):
     assert fail("train", "pets.py", "--strategy", "mirrorred") == (
         2,
-        "error: Invalid value for '--strategy': 'mirrorred' is not one of 'auto', 'one', 'mirrored'.\n"
+        "error: Invalid value for '--strategy': 'mirrorred' is not one of 'auto', 'one', 'mirrored', 'multiworker'.\n"
         "  see: keras-committee train --help\n",
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_committee import schedules
-from keras_committee.recipe import RecipeFile
+from keras_committee.recipe_file import RecipeFile
 from keras_committee.schedules import WarmUp
 
 RECIPES = pathlib.Path(__file__).parent.parent / "recipes"
