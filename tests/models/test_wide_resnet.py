@@ -71,7 +71,8 @@ def test_l2_falls_on_every_trainable_weight():
     squares = sum(
         float((keras.ops.convert_to_numpy(w.value).astype("float64") ** 2).sum()) for w in model.trainable_weights
     )
-    np.testing.assert_allclose(float(sum(model.losses)), 0.007 * squares, rtol=1e-5)
+    penalty = keras.ops.convert_to_numpy(sum(model.losses))
+    np.testing.assert_allclose(penalty, 0.007 * squares, rtol=1e-5)
     assert len(model.losses) == len(model.trainable_weights)
     assert wide_resnet(10, 1, classes=3).losses == []
 
