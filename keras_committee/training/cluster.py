@@ -99,7 +99,7 @@ def meet(cluster: Cluster, seconds: float) -> None:
 def refuses(address: str) -> bool:
     """Whether nobody listens there any more: the process is gone, not only silent."""
     try:
-        socket.create_connection((address.rsplit(":", 1)[0].strip("[]"), _port(address)), timeout=2).close()
+        _connect(address)
     except ConnectionRefusedError:
         return True
     except OSError:
@@ -111,9 +111,15 @@ def _port(address: str) -> int:
     return int(address.rsplit(":", 1)[1])
 
 
+def _connect(address: str) -> None:
+    """Knocks and leaves. Raises OSError where nobody opens within two seconds."""
+    host = address.rsplit(":", 1)[0].strip("[]")
+    socket.create_connection((host, _port(address)), timeout=2).close()
+
+
 def _listens(address: str) -> bool:
     try:
-        socket.create_connection((address.rsplit(":", 1)[0].strip("[]"), _port(address)), timeout=2).close()
+        _connect(address)
     except OSError:
         return False
     return True
