@@ -71,7 +71,7 @@ class Alone:
     def agree(self, step: int, data: str, model: keras.Model) -> None:
         """Everybody is at `step` of the same data, with the same weights."""
 
-    def together(self, stop: Interruption, diverged: type[Exception]) -> contextlib.AbstractContextManager:
+    def together(self, stop: Interruption, diverged: type[BaseException]) -> contextlib.AbstractContextManager:
         """What ends the block on one host ends it on all."""
         return contextlib.nullcontext()
 
@@ -169,7 +169,7 @@ class Team(Alone):
         raise RunError(f"{self._cluster.name(other)} {what}.\n  Give every host {mend}. Run folder: {self._run.path}")
 
     @contextlib.contextmanager
-    def together(self, stop: Interruption, diverged: type[Exception]) -> Iterator[None]:
+    def together(self, stop: Interruption, diverged: type[BaseException]) -> Iterator[None]:
         error = None
         try:
             yield

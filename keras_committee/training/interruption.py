@@ -12,8 +12,12 @@ from keras_committee.errors import Interrupted
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
-class Stopped(Exception):
-    """Training was asked to stop, and is at a place where it can."""
+class Stopped(BaseException):
+    """Training was asked to stop, and is at a place where it can.
+
+    Like KeyboardInterrupt no Exception: it may be raised inside a recipe or inside Keras, which tell of an Exception
+    as of a mistake.
+    """
 
 
 class Interruption:

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from keras_committee.recipe_file import RecipeFile
 from keras_committee.training.interruption import Interruption, Stopped
 
 MODULE = pathlib.Path(__file__).parents[2] / "keras_committee" / "training" / "interruption.py"
@@ -91,6 +92,13 @@ def test_a_block_that_has_nothing_to_lose_defers_nothing():
         with pytest.raises(Stopped), stop.deferred(when=False):
             ask()
         assert stop.requested == signal.SIGINT
+
+
+def test_A04_a_signal_while_a_recipe_builds_a_member_is_no_mistake_of_the_recipe(tmp_path):
+    file = tmp_path / "slow.py"
+    file.write_text("import os, signal\n\ndef recipe():\n    os.kill(os.getpid(), signal.SIGTERM)\n")
+    with Interruption(), pytest.raises(Stopped):
+        RecipeFile.read(file).build({})
 
 
 def test_an_inner_block_does_not_end_the_outer_one():
