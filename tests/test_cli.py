@@ -299,7 +299,7 @@ def test_a_missing_argument_is_told_in_our_form(capsys):
 
 
 def test_E09_a_reader_that_has_gone_away_is_no_failure(folder):
-    program = "import sys; from keras_committee import cli; cli._say('x' * 100_000); sys.exit(0)"
+    program = "import sys; from keras_committee.cli import options; options.say('x' * 100_000); sys.exit(0)"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:
         process.stdout.close()

@@ -1,0 +1,70 @@
+"""What can be done at the command line, and what does a failure look like there?
+
+Everything heavy is imported inside the commands: `--help` and a mistyped knob answer at once.
+"""
+
+import logging
+import os
+import shlex
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from keras_committee.cli.evaluate import evaluate
+from keras_committee.cli.options import standard_options
+from keras_committee.cli.show import show
+from keras_committee.cli.train import train
+from keras_committee.errors import CommitteeError
+
+__all__ = ["cli", "main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0, that of a `CommitteeError`, 2 for usage, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # TensorFlow's C++ log greets and, without a GPU, complains; what goes wrong comes as a Python exception, too.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Its Python log warns of retracing where several models predict, each of them once.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    settings = {"debug": False, "command": shlex.join(["keras-committee", *arguments])}
+    try:
+        return cli.main(arguments, prog_name="keras-committee", standalone_mode=False, obj=settings) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        return _report(error, _usage(error), error.exit_code, settings)
+    except CommitteeError as error:
+        return _report(error, str(error), error.exit_code, settings)
+    except click.Abort as error:
+        if isinstance(error.__cause__, EOFError):  # click takes it for Ctrl-D; here it is a file cut short
+            raise error.__cause__ from None
+        return _report(error, f"interrupted. To go on: {settings['command']}", 130, settings)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@standard_options
+def cli() -> None:
+    """Train a committee of small image classifiers, and see what its votes are worth.
+
+    A RECIPE is a Python file. `train` and `show` execute it, and `evaluate` executes the copy in the run folder: use
+    only files that you trust.
+    """
+
+
+for each in (show, train, evaluate):
+    cli.add_command(each)
+
+
+def _usage(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return error.format_message() + (f"\n  see: {context.command_path} --help" if context else "")
+
+
+def _report(error: BaseException, message: str, exit_code: int, settings: dict[str, Any]) -> int:
+    if settings["debug"]:
+        traceback.print_exception(error)
+    click.echo(f"error: {message}", err=True)
+    return exit_code

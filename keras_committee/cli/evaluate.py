@@ -1,0 +1,31 @@
+"""`keras-committee evaluate`: how good are the members of a run, and its committees?"""
+
+from pathlib import Path
+
+import click
+
+from keras_committee.cli.options import build, json_option, only_json, print_json, standard_options
+from keras_committee.run import Run
+from keras_committee.tables import print_evaluation
+
+
+@click.command()
+@click.argument("run", type=click.Path())
+@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
+@click.option("--min-members", type=click.IntRange(1), help="Take the committee as it is with so many members.")
+@click.option("--allow-twins", is_flag=True, help="Members may have identical weights.")
+@json_option
+@standard_options
+def evaluate(run: str, split: str, min_members: int | None, allow_twins: bool, as_json: bool) -> None:
+    """Measure the members of RUN, and its committees of every size."""
+    opened = Run.open(run)
+    with opened.lock(), only_json(as_json):
+        built = build(opened.recipe_file(), opened.knobs(), opened.smoke)
+        from keras_committee import evaluation
+
+        result = evaluation.evaluate(opened, built, split=split, min_members=min_members, allow_twins=allow_twins)
+    if as_json:
+        print_json(result)
+        return
+    print_evaluation(result)
+    click.echo(f"{result['examples']} examples of {split}. All of it: {Path(run, 'evaluation.json')}")

@@ -1,0 +1,116 @@
+"""`keras-committee train`: a recipe becomes trained members in a run folder."""
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from keras_committee.cli.options import (
+    build,
+    command,
+    json_option,
+    only_json,
+    print_json,
+    say,
+    set_option,
+    standard_options,
+)
+from keras_committee.recipe_file import RecipeFile
+from keras_committee.run import Run
+
+_STRATEGIES = ["auto", "one", "mirrored", "multiworker"]
+_MULTIWORKER = "multiworker: each member on all hosts of TF_CONFIG; the same command on each host."
+
+
+@click.command()
+@click.argument("recipe", type=click.Path())
+@click.option("--run", "folder", metavar="DIR", help="The run folder; runs/<name of the recipe> by default.")
+@set_option
+@click.option("--members", "only", metavar="I,J,...", help="Train only these; other jobs may train others beside it.")
+@click.option("--workers", default="auto", show_default=True, help="Members that train at once, a number or auto.")
+@click.option("--strategy", default="auto", show_default=True, type=click.Choice(_STRATEGIES), help=_MULTIWORKER)
+@click.option("--ray", "address", metavar="ADDRESS", help="Train on a Ray cluster: auto, HOST:PORT, local.")
+@click.option("--per-member", metavar="cpus=N,gpus=N", help="What each member asks --ray for.")
+@click.option("--deterministic", is_flag=True, help="Equal bits from equal runs, at a price in speed.")
+@click.option("--save-every", type=click.FloatRange(0), default=300.0, show_default=True, metavar="SECONDS")
+@click.option("--allow-change", is_flag=True, help="Go on in a run folder of an edited recipe or other knobs.")
+@click.option("--from-scratch", is_flag=True, help="Discard the state of unfinished members.")
+@click.option("--smoke", is_flag=True, help="Two members, one epoch, a few batches: does it run at all?")
+@json_option
+@standard_options
+@click.pass_obj
+def train(
+    settings: dict,
+    recipe: str,
+    folder: str | None,
+    overrides: tuple[str, ...],
+    only: str | None,
+    workers: str,
+    strategy: str,
+    address: str | None,
+    per_member: str | None,
+    deterministic: bool,
+    save_every: float,
+    allow_change: bool,
+    from_scratch: bool,
+    smoke: bool,
+    as_json: bool,
+) -> None:
+    """Train every member of RECIPE. The same command again goes on where it was, to the very step."""
+    many, members = _parse_workers(workers), _parse_members(only)
+    recipe_file = RecipeFile.read(recipe)
+    knobs = recipe_file.resolve(list(overrides))
+    folder = folder or str(Path("runs", f"{recipe_file.name}-smoke" if smoke else recipe_file.name))
+    if strategy == "multiworker":
+        from keras_committee import training
+
+        if training.take_part(folder, recipe_file, knobs, smoke, many, training.Settings(deterministic=deterministic)):
+            return
+    run = Run.create(
+        folder,
+        recipe_file,
+        knobs,
+        smoke=smoke,
+        command=settings["command"],
+        allow_change=allow_change,
+        shared=only is not None,
+    )
+    _warn_of_versions(run)
+    with run.lock(shared=members is not None), only_json(as_json):
+        built = build(recipe_file, knobs, smoke)
+        from keras_committee.training import Settings, joined, train_committee
+
+        how = Settings(save_seconds=save_every, deterministic=deterministic)
+        with joined(address, per_member) as ray:
+            train_committee(
+                run, built, strategy, workers=many, members=members, settings=how, from_scratch=from_scratch, ray=ray
+            )
+    if as_json:
+        finished = run.finished_members()
+        print_json({"recipe": recipe_file.name, "run": folder, "knobs": knobs, "smoke": smoke, "finished": finished})
+    else:
+        say(f"{len(run.finished_members())} members in {folder}. Next: {command('evaluate', folder)}")
+
+
+def _parse_workers(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"expected auto or a number of 1 or more. Received: {text!r}", param_hint="--workers")
+    return int(text)
+
+
+def _parse_members(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise click.BadParameter(f"expected indices such as 0,3. Received: {text!r}", param_hint="--members")
+    return [int(part) for part in parts]
+
+
+def _warn_of_versions(run: Run) -> None:
+    changed = run.changed_versions()
+    if changed:
+        click.echo(f"warning: {run.path} was begun with other versions: {', '.join(changed)}.", err=True)
+        click.echo("  It goes on, but not bit for bit as it would have.", err=True)
