@@ -1,5 +1,6 @@
 """Which layers does a committee need beyond Keras' own?"""
 
+from keras_committee.layers.confidence import CONFIDENCES, confidence
 from keras_committee.layers.heads import (
     ArithmeticMean,
     GeometricMean,
@@ -24,6 +25,7 @@ from keras_committee.layers.survival import (
 )
 
 __all__ = [
+    "CONFIDENCES",
     "ArithmeticMean",
     "BatchNormalization",
     "GeometricMean",
@@ -31,6 +33,7 @@ __all__ = [
     "StochasticDepth",
     "WeightedGeometricMean",
     "blocks",
+    "confidence",
     "expected_depth",
     "head_name",
     "head_named",

@@ -1,0 +1,53 @@
+"""How sure is a committee of its answer?
+
+Every measure lies in [0, 1], and more is surer. A cascade answers early where the confidence of the members asked so
+far reaches a threshold.
+"""
+
+import keras
+from keras import ops
+
+CONFIDENCES = ("max_probability", "margin", "entropy", "agreement")
+
+
+def confidence(kind: str, probabilities, votes):
+    """The confidence of a committee in each of its answers.
+
+    - `"max_probability"`: the largest probability.
+    - `"margin"`: the largest probability less the second largest.
+    - `"entropy"`: 1 less the entropy over that of the uniform distribution.
+    - `"agreement"`: the share of members whose own most probable class is the committee's.
+
+    Args:
+        kind: One of `CONFIDENCES`.
+        probabilities: Float tensor `(batch, classes)`, what the committee says.
+        votes: Float tensor `(batch, members, classes)`, probabilities or logits of its members; read by `"agreement"`
+            alone.
+
+    Returns:
+        float32 tensor `(batch,)`.
+
+    Raises:
+        ValueError: If there is no such measure.
+
+    Source: max probability: Wang et al. 2021, arXiv:2012.01988, section 4.
+    """
+    check_confidence(kind)
+    probabilities = ops.cast(probabilities, "float32")
+    if kind == "max_probability":
+        return ops.max(probabilities, axis=-1)
+    if kind == "margin":
+        best, second = ops.unstack(ops.top_k(probabilities, 2)[0], axis=-1)
+        return best - second
+    if kind == "entropy":
+        spread = -ops.sum(probabilities * ops.log(ops.maximum(probabilities, keras.config.epsilon())), axis=-1)
+        return 1.0 - spread / ops.log(ops.cast(probabilities.shape[-1], "float32"))
+    top = ops.argmax(probabilities, axis=-1)
+    agrees = ops.equal(ops.argmax(votes, axis=-1), ops.expand_dims(top, 1))
+    return ops.mean(ops.cast(agrees, "float32"), axis=1)
+
+
+def check_confidence(kind: str) -> None:
+    """Raises ValueError unless `kind` is one of `CONFIDENCES`."""
+    if kind not in CONFIDENCES:
+        raise ValueError(f"confidence must be one of {', '.join(CONFIDENCES)}. Received: {kind!r}")
