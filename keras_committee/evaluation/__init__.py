@@ -1,6 +1,7 @@
 """Evaluation: what the members say of every example, and how good their committees are."""
 
 from keras_committee.evaluation.evaluate import evaluate
+from keras_committee.evaluation.pool import Pool, PoolMember, gather
 from keras_committee.evaluation.votes import Votes, cast_votes
 
-__all__ = ["Votes", "cast_votes", "evaluate"]
+__all__ = ["Pool", "PoolMember", "Votes", "cast_votes", "evaluate", "gather"]

@@ -1,6 +1,5 @@
 """How good is each member, and each committee of them?"""
 
-import hashlib
 import itertools
 import math
 import random
@@ -8,9 +7,10 @@ import random
 import keras
 import numpy as np
 
-from keras_committee import flops, metrics
-from keras_committee.errors import VerificationError
-from keras_committee.evaluation.votes import Votes, cast_votes, load_member
+from keras_committee import metrics
+from keras_committee.evaluation.compatibility import refuse_twins
+from keras_committee.evaluation.members import describe
+from keras_committee.evaluation.votes import Votes, cast_votes
 from keras_committee.files import write_json
 from keras_committee.layers import GeometricMean, head_name, head_of
 from keras_committee.recipe import Recipe
@@ -108,23 +108,17 @@ def _spread(values: list[float]) -> dict:
 
 
 def _members(run: Run, votes: Votes, allow_twins: bool) -> list[dict]:
-    rows, owners = [], {}
-    for place, index in enumerate(votes.members):
-        model = load_member(run.member(index).model)
-        digest = hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest()
-        twin = owners.setdefault(digest, index)
-        if twin != index and not allow_twins:
-            raise VerificationError(
-                f"members {twin} and {index} of {run.path} have identical weights (sha256 {digest[:12]}).\n"
-                "  Does the recipe set a seed of its own in `member`? If it is meant so: --allow-twins."
-            )
-        rows.append(
-            {
-                "index": index,
-                "name": model.name,
-                "parameters": flops.parameters(model),
-                "mflops": flops.mflops(model),
-                **metrics.summary(np.exp(votes.log_probabilities[:, place]), votes.labels),
-            }
-        )
-    return rows
+    descriptions = [describe(run, index) for index in votes.members]
+    if not allow_twins:
+        digests = {str(index): each.weights for index, each in zip(votes.members, descriptions, strict=True)}
+        refuse_twins(digests, str(run.path))
+    return [
+        {
+            "index": index,
+            "name": each.name,
+            "parameters": each.parameters,
+            "mflops": each.mflops,
+            **metrics.summary(np.exp(votes.log_probabilities[:, place]), votes.labels),
+        }
+        for place, (index, each) in enumerate(zip(votes.members, descriptions, strict=True))
+    ]
