@@ -26,7 +26,7 @@ from keras_committee.evaluation.thresholds import (
 )
 from keras_committee.layers import CONFIDENCES
 
-MOST_CHAINS = 1_000  # of one partition; beyond that they are improved step by step
+MOST_CHAINS = 300  # of one partition; beyond that they are improved step by step
 _COARSE = 2**12  # cells of the grid on which every chain is tried
 _MOST_CUTS = 64  # of one stage there
 _FITTED = 24  # of the chains tried
@@ -181,12 +181,20 @@ class _Search:
         if self.ballots.cost(order) > self.worst:
             return None
         if (order, sizes) not in self._tried:
+            self._hear(order, sizes)
             self._tried[order, sizes] = [
                 _Tried(order, sizes, kind, found.score, found.mflops)
                 for kind in self.confidences
                 if (found := self._coarse(order, sizes, kind))
             ]
         return min(self._tried[order, sizes], key=self._rank, default=None)
+
+    def _hear(self, order, sizes):
+        """All about one committee before the next is asked: `Ballots` has the last one at hand."""
+        for size in sizes:
+            self.ballots.scores(order[:size], self.objective)
+            for kind in self.confidences if size < len(order) else ():
+                self.ballots.confidences(order[:size], kind)
 
     def _coarse(self, order, sizes, kind):
         most = min(_MOST_CUTS, cuts_per_stage(len(sizes) - 1, _COARSE))
@@ -196,8 +204,8 @@ class _Search:
     def _ruler(self, members, kind, most):
         key = (*sorted(members), kind, most)
         if key not in self._rulers:
-            cuts, level = ruler(self.ballots.confidences(members, kind), most)
-            self._rulers[key] = Ruler(cuts, level.astype(np.int16))
+            cuts, goes_on = ruler(self.ballots.confidences(members, kind), most)
+            self._rulers[key] = Ruler(cuts, goes_on.astype(np.uint8))
         return self._rulers[key]
 
     def best(self) -> CascadePlan | None:

@@ -139,10 +139,10 @@ def cuts_per_stage(thresholds: int, cells: int) -> int:
 
 
 class Ruler(NamedTuple):
-    """Thresholds to try at one stage, rising, and for each example the last of them that it reaches."""
+    """Thresholds to try at one stage, rising, and for each example the first of them at which it goes on."""
 
     cuts: np.ndarray
-    level: np.ndarray
+    goes_on: np.ndarray
 
 
 def ruler(confidences: np.ndarray, most: int) -> Ruler:
@@ -156,23 +156,26 @@ def ruler(confidences: np.ndarray, most: int) -> Ruler:
         at = np.sort(confidences)[ranks.astype(int)]
         between = np.unique(between[np.clip(np.searchsorted(between, at) - 1, 0, None)])
     cuts = np.concatenate([[0.0], between, [NEVER]])
-    return Ruler(cuts, np.searchsorted(cuts, confidences, side="right") - 1)
+    return Ruler(cuts, np.searchsorted(cuts, confidences, side="right"))
 
 
 def fit_on_grid(stages: Stages, goal: Goal, rulers: Sequence[Ruler]) -> Fitted | None:
     """The best thresholds among those of one ruler for each stage but the last.
 
     Cost and score of a cascade are those of its first stage and, for every stage that an example goes on from, the
-    difference that the next stage makes. So a cumulative sum over a histogram holds every combination at once.
+    difference that the next stage makes. So the cumulative sums of one histogram hold every combination.
     """
     sizes = [len(each.cuts) for each in rulers]
-    costs, scores = np.full(sizes, stages.costs[0]), np.full(sizes, stages.scores[0].mean(dtype=np.float64))
-    examples, cell = len(stages.scores[0]), np.zeros(1, np.int64)
-    for stage, each in enumerate(rulers):
-        cell = cell * sizes[stage] + each.level
+    gains, steps = np.zeros((2, *sizes)), np.diff(stages.costs)
+    for stage, cell in reversed(list(enumerate(_cells(rulers)))):
         shape = (*sizes[: stage + 1], *[1] * (len(sizes) - stage - 1))
-        costs += (stages.costs[stage + 1] - stages.costs[stage]) / examples * _go_on(cell, None, shape)
-        scores += _go_on(cell, stages.scores[stage + 1] - stages.scores[stage], shape) / examples
+        gained = stages.scores[stage + 1] - stages.scores[stage]
+        gains[0] += np.bincount(cell, minlength=math.prod(shape)).reshape(shape) * steps[stage]
+        gains[1] += np.bincount(cell, weights=gained, minlength=math.prod(shape)).reshape(shape)
+        np.cumsum(gains, axis=stage + 1, out=gains)
+    costs, scores = gains / len(stages.scores[0])
+    costs += stages.costs[0]
+    scores += stages.scores[0].mean(dtype=np.float64)
     place = goal.best(scores, costs)
     if place is None:
         return None
@@ -181,17 +184,12 @@ def fit_on_grid(stages: Stages, goal: Goal, rulers: Sequence[Ruler]) -> Fitted |
     return Fitted(thresholds, float(scores.ravel()[place]), float(costs.ravel()[place]))
 
 
-def _go_on(cell, gains, shape):
-    """For every combination of thresholds: how many go on, or what those gain who do."""
-    if gains is not None:
-        differ = np.flatnonzero(gains)
-        cell, gains = cell[differ], gains[differ]
-    table = np.bincount(cell, weights=gains, minlength=math.prod(shape)).astype(np.float64).reshape(shape)
-    for axis, length in enumerate(shape):
-        if length > 1:
-            table = np.roll(table.cumsum(axis=axis), 1, axis=axis)
-            table[(slice(None),) * axis + (0,)] = 0  # the lowest threshold lets none go on
-    return table
+def _cells(rulers):
+    """For the first, the first two, ... rulers: the place of every example on their grid."""
+    cell = np.zeros(1, np.int64)
+    for each in rulers:
+        cell = cell * len(each.cuts) + each.goes_on
+        yield cell
 
 
 def _halfway(distinct):
@@ -211,12 +209,12 @@ def _moved_one(stages, goal, found, stage):
     """The same thresholds but for that of `stage`, which is the best of all for the others."""
     reached, settled = _before(stages, found.thresholds, stage)
     cuts = np.concatenate([[0.0], _halfway(np.unique(stages.confidences[stage][reached])), [NEVER]])
-    level = np.searchsorted(cuts, stages.confidences[stage][reached], side="right") - 1
+    goes_on = np.searchsorted(cuts, stages.confidences[stage][reached], side="right")
 
     def means(here, beyond, elsewhere):
         """With the threshold at each cut: over all examples, of whom those below a cut go on."""
-        moves = np.bincount(level, weights=(beyond - here)[reached], minlength=len(cuts)).cumsum()
-        return (elsewhere + here[reached].sum(dtype=np.float64) + np.append(0.0, moves[:-1])) / len(here)
+        moves = np.bincount(goes_on, weights=(beyond - here)[reached], minlength=len(cuts)).cumsum()
+        return (elsewhere + here[reached].sum(dtype=np.float64) + moves) / len(here)
 
     here = np.full(len(reached), stages.costs[stage]), stages.scores[stage]
     costs, scores = map(means, here, _beyond(stages, found.thresholds, stage), settled)
