@@ -14,6 +14,7 @@ import click
 
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.options import standard_options
+from keras_committee.cli.search import search
 from keras_committee.cli.select import select
 from keras_committee.cli.show import show
 from keras_committee.cli.train import train
@@ -55,7 +56,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate, select):
+for each in (show, train, evaluate, select, search):
     cli.add_command(each)
 
 
