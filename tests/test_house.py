@@ -19,6 +19,7 @@ FLOORS = [
     ["recipe_file", "selection"],
     ["run"],
     ["training", "evaluation", "serving"],
+    ["search"],
     ["cli"],
 ]
 LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
@@ -39,6 +40,11 @@ WITHOUT_KERAS = (
     "cli/show.py",
     "cli/train.py",
     "cli/evaluate.py",
+    "cli/select.py",
+    "cli/search.py",
+    "search/__init__.py",
+    "search/ranges.py",
+    "search/ledger.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")

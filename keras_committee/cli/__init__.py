@@ -14,6 +14,8 @@ import click
 
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.options import standard_options
+from keras_committee.cli.search import search
+from keras_committee.cli.select import select
 from keras_committee.cli.show import show
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError
@@ -54,7 +56,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate):
+for each in (show, train, evaluate, select, search):
     cli.add_command(each)
 
 
