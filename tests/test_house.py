@@ -45,6 +45,8 @@ WITHOUT_KERAS = (
     "cli/show.py",
     "cli/train.py",
     "cli/evaluate.py",
+    "cli/report.py",
+    "cli/calibrate.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")

@@ -12,8 +12,10 @@ from typing import Any
 
 import click
 
+from keras_committee.cli.calibrate import calibrate
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.options import standard_options
+from keras_committee.cli.report import report
 from keras_committee.cli.show import show
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError
@@ -54,7 +56,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate):
+for each in (show, train, evaluate, calibrate, report):
     cli.add_command(each)
 
 

@@ -1,7 +1,8 @@
 """Evaluation: what the members say of every example, and how good their committees are."""
 
+from keras_committee.evaluation.calibrate import calibrate
 from keras_committee.evaluation.evaluate import evaluate
 from keras_committee.evaluation.pool import Pool, PoolMember, gather
 from keras_committee.evaluation.votes import Votes, cast_votes
 
-__all__ = ["Pool", "PoolMember", "Votes", "cast_votes", "evaluate", "gather"]
+__all__ = ["Pool", "PoolMember", "Votes", "calibrate", "cast_votes", "evaluate", "gather"]

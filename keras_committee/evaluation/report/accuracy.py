@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from keras_committee.evaluation.report.figures.trade import accuracy_against_mflops, exit_rates, gain_by_size
 from keras_committee.evaluation.report.ink import Picture
@@ -26,7 +27,9 @@ def cost_section(series: Sequence[Series], chosen: Sequence[Chosen], split: str,
         note=f"Mean ± standard deviation over the subsets of that size, on {examples:,} {split} images. {MFLOPS}"
         " The front was drawn after the fact, on the same images.",
     )
-    return Section(name="cost", title="Accuracy against cost", blocks=(Block(sentence=text, pictures=(picture,), table=table),))
+    return Section(
+        name="cost", title="Accuracy against cost", blocks=(Block(sentence=text, pictures=(picture,), table=table),)
+    )
 
 
 def size_section(series: Sequence[Series]) -> Section | None:
@@ -56,6 +59,42 @@ def cascade_section(chosen: Sequence[Chosen]) -> Section | None:
         pictures = (Picture(name, text, lambda width, each=each: exit_rates(each, width)),)
         blocks.append(Block(sentence=text, pictures=pictures, table=_exit_table(each), title=each.name))
     return Section(name="cascade", title="Where images leave the cascade", blocks=tuple(blocks)) if blocks else None
+
+
+def members_section(members: Sequence[dict[str, Any]], split: str, examples: int) -> Section:
+    """Every member by itself."""
+    runs = len({member["run"] for member in members}) > 1
+    accuracies = [member["accuracy"] for member in members]
+    text = f"The one member is right on {percent(accuracies[0])} of the {split} images."
+    if len(members) > 1:
+        text = f"Single members are right on {percent(min(accuracies))} to {percent(max(accuracies))} of the {split} images."
+    table = Table(
+        columns=(
+            *(["run"] if runs else []),
+            "member",
+            "name",
+            "parameters",
+            "MFLOPs",
+            "accuracy",
+            "NLL",
+            "ECE",
+            "Brier",
+        ),
+        rows=tuple(
+            (
+                *([member["run"]] if runs else []),
+                str(member["index"]),
+                member["name"],
+                f"{member['parameters']:,}",
+                f"{member['mflops']:.2f}",
+                *(f"{member[score]:.4f}" for score in _SCORES),
+            )
+            for member in members
+        ),
+        numbers=3 if runs else 2,
+        note=f"On {examples:,} {split} images. {MFLOPS}",
+    )
+    return Section(name="members", title="The members", blocks=(Block(sentence=text, table=table),))
 
 
 def cost_sentence(series: Sequence[Series], chosen: Sequence[Chosen], split: str, examples: int) -> str:

@@ -19,10 +19,13 @@ def reliability_section(panel: Panel) -> Section:
         (one.name, [_curve(probabilities[:, place], panel.labels) for place in one.members], _curve(said, panel.labels))
         for one, said in zip(panel.series, panel.said, strict=True)
     ]
-    text = " ".join(_reliability_sentence(one.name, said, panel) for one, said in zip(panel.series, panel.said, strict=True))
+    text = " ".join(
+        _reliability_sentence(one.name, said, panel) for one, said in zip(panel.series, panel.said, strict=True)
+    )
     rows = [_reliability_row(panel, place, probabilities) for place in range(len(panel.members))]
     rows += [
-        (f"all of {one.name}", *_sureness(said, panel.labels)) for one, said in zip(panel.series, panel.said, strict=True)
+        (f"all of {one.name}", *_sureness(said, panel.labels))
+        for one, said in zip(panel.series, panel.said, strict=True)
     ]
     table = Table(
         columns=("who", "mean confidence", "accuracy", "ECE", "adaptive ECE"),
@@ -53,7 +56,9 @@ def diversity_section(panel: Panel) -> Section | None:
         note="" if len(rows) == len(shown) else f"The six most and the six least different of {len(rows)} pairs.",
     )
     return Section(
-        name="diversity", title="Do the members differ?", blocks=(Block(sentence=text, pictures=(picture,), table=table),)
+        name="diversity",
+        title="Do the members differ?",
+        blocks=(Block(sentence=text, pictures=(picture,), table=table),),
     )
 
 
@@ -71,7 +76,9 @@ def confusion_section(panel: Panel) -> Section:
     text = _confusion_sentence(panel, off, shares)
     draws = len(panel.classes) <= MOST_CLASSES
     picture = Picture(
-        "confusion", text, lambda width: square(shares, panel.classes, ("true class", "answer of the committee"), 0, width)
+        "confusion",
+        text,
+        lambda width: square(shares, panel.classes, ("true class", "answer of the committee"), 0, width),
     )
     table = Table(columns=("true class", "answer", "images", "of its class"), rows=tuple(rows), numbers=2)
     block = Block(sentence=text, pictures=(picture,) if draws else (), table=table if rows else None)
@@ -117,7 +124,11 @@ def _reliability_row(panel: Panel, place: int, probabilities: np.ndarray) -> tup
 
 def _reliability_sentence(name: str, said: np.ndarray, panel: Panel) -> str:
     gap = float(said.max(axis=1).mean()) - metrics.accuracy(said, panel.labels)
-    what = "as sure as it is right" if abs(gap) < 0.005 else f"{points(abs(gap))} {'surer than' if gap > 0 else 'less sure than'} it is right"
+    what = (
+        "as sure as it is right"
+        if abs(gap) < 0.005
+        else f"{points(abs(gap))} {'surer than' if gap > 0 else 'less sure than'} it is right"
+    )
     return f"All of {name} together: {what} (ECE {metrics.ece(said, panel.labels):.3f})."
 
 
@@ -126,7 +137,9 @@ def _diversity_sentence(differ: np.ndarray, fault: np.ndarray, names: list[str])
     most = int(np.argmax(differ[upper]))
     a, b = names[upper[0][most]], names[upper[1][most]]
     text = f"Two members disagree on {percent(float(differ[upper].mean()))} of the images and are both wrong on {percent(float(fault[upper].mean()))}"
-    return f"{text} (means over the pairs)." + (f" The most different pair is {a} and {b}: {percent(float(differ[upper][most]))}." if len(names) > 2 else "")
+    return f"{text} (means over the pairs)." + (
+        f" The most different pair is {a} and {b}: {percent(float(differ[upper][most]))}." if len(names) > 2 else ""
+    )
 
 
 def _confusion_sentence(panel: Panel, off: np.ndarray, shares: np.ndarray) -> str:

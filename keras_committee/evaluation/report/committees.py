@@ -104,7 +104,12 @@ def _mixed(sources: Sequence[Source], members: Sequence[dict], votes: np.ndarray
 
 
 def _made(
-    name: str, places: tuple[int, ...], members: Sequence[dict], votes: np.ndarray, labels: np.ndarray, source: Source | None
+    name: str,
+    places: tuple[int, ...],
+    members: Sequence[dict],
+    votes: np.ndarray,
+    labels: np.ndarray,
+    source: Source | None,
 ) -> tuple[Series, np.ndarray]:
     """A series; with a `source` it is that whole run, under its own head."""
     part = votes[:, list(places)]

@@ -51,8 +51,7 @@ class Example:
 def most_disputed(votes: np.ndarray, examples: int) -> np.ndarray:
     """Places of the examples that the members are most divided on, most divided first.
 
-    Divided is the entropy of the members' top classes; among equals, what they could learn from each other: the mutual
-    information of member and answer.
+    Divided is the entropy of the members' top classes; among equals the mutual information of member and class counts.
 
     Args:
         votes: Probabilities `(examples, members, classes)`.
@@ -61,9 +60,7 @@ def most_disputed(votes: np.ndarray, examples: int) -> np.ndarray:
     top = votes.argmax(axis=2)
     shares = np.stack([(top == kind).mean(axis=1) for kind in range(votes.shape[2])], axis=1)
     divided = metrics.entropy(shares)
-    differ = votes - votes.mean(axis=1, keepdims=True)
-    apart = np.square(differ).sum(axis=2).mean(axis=1)
-    order = np.lexsort((-apart, -np.round(divided, 9)))
+    order = np.lexsort((-metrics.uncertainty(votes)["mutual"], -np.round(divided, 9)))
     return order[divided[order] > 1e-9][:examples]
 
 
@@ -72,7 +69,9 @@ def disputed_section(panel: Panel) -> tuple[Section, tuple[Example, ...]] | None
     chosen = most_disputed(np.exp(panel.votes), SHOWN)
     if not len(chosen):
         return None
-    examples = tuple(_example(panel, int(place), image) for place, image in zip(chosen, _images(panel, chosen), strict=True))
+    examples = tuple(
+        _example(panel, int(place), image) for place, image in zip(chosen, _images(panel, chosen), strict=True)
+    )
     top = panel.votes.argmax(axis=2)
     divided = float((top != top[:, :1]).any(axis=1).mean())
     right = sum(example.right for example in examples)
@@ -80,11 +79,16 @@ def disputed_section(panel: Panel) -> tuple[Section, tuple[Example, ...]] | None
         f"The members are not of one mind on {percent(divided)} of the images. On the {len(examples)} that divide them"
         f" most, the committee of all members is right {right} times."
     )
-    said = [[f"{number} x {answer}" for answer, number in Counter(v[1] for v in each.votes).most_common(3)] for each in examples]
+    said = [
+        [f"{number} x {answer}" for answer, number in Counter(v[1] for v in each.votes).most_common(3)]
+        for each in examples
+    ]
     picture = Picture(
         "disputed", text, lambda width: gallery([e.image for e in examples], [e.truth for e in examples], said, width)
     )
-    section = Section(name="disputed", title="What the members disagree on", blocks=(Block(sentence=text, pictures=(picture,)),))
+    section = Section(
+        name="disputed", title="What the members disagree on", blocks=(Block(sentence=text, pictures=(picture,)),)
+    )
     return section, examples
 
 

@@ -78,7 +78,9 @@ def _depth_block(source: Source, sources: Sequence[Source]) -> Block:
     histories = {each.name: each.histories for each in (source, *others)}
     gates = source.gates
     picture = Picture(
-        f"depth-{file_name(source.name)}", text, lambda width: depth(histories, gates.blocks, gates.expected_depth, width)
+        f"depth-{file_name(source.name)}",
+        text,
+        lambda width: depth(histories, gates.blocks, gates.expected_depth, width),
     )
     rows = [
         (str(index), f"{np.mean([row['realised_depth'] for row in rows]):.2f}", f"{gates.expected_depth:.2f}",

@@ -157,7 +157,9 @@ def _kept_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}.\n  Delete it; the command that wrote it writes it anew.") from error
+        raise RunError(
+            f"{path} is damaged: {error}.\n  Delete it; the command that wrote it writes it anew."
+        ) from error
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
