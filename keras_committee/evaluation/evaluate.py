@@ -12,9 +12,10 @@ from keras_committee import metrics
 from keras_committee.evaluation.compatibility import refuse_twins
 from keras_committee.evaluation.diversity import diversity, uncertainty
 from keras_committee.evaluation.members import describe
+from keras_committee.evaluation.subsets import HEADS, SCORES, scores, shares_of
 from keras_committee.evaluation.votes import Votes, cast_votes
 from keras_committee.files import write_json
-from keras_committee.layers import GeometricMean, head_name, head_of
+from keras_committee.layers import GeometricMean, head_name
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
@@ -76,9 +77,9 @@ def committee_of_size(size: int, votes: Votes, head, mflops: list[float]) -> dic
     of members matters, and is no standard error.
     """
     subsets = subsets_of(votes.log_probabilities.shape[1], size)
-    rows = [_summary(votes, subset, head) for subset in subsets]
+    measured = _scores(votes, subsets, head)
     cost = float(np.mean([sum(mflops[member] for member in subset) for subset in subsets]))
-    return {"size": size, "mflops": cost, **{name: _spread([row[name] for row in rows]) for name in rows[0]}}
+    return {"size": size, "mflops": cost, **{name: _spread(values) for name, values in measured.items()}}
 
 
 def subsets_of(members: int, size: int) -> list[tuple[int, ...]]:
@@ -89,6 +90,19 @@ def subsets_of(members: int, size: int) -> list[tuple[int, ...]]:
     while len(drawn) < MOST_SUBSETS:
         drawn.add(tuple(sorted(draw.sample(range(members), size))))
     return sorted(drawn)
+
+
+def _scores(votes: Votes, subsets: list[tuple[int, ...]], head) -> dict[str, list[float]]:
+    """Each score of each subset."""
+    name = head_name(head)
+    if name not in HEADS:  # a head of the recipe's own
+        rows = [_summary(votes, subset, head) for subset in subsets]
+        return {score: [row[score] for row in rows] for score in SCORES}
+    weights = head.get_config().get("weights")
+    weights = weights and [weights[member] for member in votes.members]
+    shares = shares_of(subsets, votes.log_probabilities.shape[1], weights)
+    measured = scores(votes.log_probabilities, votes.labels, shares, name)
+    return {score: measured[score].tolist() for score in SCORES}
 
 
 def _summary(votes: Votes, subset: tuple[int, ...], head) -> dict[str, float]:
