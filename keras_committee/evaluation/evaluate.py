@@ -15,7 +15,7 @@ from keras_committee.evaluation.members import describe
 from keras_committee.evaluation.subsets import HEADS, SCORES, scores, shares_of
 from keras_committee.evaluation.votes import Votes, cast_votes
 from keras_committee.files import write_json
-from keras_committee.layers import GeometricMean, head_name
+from keras_committee.layers import GeometricMean, head_name, head_of
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 

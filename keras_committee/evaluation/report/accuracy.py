@@ -7,7 +7,17 @@ from typing import Any
 from keras_committee.evaluation.report.figures.trade import accuracy_against_mflops, exit_rates, gain_by_size
 from keras_committee.evaluation.report.ink import Picture
 from keras_committee.evaluation.report.section import (
-    MFLOPS, Block, Section, Table, count, listing, mflops, percent, plural, points, spread,
+    MFLOPS,
+    Block,
+    Section,
+    Table,
+    count,
+    listing,
+    mflops,
+    percent,
+    plural,
+    points,
+    spread,
 )  # fmt: skip
 from keras_committee.evaluation.report.series import Chosen, Point, Series, front, trade_points
 
@@ -67,7 +77,8 @@ def members_section(members: Sequence[dict[str, Any]], split: str, examples: int
     accuracies = [member["accuracy"] for member in members]
     text = f"The one member is right on {percent(accuracies[0])} of the {split} images."
     if len(members) > 1:
-        text = f"Single members are right on {percent(min(accuracies))} to {percent(max(accuracies))} of the {split} images."
+        least, most = percent(min(accuracies)), percent(max(accuracies))
+        text = f"Single members are right on {least} to {most} of the {split} images."
     table = Table(
         columns=(
             *(["run"] if runs else []),

@@ -60,9 +60,9 @@ def _calibration(document: dict[str, Any], title: str) -> Block:
     after = committee["after"]["temperature"]
     fitted, measured = document["fitted_on"], document["measured_on"]
     text = (
-        f"One temperature of {committee['temperature']:.2f} for the committee changes its ECE from {before['ece']:.3f} to"
-        f" {after['ece']:.3f} and its NLL from {before['nll']:.3f} to {after['nll']:.3f}; above 1 it makes answers less"
-        f" sure. Fitted on {fitted['examples']:,} {fitted['split']} images, measured on {measured['examples']:,}"
+        f"One temperature of {committee['temperature']:.2f} for the committee changes its ECE from {before['ece']:.3f}"
+        f" to {after['ece']:.3f} and its NLL from {before['nll']:.3f} to {after['nll']:.3f}; above 1 it makes answers"
+        f" less sure. Fitted on {fitted['examples']:,} {fitted['split']} images, measured on {measured['examples']:,}"
         f" {measured['split']} images."
     )
     rows = [("committee as it is", before)]

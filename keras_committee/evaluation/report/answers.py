@@ -33,7 +33,8 @@ def reliability_section(panel: Panel) -> Section:
         note="ECE with 15 bins of equal width, adaptive ECE with 15 bins of equally many images.",
     )
     picture = Picture("reliability", text, lambda width: reliability(panels, width))
-    block = Block(sentence=text + " Blue are the members, orange is their committee; on the dashed line confidence and accuracy are the same.", pictures=(picture,), table=table)  # fmt: skip
+    seen = text + " Blue are the members, orange is their committee; on the dashed line both are the same."
+    block = Block(sentence=seen, pictures=(picture,), table=table)
     return Section(name="reliability", title="Can the confidence be trusted?", blocks=(block,))
 
 
@@ -124,11 +125,8 @@ def _reliability_row(panel: Panel, place: int, probabilities: np.ndarray) -> tup
 
 def _reliability_sentence(name: str, said: np.ndarray, panel: Panel) -> str:
     gap = float(said.max(axis=1).mean()) - metrics.accuracy(said, panel.labels)
-    what = (
-        "as sure as it is right"
-        if abs(gap) < 0.005
-        else f"{points(abs(gap))} {'surer than' if gap > 0 else 'less sure than'} it is right"
-    )
+    apart = f"{points(abs(gap))} {'surer' if gap > 0 else 'less sure'} than it is right"
+    what = "as sure as it is right" if abs(gap) < 0.005 else apart
     return f"All of {name} together: {what} (ECE {metrics.ece(said, panel.labels):.3f})."
 
 
@@ -136,10 +134,12 @@ def _diversity_sentence(differ: np.ndarray, fault: np.ndarray, names: list[str])
     upper = np.triu_indices(len(names), 1)
     most = int(np.argmax(differ[upper]))
     a, b = names[upper[0][most]], names[upper[1][most]]
-    text = f"Two members disagree on {percent(float(differ[upper].mean()))} of the images and are both wrong on {percent(float(fault[upper].mean()))}"
-    return f"{text} (means over the pairs)." + (
-        f" The most different pair is {a} and {b}: {percent(float(differ[upper][most]))}." if len(names) > 2 else ""
+    text = (
+        f"Two members disagree on {percent(float(differ[upper].mean()))} of the images and are both wrong on"
+        f" {percent(float(fault[upper].mean()))} (means over the pairs)."
     )
+    pair = f" The most different pair is {a} and {b}: {percent(float(differ[upper][most]))}."
+    return text + (pair if len(names) > 2 else "")
 
 
 def _confusion_sentence(panel: Panel, off: np.ndarray, shares: np.ndarray) -> str:
@@ -149,6 +149,6 @@ def _confusion_sentence(panel: Panel, off: np.ndarray, shares: np.ndarray) -> st
     hardest = int(np.argmin(np.diag(shares)))
     return (
         f"The committee of all members most often takes {panel.classes[true]} for {panel.classes[said]}"
-        f" ({percent(float(shares[true, said]))} of that class); its hardest class is {panel.classes[hardest]}, right in"
-        f" {percent(float(shares[hardest, hardest]))}."
+        f" ({percent(float(shares[true, said]))} of that class); its hardest class is {panel.classes[hardest]}, right"
+        f" in {percent(float(shares[hardest, hardest]))}."
     )

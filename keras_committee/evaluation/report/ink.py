@@ -9,6 +9,7 @@ import dataclasses
 import io
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -97,7 +98,8 @@ def marker(place: int) -> str:
 @contextlib.contextmanager
 def _style(salt: str) -> Iterator[None]:
     # The salt makes the ids inside each picture its own, and the same in every writing of the report.
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": salt}
+    with matplotlib.rc_context(style):
         yield
 
 

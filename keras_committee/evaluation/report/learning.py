@@ -7,8 +7,8 @@ import numpy as np
 
 from keras_committee.evaluation.report.figures.curves import depth, training
 from keras_committee.evaluation.report.ink import Picture
-from keras_committee.evaluation.report.section import Block, Section, Table, count, figures, percent, points
-from keras_committee.evaluation.report.sources import Source
+from keras_committee.evaluation.report.section import Block, Section, Table, count, figures, percent, plural, points
+from keras_committee.evaluation.report.sources import Gates, Source
 
 
 def learning_section(sources: Sequence[Source]) -> Section | None:
@@ -19,7 +19,7 @@ def learning_section(sources: Sequence[Source]) -> Section | None:
 
 def depth_section(sources: Sequence[Source]) -> Section | None:
     """What stochastic depth saved; None where no run has it."""
-    blocks = tuple(_depth_block(source, sources) for source in sources if source.gates is not None)
+    blocks = tuple(_depth_block(source, source.gates, sources) for source in sources if source.gates is not None)
     return Section(name="depth", title="Time saved by stochastic depth", blocks=blocks) if blocks else None
 
 
@@ -29,7 +29,7 @@ def learning_sentence(source: Source) -> str:
     accuracy = [row["validation_accuracy"] for row in last]
     epochs = max(row["epoch"] for row in last)
     who = "the member ends" if len(last) == 1 else f"the {count(len(last))} members end"
-    text = f"After {epochs} {'epoch' if epochs == 1 else 'epochs'} {who} at {percent(float(np.mean(accuracy)))} of the validation images"
+    text = f"After {plural(epochs, 'epoch')} {who} at {percent(float(np.mean(accuracy)))} of the validation images"
     if len(last) > 1:
         text += f", {points(max(accuracy) - min(accuracy))} apart"
     if source.so_far is not None:
@@ -43,8 +43,9 @@ def depth_sentence(source: Source, others: Sequence[Source]) -> str:
     if gates is None:
         return ""
     text = (
-        f"Of {gates.blocks} residual blocks {realised(source):.1f} ran in a mean training step; {gates.expected_depth:.1f}"
-        f" are expected, which leaves out {percent(gates.expected_saving)} of the multiply-adds."
+        f"Of {gates.blocks} residual blocks {realised(source):.1f} ran in a mean training step;"
+        f" {gates.expected_depth:.1f} are expected, which leaves out"
+        f" {percent(gates.expected_saving)} of the multiply-adds."
     )
     for other in others:
         ratio = _speed(source) / _speed(other)
@@ -72,11 +73,10 @@ def _learning_block(source: Source, several: bool) -> Block:
     return Block(sentence=text, pictures=(picture,), table=table, title=source.name if several else "")
 
 
-def _depth_block(source: Source, sources: Sequence[Source]) -> Block:
+def _depth_block(source: Source, gates: Gates, sources: Sequence[Source]) -> Block:
     others = [other for other in sources if _is_constant_twin(source, other)]
     text = depth_sentence(source, others)
     histories = {each.name: each.histories for each in (source, *others)}
-    gates = source.gates
     picture = Picture(
         f"depth-{file_name(source.name)}",
         text,

@@ -1,13 +1,13 @@
 """How does the report of one or more runs come about: the page, its pictures as files, and in TensorBoard?"""
 
 import dataclasses
-import functools
 import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from keras_committee import __version__
 from keras_committee.evaluation.report import accuracy, added, answers, card, disputed, learning
@@ -120,7 +120,7 @@ def page_of(panel: Panel, sections: Sequence[Section], examples: Sequence[disput
         tiles=_tiles(panel),
         sections=sections,
         examples=examples,
-        svg=functools.partial(_svg, wide=WIDE, narrow=NARROW),
+        svg=_svg,
         percent=percent,
         ink={"ink": INK, "quiet": QUIET, "line": LINE, "paper": PAPER},
         series=list(zip(SERIES, DARK_SERIES, strict=True)),
@@ -129,8 +129,9 @@ def page_of(panel: Panel, sections: Sequence[Section], examples: Sequence[disput
     )
 
 
-def _svg(picture: Picture, wide: float, narrow: float) -> dict[str, Any]:
-    return {name: jinja2.filters.Markup(picture.svg(width)) for name, width in (("wide", wide), ("narrow", narrow))}
+def _svg(picture: Picture) -> dict[str, Any]:
+    # Markup that matplotlib wrote, which has escaped all words in it.
+    return {name: markupsafe.Markup(picture.svg(width)) for name, width in (("wide", WIDE), ("narrow", NARROW))}
 
 
 def _title(panel: Panel) -> str:

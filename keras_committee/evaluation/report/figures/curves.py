@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from keras_committee.evaluation.report.figures.labels import Label, place
 from keras_committee.evaluation.report.ink import NARROW, QUIET, colour
@@ -121,13 +122,11 @@ def _shades(members: int) -> np.ndarray:
 
 def _whole_epochs(axes: Axes, most: int) -> None:
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlim(min(1, most) - 0.03 * most, most * 1.03 + (0.6 if most == 1 else 0))
 
 
 def _plain_log(axes: Axes) -> None:
-    from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
-
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
     axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(9, 9)))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -144,7 +143,7 @@ def _name_curves(axes: Axes, members: Mapping[int, Sequence[dict]], committee: C
 
 
 def _name_runs(axes: Axes, runs: Mapping[str, Mapping[int, Sequence[dict]]]) -> None:
-    lasts = [(list(members.values())[0][-1], number, name) for number, (name, members) in enumerate(runs.items())]
+    lasts = [(next(iter(members.values()))[-1], number, name) for number, (name, members) in enumerate(runs.items())]
     labels = [
         Label(x=row["epoch"], y=row["images_per_second"], text=name, colour=colour(number), weight="bold",
               first=("below left", "above left", "left"))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 _CLEAR = 4.5  # points around the middle of a marker that stay free
@@ -59,7 +60,7 @@ def place(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, flo
         text.remove()
 
 
-def _tries(axes: Axes, label: Label, renderer) -> Iterator[tuple[int, object, Bbox]]:
+def _tries(axes: Axes, label: Label, renderer) -> Iterator[tuple[int, Annotation, Bbox]]:
     for rank, where in enumerate(dict.fromkeys((*label.first, *_PLACES))):
         across, up, right, above = _PLACES[where]
         text = axes.annotate(

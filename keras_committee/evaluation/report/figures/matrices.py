@@ -48,7 +48,7 @@ def square(values: np.ndarray, names: Sequence[str], axes_names: tuple[str, str]
 def gallery(
     images: Sequence[np.ndarray], truths: Sequence[str], answers: Sequence[Sequence[str]], width: float
 ) -> Figure:
-    """Images uint8 `(height, width, channels)` with the true class above and what each part of the members says below."""
+    """Images uint8 `(height, width, channels)` with the true class above and what members say below."""
     across = 3 if width <= NARROW else 6
     down = -(-len(images) // across)
     longest = max(len(each) for each in answers)
