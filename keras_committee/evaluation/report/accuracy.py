@@ -32,7 +32,7 @@ def cost_section(series: Sequence[Series], chosen: Sequence[Chosen], split: str,
         "accuracy-against-mflops", text, lambda width: accuracy_against_mflops(series, chosen, best, split, width)
     )
     table = Table(
-        columns=("committee", "size", "subsets", "MFLOPs", "accuracy", "NLL", "ECE", "Brier", "on the front"),
+        columns=("committee", "subsets", "MFLOPs", "accuracy", "NLL", "ECE", "Brier", "front"),
         rows=(*_committee_rows(series, best), *_chosen_rows(chosen, best)),
         note=f"Mean ± standard deviation over the subsets of that size, on {examples:,} {split} images. {MFLOPS}"
         " The front was drawn after the fact, on the same images.",
@@ -49,7 +49,7 @@ def size_section(series: Sequence[Series]) -> Section | None:
         return None
     text = size_sentence(several)
     table = Table(
-        columns=("architecture", "members", "accuracy", "gained by the last one", "least .. most", "NLL", "ECE"),
+        columns=("architecture", "members", "accuracy", "gained by the last one", "least .. most", "NLL"),
         rows=tuple(_gain_row(one, place) for one in several for place in range(len(one.committees))),
         numbers=1,
         note="The standard deviation tells how much the choice of members matters; subsets share members.",
@@ -166,8 +166,9 @@ def _best_of(one: Series) -> str:
     where = "above" if one.gain >= 0 else "below"
     return (
         f"{count(whole['size']).capitalize()} of {one.name} reach {percent(whole['accuracy']['mean'])} at"
-        f" {mflops(whole['mflops'])}, {points(abs(one.gain))} (± {100 * 1.96 * one.gain_error:.1f}, 95 % interval over"
-        f" the images) {where} one of them: {percent(single['accuracy']['mean'])} at {mflops(single['mflops'])}."
+        f" {mflops(whole['mflops'])}, {points(abs(one.gain))} (± {100 * 1.96 * one.gain_error:.1f}, 95 % interval"
+        f" over the images) {where} one of them, which has {percent(single['accuracy']['mean'])} at"
+        f" {mflops(single['mflops'])}."
     )
 
 
@@ -193,8 +194,7 @@ def _committee_rows(series: Sequence[Series], best: Sequence[Point]) -> list[tup
     on_front = {(point.mflops, point.accuracy) for point in best}
     return [
         (
-            one.name,
-            str(each["size"]),
+            f"{each['size']} x {one.name}",
             str(each["accuracy"]["subsets"]),
             f"{each['mflops']:.2f}",
             *(spread(each[score]) for score in _SCORES),
@@ -210,7 +210,6 @@ def _chosen_rows(chosen: Sequence[Chosen], best: Sequence[Point]) -> list[tuple[
     return [
         (
             each.name,
-            str(len(each.members)),
             "",
             f"{each.mflops:.2f}",
             *(f"{each.scores[score]:.4f}" for score in _SCORES),
@@ -230,7 +229,6 @@ def _gain_row(one: Series, place: int) -> tuple[str, ...]:
         "" if step is None else f"{100 * step:+.2f} points",
         f"{each['accuracy']['min']:.4f} .. {each['accuracy']['max']:.4f}",
         spread(each["nll"]),
-        spread(each["ece"]),
     )
 
 

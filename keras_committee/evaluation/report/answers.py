@@ -33,7 +33,7 @@ def reliability_section(panel: Panel) -> Section:
         note="ECE with 15 bins of equal width, adaptive ECE with 15 bins of equally many images.",
     )
     picture = Picture("reliability", text, lambda width: reliability(panels, width))
-    seen = text + " Blue are the members, orange is their committee; on the dashed line both are the same."
+    seen = text + " Blue are the members, orange is their committee; on the dashed line confidence is accuracy."
     block = Block(sentence=seen, pictures=(picture,), table=table)
     return Section(name="reliability", title="Can the confidence be trusted?", blocks=(block,))
 
@@ -125,9 +125,11 @@ def _reliability_row(panel: Panel, place: int, probabilities: np.ndarray) -> tup
 
 def _reliability_sentence(name: str, said: np.ndarray, panel: Panel) -> str:
     gap = float(said.max(axis=1).mean()) - metrics.accuracy(said, panel.labels)
-    apart = f"{points(abs(gap))} {'surer' if gap > 0 else 'less sure'} than it is right"
-    what = "as sure as it is right" if abs(gap) < 0.005 else apart
-    return f"All of {name} together: {what} (ECE {metrics.ece(said, panel.labels):.3f})."
+    apart = f"{points(abs(gap))} {'surer' if gap > 0 else 'less sure'} than"
+    return (
+        f"All of {name} together are {'as sure as' if abs(gap) < 0.005 else apart} they are right (ECE"
+        f" {metrics.ece(said, panel.labels):.3f})."
+    )
 
 
 def _diversity_sentence(differ: np.ndarray, fault: np.ndarray, names: list[str]) -> str:

@@ -15,11 +15,12 @@ import matplotlib
 from matplotlib.figure import Figure
 
 INK, QUIET, LINE, PAPER = "#16202a", "#5a6672", "#dfe4e8", "#fffffe"
+FRONT = "#d2dbe3"  # broad, and behind everything
 # Told apart by readers with any of the common kinds of colour blindness, and by the shapes of MARKERS.
 SERIES = ("#0068b5", "#c84b00", "#00795a", "#93358f", "#8a6100", "#47525d")
 DARK_SERIES = ("#62b5f5", "#ff9a57", "#3fcb9f", "#e294dc", "#e9bd4b", "#aeb8c2")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-_VARIABLES = {INK: "ink", QUIET: "quiet", LINE: "line", PAPER: "paper"} | {
+_VARIABLES = {INK: "ink", QUIET: "quiet", LINE: "line", FRONT: "front", PAPER: "paper"} | {
     colour: f"series-{place}" for place, colour in enumerate(SERIES)
 }
 WIDE, NARROW = 7.6, 3.9  # inches: a column of text, and a phone
@@ -110,7 +111,10 @@ def _inlined(svg: str) -> str:
     svg = re.sub(r" id=\"(?:[a-z0-9.]+_)+\d+\"", "", svg)  # names of the parts, the same in every picture
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     svg = re.sub(r"font: ([^;\"']*?)'[^;\"]*", r"font: \1var(--font)", svg)
+    # A point is a 72nd of an inch, and an inch 100 pixels of the page: a picture never stands larger than it was drawn.
+    width = float(svg.partition(' width="')[2].partition("pt")[0])
     svg = re.sub(r"(<svg [^>]*?) width=\"[^\"]*\" height=\"[^\"]*\"", r"\1", svg, count=1)
+    svg = svg.replace("<svg ", f'<svg style="max-width: {width / 0.72:.0f}px" aria-hidden="true" focusable="false" ', 1)
     for paper, variable in _VARIABLES.items():
         svg = svg.replace(paper, f"var(--{variable})")
-    return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+    return svg

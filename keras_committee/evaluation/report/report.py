@@ -113,6 +113,7 @@ def page_of(panel: Panel, sections: Sequence[Section], examples: Sequence[disput
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["tied"] = _tied
     source = importlib.resources.files(__package__ or "").joinpath("template.html.j2").read_text("utf-8")
     return environment.from_string(source).render(
         title=_title(panel),
@@ -132,6 +133,13 @@ def page_of(panel: Panel, sections: Sequence[Section], examples: Sequence[disput
 def _svg(picture: Picture) -> dict[str, Any]:
     # Markup that matplotlib wrote, which has escaped all words in it.
     return {name: markupsafe.Markup(picture.svg(width)) for name, width in (("wide", WIDE), ("narrow", NARROW))}
+
+
+def _tied(text: str) -> str:
+    """No line is broken between a number and its unit."""
+    for unit in ("%", "MFLOPs", "points"):
+        text = text.replace(f" {unit}", f"\N{NO-BREAK SPACE}{unit}")
+    return text.replace("± ", "±\N{NO-BREAK SPACE}")
 
 
 def _title(panel: Panel) -> str:
@@ -158,7 +166,7 @@ def _tiles(panel: Panel) -> list[tuple[str, str, str]]:
             f"{singles.name}, {_cost(singles.single['mflops'])}",
         ),
         (
-            "largest committee",
+            "best committee",
             percent(best.whole["accuracy"]["mean"]),
             f"{best.whole['size']} x {best.name}, {_cost(best.whole['mflops'])}",
         ),

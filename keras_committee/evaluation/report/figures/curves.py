@@ -83,7 +83,8 @@ def reliability(panels: Sequence[tuple[str, Sequence[Curve], Curve]], width: flo
     """
     across = min(len(panels), 2 if width <= NARROW else 3)
     down = -(-len(panels) // across)
-    figure = Figure((width, down * width / max(across, 2) + 0.4))
+    side = min(width / across, 3.6)
+    figure = Figure((side * across, side * down))
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     for axes, (name, members, committee) in zip(grid.flat, panels, strict=False):
         axes.plot([0, 100], [0, 100], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -96,8 +97,10 @@ def reliability(panels: Sequence[tuple[str, Sequence[Curve], Curve]], width: flo
         _title(axes, name)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    figure.supxlabel("confidence, %", fontsize=8.5, color=QUIET)
-    figure.supylabel("accuracy, %", fontsize=8.5, color=QUIET)
+    for axes in grid[-1]:
+        axes.set_xlabel("confidence, %")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy, %")
     return figure
 
 
@@ -123,7 +126,7 @@ def _shades(members: int) -> np.ndarray:
 def _whole_epochs(axes: Axes, most: int) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlim(min(1, most) - 0.03 * most, most * 1.03 + (0.6 if most == 1 else 0))
+    axes.set_xlim(1 - 0.03 * most, 1 + 1.03 * (most - 1) + (0.6 if most == 1 else 0))
 
 
 def _plain_log(axes: Axes) -> None:
@@ -133,20 +136,28 @@ def _plain_log(axes: Axes) -> None:
 
 
 def _name_curves(axes: Axes, members: Mapping[int, Sequence[dict]], committee: Curve | None) -> None:
+    _make_room(axes)
     last = [(rows[-1]["epoch"], 100 * rows[-1]["validation_accuracy"]) for rows in members.values()]
     labels = [Label(x=max(x for x, _ in last), y=min(y for _, y in last), text="members", colour=colour(0),
-                    weight="bold", first=("below left", "far below", "below"))]  # fmt: skip
+                    weight="bold", first=("right", "below right"))]  # fmt: skip
     if committee is not None:
         labels.append(Label(x=committee[0][-1], y=100 * committee[1][-1], text="committee", colour=colour(1),
-                            weight="bold", first=("above left", "far above left", "above")))  # fmt: skip
+                            weight="bold", first=("right", "above right")))  # fmt: skip
     place(axes, labels, last, [line.get_xydata() for line in axes.lines])
 
 
+def _make_room(axes: Axes) -> None:
+    """For names beyond the last epoch."""
+    first, last = axes.get_xlim()
+    axes.set_xlim(first, last + 0.3 * (last - first))
+
+
 def _name_runs(axes: Axes, runs: Mapping[str, Mapping[int, Sequence[dict]]]) -> None:
+    _make_room(axes)
     lasts = [(next(iter(members.values()))[-1], number, name) for number, (name, members) in enumerate(runs.items())]
     labels = [
         Label(x=row["epoch"], y=row["images_per_second"], text=name, colour=colour(number), weight="bold",
-              first=("below left", "above left", "left"))
+              first=("right", "below right", "above right"))
         for row, number, name in lasts
     ]  # fmt: skip
     place(axes, labels, [(label.x, label.y) for label in labels], [line.get_xydata() for line in axes.lines])

@@ -7,13 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from keras_committee.evaluation.report.ink import INK, NARROW, PAPER, QUIET, colour
+from keras_committee.evaluation.report.ink import INK, LINE, NARROW, PAPER, QUIET, colour
 
 MOST_NUMBERS = 12  # rows of a matrix up to which every cell has its number
 
 
 def square(values: np.ndarray, names: Sequence[str], axes_names: tuple[str, str], digits: int, width: float) -> Figure:
-    """A matrix `(n, n)` of shares in per cent: the darker, the more; the diagonal is left empty.
+    """A matrix `(n, n)` of shares in per cent: the darker, the more; the diagonal is left grey.
 
     Args:
         values: Shares.
@@ -32,6 +32,8 @@ def square(values: np.ndarray, names: Sequence[str], axes_names: tuple[str, str]
         _cell(
             axes, row, column, float(values[row, column]), top, len(names), 0 if narrow and len(names) > 6 else digits
         )
+    for place in range(len(names)):
+        axes.add_patch(Rectangle((place - 0.5, place - 0.5), 1, 1, facecolor=LINE, edgecolor=PAPER, linewidth=1.2))
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5), aspect="equal")
     size = 8.5 if len(names) <= MOST_NUMBERS else 6.5
     axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0, fontsize=size,

@@ -12,7 +12,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from keras_committee.evaluation.report.figures.labels import Label, place
 from keras_committee.evaluation.report.ink import INK, LINE, NARROW, PAPER, QUIET, colour, marker
-from keras_committee.evaluation.report.section import figures
 from keras_committee.evaluation.report.series import Chosen, Point, Series
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -30,7 +29,7 @@ def accuracy_against_mflops(
         _draw_series(axes, one, _ink(one, number), marker(number))
     for each in chosen:
         _draw_chosen(axes, each)
-    _scale(axes, [*_places(series), *((each.mflops, 100 * each.scores["accuracy"]) for each in chosen)])
+    _scale(axes, [*_ends(series), *((each.mflops, 100 * each.scores["accuracy"]) for each in chosen)])
     axes.set_xlabel(f"MFLOPs for one image (2 {TIMES} multiply-adds / 1e6), logarithmic")
     axes.set_title(f"{split} accuracy, %", loc="left", fontsize=8.5, color=QUIET)
     _key(figure, chosen, any(len(one.committees) > 1 for one in series), 2 if narrow else 4)
@@ -113,6 +112,13 @@ def _places(series: Sequence[Series]) -> list[tuple[float, float]]:
     return [(each["mflops"], 100 * each["accuracy"]["mean"]) for one in series for each in one.committees]
 
 
+def _ends(series: Sequence[Series]) -> list[tuple[float, float]]:
+    """Where the error bars end."""
+    committees = [each for one in series for each in one.committees]
+    scores = [(each["mflops"], each["accuracy"]) for each in committees]
+    return [(cost, 100 * (score["mean"] + sign * score["std"])) for cost, score in scores for sign in (-1, 1)]
+
+
 def _scale(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     costs, accuracies = zip(*points, strict=True)
     axes.set_xscale("log")
@@ -121,13 +127,14 @@ def _scale(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     axes.set_ylim(min(accuracies) - margin, min(max(accuracies) + margin, 100.5))
     axes.xaxis.set_major_locator(FixedLocator(_ticks(*axes.get_xlim())))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: figures(value, 1)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten between `low` and `high`."""
+    """Round numbers between `low` and `high`, for a logarithmic axis."""
+    digits = (1, 2, 5) if high / low > 12 else (1, 1.5, 2, 3, 4, 5, 7)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [digit * 10.0**power for power in powers for digit in (1, 2, 5) if low <= digit * 10.0**power <= high]
+    return [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
 
 
 def _key(figure: Figure, chosen: Sequence[Chosen], committees: bool, columns: int) -> None:
