@@ -12,7 +12,7 @@ import markupsafe
 from keras_committee import __version__
 from keras_committee.evaluation.report import accuracy, added, answers, card, disputed, learning
 from keras_committee.evaluation.report.committees import Panel, gather_panel
-from keras_committee.evaluation.report.ink import DARK_SERIES, INK, LINE, NARROW, PAPER, QUIET, SERIES, WIDE, Picture
+from keras_committee.evaluation.report.ink import DARK_SERIES, FRONT, INK, LINE, NARROW, PAPER, QUIET, SERIES, WIDE, Picture
 from keras_committee.evaluation.report.section import Section, percent, plural
 from keras_committee.evaluation.report.sources import read_sources
 from keras_committee.evaluation.report.tensorboard import write_tensorboard
@@ -123,7 +123,7 @@ def page_of(panel: Panel, sections: Sequence[Section], examples: Sequence[disput
         examples=examples,
         svg=_svg,
         percent=percent,
-        ink={"ink": INK, "quiet": QUIET, "line": LINE, "paper": PAPER},
+        ink={"ink": INK, "quiet": QUIET, "line": LINE, "front": FRONT, "paper": PAPER},
         series=list(zip(SERIES, DARK_SERIES, strict=True)),
         made=now()[:16].replace("T", " "),
         version=__version__,

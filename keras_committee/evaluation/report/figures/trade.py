@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from keras_committee.evaluation.report.figures.labels import Label, place
-from keras_committee.evaluation.report.ink import INK, LINE, NARROW, PAPER, QUIET, colour, marker
+from keras_committee.evaluation.report.ink import FRONT, INK, NARROW, PAPER, QUIET, colour, marker
 from keras_committee.evaluation.report.series import Chosen, Point, Series
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -84,7 +84,7 @@ def _ink(series: Series, number: int) -> str:
 def _draw_front(axes: Axes, front: Sequence[Point]) -> None:
     axes.plot(
         [point.mflops for point in front], [100 * point.accuracy for point in front],
-        color=LINE, linewidth=9, solid_joinstyle="round", solid_capstyle="round", zorder=1,
+        color=FRONT, linewidth=9, solid_joinstyle="round", solid_capstyle="round", zorder=1,
     )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def _key(figure: Figure, chosen: Sequence[Chosen], committees: bool, columns: in
     filled = Line2D([], [], marker="o", color=QUIET, markeredgecolor=PAPER, markersize=6.5, linewidth=1.4)
     star = Line2D([], [], marker="*", color=INK, markeredgecolor=PAPER, markersize=12, linewidth=0)
     cross = Line2D([], [], marker="X", color=INK, markeredgecolor=PAPER, markersize=8, linewidth=0)
-    front = Line2D([], [], color=LINE, linewidth=7)
+    front = Line2D([], [], color=FRONT, linewidth=7)
     kinds = {each.kind for each in chosen}
     rows = [
         (hollow, "one network", True),
