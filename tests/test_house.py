@@ -39,6 +39,7 @@ WITHOUT_KERAS = (
     "cli/show.py",
     "cli/train.py",
     "cli/evaluate.py",
+    "cli/select.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")

@@ -14,6 +14,7 @@ import click
 
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.options import standard_options
+from keras_committee.cli.select import select
 from keras_committee.cli.show import show
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError
@@ -54,7 +55,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate):
+for each in (show, train, evaluate, select):
     cli.add_command(each)
 
 

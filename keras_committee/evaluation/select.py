@@ -129,7 +129,7 @@ class Chooser:
             for split in ("validation", "test")
         }
         return {
-            "members": [self._member(place, shares[place]) for place in np.flatnonzero(shares)],
+            "members": [self.member(place, shares[place]) for place in np.flatnonzero(shares)],
             "mflops": float(np.minimum(shares, self._most_asked) @ self.pool.mflops),
             "latency_ms": None if self.latencies is None else float(self.candidates.cost(shares)),
             **{split: {score: float(each[0]) for score, each in by.items()} for split, by in scored.items()},
@@ -139,9 +139,15 @@ class Chooser:
     def _most_asked(self) -> float:
         return 1 if self.head == "geometric_mean" else np.inf
 
-    def _member(self, place: int, share: int) -> dict[str, Any]:
+    def member(self, place: int, share: int) -> dict[str, Any]:
         member = self.pool.members[place]
         return {"run": str(member.run), "index": member.index, "name": member.name, "share": int(share)}
+
+    def shares_of_member(self, told: dict[str, Any]) -> np.ndarray:
+        """The shares of the committee of one, of a member as `member` tells it."""
+        return np.array(
+            [(str(each.run), each.index) == (told["run"], told["index"]) for each in self.pool.members], int
+        )
 
     def _budget(self) -> dict[str, float | None]:
         most = float(self.goal.max_cost) if np.isfinite(self.goal.max_cost) else None

@@ -82,6 +82,11 @@ def figures(log_probabilities: np.ndarray, labels: np.ndarray, shares: np.ndarra
     )
 
 
+def figures_of(probabilities: np.ndarray, labels: np.ndarray) -> Figures:
+    """The figures of whatever gave the probabilities `(committees, examples, classes)`."""
+    return _figures(np.moveaxis(np.asarray(probabilities, dtype=np.float64), 2, 1), labels)
+
+
 def combine(log_probabilities: np.ndarray, shares: np.ndarray, head: str) -> np.ndarray:
     """The probabilities of a few committees: float64 `(committees, examples, classes)`. Raises ValueError."""
     shares = _checked(log_probabilities, None, shares, head)
