@@ -54,7 +54,8 @@ class CascadePlan:
 
     def stages(self) -> tuple[Stage, ...]:
         """As `selection.json` keeps them."""
-        return tuple(map(Stage, self.sizes, (*self.thresholds, None)))
+        pairs = zip(self.sizes, (*self.thresholds, None), strict=True)
+        return tuple(Stage(members=size, threshold=threshold) for size, threshold in pairs)
 
 
 def check_sizes(sizes: Sequence[int], members: int) -> None:
