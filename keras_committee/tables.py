@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+_TOLD = ("accuracy", "nll", "ece")
 _MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
 
 
@@ -34,6 +35,47 @@ def print_evaluation(result: dict[str, Any]) -> None:
         committees,
         "Mean ± standard deviation over the subsets. ",
     )
+
+
+def print_selection(selection: dict[str, Any]) -> None:
+    """What was chosen, beside the best member and, of a cascade, the committee that it is measured against."""
+    report = selection["report"]
+    rows = [_chosen_row(f"the {selection['kind']}", report)]
+    if "cascade" in report:
+        rows.append(_described_row("best committee", report["cascade"]["committee"]))
+    rows.append(_described_row("best member", report["best_member"]))
+    columns = ["", "members", "MFLOPs", "validation accuracy", "test accuracy", "test NLL", "test ECE"]
+    print_table(columns, rows, "Chosen on validation; [95 % interval of the bootstrap]. ")
+
+
+def _chosen_row(name: str, report: dict[str, Any]) -> list[str]:
+    test = report["test"]
+    return [
+        name,
+        _names(report["members"]),
+        f"{report['mflops']:.2f}",
+        f"{report['validation']['accuracy']['value']:.4f}",
+        *(f"{test[score]['value']:.4f} [{test[score]['low']:.4f}, {test[score]['high']:.4f}]" for score in _TOLD),
+    ]
+
+
+def _described_row(name: str, described: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        _names(described["members"]),
+        f"{described['mflops']:.2f}",
+        f"{described['validation']['accuracy']:.4f}",
+        *(f"{described['test'][score]:.4f}" for score in _TOLD),
+    ]
+
+
+def _names(members: list[dict[str, Any]]) -> str:
+    """`"wrn_16_1 (0, 2), wrn_16_2 (1)"`: the members by their names, with their indices."""
+    indices: dict[str, list[str]] = {}
+    for member in members:
+        times = f" x{member['share']}" if member["share"] > 1 else ""
+        indices.setdefault(member["name"], []).append(f"{member['index']}{times}")
+    return ", ".join(f"{name} ({', '.join(places)})" for name, places in indices.items())
 
 
 def _member_cells(member: dict[str, Any]) -> list[str]:

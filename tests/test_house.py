@@ -47,6 +47,7 @@ WITHOUT_KERAS = (
     "cli/evaluate.py",
     "cli/report.py",
     "cli/calibrate.py",
+    "cli/select.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")

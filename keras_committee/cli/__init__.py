@@ -16,6 +16,7 @@ from keras_committee.cli.calibrate import calibrate
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.options import standard_options
 from keras_committee.cli.report import report
+from keras_committee.cli.select import select
 from keras_committee.cli.show import show
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError
@@ -56,7 +57,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate, calibrate, report):
+for each in (show, train, evaluate, calibrate, select, report):
     cli.add_command(each)
 
 

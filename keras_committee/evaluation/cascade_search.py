@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_committee.evaluation.cascades import Ballots, CascadePlan, check_sizes, run_cascade
-from keras_committee.evaluation.thresholds import Goal, Ruler, cuts_per_stage, fit, fit_on_grid, goal_of, ruler, stages_of
+from keras_committee.evaluation.thresholds import (
+    Goal,
+    Ruler,
+    cuts_per_stage,
+    fit,
+    fit_on_grid,
+    goal_of,
+    ruler,
+    stages_of,
+)
 from keras_committee.layers import CONFIDENCES
 
 MOST_CHAINS = 300  # of one partition; beyond that they are improved step by step

@@ -38,10 +38,16 @@ class Figures:
     def gaps(self) -> np.ndarray:
         """float64 `(committees, bins)`: of `metrics.ece`, the sum over each bin of whether right, less confidence."""
         committees = len(self.correct)
-        bins = np.searchsorted(np.arange(1, _BINS) / _BINS, self.confidence, side="left")
-        bins += np.arange(committees)[:, None] * _BINS
+        bins = _bins(self.confidence) + np.arange(committees)[:, None] * _BINS
         gap = (self.correct - self.confidence).ravel()
         return np.bincount(bins.ravel(), weights=gap, minlength=committees * _BINS).reshape(committees, _BINS)
+
+    def gap_columns(self, committee: int) -> np.ndarray:
+        """float64 `(examples, bins)`: what each example adds to which of the `gaps` of one committee."""
+        confidence = self.confidence[committee]
+        columns = np.zeros((len(confidence), _BINS))
+        columns[np.arange(len(confidence)), _bins(confidence)] = self.correct[committee] - confidence
+        return columns
 
 
 def scores(log_probabilities: np.ndarray, labels: np.ndarray, shares: np.ndarray, head: str) -> dict[str, np.ndarray]:
@@ -76,6 +82,11 @@ def figures(log_probabilities: np.ndarray, labels: np.ndarray, shares: np.ndarra
     )
 
 
+def figures_of(probabilities: np.ndarray, labels: np.ndarray) -> Figures:
+    """The figures of whatever gave the probabilities `(committees, examples, classes)`."""
+    return _figures(np.moveaxis(np.asarray(probabilities, dtype=np.float64), 2, 1), labels)
+
+
 def combine(log_probabilities: np.ndarray, shares: np.ndarray, head: str) -> np.ndarray:
     """The probabilities of a few committees: float64 `(committees, examples, classes)`. Raises ValueError."""
     shares = _checked(log_probabilities, None, shares, head)
@@ -95,6 +106,10 @@ def shares_of(subsets: Sequence[Sequence[int]], members: int, weights: Sequence[
         return shares
     weighted = shares * np.asarray(weights, dtype=np.float64)
     return np.where(weighted.sum(axis=1, keepdims=True) > 0, weighted, shares)
+
+
+def _bins(confidence: np.ndarray) -> np.ndarray:
+    return np.searchsorted(np.arange(1, _BINS) / _BINS, confidence, side="left")
 
 
 def _checked(log_probabilities, labels, shares, head) -> np.ndarray:
