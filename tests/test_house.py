@@ -46,6 +46,7 @@ WITHOUT_KERAS = (
     "cli/train.py",
     "cli/evaluate.py",
     "cli/calibrate.py",
+    "cli/robustness.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")
