@@ -43,7 +43,7 @@ def parse_monitoring(text: str) -> Any:
 
 
 @functools.cache
-def declared(name: str) -> type[message.Message]:
+def declared(name: str) -> Any:
     """The class of "BatchingParameters" or "MonitoringConfig"."""
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
