@@ -1,4 +1,4 @@
-"""Serving: export, configuration, the local stand-in, and the client. Nothing loads before a name is asked for."""
+"""How does a committee answer requests, and what must TF Serving find on disk?"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
