@@ -39,6 +39,10 @@ WITHOUT_KERAS = (
     "cli/show.py",
     "cli/train.py",
     "cli/evaluate.py",
+    "cli/config.py",
+    "serving/config.py",
+    "serving/lint.py",
+    "serving/messages.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")

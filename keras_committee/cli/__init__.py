@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from keras_committee.cli.config import config
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.options import standard_options
 from keras_committee.cli.show import show
@@ -54,7 +55,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate):
+for each in (show, train, evaluate, config):
     cli.add_command(each)
 
 
