@@ -47,6 +47,10 @@ WITHOUT_KERAS = (
     "cli/evaluate.py",
     "cli/calibrate.py",
     "cli/robustness.py",
+    "cli/config.py",
+    "serving/config.py",
+    "serving/lint.py",
+    "serving/messages.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")

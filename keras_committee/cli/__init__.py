@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from keras_committee.cli.calibrate import calibrate
+from keras_committee.cli.config import config
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.options import standard_options
 from keras_committee.cli.robustness import robustness
@@ -56,7 +57,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate, calibrate, robustness):
+for each in (show, train, evaluate, calibrate, robustness, config):
     cli.add_command(each)
 
 
