@@ -48,6 +48,11 @@ WITHOUT_KERAS = (
     "cli/report.py",
     "cli/calibrate.py",
     "cli/select.py",
+    "cli/robustness.py",
+    "cli/config.py",
+    "serving/config.py",
+    "serving/lint.py",
+    "serving/messages.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")

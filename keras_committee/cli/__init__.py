@@ -13,9 +13,11 @@ from typing import Any
 import click
 
 from keras_committee.cli.calibrate import calibrate
+from keras_committee.cli.config import config
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.options import standard_options
 from keras_committee.cli.report import report
+from keras_committee.cli.robustness import robustness
 from keras_committee.cli.select import select
 from keras_committee.cli.show import show
 from keras_committee.cli.train import train
@@ -57,7 +59,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate, calibrate, select, report):
+for each in (show, train, evaluate, calibrate, robustness, select, report, config):
     cli.add_command(each)
 
 

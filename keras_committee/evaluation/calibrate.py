@@ -84,8 +84,8 @@ def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def _require(run: Run, split: str, examples: int) -> None:
     if not examples:
         raise DataError(
-            f"the data of {run.path} have no {split} split. What is fitted on examples that the members have learnt, and"
-            " what is measured on those that it was fitted on, says nothing.\n"
+            f"the data of {run.path} have no {split} split. What is fitted on examples that the members have learnt,"
+            " and what is measured on those that it was fitted on, says nothing.\n"
             f"  Give the recipe's data a share for it, such as {split}=0.1, and train into another --run folder."
         )
 

@@ -31,7 +31,8 @@ def diversity(votes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 def uncertainty(votes: np.ndarray, right: np.ndarray) -> dict[str, dict[str, float | None]]:
     """The block `uncertainty` of `evaluation.json`: means in nats over `all` answers, the `right` and the `wrong` ones.
 
-    Each has `total`, `expected` and `mutual`, as `metrics.uncertainty` defines them; null where there is no such answer.
+    Each has `total`, `expected` and `mutual`, as `metrics.uncertainty` defines them; null where there is no such
+    answer.
 
     Args:
         votes: Probabilities `(examples, members, classes)`.

@@ -73,9 +73,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _weighted_nll(
-    weights: np.ndarray, log_probabilities: np.ndarray, labels: np.ndarray
-) -> tuple[float, np.ndarray]:
+def _weighted_nll(weights: np.ndarray, log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
     """The NLL, and its slope by each weight."""
     logits = np.einsum("emc,m->ec", log_probabilities, weights)
     examples = np.arange(len(labels))
