@@ -74,7 +74,7 @@ class Picture:
         """For README pages and TensorBoard."""
         with _style(self.name):
             content = io.BytesIO()
-            self.draw(WIDE).savefig(content, format="png", dpi=dots_per_inch, metadata={"Software": None})
+            settle(self.draw(WIDE)).savefig(content, format="png", dpi=dots_per_inch, metadata={"Software": None})
         return content.getvalue()
 
     def svg(self, width: float) -> str:
@@ -82,8 +82,16 @@ class Picture:
         salt = f"{self.name}-{width}"
         with _style(salt):
             content = io.StringIO()
-            self.draw(width).savefig(content, format="svg")
+            settle(self.draw(width)).savefig(content, format="svg")
         return _inlined(content.getvalue())
+
+
+def settle(figure: Figure) -> Figure:
+    """Lays out the figure for good: it would be laid out anew at each drawing, which takes longer than the drawing."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    return figure
 
 
 def colour(place: int) -> str:
@@ -108,7 +116,7 @@ def _inlined(svg: str) -> str:
     svg = svg[svg.index("<svg ") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style .*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r" id=\"(?:[a-z0-9.]+_)+\d+\"", "", svg)  # names of the parts, the same in every picture
+    svg = re.sub(r" id=\"(?:[A-Za-z0-9.]+_)+\d+\"", "", svg)  # names of the parts, the same in every picture
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     svg = re.sub(r"font: ([^;\"']*?)'[^;\"]*", r"font: \1var(--font)", svg)
     # A point is a 72nd of an inch, and an inch 100 pixels of the page: a picture never stands larger than it was drawn.

@@ -12,7 +12,18 @@ import markupsafe
 from keras_committee import __version__
 from keras_committee.evaluation.report import accuracy, added, answers, card, disputed, learning
 from keras_committee.evaluation.report.committees import Panel, gather_panel
-from keras_committee.evaluation.report.ink import DARK_SERIES, FRONT, INK, LINE, NARROW, PAPER, QUIET, SERIES, WIDE, Picture
+from keras_committee.evaluation.report.ink import (
+    DARK_SERIES,
+    FRONT,
+    INK,
+    LINE,
+    NARROW,
+    PAPER,
+    QUIET,
+    SERIES,
+    WIDE,
+    Picture,
+)
 from keras_committee.evaluation.report.section import Section, percent, plural
 from keras_committee.evaluation.report.sources import read_sources
 from keras_committee.evaluation.report.tensorboard import write_tensorboard

@@ -104,6 +104,24 @@ def reliability(panels: Sequence[tuple[str, Sequence[Curve], Curve]], width: flo
     return figure
 
 
+def robustness(severities: Mapping[int, tuple[float, float]], width: float) -> Figure:
+    """Accuracy of the mean member and of the committee by severity of corruption; 0 are the images as they are."""
+    figure = Figure((width, 3.1))
+    axes = figure.subplots()
+    lasts = []
+    for number, name in enumerate(("mean member", "committee")):
+        heights = [100 * each[number] for each in severities.values()]
+        axes.plot(list(severities), heights, "o-", color=colour(number), linewidth=1.6, markersize=4)
+        lasts.append(Label(x=max(severities), y=heights[-1], text=name, colour=colour(number), weight="bold",
+                           first=("right", "below right", "above right")))  # fmt: skip
+    _title(axes, "accuracy, %")
+    axes.set_xlabel("severity of the corruption")
+    axes.set_xticks(list(severities))
+    _make_room(axes)
+    place(axes, lasts[::-1], [(label.x, label.y) for label in lasts], [line.get_xydata() for line in axes.lines])
+    return figure
+
+
 def _two_panels(width: float) -> tuple[Figure, Sequence[Axes]]:
     narrow = width <= NARROW
     figure = Figure((width, 5.2 if narrow else 3.1))

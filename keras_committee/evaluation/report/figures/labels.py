@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
+from keras_committee.evaluation.report.ink import settle
+
 _CLEAR = 4.5  # points around the middle of a marker that stay free
 # Alignment of the text, and how far from its point it hangs, in points; where two are as free, the first is taken.
 _PLACES = {
@@ -43,7 +45,7 @@ def place(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, flo
         lines: Polylines `(n, 2)` that are better not crossed.
     """
     canvas = FigureCanvasAgg(axes.get_figure(root=True))
-    canvas.figure.draw_without_rendering()
+    settle(canvas.figure)
     unit, renderer = canvas.figure.dpi / 72, canvas.get_renderer()
     taken = [_around(axes, point, _CLEAR * unit) for point in points]
     crossed = [_around(axes, point, unit) for line in lines for point in _dense(axes, line)]
