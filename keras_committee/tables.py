@@ -93,7 +93,7 @@ def _spread(score: dict[str, float]) -> str:
 
 
 def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> None:
-    """A table, and what its MFLOPs are."""
+    """A table, and what its MFLOPs are where it has some."""
     from rich.console import Console
     from rich.table import Table
 
@@ -101,4 +101,5 @@ def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> No
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    click.echo(f"{note}{_MFLOPS}\n")
+    if words := f"{note}{_MFLOPS if 'MFLOPs' in columns else ''}".strip():
+        click.echo(f"{words}\n")

@@ -31,7 +31,13 @@ WITHOUT_KERAS = (
     "recipe_file.py",
     "run.py",
     "selection.py",
-    "metrics.py",
+    "metrics/__init__.py",
+    "metrics/calibration.py",
+    "metrics/checks.py",
+    "metrics/detection.py",
+    "metrics/diversity.py",
+    "metrics/scores.py",
+    "metrics/uncertainty.py",
     "files.py",
     "tables.py",
     "__init__.py",
@@ -45,6 +51,13 @@ WITHOUT_KERAS = (
     "search/__init__.py",
     "search/ranges.py",
     "search/ledger.py",
+    "cli/report.py",
+    "cli/calibrate.py",
+    "cli/robustness.py",
+    "cli/config.py",
+    "serving/config.py",
+    "serving/lint.py",
+    "serving/messages.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")

@@ -12,8 +12,12 @@ from typing import Any
 
 import click
 
+from keras_committee.cli.calibrate import calibrate
+from keras_committee.cli.config import config
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.options import standard_options
+from keras_committee.cli.report import report
+from keras_committee.cli.robustness import robustness
 from keras_committee.cli.search import search
 from keras_committee.cli.select import select
 from keras_committee.cli.show import show
@@ -56,7 +60,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate, select, search):
+for each in (show, train, evaluate, calibrate, robustness, select, search, report, config):
     cli.add_command(each)
 
 

@@ -3,17 +3,19 @@
 import itertools
 import math
 import random
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from keras_committee import metrics
 from keras_committee.evaluation.compatibility import refuse_twins
+from keras_committee.evaluation.diversity import diversity, uncertainty
 from keras_committee.evaluation.members import describe
 from keras_committee.evaluation.subsets import HEADS, SCORES, scores, shares_of
 from keras_committee.evaluation.votes import Votes, cast_votes
 from keras_committee.files import write_json
-from keras_committee.layers import GeometricMean, head_name
+from keras_committee.layers import GeometricMean, head_name, head_of
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
@@ -60,10 +62,8 @@ def evaluate(
             committee_of_size(size, votes, head, [member["mflops"] for member in members])
             for size in range(1, len(members) + 1)
         ],
-        "diversity": {
-            "disagreement": metrics.disagreement(probabilities).tolist(),
-            "double_fault": metrics.double_fault(probabilities, votes.labels).tolist(),
-        },
+        "diversity": diversity(probabilities, votes.labels),
+        "uncertainty": uncertainty(probabilities, _answers(votes, votes.members, head).argmax(axis=1) == votes.labels),
     }
     write_json(run.path / "evaluation.json", result)
     run.journal("evaluated", split=split, examples=len(votes.labels))
@@ -106,8 +106,13 @@ def _scores(votes: Votes, subsets: list[tuple[int, ...]], head) -> dict[str, lis
 
 
 def _summary(votes: Votes, subset: tuple[int, ...], head) -> dict[str, float]:
-    probabilities = keras.ops.convert_to_numpy(head(votes.log_probabilities[:, list(subset)]))
-    return metrics.summary(probabilities, votes.labels)
+    return metrics.summary(_answers(votes, [votes.members[place] for place in subset], head), votes.labels)
+
+
+def _answers(votes: Votes, members: Sequence[int], head) -> np.ndarray:
+    """The probabilities `(examples, classes)` that the committee of `members` gives."""
+    places = [votes.members.index(member) for member in members]
+    return keras.ops.convert_to_numpy(head_of(head, members)(votes.log_probabilities[:, places]))
 
 
 def _spread(values: list[float]) -> dict:

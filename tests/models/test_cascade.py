@@ -29,7 +29,9 @@ def members(count=3):
 
 
 def answers(model, batch=None):
-    return {key: keras.ops.convert_to_numpy(value) for key, value in model(images() if batch is None else batch).items()}
+    return {
+        key: keras.ops.convert_to_numpy(value) for key, value in model(images() if batch is None else batch).items()
+    }
 
 
 def ballots(of, head=None, temperatures=(1.0, 1.0, 1.0)):
