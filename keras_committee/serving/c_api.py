@@ -44,7 +44,6 @@ _QUICK = {
     "TF_Dim": (ctypes.c_int64, [_P, _INT]),
     "TF_StringInit": (None, [_P]),
     "TF_StringCopy": (None, [_P, _CHARS, _SIZE]),
-    "TF_StringDealloc": (None, [_P]),
     "TF_StringGetDataPointer": (_P, [_P]),
     "TF_StringGetSize": (_SIZE, [_P]),
 }
@@ -115,21 +114,13 @@ def buffer_bytes(buffer: int) -> bytes:
 
 
 def new_tensor(lib: Library, array: np.ndarray, dtype: int) -> int:
-    """A TF_Tensor with a copy of `array`; `dtype` is the number of its DataType."""
+    """A TF_Tensor with a copy of `array`; `dtype` is its DataType. TF_DeleteTensor frees strings, too."""
     if dtype == STRING:
         return _new_strings(lib, array)
     array = np.ascontiguousarray(array).reshape(array.shape)
     tensor = lib.TF_AllocateTensor(dtype, _dims(array), array.ndim, array.nbytes)
     ctypes.memmove(lib.TF_TensorData(tensor), array.ctypes.data, array.nbytes)
     return tensor
-
-
-def delete_tensor(lib: Library, tensor: int) -> None:
-    """Frees a tensor of `new_tensor`, and its strings: the C API frees their container only."""
-    if lib.TF_TensorType(tensor) == STRING:
-        for address in _addresses(lib, tensor):
-            lib.TF_StringDealloc(address)
-    lib.TF_DeleteTensor(tensor)
 
 
 def to_array(lib: Library, tensor: int, dtype: np.dtype) -> np.ndarray:

@@ -145,9 +145,9 @@ class Session:
             for array in arrays:
                 tensors.append(c_api.new_tensor(self._lib, array, type_number(array)))
             yield (ctypes.c_void_p * len(tensors))(*tensors)
-        finally:  # after the outputs were copied: an output may share the strings of an input
+        finally:
             for each in tensors:
-                c_api.delete_tensor(self._lib, each)
+                self._lib.TF_DeleteTensor(each)
 
     def _find(self, tensor_name: str) -> Output:
         name, _, index = tensor_name.partition(":")

@@ -49,22 +49,19 @@ class StatusError(ExportError):
     Attributes:
         code: Name of a gRPC status, such as "INVALID_ARGUMENT".
         message: The exact text that a client sees.
+        http: The HTTP code of the same failure: 400 for INVALID_ARGUMENT.
     """
 
-    def __init__(self, code: str, message: str):
+    def __init__(self, code: str, message: str, http: int | None = None):
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+        self.http = http or _HTTP.get(code, 500)
 
     @property
     def number(self) -> int:
         """The number of the code: 3 is INVALID_ARGUMENT."""
         return CODES.index(self.code)
-
-    @property
-    def http(self) -> int:
-        """The HTTP code of the same failure: 400 for INVALID_ARGUMENT."""
-        return _HTTP.get(self.code, 500)
 
 
 def truncated(message: str) -> str:
