@@ -1,7 +1,7 @@
 """Who answers gRPC in the stand-in, and how does a failure leave as a status?
 
-PredictionService and ModelService of tensorflow-serving-api, and the standard health service. Requests come as bytes and
-are parsed here: gRPC's own parsing would answer a malformed one with INTERNAL.
+PredictionService and ModelService of tensorflow-serving-api, and the standard health service. Requests come as bytes
+and are parsed here: gRPC's own parsing would answer a malformed one with INTERNAL.
 """
 
 import concurrent.futures
@@ -11,6 +11,8 @@ from typing import Any
 
 from keras_committee.errors import RecipeError, ResourceError
 from keras_committee.serving.server.grpc_answers import Answers
+from keras_committee.serving.server.limits import Limits
+from keras_committee.serving.server.manager import Manager
 from keras_committee.serving.status import StatusError, truncated
 
 _THREADS = 16
@@ -29,7 +31,7 @@ class GrpcServer:
         self._server.stop(grace).wait()
 
 
-def start(manager: Any, address: str, limits: Any, *, reload: bool = False) -> GrpcServer:
+def start(manager: Manager, address: str, limits: Limits, *, reload: bool = False) -> GrpcServer:
     """Answers gRPC at `address`, "host:port".
 
     Args:
@@ -61,7 +63,7 @@ def start(manager: Any, address: str, limits: Any, *, reload: bool = False) -> G
     return GrpcServer(server, port)
 
 
-def _options(limits: Any) -> list[tuple[str, int]]:
+def _options(limits: Limits) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", limits.body),
         ("grpc.max_send_message_length", -1),
@@ -82,7 +84,7 @@ def _bind(server: Any, address: str) -> int:
     return port
 
 
-def _handler(answer: Callable[[bytes, float], bytes], limits: Any) -> Any:
+def _handler(answer: Callable[[bytes, float], bytes], limits: Limits) -> Any:
     import grpc
 
     def handle(content: bytes, context: Any) -> bytes:

@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_committee.serving.server.grpc_examples import Classifier
+from keras_committee.serving.server.configs import read_configs
+from keras_committee.serving.server.grpc_examples import ExampleAnswers, answering_spec
+from keras_committee.serving.server.images import check_strings
+from keras_committee.serving.server.limits import Limits, check_shape
+from keras_committee.serving.server.manager import Manager
 from keras_committee.serving.signatures import DEFAULT, check_inputs, find_signature
 from keras_committee.serving.status import StatusError
 from keras_committee.serving.tensors import checked_shape, to_array, typed_proto
@@ -21,15 +25,22 @@ _Method = Callable[[bytes, float], bytes]
 class Answers:
     """The methods of PredictionService and ModelService, from bytes to bytes. `methods` names them all."""
 
-    def __init__(self, manager: Any, limits: Any, *, reload: bool = False):
+    def __init__(self, manager: Manager, limits: Limits, *, reload: bool = False):
         self._manager, self._limits, self._reload = manager, limits, reload
 
     def methods(self) -> dict[str, dict[str, _Method]]:
         """dict of service -> method -> `answer(content, seconds)`, which raises StatusError."""
-        from tensorflow_serving.apis import classification_pb2, get_model_metadata_pb2, get_model_status_pb2
-        from tensorflow_serving.apis import inference_pb2, model_management_pb2, predict_pb2, regression_pb2
+        from tensorflow_serving.apis import (
+            classification_pb2,
+            get_model_metadata_pb2,
+            get_model_status_pb2,
+            inference_pb2,
+            model_management_pb2,
+            predict_pb2,
+            regression_pb2,
+        )
 
-        examples = Classifier(self._lent, self._limits)
+        examples = ExampleAnswers(self._lent, self._limits)
         return {
             "tensorflow.serving.PredictionService": {
                 "Predict": _parsed(predict_pb2.PredictRequest, self.predict),
@@ -53,7 +64,7 @@ class Answers:
             check_inputs(find_signature(lent.session.signatures, name), request.inputs)
             inputs = {alias: self._array(proto, alias) for alias, proto in request.inputs.items()}
             outputs = lent.session.run(name, inputs, list(request.output_filter), timeout=seconds)
-            response = predict_pb2.PredictResponse(model_spec=model_spec(request.model_spec.name, lent.version, name))
+            response = predict_pb2.PredictResponse(model_spec=answering_spec(request, lent))
         for alias, array in outputs.items():
             response.outputs[alias].CopyFrom(typed_proto(array))
         return response
@@ -70,7 +81,7 @@ class Answers:
                 raise StatusError("INVALID_ARGUMENT", f"Metadata field {field} is not supported")
         with self._lent(request) as lent:
             signatures = metadata_pb2.SignatureDefMap(signature_def=lent.session.meta_graph.signature_def)
-            spec = model_spec(request.model_spec.name, lent.version)
+            spec = answering_spec(request, lent, "")
         response = metadata_pb2.GetModelMetadataResponse(model_spec=spec)
         response.metadata["signature_def"].Pack(signatures)
         return response
@@ -81,10 +92,10 @@ class Answers:
 
         _check_spec(request)
         response = status_pb2.GetModelStatusResponse()
-        for each in self._manager.status(request.model_spec.name, _version(request.model_spec)):
+        for each in self._manager.statuses(request.model_spec.name, _version(request.model_spec)):
             status = response.model_version_status.add(version=each.version)
             status.state = status_pb2.ModelVersionStatus.State.Value(each.state)
-            status.status.error_code, status.status.error_message = each.error_code, each.error_message
+            status.status.error_code, status.status.error_message = _code(each.code), each.message
         return response
 
     def reload(self, request: Any, _seconds: float) -> Any:
@@ -99,7 +110,7 @@ class Answers:
                 "ServerModelConfig type not supported by HandleReloadConfigRequest."
                 " Only ModelConfigList is currently supported",
             )
-        self._manager.reload(request.config)
+        self._manager.reload(read_configs(request.config))
         return model_management_pb2.ReloadConfigResponse(status={})
 
     @contextlib.contextmanager
@@ -107,30 +118,19 @@ class Answers:
         """The version that `request` asks for, kept loaded meanwhile."""
         _check_spec(request)
         spec = request.model_spec
-        if not spec.name:
-            raise StatusError("INVALID_ARGUMENT", "ModelSpec has no name specified.")
         with self._manager.borrow(spec.name, _version(spec), spec.version_label or None) as lent:
             yield lent
 
     def _array(self, proto: Any, alias: str) -> np.ndarray:
         try:
             shape = checked_shape(proto, self._limits.elements)
-            if shape and shape[0] > self._limits.batch:
-                raise StatusError(
-                    "INVALID_ARGUMENT", f"a batch may have {self._limits.batch} examples. This one has {shape[0]}"
-                )
-            return to_array(proto, self._limits.elements)
+            check_shape(alias, shape, self._limits)
+            array = to_array(proto, self._limits.elements)
         except StatusError as error:
             raise StatusError(error.code, f"tensor parsing error: {alias}: {error.message}") from error
-
-
-def model_spec(name: str, version: int, signature: str | None = None) -> Any:
-    """The ModelSpec of an answer: who answered, by which signature."""
-    from tensorflow_serving.apis import model_pb2
-
-    spec = model_pb2.ModelSpec(name=name, signature_name=signature)
-    spec.version.value = version
-    return spec
+        if array.dtype == object:
+            check_strings(array, self._limits, alias)
+        return array
 
 
 def _parsed(kind: Any, answer: Callable[[Any, float], Any]) -> _Method:
@@ -149,6 +149,12 @@ def _parsed(kind: Any, answer: Callable[[Any, float], Any]) -> _Method:
 def _check_spec(request: Any) -> None:
     if not request.HasField("model_spec"):
         raise StatusError("INVALID_ARGUMENT", "Missing ModelSpec")
+
+
+def _code(name: str) -> int:
+    from tensorflow.core.protobuf import error_codes_pb2
+
+    return error_codes_pb2.Code.Value(name)
 
 
 def _version(spec: Any) -> int | None:
