@@ -1,5 +1,6 @@
 """What do Classify and Regress answer to a list of tf.Examples?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,19 @@ def serialized(request_input: Any, limits: Limits) -> np.ndarray:
     """The examples of an `Input` message as an object array of bytes, (examples,); a context is merged into each."""
     if request_input.WhichOneof("kind") == "example_list_with_context":
         listed = request_input.example_list_with_context
-        context = listed.context.SerializeToString()  # concatenated messages are merged ones; what comes last wins
-        contents = [context + each.SerializeToString() for each in listed.examples]
-    else:
-        contents = [each.SerializeToString() for each in request_input.example_list.examples]
-    if not contents:
+        return merged(listed.examples, listed.context, limits)
+    return merged(request_input.example_list.examples, None, limits)
+
+
+def merged(examples: Sequence[Any], context: Any, limits: Limits) -> np.ndarray:
+    """The Example messages as an object array of bytes, (examples,). Raises INVALID_ARGUMENT where there are none."""
+    # Two serialized messages in a row are one in which what comes last wins.
+    before = b"" if context is None else context.SerializeToString()
+    if not examples:
         raise StatusError("INVALID_ARGUMENT", "Input is empty.")
-    check_shape("examples", [len(contents)], limits)
-    array = np.empty(len(contents), object)
-    array[:] = contents
+    check_shape("examples", [len(examples)], limits)
+    array = np.empty(len(examples), object)
+    array[:] = [before + each.SerializeToString() for each in examples]
     check_strings(array, limits)
     return array
 
