@@ -161,7 +161,7 @@ def test_D12_a_message_that_is_too_large_is_refused_before_it_is_read(manager):
     server.stop(0)
 
 
-@pytest.mark.parametrize(("patience", "least", "most"), [(7, 5, 7), (1000, 29, 30)])
+@pytest.mark.parametrize(("patience", "least", "most"), [(7, 5, 7.1), (1000, 29, 30)])
 def test_the_deadline_of_the_client_is_the_models_but_ours_if_it_is_longer(
     channel, manager, monkeypatch, patience, least, most
 ):
