@@ -1,6 +1,9 @@
 """Does the stand-in answer gRPC as TF Serving does, also where a request is wrong, a lie, or no request at all?"""
 
+import os
 import resource
+import threading
+import time
 from pathlib import Path
 
 import grpc
@@ -25,6 +28,7 @@ from keras_committee.errors import ResourceError
 from keras_committee.serving.server import grpc as serving_grpc
 from keras_committee.serving.server.limits import Limits
 from keras_committee.serving.server.manager import Manager, Settings
+from keras_committee.serving.server.metrics import Metrics
 from keras_committee.serving.server.versions import ModelConfig, Policy
 
 PREDICTION, MODEL = "/tensorflow.serving.PredictionService/", "/tensorflow.serving.ModelService/"
@@ -63,9 +67,9 @@ def manager(half_plus_two):
 
 @pytest.fixture(scope="module")
 def server(manager):
-    server = serving_grpc.start(manager, "127.0.0.1:0", Limits())
+    server = serving_grpc.start(manager, ("127.0.0.1", 0), Limits())
     yield server
-    server.stop(0)
+    server.close(0)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,14 @@ def send(channel, method, content, timeout=10):
         return channel.unary_unary(KINDS[method][0] + method)(content, timeout=timeout), "OK", ""
     except grpc.RpcError as error:
         return b"", error.code().name, error.details()
+
+
+def done(calls, count):
+    """Those of `calls` that have ended, once these are `count`, or 10 seconds have passed."""
+    until = time.monotonic() + 10
+    while len([call for call in calls if call.done()]) < count and time.monotonic() < until:
+        time.sleep(0.01)
+    return [call for call in calls if call.done()]
 
 
 def encoded(case):
@@ -147,7 +159,7 @@ def test_D14_the_largest_batch_is_answered_and_one_more_is_not(channel, batch, c
 
 
 def test_D12_a_message_that_is_too_large_is_refused_before_it_is_read(manager):
-    server = serving_grpc.start(manager, "127.0.0.1:0", Limits(body=1000))
+    server = serving_grpc.start(manager, ("127.0.0.1", 0), Limits(body=1000))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         padding = b"\x7a\xd0\x07" + b"p" * 976  # an unknown field
         small = encoded(THREE)
@@ -158,7 +170,7 @@ def test_D12_a_message_that_is_too_large_is_refused_before_it_is_read(manager):
         assert send(channel, "Predict", b"p" * 3_900_000)[1] == "RESOURCE_EXHAUSTED"
         assert resident() - before < 16 * 2**20
         assert send(channel, "Predict", small)[1] == "OK"
-    server.stop(0)
+    server.close(0)
 
 
 @pytest.mark.parametrize(("patience", "least", "most"), [(7, 5, 7.1), (1000, 29, 30)])
@@ -195,7 +207,7 @@ RELOADS = [
 
 def test_a_client_may_reload_where_it_was_allowed(half_plus_two):
     with Manager([ModelConfig("H", half_plus_two)]) as manager:
-        server = serving_grpc.start(manager, "127.0.0.1:0", Limits(), reload=True)
+        server = serving_grpc.start(manager, ("127.0.0.1", 0), Limits(), reload=True)
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             _, _, message = ask(channel, CASES["reload is off"])
             assert message.endswith("Only ModelConfigList is currently supported")
@@ -205,12 +217,45 @@ def test_a_client_may_reload_where_it_was_allowed(half_plus_two):
                 assert (received, words in message) == (code, True), message
             manager.wait_until_available()
             assert ask(channel, CASES["status"]._replace(request='model_spec { name: "J" }'))[1] == "OK"
-        server.stop(0)
+        server.close(0)
+
+
+def test_requests_are_counted_under_tf_servings_names(manager):
+    metrics = Metrics()
+    with (
+        serving_grpc.start(manager, ("127.0.0.1", 0), metrics=metrics) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        for name in ("predict", "predict", "predict D08 signature", "classify", "predict D09 model"):
+            ask(channel, CASES[name])
+    page = metrics.page()
+    assert ':tensorflow:serving:request_count{model_name="H",status="OK"} 3' in page
+    assert ':tensorflow:serving:request_count{model_name="H",status="FAILED_PRECONDITION"} 1' in page
+    assert 'request_latency_count{model_name="H",API="Predict",entrypoint="GRPC"} 2' in page
+    assert "foo" not in page
+
+
+def test_too_many_requests_are_unavailable_and_may_come_again(manager, monkeypatch):
+    go = threading.Event()
+    with manager.borrow("H") as lent:
+        run = lent.session.run
+        monkeypatch.setattr(lent.session, "run", lambda *a, timeout: (go.wait(20), run(*a))[1])
+    with (
+        serving_grpc.start(manager, ("127.0.0.1", 0), Limits(queue=2)) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        call = channel.unary_unary(PREDICTION + "Predict")
+        waiting = [call.future(encoded(THREE), timeout=20) for _ in range(6)]
+        refused = done(waiting, 4)
+        assert [each.code().name for each in refused] == ["UNAVAILABLE"] * 4
+        go.set()
+        assert sum(each.code().name == "OK" for each in waiting) == 2
+        assert ask(channel, THREE)[1] == "OK"
 
 
 def test_D22_a_taken_port_is_told(manager, server):
-    with pytest.raises(ResourceError, match=rf"cannot listen at 127.0.0.1:{server.port}"):
-        serving_grpc.start(manager, f"127.0.0.1:{server.port}", Limits())
+    with pytest.raises(ResourceError, match=rf"port {server.port} in use \(pid {os.getpid()}\)"):
+        serving_grpc.start(manager, ("127.0.0.1", server.port))
 
 
 CODES_OF_BUGS = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "ABORTED", "UNAVAILABLE"}

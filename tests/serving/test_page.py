@@ -111,7 +111,8 @@ DROP = """
 const [content, name] = arguments;
 const file = new File([Uint8Array.from(content)], name, {type: 'image/png'});
 const data = new DataTransfer(); data.items.add(file);
-document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
+const event = new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
+document.getElementById('drop').dispatchEvent(event);
 """
 
 
