@@ -54,6 +54,7 @@ WITHOUT_KERAS = (
     "cli/report.py",
     "cli/calibrate.py",
     "cli/robustness.py",
+    "cli/serve.py",
     "cli/config.py",
     "serving/config.py",
     "serving/lint.py",

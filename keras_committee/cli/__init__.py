@@ -20,6 +20,7 @@ from keras_committee.cli.report import report
 from keras_committee.cli.robustness import robustness
 from keras_committee.cli.search import search
 from keras_committee.cli.select import select
+from keras_committee.cli.serve import serve
 from keras_committee.cli.show import show
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError
@@ -60,7 +61,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate, calibrate, robustness, select, search, report, config):
+for each in (show, train, evaluate, calibrate, robustness, select, search, report, serve, config):
     cli.add_command(each)
 
 
