@@ -1,0 +1,1 @@
+"""How does a committee answer requests, and what must TF Serving find on disk?"""
