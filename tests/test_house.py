@@ -39,6 +39,12 @@ WITHOUT_KERAS = (
     "cli/show.py",
     "cli/train.py",
     "cli/evaluate.py",
+    "cli/export.py",
+    "cli/config.py",
+    "serving/config.py",
+    "serving/lint.py",
+    "serving/messages.py",
+    "serving/publish.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")

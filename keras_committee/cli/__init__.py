@@ -12,7 +12,9 @@ from typing import Any
 
 import click
 
+from keras_committee.cli.config import config
 from keras_committee.cli.evaluate import evaluate
+from keras_committee.cli.export import export
 from keras_committee.cli.options import standard_options
 from keras_committee.cli.show import show
 from keras_committee.cli.train import train
@@ -54,7 +56,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate):
+for each in (show, train, evaluate, export, config):
     cli.add_command(each)
 
 

@@ -22,7 +22,7 @@ _IDENTITIES = (keras.layers.Dropout, keras.layers.SpatialDropout2D, keras.layers
 
 
 class Network:
-    """One member, folded for inference in float32; the Keras model stays as it is.
+    """One member, folded for inference; the Keras model stays as it is, and must compute in float32.
 
     The members of one committee may share a network. Layers that are neither linear nor batch normalisations run as
     Keras wrote them, with the variables that they have.
@@ -43,7 +43,8 @@ class Network:
     """
 
     def __init__(self, model: keras.Model, name: str):
-        self._model = in_float32(model)
+        skips = any(isinstance(layer, StochasticDepth) for layer in model._flatten_layers())
+        self._model = fold(model) if skips else model
         self._name = name
         self._own: dict[str, tf.Variable] = {}
         self._runs: dict[int, Any] = {}  # id of a layer -> what stands for it
@@ -137,16 +138,11 @@ class Network:
         return self._own[name]
 
 
-def in_float32(model: keras.Model) -> keras.Model:
-    """The model without stochastic depth, and computing in float32 whatever it was trained in; a copy where needed."""
-    layers = model._flatten_layers()
-    mixed = any(layer.dtype_policy.compute_dtype != "float32" for layer in layers)
-    if mixed or any(isinstance(layer, StochasticDepth) for layer in layers):
-        model = fold(model)
-    if mixed:
-        for layer in model._flatten_layers():
+def compute_in_float32(model: keras.Model) -> None:
+    """Makes the layers compute in float32, whatever they were trained in: their weights are float32 already."""
+    for layer in model._flatten_layers():
+        if layer.dtype_policy.compute_dtype != "float32":
             layer.dtype_policy = "float32"
-    return model
 
 
 def _is_graph(layer):

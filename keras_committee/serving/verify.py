@@ -77,13 +77,11 @@ def compare(got: np.ndarray, expected: np.ndarray) -> tuple[float, str]:
 def verify(folder: Path, golden: Path) -> dict[str, Any]:
     """What `check_answers` returns, found in this process."""
     from keras_committee.serving.session import Session
-    from keras_committee.serving.warmup import read_warmup
+    from keras_committee.serving.server.warmup import replay
 
-    differences, problems, replayed = [0.0], [], 0
+    differences, problems = [0.0], []
     with Session.load(folder) as session:
-        for signature, inputs in read_warmup(folder):
-            session.run(signature, inputs)
-            replayed += 1
+        replayed = replay(session, folder)
         inputs, outputs = read_golden(golden, "in"), read_golden(golden, "out")
         for signature, expected in outputs.items():
             got = session.run(signature, inputs[signature])

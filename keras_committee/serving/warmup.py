@@ -3,7 +3,7 @@
 They make the first real request as fast as the others, and no version that fails one of them is ever served.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +37,6 @@ def write_warmup(folder: Path, requests: Sequence[Request]) -> None:
     with tf.io.TFRecordWriter(str(folder / FILE)) as file:
         for signature, arrays in requests:
             file.write(_log(signature, arrays).SerializeToString())
-
-
-def read_warmup(folder: Path) -> Iterator[Request]:
-    """The requests of the version in `folder`; none where it has no such file."""
-    import tensorflow as tf
-    from tensorflow_serving.apis import prediction_log_pb2
-
-    if not (folder / FILE).exists():
-        return
-    for record in tf.data.TFRecordDataset(str(folder / FILE)).as_numpy_iterator():
-        log: Any = prediction_log_pb2.PredictionLog.FromString(record)
-        if log.HasField("classify_log"):
-            request = log.classify_log.request
-            examples = [each.SerializeToString() for each in request.input.example_list.examples]
-            yield request.model_spec.signature_name, {"inputs": np.array(examples, object)}
-        else:
-            request = log.predict_log.request
-            arrays = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
-            yield request.model_spec.signature_name, arrays
 
 
 def _log(signature, arrays):

@@ -1,0 +1,120 @@
+"""How does a SavedModel run where TensorFlow has no C API: the same interface over `tf.saved_model.load`?"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_committee.serving.session import Session
+from keras_committee.serving.signatures import (
+    Signature,
+    check_inputs,
+    choose_outputs,
+    find_signature,
+    read_signatures,
+    type_number,
+)
+from keras_committee.serving.status import CODES, StatusError
+
+_EAGER_WORDS = re.compile(r"^Graph execution error:\s+(?:Detected at node .*\n<stack traces unavailable>\n)?")
+
+
+class PythonSession:
+    """`Session` in Python: the same answers, with less exact words where TensorFlow itself refuses something.
+
+    Attributes:
+        signatures: dict of name -> `Signature`.
+        meta_graph: The MetaGraphDef of the file.
+    """
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, intra_op: int = 0, inter_op: int = 0) -> "PythonSession":
+        """Loads the SavedModel in `folder`; threads are those of the process. Raises StatusError."""
+        import tensorflow as tf
+
+        try:
+            return cls(tf.saved_model.load(str(folder)), _read_meta_graph(Path(folder)))
+        except tf.errors.OpError as error:
+            raise _status(error) from error
+        except (OSError, ValueError, LookupError) as error:
+            raise StatusError("NOT_FOUND", str(error)) from error
+
+    def __init__(self, model: Any, meta_graph: Any):
+        self._model = model
+        self.meta_graph = meta_graph
+        self.signatures: dict[str, Signature] = read_signatures(meta_graph)
+
+    def run(
+        self,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Runs one signature, as `Session.run` does. `timeout` is not kept: eager TensorFlow cannot be interrupted."""
+        called = find_signature(self.signatures, signature)
+        check_inputs(called, inputs)
+        names = choose_outputs(called, outputs)
+        _check_dtypes(called, inputs)
+        answers = self._run(signature or "serving_default", inputs)
+        return {name: np.asarray(answers[name].numpy()) for name in names}
+
+    def close(self) -> None:
+        """Lets go of the model; its memory is freed when the last call has ended."""
+        self._model = None
+
+    def __enter__(self) -> "PythonSession":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        import tensorflow as tf
+
+        model = self._model
+        if model is None:
+            raise StatusError("UNAVAILABLE", "the session is closed")
+        try:
+            return model.signatures[signature](**{name: tf.constant(array) for name, array in inputs.items()})
+        except tf.errors.OpError as error:
+            raise _status(error) from error
+        except (TypeError, ValueError) as error:
+            raise StatusError("INVALID_ARGUMENT", str(error)) from error
+
+
+def load_session(folder: str | os.PathLike[str], *, intra_op: int = 0, inter_op: int = 0) -> Session | PythonSession:
+    """A `Session`, or a `PythonSession` where this TensorFlow has no C API. Raises StatusError."""
+    try:
+        return Session.load(folder, intra_op=intra_op, inter_op=inter_op)
+    except ImportError:
+        return PythonSession.load(folder, intra_op=intra_op, inter_op=inter_op)
+
+
+def _read_meta_graph(folder: Path) -> Any:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    graphs = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs
+    return next(graph for graph in graphs if list(graph.meta_info_def.tags) == ["serve"])
+
+
+def _check_dtypes(called: Signature, inputs: Mapping[str, np.ndarray]) -> None:
+    import tensorflow as tf
+
+    for i, (name, info) in enumerate(called.inputs.items()):
+        if (given := type_number(np.asarray(inputs[name]))) != info.type_number:
+            wanted, got = _c_name(tf.as_dtype(info.type_number)), _c_name(tf.as_dtype(given))
+            raise StatusError("INVALID_ARGUMENT", f"Expects arg[{i}] to be {wanted} but {got} is provided")
+
+
+def _c_name(dtype: Any) -> str:
+    names = {"float32": "float", "float64": "double", "float16": "half"}
+    return names.get(dtype.name) or dtype.name
+
+
+def _status(error: Any) -> StatusError:
+    return StatusError(CODES[error.error_code], _EAGER_WORDS.sub("", error.message))

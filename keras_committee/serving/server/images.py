@@ -1,0 +1,90 @@
+"""How many pixels would an encoded image have? Its header says it, before anything is decoded."""
+
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+
+from keras_committee.serving.server.limits import Limits
+from keras_committee.serving.status import StatusError
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_MOST = 16  # images within one string that is itself no image, such as a tf.Example
+_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF markers
+
+
+def check_strings(array: np.ndarray, limits: Limits, name: str = "") -> None:
+    """Raises INVALID_ARGUMENT where a string is an image with too many pixels, or holds one, as a tf.Example does.
+
+    Args:
+        array: Object array of bytes.
+        limits: `pixels`.
+        name: Of the input. What goes into `image_bytes` must not be a GIF, BMP, TIFF or WebP image either; what is no
+            image at all is left to the model.
+    """
+    for content in array.ravel():
+        content = content.encode() if isinstance(content, str) else content
+        if name == "image_bytes":
+            _check_kind(content)
+        for start in _starts(content):
+            if size := image_size(content[start:] if start else content):
+                _check_pixels(*size, limits)
+
+
+def image_size(content: bytes) -> tuple[int, int] | None:
+    """(width, height) by the header of a PNG or JPEG; None where there is none."""
+    if content.startswith(_PNG):
+        return struct.unpack(">II", content[16:24]) if len(content) >= 24 else None
+    return _jpeg_size(content) if content.startswith(_JPEG) else None
+
+
+def _check_kind(content: bytes) -> None:
+    kinds = [kind for magic, kind in _OTHERS.items() if content.startswith(magic)]
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        kinds.append("WebP")
+    if kinds:
+        raise StatusError("INVALID_ARGUMENT", f"Unknown image file format: {kinds[0]}. JPEG or PNG is required.")
+
+
+def _check_pixels(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.pixels:
+        raise StatusError(
+            "INVALID_ARGUMENT",
+            f"an image has {width} x {height} pixels; at most {limits.pixels} in all are allowed",
+        )
+
+
+def _starts(content: bytes) -> list[int]:
+    if content.startswith((_PNG, _JPEG)):
+        return [0]
+    starts = [*_find(content, _PNG), *_find(content, _JPEG)]
+    if len(starts) > _MOST:
+        raise StatusError("INVALID_ARGUMENT", f"a string holds more than {_MOST} images")
+    return starts
+
+
+def _find(content: bytes, magic: bytes) -> Iterator[int]:
+    start = content.find(magic)
+    for _ in range(_MOST + 1):
+        if start < 0:
+            return
+        yield start
+        start = content.find(magic, start + 1)
+
+
+def _jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Goes from marker to marker, and over what is between them, as libjpeg does."""
+    at = 2
+    while (at := content.find(b"\xff", at)) >= 0 and at + 9 <= len(content):
+        marker = content[at + 1]
+        if marker in (0x00, 0xFF) or marker in _WITHOUT_LENGTH:
+            at += 1 if marker == 0xFF else 2
+        elif marker in _SIZES:
+            height, width = struct.unpack(">HH", content[at + 5 : at + 9])
+            return width, height
+        else:
+            at += 2 + max(2, struct.unpack(">H", content[at + 2 : at + 4])[0])
+    return None

@@ -1,0 +1,280 @@
+"""Which versions of which models are loaded, who may use them, and when do they come and go?"""
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from keras_committee.serving.server.loading import load_version
+from keras_committee.serving.server.servable import Servable, VersionStatus
+from keras_committee.serving.server.versions import ModelConfig, check_configs, find_versions
+from keras_committee.serving.status import StatusError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How versions come and go; the defaults are those of TF Serving.
+
+    Attributes:
+        poll_seconds: Between two looks at the disk.
+        retries: How often a load that failed is tried again.
+        retry_seconds: Between these.
+        labels_for_unavailable: Whether a new label may name a version that is not loaded yet.
+    """
+
+    poll_seconds: float = 1.0
+    retries: int = 5
+    retry_seconds: float = 60.0
+    labels_for_unavailable: bool = False
+
+
+class Manager:
+    """Loads, lends and unloads versions: a new one is loaded before the old one goes, and a thread polls the disk."""
+
+    def __init__(
+        self,
+        configs: Iterable[ModelConfig],
+        settings: Settings | None = None,
+        load: Callable[[Path], Any] = load_version,
+    ):
+        self.settings = settings or Settings()
+        self._load = load
+        self._changed = threading.Condition(threading.RLock())
+        self._configs: dict[str, ModelConfig] = {}
+        self._labels: dict[str, dict[str, int]] = {}
+        self._servables: dict[str, dict[int, Servable]] = {}
+        self._closing = self._hurry = False
+        self._told: set[str] = set()  # what was logged once of a base path
+        self._configure(configs)
+        self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def borrow(self, name: str, version: int | None = None, label: str | None = None) -> Iterator[Servable]:
+        """Lends an available version (the largest where none is named), which stays loaded meanwhile.
+
+        Raises:
+            StatusError: NOT_FOUND where there is no such version, INVALID_ARGUMENT for an unknown label.
+        """
+        with self._changed:
+            servable = self._find(name, version, label)
+            servable.users += 1
+        try:
+            yield servable
+        finally:
+            with self._changed:
+                servable.users -= 1
+                self._changed.notify_all()
+
+    def statuses(self, name: str, version: int | None = None) -> list[VersionStatus]:
+        """The state of every version of a model that was ever seen, or of one; the largest number first."""
+        with self._changed:
+            known = self._servables.get(name, {})
+            statuses = [known[number].status() for number in sorted(known, reverse=True)]
+        if not statuses:
+            raise StatusError("NOT_FOUND", f"Could not find any versions of model {name}")
+        if version is None:
+            return statuses
+        if version not in known:
+            raise StatusError("NOT_FOUND", f"Could not find version {version} of model {name}")
+        return [status for status in statuses if status.version == version]
+
+    def names(self) -> list[str]:
+        """The models that are configured."""
+        with self._changed:
+            return sorted(self._configs)
+
+    def configs(self) -> list[ModelConfig]:
+        """What is configured."""
+        with self._changed:
+            return list(self._configs.values())
+
+    def reload(self, configs: Iterable[ModelConfig]) -> None:
+        """Replaces the configuration. Raises StatusError, and then nothing is changed."""
+        with self._changed:
+            self._configure(configs)
+            self._hurry = True
+            self._changed.notify_all()
+
+    def wait_until_available(self, timeout: float = 60.0) -> None:
+        """Returns when each model has a version that serves.
+
+        Raises:
+            StatusError: The error of a model all of whose versions failed; DEADLINE_EXCEEDED after `timeout` seconds.
+        """
+        until = time.monotonic() + timeout
+        with self._changed:
+            while waiting := [name for name in self._configs if not self._serves(name)]:
+                if not self._changed.wait(max(0.0, until - time.monotonic())) and time.monotonic() >= until:
+                    raise StatusError("DEADLINE_EXCEEDED", f"no version to serve after {timeout:g} s: {waiting}")
+
+    def close(self) -> None:
+        """Stops the thread, waits for those who borrowed, and unloads everything."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        for servable in self._all():
+            self._unload(servable, patient=True)
+
+    def __enter__(self) -> "Manager":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _configure(self, configs: Iterable[ModelConfig]) -> None:
+        named = check_configs(configs)
+        for config in named.values():
+            for label, version in config.labels.items():
+                self._check_label(config.name, label, version)
+        self._configs = named
+        self._labels = {config.name: dict(config.labels) for config in named.values()}
+
+    def _check_label(self, name: str, label: str, version: int) -> None:
+        servable = self._servables.get(name, {}).get(version)
+        new = label not in self._labels.get(name, {})
+        if (servable and servable.state == "AVAILABLE") or (new and self.settings.labels_for_unavailable):
+            return
+        raise StatusError(
+            "FAILED_PRECONDITION",
+            f"Request to assign label to version {version} of model {name}, "
+            "which is not currently available for inference",
+        )
+
+    def _find(self, name: str, version: int | None, label: str | None) -> Servable:
+        if not name:
+            raise StatusError("INVALID_ARGUMENT", "ModelSpec has no name specified.")
+        if label is not None:
+            if label not in self._labels.get(name, {}):
+                raise StatusError("INVALID_ARGUMENT", f"Unrecognized servable version label: {label}")
+            version = self._labels[name][label]
+        known = self._servables.get(name, {})
+        serving = [number for number, servable in known.items() if servable.state == "AVAILABLE"]
+        if version in serving or (version is None and serving):
+            return known[max(serving) if version is None else version]
+        wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+        raise StatusError("NOT_FOUND", f"Servable not found for request: {wanted}")
+
+    def _serves(self, name: str) -> bool:
+        known = self._servables.get(name, {}).values()
+        if any(servable.state == "AVAILABLE" for servable in known):
+            return True
+        wanted = [servable for servable in known if servable.aspired]
+        if wanted and all(servable.state == "END" and servable.error for servable in wanted):
+            raise wanted[-1].error or StatusError("UNKNOWN", "no reason is known")
+        return False
+
+    def _watch(self) -> None:
+        while not self._closing:
+            self._look()
+            while not self._closing and self._step():
+                pass
+            with self._changed:
+                if not self._closing and not self._hurry:
+                    self._changed.wait_for(self._called, self._pause())
+                self._hurry = False
+
+    def _called(self) -> bool:
+        return self._closing or self._hurry or any(each.may_unload() for each in self._all())
+
+    def _pause(self) -> float:
+        """Seconds until the next look at the disk, or the next try to load."""
+        tries = [each.next_try - time.monotonic() for each in self._all() if each.state == "LOADING"]
+        return max(0.0, min([self.settings.poll_seconds, *tries]))
+
+    def _look(self) -> None:
+        """What is on disk becomes what is aspired."""
+        for name in {*self._configs, *self._servables}:
+            config = self._configs.get(name)
+            try:
+                present = find_versions(config.base_path) if config else {}
+            except OSError as error:  # as TF Serving: nothing changes
+                self._tell_once(f"cannot look for versions of {name}: {error}")
+                continue
+            with self._changed:
+                self._aspire(name, present, config.policy.choose(present) if config else set())
+
+    def _aspire(self, name: str, present: dict[int, Path], wanted: set[int]) -> None:
+        known = self._servables.setdefault(name, {})
+        for version in wanted - {version for version, each in known.items() if each.aspired}:
+            if version not in known or known[version].state == "END":
+                known[version] = Servable(name, version, present[version])
+            known[version].aspired = True
+        for version, servable in known.items():
+            servable.aspired = version in wanted
+        if not known:
+            del self._servables[name]
+        self._changed.notify_all()
+
+    def _step(self) -> bool:
+        """Loads or unloads one version; False where there is nothing to do now."""
+        for servable in self._all():
+            if servable.aspired and servable.due():
+                self._try_to_load(servable)
+                return True
+        for servable in self._all():
+            if self._superfluous(servable):
+                servable.state = "UNLOADING"
+            if servable.may_unload():
+                self._unload(servable)
+                return True
+        return False
+
+    def _superfluous(self, servable: Servable) -> bool:
+        """Whether a version may go: nobody wants it, and one that is wanted serves (or none is wanted at all)."""
+        if servable.aspired or servable.state not in ("AVAILABLE", "LOADING", "START"):
+            return False
+        wanted = [each for each in self._servables[servable.name].values() if each.aspired]
+        return servable.session is None or not wanted or any(each.state == "AVAILABLE" for each in wanted)
+
+    def _try_to_load(self, servable: Servable) -> None:
+        self._set(servable, "LOADING")
+        try:
+            session = self._load(servable.path)
+        except Exception as error:  # whatever a loader may raise is the state of this version
+            status = error if isinstance(error, StatusError) else StatusError("INTERNAL", f"{error}")
+            self._failed(servable, status)
+            return
+        servable.session, servable.error = session, None
+        self._set(servable, "AVAILABLE")
+        _log.info("%s version %d is available", servable.name, servable.version)
+
+    def _failed(self, servable: Servable, error: StatusError) -> None:
+        servable.tries += 1
+        servable.next_try = time.monotonic() + self.settings.retry_seconds
+        servable.error = error
+        last = servable.tries > self.settings.retries
+        _log.warning("%s version %d cannot be loaded (%s): %s", servable.name, servable.version, error.code, error)
+        self._set(servable, "END" if last else "LOADING")
+
+    def _unload(self, servable: Servable, patient: bool = False) -> None:
+        with self._changed:
+            if patient:
+                self._changed.wait_for(lambda: not servable.users)
+            session, servable.session = servable.session, None
+            servable.aspired = False
+        if session is not None:
+            session.close()
+            _log.info("%s version %d is unloaded", servable.name, servable.version)
+        self._set(servable, "END")
+
+    def _set(self, servable: Servable, state: str) -> None:
+        with self._changed:
+            servable.state = state
+            self._changed.notify_all()
+
+    def _all(self) -> list[Servable]:
+        with self._changed:
+            return [known[number] for known in self._servables.values() for number in sorted(known)]
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            _log.warning(message)

@@ -1,0 +1,78 @@
+"""What does Prometheus read of the server, under the names that TF Serving uses?"""
+
+import bisect
+import itertools
+import threading
+import time
+from collections.abc import Callable
+
+_COUNT = ":tensorflow:serving:request_count"
+_LATENCIES = {
+    "request_latency": ("model_name", "API", "entrypoint"),
+    "runtime_latency": ("model_name", "API", "runtime"),
+}
+# Microseconds: scale 10, power 1.8, 33 buckets (servables/tensorflow/util.cc).
+_LIMITS = tuple(itertools.accumulate(itertools.repeat(1.8, 32), float.__mul__, initial=10.0))
+
+Labels = tuple[str, ...]
+
+
+class Metrics:
+    """Counts and latencies of requests. Any thread may record."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+        self._lock = threading.Lock()
+        self._counts: dict[Labels, int] = {}
+        self._histograms: dict[tuple[str, Labels], _Histogram] = {}
+
+    def count(self, model: str, status: str) -> None:
+        """One more request for `model` that ended with the gRPC code `status`."""
+        with self._lock:
+            self._counts[model, status] = self._counts.get((model, status), 0) + 1
+
+    def latency(self, name: str, labels: Labels, seconds: float) -> None:
+        """One duration of "request_latency" (model, API, entrypoint) or "runtime_latency" (model, API, runtime)."""
+        with self._lock:
+            self._histograms.setdefault((name, labels), _Histogram()).add(seconds * 1e6)
+
+    def page(self) -> str:
+        """The text that Prometheus reads."""
+        with self._lock:
+            lines = [f"# TYPE {_COUNT} counter"]
+            for labels, count in sorted(self._counts.items()):
+                lines.append(f"{_COUNT}{{{_text(('model_name', 'status'), labels)}}} {count}")
+            for name, keys in _LATENCIES.items():
+                lines += self._latency_lines(name, keys)
+        return "\n".join(lines) + "\n"
+
+    def _latency_lines(self, name: str, keys: Labels) -> list[str]:
+        lines = [f"# TYPE :tensorflow:serving:{name} histogram"]
+        for (owner, labels), histogram in sorted(self._histograms.items(), key=lambda item: item[0]):
+            if owner == name:
+                lines += histogram.lines(f":tensorflow:serving:{name}", _text(keys, labels))
+        return lines
+
+
+class _Histogram:
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_LIMITS) + 1)
+        self._sum = 0.0
+
+    def add(self, value: float) -> None:
+        self._counts[bisect.bisect_right(_LIMITS, value)] += 1
+        self._sum += value
+
+    def lines(self, name: str, labels: str) -> list[str]:
+        limits = [f"{limit:g}" for limit in _LIMITS] + ["+Inf"]
+        counts = list(itertools.accumulate(self._counts))
+        buckets = [f'{name}_bucket{{{labels},le="{le}"}} {n}' for le, n in zip(limits, counts, strict=True)]
+        return [*buckets, f"{name}_sum{{{labels}}} {self._sum:g}", f"{name}_count{{{labels}}} {counts[-1]}"]
+
+
+def _text(keys: Labels, values: Labels) -> str:
+    return ",".join(f'{key}="{_escaped(value)}"' for key, value in zip(keys, values, strict=True))
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,143 @@
+"""How does an array become a TensorProto, and a TensorProto that a stranger sent an array?"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from keras_committee.serving.status import StatusError
+
+# The field that carries the values of a dtype, and as what. Half floats travel as the bits of an integer.
+_FIELDS = {
+    "float16": ("half_val", np.uint16),
+    "bfloat16": ("half_val", np.uint16),
+    "float32": ("float_val", np.float32),
+    "float64": ("double_val", np.float64),
+    "int8": ("int_val", np.int32),
+    "int16": ("int_val", np.int32),
+    "int32": ("int_val", np.int32),
+    "int64": ("int64_val", np.int64),
+    "uint8": ("int_val", np.int32),
+    "uint16": ("int_val", np.int32),
+    "uint32": ("uint32_val", np.uint32),
+    "uint64": ("uint64_val", np.uint64),
+    "bool": ("bool_val", np.bool_),
+    "string": ("string_val", np.object_),
+}
+
+
+def typed_proto(array: np.ndarray) -> Any:
+    """The TensorProto of `array` with its values in a typed field such as `float_val`, as TF Serving answers."""
+    proto, dtype = _empty_proto(array)
+    field, carried = _FIELDS[dtype.name]
+    values = np.ascontiguousarray(array).reshape(-1)
+    if dtype.name == "string":
+        proto.string_val.extend(_as_bytes(value) for value in values)
+    else:
+        getattr(proto, field).extend(_carried(values, dtype.name, carried).tolist())
+    return proto
+
+
+def packed_proto(array: np.ndarray) -> Any:
+    """The TensorProto of `array` with its values as raw bytes: the shortest for numbers. Strings have a typed field."""
+    if array.dtype.kind in "OSU":
+        return typed_proto(array)
+    proto, _ = _empty_proto(array)
+    proto.tensor_content = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+    return proto
+
+
+def checked_shape(proto: Any, most: int) -> tuple[int, ...]:
+    """The shape that `proto` claims, of at most `most` elements. Nothing is allocated. Raises StatusError."""
+    shape = proto.tensor_shape
+    dims = tuple(dim.size for dim in shape.dim)
+    if shape.unknown_rank or any(size < 0 for size in dims) or len(dims) > 254:
+        raise StatusError("INVALID_ARGUMENT", f"the tensor's shape is not known: {list(dims)[:9]}")
+    if math.prod(dims) > most:
+        raise StatusError(
+            "INVALID_ARGUMENT",
+            f"a tensor may have {most} elements. The shape {list(dims)[:9]} has {_power(dims)}",
+        )
+    return dims
+
+
+def to_array(proto: Any, most: int = 2**26) -> np.ndarray:
+    """The array in `proto`, as TensorFlow reads it: values that are missing repeat the last one, or are zero.
+
+    Strings are an object array of bytes. The size is checked before anything is allocated.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for a shape that is unknown or has more than `most` elements, a dtype that no
+            array has, and content of another length.
+    """
+    shape = checked_shape(proto, most)
+    dtype = _dtype(proto.dtype)
+    if proto.tensor_content and dtype.name != "string":
+        return _from_content(proto.tensor_content, dtype, shape)
+    return _from_values(proto, dtype, shape)
+
+
+def _from_content(content: bytes, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    kind = np.dtype(dtype.as_numpy_dtype)
+    if len(content) != kind.itemsize * math.prod(shape):
+        raise StatusError(
+            "INVALID_ARGUMENT",
+            f"tensor_content has {len(content)} bytes; {dtype.name}{list(shape)[:9]} has "
+            f"{kind.itemsize * math.prod(shape)}",
+        )
+    return np.frombuffer(content, np.uint8 if dtype.name == "bool" else kind).astype(kind).reshape(shape)
+
+
+def _from_values(proto: Any, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if proto.tensor_content:
+        raise StatusError("INVALID_ARGUMENT", "strings are taken from string_val, not from tensor_content")
+    field, carried = _FIELDS[dtype.name]
+    sent, count = getattr(proto, field), math.prod(shape)
+    values = np.full(count, b"" if dtype.name == "string" else 0, carried)
+    given = min(len(sent), count)
+    values[:given] = sent[:given]
+    values[given:] = sent[given - 1] if given else values[given:]
+    return _uncarried(values, dtype).reshape(shape)
+
+
+def _carried(values: np.ndarray, name: str, carried: Any) -> np.ndarray:
+    return values.view(carried) if name in ("float16", "bfloat16") else values.astype(carried)
+
+
+def _uncarried(values: np.ndarray, dtype: Any) -> np.ndarray:
+    kind = np.dtype(dtype.as_numpy_dtype)
+    return values.view(kind) if dtype.name in ("float16", "bfloat16") else values.astype(kind)
+
+
+def _empty_proto(array: np.ndarray) -> tuple[Any, Any]:
+    import tensorflow as tf
+    from tensorflow.core.framework import tensor_pb2
+
+    dtype = tf.string if array.dtype.kind in "OSU" else tf.as_dtype(array.dtype)
+    if dtype.name not in _FIELDS:
+        raise StatusError("UNIMPLEMENTED", f"tensors of {dtype.name} are not sent")
+    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    return proto, dtype
+
+
+def _dtype(number: int) -> Any:
+    import tensorflow as tf
+
+    try:
+        dtype = tf.as_dtype(number)
+    except TypeError as error:
+        raise StatusError("INVALID_ARGUMENT", f"there is no tensor of DataType {number}") from error
+    if dtype.name not in _FIELDS:
+        raise StatusError("INVALID_ARGUMENT", f"tensors of {dtype.name} are not taken")
+    return dtype
+
+
+def _as_bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _power(dims: tuple[int, ...]) -> str:
+    """The number of elements in few letters: 254 dimensions of 2**63 have a number of 4,800 digits."""
+    return f"about 2**{sum(math.log2(size) for size in dims):.0f}"

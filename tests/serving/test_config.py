@@ -1,0 +1,185 @@
+"""Are the three files what TF Serving reads, does the lint find each mistake, and do labels take their two steps?"""
+
+import json
+import re
+
+import pytest
+from google.protobuf import text_format
+
+from keras_committee import cli
+from keras_committee.errors import RecipeError
+from keras_committee.serving import lint, messages
+from keras_committee.serving.config import Batching, ServedModel, ServerConfig, batching_text, versions_in, write_config
+
+STABLE = ServedModel(name="digits", base_path="/models/digits", versions=(3,), labels={"stable": 3})
+
+
+def model(text):
+    return messages.parse_models(f"model_config_list {{ config {{ {text} }} }}")
+
+
+GOOD = 'name: "a" base_path: "/m" model_platform: "tensorflow"'
+
+
+def test_the_official_proto_reads_what_was_asked_for(tmp_path):
+    write_config(ServerConfig(models=(STABLE,)), tmp_path)
+    (read,) = messages.parse_models((tmp_path / "models.labels.config").read_text()).model_config_list.config
+    assert (read.name, read.base_path, read.model_platform) == ("digits", "/models/digits", "tensorflow")
+    assert list(read.model_version_policy.specific.versions) == [3]
+    assert dict(read.version_labels) == {"stable": 3}
+
+
+def test_the_declared_messages_read_what_was_asked_for():
+    batching = messages.parse_batching(batching_text(Batching(sizes=(2, 7), timeout_micros=0, threads=3, queued=5)))
+    assert (batching.max_batch_size.value, list(batching.allowed_batch_sizes)) == (7, [2, 7])
+    assert (batching.num_batch_threads.value, batching.max_enqueued_batches.value) == (3, 5)
+    assert batching.HasField("batch_timeout_micros")  # 0 is said, or the server takes its own default
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (messages.parse_models, 'model_config_list { config { nam: "a" } }'),
+        (messages.parse_batching, "max_batch_size: 32"),
+        (messages.parse_batching, "max_batchsize { value: 32 }"),
+        (messages.parse_monitoring, 'prometheus_config { enable: "yes" }'),
+    ],
+)
+def test_a_mistyped_file_is_refused_with_its_place(parse, text):
+    with pytest.raises(RecipeError, match=r"config is no \w+ in text format: line:column 1:"):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (GOOD.replace("/m", "models/a"), "base_path must be absolute"),
+        (GOOD.replace("/m", "/m/../n"), "must hold no"),
+        (GOOD.replace("tensorflow", "pytorch"), "model_platform must be 'tensorflow'"),
+        (GOOD.replace('"a"', '".a"'), "does not begin with a dot"),
+        (GOOD.replace('"a"', '"a/b"'), "a name is 1 to 128"),
+        (f"{GOOD} }} config {{ {GOOD}", "two models are named 'a'"),
+        (f"{GOOD} model_version_policy {{ specific {{ }} }}", "without a version"),
+        (f"{GOOD} model_version_policy {{ specific {{ versions: 3 versions: 3 }} }}", "must be different"),
+        (f"{GOOD} model_version_policy {{ latest {{ }} }}", "num_versions must be at least 1"),
+        (f'{GOOD} version_labels {{ key: "s" value: 3 }}', "labels need the policy `specific`"),
+        (
+            f'{GOOD} model_version_policy {{ specific {{ versions: 3 }} }} version_labels {{ key: "s" value: 4 }}',
+            r"label 's' names version 4, which is not loaded: \[3\] are",
+        ),
+        (
+            f'{GOOD} model_version_policy {{ all {{ }} }} version_labels {{ key: "s/t" value: 4 }}',
+            "no request can name the label 's/t'",
+        ),
+    ],
+)
+def test_each_mistake_in_models_config_is_found(text, problem):
+    (found,) = lint.lint_models(model(text))
+    assert re.search(problem, found)
+
+
+def test_a_server_without_a_model_is_refused():
+    with pytest.raises(RecipeError, match="it lists no model"):
+        ServerConfig(models=()).texts()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "max_batch_size { value: 8 } allowed_batch_sizes: 2",
+            "the last of allowed_batch_sizes must be max_batch_size",
+        ),
+        ("max_batch_size { value: 8 } allowed_batch_sizes: [9, 8]", "increase"),
+        ("max_batch_size { value: 8 } allowed_batch_sizes: [0, 8]", "must be positive"),
+        ("max_batch_size { value: 0 }", "max_batch_size is below 1"),
+        ("max_batch_size { value: 8 } num_batch_threads { value: 0 }", "num_batch_threads is below 1"),
+        ("max_batch_size { value: 8 } batch_timeout_micros { value: -1 }", "batch_timeout_micros is below 0"),
+        ("num_batch_threads { value: 2 }", "max_batch_size is missing"),
+        ("max_batch_size { value: 8 } max_execution_batch_size { value: 4 }", "only with enable_large_batch_splitting"),
+        (
+            "max_batch_size { value: 8 } max_execution_batch_size { value: 4 }"
+            "enable_large_batch_splitting { value: true } allowed_batch_sizes: 8",
+            "must be max_execution_batch_size, 4. It is 8",
+        ),
+    ],
+)
+def test_each_mistake_in_batching_config_is_found(text, problem):
+    (found,) = lint.lint_batching(messages.parse_batching(text))
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('prometheus_config { path: "/metrics" }', "not enabled"),
+        ('prometheus_config { enable: true path: "metrics" }', "must begin with /"),
+    ],
+)
+def test_each_mistake_in_monitoring_config_is_found(text, problem):
+    (found,) = lint.lint_monitoring(messages.parse_monitoring(text))
+    assert problem in found
+
+
+def read(folder, name):
+    (found,) = messages.parse_models((folder / name).read_text()).model_config_list.config
+    return sorted(found.model_version_policy.specific.versions), dict(found.version_labels)
+
+
+def test_a_label_that_moves_takes_two_steps_and_is_never_without_a_version(tmp_path):
+    write_config(ServerConfig(models=(STABLE,)), tmp_path)
+    assert read(tmp_path, "models.config") == ([3], {})
+    (tmp_path / "models.labels.config").rename(tmp_path / "models.config")
+    moved = ServedModel(name="digits", base_path="/models/digits", versions=(4,), labels={"stable": 4})
+    write_config(ServerConfig(models=(moved,)), tmp_path)
+    assert read(tmp_path, "models.config") == ([3, 4], {"stable": 3})
+    assert read(tmp_path, "models.labels.config") == ([4], {"stable": 4})
+
+
+def test_a_label_that_goes_takes_one_step_and_an_overtaken_rollout_is_removed(tmp_path):
+    (tmp_path / "models.config").write_text(ServerConfig(models=(STABLE,)).texts()["models.config"])
+    (tmp_path / "models.labels.config").write_text("left over")
+    without = ServedModel(name="digits", base_path="/models/digits", versions=(2,))
+    assert len(write_config(ServerConfig(models=(without,)), tmp_path)) == 3
+    assert read(tmp_path, "models.config") == ([2], {})
+    assert not (tmp_path / "models.labels.config").exists()
+
+
+def test_versions_are_folders_with_decimal_names(tmp_path):
+    for name in ("3", "012", "x4", ".staging-1", "-1"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "5").write_text("a file")
+    assert versions_in(tmp_path) == [3, 12]
+    (tmp_path / "12").mkdir()
+    with pytest.raises(RecipeError, match="two folders of version 12"):
+        versions_in(tmp_path)
+
+
+def test_the_command_writes_and_rolls_back(tmp_path, capsys):
+    for version in ("3", "4"):
+        (tmp_path / "digits" / version).mkdir(parents=True)
+    out = tmp_path / "out"
+    words = ["config", str(tmp_path / "digits"), "--out", str(out), "--base-path", "/models/digits", "--json"]
+    assert cli.main([*words, "--versions", "3", "--batch-sizes", "1,4"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 1
+    assert read(out, "models.config") == ([3], {})
+    text = (out / "batching.config").read_text()
+    assert text_format.Parse(text, messages.declared("BatchingParameters")()).max_batch_size.value == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--versions", "5"], "has no version 5. It has: 3. Nothing was written"),
+        (["--label", "stable"], "--label takes whole numbers"),
+        (["--label", "stable=4"], "has no version 4"),
+        (["--versions", "3", "--label", "a b=3"], "no request can name the label 'a b'"),
+        (["--batch-sizes", "8,1"], "must be positive and increase"),
+        (["--base-path", "models/digits"], "base_path must be absolute"),
+    ],
+)
+def test_the_command_refuses_and_writes_nothing(tmp_path, capsys, words, message):
+    (tmp_path / "digits" / "3").mkdir(parents=True)
+    assert cli.main(["config", str(tmp_path / "digits"), "--out", str(tmp_path / "out"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,154 @@
+"""Does a session answer like the model, and refuse in TensorFlow's words?"""
+
+import pathlib
+import resource
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_committee.serving.python_session import PythonSession, load_session
+from keras_committee.serving.session import Session
+from keras_committee.serving.status import StatusError, truncated
+
+X = np.array([1.0, 2.0, 5.0], np.float32)
+
+
+@pytest.fixture(scope="module", params=[Session, PythonSession])
+def session(request, half_plus_two):
+    with request.param.load(half_plus_two / "123", intra_op=1, inter_op=1) as session:
+        yield session
+
+
+def example(x):
+    feature = tf.train.Feature(float_list=tf.train.FloatList(value=[x]))
+    return tf.train.Example(features=tf.train.Features(feature={"x": feature})).SerializeToString()
+
+
+def test_it_answers_by_the_definition(session):
+    np.testing.assert_array_equal(session.run("serving_default", {"x": X})["y"], X / 2 + 2)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (7,)])
+def test_shapes_go_there_and_back(session, shape):
+    answer = session.run("", {"x": np.full(shape, 0.2, np.float32)})["y"]
+    assert answer.shape == shape
+    assert answer.dtype == np.float32
+
+
+def test_strings_go_in_and_out(session):
+    answer = session.run("classify", {"inputs": np.array([example(3.0), example(-1.0)], object)})
+    assert answer["classes"].tolist() == [[b"up", b"down"]] * 2
+    np.testing.assert_array_equal(answer["scores"], [[3.5, -3.5], [1.5, -1.5]])
+
+
+def test_only_the_outputs_asked_for_are_returned(session):
+    assert list(session.run("classify", {"inputs": np.array([example(3.0)], object)}, ["scores"])) == ["scores"]
+
+
+def test_signatures_say_what_goes_in_and_out(session):
+    assert set(session.signatures) == {"classify", "regress", "serving_default"}
+    x = session.signatures["serving_default"].inputs["x"]
+    assert (x.dtype, x.shape, x.tensor_name) == ("float32", (None,), "serving_default_x:0")
+    assert session.signatures["classify"].outputs["classes"].dtype == "string"
+    assert session.signatures["regress"].method_name == "tensorflow/serving/predict"
+    assert "serving_default" in session.meta_graph.signature_def
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "call"),
+    [
+        ("FAILED_PRECONDITION", 'Serving signature key "nope" not found.', ("nope", {"x": X})),
+        ("INVALID_ARGUMENT", "Expects arg[0] to be float but double is provided", ("", {"x": X.astype(np.float64)})),
+        ("INVALID_ARGUMENT", "Expects arg[0] to be float but string is provided", ("", {"x": np.array(["a"])})),
+        (
+            "INVALID_ARGUMENT",
+            "input size does not match signature: 2!=1 len({x}). Sent extra: {z}. Missing but required: {}.",
+            ("", {"x": X, "z": X}),
+        ),
+        (
+            "INVALID_ARGUMENT",
+            "input tensor alias not found in signature: z. Inputs expected to be in the set {x}.",
+            ("", {"z": X}),
+        ),
+        (
+            "INVALID_ARGUMENT",
+            "output tensor alias not found in signature: nope Outputs expected to be in the set {y}.",
+            ("", {"x": X}, ["nope"]),
+        ),
+        ("INVALID_ARGUMENT", "duplicate output tensor alias: y", ("", {"x": X}, ["y", "y"])),
+    ],
+)
+def test_D08_a_wrong_call_is_refused_in_the_words_of_tf_serving(session, code, message, call):
+    with pytest.raises(StatusError) as caught:
+        session.run(*call)
+    assert (caught.value.code, caught.value.message) == (code, message)
+
+
+def test_what_an_op_refuses_is_an_invalid_argument(session):
+    with pytest.raises(StatusError, match=r"^INVALID_ARGUMENT: Could not parse example input, value: 'q'"):
+        session.run("regress", {"inputs": np.array([b"q"], object)})
+
+
+def test_a_folder_without_a_model_is_not_found(tmp_path):
+    with pytest.raises(StatusError, match=r"^NOT_FOUND: Could not find SavedModel .pb or .pbtxt"):
+        Session.load(tmp_path)
+
+
+def test_a_torn_model_is_told_as_tensorflow_does(half_plus_two, tmp_path):
+    whole = (half_plus_two / "123" / "saved_model.pb").read_bytes()
+    (tmp_path / "saved_model.pb").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StatusError, match="OUT_OF_RANGE: Read less bytes than requested"):
+        Session.load(tmp_path)
+
+
+def test_many_threads_share_a_session(half_plus_two):
+    with Session.load(half_plus_two / "123") as session, ThreadPoolExecutor(8) as threads:
+        answers = threads.map(lambda i: session.run("", {"x": np.float32([i, i + 0.2])})["y"], range(200))
+        expected = [np.float32([i, i + 0.2]) / 2 + 2 for i in range(200)]
+        np.testing.assert_allclose(list(answers), expected, rtol=1e-6)
+
+
+def test_a_closed_session_refuses(half_plus_two):
+    session = Session.load(half_plus_two / "123")
+    session.close()
+    session.close()
+    with pytest.raises(StatusError, match="UNAVAILABLE: the session is closed"):
+        session.run("", {"x": X})
+
+
+def test_strings_of_any_length_leave_no_memory_behind(half_plus_two):
+    ignored = tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"q" * 1_000_000]))
+    long = tf.train.Example.FromString(example(3.0))
+    long.features.feature["ignored"].CopyFrom(ignored)
+    request = {"inputs": np.array([long.SerializeToString()], object)}
+    with Session.load(half_plus_two / "123") as session:
+        session.run("regress", request)
+        before = resident()
+        answers = [session.run("regress", request)["outputs"].item() for _ in range(100)]
+        assert resident() - before < 50e6  # a leak of each string is 100 MB
+        assert answers == [3.5] * 100
+
+
+def resident():
+    """The memory of this process in bytes."""
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_where_there_is_no_c_api_python_takes_over(half_plus_two, monkeypatch):
+    monkeypatch.setattr("keras_committee.serving.c_api.importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("keras_committee.serving.c_api.library", library_anew)
+    with load_session(half_plus_two / "123") as session:
+        assert isinstance(session, PythonSession)
+
+
+def library_anew():
+    from keras_committee.serving import c_api
+
+    return c_api.Library(c_api.find_library())
+
+
+def test_a_long_message_says_that_it_was_cut():
+    assert truncated("é" * 600) == "é" * 512 + "...TRUNCATED"
+    assert truncated("é" * 512) == "é" * 512
