@@ -55,10 +55,12 @@ WITHOUT_KERAS = (
     "cli/calibrate.py",
     "cli/robustness.py",
     "cli/serve.py",
+    "cli/export.py",
     "cli/config.py",
     "serving/config.py",
     "serving/lint.py",
     "serving/messages.py",
+    "serving/publish.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")

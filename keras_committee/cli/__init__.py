@@ -15,6 +15,7 @@ import click
 from keras_committee.cli.calibrate import calibrate
 from keras_committee.cli.config import config
 from keras_committee.cli.evaluate import evaluate
+from keras_committee.cli.export import export
 from keras_committee.cli.options import standard_options
 from keras_committee.cli.report import report
 from keras_committee.cli.robustness import robustness
@@ -61,7 +62,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate, calibrate, robustness, select, search, report, serve, config):
+for each in (show, train, evaluate, calibrate, robustness, select, search, report, export, serve, config):
     cli.add_command(each)
 
 

@@ -1,0 +1,48 @@
+"""`keras-committee export`: how does a committee become a version that TF Serving loads?"""
+
+import json
+from pathlib import Path
+
+import click
+
+from keras_committee.cli.options import command, json_option, only_json, print_json, standard_options
+from keras_committee.run import Run
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", type=click.Path(), nargs=-1, required=True)
+@click.option("--to", type=click.Path(), metavar="FOLDER", help="The model's folder. [default: saved_models/RUN]")
+@click.option("--selection", type=click.Path(), metavar="FILE", help="A selection.json. [default: all members]")
+@click.option("--min-members", type=click.IntRange(1), help="Take a run as it is with so many members.")
+@json_option
+@standard_options
+def export(
+    runs: tuple[str, ...], to: str | None, selection: str | None, min_members: int | None, as_json: bool
+) -> None:
+    """Publish the committee of RUN as a verified new version for TF Serving."""
+    opened = [Run.open(run) for run in runs]
+    with only_json(as_json):
+        from keras_committee.serving.export import export as publish
+
+        version = publish(opened, to, selection, min_members=min_members)
+    record = json.loads((version / "committee.json").read_bytes())
+    if as_json:
+        print_json({"version": str(version), **record})
+        return
+    click.echo(_summary(version, record))
+
+
+def _summary(version: Path, record: dict) -> str:
+    model = version.parent
+    image = '{"signature_name": "predict_bytes", "instances": [{"b64": "\'$(base64 -w0 IMAGE)\'"}]}'
+    url = f"http://127.0.0.1:8501/v1/models/{model.name}:predict"
+    return "\n".join(
+        [
+            f"{version}",
+            f"{record['kind']} of {len(record['members'])}, verified: {record['verified']['outputs']} outputs, "
+            f"largest difference {record['verified']['largest_difference']:.1e}. Try it:",
+            f"  {command('serve', str(model))}",
+            f"  {command('predict', str(model), 'IMAGE')}",
+            f"  curl -d '{image}' {url}",
+        ]
+    )

@@ -1,0 +1,153 @@
+"""Whom does an exported committee ask about an image, and what does it answer?
+
+A cascade is lazy: the members of a stage see only the images that no earlier stage answered. For every image the
+answer is that of the definition: after each stage the committee of the members asked so far answers if its confidence
+reaches the threshold.
+"""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_committee.layers import confidence, head_named, head_of
+from keras_committee.selection import Selection
+from keras_committee.serving.inference import Network
+
+
+class Committee:
+    """The traced committee: each network once, called by every signature.
+
+    Args:
+        networks: One for each member of the selection; a member that stands there twice has the same network twice.
+        selection: Temperatures, head, weights, stages, confidence and classes.
+        image_shape: (height, width, channels) of the images.
+
+    Attributes:
+        answer: Function of float32 raw pixels `(batch, height, width, channels)` to the dict of `probabilities`
+            float32 `(batch, classes)`, `class_id` int32, `label` string, `confidence` float32, `mutual_information`
+            float32 in nats and `members_used` int32, each `(batch,)`. A batch of 0 has 0 answers.
+        answer_of_all: The same without a cascade, and `member_probabilities` float32 `(batch, members, classes)`.
+        variables: For each network, dict of name -> variable: all that the graph reads, each once.
+    """
+
+    def __init__(self, networks: Sequence[Network], selection: Selection, image_shape: tuple[int, int, int]):
+        self.image_shape = image_shape
+        self._selection = selection
+        self._networks = list(networks)
+        self._head = make_head(selection)
+        self._functions = {id(each): self._traced(each.__call__) for each in networks}
+        self.variables = [
+            each.variables(self._functions[key].get_concrete_function().graph.variables)
+            for key, each in {id(each): each for each in networks}.items()
+        ]
+        self.answer_of_all = self._traced(self._answer_of_all)
+        self.answer = self.answer_of_all if selection.stages is None else self._traced(self._cascade)
+
+    def _traced(self, function):
+        spec = tf.TensorSpec((None, *self.image_shape), tf.float32, name="image")
+        return tf.function(function, input_signature=[spec], autograph=False)
+
+    def _answer_of_all(self, image):
+        logits = self._ask(_checked(image, self.image_shape), None, len(self._networks))
+        votes = tf.nn.softmax(tempered(logits, self._selection))
+        return self._finished({**self._answers(logits), "member_probabilities": votes}, image)
+
+    def _cascade(self, image):
+        return self._finished(self._from_stage(0, _checked(image, self.image_shape), None), image)
+
+    def _from_stage(self, place, image, logits):
+        """The answers to images that no stage before `place` has answered."""
+        stage = self._selection.stages[place]
+        logits = self._ask(image, logits, stage.members)
+        answers = self._answers(logits)
+        if stage.threshold is None:
+            return answers
+        unsure = tf.where(~(answers["confidence"] >= stage.threshold))
+
+        def go_on():
+            later = self._from_stage(place + 1, tf.gather_nd(image, unsure), tf.gather_nd(logits, unsure))
+            return {name: tf.tensor_scatter_nd_update(answers[name], unsure, later[name]) for name in answers}
+
+        # oneDNN's convolution of an empty batch has a wrong shape: nobody is asked about nothing.
+        chosen = tf.cond(tf.size(unsure) > 0, go_on, lambda: answers)
+        return {name: tf.ensure_shape(chosen[name], answers[name].shape) for name in answers}
+
+    def _ask(self, image, logits, members):
+        """Logits `(batch, members, classes)` before temperatures, of which the first columns may be known."""
+        columns = [] if logits is None else tf.unstack(logits, axis=1)
+        for network in self._networks[len(columns) : members]:
+            first = self._networks.index(network)
+            columns.append(columns[first] if first < len(columns) else self._functions[id(network)](image))
+        return tf.stack(columns, axis=1)
+
+    def _answers(self, logits):
+        """What the committee of the members asked so far says."""
+        members = logits.shape[1]
+        votes = tempered(logits, self._selection)
+        probabilities = head_of(self._head, range(members))(votes)
+        return {
+            "probabilities": probabilities,
+            "confidence": confidence(self._selection.confidence, probabilities, votes),
+            "mutual_information": mutual_information(votes, shares(self._selection, members)),
+            "members_used": tf.fill(tf.shape(logits)[:1], members),
+        }
+
+    def _finished(self, answers, image):
+        """With classes and labels, and without the row that stands in for an empty batch."""
+        class_id = tf.argmax(answers["probabilities"], axis=-1, output_type=tf.int32)
+        label = tf.gather(tf.constant(self._selection.classes), class_id)
+        answers = {**answers, "class_id": class_id, "label": label}
+        return {name: value[: tf.shape(image)[0]] for name, value in answers.items()}
+
+
+def make_head(selection: Selection) -> keras.layers.Layer:
+    """The layer from logits `(batch, members, classes)` to probabilities. Raises ValueError if there is none such."""
+    weighted = {} if selection.weights is None else {"weights": selection.weights}
+    return head_named(selection.head, **weighted)
+
+
+def tempered(logits, selection: Selection):
+    """Logits `(batch, members, classes)` of the first members, each divided by its temperature."""
+    temperatures = np.array([member.temperature for member in selection.members], np.float32)[: logits.shape[1]]
+    return logits if (temperatures == 1).all() else logits / temperatures[:, None]
+
+
+def shares(selection: Selection, members: int) -> np.ndarray:
+    """float32 `(members,)`: how much each of the first members counts."""
+    given = [1.0] * members if selection.weights is None else selection.weights[:members]
+    weights = np.array(given, np.float32) if sum(given) else np.ones(members, np.float32)
+    return weights / weights.sum()
+
+
+def mutual_information(logits, weights: np.ndarray):
+    """How much the members disagree: the entropy of their mean less the mean of their entropies, in nats.
+
+    It is 0 where all say the same, however unsure they are, and at most the logarithm of the number of members.
+
+    Args:
+        logits: float32 tensor `(batch, members, classes)`.
+        weights: How much each member counts, of sum 1.
+
+    Returns:
+        float32 tensor `(batch,)`.
+
+    Source: Houlsby et al. 2011, arXiv:1112.5745, equation 2.
+    """
+    votes = tf.nn.softmax(logits)
+    weights = weights[:, None]
+    gained = _entropy(tf.reduce_sum(votes * weights, 1)) - tf.reduce_sum(_entropy(votes) * weights[:, 0], 1)
+    return tf.maximum(gained, 0.0)
+
+
+def _entropy(probabilities):
+    return -tf.reduce_sum(tf.math.xlogy(probabilities, probabilities), -1)
+
+
+def _checked(image, shape):
+    """Raw pixels: of the right shape, numbers, within 0..255, and at least one row."""
+    image = tf.ensure_shape(image, (None, *shape))
+    image = tf.clip_by_value(tf.debugging.check_numerics(image, "image holds what is no number"), 0.0, 255.0)
+    blank = tf.zeros([tf.cast(tf.equal(tf.shape(image)[0], 0), tf.int32), *shape])
+    return tf.concat([image, blank], 0)

@@ -1,0 +1,200 @@
+"""How does a committee become a version that TF Serving loads?
+
+Folded, traced and saved; its warm-up requests replayed and its answers compared with those of Keras in a process that
+has no Keras; and only then published, by one rename.
+"""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_committee.errors import ExportError, RecipeError, ResourceError
+from keras_committee.files import write_json, writing
+from keras_committee.run import Run
+from keras_committee.selection import Selection
+from keras_committee.serving import golden, members, operations, publish, verify, warmup
+from keras_committee.serving.asking import Committee
+from keras_committee.serving.endpoints import make_endpoints
+from keras_committee.serving.inference import Network
+from keras_committee.serving.record import committee_record
+
+_LARGEST_REQUEST = 4 * 1024**2  # bytes of a warm-up request of pixels: at 224x224 the batches come as JPEGs only
+
+
+def export(
+    runs: str | Path | Run | Sequence[str | Path | Run],
+    to: str | Path | None = None,
+    selection: Selection | str | Path | None = None,
+    image_size: tuple[int, int] | None = None,
+    *,
+    min_members: int | None = None,
+) -> Path:
+    """Publishes a committee or cascade as the next version of a model for TF Serving.
+
+    Args:
+        runs: One run folder, or several whose members form one committee.
+        to: The model's folder, `saved_models/NAME`; NAME is that of the first run folder where None.
+        selection: Which members, how combined; the path of a `selection.json`, or one whose `run` paths start from the
+            first run folder. None is the committee of all members under the head of their recipe.
+        image_size: Height and width, for members that take any.
+        min_members: With so many members or more a run is taken as it is; None wants all of them.
+
+    Returns:
+        The folder of the new version.
+
+    Raises:
+        ExportError: If a member cannot be exported, or the export does not answer like Keras. Nothing is published.
+        ResourceError: If the disk is full or not writable. Nothing is published.
+        RunError, RecipeError, IncompleteError: If a run is no committee that can be exported.
+    """
+    opened = [each if isinstance(each, Run) else Run.open(each) for each in _as_list(runs)]
+    base = Path(to) if to is not None else Path("saved_models") / opened[0].path.resolve().name
+    publish.check_name(base)
+    _require_tensorflow_serving()
+    with contextlib.ExitStack() as held:
+        for run in {run.path.resolve(): run for run in opened}.values():
+            held.enter_context(run.lock(shared=True))
+        chosen, models = _committee(opened, selection, min_members)
+        version = publish_committee(chosen, models, base, image_size=image_size, runs=opened)
+        for run in opened:
+            run.journal("exported", version=str(version.resolve()), members=len(chosen.members))
+    return version
+
+
+def publish_committee(
+    selection: Selection,
+    models: Sequence[keras.Model],
+    base: Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    runs: Sequence[Run] = (),
+) -> Path:
+    """Saves, verifies and publishes the committee of `models`, one for each member of the selection, below `base`.
+
+    Returns the folder of the new version. Raises ExportError and ResourceError, as `export` does.
+    """
+    shape = members.image_shape(models, image_size)
+    with publish.staging(base) as folder:
+        version = folder / "version"
+        with _disk(version):
+            signatures = save_committee(selection, models, version, shape)
+            operations.check_operations(version)
+            verified = _verify(selection, models, shape, signatures, version, folder / "golden.npz")
+            record = committee_record(selection, shape, signatures, runs, verified)
+            write_json(version / "committee.json", record)
+        return publish.publish(base, version)
+
+
+def save_committee(
+    selection: Selection, models: Sequence[keras.Model], folder: Path, shape: tuple[int, int, int]
+) -> list[str]:
+    """Writes the SavedModel, each variable once, and returns the names of its signatures. Raises ExportError."""
+    try:
+        committee = Committee(_networks(models), selection, shape)
+    except ValueError as error:
+        raise ExportError(f"the committee cannot be exported: {error}") from error
+    module = tf.Module(name="committee")
+    module.members = committee.variables
+    endpoints = make_endpoints(committee, selection.classes)
+    # Functions stay out of the module: only what the signatures need is written.
+    tf.saved_model.save(module, str(folder), signatures=endpoints)
+    return list(endpoints)
+
+
+def _as_list(runs):
+    return [runs] if isinstance(runs, str | Path | Run) else list(runs)
+
+
+def _require_tensorflow_serving():
+    if importlib.util.find_spec("tensorflow_serving") is None:
+        raise RecipeError('warm-up requests need TF Serving\'s API: pip install "keras-committee[serving]"')
+
+
+def _committee(runs, selection, min_members):
+    if selection is None:
+        return members.whole_committee(runs, min_members)
+    if isinstance(selection, Selection):
+        return selection, members.selected_models(selection, runs[0].path)
+    chosen = Selection.read(selection)
+    return chosen, members.selected_models(chosen, Path(selection).parent)
+
+
+def _networks(models):
+    """One for each model, and the same for the same model."""
+    made: dict[int, Network] = {}
+    for model in models:
+        if id(model) not in made:
+            made[id(model)] = Network(model, f"member_{len(made):02d}")
+    return [made[id(model)] for model in models]
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """TensorFlow tells a full disk in its own words."""
+    try:
+        with writing(path):
+            yield
+    except tf.errors.OpError as error:
+        message = f"cannot write {path}: {error.message}\n  Make room, or name another folder. Nothing was published."
+        raise ResourceError(message) from error
+
+
+def _verify(selection, models, shape, signatures, version, golden_file) -> dict[str, Any]:
+    images = golden.golden_images(shape)
+    votes = golden.member_votes(models, selection, images)
+    clear = golden.clear_rows(votes, selection)
+    if not len(clear):
+        raise ExportError("the members are undecided about every golden image: nothing can be verified.")
+    images, votes = images[clear], votes[clear]
+    inputs = _inputs(images, signatures)
+    batches = _batches(golden.cascade_answers(votes, selection)["members_used"])
+    requests = warmup.requests_for(inputs, batches)
+    warmup.write_warmup(version, [each for each in requests if _bytes(each) <= _LARGEST_REQUEST])
+    outputs = golden.expected_outputs(votes, selection, signatures)
+    verify.write_golden(golden_file, _with_no_image(_inputs(images, signatures, lossless=True)), outputs)
+    return verify.check_answers(version, golden_file)
+
+
+def _inputs(
+    images: np.ndarray, signatures: Sequence[str], *, lossless: bool = False
+) -> dict[str, dict[str, np.ndarray]]:
+    """The images as inputs of each signature; where they may change a little, every other one is a JPEG."""
+    inputs = {name: {"image": images.astype(np.float32)} for name in ("serving_default", "predict_members")}
+    if "predict_bytes" in signatures:
+        encoders = [tf.io.encode_png if lossless or i % 2 else tf.io.encode_jpeg for i in range(len(images))]
+        contents = [encode(image).numpy() for encode, image in zip(encoders, images, strict=True)]
+        inputs["predict_bytes"] = {"image_bytes": np.array(contents, object)}
+        inputs["classify"] = {"inputs": np.array([_example(content) for content in contents], object)}
+    return {name: inputs[name] for name in signatures}
+
+
+def _with_no_image(inputs):
+    last = {"image_bytes": golden.NO_IMAGE, "inputs": _example(golden.NO_IMAGE)}
+    return {
+        signature: {
+            name: np.append(array, np.array([last[name]], object)) if name in last else array
+            for name, array in arrays.items()
+        }
+        for signature, arrays in inputs.items()
+    }
+
+
+def _example(content: bytes) -> bytes:
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
+    return tf.train.Example(features=tf.train.Features(feature={"image/encoded": feature})).SerializeToString()
+
+
+def _batches(members_used: np.ndarray) -> list[np.ndarray]:
+    """Indices of examples: for each batch size one that no member more is asked about, and one that all are."""
+    kinds = [np.flatnonzero(members_used == used) for used in sorted({members_used.min(), members_used.max()})]
+    return [np.resize(kind, size) for size in warmup.BATCH_SIZES for kind in kinds]
+
+
+def _bytes(request):
+    return sum(array.nbytes for array in request[1].values())

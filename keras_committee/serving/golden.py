@@ -1,0 +1,125 @@
+"""What should the exported committee say? Golden images, and the answers of the Keras members to them.
+
+The answers are those of the definition, computed densely and with nothing of the exported graph: every member is asked
+about every image, and after each stage the committee so far answers if its confidence reaches the threshold.
+"""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_committee.layers import confidence, head_of
+from keras_committee.models import log_probabilities
+from keras_committee.selection import Selection
+from keras_committee.serving.asking import make_head, shares
+
+_EDGE = 1e-4  # nearer to a threshold or a tie than this, rounding decides
+NO_IMAGE = b"this is no image"
+
+
+def golden_images(shape: tuple[int, int, int], count: int = 48) -> np.ndarray:
+    """uint8 `(count, height, width, channels)`: noise from coarse to fine, alone and blended with plain colours."""
+    height, width, channels = shape
+    draw = np.random.default_rng(20)
+    images = []
+    for index in range(count):
+        cells = min(2 ** (index % 5), height, width)
+        coarse = draw.uniform(0, 255, (cells, cells, channels))
+        rows, columns = (np.arange(size) * cells // size for size in (height, width))
+        plain = draw.uniform(0, 255, channels)
+        images.append(coarse[rows][:, columns] * (index % 7) / 6 + plain * (1 - (index % 7) / 6))
+    return np.stack(images).round().astype(np.uint8)
+
+
+def member_votes(models: Sequence[keras.Model], selection: Selection, images: np.ndarray) -> np.ndarray:
+    """float32 `(examples, members, classes)`: what Keras' members say, divided by their temperatures.
+
+    Log probabilities stand for logits here: they differ by a constant, which no temperature and no head sees.
+    """
+    batches = np.array_split(images.astype(np.float32), max(1, len(images) // 16))
+    known = {id(model): log_probabilities(model, batches) for model in models}
+    votes = [known[id(model)] / m.temperature for model, m in zip(models, selection.members, strict=True)]
+    return np.stack(votes, axis=1).astype(np.float32)
+
+
+def answers_of(votes: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
+    """What a committee of the members in `votes` says, by the names of the exported outputs."""
+    members = votes.shape[1]
+    probabilities = head_of(make_head(selection), range(members))(votes)
+    said = np.exp(votes - np.log(np.exp(votes).sum(-1, keepdims=True)))
+    weights = shares(selection, members)
+    mean = np.einsum("emc,m->ec", said, weights)
+    return {
+        "probabilities": ops.convert_to_numpy(probabilities),
+        "confidence": ops.convert_to_numpy(confidence(selection.confidence, probabilities, votes)),
+        "mutual_information": np.maximum(_entropy(mean) - _entropy(said) @ weights, 0).astype(np.float32),
+        "members_used": np.full(len(votes), members, np.int32),
+    }
+
+
+def cascade_answers(votes: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
+    """What the cascade says; the committee of all where there are no stages."""
+    answers = answers_of(votes, selection)
+    for stage in reversed((selection.stages or ())[:-1]):
+        early = answers_of(votes[:, : stage.members], selection)
+        sure = early["confidence"] >= np.float32(stage.threshold)
+        for name, value in answers.items():
+            answers[name] = np.where(sure.reshape((-1,) + (1,) * (value.ndim - 1)), early[name], value)
+    return answers
+
+
+def clear_rows(votes: np.ndarray, selection: Selection) -> np.ndarray:
+    """Indices of the examples that lie on no edge: no tie of classes, no confidence at a threshold."""
+    clear = (_margin(votes) > _EDGE).all(axis=1)
+    for stage in selection.stages or ():
+        answers = answers_of(votes[:, : stage.members], selection)
+        # Votes are counted exactly, so that their ties are the same everywhere.
+        counted = selection.head == "majority_vote"
+        clear &= counted | (_margin(answers["probabilities"]) > _EDGE)
+        if stage.threshold is not None and selection.confidence != "agreement" and not counted:
+            clear &= np.abs(answers["confidence"] - stage.threshold) > _EDGE
+    if selection.stages is None and selection.head != "majority_vote":
+        clear &= _margin(answers_of(votes, selection)["probabilities"]) > _EDGE
+    return np.flatnonzero(clear)
+
+
+def expected_outputs(votes: np.ndarray, selection: Selection, signatures: Sequence[str]) -> dict[str, dict]:
+    """The golden outputs of each signature; bytes have one more row, for `NO_IMAGE`."""
+    answers = _named(cascade_answers(votes, selection), selection)
+    of_all = _named(answers_of(votes, selection), selection)
+    said = np.exp(votes - np.log(np.exp(votes).sum(-1, keepdims=True)))
+    classes = len(selection.classes)
+    nothing = {"probabilities": np.float32(1 / classes), "class_id": -1, "label": b"", "valid": False}
+    valid = {**answers, "valid": np.ones(len(votes), bool)}
+    labels = np.array([name.encode() for name in selection.classes], object)
+    scores = np.concatenate([answers["probabilities"], np.zeros((1, classes), np.float32)])
+    outputs = {
+        "serving_default": answers,
+        "predict_members": {**of_all, "member_probabilities": said},
+        "predict_bytes": {name: _with_row(value, nothing.get(name, 0)) for name, value in valid.items()},
+        "classify": {"classes": np.tile(labels, (len(scores), 1)), "scores": scores},
+    }
+    return {signature: outputs[signature] for signature in signatures}
+
+
+def _named(answers, selection):
+    class_id = answers["probabilities"].argmax(-1).astype(np.int32)
+    labels = np.array([name.encode() for name in selection.classes], object)
+    return {**answers, "class_id": class_id, "label": labels[class_id]}
+
+
+def _with_row(value, last):
+    row = np.empty((1, *value.shape[1:]), value.dtype)
+    row[:] = last
+    return np.concatenate([value, row])
+
+
+def _margin(values):
+    ordered = np.sort(values, axis=-1)
+    return ordered[..., -1] - ordered[..., -2]
+
+
+def _entropy(probabilities):
+    return -(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum(-1)
