@@ -39,6 +39,7 @@ WITHOUT_KERAS = (
     "cli/show.py",
     "cli/train.py",
     "cli/evaluate.py",
+    "cli/serve.py",
     "cli/config.py",
     "serving/config.py",
     "serving/lint.py",

@@ -15,6 +15,7 @@ import click
 from keras_committee.cli.config import config
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.options import standard_options
+from keras_committee.cli.serve import serve
 from keras_committee.cli.show import show
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError
@@ -55,7 +56,7 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate, config):
+for each in (show, train, evaluate, serve, config):
     cli.add_command(each)
 
 
