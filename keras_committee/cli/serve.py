@@ -25,6 +25,12 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @click.option("--monitoring-config-file", type=_FILE, help="A monitoring.config: the path of the Prometheus page.")
 @click.option("--enable-batching", is_flag=True, help="Requests that come together run as one batch.")
 @click.option("--batching-parameters-file", type=_FILE, help="A batching.config.")
+@click.option(
+    "--allow-version-labels-for-unavailable-models",
+    "allow_labels",
+    is_flag=True,
+    help="A label of models.config may name a version that is not loaded yet.",
+)
 @click.option("--real", is_flag=True, help="Run tensorflow_model_server itself, where it is installed.")
 @json_option
 @standard_options
@@ -37,6 +43,7 @@ def serve(
     monitoring_config_file: str | None,
     enable_batching: bool,
     batching_parameters_file: str | None,
+    allow_labels: bool,
     real: bool,
     as_json: bool,
 ) -> None:
@@ -49,11 +56,12 @@ def serve(
         raise RecipeError("name either MODEL_DIR or --model-config-file.")
     if batching_parameters_file and not enable_batching:
         raise RecipeError("--batching-parameters-file does nothing without --enable-batching. Nothing was started.")
+    batching = batching_parameters_file or enable_batching
     if real:
         folder = Path(model_dir).resolve() if model_dir else None
-        files = (model_config_file, monitoring_config_file, batching_parameters_file)
-        _run_real(folder, rest_port, grpc_port, *files)
+        _run_real(folder, (rest_port, grpc_port), model_config_file, monitoring_config_file, batching)
         return
+    from keras_committee.serving.server.manager import Settings
     from keras_committee.serving.server.standin import Options, StandIn
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -64,6 +72,7 @@ def serve(
         grpc_port=grpc_port,
         monitoring=_monitoring(monitoring_config_file),
         batching=_batching(enable_batching, batching_parameters_file),
+        settings=Settings(labels_for_unavailable=allow_labels, retry_seconds=2.0),
     )
     configs = _configs(model_dir, model_config_file)
     with _signals() as stop, StandIn(configs, options) as server:
@@ -116,8 +125,8 @@ def _tell(server, host: str, as_json: bool) -> None:
     say(f"{', '.join(server.manager.names())} at {rest}" + (f", gRPC at {grpc}" if grpc else "") + "; Ctrl-C ends it")
 
 
-def _run_real(folder: Path | None, rest_port: int, grpc_port: int, *files: str | None) -> None:
+def _run_real(folder: Path | None, ports: tuple[int, int], *files: str | bool | None) -> None:
     from keras_committee.serving.server.real import command
 
-    words = command(folder, rest_port, grpc_port, *files)
+    words = command(folder, ports, *files)  # pyright: ignore[reportArgumentType]
     os.execv(words[0], words)

@@ -202,8 +202,7 @@ def _share(tasks: list[_Task], answer: dict[str, np.ndarray], size: int) -> None
         if not array.ndim or len(array) != size:
             raise StatusError(
                 "FAILED_PRECONDITION",
-                f"Batched output tensor {name} has the shape {list(array.shape)}: its 0th dimension is not the batch of "
-                f"{size}",
+                f"Batched output tensor {name} has the shape {list(array.shape)}; its 0th dimension should be {size}",
             )
     start = 0
     for task in tasks:

@@ -16,6 +16,7 @@ from keras_committee.serving.server.images import check_strings
 from keras_committee.serving.server.limits import Limits, check_shape
 from keras_committee.serving.server.manager import Manager
 from keras_committee.serving.server.metrics import Metrics
+from keras_committee.serving.server.work import timed
 from keras_committee.serving.signatures import DEFAULT, check_inputs, find_signature
 from keras_committee.serving.status import StatusError
 from keras_committee.serving.tensors import checked_shape, to_array, typed_proto
@@ -67,7 +68,8 @@ class Answers:
             name = request.model_spec.signature_name or DEFAULT
             check_inputs(find_signature(lent.session.signatures, name), request.inputs)
             inputs = {alias: self._array(proto, alias) for alias, proto in request.inputs.items()}
-            outputs = lent.session.run(name, inputs, list(request.output_filter), timeout=seconds)
+            with timed(lambda took: self._metrics.latency("runtime_latency", (lent.name, "Predict", "TF1"), took)):
+                outputs = lent.session.run(name, inputs, list(request.output_filter), timeout=seconds)
             response = predict_pb2.PredictResponse(model_spec=answering_spec(request, lent))
         for alias, array in outputs.items():
             response.outputs[alias].CopyFrom(typed_proto(array))

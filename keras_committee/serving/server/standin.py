@@ -65,7 +65,8 @@ class StandIn:
             self.manager.wait_until_available(timeout=600)
         metrics = Metrics()
         address = (options.host, options.rest_port)
-        server = rest.start(self.manager, address, options.limits, metrics, options.monitoring)
+        threads = options.limits.queue if options.batching else None  # who waits for a batch holds a thread
+        server = rest.start(self.manager, address, options.limits, metrics, options.monitoring, threads)
         self.rest_port = stack.enter_context(server).port
         _log.info("REST at http://%s:%d", options.host, self.rest_port)
         self.grpc_port = self._start_grpc(options, metrics, stack)
@@ -74,9 +75,8 @@ class StandIn:
         if options.grpc_port is None or not importlib.util.find_spec("keras_committee.serving.server.grpc"):
             return None
         grpc = importlib.import_module("keras_committee.serving.server.grpc")
-        server = stack.enter_context(
-            grpc.start(self.manager, (options.host, options.grpc_port), options.limits, metrics)
-        )
+        address = (options.host, options.grpc_port)
+        server = stack.enter_context(grpc.start(self.manager, address, options.limits, metrics))
         _log.info("gRPC at %s:%d", options.host, server.port)
         return server.port
 
@@ -92,7 +92,7 @@ class StandIn:
 
 
 def one_model(folder: Path) -> list[ModelConfig]:
-    """The config of the model whose base path is `folder`: named as the folder, its latest version. Raises RecipeError."""
+    """The config of the model in `folder`, under its name, with the latest version. Raises RecipeError."""
     folder = folder.resolve()
     if not folder.is_dir():
         raise RecipeError(f"there is no folder {folder}. Name the one that holds the versions of a model: 1, 2, ...")
