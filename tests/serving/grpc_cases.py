@@ -1,6 +1,7 @@
 """What TF Serving answers over gRPC, as data: text protos of requests to `half_plus_two`, and what must come back.
 
-The model is H, version 123, label "lab". `ours` marks what is a limit of the stand-in: the real server need not agree.
+The model is `half_plus_two` of zoo.py, version 123, label "lab"; the cases call it H for short. `ours` marks what is a
+limit of the stand-in: the real server need not agree.
 """
 
 from typing import NamedTuple
@@ -80,6 +81,7 @@ def status(spec, **expected):
     return Case("GetModelStatus", f"model_spec {{ {spec} }}", **expected)
 
 
+MODEL = "model half_plus_two"
 BAD, GONE, LATER = "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"
 THREE = tensor([3], "float_val: [1, 2, 5]")
 DOUBLE = tensor([1], "double_val: 1", "DT_DOUBLE")
@@ -87,7 +89,7 @@ AVAILABLE = 'model_version_status { version: 123 state: AVAILABLE status { error
 MISSING_SPEC = {"code": BAD, "message": "Missing ModelSpec"}
 LIE = {"code": BAD, "message": "tensor parsing error: x"}
 
-CASES = {
+_SHORT = {
     "predict": predict(THREE, 'name: "H" signature_name: "serving_default"', answer=y([3], "float_val: [2.5, 3, 4.5]")),
     "predict by default": predict(THREE, answer=y([3], "float_val: [2.5, 3, 4.5]")),
     "predict by version": predict(THREE, 'name: "H" version { value: 123 }', answer=y([3], "float_val: [2.5, 3, 4.5]")),
@@ -256,3 +258,15 @@ CASES = {
     "status no spec": Case("GetModelStatus", "", **MISSING_SPEC),
     "reload is off": Case("HandleReloadConfigRequest", "", "PERMISSION_DENIED", "switched off", ours=True),
 }
+
+
+def _in_full(case):
+    """The case with the model's name for H."""
+
+    def named(text):
+        return text.replace('"H"', '"half_plus_two"').replace("(H, ", "(half_plus_two, ").replace("model H", MODEL)
+
+    return case._replace(request=named(case.request), message=named(case.message), answer=named(case.answer))
+
+
+CASES = {name: _in_full(case) for name, case in _SHORT.items()}

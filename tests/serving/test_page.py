@@ -8,7 +8,7 @@ import urllib.request
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_committee import NAMES, SIZE, expected, save_tiny_committee
+from tiny_committee import NAMES, SIZE, expected
 
 from keras_committee.serving.server import rest
 from keras_committee.serving.server.manager import Manager
@@ -19,10 +19,8 @@ ORANGE = np.broadcast_to(np.array([230, 120, 20], np.uint8), (SIZE, SIZE, 3))
 
 
 @pytest.fixture(scope="module")
-def manager(tmp_path_factory):
-    base = tmp_path_factory.mktemp("models") / "tiny"
-    save_tiny_committee(base, 4)
-    with Manager([ModelConfig("tiny", base, Policy.specific(4))]) as manager:
+def manager(tiny_committee):
+    with Manager([ModelConfig("tiny", tiny_committee, Policy.specific(4))]) as manager:
         manager.wait_until_available()
         yield manager
 
@@ -111,7 +109,8 @@ DROP = """
 const [content, name] = arguments;
 const file = new File([Uint8Array.from(content)], name, {type: 'image/png'});
 const data = new DataTransfer(); data.items.add(file);
-document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
+const event = new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
+document.getElementById('drop').dispatchEvent(event);
 """
 
 

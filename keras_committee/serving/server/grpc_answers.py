@@ -15,20 +15,23 @@ from keras_committee.serving.server.grpc_examples import ExampleAnswers, answeri
 from keras_committee.serving.server.images import check_strings
 from keras_committee.serving.server.limits import Limits, check_shape
 from keras_committee.serving.server.manager import Manager
+from keras_committee.serving.server.metrics import Metrics
+from keras_committee.serving.server.work import timed
 from keras_committee.serving.signatures import DEFAULT, check_inputs, find_signature
 from keras_committee.serving.status import StatusError
 from keras_committee.serving.tensors import checked_shape, to_array, typed_proto
 
-_Method = Callable[[bytes, float], bytes]
+Method = Callable[[bytes, float], bytes]
+_Answer = Callable[[Any, float], Any]
 
 
 class Answers:
     """The methods of PredictionService and ModelService, from bytes to bytes. `methods` names them all."""
 
-    def __init__(self, manager: Manager, limits: Limits, *, reload: bool = False):
-        self._manager, self._limits, self._reload = manager, limits, reload
+    def __init__(self, manager: Manager, limits: Limits, metrics: Metrics, *, reload: bool = False):
+        self._manager, self._limits, self._metrics, self._reload = manager, limits, metrics, reload
 
-    def methods(self) -> dict[str, dict[str, _Method]]:
+    def methods(self) -> dict[str, dict[str, Method]]:
         """dict of service -> method -> `answer(content, seconds)`, which raises StatusError."""
         from tensorflow_serving.apis import (
             classification_pb2,
@@ -43,9 +46,11 @@ class Answers:
         examples = ExampleAnswers(self._lent, self._limits)
         return {
             "tensorflow.serving.PredictionService": {
-                "Predict": _parsed(predict_pb2.PredictRequest, self.predict),
-                "Classify": _parsed(classification_pb2.ClassificationRequest, examples.classify),
-                "Regress": _parsed(regression_pb2.RegressionRequest, examples.regress),
+                "Predict": _parsed(predict_pb2.PredictRequest, self._counted("Predict", self.predict)),
+                "Classify": _parsed(
+                    classification_pb2.ClassificationRequest, self._counted("Classify", examples.classify)
+                ),
+                "Regress": _parsed(regression_pb2.RegressionRequest, self._counted("Regress", examples.regress)),
                 "MultiInference": _parsed(inference_pb2.MultiInferenceRequest, examples.multi_inference),
                 "GetModelMetadata": _parsed(get_model_metadata_pb2.GetModelMetadataRequest, self.metadata),
             },
@@ -63,7 +68,8 @@ class Answers:
             name = request.model_spec.signature_name or DEFAULT
             check_inputs(find_signature(lent.session.signatures, name), request.inputs)
             inputs = {alias: self._array(proto, alias) for alias, proto in request.inputs.items()}
-            outputs = lent.session.run(name, inputs, list(request.output_filter), timeout=seconds)
+            with timed(lambda took: self._metrics.latency("runtime_latency", (lent.name, "Predict", "TF1"), took)):
+                outputs = lent.session.run(name, inputs, list(request.output_filter), timeout=seconds)
             response = predict_pb2.PredictResponse(model_spec=answering_spec(request, lent))
         for alias, array in outputs.items():
             response.outputs[alias].CopyFrom(typed_proto(array))
@@ -113,6 +119,22 @@ class Answers:
         self._manager.reload(read_configs(request.config))
         return model_management_pb2.ReloadConfigResponse(status={})
 
+    def _counted(self, api: str, answer: _Answer) -> _Answer:
+        def answer_and_count(request: Any, seconds: float) -> Any:
+            name, start, status = request.model_spec.name, self._metrics.clock(), "OK"
+            try:
+                return answer(request, seconds)
+            except StatusError as error:
+                status = error.code
+                raise
+            finally:
+                if name in self._manager.names():  # a stranger must not make up labels
+                    self._metrics.count(name, status)
+                    if status == "OK":
+                        self._metrics.latency("request_latency", (name, api, "GRPC"), self._metrics.clock() - start)
+
+        return answer_and_count
+
     @contextlib.contextmanager
     def _lent(self, request: Any) -> Iterator[Any]:
         """The version that `request` asks for, kept loaded meanwhile."""
@@ -133,7 +155,7 @@ class Answers:
         return array
 
 
-def _parsed(kind: Any, answer: Callable[[Any, float], Any]) -> _Method:
+def _parsed(kind: Any, answer: _Answer) -> Method:
     from google.protobuf.message import DecodeError
 
     def parse_and_answer(content: bytes, seconds: float) -> bytes:
