@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import sys
 import pytest
 
 from keras_committee.cli import main
-from keras_committee.serving.server.ports import listen
+from keras_committee.errors import ResourceError
+from keras_committee.serving.server.ports import listen, owner_of
 from keras_committee.serving.server.real import command
 from keras_committee.serving.server.standin import Options, StandIn, one_model
 
@@ -104,3 +106,17 @@ def test_it_serves_until_a_signal_and_ends_with_0(half_plus_two, number):
         finally:
             process.kill()
     assert started["models"] == ["half_plus_two"]
+
+
+def test_D22_a_port_in_use_is_told_with_its_owner():
+    with contextlib.closing(listen("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert owner_of(port) == os.getpid()
+        with pytest.raises(ResourceError, match=rf"port {port} in use \(pid {os.getpid()}\)") as caught:
+            listen("127.0.0.1", port)
+    assert caught.value.exit_code == 7
+
+
+def test_D22_an_address_that_cannot_be_had_is_told():
+    with pytest.raises(ResourceError, match=r"cannot listen on 192\.0\.2\.1 port 0"):
+        listen("192.0.2.1", 0)
