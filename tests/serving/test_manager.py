@@ -8,13 +8,10 @@ import time
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from half_plus_two import save_half_plus_two
 
-from keras_committee.serving.server.loading import refuse_xla
 from keras_committee.serving.server.manager import Manager, Settings
 from keras_committee.serving.server.versions import ModelConfig, Policy, check_configs, find_versions
-from keras_committee.serving.server.warmup import FILE
 from keras_committee.serving.status import StatusError
 
 QUICK = Settings(poll_seconds=0.02, retries=1, retry_seconds=0.02)
@@ -255,70 +252,6 @@ def test_D16_versions_change_under_many_borrowers_and_none_sees_a_closed_session
         stop.set()
         [thread.join() for thread in threads]
     assert wrong == []
-
-
-def warm(folder, *requests):
-    from tensorflow_serving.apis import prediction_log_pb2
-
-    path = folder / FILE
-    path.parent.mkdir()
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for request in requests:
-            log = prediction_log_pb2.PredictionLog()  # without a request nothing is asked, and it counts
-            for signature, array in filter(None, [request]):
-                log.predict_log.request.model_spec.signature_name = signature
-                log.predict_log.request.inputs["x"].CopyFrom(tf.make_tensor_proto(array))
-            writer.write(log.SerializeToString())
-
-
-def load_warm(half_plus_two, tmp_path, *requests):
-    from keras_committee.serving.server.loading import load_version
-
-    folder = shutil.copytree(half_plus_two / "123", tmp_path / "warm")
-    warm(folder, *requests)
-    load_version(folder).close()
-
-
-def test_a_thousand_warm_up_requests_pass_and_one_more_does_not(half_plus_two, tmp_path):
-    load_warm(half_plus_two, tmp_path, ("", ONE["x"]), *[None] * 999)
-    shutil.rmtree(tmp_path / "warm")
-    with pytest.raises(StatusError, match=r"Number of warmup records exceeds the maximum \(1000\)"):
-        load_warm(half_plus_two, tmp_path, *[None] * 1001)
-
-
-@pytest.mark.parametrize(
-    ("signature", "array", "message"),
-    [
-        ("nope", ONE["x"], 'Serving signature key "nope" not found.'),
-        ("", np.float64([1]), "Expects arg"),
-        ("", np.zeros([2000], np.float32), "a batch of 2000; at most 1024"),
-    ],
-)
-def test_a_warm_up_request_that_fails_keeps_its_version_from_serving(
-    half_plus_two, tmp_path, signature, array, message
-):
-    with pytest.raises(StatusError, match=message):
-        load_warm(half_plus_two, tmp_path, (signature, array))
-
-
-def test_a_warm_up_file_that_is_no_tfrecord_is_data_loss(half_plus_two, tmp_path):
-    from keras_committee.serving.server.loading import load_version
-
-    folder = shutil.copytree(half_plus_two / "123", tmp_path / "warm")
-    (folder / FILE).parent.mkdir()
-    (folder / FILE).write_bytes(b"this is text, not records of requests")
-    with pytest.raises(StatusError, match=r"DATA_LOSS: .*Please verify your warmup data is in TFRecord format\."):
-        load_version(folder)
-
-
-def test_a_function_that_must_be_compiled_is_refused(half_plus_two):
-    from keras_committee.serving.session import Session
-
-    with Session.load(half_plus_two / "123") as session:
-        refuse_xla(session.meta_graph)
-        session.meta_graph.graph_def.library.function[0].attr["_XlaMustCompile"].b = True
-        with pytest.raises(StatusError, match="XLA compilation disabled"):
-            refuse_xla(session.meta_graph)
 
 
 def test_the_stand_in_serves_a_new_version_of_the_real_model(half_plus_two, tmp_path):
