@@ -47,6 +47,7 @@ WITHOUT_KERAS = (
     "cli/evaluate.py",
     "cli/calibrate.py",
     "cli/robustness.py",
+    "cli/predict.py",
     "cli/config.py",
     "serving/config.py",
     "serving/lint.py",

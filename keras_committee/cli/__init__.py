@@ -16,6 +16,7 @@ from keras_committee.cli.calibrate import calibrate
 from keras_committee.cli.config import config
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.options import standard_options
+from keras_committee.cli.predict import predict
 from keras_committee.cli.robustness import robustness
 from keras_committee.cli.show import show
 from keras_committee.cli.train import train
@@ -52,12 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
 def cli() -> None:
     """Train a committee of small image classifiers, and see what its votes are worth.
 
-    A RECIPE is a Python file. `train` and `show` execute it, and `evaluate` executes the copy in the run folder: use
-    only files that you trust.
+    A RECIPE is a Python file. `train` and `show` execute it, and what takes a RUN executes the copy in the run folder:
+    use only files that you trust.
     """
 
 
-for each in (show, train, evaluate, calibrate, robustness, config):
+for each in (show, train, evaluate, calibrate, robustness, predict, config):
     cli.add_command(each)
 
 
