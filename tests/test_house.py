@@ -56,6 +56,7 @@ WITHOUT_KERAS = (
     "cli/robustness.py",
     "cli/serve.py",
     "cli/export.py",
+    "cli/predict.py",
     "cli/config.py",
     "serving/config.py",
     "serving/lint.py",

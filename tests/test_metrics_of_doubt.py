@@ -155,6 +155,13 @@ def test_uncertainty_is_that_of_scipy_and_its_parts_add_up():
     np.testing.assert_allclose(parts["mutual"], np.mean(divergence, axis=1))
 
 
+def test_a_member_of_twice_the_weight_counts_as_two():
+    votes, _ = draw_votes(10)
+    parts, wanted = metrics.uncertainty(votes, [0.5, 0.25, 0.25]), metrics.uncertainty(votes[:, [0, 0, 1, 2]])
+    for name, values in parts.items():
+        np.testing.assert_allclose(values, wanted[name])
+
+
 def test_two_certain_members_who_differ_have_one_bit_of_mutual_information_and_no_noise():
     votes = np.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [[0.2, 0.7, 0.1], [0.2, 0.7, 0.1]]])
     parts = metrics.uncertainty(votes)

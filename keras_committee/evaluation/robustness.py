@@ -60,7 +60,7 @@ def robustness(
           by the `mutual_information` of class and member.
 
     Raises:
-        DataError: If there is no test split, the data or the folder cannot be read, or its images are not of 3 channels.
+        DataError: If there is no test split, the data or the folder cannot be read, or images have not 3 channels.
         IncompleteError: If too few members are trained.
         VerificationError: If a member's votes are no votes.
     """
