@@ -129,7 +129,7 @@ class Chooser:
             for split in ("validation", "test")
         }
         return {
-            "members": [self.member(place, shares[place]) for place in np.flatnonzero(shares)],
+            "members": [self.member(place, shares[place]) for place in np.flatnonzero(shares).tolist()],
             "mflops": float(np.minimum(shares, self._most_asked) @ self.pool.mflops),
             "latency_ms": None if self.latencies is None else float(self.candidates.cost(shares)),
             **{split: {score: float(each[0]) for score, each in by.items()} for split, by in scored.items()},
