@@ -3,9 +3,8 @@
 from keras_committee.evaluation.candidates import Goal
 from keras_committee.evaluation.cascade_choice import select_cascade
 from keras_committee.evaluation.evaluate import evaluate
-from keras_committee.evaluation.member_latencies import member_latencies
 from keras_committee.evaluation.pool import Pool, PoolMember, gather
-from keras_committee.evaluation.select import select
+from keras_committee.evaluation.select import member_latencies, select
 from keras_committee.evaluation.votes import Votes, cast_votes
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_committee.evaluation.cascades import Ballots, CascadePlan, check_sizes, run_cascade
+from keras_committee.evaluation.cascades import Ballots, CascadePlan, run_cascade
 from keras_committee.evaluation.thresholds import (
     Goal,
     Ruler,
@@ -25,6 +25,7 @@ from keras_committee.evaluation.thresholds import (
     stages_of,
 )
 from keras_committee.layers import CONFIDENCES
+from keras_committee.models.cascade import check_stages
 
 MOST_CHAINS = 300  # of one partition; beyond that they are improved step by step
 _COARSE = 2**12  # cells of the grid on which every chain is tried
@@ -73,7 +74,7 @@ def search_cascade(
     goal = goal_of(target, max_mflops, objective)
     search = _Search(ballots, goal, objective, tuple(confidences), max_worst_mflops)
     for partition in partitions(len(ballots.mflops)) if sizes is None else sizes:
-        check_sizes(partition, min(partition[-1], len(ballots.mflops)))
+        check_stages(partition, partition[1:], min(partition[-1], len(ballots.mflops)))
         if count_chains(len(ballots.mflops), partition) <= most_chains:
             search.try_all(chains(range(len(ballots.mflops)), partition), tuple(partition))
         else:

@@ -16,6 +16,7 @@ import numpy as np
 from keras_committee import metrics
 from keras_committee.layers import GeometricMean, head_of
 from keras_committee.layers.confidence import check_confidence, confidence
+from keras_committee.models.cascade import check_stages
 from keras_committee.selection import Stage
 
 NEVER = 2.0  # a threshold that no confidence reaches
@@ -45,23 +46,12 @@ class CascadePlan:
 
     def __post_init__(self):
         check_confidence(self.confidence)
-        check_sizes(self.sizes, len(self.order))
-        if len(self.thresholds) != len(self.sizes) - 1 or any(math.isnan(each) for each in self.thresholds):
-            raise ValueError(
-                f"thresholds must hold one number for each of {len(self.sizes)} stages but the last. "
-                f"Received: {self.thresholds}"
-            )
+        check_stages(self.sizes, self.thresholds, len(self.order))
 
     def stages(self) -> tuple[Stage, ...]:
         """As `selection.json` keeps them."""
         pairs = zip(self.sizes, (*self.thresholds, None), strict=True)
         return tuple(Stage(members=size, threshold=threshold) for size, threshold in pairs)
-
-
-def check_sizes(sizes: Sequence[int], members: int) -> None:
-    """Raises ValueError unless `sizes` rise from 1 or more to all `members`."""
-    if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] != members:
-        raise ValueError(f"stages must ask ever more members and at last all {members}. Received: {list(sizes)}")
 
 
 class Ballots:

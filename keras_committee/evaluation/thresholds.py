@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_committee.evaluation.cascades import NEVER, Ballots, CascadePlan, check_sizes
+from keras_committee.evaluation.cascades import NEVER, Ballots, CascadePlan
+from keras_committee.models.cascade import check_stages
 
 CELLS = 2**18  # of the histogram
 _ROUNDS = 5  # of moving each threshold once
@@ -94,7 +95,7 @@ def fit_thresholds(
     Raises:
         ValueError: Unless exactly one of `target` and `max_mflops` is given.
     """
-    check_sizes(sizes, len(order))
+    check_stages(sizes, sizes[1:], len(order))
     goal = goal_of(target, max_mflops, objective)
     limit = math.inf if max_worst_mflops is None else max_worst_mflops
     sizes = tuple(size for size in sizes if ballots.cost(order[:size]) <= limit)
