@@ -7,6 +7,7 @@ import click
 
 _TOLD = ("accuracy", "nll", "ece")
 _MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
+_QUARTILES = ("lower", "median", "upper")
 
 
 def print_members(members: list[dict[str, Any]]) -> None:
@@ -20,6 +21,7 @@ def print_evaluation(result: dict[str, Any]) -> None:
     scores = ["accuracy", "nll", "ece", "brier"]
     members = [[*_member_cells(member), *(f"{member[score]:.4f}" for score in scores)] for member in result["members"]]
     print_table(["member", "name", "parameters", "MFLOPs", "accuracy", "NLL", "ECE", "Brier"], members)
+    _print_latency(result["members"])
     committees = [
         [
             str(each["size"]),
@@ -76,6 +78,16 @@ def _names(members: list[dict[str, Any]]) -> str:
         times = f" x{member['share']}" if member["share"] > 1 else ""
         indices.setdefault(member["name"], []).append(f"{member['index']}{times}")
     return ", ".join(f"{name} ({', '.join(places)})" for name, places in indices.items())
+
+
+def _print_latency(members: list[dict[str, Any]]) -> None:
+    cells = [
+        [str(member["index"]), member["name"], str(each["batch"]), *(f"{each[name]:.2f}" for name in _QUARTILES)]
+        for member in members
+        for each in member.get("latency", ())
+    ]
+    if cells:
+        print_table(["member", "name", "images", "lower quartile", "median", "upper quartile"], cells, "Milliseconds. ")
 
 
 def _member_cells(member: dict[str, Any]) -> list[str]:

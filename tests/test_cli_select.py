@@ -70,3 +70,10 @@ def test_a_budget_that_buys_nothing_ends_with_2_and_a_run_that_is_not_whole_with
 def test_a_run_given_twice_is_refused(copied, capfd):
     assert main(["select", str(copied), f"{copied}/../tiny"]) == 2
     assert "are one run" in capfd.readouterr().err
+
+
+def test_a_budget_of_measured_time(copied, capfd):
+    assert main(["select", str(copied), "--max-latency", "60000", "--json"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["report"]["budget"]["max_latency_ms"] == 60000
+    assert 0 < document["report"]["latency_ms"] < 60000

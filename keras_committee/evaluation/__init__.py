@@ -6,7 +6,7 @@ from keras_committee.evaluation.cascade_choice import select_cascade
 from keras_committee.evaluation.evaluate import evaluate
 from keras_committee.evaluation.pool import Pool, PoolMember, gather
 from keras_committee.evaluation.robustness import robustness
-from keras_committee.evaluation.select import select
+from keras_committee.evaluation.select import member_latencies, select
 from keras_committee.evaluation.votes import Votes, cast_votes
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "cast_votes",
     "evaluate",
     "gather",
+    "member_latencies",
     "robustness",
     "select",
     "select_cascade",

@@ -100,7 +100,9 @@ class Candidates:
         head: One of `subsets.HEADS`, not the weighted one.
     """
 
-    def __init__(self, log_probabilities: np.ndarray, labels: np.ndarray, costs: Sequence[float], head: str):
+    def __init__(
+        self, log_probabilities: np.ndarray, labels: np.ndarray, costs: Sequence[float] | np.ndarray, head: str
+    ):
         self._votes, self._labels, self.head = log_probabilities, labels, head
         self.member_costs = np.asarray(costs, dtype=np.float64)
         self._places: dict[bytes, int] = {}

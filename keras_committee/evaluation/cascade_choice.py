@@ -49,7 +49,8 @@ def select_cascade(
     chooser = Chooser(pool, dataclasses.replace(goal, max_cost=math.inf, min_accuracy=0.0), head)
     committee = chooser.choose(method)
     ballots = {
-        split: Ballots(pool.votes[split], pool.labels[split], pool.mflops, head_named(head)) for split in pool.votes
+        split: Ballots(pool.votes[split], pool.labels[split], pool.mflops.tolist(), head_named(head))
+        for split in ("validation", "test")
     }
     bound = _bound(goal, chooser, committee, target_drop)
     plan = search_cascade(ballots["validation"], objective=goal.objective, **bound)
@@ -65,7 +66,7 @@ def select_cascade(
     )
 
 
-def _bound(goal: Goal, chooser: Chooser, committee: np.ndarray, target_drop: float) -> dict[str, float]:
+def _bound(goal: Goal, chooser: Chooser, committee: np.ndarray, target_drop: float) -> dict[str, Any]:
     """What the search is asked for: a target to reach, or a cost to keep to."""
     if math.isfinite(goal.max_cost):
         return {"max_mflops": goal.max_cost}

@@ -1,5 +1,6 @@
 """How good is each member, and each committee of them?"""
 
+import dataclasses
 import itertools
 import math
 import random
@@ -11,9 +12,10 @@ import numpy as np
 from keras_committee import metrics
 from keras_committee.evaluation.compatibility import refuse_twins
 from keras_committee.evaluation.diversity import diversity, uncertainty
+from keras_committee.evaluation.latency import latency
 from keras_committee.evaluation.members import describe
 from keras_committee.evaluation.subsets import HEADS, SCORES, scores, shares_of
-from keras_committee.evaluation.votes import Votes, cast_votes
+from keras_committee.evaluation.votes import Votes, cast_votes, load_member
 from keras_committee.files import write_json
 from keras_committee.layers import GeometricMean, head_name, head_of
 from keras_committee.recipe import Recipe
@@ -24,7 +26,13 @@ MOST_SUBSETS = 1000
 
 
 def evaluate(
-    run: Run, recipe: Recipe, split: str = "test", *, min_members: int | None = None, allow_twins: bool = False
+    run: Run,
+    recipe: Recipe,
+    split: str = "test",
+    *,
+    min_members: int | None = None,
+    allow_twins: bool = False,
+    timed: bool = False,
 ) -> dict:
     """Evaluate members and committees of every size on a split, and write `evaluation.json` into the run folder.
 
@@ -37,6 +45,7 @@ def evaluate(
         split: `"train"`, `"validation"` or `"test"`.
         min_members: As in `cast_votes`; `missing` in the result says who is not there.
         allow_twins: Whether members may have identical weights.
+        timed: Whether to measure the latency of each member, too: `"latency"` in milliseconds.
 
     Returns:
         The content of `evaluation.json`.
@@ -49,6 +58,8 @@ def evaluate(
     votes = cast_votes(run, recipe, split, min_members)
     head = recipe.head or GeometricMean()
     members = _members(run, votes, allow_twins)
+    if timed:
+        _time(run, members)
     probabilities = np.exp(votes.log_probabilities)
     result = {
         "recipe": run.recipe_file().name,
@@ -140,3 +151,9 @@ def _members(run: Run, votes: Votes, allow_twins: bool) -> list[dict]:
         }
         for place, (index, each) in enumerate(zip(votes.members, descriptions, strict=True))
     ]
+
+
+def _time(run: Run, members: list[dict]) -> None:
+    models = [load_member(run.member(member["index"]).model) for member in members]
+    for member, measured in zip(members, latency(models), strict=True):
+        member["latency"] = [dataclasses.asdict(each) for each in measured]

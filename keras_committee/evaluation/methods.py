@@ -19,18 +19,20 @@ _ROUNDS = 30  # of greed
 _POPULATION, _GENERATIONS = 40, 40
 
 
-def look(candidates: Candidates, goal: Goal, method: str = "auto", members: Sequence[int] | None = None) -> str:
+def look(
+    candidates: Candidates, goal: Goal, method: str = "auto", members: Sequence[int] | np.ndarray | None = None
+) -> str:
     """Looks at committees of `members`, of all where None, and returns the name of the method that it took.
 
     Raises:
         ValueError: If there is no such method, or there are too many members for it.
     """
-    members = np.arange(candidates.members) if members is None else np.asarray(members)
+    places = np.arange(candidates.members) if members is None else np.asarray(members)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}. Received: {method!r}")
     if method == "auto":
-        method = "exhaustive" if len(members) <= MOST_EXHAUSTIVE else "evolutionary"
-    _METHODS[method](candidates, goal, members)
+        method = "exhaustive" if len(places) <= MOST_EXHAUSTIVE else "evolutionary"
+    _METHODS[method](candidates, goal, places)
     return method
 
 

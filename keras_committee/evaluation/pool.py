@@ -104,7 +104,10 @@ def gather(
         classes=firsts[splits[0]].classes,
         votes={split: _stacked(by_run.values()) for split, by_run in votes.items()},
         labels={split: first.labels for split, first in firsts.items()},
-        missing={str(run.path): _missing(*each) for run, *each in zip(runs, recipes, indices, strict=True)},
+        missing={
+            str(run.path): sorted(set(range(recipe.members)) - set(members))
+            for run, recipe, members in zip(runs, recipes, indices, strict=True)
+        },
     )
 
 
@@ -154,10 +157,6 @@ def _votes_of(run: Run, members: Sequence[int], recipe: Recipe, wanted: Sequence
 
 def _stacked(votes: Iterable[Votes]) -> np.ndarray:
     return np.concatenate([each.log_probabilities for each in votes], axis=1)
-
-
-def _missing(recipe: Recipe, members: Sequence[int]) -> list[int]:
-    return sorted(set(range(recipe.members)) - set(members))
 
 
 def _pool_member(run: Run, index: int, description: Description) -> PoolMember:

@@ -15,8 +15,11 @@ from keras_committee.evaluation import subsets
 from keras_committee.evaluation.architectures import compare_architectures
 from keras_committee.evaluation.bootstrap import differences, intervals
 from keras_committee.evaluation.candidates import Candidates, Goal, Table, affordable
+from keras_committee.evaluation.latency import latency
 from keras_committee.evaluation.methods import look
 from keras_committee.evaluation.pool import Pool
+from keras_committee.evaluation.votes import load_member
+from keras_committee.run import MemberFolder
 from keras_committee.selection import ChosenMember, Selection
 
 
@@ -57,6 +60,12 @@ def select(
         classes=pool.classes,
         report=chooser.report(chosen),
     )
+
+
+def member_latencies(pool: Pool) -> list[float]:
+    """Median milliseconds of each member for one image, measured by turns; a committee takes their sum."""
+    models = [load_member(MemberFolder(member.run, member.index).model) for member in pool.members]
+    return [measured.median for (measured,) in latency(models, batches=(1,))]
 
 
 class Chooser:
@@ -129,7 +138,7 @@ class Chooser:
             for split in ("validation", "test")
         }
         return {
-            "members": [self.member(place, shares[place]) for place in np.flatnonzero(shares)],
+            "members": [self.member(place, shares[place]) for place in np.flatnonzero(shares).tolist()],
             "mflops": float(np.minimum(shares, self._most_asked) @ self.pool.mflops),
             "latency_ms": None if self.latencies is None else float(self.candidates.cost(shares)),
             **{split: {score: float(each[0]) for score, each in by.items()} for split, by in scored.items()},

@@ -30,8 +30,11 @@ class AtResolution(keras.Model):
         self._size = [int(each) for each in size]
 
     def get_config(self):
+        model = keras.saving.serialize_keras_object(self._original())
+        # Keras marks what it meets twice, but too late for a copy of the config that holds the first.
+        model["shared_object_id"] = id(self._original())
         return {
-            "model": keras.saving.serialize_keras_object(self._original()),
+            "model": model,
             "size": self._size,
             "name": self.name,
             "trainable": self.trainable,

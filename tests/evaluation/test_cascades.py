@@ -135,7 +135,7 @@ def test_a_plan_gives_the_stages_of_a_selection():
     [
         ({"sizes": (1, 3)}, r"at last all 4\. Received: \[1, 3\]"),
         ({"sizes": (2, 2, 4)}, r"ever more members"),
-        ({"thresholds": (0.7,)}, r"one number for each of 3 stages but the last\. Received: \(0\.7,\)"),
+        ({"thresholds": (0.7,)}, r"one number for each of 3 stages but the last\. Received: \[0\.7\]"),
         ({"thresholds": (0.7, float("nan"))}, r"thresholds must hold"),
         ({"confidence": "luck"}, r"Received: 'luck'"),
     ],

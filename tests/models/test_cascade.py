@@ -10,18 +10,21 @@ from keras_committee.evaluation.cascades import Ballots, CascadePlan, run_cascad
 from keras_committee.layers import CONFIDENCES, ArithmeticMean, MajorityVote, WeightedGeometricMean
 from keras_committee.models import Cascade, Ensemble, at_resolution, resnet, wide_resnet
 
-SHAPE = (6, 6, 3)
+SHAPE, EXAMPLES = (6, 6, 3), 30
 
 
-def images(examples=9, shape=SHAPE):
+def images(examples=EXAMPLES, shape=SHAPE):
     return np.random.default_rng(4).integers(0, 256, (examples, *shape)).astype("float32")
 
 
 def linear(seed, shape=SHAPE, classes=4):
+    """A member of weights that are the same on every backend."""
     image = keras.Input(shape, name="image")
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 127)(image))
-    spread = keras.initializers.RandomNormal(stddev=0.2, seed=seed)
-    return keras.Model(image, keras.layers.Dense(classes, kernel_initializer=spread)(x), name="same")
+    dense = keras.layers.Dense(classes)
+    model = keras.Model(image, dense(x), name="same")
+    dense.set_weights([np.random.default_rng(seed).normal(0, 0.1, weight.shape) for weight in dense.weights])
+    return model
 
 
 def members(count=3):
@@ -37,7 +40,7 @@ def answers(model, batch=None):
 def ballots(of, head=None, temperatures=(1.0, 1.0, 1.0)):
     logits = np.stack([keras.ops.convert_to_numpy(m(images())) for m in of], axis=1) / np.array(temperatures)[:, None]
     votes = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return Ballots(votes.astype("float32"), np.zeros(9, int), [2.0, 3.0, 7.0][: len(of)], head)
+    return Ballots(votes.astype("float32"), np.zeros(EXAMPLES, int), [2.0, 3.0, 7.0][: len(of)], head)
 
 
 CASES = {
