@@ -80,7 +80,7 @@ def disputed_section(panel: Panel) -> tuple[Section, tuple[Example, ...]] | None
         f" most, the committee of all members is right {right} times."
     )
     said = [
-        [f"{number} x {answer}" for answer, number in Counter(v[1] for v in each.votes).most_common(3)]
+        [f"{number} x {answer}" for answer, number in Counter(v[1] for v in each.votes).most_common(4)]
         for each in examples
     ]
     picture = Picture(
