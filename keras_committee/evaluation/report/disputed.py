@@ -107,7 +107,7 @@ def _example(panel: Panel, place: int, image: np.ndarray) -> Example:
         answer=panel.classes[answer],
         right=answer == panel.labels[place],
         votes=tuple(
-            (f"member {name}" if name.isdecimal() else name, panel.classes[int(vote.argmax())], float(vote.max()))
+            (f"#{name}" if name.isdecimal() else name, panel.classes[int(vote.argmax())], float(vote.max()))
             for name, vote in zip(short_names(panel), votes, strict=True)
         ),
     )

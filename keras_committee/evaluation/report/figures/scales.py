@@ -8,8 +8,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 def round_numbers(axis: Axis, low: float, high: float) -> None:
     """Round numbers between `low` and `high`, written out, on a logarithmic axis."""
-    digits = (1, 2, 5) if high / low > 12 else (1, 1.5, 2, 3, 4, 5, 7)
-    digits = digits if high / low > 2.5 else tuple(range(1, 10)) + (1.2, 1.4, 1.6, 1.8, 2.5, 3.5)
+    few, some, many = (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+    digits = few if high / low > 12 else some if high / low > 2.5 else many
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
     axis.set_major_locator(FixedLocator(sorted(ticks)))
