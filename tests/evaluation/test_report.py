@@ -115,8 +115,8 @@ def test_a_cascade_says_what_it_saves_and_where_images_leave_it():
     )  # fmt: skip
     assert accuracy.cascade_sentence(chosen) == (
         "70 % of the images are answered by one member (95.0 % of them right), 30 % need all three. The cascade (two a"
-        " and one b) reaches 84.0 % at 20.0 MFLOPs on average and at most 50.0 MFLOPs: 0.02 points below all its members"
-        " voting on every image, with 2.5 times fewer multiply-adds."
+        " and one b) reaches 84.0 % at 20.0 MFLOPs on average and at most 50.0 MFLOPs: 0.02 points below all its"
+        " members voting on every image, with 2.5 times fewer multiply-adds."
     )
 
 
@@ -129,9 +129,8 @@ def selection(*weights, stages=None):
 
 
 def test_a_chosen_cascade_is_measured_on_the_votes_of_the_report(tmp_path):
-    selection("third-0", "first-1", stages=(Stage(members=1, threshold=0.6), Stage(members=2, threshold=None))).write(
-        tmp_path / "selection.json"
-    )
+    stages = (Stage(members=1, threshold=0.6), Stage(members=2, threshold=None))
+    selection("third-0", "first-1", stages=stages).write(tmp_path / "selection.json")
     runs = [source("first", ["small", "small"], [10.0, 10.0]), source("third", ["large"], [25.0], seed=3)]
     [chosen] = gather_panel(runs, "test", [tmp_path / "selection.json"]).chosen
     right, costs = [], []

@@ -80,7 +80,7 @@ def disputed_section(panel: Panel) -> tuple[Section, tuple[Example, ...]] | None
         f" most, the committee of all members is right {right} times."
     )
     said = [
-        [f"{number} x {answer}" for answer, number in Counter(v[1] for v in each.votes).most_common(3)]
+        [f"{number} x {answer}" for answer, number in Counter(v[1] for v in each.votes).most_common(4)]
         for each in examples
     ]
     picture = Picture(
@@ -107,7 +107,7 @@ def _example(panel: Panel, place: int, image: np.ndarray) -> Example:
         answer=panel.classes[answer],
         right=answer == panel.labels[place],
         votes=tuple(
-            (f"member {name}" if name.isdecimal() else name, panel.classes[int(vote.argmax())], float(vote.max()))
+            (f"#{name}" if name.isdecimal() else name, panel.classes[int(vote.argmax())], float(vote.max()))
             for name, vote in zip(short_names(panel), votes, strict=True)
         ),
     )

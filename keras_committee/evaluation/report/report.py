@@ -9,7 +9,6 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from keras_committee import __version__
 from keras_committee.evaluation.report import accuracy, added, answers, card, disputed, learning
 from keras_committee.evaluation.report.committees import Panel, gather_panel
 from keras_committee.evaluation.report.ink import (
@@ -137,7 +136,6 @@ def page_of(panel: Panel, sections: Sequence[Section], examples: Sequence[disput
         ink={"ink": INK, "quiet": QUIET, "line": LINE, "front": FRONT, "paper": PAPER},
         series=list(zip(SERIES, DARK_SERIES, strict=True)),
         made=now()[:16].replace("T", " "),
-        version=__version__,
     )
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from keras_committee.evaluation.report.figures.labels import Label, place
+from keras_committee.evaluation.report.figures.scales import round_numbers, whole_numbers
 from keras_committee.evaluation.report.ink import NARROW, QUIET, colour
 
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -33,7 +33,7 @@ def training(members: Mapping[int, Sequence[dict]], committee: Curve | None, wid
         right.plot(committee[0], share, color=colour(1), linewidth=1.8, **_dots(len(share)))
     _title(left, "training loss (logarithmic)")
     left.set_yscale("log")
-    _plain_log(left)
+    round_numbers(left.yaxis, *left.get_ylim())
     _title(right, "validation accuracy, %")
     for axes in (left, right):
         _whole_epochs(axes, max(row["epoch"] for rows in members.values() for row in rows))
@@ -143,14 +143,8 @@ def _shades(members: int) -> np.ndarray:
 
 def _whole_epochs(axes: Axes, most: int) -> None:
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    whole_numbers(axes.xaxis, most)
     axes.set_xlim(1 - 0.03 * most, 1 + 1.03 * (most - 1) + (0.6 if most == 1 else 0))
-
-
-def _plain_log(axes: Axes) -> None:
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
-    axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(9, 9)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _name_curves(axes: Axes, members: Mapping[int, Sequence[dict]], committee: Curve | None) -> None:

@@ -1,16 +1,15 @@
 """What does accuracy cost? The paper's figure, and what is gained with each further member."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from keras_committee.evaluation.report.figures.labels import Label, place
+from keras_committee.evaluation.report.figures.scales import round_numbers
 from keras_committee.evaluation.report.ink import FRONT, INK, NARROW, PAPER, QUIET, colour, marker
 from keras_committee.evaluation.report.series import Chosen, Point, Series
 
@@ -125,16 +124,7 @@ def _scale(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     axes.set_xlim(min(costs) / 1.35, max(costs) * 1.45)
     margin = max(0.12 * (max(accuracies) - min(accuracies)), 0.3)
     axes.set_ylim(min(accuracies) - margin, min(max(accuracies) + margin, 100.5))
-    axes.xaxis.set_major_locator(FixedLocator(_ticks(*axes.get_xlim())))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers between `low` and `high`, for a logarithmic axis."""
-    digits = (1, 2, 5) if high / low > 12 else (1, 1.5, 2, 3, 4, 5, 7)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
+    round_numbers(axes.xaxis, *axes.get_xlim())
 
 
 def _key(figure: Figure, chosen: Sequence[Chosen], committees: bool, columns: int) -> None:
