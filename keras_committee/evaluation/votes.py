@@ -9,11 +9,11 @@ import io
 import pathlib
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 
-from keras_committee.errors import IncompleteError, RunError, VerificationError
+from keras_committee.errors import IncompleteError, VerificationError
 from keras_committee.files import write_file
+from keras_committee.models.loading import load_member
 from keras_committee.models.predict import log_probabilities
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
@@ -62,21 +62,6 @@ def cast_votes(run: Run, recipe: Recipe, split: str = "test", min_members: int |
     return Votes(
         members=members, log_probabilities=np.stack(votes, axis=1), labels=examples.labels, classes=splits.classes
     )
-
-
-def load_member(file: pathlib.Path) -> keras.Model:
-    """The trained member in `file`, ready for inference.
-
-    Raises:
-        RunError: If the file cannot be read as a Keras model.
-    """
-    try:
-        return keras.saving.load_model(file, compile=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{file} cannot be loaded: {error}\n"
-            "  Delete it and run `keras-committee train` again to train this member anew."
-        ) from error
 
 
 def _members_at_hand(run: Run, recipe: Recipe, min_members: int | None) -> tuple[int, ...]:

@@ -99,12 +99,18 @@ def save_committee(
         committee = Committee(_networks(models), selection, shape)
     except ValueError as error:
         raise ExportError(f"the committee cannot be exported: {error}") from error
-    module = tf.Module(name="committee")
+    module = _Saved(name="committee")
     module.members = committee.variables
     endpoints = make_endpoints(committee, selection.classes)
     # Functions stay out of the module: only what the signatures need is written.
     tf.saved_model.save(module, str(folder), signatures=endpoints)
     return list(endpoints)
+
+
+class _Saved(tf.Module):
+    """What is written to the checkpoint."""
+
+    members: list[dict[str, tf.Variable]]
 
 
 def _as_list(runs):
@@ -161,7 +167,9 @@ def _verify(selection, models, shape, signatures, version, golden_file) -> dict[
     return verify.check_answers(version, golden_file)
 
 
-def _inputs(images: np.ndarray, signatures: Sequence[str], *, lossless: bool = False) -> dict[str, dict[str, np.ndarray]]:
+def _inputs(
+    images: np.ndarray, signatures: Sequence[str], *, lossless: bool = False
+) -> dict[str, dict[str, np.ndarray]]:
     """The images as inputs of each signature; where they may change a little, every other one is a JPEG."""
     inputs = {name: {"image": images.astype(np.float32)} for name in ("serving_default", "predict_members")}
     if "predict_bytes" in signatures:

@@ -31,8 +31,13 @@ def members():
 
 
 @pytest.fixture(scope="module")
-def selection():
-    return choose(MEMBERS, temperatures=[0.7, 1.0, 1.4], thresholds=[0.45, 0.42])
+def selection(members, images):
+    """A cascade whose thresholds are the medians of the confidence of the first one and the first two members."""
+    temperatures = [0.7, 1.0, 1.4]
+    parts = [choose(count, temperatures=temperatures[:count]) for count in (1, 2)]
+    logits = logits_of(members, images)
+    thresholds = [float(np.median(dense(logits[:, : len(p.members)], p)["confidence"])) + 1e-3 for p in parts]
+    return choose(MEMBERS, temperatures=temperatures, thresholds=thresholds)
 
 
 @pytest.fixture(scope="module")

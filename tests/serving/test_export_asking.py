@@ -49,7 +49,7 @@ def test_every_head_combines_tempered_logits_as_defined(networks, images, logits
 
 
 def middling(kind, logits, temperatures):
-    """Thresholds that some of the images reach at each stage: quantiles of the confidence of the first 1, 2, 3 members."""
+    """Thresholds that some images reach: quantiles of the confidence of the first 1, 2 and 3 members."""
     parts = [choose(n, confidence=kind, temperatures=temperatures[:n]) for n in (1, 2, 3)]
     return [np.quantile(dense(logits[:, : len(p.members)], p)["confidence"], 0.6) for p in parts]
 
@@ -94,7 +94,9 @@ def test_members_are_asked_about_undecided_images_only(networks, images, logits)
 
 @pytest.mark.parametrize("thresholds", [None, [0.7, 0.75, 0.8]])
 def test_an_empty_batch_has_empty_answers(networks, thresholds):
-    answers = Committee(networks, choose(MEMBERS, thresholds=thresholds), SHAPE).answer(np.zeros((0, *SHAPE), "float32"))
+    answers = Committee(networks, choose(MEMBERS, thresholds=thresholds), SHAPE).answer(
+        np.zeros((0, *SHAPE), "float32")
+    )
     assert {name: value.shape[0] for name, value in answers.items()} == dict.fromkeys(answers, 0)
     assert answers["probabilities"].shape == (0, len(CLASSES))
 
@@ -114,7 +116,9 @@ def test_pixels_that_are_no_numbers_are_refused_and_those_beyond_the_range_are_c
         committee.answer(wild)
     wild[0] = np.float32(3e38)
     assert np.isfinite(committee.answer(wild)["probabilities"]).all()
-    np.testing.assert_allclose(committee.answer(wild)["probabilities"][1:], committee.answer(images)["probabilities"][1:])
+    np.testing.assert_allclose(
+        committee.answer(wild)["probabilities"][1:], committee.answer(images)["probabilities"][1:]
+    )
 
 
 def test_mutual_information_is_the_entropy_of_the_mean_less_the_mean_entropy():
@@ -124,6 +128,8 @@ def test_mutual_information_is_the_entropy_of_the_mean_less_the_mean_entropy():
     def entropy(p):
         return -sum(each * np.log(each) for each in p)
 
-    expected = [entropy(np.average(v, axis=0, weights=weights)) - np.dot([entropy(p) for p in v], weights) for v in votes]
+    expected = [
+        entropy(np.average(v, axis=0, weights=weights)) - np.dot([entropy(p) for p in v], weights) for v in votes
+    ]
     np.testing.assert_allclose(mutual_information(tf.math.log(votes), weights), expected, atol=1e-6)
     assert expected[0] > 0.1

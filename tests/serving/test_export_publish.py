@@ -74,7 +74,7 @@ def test_D03_a_number_is_never_used_again_even_where_its_folder_is_gone(base):
 def test_D03_where_the_record_is_damaged_nothing_is_published(base):
     publish_one(base)
     (base / ".highest_version.json").write_text("{")
-    with pytest.raises(ExportError, match="highest_version.json is damaged"):
+    with pytest.raises(ExportError, match=r"highest_version\.json is damaged"):
         publish_one(base)
     assert versions(base) == [1]
 
