@@ -15,9 +15,10 @@ from keras_committee.evaluation.diversity import diversity, uncertainty
 from keras_committee.evaluation.latency import latency
 from keras_committee.evaluation.members import describe
 from keras_committee.evaluation.subsets import HEADS, SCORES, scores, shares_of
-from keras_committee.evaluation.votes import Votes, cast_votes, load_member
+from keras_committee.evaluation.votes import Votes, cast_votes
 from keras_committee.files import write_json
 from keras_committee.layers import GeometricMean, head_name, head_of
+from keras_committee.models.loading import load_member
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_committee import metrics
 from keras_committee.errors import IncompleteError, RecipeError, VerificationError
-from keras_committee.evaluation.votes import load_member
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, confidence, head_named, head_of
+from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run

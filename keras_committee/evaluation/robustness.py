@@ -14,9 +14,10 @@ from keras_committee.data.holdout import evenly
 from keras_committee.data.pictures import read_folder
 from keras_committee.errors import DataError
 from keras_committee.evaluation.loaded import loaded
-from keras_committee.evaluation.votes import cast_votes, load_member
+from keras_committee.evaluation.votes import cast_votes
 from keras_committee.files import write_json
 from keras_committee.layers import GeometricMean, confidence, head_name, head_of
+from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run

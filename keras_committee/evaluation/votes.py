@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 
-from keras_committee.errors import IncompleteError, RunError, VerificationError
+from keras_committee.errors import IncompleteError, VerificationError
 from keras_committee.evaluation.keeping import current, keep
+from keras_committee.models.loading import load_member
 from keras_committee.models.predict import log_probabilities
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
@@ -99,21 +99,6 @@ def members_at_hand(run: Run, recipe: Recipe, min_members: int | None = None) ->
             f"  Finish them with the command of the run: {run.environment()['command']}\n{go_on}".rstrip()
         )
     return tuple(finished)
-
-
-def load_member(file: pathlib.Path) -> keras.Model:
-    """The trained member in `file`, ready for inference.
-
-    Raises:
-        RunError: If the file cannot be read as a Keras model.
-    """
-    try:
-        return keras.saving.load_model(file, compile=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{file} cannot be loaded: {error}\n"
-            "  Delete it and run `keras-committee train` again to train this member anew."
-        ) from error
 
 
 def file_hash(file: pathlib.Path) -> str:

@@ -59,7 +59,7 @@ class Committee:
 
     def _from_stage(self, place, image, logits):
         """The answers to images that no stage before `place` has answered."""
-        stage = self._selection.stages[place]
+        stage = (self._selection.stages or ())[place]
         logits = self._ask(image, logits, stage.members)
         answers = self._answers(logits)
         if stage.threshold is None:

@@ -1,15 +1,15 @@
 """Which signatures does an exported committee have, and what goes in and comes out?
 
-| signature | input | outputs |
-| --- | --- | --- |
-| serving_default | `image` float32 `(batch, height, width, channels)`, raw pixels 0..255 | `probabilities`, `class_id`, `label`, `confidence`, `mutual_information`, `members_used` |
-| predict_bytes | `image_bytes` string `(batch,)`, JPEG or PNG of any size | the same, and `valid` |
-| predict_members | `image` | those of `serving_default`, and `member_probabilities`; asks all members, also of a cascade |
-| classify | `inputs` string `(batch,)`, `tf.train.Example` with `image/encoded` | `classes`, `scores` `(batch, classes)` |
+- `serving_default`: `image` float32 `(batch, height, width, channels)`, raw pixels 0..255, to `probabilities`, `class_id`,
+  `label`, `confidence`, `mutual_information` and `members_used`.
+- `predict_bytes`: `image_bytes` string `(batch,)`, JPEG or PNG of any size, to the same and `valid`.
+- `predict_members`: `image` to those of `serving_default` and `member_probabilities`. It asks all members, also of a
+  cascade: its other outputs are those of the committee of all.
+- `classify`: `inputs` string `(batch,)`, `tf.train.Example`s with `image/encoded`, to `classes` and `scores`.
 
 An image that cannot be decoded has `valid` False, `class_id` -1, an empty `label`, equal probabilities and 0 in all
 else; `classify`, which has no word for it, gives it the score 0 for every class.
-"""  # fmt: skip
+"""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def make_endpoints(committee: Committee, classes: tuple[str, ...]) -> dict[str, 
     def classify(inputs):
         pixels, valid = decode_examples(tf.ensure_shape(inputs, (None,)), (height, width))
         scores = tf.where(valid[:, None], ask(pixels)["probabilities"], 0.0)
-        return {"classes": tf.tile(tf.constant([classes]), [tf.shape(scores)[0], 1]), "scores": scores}
+        return {"classes": tf.broadcast_to(tf.constant([classes]), tf.shape(scores)), "scores": scores}
 
     functions = {"serving_default": _traced(ask, image), "predict_members": _traced(ask_all, image)}
     if channels == 3:

@@ -99,12 +99,18 @@ def save_committee(
         committee = Committee(_networks(models), selection, shape)
     except ValueError as error:
         raise ExportError(f"the committee cannot be exported: {error}") from error
-    module = tf.Module(name="committee")
+    module = _Saved(name="committee")
     module.members = committee.variables
     endpoints = make_endpoints(committee, selection.classes)
     # Functions stay out of the module: only what the signatures need is written.
     tf.saved_model.save(module, str(folder), signatures=endpoints)
     return list(endpoints)
+
+
+class _Saved(tf.Module):
+    """What is written to the checkpoint."""
+
+    members: list[dict[str, tf.Variable]]
 
 
 def _as_list(runs):

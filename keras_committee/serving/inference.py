@@ -183,7 +183,7 @@ def _pairs(graph, uses):
         maker = makers.get(id(tensor))
         once = reads[id(tensor)] == uses[id(maker)] == uses[id(node.operation)] == 1
         last = node.operation.axis in (-1, len(tensor.shape) - 1)
-        if once and last and _is_linear(maker) and maker.activation is keras.activations.linear:
+        if maker and once and last and _is_linear(maker) and maker.activation is keras.activations.linear:
             yield maker, node.operation
 
 

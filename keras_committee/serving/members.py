@@ -11,8 +11,8 @@ import keras
 
 from keras_committee import flops
 from keras_committee.errors import ExportError, IncompleteError, RunError
-from keras_committee.evaluation.votes import load_member
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, head_name, head_named
+from keras_committee.models.loading import load_member
 from keras_committee.run import Run
 from keras_committee.selection import ChosenMember, Selection
 from keras_committee.serving.inference import compute_in_float32
@@ -98,7 +98,8 @@ def image_shape(models: Sequence[keras.Model], image_size: tuple[int, int] | Non
             "take images of different sizes" if sizes else "leave the image size open: name one, image_size=(224, 224)"
         )
         raise ExportError(f"the members {what}. Received: members {sorted(shapes, key=str)}, image_size={image_size}.")
-    return (*sizes.pop(), shapes.pop()[2])
+    height, width = sizes.pop()
+    return height, width, shapes.pop()[2]
 
 
 def file_hash(file: Path) -> str:
@@ -157,7 +158,7 @@ def _check_shapes(file, model):
 
 
 def _strangers(file: Path) -> Iterator[str]:
-    """`layer 'name' (Class)` for each part of a `.keras` file that is code: a Lambda, or something of another module."""
+    """`layer 'name' (Class)` for each part of a `.keras` file that is code: a Lambda, or of another module."""
     try:
         with zipfile.ZipFile(file) as archive:
             config = json.loads(archive.read("config.json"))

@@ -49,8 +49,10 @@ def find_problems(saved_model: Any) -> Iterator[str]:
             if "_XlaMustCompile" in each.attr and each.attr["_XlaMustCompile"].b:
                 yield "a function with jit_compile=True: XLA is off in the server"
         for node in nodes:
-            if node.op not in names:
-                yield from _node_problems(node)
+            yield from _node_problems(node)
+        for op in sorted({node.op for node in nodes} - names - set(_REFUSED)):
+            if not _has_cpu_kernel(op):
+                yield f"{op}: there is no such operation for a CPU in TensorFlow itself"
 
 
 def _node_problems(node):
@@ -58,14 +60,15 @@ def _node_problems(node):
         yield f"{node.name} is pinned to {node.device}"
     if node.op in _REFUSED:
         yield f"{node.op}: {_REFUSED[node.op]}"
-    elif "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC"):
+    if "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC"):
         yield f"{node.op} with channels first has no kernel on a CPU"
-    elif not _has_cpu_kernel(node.op):
-        yield f"{node.op}: there is no such operation for a CPU in TensorFlow itself"
 
 
 def _has_cpu_kernel(op):
-    from tensorflow.python.framework import kernels, op_def_registry
+    from tensorflow.python.framework import (  # pyright: ignore[reportAttributeAccessIssue]
+        kernels,
+        op_def_registry,
+    )
 
     if op_def_registry.get(op) is None:
         return False

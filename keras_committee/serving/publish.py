@@ -27,7 +27,7 @@ def check_name(base: Path) -> None:
     """Raises RecipeError unless TF Serving and its clients can name the model like its folder."""
     if not re.fullmatch(r"(?!\.)[A-Za-z0-9_.-]{1,128}", base.name):
         raise RecipeError(
-            f"{base.name!r} cannot be the name of a model: up to 128 letters, digits, _, - and . that begin with no dot."
+            f"{base.name!r} cannot be the name of a model: up to 128 letters, digits, _, -, and . but not first."
             f"\n  Name a folder, such as --to {base.parent / 'committee'}."
         )
 

@@ -46,7 +46,7 @@ def write_golden(path: Path, inputs: dict[str, dict[str, np.ndarray]], outputs: 
     arrays = {f"{signature}/in/{name}": each for signature in inputs for name, each in inputs[signature].items()}
     arrays |= {f"{signature}/out/{name}": each for signature in outputs for name, each in outputs[signature].items()}
     flat = {name: each.astype("S") if each.dtype == object else each for name, each in arrays.items()}
-    np.savez(path, **flat)  # as fixed-width bytes; none of ours ends in a NUL, which those lose
+    np.savez(path, allow_pickle=False, **flat)  # as fixed-width bytes; none of ours ends in a NUL, which those lose
 
 
 def read_golden(path: Path, kind: str) -> dict[str, dict[str, np.ndarray]]:

@@ -1,0 +1,109 @@
+"""Does the folded graph compute what Keras computes, with fewer operations?"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from committees import stir
+
+from keras_committee import models
+from keras_committee.serving.inference import Network, compute_in_float32
+
+
+def traced(model):
+    spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
+    network = Network(model, "member")
+    return network, tf.function(network.__call__, input_signature=[spec], autograph=False).get_concrete_function()
+
+
+def assert_like_keras(model, seed=5):
+    stir(model, seed)
+    images = np.random.default_rng(seed).uniform(0, 255, (3, *model.inputs[0].shape[1:])).astype(np.float32)
+    _, function = traced(model)
+    expected = keras.ops.convert_to_numpy(model(images, training=False)).astype(np.float32)
+    np.testing.assert_allclose(function(tf.constant(images)), expected, rtol=1e-5, atol=1e-5)
+    return [node.type for node in function.graph.get_operations()]
+
+
+def small(layers, shape=(8, 8, 3)):
+    image = keras.Input(shape, name="image")
+    x = keras.layers.Rescaling(1 / 255)(image)
+    x = layers(x)
+    return keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+def norm(**arguments):
+    return keras.layers.BatchNormalization(**arguments)
+
+
+def test_a_wide_residual_network_keeps_only_the_normalisations_that_follow_an_addition_or_are_shared():
+    types = assert_like_keras(models.wide_resnet(10, 1, classes=4, image_shape=(8, 8, 3)))
+    assert types.count("Conv2D") == 9
+    assert types.count("FusedBatchNormV3") == 4  # of 7
+
+
+def test_stochastic_depth_is_gone():
+    types = assert_like_keras(models.wide_resnet(10, 1, classes=4, image_shape=(8, 8, 3), survival=0.6))
+    assert {"If", "StatelessIf", "RandomUniform"}.isdisjoint(types)
+
+
+def test_a_residual_network_folds_all_its_normalisations():
+    types = assert_like_keras(models.resnet(8, classes=4, image_shape=(8, 8, 3)))
+    assert "FusedBatchNormV3" not in types
+    assert types.count("BiasAdd") == types.count("Conv2D") + 1
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda x: norm(scale=False)(keras.layers.Conv2D(4, 3, strides=2, padding="same", use_bias=True)(x)),
+        lambda x: norm(center=False)(keras.layers.DepthwiseConv2D(3, depth_multiplier=2)(x)),
+        lambda x: norm(axis=1)(keras.layers.Conv2D(4, 3)(x)),
+        lambda x: norm()(keras.layers.Conv2D(4, 3, activation="relu")(x)),
+        lambda x: norm()(keras.layers.Dense(4)(x)),
+        lambda x: norm()(keras.layers.SeparableConv2D(4, 3)(x)),
+        lambda x: norm()(keras.layers.Conv2D(6, 3, groups=3, dilation_rate=2)(x)),
+        lambda x: keras.Sequential([keras.layers.Conv2D(4, 3), norm(), keras.layers.Dropout(0.5)])(x),
+    ],
+    ids=["strided", "depthwise", "other axis", "activation between", "dense", "separable", "grouped", "sequential"],
+)
+def test_every_kind_of_layer_before_a_normalisation_gives_what_keras_gives(layers):
+    assert_like_keras(small(layers))
+
+
+def test_a_convolution_that_others_read_too_and_layers_that_are_called_twice_stay_as_they_are():
+    def branches(x):
+        once = keras.layers.Conv2D(3, 3, padding="same")
+        both, shared = once(x), norm()
+        again = once(keras.layers.ReLU()(both))
+        return keras.layers.Add()([shared(both), shared(again), both])
+
+    assert_like_keras(small(branches))
+
+
+def test_models_within_models_are_folded_too():
+    inside = keras.Input((8, 8, 3))
+    nested = keras.Model(inside, norm()(keras.layers.Conv2D(3, 3, padding="same")(inside)), name="nested")
+    types = assert_like_keras(small(lambda x: nested(keras.layers.ReLU()(nested(x)))))
+    assert {"FusedBatchNormV3", "Rsqrt"}.isdisjoint(types)
+
+
+def test_a_member_trained_in_bfloat16_is_served_in_float32():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = small(lambda x: norm()(keras.layers.Conv2D(4, 3)(x)))
+    compute_in_float32(model)
+    types = assert_like_keras(model)
+    assert "FusedBatchNormV3" not in types
+
+
+def test_a_layer_that_always_trains_is_refused_by_name():
+    model = small(lambda x: keras.layers.GaussianNoise(0.1, name="noisy")(x, training=True))
+    with pytest.raises(ValueError, match="'noisy': the model calls it with training=True"):
+        traced(model)
+
+
+def test_the_variables_are_those_that_the_graph_reads_each_once():
+    network, function = traced(models.wide_resnet(10, 1, classes=4, image_shape=(8, 8, 3)))
+    variables = network.variables(function.graph.variables)
+    assert len(variables) == len({id(each) for each in variables.values()}) == 9 + 3 + 2 * 4 + 2
+    assert all(name.startswith("member/") for name in variables)
