@@ -214,6 +214,7 @@ def test_the_wall_time_counts_each_start_to_its_end_or_to_the_last_sign_of_life(
     killed = events(("04:00", "training_started"), ("04:10", "member_saved"), ("09:00", "training_started"),
                     ("09:05", "training_stopped"), ("11:00", "evaluated"))  # fmt: skip
     assert card.wall_seconds(killed) == 15 * 60
+    assert card.wall_seconds(killed[:2]) == 10 * 60
     assert card.wall_seconds(events(("11:00", "evaluated"))) is None
 
 
