@@ -36,7 +36,8 @@ class Goal(NamedTuple):
         if self.score is not None:
             allowed, wanted, then = scores >= self.score - 1e-9, costs, -scores
         else:
-            allowed, wanted, then = costs <= self.mflops * (1 + 1e-9), -scores, costs
+            most = math.inf if self.mflops is None else self.mflops * (1 + 1e-9)
+            allowed, wanted, then = costs <= most, -scores, costs
         places = np.flatnonzero(allowed)
         if not len(places):
             return None

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee.layers import confidence, head_named, head_of
-from keras_committee.selection import Selection
+from keras_committee.selection import Selection, Stage
 from keras_committee.serving.inference import Network
 
 
@@ -59,7 +59,8 @@ class Committee:
 
     def _from_stage(self, place, image, logits):
         """The answers to images that no stage before `place` has answered."""
-        stage = (self._selection.stages or ())[place]
+        stages: tuple[Stage, ...] = self._selection.stages or ()
+        stage = stages[place]
         logits = self._ask(image, logits, stage.members)
         answers = self._answers(logits)
         if stage.threshold is None:
