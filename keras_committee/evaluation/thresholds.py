@@ -24,11 +24,11 @@ class Goal(NamedTuple):
 
     Attributes:
         score: Mean score to reach, or None.
-        mflops: Average MFLOPs to keep to, or None.
+        mflops: Average MFLOPs to keep to; read where there is no score.
     """
 
-    score: float | None
-    mflops: float | None
+    score: float | None = None
+    mflops: float = math.inf
 
     def best(self, scores: np.ndarray, costs: np.ndarray) -> int | None:
         """The place of the best of these, of equal ones the first; None where none will do."""
@@ -111,7 +111,9 @@ def goal_of(target: float | None, max_mflops: float | None, objective: str) -> G
     """The goal in scores, of which more is better. Raises ValueError unless one of the two is given."""
     if (target is None) == (max_mflops is None):
         raise ValueError(f"Give either a target or max_mflops. Received: {target} and {max_mflops}")
-    return Goal(target if target is None or objective == "accuracy" else -target, max_mflops)
+    if target is None:
+        return Goal(mflops=float(max_mflops or 0))
+    return Goal(target if objective == "accuracy" else -target)
 
 
 def stages_of(ballots: Ballots, order: Sequence[int], sizes: Sequence[int], confidence: str, objective: str) -> Stages:

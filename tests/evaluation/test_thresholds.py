@@ -61,7 +61,7 @@ def every_outcome(given_stages):
 @given(st.integers(0, 500), st.sampled_from([0.4, 0.5, 0.6]))
 def test_the_fit_is_the_best_of_all_combinations(seed, target):
     case = stages(seed, levels=5)
-    found = fit(case, Goal(target, None))
+    found = fit(case, Goal(target))
     costs = [cost for score, cost in every_outcome(case) if score >= target - 1e-9]
     assert (found and round(found.mflops, 6)) == (round(min(costs), 6) if costs else None)
 
@@ -70,26 +70,26 @@ def test_the_fit_is_the_best_of_all_combinations(seed, target):
 @given(st.integers(0, 500), st.sampled_from([1.0, 3.0, 7.0]))
 def test_the_fit_has_the_best_score_within_the_budget(seed, budget):
     case = stages(seed, levels=5)
-    found = fit(case, Goal(None, budget))
+    found = fit(case, Goal(mflops=budget))
     scores = [score for score, cost in every_outcome(case) if cost <= budget + 1e-9]
     assert (found and round(found.score, 6)) == (round(max(scores), 6) if scores else None)
 
 
 def test_what_the_fit_says_is_what_its_thresholds_do():
     for cells in (2**18, 2**6):
-        found = fit(stages(7, levels=29), Goal(0.5, None), cells)
+        found = fit(stages(7, levels=29), Goal(0.5), cells)
         assert outcome(stages(7, levels=29), found.thresholds) == pytest.approx((found.score, found.mflops))
 
 
 def test_two_stages_are_fitted_over_every_distinct_confidence():
     case = stages(11, levels=10_000, examples=300, count=2)
-    found = fit(case, Goal(0.52, None))
+    found = fit(case, Goal(0.52))
     assert found.mflops == pytest.approx(min(cost for score, cost in every_outcome(case) if score >= 0.52 - 1e-9))
 
 
 def test_a_coarse_grid_is_improved_by_moving_the_thresholds():
     case = stages(11, levels=10_000, examples=300)
-    coarse, fine = (fit(case, Goal(0.5, None), cells) for cells in (2**5, 2**18))
+    coarse, fine = (fit(case, Goal(0.5), cells) for cells in (2**5, 2**18))
     assert fine.mflops <= coarse.mflops <= 1.1 * fine.mflops
 
 

@@ -44,11 +44,11 @@ def ballots(of, head=None, temperatures=(1.0, 1.0, 1.0)):
 
 
 CASES = {
-    "probability": ((0.6, 0.7), None, "max_probability", None),
+    "probability": ((0.6, 0.45), None, "max_probability", None),
     "margin": ((0.3, 0.2), None, "margin", ArithmeticMean()),
     "entropy, two stages": ((0.4,), (2, 3), "entropy", None),
     "agreement of a vote": ((0.9, 0.6), None, "agreement", MajorityVote()),
-    "weights": ((0.6, 0.7), None, "max_probability", WeightedGeometricMean((0.2, 0.7, 0.1))),
+    "weights": ((0.6, 0.45), None, "max_probability", WeightedGeometricMean((0.2, 0.7, 0.1))),
 }
 
 
@@ -68,7 +68,7 @@ def test_the_model_is_the_arithmetic(case):
 
 
 def test_the_cases_stop_at_different_stages():
-    assert set(answers(Cascade(members(), (0.6, 0.7)))["members_used"]) == {1, 2, 3}
+    assert set(answers(Cascade(members(), (0.6, 0.45)))["members_used"]) == {1, 2, 3}
 
 
 @pytest.mark.parametrize("kind", CONFIDENCES)
