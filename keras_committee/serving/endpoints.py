@@ -1,7 +1,7 @@
 """Which signatures does an exported committee have, and what goes in and comes out?
 
-- `serving_default`: `image` float32 `(batch, height, width, channels)`, raw pixels 0..255, to `probabilities`, `class_id`,
-  `label`, `confidence`, `mutual_information` and `members_used`.
+- `serving_default`: `image` float32 `(batch, height, width, channels)`, raw pixels 0..255, to `probabilities`,
+  `class_id`, `label`, `confidence`, `mutual_information` and `members_used`.
 - `predict_bytes`: `image_bytes` string `(batch,)`, JPEG or PNG of any size, to the same and `valid`.
 - `predict_members`: `image` to those of `serving_default` and `member_probabilities`. It asks all members, also of a
   cascade: its other outputs are those of the committee of all.
