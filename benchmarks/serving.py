@@ -7,7 +7,7 @@
 Every row runs through TensorFlow's own loader and session, as in TF Serving, in a process of its own; one call of each
 after another, while the others wait. A row's figure is the median over the rounds, its ratio that of `keras.Model.export`
 of the same members built of Keras' own BatchNormalization to it: above 1 is faster. Weights are untrained but for the
-statistics of the normalisations. Cascades ask one member first; their thresholds send 0, 25 or 100 % of the images on.
+statistics of the normalisations. Cascades ask one member first; their thresholds send 0, 25 or 100 % of them on.
 """
 
 import argparse
@@ -92,8 +92,12 @@ def images(count):
 
 def serve(folder):
     """The process of one row: for each batch size on stdin, one call and its seconds; its memory at the end."""
+    import tensorflow  # noqa: F401 - its own memory is no row's
+
+    from keras_committee.serving import c_api
     from keras_committee.serving.session import Session
 
+    c_api.library()
     before = resident()
     session = Session.load(folder)
     (name,) = session.signatures["serving_default"].inputs
