@@ -5,7 +5,9 @@ from typing import Any
 
 import click
 
+_TOLD = ("accuracy", "nll", "ece")
 _MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
+_QUARTILES = ("lower", "median", "upper")
 
 
 def print_members(members: list[dict[str, Any]]) -> None:
@@ -19,6 +21,7 @@ def print_evaluation(result: dict[str, Any]) -> None:
     scores = ["accuracy", "nll", "ece", "brier"]
     members = [[*_member_cells(member), *(f"{member[score]:.4f}" for score in scores)] for member in result["members"]]
     print_table(["member", "name", "parameters", "MFLOPs", "accuracy", "NLL", "ECE", "Brier"], members)
+    _print_latency(result["members"])
     committees = [
         [
             str(each["size"]),
@@ -36,6 +39,57 @@ def print_evaluation(result: dict[str, Any]) -> None:
     )
 
 
+def print_selection(selection: dict[str, Any]) -> None:
+    """What was chosen, beside the best member and, of a cascade, the committee that it is measured against."""
+    report = selection["report"]
+    rows = [_chosen_row(f"the {selection['kind']}", report)]
+    if "cascade" in report:
+        rows.append(_described_row("best committee", report["cascade"]["committee"]))
+    rows.append(_described_row("best member", report["best_member"]))
+    columns = ["", "members", "MFLOPs", "validation accuracy", "test accuracy", "test NLL", "test ECE"]
+    print_table(columns, rows, "Chosen on validation; [95 % interval of the bootstrap]. ")
+
+
+def _chosen_row(name: str, report: dict[str, Any]) -> list[str]:
+    test = report["test"]
+    return [
+        name,
+        _names(report["members"]),
+        f"{report['mflops']:.2f}",
+        f"{report['validation']['accuracy']['value']:.4f}",
+        *(f"{test[score]['value']:.4f} [{test[score]['low']:.4f}, {test[score]['high']:.4f}]" for score in _TOLD),
+    ]
+
+
+def _described_row(name: str, described: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        _names(described["members"]),
+        f"{described['mflops']:.2f}",
+        f"{described['validation']['accuracy']:.4f}",
+        *(f"{described['test'][score]:.4f}" for score in _TOLD),
+    ]
+
+
+def _names(members: list[dict[str, Any]]) -> str:
+    """`"wrn_16_1 (0, 2), wrn_16_2 (1)"`: the members by their names, with their indices."""
+    indices: dict[str, list[str]] = {}
+    for member in members:
+        times = f" x{member['share']}" if member["share"] > 1 else ""
+        indices.setdefault(member["name"], []).append(f"{member['index']}{times}")
+    return ", ".join(f"{name} ({', '.join(places)})" for name, places in indices.items())
+
+
+def _print_latency(members: list[dict[str, Any]]) -> None:
+    cells = [
+        [str(member["index"]), member["name"], str(each["batch"]), *(f"{each[name]:.2f}" for name in _QUARTILES)]
+        for member in members
+        for each in member.get("latency", ())
+    ]
+    if cells:
+        print_table(["member", "name", "images", "lower quartile", "median", "upper quartile"], cells, "Milliseconds. ")
+
+
 def _member_cells(member: dict[str, Any]) -> list[str]:
     return [str(member["index"]), member["name"], f"{member['parameters']:,}", f"{member['mflops']:.2f}"]
 
@@ -51,7 +105,7 @@ def _spread(score: dict[str, float]) -> str:
 
 
 def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> None:
-    """A table, and what its MFLOPs are."""
+    """A table, and what its MFLOPs are where it has some."""
     from rich.console import Console
     from rich.table import Table
 
@@ -59,4 +113,5 @@ def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> No
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    click.echo(f"{note}{_MFLOPS}\n")
+    if words := f"{note}{_MFLOPS if 'MFLOPs' in columns else ''}".strip():
+        click.echo(f"{words}\n")

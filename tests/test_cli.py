@@ -83,6 +83,9 @@ def untrained(monkeypatch):
         (["train", "tiny.py", "--set", "units=few"], 2, "error: tiny.py: knob 'units' expects an integer"),
         (["train", "tiny.py", "--run", "tiny.py/run"], 7, "error: cannot write tiny.py/run"),
         (["evaluate", "runs/none"], 4, "error: runs/none is not a run folder"),
+        (["calibrate", "runs/none"], 4, "error: runs/none is not a run folder"),
+        (["robustness", "runs/none", "--kinds", "fog,rain"], 2, "error: Invalid value for '--kinds': 'rain' is not"),
+        (["predict", "runs/none", "a.png"], 4, "error: runs/none is not a run folder"),
         (["trian"], 2, "error: No such command 'trian'. Did you mean 'train'?\n  see: keras-committee --help"),
     ],
 )
@@ -96,11 +99,13 @@ def test_help_and_mistakes_are_answered_before_anything_heavy_is_loaded(folder, 
 def test_help_names_every_command_and_says_that_recipes_are_executed(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert [name for name in ("show", "train", "evaluate") if f"  {name} " not in text] == []
+    assert [
+        name for name in ("show", "train", "evaluate", "calibrate", "robustness", "predict") if f"  {name} " not in text
+    ] == []
     assert "only files that you trust" in " ".join(text.split())
 
 
-@pytest.mark.parametrize("command", [[], ["show"], ["train"], ["evaluate"]])
+@pytest.mark.parametrize("command", [[], ["show"], ["train"], ["evaluate"], ["calibrate"], ["robustness"], ["predict"]])
 def test_every_command_has_help_and_version(capsys, command):
     assert cli.main([*command, "--help"]) == 0
     assert "--debug" in capsys.readouterr().out

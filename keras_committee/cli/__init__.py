@@ -12,10 +12,17 @@ from typing import Any
 
 import click
 
+from keras_committee.cli.calibrate import calibrate
 from keras_committee.cli.config import config
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.export import export
 from keras_committee.cli.options import standard_options
+from keras_committee.cli.predict import predict
+from keras_committee.cli.report import report
+from keras_committee.cli.robustness import robustness
+from keras_committee.cli.search import search
+from keras_committee.cli.select import select
+from keras_committee.cli.serve import serve
 from keras_committee.cli.show import show
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError
@@ -51,12 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
 def cli() -> None:
     """Train a committee of small image classifiers, and see what its votes are worth.
 
-    A RECIPE is a Python file. `train` and `show` execute it, and `evaluate` executes the copy in the run folder: use
-    only files that you trust.
+    A RECIPE is a Python file. `train` and `show` execute it, and what takes a RUN executes the copy in the run folder:
+    use only files that you trust.
     """
 
 
-for each in (show, train, evaluate, export, config):
+for each in (show, train, evaluate, calibrate, robustness, select, search, report, predict, export, serve, config):
     cli.add_command(each)
 
 

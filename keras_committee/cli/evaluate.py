@@ -14,16 +14,19 @@ from keras_committee.tables import print_evaluation
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @click.option("--min-members", type=click.IntRange(1), help="Take the committee as it is with so many members.")
 @click.option("--allow-twins", is_flag=True, help="Members may have identical weights.")
+@click.option("--latency", "timed", is_flag=True, help="Measure how long each member takes, for 1 and 32 images.")
 @json_option
 @standard_options
-def evaluate(run: str, split: str, min_members: int | None, allow_twins: bool, as_json: bool) -> None:
+def evaluate(run: str, split: str, min_members: int | None, allow_twins: bool, timed: bool, as_json: bool) -> None:
     """Measure the members of RUN, and its committees of every size."""
     opened = Run.open(run)
     with opened.lock(), only_json(as_json):
         built = build(opened.recipe_file(), opened.knobs(), opened.smoke)
         from keras_committee import evaluation
 
-        result = evaluation.evaluate(opened, built, split=split, min_members=min_members, allow_twins=allow_twins)
+        result = evaluation.evaluate(
+            opened, built, split=split, min_members=min_members, allow_twins=allow_twins, timed=timed
+        )
     if as_json:
         print_json(result)
         return

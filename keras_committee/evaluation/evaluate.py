@@ -1,18 +1,24 @@
 """How good is each member, and each committee of them?"""
 
-import hashlib
+import dataclasses
 import itertools
 import math
 import random
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
-from keras_committee import flops, metrics
-from keras_committee.errors import VerificationError
-from keras_committee.evaluation.votes import Votes, cast_votes, load_member
+from keras_committee import metrics
+from keras_committee.evaluation.compatibility import refuse_twins
+from keras_committee.evaluation.diversity import diversity, uncertainty
+from keras_committee.evaluation.latency import latency
+from keras_committee.evaluation.members import describe
+from keras_committee.evaluation.subsets import HEADS, SCORES, scores, shares_of
+from keras_committee.evaluation.votes import Votes, cast_votes
 from keras_committee.files import write_json
 from keras_committee.layers import GeometricMean, head_name, head_of
+from keras_committee.models.loading import load_member
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
@@ -21,7 +27,13 @@ MOST_SUBSETS = 1000
 
 
 def evaluate(
-    run: Run, recipe: Recipe, split: str = "test", *, min_members: int | None = None, allow_twins: bool = False
+    run: Run,
+    recipe: Recipe,
+    split: str = "test",
+    *,
+    min_members: int | None = None,
+    allow_twins: bool = False,
+    timed: bool = False,
 ) -> dict:
     """Evaluate members and committees of every size on a split, and write `evaluation.json` into the run folder.
 
@@ -34,6 +46,7 @@ def evaluate(
         split: `"train"`, `"validation"` or `"test"`.
         min_members: As in `cast_votes`; `missing` in the result says who is not there.
         allow_twins: Whether members may have identical weights.
+        timed: Whether to measure the latency of each member, too: `"latency"` in milliseconds.
 
     Returns:
         The content of `evaluation.json`.
@@ -46,6 +59,8 @@ def evaluate(
     votes = cast_votes(run, recipe, split, min_members)
     head = recipe.head or GeometricMean()
     members = _members(run, votes, allow_twins)
+    if timed:
+        _time(run, members)
     probabilities = np.exp(votes.log_probabilities)
     result = {
         "recipe": run.recipe_file().name,
@@ -59,10 +74,8 @@ def evaluate(
             committee_of_size(size, votes, head, [member["mflops"] for member in members])
             for size in range(1, len(members) + 1)
         ],
-        "diversity": {
-            "disagreement": metrics.disagreement(probabilities).tolist(),
-            "double_fault": metrics.double_fault(probabilities, votes.labels).tolist(),
-        },
+        "diversity": diversity(probabilities, votes.labels),
+        "uncertainty": uncertainty(probabilities, _answers(votes, votes.members, head).argmax(axis=1) == votes.labels),
     }
     write_json(run.path / "evaluation.json", result)
     run.journal("evaluated", split=split, examples=len(votes.labels))
@@ -76,9 +89,9 @@ def committee_of_size(size: int, votes: Votes, head, mflops: list[float]) -> dic
     of members matters, and is no standard error.
     """
     subsets = subsets_of(votes.log_probabilities.shape[1], size)
-    rows = [_summary(votes, subset, head) for subset in subsets]
+    measured = _scores(votes, subsets, head)
     cost = float(np.mean([sum(mflops[member] for member in subset) for subset in subsets]))
-    return {"size": size, "mflops": cost, **{name: _spread([row[name] for row in rows]) for name in rows[0]}}
+    return {"size": size, "mflops": cost, **{name: _spread(values) for name, values in measured.items()}}
 
 
 def subsets_of(members: int, size: int) -> list[tuple[int, ...]]:
@@ -91,10 +104,27 @@ def subsets_of(members: int, size: int) -> list[tuple[int, ...]]:
     return sorted(drawn)
 
 
+def _scores(votes: Votes, subsets: list[tuple[int, ...]], head) -> dict[str, list[float]]:
+    """Each score of each subset."""
+    name = head_name(head)
+    if name not in HEADS:  # a head of the recipe's own
+        rows = [_summary(votes, subset, head) for subset in subsets]
+        return {score: [row[score] for row in rows] for score in SCORES}
+    weights = head.get_config().get("weights")
+    weights = weights and [weights[member] for member in votes.members]
+    shares = shares_of(subsets, votes.log_probabilities.shape[1], weights)
+    measured = scores(votes.log_probabilities, votes.labels, shares, name)
+    return {score: measured[score].tolist() for score in SCORES}
+
+
 def _summary(votes: Votes, subset: tuple[int, ...], head) -> dict[str, float]:
-    members = [votes.members[place] for place in subset]
-    probabilities = keras.ops.convert_to_numpy(head_of(head, members)(votes.log_probabilities[:, list(subset)]))
-    return metrics.summary(probabilities, votes.labels)
+    return metrics.summary(_answers(votes, [votes.members[place] for place in subset], head), votes.labels)
+
+
+def _answers(votes: Votes, members: Sequence[int], head) -> np.ndarray:
+    """The probabilities `(examples, classes)` that the committee of `members` gives."""
+    places = [votes.members.index(member) for member in members]
+    return keras.ops.convert_to_numpy(head_of(head, members)(votes.log_probabilities[:, places]))
 
 
 def _spread(values: list[float]) -> dict:
@@ -108,23 +138,23 @@ def _spread(values: list[float]) -> dict:
 
 
 def _members(run: Run, votes: Votes, allow_twins: bool) -> list[dict]:
-    rows, owners = [], {}
-    for place, index in enumerate(votes.members):
-        model = load_member(run.member(index).model)
-        digest = hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest()
-        twin = owners.setdefault(digest, index)
-        if twin != index and not allow_twins:
-            raise VerificationError(
-                f"members {twin} and {index} of {run.path} have identical weights (sha256 {digest[:12]}).\n"
-                "  Does the recipe set a seed of its own in `member`? If it is meant so: --allow-twins."
-            )
-        rows.append(
-            {
-                "index": index,
-                "name": model.name,
-                "parameters": flops.parameters(model),
-                "mflops": flops.mflops(model),
-                **metrics.summary(np.exp(votes.log_probabilities[:, place]), votes.labels),
-            }
-        )
-    return rows
+    descriptions = [describe(run, index) for index in votes.members]
+    if not allow_twins:
+        digests = {str(index): each.weights for index, each in zip(votes.members, descriptions, strict=True)}
+        refuse_twins(digests, str(run.path))
+    return [
+        {
+            "index": index,
+            "name": each.name,
+            "parameters": each.parameters,
+            "mflops": each.mflops,
+            **metrics.summary(np.exp(votes.log_probabilities[:, place]), votes.labels),
+        }
+        for place, (index, each) in enumerate(zip(votes.members, descriptions, strict=True))
+    ]
+
+
+def _time(run: Run, members: list[dict]) -> None:
+    models = [load_member(run.member(member["index"]).model) for member in members]
+    for member, measured in zip(members, latency(models), strict=True):
+        member["latency"] = [dataclasses.asdict(each) for each in measured]

@@ -1,22 +1,26 @@
 """What does every member say of every example?
 
-A member predicts a split once. Its log probabilities are kept in `votes/<split>/<member>.npz` together with the hashes
-of the weights and of the data they came from; any subset, head or cascade is arithmetic on them.
+A member predicts a split once. Its log probabilities are kept in `votes/<split>/<member>-<key>.npy`, where the key is
+the hash of the weights and of the data they came from; any subset, head or cascade is arithmetic on them.
 """
 
 import hashlib
-import io
 import pathlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_committee.errors import IncompleteError, VerificationError
-from keras_committee.files import write_file
+from keras_committee.evaluation.keeping import current, keep
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import log_probabilities
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+
+if TYPE_CHECKING:
+    from keras_committee.data.splits import Splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +32,16 @@ class Votes:
         log_probabilities: float32 `(examples, members, classes)`.
         labels: int32 `(examples,)`.
         classes: Names of the classes.
+        weights: SHA-256 of each member's `model.keras`, in hexadecimal digits.
+        data: The fingerprint of the split.
     """
 
     members: tuple[int, ...]
     log_probabilities: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    weights: tuple[str, ...] = ()
+    data: str = ""
 
 
 def cast_votes(run: Run, recipe: Recipe, split: str = "test", min_members: int | None = None) -> Votes:
@@ -51,20 +59,36 @@ def cast_votes(run: Run, recipe: Recipe, split: str = "test", min_members: int |
         RecipeError: If the data have other classes than the members were trained for.
         VerificationError: If a member gives anything but one finite number for each class.
     """
-    members = _members_at_hand(run, recipe, min_members)
-    splits = recipe.data.load()
+    members = members_at_hand(run, recipe, min_members)
+    return votes_on(run, members, recipe.data.load(), split)
+
+
+def votes_on(run: Run, members: Sequence[int], splits: "Splits", split: str) -> Votes:
+    """The same for the `members` at hand, on data that are loaded already.
+
+    Raises:
+        RecipeError: If the data have other classes than the members were trained for.
+        VerificationError: If a member gives anything but one finite number for each class.
+    """
     run.require_classes(splits.classes)
     examples = getattr(splits, split)
-    data_hash = examples.fingerprint()
-    votes = [_member_votes(run, index, split, examples, data_hash) for index in members]
+    data = examples.fingerprint()
+    weights = [file_hash(run.member(index).model) for index in members]
+    votes = [_member_votes(run, index, split, examples, w + data) for index, w in zip(members, weights, strict=True)]
     for index, each in zip(members, votes, strict=True):
         _check(run, index, each, len(splits.classes))
     return Votes(
-        members=members, log_probabilities=np.stack(votes, axis=1), labels=examples.labels, classes=splits.classes
+        members=tuple(members),
+        log_probabilities=np.stack(votes, axis=1),
+        labels=examples.labels,
+        classes=splits.classes,
+        weights=tuple(weights),
+        data=data,
     )
 
 
-def _members_at_hand(run: Run, recipe: Recipe, min_members: int | None) -> tuple[int, ...]:
+def members_at_hand(run: Run, recipe: Recipe, min_members: int | None = None) -> tuple[int, ...]:
+    """The indices of the trained members. Raises IncompleteError if they are fewer than `min_members`, or than all."""
     finished = [index for index in run.finished_members() if index < recipe.members]
     missing = sorted(set(range(recipe.members)) - set(finished))
     if missing and (min_members is None or len(finished) < min_members):
@@ -75,6 +99,12 @@ def _members_at_hand(run: Run, recipe: Recipe, min_members: int | None) -> tuple
             f"  Finish them with the command of the run: {run.environment()['command']}\n{go_on}".rstrip()
         )
     return tuple(finished)
+
+
+def file_hash(file: pathlib.Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _check(run: Run, index: int, votes: np.ndarray, classes: int) -> None:
@@ -88,34 +118,12 @@ def _check(run: Run, index: int, votes: np.ndarray, classes: int) -> None:
         )
 
 
-def _member_votes(run: Run, index: int, split: str, examples, data_hash: str) -> np.ndarray:
-    model_file = run.member(index).model
-    hashes = {"weights": _file_hash(model_file), "data": data_hash}
-    kept = run.path / "votes" / split / f"{index:02d}.npz"
-    votes = _current(kept, hashes)
+def _member_votes(run: Run, index: int, split: str, examples, source: str) -> np.ndarray:
+    folder, name = run.path / "votes" / split, f"{index:02d}"
+    votes = current(folder, name, source)
     if votes is None:
-        votes = log_probabilities(load_member(model_file), examples.batches(256))
-        _keep(kept, votes, hashes)
+        votes = log_probabilities(load_member(run.member(index).model), examples.batches(256))
+        keep(folder, name, source, votes)
     if len(votes) != len(examples):
         raise RuntimeError(f"member {index} gave {len(votes)} votes on {len(examples)} examples")
     return votes
-
-
-def _current(file: pathlib.Path, hashes: dict[str, str]) -> np.ndarray | None:
-    if not file.exists():
-        return None
-    with np.load(file, allow_pickle=False) as kept:
-        if any(str(kept[name]) != value for name, value in hashes.items()):
-            return None
-        return kept["log_probabilities"]
-
-
-def _keep(file: pathlib.Path, votes: np.ndarray, hashes: dict[str, str]) -> None:
-    content = io.BytesIO()
-    np.savez(content, log_probabilities=votes, weights=hashes["weights"], data=hashes["data"])
-    write_file(file, content.getvalue())
-
-
-def _file_hash(file: pathlib.Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -11,6 +11,7 @@ from keras_committee.layers.heads import (
     head_of,
 )
 from keras_committee.layers.normalization import BatchNormalization
+from keras_committee.layers.resize import Resize
 from keras_committee.layers.stochastic_depth import StochasticDepth
 from keras_committee.layers.survival import (
     blocks,
@@ -30,6 +31,7 @@ __all__ = [
     "BatchNormalization",
     "GeometricMean",
     "MajorityVote",
+    "Resize",
     "StochasticDepth",
     "WeightedGeometricMean",
     "blocks",

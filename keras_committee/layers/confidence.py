@@ -41,7 +41,8 @@ def confidence(kind: str, probabilities, votes):
         return best - second
     if kind == "entropy":
         spread = -ops.sum(probabilities * ops.log(ops.maximum(probabilities, keras.config.epsilon())), axis=-1)
-        return 1.0 - spread / ops.log(ops.cast(probabilities.shape[-1], "float32"))
+        # Rounding may put the uniform distribution below 0, where no threshold would let it answer.
+        return ops.maximum(1.0 - spread / ops.log(ops.cast(probabilities.shape[-1], "float32")), 0.0)
     top = ops.argmax(probabilities, axis=-1)
     agrees = ops.equal(ops.argmax(votes, axis=-1), ops.expand_dims(top, 1))
     return ops.mean(ops.cast(agrees, "float32"), axis=1)

@@ -25,6 +25,9 @@ _FIELDS = {
     "string": ("string_val", np.object_),
 }
 
+_DIMENSIONS = 32  # of an array; TensorFlow itself takes 254
+_REPEATED = 2**20  # elements: twenty bytes may claim that their one value fills a tensor
+
 
 def typed_proto(array: np.ndarray) -> Any:
     """The TensorProto of `array` with its values in a typed field such as `float_val`, as TF Serving answers."""
@@ -51,9 +54,9 @@ def checked_shape(proto: Any, most: int) -> tuple[int, ...]:
     """The shape that `proto` claims, of at most `most` elements. Nothing is allocated. Raises StatusError."""
     shape = proto.tensor_shape
     dims = tuple(dim.size for dim in shape.dim)
-    if shape.unknown_rank or any(size < 0 for size in dims) or len(dims) > 254:
+    if shape.unknown_rank or any(size < 0 for size in dims) or len(dims) > _DIMENSIONS:
         raise StatusError("INVALID_ARGUMENT", f"the tensor's shape is not known: {list(dims)[:9]}")
-    if math.prod(dims) > most:
+    if math.prod(max(size, 1) for size in dims) > most:
         raise StatusError(
             "INVALID_ARGUMENT",
             f"a tensor may have {most} elements. The shape {list(dims)[:9]} has {_power(dims)}",
@@ -68,7 +71,7 @@ def to_array(proto: Any, most: int = 2**26) -> np.ndarray:
 
     Raises:
         StatusError: INVALID_ARGUMENT for a shape that is unknown or has more than `most` elements, a dtype that no
-            array has, and content of another length.
+            array has, content of another length, and more than a million elements to be filled up.
     """
     shape = checked_shape(proto, most)
     dtype = _dtype(proto.dtype)
@@ -93,8 +96,12 @@ def _from_values(proto: Any, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
         raise StatusError("INVALID_ARGUMENT", "strings are taken from string_val, not from tensor_content")
     field, carried = _FIELDS[dtype.name]
     sent, count = getattr(proto, field), math.prod(shape)
-    values = np.full(count, b"" if dtype.name == "string" else 0, carried)
     given = min(len(sent), count)
+    if given < count > _REPEATED:
+        raise StatusError(
+            "INVALID_ARGUMENT", f"{given} values are sent for {count} elements; at most {_REPEATED} are filled up"
+        )
+    values = np.full(count, b"" if dtype.name == "string" else 0, carried)
     values[:given] = sent[:given]
     values[given:] = sent[given - 1] if given else values[given:]
     return _uncarried(values, dtype).reshape(shape)
@@ -139,5 +146,5 @@ def _as_bytes(value: Any) -> bytes:
 
 
 def _power(dims: tuple[int, ...]) -> str:
-    """The number of elements in few letters: 254 dimensions of 2**63 have a number of 4,800 digits."""
-    return f"about 2**{sum(math.log2(size) for size in dims):.0f}"
+    """The number of elements in few letters: 32 dimensions of 2**63 have a number of 600 digits."""
+    return f"about 2**{sum(math.log2(max(size, 1)) for size in dims):.0f}"

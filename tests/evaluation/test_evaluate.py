@@ -30,7 +30,7 @@ def test_the_document_has_the_keys_of_its_contract(evaluated):
     assert json.loads((run.path / "evaluation.json").read_text()) == result
     assert list(result) == [
         "recipe", "split", "examples", "classes", "head", "members", "missing", "committees",
-        "diversity",
+        "diversity", "uncertainty",
     ]  # fmt: skip
     assert (result["recipe"], result["split"], result["examples"], result["classes"]) == ("tiny", "test", 360, 10)
     assert result["head"] == "geometric_mean"
@@ -41,7 +41,9 @@ def test_the_document_has_the_keys_of_its_contract(evaluated):
         ["size", "mflops", "accuracy", "nll", "ece", "brier"]
     ] * 3
     assert list(result["committees"][0]["nll"]) == ["mean", "std", "min", "max", "subsets"]
-    assert set(result["diversity"]) == {"disagreement", "double_fault"}
+    assert set(result["diversity"]) == {
+        "disagreement", "double_fault", "q_statistic", "error_correlation", "ambiguity",
+    }  # fmt: skip
 
 
 def test_members_are_counted_as_they_are_written(evaluated):

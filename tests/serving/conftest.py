@@ -1,12 +1,15 @@
 """What the serving tests share: a model whose answers are known by heart."""
 
+import grpc
 import pytest
 from half_plus_two import save_half_plus_two
+from tiny_committee import save_tiny_committee
 from zoo import save_zoo
 
+from keras_committee.serving.server import grpc as grpc_standin
 from keras_committee.serving.server import rest
 from keras_committee.serving.server.manager import Manager, Settings
-from keras_committee.serving.server.versions import ModelConfig
+from keras_committee.serving.server.versions import ModelConfig, Policy
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +41,32 @@ def stand_in(zoo):
         manager.wait_until_available()
         with rest.start(manager, ("127.0.0.1", 0)) as server:
             yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_committee(tmp_path_factory):
+    """The base path of `tiny_committee`, with version 4. Tests only read it."""
+    base = tmp_path_factory.mktemp("models") / "tiny"
+    save_tiny_committee(base, 4)
+    return base
+
+
+@pytest.fixture(scope="session")
+def grpc_manager(half_plus_two):
+    """A manager of `half_plus_two`, version 123, label "lab"."""
+    config = ModelConfig("half_plus_two", half_plus_two, Policy.specific(123), {"lab": 123})
+    with Manager([config], Settings(labels_for_unavailable=True)) as manager:
+        manager.wait_until_available()
+        yield manager
+
+
+@pytest.fixture(scope="session")
+def grpc_server(grpc_manager):
+    with grpc_standin.start(grpc_manager, ("127.0.0.1", 0)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def grpc_channel(grpc_server):
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_server.port}", [("grpc.max_send_message_length", -1)]) as channel:
+        yield channel

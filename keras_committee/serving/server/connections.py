@@ -52,7 +52,8 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What h11 cannot read, as JSON; and nothing more where an answer is already under way."""
-        too_long = len(self.conn.trailing_data[0]) > self._limits.header
+        within_headers = self.cycle is None or self.cycle.response_complete
+        too_long = within_headers and len(self.conn.trailing_data[0]) > self._limits.header
         self._refuse(431 if too_long else 400, f"the headers exceed {self._limits.header} bytes" if too_long else msg)
 
     def waits(self) -> bool:

@@ -62,6 +62,7 @@ def start(
     limits: Limits | None = None,
     metrics: Metrics | None = None,
     monitoring: str = MONITORING,
+    threads: int | None = None,
 ) -> RestServer:
     """Listens on `address`, (host, port); port 0 takes a free one.
 
@@ -71,12 +72,13 @@ def start(
         limits: What a request may ask for.
         metrics: Where requests are counted.
         monitoring: Path of the page for Prometheus.
+        threads: That answer requests; a few more than cores where None.
 
     Raises:
         ResourceError: If the port is in use, or may not be taken.
     """
     limits = limits or Limits()
-    socket, work = listen(*address), Work(limits)
+    socket, work = listen(*address), Work(limits, threads)
     app = make_app(manager, limits, metrics or Metrics(), work, monitoring, hosts=_hosts(address[0]))
     config = uvicorn.Config(
         app,

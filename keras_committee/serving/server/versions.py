@@ -8,7 +8,7 @@ from pathlib import Path
 from keras_committee.serving.status import StatusError
 
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,128}")
-_NUMBER = re.compile(r"\d{1,19}")
+_NUMBER = re.compile(r"\d{1,19}", re.A)
 _LARGEST = 2**63 - 1
 
 

@@ -1,0 +1,54 @@
+"""`keras-committee calibrate`: which temperature and which weights make a committee as sure as it is right?"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from keras_committee.cli.options import build, json_option, only_json, print_json, standard_options
+from keras_committee.run import Run
+from keras_committee.tables import print_table
+
+_SCORES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "adaptive_ece": "adaptive ECE", "brier": "Brier"}
+
+
+@click.command()
+@click.argument("run", type=click.Path())
+@click.option("--min-members", type=click.IntRange(1), help="Take the committee as it is with so many members.")
+@json_option
+@standard_options
+def calibrate(run: str, min_members: int | None, as_json: bool) -> None:
+    """Fit temperatures and weights of RUN's members on its validation split, and measure them on its test split."""
+    opened = Run.open(run)
+    with opened.lock(), only_json(as_json):
+        built = build(opened.recipe_file(), opened.knobs(), opened.smoke)
+        from keras_committee import evaluation
+
+        result = evaluation.calibrate(opened, built, min_members=min_members)
+    if as_json:
+        print_json(result)
+        return
+    _print(result)
+    click.echo(
+        f"Fitted on {result['fitted_on']['examples']} examples of validation, measured on"
+        f" {result['measured_on']['examples']} of test. All of it: {Path(run, 'calibration.json')}"
+    )
+
+
+def _print(result: dict[str, Any]) -> None:
+    committee = result["committee"]
+    weights = " ".join(f"{weight:.3f}" for weight in committee["weights"])
+    settings = {"member_temperatures": "each its own", "temperature": f"{committee['temperature']:.3f}", "weights": "1"}
+    rows = []
+    for member in result["members"]:
+        rows.append([f"member {member['index']}", "1", *_cells(member["before"])])
+        rows.append(["", f"{member['temperature']:.3f}", *_cells(member["after"])])
+    rows.append([f"committee, {result['head']}", "1", *_cells(committee["before"])])
+    for name, after in committee["after"].items():
+        what = f"weights {weights}" if name == "weights" else ""
+        rows.append([what, settings[name], *_cells(after)])
+    print_table(["", "temperature", *_SCORES.values()], rows)
+
+
+def _cells(scores: dict[str, float]) -> list[str]:
+    return [f"{scores[name]:.4f}" for name in _SCORES]

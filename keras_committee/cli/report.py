@@ -1,0 +1,65 @@
+"""`keras-committee report`: which committee is worth its cost, on one page?"""
+
+import contextlib
+import os
+from pathlib import Path
+
+import click
+
+from keras_committee.cli.options import command, json_option, only_json, print_json, say, standard_options
+from keras_committee.run import Run
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
+@click.option("--out", type=click.Path(), help="Folder of the report; RUN/report where one run is given.")
+@click.option(
+    "--selection", "selections", multiple=True, type=click.Path(), help="What `select` wrote; may be given repeatedly."
+)
+@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
+@click.option("--min-members", type=click.IntRange(1), help="Take each committee as it is with so many members.")
+@click.option("--allow-twins", is_flag=True, help="Members of a run may have identical weights.")
+@json_option
+@standard_options
+def report(
+    runs: tuple[str, ...], out: str | None, selections: tuple[str, ...], split: str, min_members: int | None,
+    allow_twins: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Write one page on RUNs: accuracy against cost, calibration, diversity, training.
+
+    What is missing of votes and evaluations is computed first. The page needs nothing but itself; the same pictures lie
+    beside it as PNG files, and in its folder `tensorboard`.
+    """
+    opened = [Run.open(run) for run in dict.fromkeys(runs)]
+    folder = Path(out) if out else _folder(opened)
+    with contextlib.ExitStack() as locks, only_json(as_json):
+        for run in opened:
+            locks.enter_context(run.lock())
+        from keras_committee.evaluation.report import write_report
+
+        files = [Path(selection) for selection in selections]
+        written = write_report(opened, folder, files, split=split, min_members=min_members, allow_twins=allow_twins)
+    if as_json:
+        print_json(
+            {
+                "report": str(written.page),
+                "runs": [str(run.path) for run in opened],
+                "pictures": [str(picture) for picture in written.pictures],
+                "tensorboard": str(written.tensorboard),
+                "sentences": written.sentences,
+            }
+        )
+        return
+    say(f"{written.sentences['cost']}\n\nReport: {written.page}\nNext: {_next(opened, selections)}")
+
+
+def _folder(runs: list[Run]) -> Path:
+    """That of the one run, or beside several."""
+    if len(runs) == 1:
+        return runs[0].path / "report"
+    return Path(os.path.commonpath([run.path.absolute().parent for run in runs])) / "report"
+
+
+def _next(runs: list[Run], selections: tuple[str, ...]) -> str:
+    paths = [str(run.path) for run in runs]
+    return command("export", paths[0], "--selection", selections[0]) if selections else command("select", *paths)

@@ -1,0 +1,121 @@
+"""`keras-committee select`: which committee, or cascade, of the members of some runs is to be shipped?"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from keras_committee.cli.options import command, json_option, only_json, print_json, say, standard_options
+from keras_committee.run import Run
+from keras_committee.tables import print_selection
+
+_METHODS = ["auto", "exhaustive", "greedy", "evolutionary"]
+_HEADS = ["geometric_mean", "arithmetic_mean", "majority_vote"]
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
+@click.option("--max-mflops", type=click.FloatRange(0, min_open=True), metavar="X", help="Budget; a cascade's average.")
+@click.option("--max-latency", type=click.FloatRange(0, min_open=True), metavar="MS", help="Budget of measured time.")
+@click.option("--min-accuracy", type=click.FloatRange(0, 1), metavar="Y", help="Alone: the cheapest that reaches it.")
+@click.option("--objective", type=click.Choice(["accuracy", "nll", "brier"]), default="accuracy", show_default=True)
+@click.option("--method", type=click.Choice(_METHODS), default="auto", show_default=True)
+@click.option("--head", type=click.Choice(_HEADS), default="geometric_mean", show_default=True)
+@click.option("--cascade", is_flag=True, help="Ask the next member only while those so far are unsure.")
+@click.option("--target-drop", type=click.FloatRange(0), metavar="POINTS", help="What --cascade may lose of accuracy.")
+@click.option("--out", type=click.Path(), metavar="FILE", help="selection.json of the first run by default.")
+@click.option("--min-members", type=click.IntRange(1), help="Take a run as it is with so many members.")
+@click.option("--allow-twins", is_flag=True, help="Members may have identical weights.")
+@json_option
+@standard_options
+def select(
+    runs: tuple[str, ...],
+    max_mflops: float | None,
+    max_latency: float | None,
+    min_accuracy: float | None,
+    objective: str,
+    method: str,
+    head: str,
+    cascade: bool,
+    target_drop: float | None,
+    out: str | None,
+    min_members: int | None,
+    allow_twins: bool,
+    as_json: bool,
+) -> None:
+    """Choose the best committee of the members of all RUNs: on validation, told on test."""
+    _refuse_contradictions(max_mflops, max_latency, min_accuracy, objective, cascade, target_drop)
+    opened = [Run.open(run) for run in runs]
+    file = Path(out) if out else opened[0].path / "selection.json"
+    with _locked(opened), only_json(as_json):
+        from keras_committee import evaluation
+
+        pool = evaluation.gather(opened, min_members=min_members, allow_twins=allow_twins)
+        bound = max_mflops or max_latency or math.inf
+        goal = evaluation.Goal(objective=objective, max_cost=bound, min_accuracy=min_accuracy or 0.0)
+        if cascade:
+            chosen = evaluation.select_cascade(
+                pool, goal, file, method=method, head=head, target_drop=target_drop or 0.0
+            )
+        else:
+            latencies = evaluation.member_latencies(pool) if max_latency else None
+            chosen = evaluation.select(pool, goal, file, method=method, head=head, latencies=latencies)
+        chosen.write(file)
+        opened[0].journal("selected", kind=chosen.kind, members=len(chosen.members), file=str(file))
+    document = {"file": str(file), "kind": chosen.kind, **dataclasses.asdict(chosen)}
+    if as_json:
+        print_json(document)
+        return
+    print_selection(document)
+    _tell(document, runs, file)
+
+
+def _refuse_contradictions(max_mflops, max_latency, min_accuracy, objective, cascade, target_drop) -> None:
+    wrong = {
+        "--max-mflops and --max-latency are two budgets: give one": max_mflops and max_latency,
+        "--max-latency bounds a committee; bound a --cascade by --max-mflops": max_latency and cascade,
+        "--target-drop is for a --cascade": target_drop is not None and not cascade,
+        "--target-drop is of accuracy: leave out --objective": target_drop is not None and objective != "accuracy",
+        "--target-drop and a budget are two goals: give one": target_drop is not None and (max_mflops or min_accuracy),
+        "a --cascade takes --max-mflops or --min-accuracy, not both": cascade and max_mflops and min_accuracy,
+        "--min-accuracy of a --cascade is its target: leave out --objective": (
+            cascade and min_accuracy and objective != "accuracy"
+        ),
+    }
+    for message, holds in wrong.items():
+        if holds:
+            raise click.UsageError(f"{message}.")
+
+
+@contextlib.contextmanager
+def _locked(runs: Sequence[Run]) -> Iterator[None]:
+    """Owns all of them; one that is given twice once, so that the pool can say so."""
+    with contextlib.ExitStack() as stack:
+        for run in {run.path.resolve(): run for run in runs}.values():
+            stack.enter_context(run.lock())
+        yield
+
+
+def _tell(document: dict, runs: tuple[str, ...], file: Path) -> None:
+    report = document["report"]
+    gain = report["best_member"]["gain"]["accuracy"]
+    click.echo(f"Over the best member: {_points(gain)} on test.")
+    if "cascade" in report:
+        cheaper, difference = report["cascade"]["times_cheaper"], report["cascade"]["difference"]["accuracy"]
+        click.echo(
+            f"Against the best committee: {_points(difference)} on test, at {cheaper['value']:.2f} times fewer "
+            f"multiply-adds [{cheaper['low']:.2f}, {cheaper['high']:.2f}]."
+        )
+    click.echo(f"Diversity: {report['diversity']['statement']}")
+    click.echo(
+        f"{report['candidates']:,} committees looked at ({report['method']}), {len(report['front'])} on the front."
+    )
+    say(f"All of it: {file}. Next: {command('export', runs[0], '--selection', str(file))}")
+
+
+def _points(difference: dict[str, float]) -> str:
+    value, low, high = (f"{100 * difference[key]:+.2f}" for key in ("value", "low", "high"))
+    return f"{value} points of accuracy [{low}, {high}]"

@@ -1,0 +1,132 @@
+"""`keras-committee serve`: a local stand-in for TF Serving answers on this machine."""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from keras_committee.cli.options import json_option, print_json, say, standard_options
+from keras_committee.errors import RecipeError
+
+_FILE = click.Path(exists=True, dir_okay=False)
+
+
+@click.command()
+@click.argument("model_dir", type=click.Path(), required=False)
+@click.option("--rest-port", type=click.IntRange(0, 65535), default=8501, show_default=True)
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=8500, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Who asks from elsewhere needs another one.")
+@click.option("--model-config-file", type=_FILE, help="A models.config instead of MODEL_DIR.")
+@click.option("--monitoring-config-file", type=_FILE, help="A monitoring.config: the path of the Prometheus page.")
+@click.option("--enable-batching", is_flag=True, help="Requests that come together run as one batch.")
+@click.option("--batching-parameters-file", type=_FILE, help="A batching.config.")
+@click.option(
+    "--allow-version-labels-for-unavailable-models",
+    "allow_labels",
+    is_flag=True,
+    help="A label of models.config may name a version that is not loaded yet.",
+)
+@click.option("--real", is_flag=True, help="Run tensorflow_model_server itself, where it is installed.")
+@json_option
+@standard_options
+def serve(
+    model_dir: str | None,
+    rest_port: int,
+    grpc_port: int,
+    host: str,
+    model_config_file: str | None,
+    monitoring_config_file: str | None,
+    enable_batching: bool,
+    batching_parameters_file: str | None,
+    allow_labels: bool,
+    real: bool,
+    as_json: bool,
+) -> None:
+    """Serve the newest version in MODEL_DIR, or what a models.config lists, until Ctrl-C or SIGTERM.
+
+    A stand-in for TF Serving: the same URLs, gRPC services, codes and messages, for developing a client against it. It
+    has no authentication. Versions that are published meanwhile are loaded, and then the old ones go.
+    """
+    if (model_dir is None) == (model_config_file is None):
+        raise RecipeError("name either MODEL_DIR or --model-config-file.")
+    if batching_parameters_file and not enable_batching:
+        raise RecipeError("--batching-parameters-file does nothing without --enable-batching. Nothing was started.")
+    batching = batching_parameters_file or enable_batching
+    if real:
+        folder = Path(model_dir).resolve() if model_dir else None
+        _run_real(folder, (rest_port, grpc_port), model_config_file, monitoring_config_file, batching)
+        return
+    from keras_committee.serving.server.manager import Settings
+    from keras_committee.serving.server.standin import Options, StandIn
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    options = Options(
+        host=host,
+        rest_port=rest_port,
+        grpc_port=grpc_port,
+        monitoring=_monitoring(monitoring_config_file),
+        batching=_batching(enable_batching, batching_parameters_file),
+        settings=Settings(labels_for_unavailable=allow_labels, retry_seconds=2.0),
+    )
+    configs = _configs(model_dir, model_config_file)
+    with _signals() as stop, StandIn(configs, options) as server:
+        _tell(server, host, as_json)
+        stop.wait()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set."""
+    stop = threading.Event()
+    before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _configs(model_dir: str | None, file: str | None) -> list:
+    from keras_committee.serving.messages import parse_models
+    from keras_committee.serving.server.configs import read_configs
+    from keras_committee.serving.server.standin import one_model
+
+    return one_model(Path(model_dir)) if model_dir else read_configs(parse_models(Path(str(file)).read_text()))
+
+
+def _monitoring(file: str | None) -> str:
+    from keras_committee.serving.messages import parse_monitoring
+    from keras_committee.serving.server.rest import MONITORING
+
+    return parse_monitoring(Path(file).read_text()).prometheus_config.path or MONITORING if file else MONITORING
+
+
+def _batching(enabled: bool, file: str | None):
+    from keras_committee.serving.messages import parse_batching
+    from keras_committee.serving.server.batching import BatchingParameters
+
+    if not enabled:
+        return None
+    return BatchingParameters.from_proto(parse_batching(Path(file).read_text() if file else ""))
+
+
+def _tell(server, host: str, as_json: bool) -> None:
+    rest = f"http://{host}:{server.rest_port}"
+    grpc = f"{host}:{server.grpc_port}" if server.grpc_port else None
+    if as_json:
+        print_json({"rest": rest, "grpc": grpc, "models": server.manager.names(), "stand_in": True})
+        return
+    say(f"{', '.join(server.manager.names())} at {rest}" + (f", gRPC at {grpc}" if grpc else "") + "; Ctrl-C ends it")
+
+
+def _run_real(folder: Path | None, ports: tuple[int, int], *files: str | bool | None) -> None:
+    from keras_committee.serving.server.real import command
+
+    words = command(folder, ports, *files)  # pyright: ignore[reportArgumentType]
+    os.execv(words[0], words)

@@ -1,0 +1,79 @@
+"""How does a picture that belongs to no split become pixels, as those of training do?"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, UnidentifiedImageError
+
+from keras_committee.data import preflight
+from keras_committee.data.decode import decode_image, resize_image
+from keras_committee.data.holdout import evenly
+from keras_committee.data.image_folder import SUFFIXES
+from keras_committee.errors import DataError
+
+MOST_PIXELS = 25_000_000  # told by the header: a PNG of 240 kB may hold 240 MB of pixels
+
+
+def read_content(path: str | Path) -> bytes:
+    """The bytes of a JPEG or PNG file, whose header says that it is one and not too large.
+
+    Raises:
+        DataError: If it cannot be read, is in another format, or has more than MOST_PIXELS pixels.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=("JPEG", "PNG")) as opened:
+            width, height = opened.size
+        content = Path(path).read_bytes()
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: neither a JPEG nor a PNG, whatever its name says") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: too large; at most {MOST_PIXELS:,} pixels are read") from error
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's words for a damaged header
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if width * height > MOST_PIXELS:
+        raise DataError(f"{path}: {width}x{height} pixels are too large; at most {MOST_PIXELS:,} are read")
+    return content
+
+
+def read_picture(path: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of one JPEG or PNG file, uint8 `(height, width, 3)`, decoded and resized as in training.
+
+    Raises:
+        DataError: If it is none, damaged, or too large.
+    """
+    try:
+        with tf.device("CPU:0"):
+            return resize_image(decode_image(read_content(path)), size).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        raise DataError(f"{path}: damaged or cut off, it cannot be decoded") from error
+
+
+def read_folder(folder: Path, most: int, size: tuple[int, int]) -> np.ndarray:
+    """The JPEG and PNG images in a folder and in those inside it: uint8 `(examples, height, width, 3)`.
+
+    Args:
+        folder: The folder.
+        most: At most so many, evenly spread over the sorted names.
+        size: Height and width.
+
+    Raises:
+        DataError: If there are none, or names each that cannot be read.
+    """
+    mend = "Name a folder of JPEG or PNG images, and remove what is named above."
+    files = sorted(path for path in folder.rglob("*") if _is_picture(path))
+    if not files:
+        preflight.refuse(str(folder), ["it holds no JPEG or PNG image" if folder.is_dir() else "no such folder"], mend)
+    images, problems = [], []
+    for place in evenly(np.zeros(len(files), np.int32), most):
+        try:
+            images.append(read_picture(files[place], size))
+        except DataError as error:
+            problems.append(str(error))
+    preflight.refuse(str(folder), problems, mend)
+    return np.stack(images)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()

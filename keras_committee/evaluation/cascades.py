@@ -1,0 +1,225 @@
+"""What would a cascade answer, and what would it cost? Arithmetic on votes that were cast already.
+
+After stage s the committee of the first n_s members answers where it is sure enough; only the other examples ask the
+next members. `models.Cascade` is the same as one model.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_committee import metrics
+from keras_committee.layers import GeometricMean, head_of
+from keras_committee.layers.confidence import check_confidence, confidence
+from keras_committee.models.cascade import check_stages
+from keras_committee.selection import Stage
+
+NEVER = 2.0  # a threshold that no confidence reaches
+
+# Confidences of so many committees are kept: 50 MB for 10,000 examples and one measure.
+_KEPT = 1280
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CascadePlan:
+    """Who is asked, in which order, and until when.
+
+    Attributes:
+        order: Places of the members among the votes, first asked first.
+        sizes: So many members have been asked when a stage ends; rising, the last all of the order.
+        thresholds: A stage but the last answers where the confidence is at least this, one float for each.
+        confidence: One of `layers.CONFIDENCES`.
+
+    Raises:
+        ValueError: If the sizes do not rise to the length of the order, or the thresholds are not one fewer.
+    """
+
+    order: tuple[int, ...]
+    sizes: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    confidence: str = "max_probability"
+
+    def __post_init__(self):
+        check_confidence(self.confidence)
+        check_stages(self.sizes, self.thresholds, len(self.order))
+
+    def stages(self) -> tuple[Stage, ...]:
+        """As `selection.json` keeps them."""
+        pairs = zip(self.sizes, (*self.thresholds, None), strict=True)
+        return tuple(Stage(members=size, threshold=threshold) for size, threshold in pairs)
+
+
+class Ballots:
+    """The votes of members on one split, and what each member costs.
+
+    What any committee of them says is worked out when it is first asked for.
+
+    Args:
+        log_probabilities: Floats `(examples, members, classes)`, natural logarithms, temperatures applied.
+        labels: Integers `(examples,)`.
+        mflops: For each member 2 x multiply-adds / 1e6 for one image.
+        head: Layer from logits `(batch, members, classes)` to probabilities; `GeometricMean()` where None.
+
+    Raises:
+        ValueError: If the shapes do not fit each other.
+    """
+
+    def __init__(self, log_probabilities: np.ndarray, labels: np.ndarray, mflops: Sequence[float], head=None):
+        if np.ndim(log_probabilities) != 3 or 0 in np.shape(log_probabilities):
+            raise ValueError(f"votes must be (examples, members, classes). Received: {np.shape(log_probabilities)}")
+        examples, members, _ = np.shape(log_probabilities)
+        if np.shape(labels) != (examples,) or len(mflops) != members:
+            raise ValueError(
+                f"{examples} examples and {members} members need as many labels and costs. "
+                f"Received: labels of shape {np.shape(labels)}, {len(mflops)} costs"
+            )
+        self.log_probabilities = log_probabilities
+        self.labels = np.asarray(labels)
+        self.mflops = tuple(float(cost) for cost in mflops)
+        self.head = GeometricMean() if head is None else head
+        self._kept: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
+        self._last: tuple = (None, None)
+
+    def part(self, examples: np.ndarray) -> "Ballots":
+        """The same members on some of the examples: indices or a mask."""
+        return Ballots(self.log_probabilities[examples], self.labels[examples], self.mflops, self.head)
+
+    def cost(self, members: Sequence[int]) -> float:
+        """MFLOPs of asking `members` about one image."""
+        return math.fsum(self.mflops[member] for member in members)
+
+    def probabilities(self, members: Sequence[int]) -> np.ndarray:
+        """What the committee of `members` says: float32 `(examples, classes)`."""
+        return self._heard(members)[0]
+
+    def confidences(self, members: Sequence[int], kind: str) -> np.ndarray:
+        """How sure the committee of `members` is: float32 `(examples,)`."""
+        return self._remember(("confidence", kind, *sorted(members)), lambda: self._sure(members, kind))
+
+    def scores(self, members: Sequence[int], objective: str) -> np.ndarray:
+        """How good each answer of the committee of `members` is: float32 `(examples,)`, more is better.
+
+        1 or 0 for `"accuracy"`, the log-likelihood for `"nll"`, less the Brier score for `"brier"`.
+        """
+        return self._remember(
+            ("score", objective, *sorted(members)), lambda: _scores(self.probabilities(members), self.labels, objective)
+        )
+
+    def _heard(self, members):
+        """Probabilities and votes of a committee. The last one asked for is at hand: its confidences come next."""
+        members = sorted(members)  # a committee answers to the last bit the same, whoever is asked first
+        if self._last[0] != members:
+            votes = np.ascontiguousarray(self.log_probabilities[:, members], dtype=np.float32)
+            said = keras.ops.convert_to_numpy(head_of(self.head, members)(votes))
+            self._last = members, (said, votes)
+        return self._last[1]
+
+    def _sure(self, members, kind):
+        probabilities, votes = self._heard(members)
+        return keras.ops.convert_to_numpy(confidence(kind, probabilities, votes))
+
+    def _remember(self, key, compute):
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        self._kept[key] = value = compute()
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exit:
+    """What one stage answered.
+
+    Attributes:
+        members: Members asked by then.
+        rate: Share of all examples answered here.
+        accuracy, nll, ece: Of those answered here; None where there are none.
+    """
+
+    members: int
+    rate: float
+    accuracy: float | None
+    nll: float | None
+    ece: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CascadeRun:
+    """What a cascade did on one split.
+
+    Attributes:
+        probabilities: float32 `(examples, classes)`.
+        members_used: int32 `(examples,)`.
+        mflops: The average over the examples.
+        worst_mflops: Of an image that goes as far as the thresholds let any go.
+        exits: One for each stage.
+        scores: Accuracy, NLL, ECE and Brier over all examples.
+    """
+
+    probabilities: np.ndarray
+    members_used: np.ndarray
+    mflops: float
+    worst_mflops: float
+    exits: tuple[Exit, ...]
+    scores: dict[str, float]
+
+    def summary(self) -> dict[str, Any]:
+        """The figures without the arrays, for JSON."""
+        exits = [dataclasses.asdict(each) for each in self.exits]
+        return {**self.scores, "mflops": self.mflops, "worst_mflops": self.worst_mflops, "exits": exits}
+
+
+def run_cascade(ballots: Ballots, plan: CascadePlan) -> CascadeRun:
+    """What the cascade answers on these votes, with what effort and how well, exit by exit.
+
+    Source: Wang et al. 2021, arXiv:2012.01988, section 4.
+    """
+    probabilities = ballots.probabilities(plan.order)
+    members_used = np.full(len(ballots.labels), plan.sizes[-1], np.int32)
+    unsure = np.ones(len(ballots.labels), bool)
+    for size, threshold in zip(plan.sizes, plan.thresholds, strict=False):
+        asked = plan.order[:size]
+        answers = unsure & (ballots.confidences(asked, plan.confidence) >= np.float32(threshold))
+        probabilities = np.where(answers[:, None], ballots.probabilities(asked), probabilities)
+        members_used[answers] = size
+        unsure &= ~answers
+    costs = {size: ballots.cost(plan.order[:size]) for size in plan.sizes}
+    return CascadeRun(
+        probabilities=probabilities,
+        members_used=members_used,
+        mflops=float(np.mean([costs[used] for used in members_used.tolist()])),
+        worst_mflops=costs[deepest(plan.sizes, plan.thresholds)],
+        exits=tuple(_exit(size, members_used == size, probabilities, ballots.labels) for size in plan.sizes),
+        scores=metrics.summary(probabilities, ballots.labels),
+    )
+
+
+def deepest(sizes: Sequence[int], thresholds: Sequence[float]) -> int:
+    """The members that an image may need at most: a stage with a threshold of 0 or less lets none go on."""
+    return next((size for size, threshold in zip(sizes, thresholds, strict=False) if threshold <= 0), sizes[-1])
+
+
+def _exit(size, here, probabilities, labels):
+    if not here.any():
+        return Exit(members=size, rate=0.0, accuracy=None, nll=None, ece=None)
+    scores = metrics.summary(probabilities[here], labels[here])
+    del scores["brier"]
+    return Exit(members=size, rate=float(here.mean()), **scores)
+
+
+def _scores(probabilities, labels, objective):
+    true = probabilities[np.arange(len(labels)), labels]
+    if objective == "accuracy":
+        return (probabilities.argmax(axis=1) == labels).astype(np.float32)
+    if objective == "nll":
+        return np.log(np.maximum(true, 1e-12))
+    if objective == "brier":
+        return 2 * true - np.square(probabilities).sum(axis=1) - 1
+    raise ValueError(f"objective must be accuracy, nll or brier. Received: {objective!r}")

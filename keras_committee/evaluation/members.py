@@ -1,0 +1,85 @@
+"""What is each member: its size, its cost, its architecture, its weights?
+
+Told by the model itself, and kept in `votes/members/` of the run folder, since loading a model takes seconds.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import keras
+
+from keras_committee import flops
+from keras_committee.evaluation.votes import file_hash
+from keras_committee.files import write_json
+from keras_committee.models.loading import load_member
+from keras_committee.run import Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """One member.
+
+    Attributes:
+        name: The model's name.
+        parameters: Trainable weights.
+        mflops: 2 x multiply-adds / 1e6 for one image.
+        input_shape: Height, width, channels.
+        architecture: Hash of the kinds and sizes of its layers: members of one architecture differ in their weights.
+        weights: SHA-256 of all its weights, in hexadecimal digits, whatever file they lie in.
+    """
+
+    name: str
+    parameters: int
+    mflops: float
+    input_shape: tuple[int, ...]
+    architecture: str
+    weights: str
+
+
+def describe(run: Run, index: int) -> Description:
+    """The description of a trained member, from its run folder where it is current. Raises RunError."""
+    model_file = run.member(index).model
+    kept = run.path / "votes" / "members" / f"{index:02d}.json"
+    source = f"{file_hash(model_file)} {_counting()}"
+    description = _current(kept, source)
+    if description is None:
+        description = description_of(load_member(model_file))
+        write_json(kept, {"source": source, **dataclasses.asdict(description)})
+    return description
+
+
+def description_of(model: keras.Model) -> Description:
+    costs = flops.count(model)
+    plan = [(cost.kind, cost.parameters, cost.multiply_adds) for cost in costs]
+    return Description(
+        name=model.name,
+        parameters=sum(cost.parameters for cost in costs),
+        mflops=flops.mflops(model),
+        input_shape=tuple(model.inputs[0].shape[1:]),
+        architecture=hashlib.sha256(repr(plan).encode()).hexdigest()[:12],
+        weights=hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest(),
+    )
+
+
+@functools.cache
+def _counting() -> str:
+    """What counts the costs: a description by other code is made anew."""
+    sources = sorted(Path(flops.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+
+
+def _current(file: Path, source: str) -> Description | None:
+    if not file.exists():
+        return None
+    try:
+        document = json.loads(file.read_bytes())
+        if document.pop("source") != source:
+            return None
+        return Description(**{**document, "input_shape": tuple(document["input_shape"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logging.getLogger(__name__).warning("%s is damaged: %s. It is made anew.", file, error)
+        return None

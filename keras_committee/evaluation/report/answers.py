@@ -1,0 +1,156 @@
+"""What kind of answers are they: sure, alike, mistaken for what? Sections on calibration, diversity and confusion."""
+
+import numpy as np
+
+from keras_committee import metrics
+from keras_committee.evaluation.report.committees import Panel
+from keras_committee.evaluation.report.figures.curves import Curve, reliability
+from keras_committee.evaluation.report.figures.matrices import square
+from keras_committee.evaluation.report.ink import Picture
+from keras_committee.evaluation.report.section import Block, Section, Table, percent, points
+
+MOST_CLASSES = 20  # drawn as a matrix; of more only the most frequent confusions are told
+
+
+def reliability_section(panel: Panel) -> Section:
+    """Is the committee right as often as it says, and are its members?"""
+    probabilities = np.exp(panel.votes)
+    panels = [
+        (one.name, [_curve(probabilities[:, place], panel.labels) for place in one.members], _curve(said, panel.labels))
+        for one, said in zip(panel.series, panel.said, strict=True)
+    ]
+    text = " ".join(
+        _reliability_sentence(one.name, said, panel) for one, said in zip(panel.series, panel.said, strict=True)
+    )
+    rows = [_reliability_row(panel, place, probabilities) for place in range(len(panel.members))]
+    rows += [
+        (f"all of {one.name}", *_sureness(said, panel.labels))
+        for one, said in zip(panel.series, panel.said, strict=True)
+    ]
+    table = Table(
+        columns=("who", "mean confidence", "accuracy", "ECE", "adaptive ECE"),
+        rows=tuple(rows),
+        note="ECE with 15 bins of equal width, adaptive ECE with 15 bins of equally many images.",
+    )
+    picture = Picture("reliability", text, lambda width: reliability(panels, width))
+    seen = text + " Blue are the members, orange is their committee; on the dashed line confidence is accuracy."
+    block = Block(sentence=seen, pictures=(picture,), table=table)
+    return Section(name="reliability", title="Can the confidence be trusted?", blocks=(block,))
+
+
+def diversity_section(panel: Panel) -> Section | None:
+    """How often two members differ; None for a single member."""
+    if len(panel.members) < 2:
+        return None
+    probabilities = np.exp(panel.votes)
+    differ, fault = metrics.disagreement(probabilities), metrics.double_fault(probabilities, panel.labels)
+    names = short_names(panel)
+    text = _diversity_sentence(differ, fault, names)
+    picture = Picture("disagreement", text, lambda width: square(differ, names, ("member", "member"), 1, width))
+    pairs = zip(*np.triu_indices(len(names), 1), strict=True)
+    rows = sorted(((differ[a, b], fault[a, b], names[a], names[b]) for a, b in pairs), reverse=True)
+    shown = rows if len(rows) <= 12 else [*rows[:6], *rows[-6:]]
+    table = Table(
+        columns=("member", "member", "disagree on", "both wrong on"),
+        rows=tuple((a, b, percent(d, 2), percent(f, 2)) for d, f, a, b in shown),
+        numbers=2,
+        note="" if len(rows) == len(shown) else f"The six most and the six least different of {len(rows)} pairs.",
+    )
+    return Section(
+        name="diversity",
+        title="Do the members differ?",
+        blocks=(Block(sentence=text, pictures=(picture,), table=table),),
+    )
+
+
+def confusion_section(panel: Panel) -> Section:
+    """What the committee of all members takes for what."""
+    matrix = confusion(panel.committee, panel.labels)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    off = matrix * (1 - np.eye(len(matrix), dtype=int))
+    places = [divmod(int(place), len(matrix)) for place in np.argsort(-off, axis=None, kind="stable")[:8]]
+    rows = [
+        (panel.classes[true], panel.classes[said], f"{off[true, said]:,}", percent(shares[true, said]))
+        for true, said in places
+        if off[true, said]
+    ]
+    text = _confusion_sentence(panel, off, shares)
+    draws = len(panel.classes) <= MOST_CLASSES
+    picture = Picture(
+        "confusion",
+        text,
+        lambda width: square(shares, panel.classes, ("true class", "answer of the committee"), 0, width),
+    )
+    table = Table(columns=("true class", "answer", "images", "of its class"), rows=tuple(rows), numbers=2)
+    block = Block(sentence=text, pictures=(picture,) if draws else (), table=table if rows else None)
+    return Section(name="confusion", title="What is taken for what?", blocks=(block,))
+
+
+def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """int `(classes, classes)`: images of each true class by the class that is answered."""
+    classes = probabilities.shape[1]
+    return np.bincount(labels * classes + probabilities.argmax(axis=1), minlength=classes**2).reshape(classes, classes)
+
+
+def short_names(panel: Panel) -> list[str]:
+    """What matrices call the members: their index, with architecture or run where that alone is not clear."""
+    if len(panel.sources) == 1:
+        return [str(member["index"]) for member in panel.members]
+    names = [f"{member['architecture']} #{member['index']}" for member in panel.members]
+    clear = len(set(names)) == len(names)
+    return names if clear else [f"{member['run']} #{member['index']}" for member in panel.members]
+
+
+def _curve(probabilities: np.ndarray, labels: np.ndarray) -> Curve:
+    """Confidences and accuracies of the bins that hold enough images to say something: 1 in 500, and five at least."""
+    curve = metrics.reliability_curve(probabilities, labels, 15)
+    enough = curve["count"] >= max(5, len(labels) / 500)
+    return curve["confidence"][enough].tolist(), curve["accuracy"][enough].tolist()
+
+
+def _sureness(probabilities: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
+    return (
+        f"{probabilities.max(axis=1).mean():.4f}",
+        f"{metrics.accuracy(probabilities, labels):.4f}",
+        f"{metrics.ece(probabilities, labels):.4f}",
+        f"{metrics.adaptive_ece(probabilities, labels):.4f}",
+    )
+
+
+def _reliability_row(panel: Panel, place: int, probabilities: np.ndarray) -> tuple[str, ...]:
+    member = panel.members[place]
+    run = f"{member['run']}, " if len(panel.sources) > 1 else ""
+    return (f"{run}member {member['index']}", *_sureness(probabilities[:, place], panel.labels))
+
+
+def _reliability_sentence(name: str, said: np.ndarray, panel: Panel) -> str:
+    gap = float(said.max(axis=1).mean()) - metrics.accuracy(said, panel.labels)
+    apart = f"{points(abs(gap))} {'surer' if gap > 0 else 'less sure'} than"
+    return (
+        f"All of {name} together are {'as sure as' if abs(gap) < 0.005 else apart} they are right (ECE"
+        f" {metrics.ece(said, panel.labels):.3f})."
+    )
+
+
+def _diversity_sentence(differ: np.ndarray, fault: np.ndarray, names: list[str]) -> str:
+    upper = np.triu_indices(len(names), 1)
+    most = int(np.argmax(differ[upper]))
+    a, b = names[upper[0][most]], names[upper[1][most]]
+    text = (
+        f"Two members disagree on {percent(float(differ[upper].mean()))} of the images and are both wrong on"
+        f" {percent(float(fault[upper].mean()))} (means over the pairs)."
+    )
+    pair = f" The most different pair is {a} and {b}: {percent(float(differ[upper][most]))}."
+    return text + (pair if len(names) > 2 else "")
+
+
+def _confusion_sentence(panel: Panel, off: np.ndarray, shares: np.ndarray) -> str:
+    if not off.any():
+        return "The committee of all members makes no mistake."
+    true, said = np.unravel_index(int(np.argmax(off)), off.shape)
+    hardest = int(np.argmin(np.diag(shares)))
+    return (
+        f"The committee of all members most often takes {panel.classes[true]} for {panel.classes[said]}"
+        f" ({percent(float(shares[true, said]))} of that class); its hardest class is {panel.classes[hardest]}, right"
+        f" in {percent(float(shares[hardest, hardest]))}."
+    )

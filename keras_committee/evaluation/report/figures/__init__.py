@@ -1,0 +1,1 @@
+"""The pictures of the report: plain values in, a matplotlib figure out."""

@@ -1,0 +1,175 @@
+"""How did members learn, how fast were they, and how far can their confidence be trusted?"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from keras_committee.evaluation.report.figures.labels import Label, place
+from keras_committee.evaluation.report.figures.scales import round_numbers, whole_numbers
+from keras_committee.evaluation.report.ink import NARROW, QUIET, colour
+
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+def training(members: Mapping[int, Sequence[dict]], committee: Curve | None, width: float) -> Figure:
+    """Two panels over the epochs: the training loss of each member, and its accuracy on the validation split.
+
+    Args:
+        members: The rows of the history of each member, by its index.
+        committee: Epochs, and the share that the committee so far gets right after each; None where it is not known.
+        width: In inches.
+    """
+    figure, (left, right) = _two_panels(width)
+    shades = _shades(len(members))
+    for rows, shade in zip(members.values(), shades, strict=True):
+        epochs = [row["epoch"] for row in rows]
+        style = {"color": colour(0), "alpha": shade, "linewidth": 1.3, **_dots(len(rows))}
+        left.plot(epochs, [row["loss"] for row in rows], **style)
+        right.plot(epochs, [100 * row["validation_accuracy"] for row in rows], **style)
+    if committee is not None:
+        share = 100 * np.asarray(committee[1])
+        right.plot(committee[0], share, color=colour(1), linewidth=1.8, **_dots(len(share)))
+    _title(left, "training loss (logarithmic)")
+    left.set_yscale("log")
+    round_numbers(left.yaxis, *left.get_ylim())
+    _title(right, "validation accuracy, %")
+    for axes in (left, right):
+        _whole_epochs(axes, max(row["epoch"] for rows in members.values() for row in rows))
+    _name_curves(right, members, committee)
+    return figure
+
+
+def depth(runs: Mapping[str, Mapping[int, Sequence[dict]]], blocks: int, expected: float, width: float) -> Figure:
+    """Two panels over the epochs: the residual blocks that ran in a training step, and the images trained on a second.
+
+    Args:
+        runs: By the name of the run the rows of its members' histories; of those without stochastic depth only the
+            speed is drawn.
+        blocks: How many residual blocks the network with stochastic depth has.
+        expected: How many of them are expected to run.
+        width: In inches.
+    """
+    figure, (left, right) = _two_panels(width)
+    for number, members in enumerate(runs.values()):
+        for rows in members.values():
+            epochs = [row["epoch"] for row in rows]
+            style = {"color": colour(number), "linewidth": 1.3, **_dots(len(rows))}
+            if "realised_depth" in rows[0]:
+                left.plot(epochs, [row["realised_depth"] for row in rows], **style)
+            right.plot(epochs, [row["images_per_second"] for row in rows], **style)
+    for height, words in ((blocks, "all blocks"), (expected, "expected")):
+        left.axhline(height, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
+        left.annotate(words, (1, height), (0, 3), xycoords=left.get_yaxis_transform(), textcoords="offset points",
+                      ha="right", color=QUIET, fontsize=8)  # fmt: skip
+    left.set_ylim(0, blocks * 1.12)
+    right.set_ylim(bottom=0)
+    _title(left, "residual blocks that ran, mean of the epoch's steps")
+    _title(right, "images a second in training")
+    most = max(row["epoch"] for members in runs.values() for rows in members.values() for row in rows)
+    for axes in (left, right):
+        _whole_epochs(axes, most)
+    _name_runs(right, runs)
+    return figure
+
+
+def reliability(panels: Sequence[tuple[str, Sequence[Curve], Curve]], width: float) -> Figure:
+    """For each architecture: accuracy over confidence, the members thin, their committee bold, the diagonal is ideal.
+
+    Args:
+        panels: Name, curves of the members and curve of the committee: confidences and accuracies of the bins.
+        width: In inches.
+    """
+    across = min(len(panels), 2 if width <= NARROW else 3)
+    down = -(-len(panels) // across)
+    side = min(width / across, 3.6)
+    figure = Figure((side * across, side * down))
+    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    for axes, (name, members, committee) in zip(grid.flat, panels, strict=False):
+        axes.plot([0, 100], [0, 100], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
+        for confidence, accuracy in members:
+            axes.plot(
+                100 * np.asarray(confidence), 100 * np.asarray(accuracy), color=colour(0), alpha=0.45, linewidth=1
+            )
+        axes.plot(*(100 * np.asarray(part) for part in committee), "o-", color=colour(1), linewidth=1.8, markersize=3.5)
+        axes.set(xlim=(0, 101), ylim=(0, 101), aspect="equal")
+        _title(axes, name)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes in grid[-1]:
+        axes.set_xlabel("confidence, %")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy, %")
+    return figure
+
+
+def robustness(severities: Mapping[int, tuple[float, float]], width: float) -> Figure:
+    """Accuracy of the mean member and of the committee by severity of corruption; 0 are the images as they are."""
+    figure = Figure((width, 3.1))
+    axes = figure.subplots()
+    lasts = []
+    for number, name in enumerate(("mean member", "committee")):
+        heights = [100 * each[number] for each in severities.values()]
+        axes.plot(list(severities), heights, "o-", color=colour(number), linewidth=1.6, markersize=4)
+        lasts.append(Label(x=max(severities), y=heights[-1], text=name, colour=colour(number), weight="bold",
+                           first=("right", "below right", "above right")))  # fmt: skip
+    _title(axes, "accuracy, %")
+    axes.set_xlabel("severity of the corruption")
+    axes.set_xticks(list(severities))
+    _make_room(axes)
+    place(axes, lasts[::-1], [(label.x, label.y) for label in lasts], [line.get_xydata() for line in axes.lines])
+    return figure
+
+
+def _two_panels(width: float) -> tuple[Figure, Sequence[Axes]]:
+    narrow = width <= NARROW
+    figure = Figure((width, 5.2 if narrow else 3.1))
+    return figure, figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=8.5, color=QUIET)
+
+
+def _dots(epochs: int) -> dict:
+    """Few epochs are dots on a line; of a single one there would be no line at all."""
+    return {"marker": "o", "markersize": 3 if epochs <= 15 else 0}
+
+
+def _shades(members: int) -> np.ndarray:
+    return np.linspace(1.0, 0.4, members)
+
+
+def _whole_epochs(axes: Axes, most: int) -> None:
+    axes.set_xlabel("epoch")
+    whole_numbers(axes.xaxis, most)
+    axes.set_xlim(1 - 0.03 * most, 1 + 1.03 * (most - 1) + (0.6 if most == 1 else 0))
+
+
+def _name_curves(axes: Axes, members: Mapping[int, Sequence[dict]], committee: Curve | None) -> None:
+    _make_room(axes)
+    last = [(rows[-1]["epoch"], 100 * rows[-1]["validation_accuracy"]) for rows in members.values()]
+    labels = [Label(x=max(x for x, _ in last), y=min(y for _, y in last), text="members", colour=colour(0),
+                    weight="bold", first=("right", "below right"))]  # fmt: skip
+    if committee is not None:
+        labels.append(Label(x=committee[0][-1], y=100 * committee[1][-1], text="committee", colour=colour(1),
+                            weight="bold", first=("right", "above right")))  # fmt: skip
+    place(axes, labels, last, [line.get_xydata() for line in axes.lines])
+
+
+def _make_room(axes: Axes) -> None:
+    """For names beyond the last epoch."""
+    first, last = axes.get_xlim()
+    axes.set_xlim(first, last + 0.3 * (last - first))
+
+
+def _name_runs(axes: Axes, runs: Mapping[str, Mapping[int, Sequence[dict]]]) -> None:
+    _make_room(axes)
+    lasts = [(next(iter(members.values()))[-1], number, name) for number, (name, members) in enumerate(runs.items())]
+    labels = [
+        Label(x=row["epoch"], y=row["images_per_second"], text=name, colour=colour(number), weight="bold",
+              first=("right", "below right", "above right"))
+        for row, number, name in lasts
+    ]  # fmt: skip
+    place(axes, labels, [(label.x, label.y) for label in labels], [line.get_xydata() for line in axes.lines])

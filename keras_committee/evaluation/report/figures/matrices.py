@@ -1,0 +1,85 @@
+"""Which members differ, which classes are confused, and on which images is the committee divided?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from keras_committee.evaluation.report.ink import INK, LINE, NARROW, PAPER, QUIET, colour
+
+MOST_NUMBERS = 12  # rows of a matrix up to which every cell has its number
+
+
+def square(values: np.ndarray, names: Sequence[str], axes_names: tuple[str, str], digits: int, width: float) -> Figure:
+    """A matrix `(n, n)` of shares in per cent: the darker, the more; the diagonal is left grey.
+
+    Args:
+        values: Shares.
+        names: Of the rows and columns.
+        axes_names: What a row and what a column is; two times "" says nothing.
+        digits: After the decimal point.
+        width: In inches; the figure is as high as it is wide, up to 6 inches.
+    """
+    narrow = width <= NARROW
+    side = min(width, 1.6 + 0.55 * len(names), 6.0)
+    figure = Figure((side, side * (0.95 if len(names) > 4 else 0.8)))
+    axes = figure.subplots()
+    off = ~np.eye(len(names), dtype=bool)
+    top = max(float(values[off].max()) if off.any() else 0.0, 1e-12)
+    for row, column in zip(*np.nonzero(off), strict=True):
+        _cell(
+            axes, row, column, float(values[row, column]), top, len(names), 0 if narrow and len(names) > 6 else digits
+        )
+    for place in range(len(names)):
+        axes.add_patch(Rectangle((place - 0.5, place - 0.5), 1, 1, facecolor=LINE, edgecolor=PAPER, linewidth=1.2))
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5), aspect="equal")
+    size = 8.5 if len(names) <= MOST_NUMBERS else 6.5
+    axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0, fontsize=size,
+                    ha="right" if max(map(len, names)) > 3 else "center", rotation_mode="anchor")  # fmt: skip
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set_ylabel(axes_names[0])
+    axes.set_xlabel(axes_names[1])
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    return figure
+
+
+def gallery(
+    images: Sequence[np.ndarray], truths: Sequence[str], answers: Sequence[Sequence[str]], width: float
+) -> Figure:
+    """Images uint8 `(height, width, channels)` with the true class above and what members say below."""
+    across = 3 if width <= NARROW else 6
+    down = -(-len(images) // across)
+    longest = max(len(each) for each in answers)
+    figure = Figure((width, down * (width / across + 0.34 + 0.16 * longest)))
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, truth, said in zip(grid.flat, images, truths, answers, strict=False):
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(truth, fontsize=8.5, color=INK, pad=3)
+        axes.text(
+            0.5, -0.04, "\n".join(said), transform=axes.transAxes, ha="center", va="top", fontsize=7.5, color=QUIET
+        )
+    return figure
+
+
+def _cell(axes: Axes, row: int, column: int, value: float, top: float, names: int, digits: int) -> None:
+    # The paper shows through: a pale cell is pale on a dark screen, too, and the number stays legible on each.
+    axes.add_patch(
+        Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour(0), alpha=0.7 * value / top, linewidth=0)
+    )
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=PAPER, linewidth=1.2))
+    if names <= MOST_NUMBERS and round(100 * value, digits) > 0:
+        axes.text(
+            column,
+            row,
+            f"{100 * value:.{digits}f}",
+            ha="center",
+            va="center",
+            fontsize=8 if names <= 8 else 7,
+            color=INK,
+        )

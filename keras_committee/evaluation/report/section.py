@@ -1,0 +1,89 @@
+"""What is a section of the report made of, and how are numbers written in it?"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from keras_committee.evaluation.report.ink import Picture
+
+MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """Columns and rows of text; `numbers` says from which column on they are set flush right."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: int = 1
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """Pictures, the sentence that says what is seen on them, and the table of their numbers."""
+
+    sentence: str
+    pictures: tuple[Picture, ...] = ()
+    table: Table | None = None
+    title: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading and what stands under it."""
+
+    name: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """ "82.2 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def points(share: float, digits: int = 1) -> str:
+    """A difference of two shares: "1.9 points"."""
+    number = f"{100 * share:.{digits}f}"
+    return f"{number} {'point' if float(number) == 1 else 'points'}"
+
+
+def mflops(value: float) -> str:
+    """ "160 MFLOPs", with three digits that count."""
+    return f"{figures(value)} MFLOPs"
+
+
+def figures(value: float, digits: int = 3) -> str:
+    """`value` with so many digits that count, and never an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    after = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{after}f}"
+
+
+def count(number: int) -> str:
+    """ "three", and digits beyond twelve."""
+    return _WORDS[number] if number < len(_WORDS) else f"{number:,}"
+
+
+def plural(number: int, noun: str) -> str:
+    """ "three members", "one member"."""
+    return f"{count(number)} {noun if number == 1 else noun + 's'}"
+
+
+def spread(score: dict[str, float], digits: int = 4) -> str:
+    """ "0.8200 ± 0.0012", and no spread where there is one subset only."""
+    mean = f"{score['mean']:.{digits}f}"
+    return mean if score["subsets"] == 1 else f"{mean} ± {score['std']:.{digits}f}"
+
+
+def sentence(text: str) -> str:
+    """With a capital letter at its beginning, whatever begins it."""
+    return text[:1].upper() + text[1:]
+
+
+def listing(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

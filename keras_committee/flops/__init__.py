@@ -1,0 +1,30 @@
+"""How many multiply-adds and parameters does a model cost, layer by layer?
+
+Counted for one image, from the shapes that flow through the model's graph. A multiply-add is one multiplication and the
+addition of its product; `mflops` counts it as two. Biases, activations, normalisation, pooling and additions count
+nothing, as is usual, and neither do products of two tensors without weights (`keras.layers.Dot`, `keras.ops.matmul`);
+those inside `MultiHeadAttention` count.
+"""
+
+from keras_committee.flops.ledger import Cost, count
+from keras_committee.flops.totals import (
+    cascade_multiply_adds,
+    expected_multiply_adds,
+    expected_saving,
+    member_multiply_adds,
+    mflops,
+    multiply_adds,
+    parameters,
+)
+
+__all__ = [
+    "Cost",
+    "cascade_multiply_adds",
+    "count",
+    "expected_multiply_adds",
+    "expected_saving",
+    "member_multiply_adds",
+    "mflops",
+    "multiply_adds",
+    "parameters",
+]

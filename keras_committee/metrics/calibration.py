@@ -1,0 +1,75 @@
+"""Is a prediction right as often as it says?
+
+The confidence of an example is its largest probability.
+"""
+
+import numpy as np
+
+from keras_committee.metrics.checks import checked
+
+
+def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: the mean gap between confidence and accuracy, by equal-width bins of confidence.
+
+    Bin `b` of `bins` holds the confidences in `((b - 1) / bins, b / bins]`.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, equation 3.
+    """
+    return _mean_gap(*_binned(probabilities, labels, bins, adaptive=False))
+
+
+def adaptive_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """The expected calibration error by bins that hold equally many examples, or one more than others.
+
+    The examples are taken by rising confidence, of equal ones the wrong first, and cut into `bins` parts, the larger
+    parts first. A network that is nearly always sure fills but a few of the bins of equal width; these it fills all.
+
+    Source: Nguyen & O'Connor 2015, arXiv:1508.05154; AdaECE of Mukhoti et al. 2020, arXiv:2002.09437.
+    """
+    return _mean_gap(*_binned(probabilities, labels, bins, adaptive=True))
+
+
+def reliability_curve(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15, *, adaptive: bool = False
+) -> dict[str, np.ndarray]:
+    """What a reliability diagram shows: `confidence`, `accuracy` and `count` of each bin, arrays `(bins,)`.
+
+    The bins are those of `ece`, or with `adaptive` those of `adaptive_ece`. Confidence and accuracy are means over the
+    examples of a bin, and NaN where it has none.
+
+    Source: DeGroot & Fienberg 1983, The Statistician 32; Guo et al. 2017, arXiv:1706.04599, figure 1.
+    """
+    place, confidence, right = _binned(probabilities, labels, bins, adaptive)
+    count = np.bincount(place, minlength=bins)
+    sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, right)]
+    means = [np.divide(total, count, out=np.full(bins, np.nan), where=count > 0) for total in sums]
+    return {"confidence": means[0], "accuracy": means[1], "count": count}
+
+
+def _binned(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int, adaptive: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The bin of each example, its confidence, and whether it is right."""
+    probabilities, labels = checked(probabilities, labels)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1. Received: {bins}")
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    place = _equal_mass(confidence, right, bins) if adaptive else _equal_width(confidence, bins)
+    return place, confidence, right
+
+
+def _equal_width(confidence: np.ndarray, bins: int) -> np.ndarray:
+    return np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
+
+
+def _equal_mass(confidence: np.ndarray, right: np.ndarray, bins: int) -> np.ndarray:
+    place = np.empty(len(confidence), int)
+    # Ties go by `right`, so that the order in which the examples come does not matter.
+    for number, part in enumerate(np.array_split(np.lexsort((right, confidence)), bins)):
+        place[part] = number
+    return place
+
+
+def _mean_gap(place: np.ndarray, confidence: np.ndarray, right: np.ndarray) -> float:
+    return float(np.abs(np.bincount(place, weights=right - confidence)).sum() / len(place))

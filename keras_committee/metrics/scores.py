@@ -1,0 +1,44 @@
+"""How good are predictions?"""
+
+import numpy as np
+
+from keras_committee.metrics.calibration import ece
+from keras_committee.metrics.checks import checked
+
+SMALLEST = 1e-12  # probabilities are clipped here before the logarithm: one certain mistake costs 27.6, not infinity
+
+
+def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy, NLL, ECE and Brier score under their short names."""
+    return {
+        "accuracy": accuracy(probabilities, labels),
+        "nll": nll(probabilities, labels),
+        "ece": ece(probabilities, labels),
+        "brier": brier(probabilities, labels),
+    }
+
+
+def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Share of examples whose most probable class is the true one; of equal classes the first counts."""
+    probabilities, labels = checked(probabilities, labels)
+    return float(np.mean(probabilities.argmax(axis=1) == labels))
+
+
+def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative natural logarithm of the true class's probability, which is clipped to at least 1e-12."""
+    probabilities, labels = checked(probabilities, labels)
+    return float(-np.mean(np.log(np.maximum(_of_true_class(probabilities, labels), SMALLEST))))
+
+
+def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Squared distance to the one-hot label, summed over classes, averaged over examples; in [0, 2].
+
+    Source: Brier 1950, Monthly Weather Review 78(1), equation 2.
+    """
+    probabilities, labels = checked(probabilities, labels)
+    # sum_k (p_k - y_k)^2 = sum_k p_k^2 - 2 p_true + 1
+    return float(np.mean(np.sum(probabilities**2, axis=1) - 2 * _of_true_class(probabilities, labels) + 1))
+
+
+def _of_true_class(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return probabilities[np.arange(len(labels)), labels]

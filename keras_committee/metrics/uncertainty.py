@@ -1,0 +1,33 @@
+"""How much of a committee's doubt does each member share, and how much is that they differ?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_committee.metrics.checks import checked_votes
+
+
+def entropy(probabilities: np.ndarray) -> np.ndarray:
+    """The entropy over the last axis, in nats; 0 log 0 is 0. Of any shape `(..., classes)`."""
+    probabilities = np.asarray(probabilities, np.float64)
+    logs = np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)
+    return -np.sum(probabilities * logs, axis=-1)
+
+
+def uncertainty(votes: np.ndarray, weights: Sequence[float] | None = None) -> dict[str, np.ndarray]:
+    """The uncertainty of each example, arrays `(examples,)` in nats: `total = expected + mutual`.
+
+    - `total`: the entropy of the members' mean probabilities.
+    - `expected`: the mean entropy of the members; what they would share is noise of the data.
+    - `mutual`: the mutual information of class and member, 0 where all say the same; what more data would settle.
+
+    The mean is the arithmetic one whatever the committee's head: the committee is a sample of networks. Members count
+    alike, or by `weights`, one for each and not all 0.
+
+    Source: Depeweg et al. 2018, arXiv:1710.07283; mutual information: Houlsby et al. 2011,
+    arXiv:1112.5745.
+    """
+    votes = checked_votes(votes)
+    total = entropy(np.average(votes, axis=1, weights=weights))
+    expected = np.average(entropy(votes), axis=1, weights=weights)
+    return {"total": total, "expected": expected, "mutual": np.maximum(total - expected, 0.0)}

@@ -1,0 +1,120 @@
+"""How does a cascade decide who is asked, as one model?
+
+This is the definition: every member runs for every image, and the answer is the one at which the cascade would have
+stopped. What saves time is to ask the later members about unsure images only, which is a matter of serving.
+"""
+
+import math
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from keras_committee.layers.confidence import check_confidence, confidence
+from keras_committee.layers.heads import GeometricMean, head_of
+from keras_committee.models.members import ImageSize, OfMembers, image_and_logits, settings
+
+
+@keras.saving.register_keras_serializable(package="keras_committee")
+class Cascade(OfMembers):
+    """A cascade as one functional model: after each stage the committee so far answers if it is sure enough.
+
+    After stage s the committee of the first `stages[s]` members answers where its confidence is at least
+    `thresholds[s]`; the last stage always answers. Thresholds of 0 make it the first stage's committee, thresholds
+    above 1 the whole committee.
+
+    Args:
+        members: As for `Ensemble`, in the order in which they are asked.
+        thresholds: One float for each stage but the last.
+        stages: Members asked by the end of each stage, rising to all of them; None asks one after another.
+        confidence: One of `layers.CONFIDENCES`.
+        head: As for `Ensemble`; the members asked so far are combined by `layers.head_of` it.
+        temperatures: As for `Ensemble`.
+        image_size: As for `Ensemble`. With `at_resolution` one model can be asked twice, at two resolutions.
+        name: Name of the model.
+
+    Call arguments:
+        image: float32 raw pixels `(batch, height, width, channels)`.
+
+    Returns:
+        Dictionary of
+        - `"probabilities"`: float32 `(batch, classes)`, of the committee that answers.
+        - `"votes"`: float32 probabilities `(batch, members, classes)`, of all members.
+        - `"members_used"`: int32 `(batch,)`, how many members the cascade had to ask.
+        - `"confidence"`: float32 `(batch,)`, of the committee that answers.
+
+    Raises:
+        ValueError: As `Ensemble`; if the stages do not rise to all members, or the thresholds are not one fewer.
+
+    Example:
+        >>> cascade = Cascade([small, at_resolution(large, (24, 24)), large], (0.8, 0.6), image_size="largest")
+        >>> cascade.predict(images)["members_used"]
+
+    Source: Wang et al. 2021, arXiv:2012.01988, section 4.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[keras.Model],
+        thresholds: Sequence[float],
+        stages: Sequence[int] | None = None,
+        confidence: str = "max_probability",
+        head: keras.layers.Layer | None = None,
+        temperatures: Sequence[float] | None = None,
+        image_size: ImageSize = None,
+        name: str | None = None,
+        **kwargs,
+    ):
+        stages = list(range(1, len(members) + 1) if stages is None else stages)
+        check_confidence(confidence)
+        check_stages(stages, thresholds, len(members))
+        image, logits = image_and_logits(list(members), image_size, temperatures)
+        combine = GeometricMean() if head is None else head
+        outputs = {
+            **_first_sure(logits, stages, thresholds, confidence, combine),
+            "votes": keras.layers.Softmax(dtype="float32", name="votes")(logits),
+        }
+        super().__init__(inputs=image, outputs=outputs, name=name, **kwargs)
+        self._head_name = combine.name
+        self._settings = {
+            "thresholds": [float(each) for each in thresholds],
+            "stages": stages,
+            "confidence": confidence,
+            **settings(image_size, temperatures),
+        }
+
+
+def check_stages(stages: Sequence[int], thresholds: Sequence[float], members: int) -> None:
+    """Raises ValueError unless `stages` rise from 1 or more to all `members`, each but the last with a threshold."""
+    if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1 or stages[-1] != members:
+        raise ValueError(f"stages must ask ever more members and at last all {members}. Received: {list(stages)}")
+    if len(thresholds) != len(stages) - 1 or any(math.isnan(each) for each in thresholds):
+        raise ValueError(
+            f"thresholds must hold one number for each of {len(stages)} stages but the last. "
+            f"Received: {list(thresholds)}"
+        )
+
+
+def _first_sure(logits, stages, thresholds, kind, head):
+    """The outputs of the first stage that is sure; from the last to the first, so that the first has the last word."""
+    said = _stage(logits, stages[-1], kind, head)
+    for size, threshold in reversed(list(zip(stages, thresholds, strict=False))):
+        here = _stage(logits, size, kind, head_of(head, range(size)))
+        answers = ops.greater_equal(here["confidence"], ops.cast(threshold, "float32"))
+        said = {
+            "probabilities": ops.where(ops.expand_dims(answers, 1), here["probabilities"], said["probabilities"]),
+            "members_used": ops.where(answers, here["members_used"], said["members_used"]),
+            "confidence": ops.where(answers, here["confidence"], said["confidence"]),
+        }
+    return said
+
+
+def _stage(logits, size, kind, head):
+    votes = logits[:, :size]
+    probabilities = head(votes)
+    sure = confidence(kind, probabilities, votes)
+    return {
+        "probabilities": probabilities,
+        "members_used": ops.cast(ops.full_like(sure, size), "int32"),
+        "confidence": sure,
+    }

@@ -1,0 +1,231 @@
+"""What is an EfficientNet, B0 to B7?"""
+
+import dataclasses
+import math
+import types
+from collections.abc import Sequence
+
+import keras
+
+from keras_committee.layers.normalization import BatchNormalization
+from keras_committee.layers.stochastic_depth import StochasticDepth
+from keras_committee.layers.survival import keras_efficientnet, schedule_of
+from keras_committee.models.blocks import IMAGENET_MEAN, IMAGENET_STD, normalized
+
+# width, depth, resolution in pixels, dropout before the logits
+VARIANTS = types.MappingProxyType(
+    {
+        "b0": (1.0, 1.0, 224, 0.2),
+        "b1": (1.0, 1.1, 240, 0.2),
+        "b2": (1.1, 1.2, 260, 0.3),
+        "b3": (1.2, 1.4, 300, 0.3),
+        "b4": (1.4, 1.8, 380, 0.4),
+        "b5": (1.6, 2.2, 456, 0.4),
+        "b6": (1.8, 2.6, 528, 0.5),
+        "b7": (2.0, 3.1, 600, 0.5),
+    }
+)
+# B0's stages: blocks, kernel, stride of the first block, expansion, channels out
+_STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
+           (1, 3, 1, 6, 320))  # fmt: skip
+
+
+def efficientnet(
+    variant: str,
+    *,
+    classes: int = 1000,
+    image_size: int | None = None,
+    survival: float | Sequence[float] | None = 0.8,
+    mode: str = "batch",
+    scaling: str = "inference",
+    dropout: float | None = None,
+    l2: float = 0.0,
+    mean: float | Sequence[float] = IMAGENET_MEAN,
+    std: float | Sequence[float] = IMAGENET_STD,
+    name: str | None = None,
+) -> keras.Model:
+    """Builds an EfficientNet of inverted residual blocks with squeeze and excitation.
+
+    The network is that of `keras.applications`, whose layers' names it keeps, but for three things: it normalises raw
+    pixels itself, gives logits, and its stochastic depth skips the branch instead of multiplying it by zero.
+
+    Args:
+        variant: `"b0"` to `"b7"`.
+        classes: Integer, the number of logits.
+        image_size: Height and width in pixels, from 32; that of the variant where None.
+        survival: p_L of the linear decay over the blocks that can be skipped (a shortcut without change of shape), or
+            one probability for each of them; `compatible_survival` gives the schedule of `keras.applications`. None is
+            constant depth.
+        mode: See `StochasticDepth`.
+        scaling: See `StochasticDepth`. The reference code scales in training.
+        dropout: Probability of dropping a feature before the logits; that of the variant where None.
+        l2: Factor of `l2 * sum(w^2)` over kernels, without batch normalisation and biases. TensorFlow's `l2_loss`
+            halves the sum: the reference's 5e-6 of weight decay is 2.5e-6 here.
+        mean: Mean of the pixels, one number or one per channel, subtracted from the raw pixels 0..255.
+        std: Standard deviation of the pixels, likewise.
+        name: Name of the model, `efficientnet_<variant>` where None.
+
+    Returns:
+        Functional model: float32 raw pixels `(batch, size, size, 3)` named "image" to float32 logits
+        `(batch, classes)`.
+
+    Raises:
+        ValueError: If there is no such variant, the image is smaller than 32 pixels, or survival does not fit the
+            blocks.
+
+    Source: Tan and Le 2019, arXiv:1905.11946; hyper-parameters as in google/uncertainty-baselines,
+    baselines/imagenet/efficientnet.py.
+    """
+    width, _, resolution, drop = _variant(variant)
+    size = resolution if image_size is None else image_size
+    if size < 32 or classes < 1:
+        raise ValueError(f"image_size must be 32 or more, classes 1 or more. Received: {size}, {classes}")
+    blocks = _blocks(variant)
+    probabilities = iter(_survival(blocks, survival))
+    parts = _Parts(l2=l2, mode=mode, scaling=scaling)
+
+    image = keras.Input((size, size, 3), dtype="float32", name="image")
+    x = parts.convolved(normalized(image, mean, std), _rounded(32 * width), 3, "stem_", stride=2)
+    for block in blocks:
+        x = parts.inverted_residual(block, x, next(probabilities) if block.skippable else None)
+    x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(parts.convolved(x, _rounded(1280 * width), 1, "top_"))
+    rate = drop if dropout is None else dropout
+    x = keras.layers.Dropout(rate, name="top_dropout")(x) if rate else x
+    return keras.Model(image, parts.logits(x, classes), name=name or f"efficientnet_{variant}")
+
+
+def compatible_survival(variant: str, last: float = 0.8) -> tuple[float, ...]:
+    """The schedule of `keras.applications`: it counts the blocks that are never skipped, too, and begins with 0.
+
+    Returns:
+        One survival probability for each block that can be skipped; none falls to `last`.
+    """
+    blocks = _blocks(variant)
+    schedule = keras_efficientnet(len(blocks), last)
+    return tuple(each for block, each in zip(blocks, schedule, strict=True) if block.skippable)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Block:
+    name: str
+    kernel: int
+    stride: int
+    expansion: int
+    channels_in: int
+    channels: int
+
+    @property
+    def skippable(self) -> bool:
+        """Whether there is a shortcut: nothing changes shape."""
+        return self.stride == 1 and self.channels_in == self.channels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """Makes the layers of one network, under the names of `keras.applications`."""
+
+    l2: float
+    mode: str
+    scaling: str
+
+    def convolved(self, x, filters, kernel, prefix, stride=1):
+        """Convolution, batch normalisation, swish."""
+        return self._normed(
+            self._convolution(filters, kernel, f"{prefix}conv", stride)(x), f"{prefix}", synchronized=None
+        )
+
+    def inverted_residual(self, block, x, survival):
+        """The block's branch, added to its shortcut where it has one; skipped at random where survival is given."""
+        if survival is None:
+            outputs = self._branch(block, x, synchronized=None)
+            return keras.layers.Add(name=f"{block.name}add")([outputs, x]) if block.skippable else outputs
+        inputs = keras.Input(x.shape[1:], name=f"{block.name}input")
+        # A conditional cannot hold an exchange of statistics between replicas.
+        outputs = self._branch(block, inputs, synchronized=None if self.mode == "sample" else False)
+        branch = keras.Model(inputs, outputs, name=f"{block.name}branch")
+        return StochasticDepth(
+            branch, survival=survival, mode=self.mode, scaling=self.scaling, name=f"{block.name}add"
+        )(x)
+
+    def logits(self, x, classes):
+        initial = keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform")
+        return keras.layers.Dense(
+            classes, kernel_initializer=initial, kernel_regularizer=self._decay(), dtype="float32", name="logits"
+        )(x)
+
+    def _branch(self, block, x, synchronized):
+        filters = block.channels_in * block.expansion
+        if block.expansion != 1:
+            expanded = self._convolution(filters, 1, f"{block.name}expand_conv")(x)
+            x = self._normed(expanded, f"{block.name}expand_", synchronized)
+        depthwise = keras.layers.DepthwiseConv2D(
+            block.kernel, block.stride, padding="same", use_bias=False, depthwise_initializer=_he(),
+            depthwise_regularizer=self._decay(), name=f"{block.name}dwconv",
+        )  # fmt: skip
+        x = self._excited(block, self._normed(depthwise(x), block.name, synchronized), filters)
+        x = self._convolution(block.channels, 1, f"{block.name}project_conv")(x)
+        return self._norm(f"{block.name}project_bn", synchronized)(x)
+
+    def _excited(self, block, x, filters):
+        """Squeeze and excitation, to a quarter of the channels that come into the block."""
+        gate = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{block.name}se_squeeze")(x)
+        squeezed = max(1, int(block.channels_in / 4))
+        gate = self._convolution(squeezed, 1, f"{block.name}se_reduce", use_bias=True, activation="swish")(gate)
+        gate = self._convolution(filters, 1, f"{block.name}se_expand", use_bias=True, activation="sigmoid")(gate)
+        return keras.layers.Multiply(name=f"{block.name}se_excite")([x, gate])
+
+    def _convolution(self, filters, kernel, name, stride=1, use_bias=False, activation=None):
+        return keras.layers.Conv2D(
+            filters, kernel, stride, padding="same", use_bias=use_bias, activation=activation,
+            kernel_initializer=_he(), kernel_regularizer=self._decay(), name=name,
+        )  # fmt: skip
+
+    def _normed(self, x, prefix, synchronized):
+        return keras.layers.Activation("swish", name=f"{prefix}activation")(self._norm(f"{prefix}bn", synchronized)(x))
+
+    def _norm(self, name, synchronized):
+        return BatchNormalization(synchronized=synchronized, name=name)
+
+    def _decay(self):
+        return keras.regularizers.L2(self.l2) if self.l2 else None
+
+
+def _he():
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
+
+
+def _variant(variant):
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}. Received: {variant!r}")
+    return VARIANTS[variant]
+
+
+def _blocks(variant):
+    width, depth, *_ = _variant(variant)
+    blocks, before = [], _rounded(32 * width)
+    for stage, (count, kernel, stride, expansion, out) in enumerate(_STAGES):
+        channels = _rounded(out * width)
+        for place in range(math.ceil(depth * count)):
+            blocks.append(
+                _Block(
+                    name=f"block{stage + 1}{chr(ord('a') + place)}_",
+                    kernel=kernel,
+                    stride=1 if place else stride,
+                    expansion=expansion,
+                    channels_in=before,
+                    channels=channels,
+                )
+            )
+            before = channels
+    return blocks
+
+
+def _survival(blocks, survival):
+    skippable = sum(block.skippable for block in blocks)
+    return (None,) * skippable if survival is None else schedule_of(skippable, survival)
+
+
+def _rounded(filters):
+    """The nearest multiple of 8, but never less than nine tenths."""
+    nearest = max(8, int(filters + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * filters else nearest + 8

@@ -1,0 +1,138 @@
+"""How do models of any make stand side by side in one?
+
+What a committee and a cascade share: their members are checked, each is wrapped under a name of its own, and sees the
+image at its own resolution.
+"""
+
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from keras_committee.layers.resize import Resize
+
+ImageSize = str | tuple[int, int] | None
+
+
+class OfMembers(keras.Model):
+    """A functional model that holds members, `member_00`, `member_01`, ... by their places, and a head."""
+
+    @property
+    def members(self) -> tuple[keras.Model, ...]:
+        """The models given, in order."""
+        wrapped = {layer.name: layer for layer in self.layers if layer.name.startswith("member_")}
+        return tuple(wrapped[name].layers[-1] for name in sorted(wrapped))
+
+    @property
+    def head(self) -> keras.layers.Layer:
+        """The layer that combines the members."""
+        return self.get_layer(self._head_name)
+
+    def get_config(self):
+        return {
+            "members": [keras.saving.serialize_keras_object(member) for member in self.members],
+            "head": keras.saving.serialize_keras_object(self.head),
+            "name": self.name,
+            "trainable": self.trainable,
+            **self._settings,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        def load(value):
+            return keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
+
+        return cls(**{**config, "members": [load(m) for m in config["members"]], "head": load(config["head"])})
+
+
+def image_and_logits(members: Sequence[keras.Model], image_size: ImageSize, temperatures: Sequence[float] | None):
+    """The committee's image, and its members' logits, each divided by its temperature: `(batch, members, classes)`.
+
+    Raises:
+        ValueError: If there is no member, if one is not a built model of one image and one row of logits, or if the
+            members disagree about the image, without an `image_size`, or the number of classes.
+    """
+    _check(members, image_size)
+    if temperatures is not None and (len(temperatures) != len(members) or not min(temperatures) > 0):
+        raise ValueError(f"temperatures must be one float above 0 for each member. Received: {temperatures}")
+    image = keras.Input(_image_shape(members, image_size), dtype="float32", name="image")
+    wrapped = [_wrapped(member, index, image.shape[1:]) for index, member in enumerate(members)]
+    logits = ops.stack([ops.cast(member(image), "float32") for member in wrapped], axis=1)
+    if temperatures is not None:
+        logits = logits / ops.reshape(ops.convert_to_tensor(temperatures, "float32"), (1, -1, 1))
+    return image, logits
+
+
+def settings(image_size: ImageSize, temperatures: Sequence[float] | None) -> dict:
+    """Both as a config keeps them."""
+    return {
+        "image_size": list(image_size) if isinstance(image_size, (tuple, list)) else image_size,
+        "temperatures": None if temperatures is None else [float(each) for each in temperatures],
+    }
+
+
+def _image_shape(members, image_size):
+    shapes = [member.inputs[0].shape[1:] for member in members]
+    if image_size is None:
+        return shapes[0]
+    if image_size == "largest":
+        return max(shapes, key=lambda shape: shape[0] * shape[1])
+    return (*image_size, shapes[0][2])
+
+
+def _wrapped(member, index, shape):
+    own = member.inputs[0].shape[1:]
+    image = keras.Input(shape, dtype=member.inputs[0].dtype, name="image")
+    seen = image if own == shape else Resize(own[0], own[1], name="resize")(image)
+    return keras.Model(image, member(seen), name=f"member_{index:02d}")
+
+
+def _check(members, image_size):
+    if not members:
+        raise ValueError("members must hold at least one model. Received: none")
+    for index, member in enumerate(members):
+        _check_member(member, index)
+    if len({_what_must_agree(member, image_size) for member in members}) > 1:
+        image = "image shape" if image_size is None else "number of colour channels"
+        hint = "" if image_size is not None else "\n  Members of different resolution: give image_size='largest'."
+        raise ValueError(
+            f"The members must share one {image} and one number of classes. Received:\n{_table(members)}{hint}"
+        )
+    _check_image_size(image_size, members)
+
+
+def _what_must_agree(member, image_size):
+    shape = member.inputs[0].shape[1:]
+    return shape if image_size is None else shape[2:], member.outputs[0].shape[1:]
+
+
+def _check_image_size(image_size, members):
+    if image_size is None:
+        return
+    known = all(len(m.inputs[0].shape) == 4 and None not in m.inputs[0].shape[1:] for m in members)
+    if not known:
+        raise ValueError(f"image_size wants members that see images of a known size. Received:\n{_table(members)}")
+    pair = isinstance(image_size, (tuple, list)) and len(image_size) == 2 and min(image_size) >= 1
+    if image_size != "largest" and not pair:
+        raise ValueError(f"image_size must be None, 'largest' or (height, width). Received: {image_size!r}")
+
+
+def _check_member(member, index):
+    what = f"members[{index}] ({getattr(member, 'name', member)!r})"
+    inputs, outputs = getattr(member, "inputs", None), getattr(member, "outputs", None)
+    if not isinstance(member, keras.Model) or not inputs or not outputs:
+        raise ValueError(f"{what} must be a functional or a built Sequential keras.Model. Received: {type(member)}")
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ValueError(f"{what} must have one input and one output. Received: {len(inputs)} and {len(outputs)}")
+    if len(outputs[0].shape) != 2:
+        raise ValueError(f"{what} must return logits (batch, classes). Received: shape={outputs[0].shape}")
+
+
+def _table(members):
+    rows = [("member", "name", "image", "classes")]
+    for index, member in enumerate(members):
+        image = "x".join(str(size) for size in member.inputs[0].shape[1:])
+        rows.append((str(index), member.name, image, str(member.outputs[0].shape[1])))
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(f"  {line}" for line in lines)

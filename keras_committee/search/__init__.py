@@ -1,0 +1,6 @@
+"""Search: which members, not trained yet, would help the committee most? `driver` does it, and needs Optuna."""
+
+from keras_committee.search.ledger import Budget
+from keras_committee.search.ranges import Range, parse_ranges
+
+__all__ = ["Budget", "Range", "parse_ranges"]

@@ -1,0 +1,216 @@
+"""How do requests that come together run as one, with the rules of TF Serving's batching?"""
+
+import dataclasses
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_committee.serving.signatures import check_inputs, choose_outputs, find_signature
+from keras_committee.serving.status import StatusError
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchingParameters:
+    """The parameters of the same names in TF Serving's file; `allowed_batch_sizes` ends with `max_batch_size`."""
+
+    max_batch_size: int = 1000
+    batch_timeout_micros: int = 0
+    max_enqueued_batches: int = 10
+    num_batch_threads: int = 4
+    allowed_batch_sizes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        allowed = self.allowed_batch_sizes
+        if allowed and (list(allowed) != sorted(set(allowed)) or allowed[-1] != self.max_batch_size or allowed[0] < 1):
+            raise StatusError(
+                "INVALID_ARGUMENT",
+                f"allowed_batch_sizes {list(allowed)} must increase and end with max_batch_size {self.max_batch_size}",
+            )
+
+    @classmethod
+    def from_proto(cls, proto: Any) -> "BatchingParameters":
+        """From a parsed BatchingParameters message; what it does not name keeps TF Serving's default."""
+        names = ("max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads")
+        named = {name: getattr(proto, name).value for name in names if proto.HasField(name)}
+        return cls(allowed_batch_sizes=tuple(proto.allowed_batch_sizes), **named)
+
+    def padded(self, rows: int) -> int:
+        """The size that a batch of `rows` is brought to."""
+        return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
+
+
+@dataclasses.dataclass(eq=False)
+class _Task:
+    inputs: dict[str, np.ndarray]
+    rows: int
+    until: float
+    answer: dict[str, np.ndarray] | None = None
+    error: StatusError | None = None
+    done: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
+@dataclasses.dataclass(eq=False)
+class _Batch:
+    key: tuple[str, tuple[str, ...]]
+    since: float
+    tasks: list[_Task] = dataclasses.field(default_factory=list)
+    closed: bool = False
+
+    @property
+    def rows(self) -> int:
+        return sum(task.rows for task in self.tasks)
+
+
+class BatchedSession:
+    """A session whose calls wait for others, up to a size and a time, and run with them. One failure fails all."""
+
+    def __init__(self, session: Any, parameters: BatchingParameters):
+        self._session, self._parameters = session, parameters
+        self.signatures, self.meta_graph = session.signatures, session.meta_graph
+        self._changed = threading.Condition()
+        self._queue: deque[_Batch] = deque()
+        self._closing = False
+        count = parameters.num_batch_threads
+        self._threads = [threading.Thread(target=self._work, name="batching", daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def run(
+        self,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> dict[str, np.ndarray]:
+        """As `Session.run`. A call whose inputs have no common batch axis runs alone.
+
+        Raises:
+            StatusError: Besides the session's: INVALID_ARGUMENT for more rows than a batch may have, UNAVAILABLE for
+                a full queue, RESOURCE_EXHAUSTED for a deadline that passed in it.
+        """
+        called = find_signature(self.signatures, signature)
+        check_inputs(called, inputs)
+        names = choose_outputs(called, outputs)
+        arrays = {name: np.asarray(array) for name, array in inputs.items()}
+        sizes = {len(array) if array.ndim else -1 for array in arrays.values()}
+        if len(sizes) != 1 or min(sizes) < 1:
+            return self._session.run(signature, arrays, names, timeout=timeout)
+        task = _Task(arrays, sizes.pop(), time.monotonic() + (timeout if timeout is not None else 1e9))
+        self._enqueue((signature, tuple(names)), task)
+        task.done.wait()
+        if task.error is not None:
+            raise StatusError(task.error.code, task.error.message)
+        return task.answer or {}
+
+    def close(self) -> None:
+        """Runs what is queued, then closes the session."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._session.close()
+
+    def _enqueue(self, key: tuple[str, tuple[str, ...]], task: _Task) -> None:
+        most = self._parameters.max_batch_size
+        if task.rows > most:
+            raise StatusError(
+                "INVALID_ARGUMENT", f"Task size {task.rows} is larger than maximum input batch size {most}"
+            )
+        with self._changed:
+            if self._closing:
+                raise StatusError("UNAVAILABLE", "the session is closed")
+            batch = next((each for each in reversed(self._queue) if each.key == key and not each.closed), None)
+            if batch is None or batch.rows + task.rows > most:
+                if len(self._queue) >= self._parameters.max_enqueued_batches:
+                    raise StatusError(
+                        "UNAVAILABLE", "The batch scheduling queue to which this task was submitted is full"
+                    )
+                if batch is not None:
+                    batch.closed = True
+                batch = _Batch(key, time.monotonic())
+                self._queue.append(batch)
+            batch.tasks.append(task)
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            _finish(batch.tasks, self._run_batch(batch))
+
+    def _next(self) -> _Batch | None:
+        """The oldest batch that is full or has waited long enough; None at the end."""
+        with self._changed:
+            while True:
+                for batch in self._queue:
+                    if self._closing or batch.closed or self._is_due(batch):
+                        self._queue.remove(batch)
+                        return batch
+                if self._closing:
+                    return None
+                self._changed.wait(self._patience())
+
+    def _is_due(self, batch: _Batch) -> bool:
+        waited = time.monotonic() - batch.since
+        return batch.rows >= self._parameters.max_batch_size or waited >= self._parameters.batch_timeout_micros / 1e6
+
+    def _patience(self) -> float | None:
+        due = [batch.since + self._parameters.batch_timeout_micros / 1e6 for batch in self._queue]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _run_batch(self, batch: _Batch) -> StatusError | None:
+        latest = max(task.until for task in batch.tasks) - time.monotonic()
+        if latest <= 0:
+            return StatusError("RESOURCE_EXHAUSTED", "Run() timeout exceeded while waiting in batching queue")
+        try:
+            inputs = _concatenated(batch.tasks, self._parameters.padded(batch.rows) - batch.rows)
+            answer = self._session.run(batch.key[0], inputs, batch.key[1], timeout=latest if latest < 1e8 else None)
+            _share(batch.tasks, answer, self._parameters.padded(batch.rows))
+        except StatusError as error:
+            return error
+        except Exception as error:  # or those who wait would wait for ever
+            return StatusError("INTERNAL", str(error))
+        return None
+
+
+def _concatenated(tasks: list[_Task], padding: int) -> dict[str, np.ndarray]:
+    """The inputs of all tasks along the batch axis, filled up with the first row of the last one."""
+    joined: dict[str, np.ndarray] = {}
+    for name in tasks[0].inputs:
+        parts = [task.inputs[name] for task in tasks]
+        parts += [parts[-1][:1]] * padding
+        shapes = {part.shape[1:] for part in parts}
+        if len(shapes) > 1:
+            raise StatusError(
+                "FAILED_PRECONDITION",
+                "Tensors with name '"
+                + name
+                + "' from different tasks have different shapes and padding is turned off. "
+                "Set pad_variable_length_inputs to true, or ensure that all tensors with the same name have equal "
+                "dimensions starting with the first dim.",
+            )
+        joined[name] = np.concatenate(parts)
+    return joined
+
+
+def _share(tasks: list[_Task], answer: dict[str, np.ndarray], size: int) -> None:
+    for name, array in answer.items():
+        if not array.ndim or len(array) != size:
+            raise StatusError(
+                "FAILED_PRECONDITION",
+                f"Batched output tensor {name} has the shape {list(array.shape)}; its 0th dimension should be {size}",
+            )
+    start = 0
+    for task in tasks:
+        task.answer = {name: array[start : start + task.rows] for name, array in answer.items()}
+        start += task.rows
+
+
+def _finish(tasks: list[_Task], error: StatusError | None) -> None:
+    for task in tasks:
+        task.error = error
+        task.done.set()

@@ -1,0 +1,73 @@
+"""What does one see at / of the stand-in: drop an image, and see what the committee says?
+
+One file without a network: it asks the REST API of the server that it came from, and nothing else, which its
+Content-Security-Policy holds it to.
+"""
+
+import base64
+import functools
+import hashlib
+import re
+from importlib import resources
+from typing import Any
+
+from keras_committee.serving.server.manager import Manager
+from keras_committee.serving.status import StatusError
+
+
+def routes(manager: Manager) -> list[Any]:
+    """Routes for Starlette: the page at /, and what it may ask about at /page/models."""
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, JSONResponse
+    from starlette.routing import Route
+
+    html = resources.files(__name__).joinpath("index.html").read_text(encoding="utf-8")
+    headers = {
+        "Content-Security-Policy": policy(html),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-store",
+    }
+
+    def page(_request: Request) -> HTMLResponse:
+        return HTMLResponse(html, headers=headers)
+
+    def models(_request: Request) -> JSONResponse:
+        return JSONResponse({"models": listed(manager)}, headers={"Cache-Control": "no-store"})
+
+    return [Route("/", page, methods=["GET"]), Route("/page/models", models, methods=["GET"])]
+
+
+def listed(manager: Manager) -> list[dict[str, Any]]:
+    """The models with their versions that serve, the newest first, and the labels of these."""
+    return [
+        {
+            "name": config.name,
+            "versions": [str(version) for version in _serving(manager, config.name)],
+            "labels": {label: str(version) for label, version in sorted(config.labels.items())},
+        }
+        for config in sorted(manager.configs(), key=lambda config: config.name)
+    ]
+
+
+@functools.cache
+def policy(html: str) -> str:
+    """The Content-Security-Policy of the page: its own script and style, this server, and no other place."""
+    script, style = (_hashes(html, tag) for tag in ("script", "style"))
+    return (
+        f"default-src 'none'; script-src {script}; style-src {style}; img-src blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _hashes(html: str, tag: str) -> str:
+    bodies = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for body in bodies)
+    return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+
+def _serving(manager: Manager, name: str) -> list[int]:
+    try:
+        return [status.version for status in manager.statuses(name) if status.state == "AVAILABLE"]
+    except StatusError:
+        return []

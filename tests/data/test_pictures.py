@@ -1,0 +1,95 @@
+"""Do loose pictures become the pixels of training, and are bad ones named?"""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_committee.data import foreign, image_folder
+from keras_committee.data.pictures import read_content, read_folder, read_picture
+from keras_committee.errors import DataError
+
+
+def draw(seed, shape):
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3)).astype(np.uint8)
+
+
+def test_a_picture_has_the_pixels_of_the_same_file_in_an_image_folder(tmp_path):
+    for place in range(4):
+        (tmp_path / f"{place % 2}").mkdir(exist_ok=True)
+        Image.fromarray(draw(place, (20 + place, 31))).save(tmp_path / f"{place % 2}/{place}.jpg")
+    splits = image_folder(tmp_path, 2, size=(8, 9), validation=0, test=0).load()
+    [(images, _)] = splits.train.batches(4)
+    alone = [read_picture(tmp_path / name, (8, 9)) for name in ("0/0.jpg", "0/2.jpg", "1/1.jpg", "1/3.jpg")]
+    np.testing.assert_array_equal(np.asarray(images), np.stack(alone))
+
+
+def huge_png(width, height):
+    """A PNG of which there is but the header and the start of its pixels."""
+    chunk = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n\0\0\0\r" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + b"\0\0\0\x09IDATx"
+
+
+def cut(shape):
+    content = io.BytesIO()
+    Image.fromarray(draw(1, shape)).save(content, "JPEG")
+    return content.getvalue()[: len(content.getvalue()) // 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "neither a JPEG nor a PNG"),
+        (b"GIF89a" + bytes(50), "neither a JPEG nor a PNG"),
+        (huge_png(5001, 5000), "5001x5000 pixels are too large; at most 25,000,000 are read"),
+        (huge_png(12_000, 12_000), "12000x12000 pixels are too large"),
+        (huge_png(60_000, 60_000), "too large; at most 25,000,000 pixels are read"),
+        (cut((40, 40)), "damaged or cut off, it cannot be decoded"),
+    ],
+    ids=["empty", "gif", "large", "larger", "bomb", "cut"],
+)
+def test_a_bad_picture_is_named(tmp_path, content, words):
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(DataError, match=rf"bad\.png: {words}") as caught:
+        read_picture(tmp_path / "bad.png", (8, 8))
+    assert caught.value.exit_code == 3
+
+
+def test_a_picture_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.png: cannot be read \(No such file or directory\)"):
+        read_content(tmp_path / "none.png")
+
+
+def test_a_folder_gives_its_pictures_and_those_inside_it(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for place, name in enumerate(("a.png", "deep/b.PNG", "deep/c.jpeg", ".hidden.png", "notes.txt")):
+        Image.fromarray(draw(place, (8, 8))).save(tmp_path / name, "PNG")
+    assert read_folder(tmp_path, 10, (8, 8)).shape == (3, 8, 8, 3)
+    np.testing.assert_array_equal(read_folder(tmp_path, 1, (8, 8))[0], draw(0, (8, 8)))
+
+
+def test_a_folder_without_pictures_or_with_bad_ones_is_refused(tmp_path):
+    with pytest.raises(DataError, match="it holds no JPEG or PNG image"):
+        read_folder(tmp_path, 10, (8, 8))
+    with pytest.raises(DataError, match="no such folder"):
+        read_folder(tmp_path / "none", 10, (8, 8))
+    (tmp_path / "bad.png").write_bytes(b"text")
+    with pytest.raises(DataError, match=r"1 problem in the data\n .*bad\.png: neither a JPEG nor a PNG"):
+        read_folder(tmp_path, 10, (8, 8))
+
+
+@pytest.mark.parametrize("kind", foreign.FOREIGN)
+def test_generated_images_are_repeatable_each_another_and_of_any_size(kind):
+    images = foreign.generated(kind, 3, (20, 33), seed=4)
+    assert (images.dtype, images.shape) == (np.uint8, (3, 20, 33, 3))
+    np.testing.assert_array_equal(images[:2], foreign.generated(kind, 2, (20, 33), seed=4))
+    assert np.abs(images[0].astype(float) - images[1]).mean() > 5
+    assert np.abs(images.astype(float) - foreign.generated(kind, 3, (20, 33), seed=5)).mean() > 5
+
+
+def test_generated_noise_has_its_values():
+    assert set(np.unique(foreign.generated("rademacher", 1, (9, 9)))) == {0, 255}
+    gaussian = foreign.generated("gaussian", 2, (60, 60))
+    assert (gaussian == 0).mean() == pytest.approx(0.16, abs=0.02)  # one standard deviation below the middle

@@ -1,0 +1,89 @@
+"""Runs that were never trained, for tests of the report: votes from a seed, and all else that a run folder tells."""
+
+import pathlib
+import types
+
+import numpy as np
+
+from keras_committee import metrics
+from keras_committee.evaluation.evaluate import committee_of_size
+from keras_committee.evaluation.report.sources import Gates, Source
+from keras_committee.evaluation.votes import Votes
+from keras_committee.layers import GeometricMean
+
+CLASSES = ("<script>alert(1)</script>", "cat & dog", "$x_{1}$")
+EXAMPLES = 200
+LABELS = np.arange(EXAMPLES, dtype=np.int32) * 7 % 3
+
+
+class Pictures:
+    """Grey images whose brightness is their place."""
+
+    def __init__(self, places):
+        self.places = np.asarray(places)
+
+    def take(self, places):
+        return Pictures(self.places[places])
+
+    def batches(self, size):
+        images = np.broadcast_to(self.places[:size, None, None, None], (len(self.places[:size]), 8, 8, 3))
+        return [(types.SimpleNamespace(numpy=lambda: images.astype(np.uint8)), None)]
+
+
+def log_probabilities(members, skill, seed):
+    """float32 `(examples, members, classes)`: `skill` is what the true class has ahead."""
+    logits = np.random.default_rng(seed).normal(size=(EXAMPLES, members, 3)) * 1.3
+    logits[np.arange(EXAMPLES), :, LABELS] += skill
+    return (logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))).astype(np.float32)
+
+
+def evaluation_of(votes, names, costs):
+    """As `evaluate` writes it."""
+    probabilities = np.exp(votes.log_probabilities)
+    return {
+        "recipe": "made_up", "split": "test", "examples": EXAMPLES, "classes": 3, "head": "geometric_mean",
+        "members": [
+            {"index": index, "name": name, "parameters": 1000 * (1 + int(cost)), "mflops": cost}
+            | metrics.summary(probabilities[:, index], votes.labels)
+            for index, (name, cost) in enumerate(zip(names, costs, strict=True))
+        ],
+        "missing": [],
+        "committees": [committee_of_size(size, votes, GeometricMean(), costs) for size in range(1, len(names) + 1)],
+    }  # fmt: skip
+
+
+def source(name, names, costs, *, skill=1.2, seed=1, depth=None, added=None):
+    """A run whose members have these names and costs."""
+    cast = log_probabilities(len(names), skill, seed)
+    votes = Votes(
+        members=tuple(range(len(names))), log_probabilities=cast, labels=LABELS, classes=CLASSES,
+        weights=tuple(f"{name}-{index}" for index in range(len(names))), data="same",
+    )  # fmt: skip
+    return Source(
+        name=name, path=pathlib.Path("runs", name), doc="Made up.\n\nMore.", knobs={"members": len(names), "rate": 0.2},
+        environment={
+            "recipe": "made_up", "smoke": False, "seed": 7, "command": "keras-committee train made_up.py",
+            "versions": {"keras": "3.15.1", "none": None}, "commit": None, "platform": "Linux", "cpus": 2,
+        },
+        events=[
+            {"time": "2026-02-03T04:00:00+00:00", "event": "training_started"},
+            {"time": "2026-02-03T05:00:00+00:00", "event": "training_finished"},
+        ],
+        evaluation=evaluation_of(votes, names, costs), votes=votes, head=GeometricMean(),
+        histories={index: history(index, depth) for index in range(len(names))},
+        so_far=([1, 2, 3], [0.5, 0.62, 0.71]), added=added or {}, examples=Pictures(range(EXAMPLES)),
+        gates=Gates(blocks=9, expected_depth=6.9, expected_saving=0.21) if depth else None,
+    )  # fmt: skip
+
+
+def history(index, depth):
+    """Three epochs; images/s is 100, or 125 with stochastic depth."""
+    rows = [
+        {
+            "epoch": epoch, "step": 10 * epoch, "learning_rate": 0.1, "loss": 2.0 / epoch + 0.1 * index,
+            "accuracy": 0.2 * epoch, "images_per_second": 125.0 if depth else 100.0,
+            "validation_accuracy": 0.2 * epoch + 0.02 * index, "validation_nll": 1.0 / epoch,
+        }
+        for epoch in (1, 2, 3)
+    ]  # fmt: skip
+    return [row | {"realised_depth": depth + 0.2} for row in rows] if depth else rows

@@ -1,0 +1,160 @@
+"""The best committee, the front and the budget are those of brute force, whatever the method."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pools import made_up_votes
+
+from keras_committee import metrics
+from keras_committee.evaluation import methods
+from keras_committee.evaluation.candidates import Candidates, Goal
+from keras_committee.evaluation.methods import look
+
+COSTS = (1.0, 1.5, 0.7, 2.2, 3.1)
+VOTES, LABELS = made_up_votes(2, 120, (0.6, 0.9, 0.4, 1.3, 1.5))
+
+
+def some_candidates(head="geometric_mean"):
+    return Candidates(VOTES, LABELS, COSTS, head)
+
+
+def slowly():
+    """`(subset, cost, scores)` of all committees, one after another."""
+    for size in range(1, 6):
+        for subset in itertools.combinations(range(5), size):
+            product = np.exp(VOTES[:, subset].astype(np.float64).mean(axis=1))
+            scores = metrics.summary(product / product.sum(axis=1, keepdims=True), LABELS)
+            yield subset, sum(COSTS[member] for member in subset), scores
+
+
+def chosen(candidates, goal):
+    table = candidates.table()
+    return tuple(np.flatnonzero(table.shares[table.best(goal)]).tolist())
+
+
+@pytest.mark.parametrize(("objective", "sign"), [("accuracy", -1), ("nll", 1), ("brier", 1)])
+@pytest.mark.parametrize("most", [math.inf, 4.9, 2.3])
+def test_exhaustive_search_finds_what_brute_force_finds(objective, sign, most):
+    candidates, goal = some_candidates(), Goal(objective=objective, max_cost=most)
+    assert look(candidates, goal) == "exhaustive"
+    assert len(candidates.table()) == 31
+    within = [each for each in slowly() if each[1] <= most + 1e-9]
+    expected = min(within, key=lambda each: (sign * each[2][objective], each[1], each[2]["nll"]))
+    assert chosen(candidates, goal) == expected[0]
+
+
+def test_with_an_accuracy_and_no_budget_the_cheapest_is_best_and_with_both_the_most_accurate():
+    candidates = some_candidates()
+    look(candidates, Goal())
+    enough = [each for each in slowly() if each[2]["accuracy"] >= 0.46]
+    cheapest = min(enough, key=lambda each: (each[1], -each[2]["accuracy"], each[2]["nll"]))
+    assert chosen(candidates, Goal(min_accuracy=0.46)) == cheapest[0]
+    most = min((each for each in enough if each[1] <= 5), key=lambda each: (-each[2]["accuracy"], each[1]))
+    assert chosen(candidates, Goal(min_accuracy=0.46, max_cost=5)) == most[0]
+    assert candidates.table().best(Goal(min_accuracy=0.999)) is None
+
+
+def test_the_front_is_that_of_brute_force():
+    candidates = some_candidates()
+    look(candidates, Goal())
+    every = list(slowly())
+    expected = [
+        subset
+        for subset, cost, score in every
+        if not any(
+            c <= cost + 1e-9 and s["nll"] <= score["nll"] and (c < cost - 1e-9 or s["nll"] < score["nll"])
+            for _, c, s in every
+        )
+    ]
+    table = candidates.table()
+    front = [tuple(np.flatnonzero(table.shares[row]).tolist()) for row in table.front("nll")]
+    assert sorted(front) == sorted(expected)
+    assert len(front) > 2
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    method=st.sampled_from(["exhaustive", "greedy", "evolutionary"]),
+    objective=st.sampled_from(["accuracy", "nll", "brier"]),
+    head=st.sampled_from(["geometric_mean", "arithmetic_mean"]),
+    most=st.floats(0.7, 9),
+)
+def test_no_method_exceeds_the_budget_or_ends_below_the_best_member_or_has_a_front_with_a_beaten_one(
+    seed, method, objective, head, most
+):
+    votes, labels = made_up_votes(seed, 40, (0.6, 0.9, 0.4, 1.3, 1.5))
+    candidates, goal = Candidates(votes, labels, COSTS, head), Goal(objective=objective, max_cost=most)
+    look(candidates, goal, method)
+    table = candidates.table()
+    best, losses = table.best(goal), table.losses(objective)
+    assert table.costs[best] <= most + 1e-6
+    singles = [losses[row] for row in range(len(table)) if table.shares[row].sum() == 1 and table.costs[row] <= most]
+    assert losses[best] <= min(singles)
+    front = table.front(objective)
+    beaten = [
+        (one, other)
+        for one in front
+        for other in range(len(table))
+        if table.costs[other] <= table.costs[one] and losses[other] < losses[one]
+    ]
+    assert beaten == []
+    assert (np.diff(table.costs[front]) > 0).all()
+    assert (np.diff(losses[front]) < 0).all()
+
+
+def test_greed_takes_in_every_round_the_member_that_helps_most(monkeypatch):
+    monkeypatch.setattr(methods, "_ROUNDS", 6)
+    candidates = some_candidates()
+    look(candidates, Goal(objective="nll"), "greedy")
+    bag, path = [], []
+    for _ in range(6):
+        losses = []
+        for member in range(5):
+            product = np.exp(VOTES[:, [*bag, member]].astype(np.float64).mean(axis=1))
+            losses.append(metrics.nll(product / product.sum(axis=1, keepdims=True), LABELS))
+        bag.append(int(np.argmin(losses)))
+        path.append(min(losses))
+    table = candidates.table()
+    assert table.scores["nll"].min() == pytest.approx(min(path), abs=1e-6)
+    final = np.bincount(bag, minlength=5)
+    final //= np.gcd.reduce(final)
+    assert final.tolist() in table.shares.tolist()
+
+
+def test_a_member_taken_twice_is_paid_once_by_a_geometric_mean_and_twice_by_the_others():
+    shares = np.array([[2, 0, 1, 0, 0]])
+    assert some_candidates().cost(shares) == pytest.approx([1.7])
+    assert some_candidates("arithmetic_mean").cost(shares) == pytest.approx([2.7])
+
+
+def test_a_committee_is_scored_once():
+    candidates = some_candidates()
+    first = candidates.score([[2, 0, 4, 0, 0], [1, 0, 2, 0, 0]])
+    assert first.shares.tolist() == [[1, 0, 2, 0, 0]] * 2
+    candidates.score([[0, 1, 0, 0, 0], [3, 0, 6, 0, 0]])
+    assert len(candidates.table()) == 2
+
+
+def test_evolution_finds_in_a_large_pool_what_greed_finds_or_better():
+    strengths = np.linspace(0.3, 1.4, 18)
+    votes, labels = made_up_votes(8, 60, strengths)
+    greedy, evolved = (Candidates(votes, labels, 0.5 + strengths, "geometric_mean") for _ in range(2))
+    goal = Goal(objective="nll", max_cost=6.0)
+    look(greedy, goal, "greedy")
+    assert look(evolved, goal, "auto") == "evolutionary"
+    assert evolved.table().scores["nll"][evolved.table().best(goal)] <= greedy.table().scores["nll"].min()
+
+
+def test_what_no_method_can_do_is_told():
+    many = Candidates(np.zeros((1, 17, 2)), np.zeros(1, int), np.ones(17), "geometric_mean")
+    with pytest.raises(ValueError, match=r"16 members at most\. Received: 17, which have 131,071 committees"):
+        look(many, Goal(), "exhaustive")
+    with pytest.raises(ValueError, match=r"method must be one of auto, .*'lucky'"):
+        look(some_candidates(), Goal(), "lucky")
+    with pytest.raises(ValueError, match=r"objective must be one of accuracy, nll, brier.*'f1'"):
+        Goal(objective="f1")

@@ -1,0 +1,157 @@
+"""A pool: members of several runs, if they may vote together."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_committee.errors import DataError, IncompleteError, RecipeError, VerificationError
+from keras_committee.evaluation import Votes, cast_votes, gather, members, votes
+from keras_committee.evaluation.compatibility import (
+    refuse_twins,
+    require_equal_classes,
+    require_equal_examples,
+    require_equal_inputs,
+)
+from keras_committee.recipe_file import RecipeFile
+from keras_committee.run import Run
+from keras_committee.training import train_committee
+
+TINY = Path(__file__).parents[1] / "recipes" / "tiny.py"
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    file = RecipeFile.read(TINY)
+    knobs = file.resolve(["members=2", "epochs=1", "seed=31"])
+    run = Run.create(tmp_path_factory.mktemp("second") / "run", file, knobs, command="test")
+    train_committee(run, file.build(knobs))
+    return run
+
+
+def some_votes(labels, data):
+    return Votes(
+        members=(0,), log_probabilities=np.zeros((1, 1, 2)), labels=np.array(labels), classes=("a",), data=data
+    )
+
+
+def test_a_pool_holds_the_members_of_all_runs_in_order(trained, second):
+    run, recipe = trained
+    pool = gather([run, second])
+    assert [(member.run, member.index) for member in pool.members] == [
+        *((run.path, index) for index in range(3)),
+        *((second.path, index) for index in range(2)),
+    ]
+    assert pool.votes["test"].shape == (360, 5, 10)
+    np.testing.assert_array_equal(pool.votes["test"][:, :3], cast_votes(run, recipe).log_probabilities)
+    np.testing.assert_array_equal(pool.labels["validation"], recipe.data.load().validation.labels)
+    assert pool.classes == tuple("0123456789")
+    assert len({member.weights for member in pool.members}) == 5
+    assert len({member.architecture for member in pool.members}) == 1
+    assert pool.mflops == pytest.approx([2 * 8 * 8 * 3 * 10 / 1e6] * 5)
+    assert pool.missing == {str(run.path): [], str(second.path): []}
+
+
+def test_a_pool_is_gathered_again_without_asking_a_model(trained, monkeypatch):
+    run, _ = trained
+    first = gather([run])
+
+    def fail(*_):
+        raise RuntimeError("loaded again")
+
+    monkeypatch.setattr(votes, "load_member", fail)
+    monkeypatch.setattr(members, "load_member", fail)
+    assert gather([run]).members == first.members
+
+
+def test_a_damaged_description_is_made_anew(second, caplog):
+    before = members.describe(second, 1)
+    file = second.path / "votes" / "members" / "01.json"
+    file.write_text(json.dumps({"source": "x"})[:-3])
+    assert members.describe(second, 1) == before
+    assert "01.json is damaged" in caplog.text
+    assert json.loads(file.read_text())["name"] == "linear_1"
+
+
+def test_a_run_given_twice_is_refused(trained):
+    run, _ = trained
+    with pytest.raises(RecipeError, match=r"are one run\. Its members would count twice"):
+        gather([run, dataclasses.replace(run, path=run.path / ".." / run.path.name)])
+
+
+def test_C05_a_run_that_lacks_a_member_is_taken_if_asked(new_run, trained):
+    run, train = new_run(["members=2", "epochs=1", "seed=50"])
+    train()
+    run.member(0).model.unlink()
+    with pytest.raises(IncompleteError, match=r"1 of 2 members; not trained yet: 0\.[\s\S]*--min-members 1"):
+        gather([trained[0], run])
+    assert gather([trained[0], run], min_members=1).missing == {str(trained[0].path): [], str(run.path): [0]}
+
+
+def test_C06_a_member_that_stands_in_two_runs_is_named(trained, new_run):
+    run, train = new_run(["members=1", "epochs=2"])
+    train()
+    with pytest.raises(
+        VerificationError, match=r"members .*tiny member 0 and .*run member 0 of the pool have identical"
+    ):
+        gather([trained[0], run])
+    assert len(gather([trained[0], run], allow_twins=True).members) == 4
+
+
+def test_C06_twins_are_named_by_their_hash():
+    with pytest.raises(VerificationError, match=r"members 1 and 3 of runs/a have identical weights \(sha256 beef\)"):
+        refuse_twins({"0": "cafe", "1": "beef", "3": "beef"}, "runs/a")
+
+
+def test_C01_other_class_counts_come_as_a_table_of_members_and_classes():
+    with pytest.raises(
+        RecipeError,
+        match=r"(?s)where one has nothing, another has frog\.\n  a member 0   2 classes: cat, "
+        r"dog\n  b member 10  3 classes: cat, dog, frog\n",
+    ) as caught:
+        require_equal_classes({"a member 0": ("cat", "dog"), "b member 10": ("cat", "dog", "frog")})
+    assert caught.value.exit_code == 2
+
+
+def test_C02_another_order_of_classes_is_refused():
+    with pytest.raises(
+        RecipeError, match=r"where one has cat, another has dog\.\n  a  2 classes: cat, dog\n  b  2 classes: dog, cat"
+    ):
+        require_equal_classes({"a": ("cat", "dog"), "b": ("dog", "cat")})
+    require_equal_classes({"a": ("cat", "dog"), "b": ("cat", "dog")})
+
+
+def test_C02_a_run_of_other_classes_enters_no_pool(trained, second, tmp_path):
+    other = dataclasses.replace(second, path=tmp_path / "other")
+    other.path.symlink_to(second.path)
+    journal = (second.path / "journal.jsonl").read_text()
+    (second.path / "journal.jsonl").write_text(journal.replace('["0", "1"', '["1", "0"'))
+    with pytest.raises(RecipeError, match="where one has 0, another has 1"):
+        gather([trained[0], second])
+    (second.path / "journal.jsonl").write_text(journal)
+
+
+def test_C03_other_images_are_refused():
+    with pytest.raises(RecipeError, match=r"different shapes[\s\S]*  a  32 x 32 x 3\n  b  24 x 32 x 1\n") as caught:
+        require_equal_inputs({"a": (32, 32, 3), "b": (24, 32, 1)})
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [([0, 1, 1], "3 and 2 of them"), ([0, 0], "1 of 2 labels"), ([0, 1], "equal labels, but other images")],
+)
+def test_other_examples_are_refused(labels, words):
+    with pytest.raises(DataError, match=f"the test examples of b and a differ: .*{words.split()[-1]}"):
+        require_equal_examples({"b": some_votes(labels, "x"), "a": some_votes([0, 1], "y")}, "test")
+
+
+def test_a_pool_without_a_validation_split_says_what_to_do(trained, monkeypatch):
+    run, recipe = trained
+    splits = recipe.data.load()
+    empty = dataclasses.replace(splits, validation=splits.validation.take(np.arange(0)))
+    monkeypatch.setattr(type(recipe.data), "load", lambda _: empty)
+    with pytest.raises(RecipeError, match=r"have no validation split\.\n  Members are chosen on it"):
+        gather([run])

@@ -1,0 +1,139 @@
+"""The files of the report: a page that needs nothing but itself, its pictures, TensorBoard's events."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import struct
+
+import pytest
+from panels import source
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+
+from keras_committee import cli
+from keras_committee.evaluation.report import report as writing
+from keras_committee.evaluation.report.committees import gather_panel
+from keras_committee.evaluation.report.ink import NARROW, WIDE
+from keras_committee.run import Run
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The page of two made-up runs whose classes are full of markup."""
+    runs = [source("<b>first</b>", ["small"] * 3, [10.0] * 3), source("second", ["large"], [25.0], depth=6.5)]
+    panel = gather_panel(runs, "test", [])
+    return writing.page_of(panel, *writing.sections_of(panel))
+
+
+def test_what_comes_from_data_is_text_and_never_markup(page):
+    assert "<script" not in page
+    assert "<b>first" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "$x_{1}$" in page
+
+
+def test_the_page_asks_for_nothing_outside_itself(page):
+    addresses = re.findall(r"(?:src|href)=\"([^\"]*)\"", page)
+    assert {address[:5] for address in addresses if not address.startswith("#")} <= {"data:"}
+    assert re.findall(r"url\((?!#)", page) == []
+    assert "default-src 'none'" in page
+    assert len(page.encode()) < 5_000_000
+
+
+def test_every_colour_and_every_clip_of_a_picture_is_defined_in_the_page(page):
+    assert set(re.findall(r"var\(--([\w-]+)\)", page)) <= set(re.findall(r"--([\w-]+):", page))
+    ids = re.findall(r" id=\"([^\"]*)\"", page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"(?:url\(|xlink:href=\")#([\w-]+)", page)) <= set(ids)
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_every_picture_stands_on_the_page_in_both_widths(page, width):
+    names = re.findall(r"data-picture=\"([^\"]*)\"", page)
+    assert {"accuracy-against-mflops", "gain-by-size", "reliability", "disagreement", "confusion"} <= set(names)
+    assert {"training-b-first--b", "training-second", "depth-second"} <= set(names)
+    assert page.count(f'<div class="{"wide" if width == WIDE else "narrow"}"><svg') == len(names)
+
+
+@pytest.fixture(scope="module")
+def command(trained, tmp_path_factory):
+    """The report of the tiny run, made by the command, in a folder of its own; no evaluation was there before."""
+    folder = tmp_path_factory.mktemp("report") / "tiny"
+    shutil.copytree(trained[0].path, folder, ignore=shutil.ignore_patterns("evaluation.json", "votes"))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert cli.main(["report", str(folder)]) == 0
+    return Run.open(folder), said.getvalue()
+
+
+@pytest.fixture
+def written(command):
+    return command[0]
+
+
+def test_the_command_ends_with_the_page_and_what_to_do_next(command):
+    run, said = command
+    page = run.path / "report" / "index.html"
+    assert said.endswith(f"images.\n\nReport: {page}\nNext: keras-committee select {run.path}\n")
+
+
+def test_the_table_of_the_page_is_the_evaluation_that_was_computed_first(written):
+    page = (written.path / "report" / "index.html").read_text()
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", page)
+    evaluation = json.loads((written.path / "evaluation.json").read_text())
+    for member in evaluation["members"]:
+        assert f"{member['nll']:.4f}" in cells
+    for each in evaluation["committees"]:
+        row = cells.index(f"{each['size']} x linear")
+        assert cells[row + 2] == f"{each['mflops']:.2f}"
+        assert cells[row + 3].split(" ± ")[0] == f"{each['accuracy']['mean']:.4f}"
+        assert cells[row + 6].split(" ± ")[0] == f"{each['brier']['mean']:.4f}"
+
+
+def test_the_pictures_lie_beside_the_page(written):
+    for name in ("accuracy-against-mflops", "gain-by-size", "reliability", "disagreement", "confusion", "training"):
+        content = (written.path / "report" / f"{name}.png").read_bytes()
+        assert content[:8] == b"\x89PNG\r\n\x1a\n"
+        assert min(struct.unpack(">II", content[16:24])) >= 300
+
+
+def test_tensorboard_reads_pictures_knobs_and_scores(written):
+    folder = written.path / "report" / "tensorboard"
+    root, run = EventAccumulator(str(folder)).Reload(), EventAccumulator(str(folder / "tiny")).Reload()
+    assert {"report/confusion", "report/reliability", "report/accuracy-against-mflops"} <= set(root.Tags()["images"])
+    hparams = run.PluginTagToContent(metadata.PLUGIN_NAME)
+    knobs = metadata.parse_session_start_info_plugin_data(hparams[metadata.SESSION_START_INFO_TAG]).hparams
+    assert knobs["learning_rate"].number_value == 0.05
+    evaluation = json.loads((written.path / "evaluation.json").read_text())
+    [told] = run.Scalars("committee/accuracy")
+    assert told.value == pytest.approx(evaluation["committees"][-1]["accuracy"]["mean"])
+
+
+def test_a_second_report_replaces_the_first_and_predicts_nothing_anew(written, monkeypatch, capsys):
+    # Nothing of a picture is looked at here, and drawing them takes most of the time.
+    monkeypatch.setattr(writing, "pictures_of", lambda _: [])
+    monkeypatch.setattr(writing, "page_of", lambda *_: "page")
+    monkeypatch.setattr("keras_committee.evaluation.votes.log_probabilities", lambda *_: 1 / 0)
+    before = (written.path / "evaluation.json").stat().st_mtime_ns
+    assert cli.main(["report", str(written.path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(document) == ["report", "runs", "pictures", "tensorboard", "sentences"]
+    assert document["report"] == str(written.path / "report" / "index.html")
+    assert "linear reach" in document["sentences"]["cost"]
+    assert (written.path / "evaluation.json").stat().st_mtime_ns == before
+    assert len(list((written.path / "report" / "tensorboard").rglob("*.report"))) == 2
+
+
+def test_a_run_that_is_none_is_told_before_anything_is_read(tmp_path, capsys):
+    assert cli.main(["report", str(tmp_path / "none")]) == 4
+    assert "is not a run folder" in capsys.readouterr().err
+    assert cli.main(["report"]) == 2
+
+
+def test_a_damaged_history_is_named(written, tmp_path, capsys):
+    shutil.copytree(written.path, tmp_path / "run")
+    (tmp_path / "run" / "members" / "01" / "history.jsonl").write_text('{"epoch": 1, "lo')
+    assert cli.main(["report", str(tmp_path / "run")]) == 4
+    assert "members/01/history.jsonl is damaged" in capsys.readouterr().err

@@ -1,0 +1,186 @@
+"""Are the fitted thresholds the best there are?"""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_committee.evaluation.cascade_search import (
+    chains,
+    compare,
+    count_chains,
+    partitions,
+    search_cascade,
+)
+from keras_committee.evaluation.cascades import Ballots, CascadePlan, run_cascade
+from keras_committee.evaluation.thresholds import Goal, Stages, fit, fit_thresholds
+from keras_committee.layers import CONFIDENCES
+
+MFLOPS = (2.0, 7.0, 3.0, 5.0)
+
+
+def ballots(seed=3, examples=60, gains=(0.8, 1.6, 1.0, 1.2), classes=3):
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, classes, examples)
+    logits = draw.normal(0, 1.0, (examples, len(gains), classes))
+    logits[np.arange(examples), :, labels] += gains
+    votes = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return Ballots(votes.astype("float32"), labels, MFLOPS[: len(gains)])
+
+
+def stages(seed, levels, examples=30, count=3):
+    """Stages whose confidences take so many values only, so that every combination can be tried."""
+    draw = np.random.default_rng(seed)
+    return Stages(
+        costs=(2.0, 5.0, 12.0)[:count],
+        confidences=[draw.integers(0, levels, examples).astype("float32") / levels for _ in range(count - 1)],
+        scores=[draw.integers(0, 2, examples).astype("float32") for _ in range(count)],
+    )
+
+
+def outcome(given_stages, thresholds):
+    """Mean score and cost of each combination, by the slow loop."""
+    score = cost = 0.0
+    for example in range(len(given_stages.scores[0])):
+        stage = 0
+        while stage < len(thresholds) and given_stages.confidences[stage][example] < thresholds[stage]:
+            stage += 1
+        score += given_stages.scores[stage][example]
+        cost += given_stages.costs[stage]
+    return score / len(given_stages.scores[0]), cost / len(given_stages.scores[0])
+
+
+def every_outcome(given_stages):
+    cuts = [[*np.unique(each), 2.0] for each in given_stages.confidences]
+    return [outcome(given_stages, thresholds) for thresholds in itertools.product(*cuts)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 500), st.sampled_from([0.4, 0.5, 0.6]))
+def test_the_fit_is_the_best_of_all_combinations(seed, target):
+    case = stages(seed, levels=5)
+    found = fit(case, Goal(target, None))
+    costs = [cost for score, cost in every_outcome(case) if score >= target - 1e-9]
+    assert (found and round(found.mflops, 6)) == (round(min(costs), 6) if costs else None)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 500), st.sampled_from([1.0, 3.0, 7.0]))
+def test_the_fit_has_the_best_score_within_the_budget(seed, budget):
+    case = stages(seed, levels=5)
+    found = fit(case, Goal(None, budget))
+    scores = [score for score, cost in every_outcome(case) if cost <= budget + 1e-9]
+    assert (found and round(found.score, 6)) == (round(max(scores), 6) if scores else None)
+
+
+def test_what_the_fit_says_is_what_its_thresholds_do():
+    for cells in (2**18, 2**6):
+        found = fit(stages(7, levels=29), Goal(0.5, None), cells)
+        assert outcome(stages(7, levels=29), found.thresholds) == pytest.approx((found.score, found.mflops))
+
+
+def test_two_stages_are_fitted_over_every_distinct_confidence():
+    case = stages(11, levels=10_000, examples=300, count=2)
+    found = fit(case, Goal(0.52, None))
+    assert found.mflops == pytest.approx(min(cost for score, cost in every_outcome(case) if score >= 0.52 - 1e-9))
+
+
+def test_a_coarse_grid_is_improved_by_moving_the_thresholds():
+    case = stages(11, levels=10_000, examples=300)
+    coarse, fine = (fit(case, Goal(0.5, None), cells) for cells in (2**5, 2**18))
+    assert fine.mflops <= coarse.mflops <= 1.1 * fine.mflops
+
+
+def test_thresholds_lie_between_the_confidences():
+    cast = ballots()
+    plan = fit_thresholds(cast, (0, 1), (1, 2), target=0.7)
+    gaps = np.abs(cast.confidences((0,), "max_probability") - plan.thresholds[0])
+    assert gaps.min() > 1e-5
+
+
+def test_the_target_is_reached_at_less_than_the_cost_of_all():
+    cast = ballots()
+    full = run_cascade(cast, CascadePlan(order=(0, 2, 1), sizes=(3,), thresholds=()))
+    plan = fit_thresholds(cast, (0, 2, 1), (1, 2, 3), "margin", target=full.scores["accuracy"])
+    run = run_cascade(cast, plan)
+    assert run.scores["accuracy"] >= full.scores["accuracy"]
+    assert run.mflops < 0.8 * full.mflops
+
+
+def test_other_objectives_are_kept_to_from_below():
+    cast = ballots()
+    for objective, limit in (("nll", 0.8), ("brier", 0.45)):
+        run = run_cascade(cast, fit_thresholds(cast, (0, 2, 1), (1, 2, 3), target=limit, objective=objective))
+        assert 0.9 * limit < run.scores[objective] <= limit + 1e-6
+
+
+def test_a_worst_case_cuts_the_late_stages_off():
+    plan = fit_thresholds(ballots(), (0, 2, 1), (1, 2, 3), max_mflops=4.0, max_worst_mflops=5.0)
+    assert (plan.order, plan.sizes) == ((0, 2), (1, 2))
+    assert fit_thresholds(ballots(), (1, 0), (1, 2), max_mflops=4.0, max_worst_mflops=5.0) is None
+
+
+def test_out_of_reach_is_none():
+    assert fit_thresholds(ballots(), (0, 1), (1, 2), target=1.0) is None
+    assert fit_thresholds(ballots(), (0, 1), (1, 2), max_mflops=1.9) is None
+    assert search_cascade(ballots(), target=1.0) is None
+
+
+def test_one_goal_is_wanted():
+    with pytest.raises(ValueError, match=r"either a target or max_mflops\. Received: None and None"):
+        fit_thresholds(ballots(), (0, 1), (1, 2))
+    with pytest.raises(ValueError, match=r"Received: 0\.7 and 3"):
+        search_cascade(ballots(), target=0.7, max_mflops=3)
+
+
+def test_every_chain_is_listed_once():
+    listed = list(chains(range(4), (1, 3)))
+    assert len(listed) == len(set(listed)) == count_chains(4, (1, 3)) == 12
+    assert {(chain[0], frozenset(chain[1:])) for chain in listed} == {
+        (first, frozenset(pair)) for first in range(4) for pair in itertools.combinations(set(range(4)) - {first}, 2)
+    }
+    assert count_chains(8, (1, 2, 4)) == 8 * 7 * 15
+
+
+def test_partitions_begin_with_one_member():
+    assert partitions(1) == [(1,)]
+    assert partitions(3) == [(1, 2), (1, 3), (1, 2, 3)]
+    assert (1, 2, 4, 8) in partitions(8)
+    assert len(partitions(8)) == 4 + 6 + 4
+
+
+def by_exhaustion(cast, sizes, **goal):
+    """The plans of all orders and confidences, fitted one by one."""
+    fitted = [
+        fit_thresholds(cast, order, sizes, kind, **goal)
+        for order in itertools.permutations(range(4), sizes[-1])
+        for kind in CONFIDENCES
+    ]
+    return [run_cascade(cast, plan) for plan in fitted if plan]
+
+
+def test_the_search_finds_the_best_of_all_orders():
+    cast = ballots()
+    for most_chains in (100, 1):  # all of them, then step by step
+        cheapest = run_cascade(cast, search_cascade(cast, target=0.8, sizes=[(1, 2)], most_chains=most_chains))
+        assert cheapest.mflops == pytest.approx(min(run.mflops for run in by_exhaustion(cast, (1, 2), target=0.8)))
+        best = run_cascade(cast, search_cascade(cast, max_mflops=5.0, sizes=[(1, 2)], most_chains=most_chains))
+        scores = [run.scores["accuracy"] for run in by_exhaustion(cast, (1, 2), max_mflops=5.0)]
+        assert best.scores["accuracy"] == pytest.approx(max(scores))
+
+
+def test_the_search_keeps_to_the_worst_case():
+    plan = search_cascade(ballots(), max_mflops=9.0, max_worst_mflops=8.0)
+    assert run_cascade(ballots(), plan).worst_mflops <= 8.0
+
+
+def test_validation_and_test_stand_side_by_side():
+    validation, test = ballots(), ballots(seed=4)
+    plan = search_cascade(validation, target=0.75)
+    told = compare(plan, validation, test, target=0.75)
+    assert told["validation"]["accuracy"] >= 0.75
+    assert told["test"] == run_cascade(test, plan).summary()
+    assert set(told["cross_fitted"]) == {"accuracy", "mflops"}
+    assert compare(plan, validation, test, target=0.99)["cross_fitted"] is None

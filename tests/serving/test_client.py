@@ -1,0 +1,251 @@
+"""Does a client get the same answers over gRPC and REST, and does it try again only what it may?"""
+
+import contextlib
+import http.server
+import io
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_committee import NAMES, SIZE, expected
+
+from keras_committee.errors import RecipeError
+from keras_committee.serving import Client
+from keras_committee.serving.client import RequestError, VersionStatus
+from keras_committee.serving.server import grpc, rest
+from keras_committee.serving.server.manager import Manager, Settings
+from keras_committee.serving.server.ports import listen
+from keras_committee.serving.server.versions import ModelConfig, Policy
+
+IMAGES = np.random.default_rng(3).uniform(0, 255, (5, SIZE, SIZE, 3)).round().astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def manager(tiny_committee, half_plus_two):
+    configs = [
+        ModelConfig("tiny", tiny_committee, Policy.specific(4), {"stable": 4}),
+        ModelConfig("half", half_plus_two),
+    ]
+    with Manager(configs, Settings(labels_for_unavailable=True)) as manager:
+        manager.wait_until_available()
+        yield manager
+
+
+@pytest.fixture(scope="module")
+def urls(manager):
+    with grpc.start(manager, ("127.0.0.1", 0)) as one, rest.start(manager, ("127.0.0.1", 0)) as other:
+        yield {"grpc": f"grpc://127.0.0.1:{one.port}", "http": f"http://127.0.0.1:{other.port}"}
+
+
+@pytest.fixture(params=["grpc", "http"])
+def client(urls, request):
+    with Client(urls[request.param], "tiny", timeout=20) as client:
+        yield client
+
+
+def png(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image.astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_images_are_answered_with_typed_arrays(client):
+    answer = client.predict(IMAGES)
+    mean = expected(IMAGES).mean(1)
+    np.testing.assert_allclose(answer["probabilities"], mean, atol=1e-6)
+    np.testing.assert_array_equal(answer["class_id"], mean.argmax(1))
+    assert [label.decode() for label in answer["label"]] == [NAMES[i] for i in mean.argmax(1)]
+    assert [answer[name].dtype.name for name in ("probabilities", "class_id", "label", "members_used")] == [
+        *("float32", "int32", "object", "int32")
+    ]
+
+
+def test_encoded_images_are_decoded_by_the_server(client):
+    answer = client.predict([png(IMAGES[0]), b"no image"])
+    np.testing.assert_allclose(answer["probabilities"][0], expected(IMAGES[:1])[0].mean(0), atol=1e-6)
+    np.testing.assert_array_equal(answer["valid"], np.array([True, False]))
+    np.testing.assert_array_equal(client.predict(png(IMAGES[0]))["valid"], np.array([True]))
+
+
+def test_signature_outputs_version_and_label_are_chosen(client):
+    answer = client.predict({"image": IMAGES}, signature="predict_members", outputs=["member_probabilities"], version=4)
+    assert list(answer) == ["member_probabilities"]
+    np.testing.assert_allclose(answer["member_probabilities"], expected(IMAGES), atol=1e-6)
+    assert client.predict(IMAGES, label="stable")["class_id"].shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ({"version": 9}, "NOT_FOUND", r"Specific\(tiny, 9\)\n  `Client.status\(\)` lists"),
+        ({"label": "canary"}, "INVALID_ARGUMENT", "Unrecognized servable version label: canary"),
+        ({"outputs": ["nope"]}, "INVALID_ARGUMENT", "output tensor alias not found in signature: nope"),
+    ],
+)
+def test_D09_what_the_server_refuses_is_told_in_its_words(client, words, code, message):
+    with pytest.raises(RequestError, match=f"127.0.0.1:[0-9]+, model 'tiny': {code}: .*{message}") as caught:
+        client.predict(IMAGES, **words)
+    assert caught.value.code == code
+
+
+def test_a_wrong_shape_and_a_wrong_signature_are_refused(client):
+    with pytest.raises(RequestError, match="not compatible with expected shape"):
+        client.predict(IMAGES[:, :5])
+    with pytest.raises(RequestError, match='"nope" not found'):
+        client.predict(IMAGES, signature="nope")
+
+
+def test_the_status_is_that_of_the_versions(client):
+    assert client.status() == client.status(version=4) == [VersionStatus(4, "AVAILABLE")]
+    with pytest.raises(RequestError, match="Could not find version 9 of model tiny"):
+        client.status(version=9)
+
+
+def test_one_output_comes_with_its_name_over_both(urls):
+    for url in urls.values():
+        with Client(f"{url}/half") as client:
+            np.testing.assert_array_equal(client.predict({"x": np.array([1, 5], np.float32)})["y"], [2.5, 4.5])
+
+
+def test_grpc_takes_messages_above_its_own_four_megabytes(urls):
+    x = np.full((1024, 1500), 3, np.float32)  # 6 MB
+    with Client(urls["grpc"], "half") as client:
+        np.testing.assert_array_equal(client.predict({"x": x})["y"], x / 2 + 2)
+    with (
+        Client(urls["grpc"], "half", max_message_bytes=4 * 2**20) as client,
+        pytest.raises(RequestError, match=r"RESOURCE_EXHAUSTED: .*\n  Send fewer images"),
+    ):
+        client.predict({"x": x})
+
+
+@contextlib.contextmanager
+def scripted(*answers):
+    """A server that gives these (status, document or text), the last one for ever; the URL, and the paths asked for."""
+    asked, left = [], list(answers)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            status, said = left.pop(0) if len(left) > 1 else left[0]
+            content = (said if isinstance(said, str) else json.dumps(said)).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+BUSY = (503, {"error": "the queue is full"})
+STATUS = (200, {"model_version_status": [{"version": "4", "state": "START", "status": {"error_message": ""}}]})
+
+
+def test_unavailable_is_tried_again_until_there_is_an_answer():
+    with scripted(BUSY, BUSY, STATUS) as (url, asked), Client(url, "m") as client:
+        assert client.status() == [VersionStatus(4, "START")]
+    assert asked == ["/v1/models/m"] * 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "message"),
+    [
+        ((400, {"error": "Missing 'inputs'"}), "INVALID_ARGUMENT", "Missing 'inputs'"),
+        ((404, "<html>gone</html>"), "NOT_FOUND", "HTTP 404 without a reason"),
+        ((429, {"error": "all in the queue are too late"}), "RESOURCE_EXHAUSTED", "too late"),
+        ((504, {"error": "Timed out"}), "DEADLINE_EXCEEDED", "Timed out\n  Give the call more time"),
+        ((500, {"error": "a bug"}), "INTERNAL", "a bug"),
+        ((200, "<html>hello</html>"), "INTERNAL", "this is no TF Serving"),
+        ((200, "[" * 100_000), "INTERNAL", "this is no TF Serving"),
+    ],
+)
+def test_every_other_refusal_is_final(answer, code, message):
+    with (
+        scripted(answer) as (url, asked),
+        Client(url, "m") as client,
+        pytest.raises(RequestError, match=message) as caught,
+    ):
+        client.status()
+    assert (caught.value.code, len(asked)) == (code, 1)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_nobody_there_is_told_at_the_deadline_with_the_number_of_tries(scheme):
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    start = time.monotonic()
+    with (
+        Client(f"{scheme}://127.0.0.1:{port}", "m", timeout=0.6) as client,
+        pytest.raises(RequestError, match=r"no answer in [2-9] tries within 0.6 s: .*\n  Is the server running\?"),
+    ):
+        client.status()
+    assert time.monotonic() - start < 5
+
+
+def test_a_server_that_comes_back_is_found_again(manager, urls):
+    first = grpc.start(manager, ("127.0.0.1", 0))
+    with Client(f"grpc://127.0.0.1:{first.port}", "half", timeout=20) as client:
+        assert client.status()[0].version == 123
+        first.close(0)
+        later = threading.Timer(0.3, lambda: again.append(grpc.start(manager, ("127.0.0.1", first.port))))
+        again = []
+        later.start()
+        np.testing.assert_array_equal(client.predict({"x": np.array([4], np.float32)})["y"], [4])
+        later.join()
+    again[0].close(0)
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "message"),
+    [
+        ("ftp://host:1", "m", "a server is grpc://host:port or http://host:port. Received: 'ftp://host:1'"),
+        ("http://host", "m", "a server is grpc://"),
+        ("http://host:99999", "m", "a server is grpc://"),
+        ("http://host:1", None, "name one model: model=NAME or http://host:port/NAME"),
+        ("http://host:1/one", "two", "name one model"),
+        ("http://host:1/v1/models/one/versions/3", None, "name one model"),
+    ],
+)
+def test_a_wrong_address_is_told_before_anything_is_sent(url, model, message):
+    with pytest.raises(RecipeError, match=message):
+        Client(url, model)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1]:8501/v1/models/digits", "grpc://host:8500/digits", "https://host:1/digits"]
+)
+def test_the_address_may_name_the_model(url):
+    with Client(url) as client:
+        assert client.model == "digits"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "got"),
+    [
+        (IMAGES[0], r"an array float32\[8, 8, 3\]"),
+        ([], "list"),
+        (["a.png"], "list"),
+        ("a.png", "str"),
+    ],
+)
+def test_inputs_that_are_no_images_are_refused(client, inputs, got):
+    with pytest.raises(RecipeError, match=f"arrays by input name. Received: {got}"):
+        client.predict(inputs)
+
+
+def test_a_version_and_a_label_at_once_are_refused(client):
+    with pytest.raises(RecipeError, match=r"name a version or a label, not both. Received: 4 and 'stable'"):
+        client.predict(IMAGES, version=4, label="stable")

@@ -1,0 +1,81 @@
+"""Do arrays survive the way through a TensorProto, as TensorFlow writes and reads it, and is a lie found out?"""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2, types_pb2
+
+from keras_committee.serving.status import StatusError
+from keras_committee.serving.tensors import packed_proto, to_array, typed_proto
+
+ARRAYS = [
+    np.array([[0.2, -0.7, np.inf]], np.float32),
+    np.array([0.2, 0.7], np.float64),
+    np.array([0.2, 0.7], np.float16),
+    np.array([0.25, 0.75], tf.bfloat16.as_numpy_dtype),
+    np.array([[-128], [127]], np.int8),
+    np.array([255, 3], np.uint8),
+    np.array([-7, 2**31 - 1], np.int32),
+    np.array([-7, 2**63 - 1], np.int64),
+    np.array([7, 2**64 - 1], np.uint64),
+    np.array([True, False]),
+    np.array([b"a\0", b"", b"\xff\xfe"], object),
+    np.zeros((0, 3), np.float32),
+    np.array(0.7, np.float32),
+]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{array.shape}")
+@pytest.mark.parametrize("encode", [typed_proto, packed_proto, tf.make_tensor_proto])
+def test_an_array_comes_back_as_it_was(encode, array):
+    proto = tensor_pb2.TensorProto.FromString(encode(array).SerializeToString())
+    back = to_array(proto)
+    assert (back.dtype, back.shape) == (array.dtype, array.shape)
+    np.testing.assert_array_equal(back, array)
+    np.testing.assert_array_equal(tf.make_ndarray(typed_proto(back)), array)  # and as the peer reads it
+
+
+def test_answers_have_typed_fields():
+    assert list(typed_proto(np.array([2.5, 3.5], np.float32)).float_val) == [2.5, 3.5]
+    assert list(typed_proto(np.array([b"cat"], object)).string_val) == [b"cat"]
+    assert not typed_proto(np.array([1], np.int32)).tensor_content
+
+
+def test_missing_values_repeat_the_last_one_and_superfluous_ones_are_cut_off():
+    proto = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, float_val=[0.5, 2.0])
+    proto.tensor_shape.dim.add(size=4)
+    np.testing.assert_array_equal(to_array(proto), np.array([0.5, 2, 2, 2], np.float32))
+    proto.tensor_shape.dim[0].size = 1
+    np.testing.assert_array_equal(to_array(proto), np.array([0.5], np.float32))
+    del proto.float_val[:]
+    np.testing.assert_array_equal(to_array(proto), np.array([0], np.float32))
+
+
+def tensor(dtype, dims, **fields):
+    proto = tensor_pb2.TensorProto(dtype=dtype, **fields)
+    for size in dims:
+        proto.tensor_shape.dim.add(size=size)
+    return proto
+
+
+LIES = [
+    (tensor(types_pb2.DT_FLOAT, [2**40], float_val=[1.0]), r"may have 67108864 elements. .* about 2\*\*40"),
+    (tensor(types_pb2.DT_FLOAT, [2**62, 2**62]), r"about 2\*\*124"),
+    (tensor(types_pb2.DT_FLOAT, [2**26], float_val=[1.0]), "1 values are sent for 67108864 elements"),
+    (tensor(types_pb2.DT_STRING, [2**21], string_val=[b"a"]), "at most 1048576 are filled up"),
+    (tensor(types_pb2.DT_FLOAT, [-1]), "shape is not known"),
+    (tensor(types_pb2.DT_FLOAT, [1] * 33), "shape is not known"),
+    (tensor(types_pb2.DT_FLOAT, [2**62, 0, 2**62]), r"about 2\*\*124"),
+    (tensor(types_pb2.DT_FLOAT, [3], tensor_content=b"12345678"), r"has 8 bytes; float32\[3\] has 12"),
+    (tensor(types_pb2.DT_STRING, [1], tensor_content=b"\x01a"), "strings are taken from string_val"),
+    (tensor(types_pb2.DT_RESOURCE, [1]), "tensors of resource are not taken"),
+    (tensor(types_pb2.DT_INVALID, [1]), "there is no tensor of DataType 0"),
+    (tensor(9999, [1]), "there is no tensor of DataType 9999"),
+]
+
+
+@pytest.mark.parametrize(("proto", "message"), LIES, ids=range(len(LIES)))
+def test_D11_a_lying_tensor_is_refused_before_anything_is_allocated(proto, message):
+    with pytest.raises(StatusError, match=message) as caught:
+        to_array(proto)
+    assert caught.value.code == "INVALID_ARGUMENT"
