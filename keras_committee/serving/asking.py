@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee.layers import confidence, head_named, head_of
-from keras_committee.selection import Selection, Stage
+from keras_committee.selection import Selection
 from keras_committee.serving.inference import Network
 
 
@@ -55,12 +55,11 @@ class Committee:
         return self._finished({**self._answers(logits), "member_probabilities": votes}, image)
 
     def _cascade(self, image):
-        return self._finished(self._from_stage(0, _checked(image, self.image_shape), None), image)
+        return self._finished(self._through(self._selection.stages, _checked(image, self.image_shape), None), image)
 
-    def _from_stage(self, place, image, logits):
-        """The answers to images that no stage before `place` has answered."""
-        stages: tuple[Stage, ...] = self._selection.stages or ()
-        stage = stages[place]
+    def _through(self, stages, image, logits):
+        """The answers to images that no stage before `stages` has answered."""
+        stage, *later_stages = stages
         logits = self._ask(image, logits, stage.members)
         answers = self._answers(logits)
         if stage.threshold is None:
@@ -68,7 +67,7 @@ class Committee:
         unsure = tf.where(~(answers["confidence"] >= stage.threshold))
 
         def go_on():
-            later = self._from_stage(place + 1, tf.gather_nd(image, unsure), tf.gather_nd(logits, unsure))
+            later = self._through(later_stages, tf.gather_nd(image, unsure), tf.gather_nd(logits, unsure))
             return {name: tf.tensor_scatter_nd_update(answers[name], unsure, later[name]) for name in answers}
 
         # oneDNN's convolution of an empty batch has a wrong shape: nobody is asked about nothing.
