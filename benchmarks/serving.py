@@ -5,8 +5,8 @@
     python benchmarks/serving.py --json
 
 Every row runs through TensorFlow's own loader and session, as in TF Serving, in a process of its own; one call of each
-after another, while the others wait. A row's figure is the median over the rounds, its ratio that of `keras.Model.export`
-of the same members built of Keras' own BatchNormalization to it: above 1 is faster. Weights are untrained but for the
+after another, while the others wait. A row's figure is the median over the rounds, its ratio that of `Model.export` of
+the same members built of Keras' own BatchNormalization to it: above 1 is faster. Weights are untrained but for the
 statistics of the normalisations. Cascades ask one member first; their thresholds send 0, 25 or 100 % of them on.
 """
 
