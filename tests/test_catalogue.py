@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[1]
 CASES = [
     *(f"A{i:02d}" for i in range(1, 21)),
     *(f"C{i:02d}" for i in range(1, 9)),
+    *(f"D{i:02d}" for i in range(1, 23)),
     *(f"E{i:02d}" for i in range(1, 13)),
 ]
 
