@@ -14,9 +14,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 demo: .venv/ready
 	$(BIN)/keras-committee train recipes/digits_wrn.py
 	$(BIN)/keras-committee evaluate runs/digits_wrn
-	$(BIN)/keras-committee select runs/digits_wrn --cascade
-	$(BIN)/keras-committee report runs/digits_wrn --selection runs/digits_wrn/selection.json
-	$(BIN)/keras-committee export runs/digits_wrn --selection runs/digits_wrn/selection.json
+	$(BIN)/keras-committee report runs/digits_wrn
+	$(BIN)/keras-committee export runs/digits_wrn
 
 test: lint types tests slow
 

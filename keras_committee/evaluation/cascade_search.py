@@ -220,7 +220,7 @@ class _Search:
                     order=each.order, sizes=each.sizes, thresholds=found.thresholds, confidence=each.confidence
                 )
                 plans.append((self._rank(found), plan))
-        return min(plans, key=lambda pair: pair[0])[1] if plans else None
+        return min(plans, key=lambda pair: pair[0])[1].trimmed() if plans else None
 
     def _stages(self, order, sizes, kind):
         return stages_of(self.ballots, order, sizes, kind, self.objective)

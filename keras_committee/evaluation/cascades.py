@@ -48,6 +48,18 @@ class CascadePlan:
         check_confidence(self.confidence)
         check_stages(self.sizes, self.thresholds, len(self.order))
 
+    def trimmed(self) -> "CascadePlan":
+        """The same answers without stages that nobody reaches, and without those that answer nobody."""
+        end = deepest(self.sizes, self.thresholds)
+        pairs = zip(self.sizes, self.thresholds, strict=False)
+        kept = [(size, threshold) for size, threshold in pairs if size < end and threshold < NEVER]
+        return dataclasses.replace(
+            self,
+            order=self.order[:end],
+            sizes=(*(size for size, _ in kept), end),
+            thresholds=tuple(threshold for _, threshold in kept),
+        )
+
     def stages(self) -> tuple[Stage, ...]:
         """As `selection.json` keeps them."""
         pairs = zip(self.sizes, (*self.thresholds, None), strict=True)

@@ -151,3 +151,16 @@ def test_votes_labels_and_costs_must_fit():
         Ballots(votes, np.zeros(5, int), (1, 1))
     with pytest.raises(ValueError, match=r"\(examples, members, classes\)\. Received: \(4, 2\)"):
         Ballots(votes[:, :, 0], np.zeros(4, int), (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "sizes"),
+    [((0.0, 0.6), (1,)), ((0.7, 0.0), (1, 2)), ((2.0, 0.6), (2, 4)), ((0.7, 2.0), (1, 4)), ((0.7, 0.6), (1, 2, 4))],
+)
+def test_stages_without_use_go_and_every_answer_stays(thresholds, sizes):
+    cast, whole = ballots(), plan(thresholds=thresholds)
+    trimmed = whole.trimmed()
+    assert (trimmed.sizes, trimmed.order) == (sizes, whole.order[: sizes[-1]])
+    before, after = run_cascade(cast, whole), run_cascade(cast, trimmed)
+    np.testing.assert_array_equal(after.probabilities, before.probabilities)
+    np.testing.assert_array_equal(after.members_used, before.members_used)
