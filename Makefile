@@ -29,7 +29,7 @@ types: .venv/ready
 # The layers and models are keras.ops only: the same tests hold them to it under JAX.
 tests: .venv/ready
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 --dist loadfile tests/layers tests/models tests/test_flops.py tests/test_schedules.py
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests/layers tests/models tests/test_flops.py tests/test_schedules.py
 
 # Processes that are killed, hang and go on; several hosts; a Ray cluster.
 slow: .venv/ready
