@@ -37,7 +37,8 @@ def main(recipe, folder, kills, seed):
             os.kill(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         inside += bool(list(pathlib.Path(folder).glob("members/*/state/.part-*")))
-        if code not in (-signal.SIGKILL, 143):
+        # Before training listens, SIGTERM ends the process at once; to a shell that is 143, too.
+        if code not in (-signal.SIGKILL, -signal.SIGTERM, 143):
             print(done, inside)
             return code
         done += 1
