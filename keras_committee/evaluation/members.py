@@ -13,8 +13,7 @@ from pathlib import Path
 import keras
 
 from keras_committee import flops
-from keras_committee.evaluation.votes import file_hash
-from keras_committee.files import write_json
+from keras_committee.files import file_hash, write_json
 from keras_committee.models.loading import load_member
 from keras_committee.run import Run
 

@@ -14,7 +14,8 @@ from keras_committee.evaluation.compatibility import (
     require_equal_inputs,
 )
 from keras_committee.evaluation.members import Description, describe
-from keras_committee.evaluation.votes import Votes, file_hash, members_at_hand, votes_on
+from keras_committee.evaluation.votes import Votes, members_at_hand, votes_on
+from keras_committee.files import file_hash
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 

@@ -1,6 +1,5 @@
 """What does a trained committee, or a chosen one, say of loose pictures?"""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -9,7 +8,9 @@ import keras
 import numpy as np
 
 from keras_committee import metrics
-from keras_committee.errors import IncompleteError, RecipeError, VerificationError
+from keras_committee.errors import RecipeError, VerificationError
+from keras_committee.evaluation.votes import members_at_hand
+from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, confidence, head_named, head_of
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
@@ -62,13 +63,7 @@ class Panel:
             IncompleteError: If too few members are trained.
             RunError: If a member cannot be loaded.
         """
-        members = [index for index in run.finished_members() if index < recipe.members]
-        if len(members) < (min_members or recipe.members):
-            go_on = f" Or take those that there are: --min-members {len(members)}" if members else ""
-            raise IncompleteError(
-                f"{run.path} has {len(members)} of {recipe.members} members.\n"
-                f"  Finish them with the command of the run: {run.environment()['command']}\n {go_on}".rstrip()
-            )
+        members = members_at_hand(run, recipe, min_members)
         models = [load_member(run.member(index).model) for index in members]
         head = head_of(recipe.head or GeometricMean(), members)
         trained = [event["classes"] for event in run.events() if "classes" in event]
@@ -164,8 +159,7 @@ def _image_size(models: Sequence[keras.Model]) -> tuple[int, int]:
 
 def _chosen(path: Path, member: ChosenMember) -> keras.Model:
     model = load_member(path)
-    with open(path, "rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = file_hash(path)
     if digest != member.weights:
         raise VerificationError(
             f"{path} is not the member that was chosen (sha256 {digest[:12]}, not {member.weights[:12]}):"

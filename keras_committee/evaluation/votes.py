@@ -4,8 +4,6 @@ A member predicts a split once. Its log probabilities are kept in `votes/<split>
 the hash of the weights and of the data they came from; any subset, head or cascade is arithmetic on them.
 """
 
-import hashlib
-import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ import numpy as np
 
 from keras_committee.errors import IncompleteError, VerificationError
 from keras_committee.evaluation.keeping import current, keep
+from keras_committee.files import file_hash
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import log_probabilities
 from keras_committee.recipe import Recipe
@@ -99,12 +98,6 @@ def members_at_hand(run: Run, recipe: Recipe, min_members: int | None = None) ->
             f"  Finish them with the command of the run: {run.environment()['command']}\n{go_on}".rstrip()
         )
     return tuple(finished)
-
-
-def file_hash(file: pathlib.Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _check(run: Run, index: int, votes: np.ndarray, classes: int) -> None:

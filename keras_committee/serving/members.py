@@ -1,6 +1,5 @@
 """Which members are exported, from which files, and do these hold what was selected?"""
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ import keras
 
 from keras_committee import flops
 from keras_committee.errors import ExportError, IncompleteError, RunError
+from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, head_name, head_named
 from keras_committee.models.loading import load_member
 from keras_committee.run import Run
@@ -100,12 +100,6 @@ def image_shape(models: Sequence[keras.Model], image_size: tuple[int, int] | Non
         raise ExportError(f"the members {what}. Received: members {sorted(shapes, key=str)}, image_size={image_size}.")
     height, width = sizes.pop()
     return height, width, shapes.pop()[2]
-
-
-def file_hash(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _classes(run: Run) -> tuple[str, ...]:

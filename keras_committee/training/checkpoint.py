@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from keras_committee.errors import ResourceError, RunError
-from keras_committee.files import flush_folder, write_file, writing
+from keras_committee.files import file_hash, flush_folder, write_file, writing
 
 FORMAT = 1
 KEPT = 2
@@ -136,7 +136,7 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             part.mkdir()
             _write_arrays(part / "arrays.npz", arrays)
-            files = {"arrays.npz": _digest(part / "arrays.npz")}
+            files = {"arrays.npz": file_hash(part / "arrays.npz")}
             manifest = _signed({"format": FORMAT, "name": name, **entries, "files": files})
             write_file(part / "manifest.json", json.dumps(manifest, allow_nan=False).encode())
             self._put(part, path)
@@ -241,7 +241,7 @@ def _verify(path: Path) -> dict[str, Any]:
         if manifest != _signed({key: value for key, value in manifest.items() if key != "sha256"}):
             raise Damaged(f"{path} fails its checksum: manifest.json")
         _check_kind(path, manifest)
-        wrong = [name for name, digest in manifest["files"].items() if _digest(path / name) != digest]
+        wrong = [name for name, digest in manifest["files"].items() if file_hash(path / name) != digest]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, OSError) and error.errno in _UNREADABLE:
             raise ResourceError(f"cannot read the checkpoint {path}: {error.strerror}. Nothing was touched.") from error
@@ -265,8 +265,3 @@ def _signed(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest with the digest of itself, so that not even a digit of a step can change unseen."""
     text = json.dumps(manifest, sort_keys=True, allow_nan=False)
     return {**manifest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
