@@ -4,18 +4,17 @@ import contextlib
 import dataclasses
 import difflib
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from keras_committee.environment import environment, versions
 from keras_committee.errors import RecipeError, RunError
 from keras_committee.files import now, owned, write_file, write_json, writing
+from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 
 _RECORD = ("recipe.py", "knobs.json", "environment.json")  # written in this order: the last one marks a whole run
@@ -131,6 +130,11 @@ class Run:
             knob: _as_tuples(value) if isinstance(defaults.get(knob), tuple) else value for knob, value in knobs.items()
         }
 
+    def recipe(self) -> Recipe:
+        """What the recipe builds with the knobs of the run, cut down for a smoke run. Executes the recipe."""
+        recipe = self.recipe_file().build(self.knobs())
+        return recipe.smoke() if self.smoke else recipe
+
     def environment(self) -> dict[str, Any]:
         """Versions, machine, command, seed and smoke flag of the first start."""
         return self._read_json("environment.json")
@@ -141,7 +145,7 @@ class Run:
 
     def changed_versions(self) -> list[str]:
         """`"tensorflow 2.20.0 -> 2.21.0"` for each package that is another one than at the first start."""
-        return list(_differences(self.environment()["versions"], _versions()).values())
+        return list(_differences(self.environment()["versions"], versions()).values())
 
     def member(self, index: int) -> MemberFolder:
         return MemberFolder(self.path, index)
@@ -166,9 +170,13 @@ class Run:
         with owned(self.path / "lock", f"run folder {self.path}", shared=shared):
             yield
 
+    def trained_classes(self) -> tuple[str, ...] | None:
+        """The names of the classes that the members were trained for; None where no training began here."""
+        return next((tuple(event["classes"]) for event in self.events() if "classes" in event), None)
+
     def require_classes(self, classes: Sequence[str]) -> None:
         """Raises RecipeError unless `classes` are those, in that order, that the members were trained for."""
-        trained = next((event["classes"] for event in self.events() if "classes" in event), list(classes))
+        trained = self.trained_classes() or classes
         changed = _differences(dict(enumerate(trained)), dict(enumerate(classes)))
         if changed:
             raise RecipeError(
@@ -222,7 +230,7 @@ class Run:
         write_file(self.path / "recipe.py", recipe_file.source.encode())
         write_json(self.path / "knobs.json", knobs)
         record = {"recipe": recipe_file.name, "smoke": smoke, "seed": knobs.get("seed"), "command": command}
-        write_json(self.path / "environment.json", record | _environment())
+        write_json(self.path / "environment.json", record | environment())
 
     def _continue(self, recipe_file: RecipeFile, knobs: dict[str, Any], smoke: bool, allow_change: bool) -> None:
         """Go on with the new recipe and knobs, if they give what the old ones gave or change is allowed."""
@@ -249,31 +257,6 @@ class Run:
             f"Nothing was touched. Keep both: keras-committee train {recipe_file.path} --run {another} ..."
             f"{change if may_change else ''}"
         )
-
-
-def _environment() -> dict[str, Any]:
-    return {"versions": _versions(), "commit": _commit(), "platform": platform.platform(), "cpus": os.cpu_count()}
-
-
-def _versions() -> dict[str, str | None]:
-    packages = ("keras-committee", "keras", "tensorflow", "numpy")
-    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit checked out in the current folder, or None where there is none."""
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None if answer.returncode == 0 else None
 
 
 def _differences(old: dict, new: dict) -> dict[Any, str]:

@@ -13,7 +13,7 @@ PYTHON = MODULES + sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "tes
 # From the ground up. A module imports from floors below its own, or inside its own folder.
 FLOORS = [
     ["errors"],
-    ["layers", "metrics", "flops", "schedules", "files", "tables"],
+    ["layers", "metrics", "flops", "schedules", "files", "environment", "tables"],
     ["models", "data"],
     ["recipe"],
     ["recipe_file", "selection"],
@@ -29,6 +29,7 @@ WITHOUT_KERAS = (
     "errors.py",
     "recipe.py",
     "recipe_file.py",
+    "environment.py",
     "run.py",
     "selection.py",
     "metrics/__init__.py",

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from keras_committee.cli.options import build, json_option, only_json, print_json, standard_options
+from keras_committee.cli.options import json_option, only_json, print_json, standard_options
 from keras_committee.run import Run
 from keras_committee.tables import print_table
 
@@ -21,7 +21,7 @@ def calibrate(run: str, min_members: int | None, as_json: bool) -> None:
     """Fit temperatures and weights of RUN's members on its validation split, and measure them on its test split."""
     opened = Run.open(run)
     with opened.lock(), only_json(as_json):
-        built = build(opened.recipe_file(), opened.knobs(), opened.smoke)
+        built = opened.recipe()
         from keras_committee import evaluation
 
         result = evaluation.calibrate(opened, built, min_members=min_members)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import build, json_option, only_json, print_json, standard_options
+from keras_committee.cli.options import json_option, only_json, print_json, standard_options
 from keras_committee.run import Run
 from keras_committee.tables import print_evaluation
 
@@ -21,7 +21,7 @@ def evaluate(run: str, split: str, min_members: int | None, allow_twins: bool, t
     """Measure the members of RUN, and its committees of every size."""
     opened = Run.open(run)
     with opened.lock(), only_json(as_json):
-        built = build(opened.recipe_file(), opened.knobs(), opened.smoke)
+        built = opened.recipe()
         from keras_committee import evaluation
 
         result = evaluation.evaluate(

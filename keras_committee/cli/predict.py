@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from keras_committee.cli.options import build, json_option, only_json, print_json, standard_options
+from keras_committee.cli.options import json_option, only_json, print_json, standard_options
 from keras_committee.errors import DataError, RecipeError
 from keras_committee.run import Run
 from keras_committee.selection import Selection
@@ -75,7 +75,7 @@ def _whom(what: Path, selection: Path | None, min_members: int | None) -> Callab
     if selection is not None:
         _require_member(selection, run)
         return functools.partial(_ask_panel, Panel.of_selection(selection))
-    recipe = build(run.recipe_file(), run.knobs(), run.smoke)
+    recipe = run.recipe()
     return functools.partial(_ask_panel, Panel.of_run(run, recipe, min_members))
 
 

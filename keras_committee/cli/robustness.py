@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from keras_committee.cli.options import build, json_option, only_json, print_json, standard_options
+from keras_committee.cli.options import json_option, only_json, print_json, standard_options
 from keras_committee.run import Run
 from keras_committee.tables import print_table
 
@@ -53,7 +53,7 @@ def robustness(
     textures and other foreign images."""
     opened = Run.open(run)
     with opened.lock(), only_json(as_json):
-        built = build(opened.recipe_file(), opened.knobs(), opened.smoke)
+        built = opened.recipe()
         from keras_committee import evaluation
 
         result = evaluation.robustness(

@@ -91,7 +91,7 @@ def gather(
         VerificationError: If a member's votes are no votes, or two members have identical weights.
     """
     _refuse_doubles(runs)
-    recipes = [_recipe(run) for run in runs]
+    recipes = [run.recipe() for run in runs]
     indices = [members_at_hand(run, recipe, min_members) for run, recipe in zip(runs, recipes, strict=True)]
     described = _describe_all(runs, indices, allow_twins)
     parts = [_votes_of(*each, splits) for each in zip(runs, indices, recipes, strict=True)]
@@ -122,21 +122,11 @@ def _refuse_doubles(runs: Sequence[Run]) -> None:
             raise RecipeError(f"{first} and {run.path} are one run. Its members would count twice: name it once.")
 
 
-def _recipe(run: Run) -> Recipe:
-    recipe = run.recipe_file().build(run.knobs())
-    return recipe.smoke() if run.smoke else recipe
-
-
-def _trained_classes(run: Run) -> tuple[str, ...] | None:
-    """As the journal has them; None where the members came from elsewhere."""
-    return next((tuple(event["classes"]) for event in run.events() if "classes" in event), None)
-
-
 def _describe_all(runs: Sequence[Run], indices: Sequence[Sequence[int]], allow_twins: bool) -> tuple[PoolMember, ...]:
     """The members, once it is sure that their classes, images and weights let them vote together."""
     places = [(run, index) for run, members in zip(runs, indices, strict=True) for index in members]
     names = [f"{run.path} member {index}" for run, index in places]
-    trained = zip(names, [_trained_classes(run) for run, _ in places], strict=True)
+    trained = zip(names, [run.trained_classes() for run, _ in places], strict=True)
     require_equal_classes({name: classes for name, classes in trained if classes is not None})
     descriptions = [describe(run, index) for run, index in places]
     require_equal_inputs({name: each.input_shape for name, each in zip(names, descriptions, strict=True)})

@@ -66,8 +66,7 @@ class Panel:
         members = members_at_hand(run, recipe, min_members)
         models = [load_member(run.member(index).model) for index in members]
         head = head_of(recipe.head or GeometricMean(), members)
-        trained = [event["classes"] for event in run.events() if "classes" in event]
-        classes = trained[0] if trained else recipe.data.load().classes
+        classes = run.trained_classes() or recipe.data.load().classes
         return cls(models, [1.0] * len(models), head, None, "max_probability", classes)
 
     @classmethod

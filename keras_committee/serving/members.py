@@ -30,8 +30,7 @@ def whole_committee(runs: Sequence[Run], min_members: int | None = None) -> tupl
     """
     heads, classes, members, models = [], [], [], []
     for run in runs:
-        recipe = run.recipe_file().build(run.knobs())
-        recipe = recipe.smoke() if run.smoke else recipe
+        recipe = run.recipe()
         heads.append(recipe.head or GeometricMean())
         classes.append(_classes(run))
         for index in _members_at_hand(run, recipe.members, min_members):
@@ -103,10 +102,10 @@ def image_shape(models: Sequence[keras.Model], image_size: tuple[int, int] | Non
 
 
 def _classes(run: Run) -> tuple[str, ...]:
-    named = [event["classes"] for event in run.events() if "classes" in event]
-    if not named:
+    classes = run.trained_classes()
+    if classes is None:
         raise RunError(f"{run.path} does not say which classes its members know. Train a member of it first.")
-    return tuple(named[-1])
+    return classes
 
 
 def _members_at_hand(run, wanted, min_members):

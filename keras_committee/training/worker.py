@@ -63,8 +63,7 @@ class Messages:
 
 def train_one(run: Run, index: int, strategy: str, report: Report, stop: Interruption, settings: Settings) -> None:
     """Trains member `index` of the recipe kept in `run`, which the caller owns. Raises what `train_member` raises."""
-    recipe = run.recipe_file().build(run.knobs())
-    recipe = recipe.smoke() if run.smoke else recipe
+    recipe = run.recipe()
     devices = make_strategy(strategy, recipe.data.batch_size)
     splits, folder = recipe.data.load(), run.member(index)
     with memory_told(index):

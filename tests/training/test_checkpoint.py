@@ -340,7 +340,7 @@ def test_E11_what_cannot_be_read_just_now_is_not_taken_for_damaged(checkpoints, 
         raise OSError(errno.EMFILE, "Too many open files")
 
     before = everything(folder)
-    monkeypatch.setattr(room, "_digest", too_many)
+    monkeypatch.setattr(room, "file_hash", too_many)
     with pytest.raises(ResourceError, match=r"cannot read the checkpoint .*4120: Too many open files") as caught:
         checkpoints.newest()
     assert caught.value.exit_code == 7

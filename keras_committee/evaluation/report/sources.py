@@ -93,8 +93,7 @@ def read_sources(
 
 def _loaded(run: Run, known: list[tuple[Any, Recipe, Any]]) -> tuple[Recipe, Any]:
     """The recipe with its data read, and these: read once for all runs that ask for the same."""
-    recipe = run.recipe_file().build(run.knobs())
-    recipe = recipe.smoke() if run.smoke else recipe
+    recipe = run.recipe()
     for data, same, splits in known:
         if data == recipe.data:
             return dataclasses.replace(recipe, data=same.data), splits
