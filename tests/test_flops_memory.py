@@ -28,7 +28,7 @@ def test_a_small_network_takes_what_one_counts_by_hand():
     memory = flops.training_memory(model, 7, optimizer=optimizer, averages=True)
     assert memory.weights == memory.averages == 4 * (trainable + 2 * 4)
     assert memory.gradients == 4 * trainable
-    assert memory.slots == 4 * trainable + 4 + 4  # iterations, and the rate
+    assert memory.slots == 4 * trainable + 8 + 4  # iterations, and the rate
     assert memory.activations == 7 * (4 * (8 * 8 * 3 + 5 * 8 * 8 * 4 + 4 * 4 * 4 + 64) + 64)
     assert memory.passing == 7 * 4 * 3 * 8 * 8 * 4  # of the addition
     assert memory.total == sum(vars(memory).values())

@@ -88,6 +88,14 @@ class Data:
                     f"Received: {field}={value!r}"
                 )
 
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that the reader finds, in label order; no image is read.
+
+        Raises:
+            DataError: If it finds no data.
+        """
+        return self.reader.find().classes
+
     def load(self) -> Splits:
         """Check everything and read it.
 
