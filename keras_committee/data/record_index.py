@@ -31,12 +31,14 @@ class RecordIndex:
 
     Args:
         shards: Paths of the shards.
+        stamps: Size in bytes and time of change, in nanoseconds, of each shard when it was read.
         starts: Row at which each shard begins, and their number: int64 `(shards + 1,)`.
         rows: Records, of type `record_scan.ROW`, `(records,)`.
         names: Label -> text and synset.
     """
 
     shards: tuple[Path, ...]
+    stamps: tuple[tuple[int, int], ...]
     starts: np.ndarray
     rows: np.ndarray
     names: dict[int, tuple[str, str]]
@@ -57,14 +59,14 @@ def record_index(shards: Sequence[Path], fields: Fields) -> tuple[RecordIndex, l
     places = _places(shards, fields)
     for place in places:
         if len(kept := _load(place)) and all(key in kept for key in keys):
-            return _joined(shards, [kept[key] for key in keys])
+            return _joined(shards, keys, [kept[key] for key in keys])
     for place in places:
         try:
             with owned(place.with_suffix(".lock"), f"the index {place}", patience=float("inf")):
-                return _joined(shards, _refreshed(place, shards, keys, fields))
+                return _joined(shards, keys, _refreshed(place, shards, keys, fields))
         except ResourceError:  # a folder that is only read, or a file system without locks
             continue
-    return _joined(shards, _scanned(shards, fields))
+    return _joined(shards, keys, _scanned(shards, fields))
 
 
 def _key(path):
@@ -102,11 +104,12 @@ def _scanned(shards, fields):
         return list(threads.map(lambda path: scan_shard(path, fields), shards))
 
 
-def _joined(shards, scans):
+def _joined(shards, keys, scans):
+    stamps = tuple(key[1:] for key in keys)
     starts = np.cumsum([0, *(len(scan.rows) for scan in scans)])
     names = {label: called for scan in reversed(scans) for label, called in scan.names.items()}
     rows = np.concatenate([scan.rows for scan in scans])
-    index = RecordIndex(shards=tuple(shards), starts=starts, rows=rows, names=names)
+    index = RecordIndex(shards=tuple(shards), stamps=stamps, starts=starts, rows=rows, names=names)
     return index, [problem for scan in scans for problem in scan.problems]
 
 
