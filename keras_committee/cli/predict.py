@@ -100,9 +100,10 @@ def _is_export(folder: Path) -> bool:
 def _ask_panel(panel: Any, images: tuple[Path, ...]) -> tuple[tuple[str, ...], list, list]:
     import numpy as np
 
+    from keras_committee.data import resized
     from keras_committee.data.pictures import read_picture
 
-    pixels, refused = _each(images, lambda image: read_picture(image, panel.size))
+    pixels, refused = _each(images, lambda image: read_picture(image, resized(panel.size)))
     if not pixels:
         return panel.classes, [], refused
     answers = panel.answer(np.stack(list(pixels.values())))

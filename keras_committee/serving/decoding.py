@@ -6,10 +6,9 @@ too large becomes a black one that is marked as not valid; it never fails the ot
 
 import tensorflow as tf
 
-from keras_committee.data.decode import decode_image, resize_image
+from keras_committee.data.decode import JPEG, PNG, begins_with, decode_image, encoded_size, resize_image
 
 MOST_PIXELS = 25_000_000  # 25 Mpx by its header, before anything is allocated for the pixels
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
 def decode_images(contents, size: tuple[int, int]):
@@ -57,25 +56,7 @@ def _decoded(content, size):
 
 
 def _check_header(content):
-    is_png = _begins_with(content, _PNG)
-    is_known = is_png | _begins_with(content, _JPEG)
+    is_known = begins_with(content, PNG) | begins_with(content, JPEG)
     with tf.control_dependencies([tf.debugging.Assert(is_known, ["neither JPEG nor PNG"])]):
-        height, width = tf.cond(is_png, lambda: _png_size(content), lambda: _jpeg_size(content))
+        height, width = encoded_size(content)
     return tf.debugging.Assert(height * width <= MOST_PIXELS, ["too many pixels"])
-
-
-def _begins_with(content, magic):
-    return tf.equal(tf.strings.substr(content, 0, len(magic)), magic)
-
-
-def _png_size(content):
-    """Width and height are the first two big-endian integers of the first chunk."""
-    header = tf.io.decode_raw(tf.strings.substr(content, 16, 8), tf.uint8)
-    places = tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64)
-    width, height = tf.unstack(tf.reduce_sum(tf.reshape(tf.cast(header, tf.int64), (2, 4)) * places, -1))
-    return height, width
-
-
-def _jpeg_size(content):
-    height, width, _ = tf.unstack(tf.cast(tf.image.extract_jpeg_shape(content), tf.int64), num=3)
-    return height, width
