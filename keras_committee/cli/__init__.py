@@ -64,7 +64,21 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate, calibrate, robustness, select, search, report, predict, export, serve, config, records):
+for each in (
+    show,
+    train,
+    evaluate,
+    calibrate,
+    robustness,
+    select,
+    search,
+    report,
+    predict,
+    export,
+    serve,
+    config,
+    records,
+):
     cli.add_command(each)
 
 

@@ -35,10 +35,10 @@ def records(
     keep_encoding: bool,
     as_json: bool,
 ) -> None:
-    """Write the images of SOURCE, a folder of class folders or of train and val, as TFRecords into the new folder DEST.
+    """Write the images of SOURCE, a folder of class folders or of train and val, as TFRecords into a new folder DEST.
 
-    They have Model Garden's format, shuffled, with the class names in labels.txt; data.imagenet_records reads them. DEST
-    appears when all of it is written; where the command was killed, the same one goes on.
+    They have Model Garden's format, shuffled, with the class names in labels.txt; data.imagenet_records reads them.
+    DEST appears when all of it is written; where the command was killed, the same one goes on.
     """
     began = time.monotonic()
     with only_json(as_json), _progress() as report:
@@ -72,13 +72,15 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task, told = progress.add_task("images", total=None), time.monotonic()
+        task, told = progress.add_task("images", total=None), None
 
         def report(done: int, total: int) -> None:
             nonlocal told
             progress.update(task, completed=done, total=total)
-            if not console.is_terminal and (done == total or time.monotonic() - told > SECONDS_BETWEEN_LINES):
-                told = time.monotonic()
+            now = time.monotonic()
+            told = told or now
+            if not console.is_terminal and (done == total or now - told > SECONDS_BETWEEN_LINES):
+                told = now
                 console.print(f"{done} of {total} images")
 
         yield report

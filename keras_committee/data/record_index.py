@@ -25,7 +25,7 @@ FORMAT = 1
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what `np.load` raises for such a file
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RecordIndex:
     """Every record of a split, in the order of its shards.
 

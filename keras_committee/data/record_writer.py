@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee.data import preflight
+from keras_committee.data.framing import resized
 from keras_committee.data.image_folder import ClassFolders
 from keras_committee.data.record_example import FIRST_LABEL, encoded_example
 from keras_committee.data.record_index import record_index
@@ -79,7 +80,7 @@ def write_records(
 
 def _read_source(source):
     """The splits by the names of their shards, and the class names; refuses a source with a broken image."""
-    reader = ClassFolders(directory=source, size=(1, 1))
+    reader = ClassFolders(directory=source, framing=resized(1))
     found = reader.find()
     held = {"test": found.test} if found.validation is not None else {"validation": found.test}
     splits = {"train": found.train, "validation": found.validation, **held}
@@ -134,7 +135,8 @@ def _listing_hash(source, splits):
     """SHA-256 of every image's name, size and time of change."""
     digest = hashlib.sha256()
     for split in splits.values():
-        for name in split.images.names:
+        for index in range(len(split)):
+            name = split.images.name(index)
             stat = os.stat(source / name)
             digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
@@ -177,13 +179,14 @@ def _write_shard(path, split, rows, classes, keep, advance):
     try:
         with tf.io.TFRecordWriter(str(temporary)) as writer:
             for row in rows:
-                name, label = split.images.names[row], split.labels[row]
-                example, again = _example(split.images.root, name, int(label), classes[label], keep)
+                example, again = _example(split.images, int(row), int(split.labels[row]), classes, keep)
                 writer.write(example)
                 anew += again
                 advance(1)
     except tf.errors.OpError as error:
-        raise ResourceError(f"cannot write {path}: {error.message}.\n  Make room, then run the same command.") from error
+        raise ResourceError(
+            f"cannot write {path}: {error.message}.\n  Make room, then run the same command."
+        ) from error
     with writing(path):
         descriptor = os.open(temporary, os.O_RDONLY)
         os.fsync(descriptor)
@@ -193,11 +196,12 @@ def _write_shard(path, split, rows, classes, keep, advance):
     return anew
 
 
-def _example(root, name, label, class_name, keep):
+def _example(images, index, label, classes, keep):
+    name = images.name(index)
     try:
-        return encoded_example((root / name).read_bytes(), Path(name).name, label, class_name, keep=keep)
+        return encoded_example(images.read(index), Path(name).name, label, classes[label], keep=keep)
     except (OSError, tf.errors.InvalidArgumentError) as error:
-        raise DataError(f"{root / name} cannot be read: {error}. Mend or remove it, then run again.") from error
+        raise DataError(f"{name} cannot be read: {error}. Mend or remove it, then run the command again.") from error
 
 
 def _check(staging, plan):

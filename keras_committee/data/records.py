@@ -23,7 +23,7 @@ from keras_committee.data.record_index import RecordIndex
 from keras_committee.errors import DataError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Records(Encoded):
     """Images in TFRecord shards.
 
@@ -103,18 +103,21 @@ class Records(Encoded):
 class _Shard:
     """An open shard. It is closed when nobody holds it: it may fall out of the cache while a thread reads it."""
 
+    descriptor = -1
+
     def __init__(self, path: Path, stamp: tuple[int, int]):
         try:
             self.descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
-            self.descriptor = None
-            raise DataError(f"{path} cannot be read: {error.strerror}. Put it back and run the same command.") from error
+            raise DataError(
+                f"{path} cannot be read: {error.strerror}. Put it back and run the same command."
+            ) from error
         stat = os.fstat(self.descriptor)
         if (stat.st_size, stat.st_mtime_ns) != stamp:
             raise DataError(f"{path} has changed since it was indexed. Run the same command again.")
 
     def __del__(self):
-        if self.descriptor is not None:
+        if self.descriptor >= 0:
             os.close(self.descriptor)
 
 

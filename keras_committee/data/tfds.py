@@ -9,7 +9,7 @@ from typing import Any
 from keras_committee.data.dataset import Data
 from keras_committee.data.framing import Framing, chosen_framing
 from keras_committee.data.record_scan import Fields
-from keras_committee.data.tfrecords import ShardReader
+from keras_committee.data.tfrecords import ShardReader, named_or_held
 from keras_committee.errors import DataError, RecipeError
 
 
@@ -41,16 +41,21 @@ def tfds(
         test: The same for the test split. ImageNet's own has no labels: take `test="validation"`.
         augment: Augmentation of the training images, or None.
     """
-    held = {"validation": validation, "test": test}
-    splits = {part: split for part, split in held.items() if isinstance(split, str)}
+    splits, counts = named_or_held(validation=validation, test=test)
     reader = Prepared(
         name=name,
         data_dir=None if data_dir is None else Path(data_dir),
         splits={"train": train, **splits},
         framing=chosen_framing("tfds", size, framing),
     )
-    counts = {part: 0 if isinstance(value, str) else value for part, value in held.items()}
-    return Data(name=f"tfds({name!r})", batch_size=batch_size, reader=reader, augment=augment, **counts)
+    return Data(
+        name=f"tfds({name!r})",
+        batch_size=batch_size,
+        reader=reader,
+        validation=counts["validation"],
+        test=counts["test"],
+        augment=augment,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -63,9 +63,7 @@ def imagenet_records(
         first_label=first_label,
     )
     name = f"imagenet_records({os.fspath(directory)!r})"
-    return Data(
-        name=name, batch_size=batch_size, reader=reader, validation=validation, test=test, augment=augment
-    )
+    return Data(name=name, batch_size=batch_size, reader=reader, validation=validation, test=test, augment=augment)
 
 
 def tfrecords(
@@ -97,8 +95,7 @@ def tfrecords(
         test: The same for the test split.
         augment: Augmentation of the training images, or None.
     """
-    held = {"validation": validation, "test": test}
-    patterns = {part: pattern for part, pattern in held.items() if isinstance(pattern, str)}
+    patterns, counts = named_or_held(validation=validation, test=test)
     reader = ShardPatterns(
         patterns={"train": os.fspath(train), **patterns},
         framing=chosen_framing("tfrecords", size, framing),
@@ -106,8 +103,14 @@ def tfrecords(
         first_label=first_label,
         fields=Fields(image=image_field, label=label_field),
     )
-    counts = {part: 0 if isinstance(value, str) else value for part, value in held.items()}
-    return Data(name=f"tfrecords({os.fspath(train)!r})", batch_size=batch_size, reader=reader, augment=augment, **counts)
+    return Data(
+        name=f"tfrecords({os.fspath(train)!r})",
+        batch_size=batch_size,
+        reader=reader,
+        augment=augment,
+        validation=counts["validation"],
+        test=counts["test"],
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,13 +151,15 @@ class ShardReader(abc.ABC):
             problems += wrong
         if not problems:
             problems = self._count_problems(indices)
-        names = self.class_names() or _found_names(indices.values(), self.first_label)
+        names = self.class_names() or _found_names(list(indices.values()), self.first_label)
         problems = problems or self._label_problems(indices, len(names))
         preflight.refuse(str(next(iter(shards.values()))[0].parent), problems, self.mend)
         splits = {part: self._split(index) for part, index in indices.items()}
         if "test" not in splits and "validation" in splits:
             splits["test"] = splits.pop("validation")
-        return Found(classes=tuple(names), **splits)
+        return Found(
+            classes=tuple(names), train=splits["train"], validation=splits.get("validation"), test=splits.get("test")
+        )
 
     def _split(self, index):
         images = Records(index=index, rows=np.arange(len(index.rows)), framing=self.framing)
@@ -208,7 +213,9 @@ class ShardFolder(ShardReader):
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{self.directory / 'records.json'} cannot be read: {error}. Restore or remove it.") from error
+            raise DataError(
+                f"{self.directory / 'records.json'} cannot be read: {error}. Restore or remove it."
+            ) from error
 
     def class_names(self) -> Sequence[str] | None:
         beside = self.directory / "labels.txt"
@@ -230,6 +237,13 @@ class ShardPatterns(ShardReader):
         nothing = [f"{pattern}: no file matches it" for part, pattern in self.patterns.items() if not found[part]]
         preflight.refuse("tfrecords", nothing, "Name the shards of each split with a pattern, or their folder.")
         return found
+
+
+def named_or_held(*, validation: float | str, test: float | str) -> tuple[dict[str, str], dict[str, float]]:
+    """The splits that are named, and how many examples are held out for the others: 0 for a named one."""
+    asked = {"validation": validation, "test": test}
+    named = {part: value for part, value in asked.items() if isinstance(value, str)}
+    return named, {part: 0 if isinstance(value, str) else value for part, value in asked.items()}
 
 
 def _lines(path):
