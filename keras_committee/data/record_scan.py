@@ -56,6 +56,8 @@ def scan_shard(path: Path, fields: Fields) -> Scan:
     with open(path, "rb", buffering=0) as file:
         for number, (offset, payload) in enumerate(_payloads(path)):
             try:
+                if isinstance(payload, ValueError):
+                    raise payload
                 begin, length, label, called = _example(payload, fields)
             except ValueError as error:
                 problems.append(f"{path.name}, record {number}: {error}")
@@ -107,8 +109,6 @@ def _loss(message, following):
 
 def _example(payload, fields):
     """Where in the payload the encoded image lies, offset and length; the label; what the class is called."""
-    if isinstance(payload, ValueError):
-        raise payload
     try:
         features = tf.train.Example.FromString(payload).features.feature
     except DecodeError:
