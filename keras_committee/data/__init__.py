@@ -14,6 +14,8 @@ from keras_committee.data.mix import CutMix, Mixup, cutmix, mixup
 from keras_committee.data.random_crop import RandomResizedCrop, random_resized_crop
 from keras_committee.data.sequence import Sequence, sequence
 from keras_committee.data.splits import Split, Splits
+from keras_committee.data.tfds import tfds
+from keras_committee.data.tfrecords import imagenet_records, tfrecords
 
 __all__ = [
     "CutMix",
@@ -32,10 +34,13 @@ __all__ = [
     "decode_image",
     "digits",
     "image_folder",
+    "imagenet_records",
     "mixup",
     "pad_crop_flip",
     "random_resized_crop",
     "resize_image",
     "resized",
     "sequence",
+    "tfds",
+    "tfrecords",
 ]
