@@ -18,79 +18,71 @@ import platform
 import numpy as np
 
 DAY = 86_400.0
+RUNS = 1_000  # simulated ones for each row
+
+
+def _given(value, source: str):
+    return dataclasses.field(default=value, metadata={"source": source})
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Everything that the tables are computed from; `SOURCES` says where each number comes from."""
+    """Everything that the tables are computed from, and where each number comes from."""
 
-    members: int = 3
-    images: int = 1_281_167
-    epochs: int = 350
-    batch_limit: int = 4_096
-    parameters: int = 30_389_784
-    multiply_adds: float = 10.266e9
-    reference_multiply_adds: float = 4.489e9
-    reference_images_per_second: float = 470.0
-    images_per_second: float = 0.0  # 0: the reference's rate, by multiply-adds
-    least_step: float = 0.060
-    scaling: tuple = ((1, 1.0), (8, 0.944), (32, 0.858), (64, 0.846))
-    gpu_memory: float = 80e9
-    memory_share: float = 0.9
-    bytes_per_image: float = 688e6
-    bytes_fixed: float = 0.61e9
-    gpus_per_host: int = 8
-    nvlink: float = 225e9
-    fabric: float = 20e9
-    hop: float = 10e-6
-    decodes_per_core: float = 190.0
-    jpeg_bytes: float = 110e3
-    checkpoint_bytes: float = 488e6
-    checkpoint_seconds: float = 2.0
-    restart: float = 400.0
-    mtbf_hours: float = 50_676.0
-    preempted_hours: float = 192.0
-    save_every: float = 300.0
+    members: int = _given(3, "the committee")
+    images: int = _given(1_281_167, "ImageNet 2012, training images")
+    epochs: int = _given(350, "the recipe's, those of the authors")
+    batch_limit: int = _given(4_096, "the authors' global batch; larger ones were not tuned")
+    parameters: int = _given(30_389_784, "`show`, B5")
+    multiply_adds: float = _given(10.266e9, "`show`, B5, one image forward")
+    reference_multiply_adds: float = _given(4.394e9, "`show`, B4")
+    reference_images_per_second: float = _given(
+        470.0,
+        "published, measured: NVIDIA DeepLearningExamples, EfficientNet v1-B4, TensorFlow, one A100 80 "
+        "GB, mixed precision",
+    )
+    images_per_second: float = _given(
+        0.0,
+        "0: B4's rate by multiply-adds (assumption: the same share of the peak)",
+    )
+    least_step: float = _given(
+        0.060,
+        "assumption: seconds of a step however small its batch; 3 x the 16.3 ms that NVIDIA publishes for "
+        "B4, one image forward, by the 39 blocks of B5 against 32",
+    )
+    scaling: tuple = _given(
+        ((1, 1.0), (8, 0.944), (32, 0.858), (64, 0.846)),
+        "published, measured: rate per GPU on so many GPUs, same page (7.55 of 8, 27.46 of 32, 54.16 of "
+        "64); held beyond 64 (assumption)",
+    )
+    gpu_memory: float = _given(80e9, "A100 80 GB")
+    memory_share: float = _given(0.9, "assumption: what TensorFlow leaves of it")
+    bytes_per_image: float = _given(688e6, "`show --set precision=mixed_bfloat16`, B5: activations + passing")
+    bytes_fixed: float = _given(0.61e9, "the same: weights, gradients, slots, averages")
+    gpus_per_host: int = _given(8, "DGX A100")
+    nvlink: float = _given(225e9, "assumption: bytes/s of a ring in a host; 3/4 of NVLink 3's 300 GB/s")
+    fabric: float = _given(20e9, "assumption: bytes/s of a ring between hosts; 2 x 100 Gb/s for each host, 4/5 of it")
+    hop: float = _given(10e-6, "assumption: seconds for one of the ring's 2 (n - 1) messages")
+    cpu_images_per_second: float = _given(
+        0.35, "measured: `benchmarks/scale_inputs.py`, B5, float32, one core, no block skipped"
+    )
+    decodes_per_core: float = _given(190.0, "measured: `benchmarks/scale_inputs.py`, images/s")
+    jpeg_bytes: float = _given(110e3, "ImageNet 2012: 138 GB / 1.28 million")
+    checkpoint_bytes: float = _given(488e6, "weights, two slots of RMSProp, averages; float32")
+    checkpoint_seconds: float = _given(2.0, "measured: `benchmarks/scale_inputs.py`; training waits")
+    restart: float = _given(400.0, "assumption: 90 s until a lost host is noticed, 310 s to start and trace")
+    mtbf_hours: float = _given(
+        50_676.0,
+        "published: 419 unexpected interruptions in 54 days of 16,384 H100 (Llama 3, arXiv:2407.21783)",
+    )
+    preempted_hours: float = _given(192.0, "assumption: a preemptible host of 8 GPUs is lost once a day")
+    save_every: float = _given(300.0, "`train --save-every`, its default")
 
     @property
     def rate(self) -> float:
         """Images a second of one GPU, training alone, with batches that fill it."""
         by_work = self.reference_images_per_second * self.reference_multiply_adds / self.multiply_adds
         return self.images_per_second or by_work
-
-
-SOURCES = {
-    "members": "the committee",
-    "images": "ImageNet 2012, training images",
-    "epochs": "the recipe's, those of the authors",
-    "batch_limit": "the authors' global batch; larger ones were not tuned",
-    "parameters": "`show`, B5",
-    "multiply_adds": "`show`, B5, one image forward",
-    "reference_multiply_adds": "`show`, B4",
-    "reference_images_per_second": "published, measured: NVIDIA DeepLearningExamples, EfficientNet v1-B4, TensorFlow, "
-    "one A100 80 GB, mixed precision",
-    "images_per_second": "0: B4's rate by multiply-adds (assumption: the same share of the peak)",
-    "least_step": "assumption: seconds of a step however small its batch; 3 x the 16.3 ms that NVIDIA publishes for B4, "
-    "one image forward, by the 39 blocks of B5 against 32",
-    "scaling": "published, measured: rate per GPU on so many GPUs, same page (7.55 of 8, 27.46 of 32, 54.16 of 64); "
-    "held beyond 64 (assumption)",
-    "gpu_memory": "A100 80 GB",
-    "memory_share": "assumption: what TensorFlow leaves of it",
-    "bytes_per_image": "`show --set precision=mixed_bfloat16`, B5: activations + passing",
-    "bytes_fixed": "the same: weights, gradients, slots, averages",
-    "gpus_per_host": "DGX A100",
-    "nvlink": "assumption: bytes/s of a ring in a host; 3/4 of NVLink 3's 300 GB/s",
-    "fabric": "assumption: bytes/s of a ring between hosts; 2 x 100 Gb/s for each host, 4/5 of it",
-    "hop": "assumption: seconds for one of the ring's 2 (n - 1) messages",
-    "decodes_per_core": "measured: `benchmarks/scale_inputs.py`, images/s",
-    "jpeg_bytes": "ImageNet 2012: 138 GB / 1.28 million",
-    "checkpoint_bytes": "weights, two slots of RMSProp, averages; float32",
-    "checkpoint_seconds": "measured: `benchmarks/scale_inputs.py`; training waits",
-    "restart": "assumption: 90 s until a lost host is noticed, 310 s to start and trace",
-    "mtbf_hours": "published: 419 unexpected interruptions in 54 days of 16,384 H100 (Llama 3, arXiv:2407.21783)",
-    "preempted_hours": "assumption: a preemptible host of 8 GPUs is lost once a day",
-    "save_every": "`train --save-every`, its default",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,10 +175,7 @@ def committee_seconds(inputs: Inputs, made: Plan, interval: float, mtbf: float, 
     """Simulated wall times: of one member `(runs, members)`, and of the committee `(runs,)`."""
     draw, work = np.random.default_rng(seed), member_seconds(inputs, made)
     each = np.array(
-        [
-            [simulated_seconds(work, interval, inputs, mtbf, draw) for _ in range(inputs.members)]
-            for _ in range(runs)
-        ]
+        [[simulated_seconds(work, interval, inputs, mtbf, draw) for _ in range(inputs.members)] for _ in range(runs)]
     )
     return each, each.max(axis=1) if made.side_by_side > 1 else each.sum(axis=1)
 
@@ -196,7 +185,9 @@ def plans(inputs: Inputs, sizes=(8, 64, 512)) -> list[Plan]:
 
 
 def cost_table(inputs: Inputs) -> list[list]:
-    rows = []
+    alone = inputs.members * inputs.epochs * inputs.images / inputs.cpu_images_per_second
+    rows = [["one CPU core", "one after another", "-", 2, 2, f"{2e3 / inputs.cpu_images_per_second:,.0f}",
+             f"{inputs.cpu_images_per_second:.2f}", f"{alone / DAY:,.0f}", "-"]]  # fmt: skip
     for made in plans(inputs):
         rounds = inputs.members / made.side_by_side
         wall = member_seconds(inputs, made) * rounds
@@ -265,14 +256,15 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
-def markdown(columns: list[str], rows: list[list]) -> str:
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+def markdown(columns: list[str], rows: list[list], words=("members", "source")) -> str:
+    borders = ["---" if column in words else "---:" for column in columns[1:]]
+    lines = [columns, ["---", *borders], *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
 def tables(inputs: Inputs, failures: list[dict]) -> dict[str, str]:
     """Title -> table, as in docs/scale.md."""
-    given = [[name, _shown(value), SOURCES[name]] for name, value in dataclasses.asdict(inputs).items()]
+    given = [[f.name, _shown(getattr(inputs, f.name)), f.metadata["source"]] for f in dataclasses.fields(inputs)]
     how = ["GPUs", "members"]
     return {
         "Inputs": markdown(["input", "value", "source"], given),
@@ -299,7 +291,9 @@ def tables(inputs: Inputs, failures: list[dict]) -> dict[str, str]:
 def _shown(value) -> str:
     if isinstance(value, tuple):
         return ", ".join(f"{count}: {share}" for count, share in value)
-    return f"{value:,.6g}" if value and abs(value) < 1e6 else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+    return (
+        f"{value:,.6g}" if value and abs(value) < 1e6 else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+    )
 
 
 def run(inputs: Inputs, runs: int) -> dict:
@@ -326,7 +320,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     given = {name: float(value) for name, value in (text.split("=") for text in arguments.set)}
     inputs = Inputs(**{name: type(getattr(Inputs, name))(value) for name, value in given.items()})
-    result = run(inputs, runs=100 if arguments.quick else 1_000)
+    result = run(inputs, runs=100 if arguments.quick else RUNS)
     if arguments.json:
         print(json.dumps(result))
     else:

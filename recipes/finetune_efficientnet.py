@@ -3,7 +3,7 @@
     keras-committee train recipes/finetune_efficientnet.py --set data_dir=photos
     keras-committee train recipes/finetune_efficientnet.py --set data_dir=photos --set variant=b3 \
         --set weights=efficientnetb3.h5
-    keras-committee train recipes/finetune_efficientnet.py --set data_dir=photos --set weights=runs/imagenet_efficientnet
+    keras-committee train recipes/finetune_efficientnet.py --set data_dir=photos --set weights=runs/imagenet
 
 `data_dir` holds a folder of JPEG or PNG files for each class. Both parts are one training, which goes on at the very
 step wherever it was stopped. Members differ in their logits, their batches and the blocks they skip; where they begin

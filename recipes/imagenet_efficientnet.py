@@ -28,7 +28,6 @@ def recipe(
     resolution=None,
     survival=0.8,
     mode="batch",
-    augment="none",
     ema=0.9999,
     precision="float32",
     accumulate=1,
@@ -41,13 +40,11 @@ def recipe(
 
     `learning_rate` is that of 256 images a step; the rate grows with `batch_size`, the authors' 4,096. `resolution` is
     the variant's own where None. `mode` "sample" draws the skipped blocks as the authors' code does; "batch" skips for
-    the whole batch at once, which saves the time. `augment` is "none", "autoaugment" or "randaugment". `form` is
-    "records", TFRecords in Model Garden's format, or "folders", one folder for each class in `train` and `val`.
+    the whole batch at once, which saves the time. `form` is "records", TFRecords in Model Garden's format, or
+    "folders", one folder for each class in `train` and `val`.
     """
     size = resolution or models.efficientnet_resolution(variant)
-    read = {"records": "imagenet_records", "folders": "image_folder"}[form]
-    policies = {"none": None, "autoaugment": "auto_augment", "randaugment": "rand_augment"}[augment]
-    crop = data.random_resized_crop()
+    read = {"records": data.imagenet_records, "folders": data.image_folder}[form]
 
     def member(index):  # built under seed + index, so the members start apart
         return models.efficientnet(
@@ -70,7 +67,7 @@ def recipe(
             batch_size,
             framing=data.centre_crop(size, method="bicubic"),
             validation=0.02,  # ImageNet's own validation images are the test split
-            augment=data.sequence([crop, *(policy() for policy in policies)]) if policies else crop,
+            augment=data.random_resized_crop(),
         ),
         member=member,
         members=members,

@@ -1,7 +1,7 @@
 """How many bytes does a model take while it trains, and while it answers?
 
-Counted from the shapes that flow through the graph, each tensor in the dtype it has there. Of the activations, those are
-counted that a gradient is computed from, each once:
+Counted from the shapes that flow through the graph, each tensor in the dtype it has there. Of the activations, those
+are counted that a gradient is computed from, each once:
 
 - the inputs of convolutions, dense layers, normalisations and products of tensors;
 - the outputs of ReLU, sigmoid, tanh and softmax; the inputs of all other activations, such as swish;
@@ -9,9 +9,9 @@ counted that a gradient is computed from, each once:
 - the mask of a dropout, one byte for each feature;
 - nothing for additions, average pooling, padding, and whatever only moves numbers about.
 
-Every branch of stochastic depth counts, as a step may run them all; of a rematerialised one only its inputs, and once the
-largest of them whole. Not counted are what kernels need besides (convolutions on GPUs may ask for a gigabyte), copies of
-weights in half precision, and TensorFlow itself, which takes 0.5 GB.
+Every branch of stochastic depth counts, as a step may run them all; of a rematerialised one only its inputs, and the
+largest of them once as a whole. Not counted are what kernels need besides (convolutions on GPUs may ask for a
+gigabyte), copies of weights in half precision, and TensorFlow itself, which takes 0.5 GB.
 """
 
 import dataclasses

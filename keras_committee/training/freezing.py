@@ -59,7 +59,8 @@ class Freezer:
         chosen = [part for around, part in self._parts if _matches(around, patterns)]
         if not any(part.trainable_variables for part in chosen):
             raise RecipeError(
-                f"Recipe(trains=...): {list(patterns)} trains no weight of {self._model.name}. Name layers with weights."
+                f"Recipe(trains=...): {list(patterns)} trains no weight of {self._model.name}. "
+                "Name layers with weights."
             )
 
 
@@ -67,8 +68,8 @@ def _checked(trains, epoch) -> tuple[str, ...]:
     patterns = trains(epoch)
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
         raise RecipeError(
-            f"Recipe(trains=...) must return a list of names of layers, such as ['logits'] or ['*']. Received for epoch "
-            f"{epoch}: {patterns!r}"
+            "Recipe(trains=...) must return a list of names of layers, such as ['logits'] or ['*']. "
+            f"Received for epoch {epoch}: {patterns!r}"
         )
     return tuple(patterns)
 
