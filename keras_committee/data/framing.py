@@ -1,7 +1,7 @@
 """Which part of an image does a member see, and at which size?"""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import tensorflow as tf
@@ -98,6 +98,25 @@ def chosen_framing(name: str, size: tuple[int, int] | None, framing: Framing | N
             f"Received: {size=}, {framing=}"
         )
     return resized(size) if framing is None else framing
+
+
+def framing_of_member(
+    recorded: Mapping[str, Any] | None, shape: Sequence[int | None], size: tuple[int, int] | None = None
+) -> Framing | None:
+    """What a member sees; None where nothing tells the size.
+
+    Args:
+        recorded: What its run recorded of its data; None, of an older run, stands for the whole image.
+        shape: Of the member's input, `(batch, height, width, channels)`, None where it takes any.
+        size: Height and width of members that take any.
+    """
+    framing = None if recorded is None else Framing.of(recorded)
+    height, width = shape[1:3]
+    if height is not None and width is not None:
+        size = (height, width)
+    if size is None:
+        return framing
+    return resized(size) if framing is None else dataclasses.replace(framing, size=tuple(size))
 
 
 def _pair(size):

@@ -1,6 +1,7 @@
 """How does a picture that belongs to no split become pixels, as those of training do?"""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +45,15 @@ def read_picture(path: str | Path, framing: Framing) -> np.ndarray:
     Raises:
         DataError: If it is none, damaged, or too large.
     """
+    return frame_picture(path, [framing])[0]
+
+
+def frame_picture(path: str | Path, framings: Sequence[Framing]) -> list[np.ndarray]:
+    """The same under several framings; the file is decoded once."""
     try:
         with tf.device("CPU:0"):
-            return framing.apply(decode_image(read_content(path))).numpy()
+            pixels = decode_image(read_content(path))
+            return [framing.apply(pixels).numpy() for framing in framings]
     except tf.errors.InvalidArgumentError as error:
         raise DataError(f"{path}: damaged or cut off, it cannot be decoded") from error
 

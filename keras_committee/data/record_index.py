@@ -130,7 +130,7 @@ def _save(place, scans):
 def _load(place):
     """Shard's name, size and time -> `Scan`; empty where there is no index, or one that cannot be read."""
     try:
-        with np.load(place, allow_pickle=False) as file:
+        with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as file:
             if file["format"] != FORMAT:
                 return {}
             keys = [tuple(json.loads(str(key))) for key in file["keys"]]

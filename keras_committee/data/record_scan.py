@@ -84,8 +84,9 @@ def _payloads(path: Path) -> Iterator[tuple[int, bytes | ValueError]]:
             if following is None:
                 return
             offset = following
-    except IndexError:  # the end
-        return
+    except IndexError:  # the end, or less than a header before it
+        if offset < path.stat().st_size:
+            yield offset, ValueError(_loss("truncated", None))
     finally:
         reader.close()
 

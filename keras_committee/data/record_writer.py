@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +144,12 @@ def _listing_hash(source, splits):
 
 def _write_all(staging, splits, counts, classes, keep, workers, report):
     """Writes the shards that are not there; returns how many images were encoded anew in this process."""
-    total, done, lock = sum(map(len, splits.values())), 0, threading.Lock()
+    total, done, lock, stopped = sum(map(len, splits.values())), 0, threading.Lock(), threading.Event()
 
     def advance(images):
         nonlocal done
+        if stopped.is_set():  # another thread failed, or Ctrl-C: a large shard would go on for a while
+            raise CancelledError
         with lock:
             done += images
             report(done, total)
@@ -157,13 +159,18 @@ def _write_all(staging, splits, counts, classes, keep, workers, report):
         if path.exists():  # from before the conversion was killed
             advance(len(rows))
             return 0
-        return _write_shard(path, split, rows, classes, keep, advance)
+        try:
+            return _write_shard(path, split, rows, classes, keep, advance)
+        except BaseException:
+            stopped.set()
+            raise
 
     jobs = [job for name, split in splits.items() for job in _jobs(staging, name, split, counts[name])]
     threads = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
     try:
         return sum(threads.map(write, jobs))
     finally:
+        stopped.set()
         threads.shutdown(cancel_futures=True)
 
 

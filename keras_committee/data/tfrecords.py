@@ -126,7 +126,7 @@ class ShardReader(abc.ABC):
     framing: Framing
     labels: Path | None = None
     first_label: int
-    mend: str = "Mend, replace or remove the shards that are named above, then run the command again."
+    mend: str = "Mend or remove what is named above (or change the recipe's sizes), then run the command again."
 
     @abc.abstractmethod
     def shards(self) -> dict[str, list[Path]]:
@@ -152,7 +152,7 @@ class ShardReader(abc.ABC):
         if not problems:
             problems = self._count_problems(indices)
         names = self.class_names() or _found_names(list(indices.values()), self.first_label)
-        problems = problems or self._label_problems(indices, len(names))
+        problems = problems or self._label_problems(indices, names)
         preflight.refuse(str(next(iter(shards.values()))[0].parent), problems, self.mend)
         splits = {part: self._split(index) for part, index in indices.items()}
         if "test" not in splits and "validation" in splits:
@@ -172,9 +172,9 @@ class ShardReader(abc.ABC):
             if part in indices and len(indices[part].rows) != count
         ]
 
-    def _label_problems(self, indices, classes):
+    def _label_problems(self, indices, names):
         """Labels that are no class, and classes without an example."""
-        problems, last = [], self.first_label + classes - 1
+        problems, last = [], self.first_label + len(names) - 1
         for part, index in indices.items():
             labels = index.rows["label"]
             wrong = (labels < self.first_label) | (labels > last)
@@ -184,7 +184,9 @@ class ShardReader(abc.ABC):
                 for row in np.flatnonzero(wrong)
             ]
             absent = np.setdiff1d(np.arange(self.first_label, last + 1), labels)
-            problems += [f"{part}: no example has label {label}" for label in absent]
+            problems += [
+                f"{part}: no example has label {label} ({names[label - self.first_label]!r})" for label in absent
+            ]
         return problems
 
 
