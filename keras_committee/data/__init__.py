@@ -8,17 +8,24 @@ from keras_committee.data.cifar import cifar10, cifar100
 from keras_committee.data.dataset import Data
 from keras_committee.data.decode import decode_image, resize_image
 from keras_committee.data.digits import digits
+from keras_committee.data.framing import Framing, centre_crop, resized
 from keras_committee.data.image_folder import image_folder
 from keras_committee.data.mix import CutMix, Mixup, cutmix, mixup
+from keras_committee.data.random_crop import RandomResizedCrop, random_resized_crop
+from keras_committee.data.sequence import Sequence, sequence
 from keras_committee.data.splits import Split, Splits
 
 __all__ = [
     "CutMix",
     "Data",
+    "Framing",
     "Mixup",
     "PadCropFlip",
+    "RandomResizedCrop",
+    "Sequence",
     "Split",
     "Splits",
+    "centre_crop",
     "cifar10",
     "cifar100",
     "cutmix",
@@ -27,5 +34,8 @@ __all__ = [
     "image_folder",
     "mixup",
     "pad_crop_flip",
+    "random_resized_crop",
     "resize_image",
+    "resized",
+    "sequence",
 ]

@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.decode import decode_image
+from keras_committee.data.decode import JPEG, PNG, decode_image
 from keras_committee.data.images import Files, Pixels
 from keras_committee.errors import DataError
 
 SHOWN = 20
 CHUNK = 256  # files a thread takes at once
-SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
+SIGNATURES = {JPEG: "JPEG", PNG: "PNG"}
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
@@ -72,7 +72,7 @@ def read_files(files: Files) -> tuple[Pixels, list[str]]:
         return problems
 
     problems = _each_chunk(files, read)
-    return Pixels(array), problems
+    return Pixels(array, files), problems
 
 
 def check_files(files: Files) -> list[str]:
@@ -110,8 +110,8 @@ def _undecodable(files, name, contents):
         height, width, _ = decode_image(contents).shape
     except tf.errors.InvalidArgumentError:
         return f"{name}: damaged or cut off, it cannot be decoded"
-    if files.exact and (height, width) != files.size:
-        return f"{name}: {height}x{width} pixels, expected {files.size[0]}x{files.size[1]}"
+    if files.exact and (height, width) != files.framing.size:
+        return f"{name}: {height}x{width} pixels, expected {'x'.join(map(str, files.framing.size))}"
     return None
 
 
