@@ -2,16 +2,16 @@
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import tensorflow as tf
 
+from keras_committee.data.dispatch import chooser, for_each_image
 from keras_committee.errors import RecipeError
 
 MAX_LEVEL = 10.0
 GREY = [128] * 3  # what Model Garden fills with
 COLUMNS = 4  # of a step's draws: operation, whether its argument is negative, row and column
-BRANCHES = 8  # of one choice
 PLACES = 2**31  # so many rows, or columns, from the first to the last of an image
 
 
@@ -35,16 +35,15 @@ class Operations:
         The four columns of a step are the operation's number, 1 where its argument (an angle, a shear, a shift) is
         negative, and row and column of a cut-out square's middle, in 2**31 parts of the height and the width.
         """
-        chosen = _chooser([_unchanged, *(self._function(name, level) for name, level in self.names_and_levels)])
+        chosen = chooser([_unchanged, *(self._function(name, level) for name, level in self.names_and_levels)])
 
-        def vary(example):
-            image, row = example
+        def vary(image, row):
             for start in range(0, draws.shape[1], COLUMNS):
                 number, negative, *place = tf.unstack(row[start : start + COLUMNS])
                 image = chosen(number, image, negative == 1, _pixel(image, place))
-            return tf.ensure_shape(image, images.shape[1:])
+            return image
 
-        return tf.map_fn(vary, (images, draws), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8))
+        return for_each_image(vary, images, draws)
 
     def _function(self, name, level) -> Callable:
         """A function of one image, whether its argument is negative, and the place of a cut-out square."""
@@ -61,35 +60,6 @@ class Operations:
         return lambda image, negative, place: function(image, *arguments)
 
 
-def _unchanged(image, negative, place):
-    return tf.identity(image)
-
-
-def _chooser(functions):
-    """A function `(number, ...)` that is the function of that number.
-
-    TensorFlow visits each node of every branch that is not taken, 2.4 ms for an image and the 46 branches of policy v0.
-    A call that may not be inlined is one node, and a tree of calls has few branches to visit.
-    """
-    calls = [tf.function(each, autograph=False, experimental_attributes={"_noinline": True}) for each in functions]
-    if len(calls) > BRANCHES:
-        groups = [_chooser(functions[start : start + BRANCHES]) for start in range(0, len(functions), BRANCHES)]
-        inner = _chooser([lambda number, *rest, group=group: group(number, *rest) for group in groups])
-        return lambda number, *rest: inner(number // BRANCHES, number % BRANCHES, *rest)
-    return lambda number, *rest: tf.switch_case(number, [lambda call=call: call(*rest) for call in calls])
-
-
-def _pixel(image, place):
-    """Column and row, int32, of a place in 2**31 parts of the height and the width."""
-    size = tf.shape(image, out_type=tf.int64)
-    row, column = (tf.cast(tf.cast(part, tf.int64) * size[axis] // PLACES, tf.int32) for axis, part in enumerate(place))
-    return column, row
-
-
-def _signed(size, negative):
-    return tf.where(negative, tf.constant(-size, tf.float32), tf.constant(size, tf.float32))
-
-
 def model_garden():
     """The module `official.vision.ops.augment`, whose import takes seconds."""
     from official.vision.ops import augment
@@ -104,3 +74,18 @@ def need_model_garden(wanted: str) -> None:
             f"{wanted} is Model Garden's, which is not installed. Install it and run the command again:\n"
             '  pip install "keras-committee[model-garden]"'
         )
+
+
+def _unchanged(image, negative, place):
+    return tf.identity(image)
+
+
+def _pixel(image, place):
+    """Column and row, int32, of a place in 2**31 parts of the height and the width."""
+    size = tf.shape(image, out_type=tf.int64)
+    row, column = (tf.cast(tf.cast(part, tf.int64) * size[axis] // PLACES, tf.int32) for axis, part in enumerate(place))
+    return column, row
+
+
+def _signed(size, negative):
+    return tf.where(negative, tf.constant(-size, tf.float32), tf.constant(size, tf.float32))

@@ -8,6 +8,8 @@ import dataclasses
 
 import numpy as np
 
+from keras_committee.data.dispatch import check_coloured
+from keras_committee.data.keras_policy import KerasRandAugment, check_strength
 from keras_committee.data.operations import COLUMNS, PLACES, Operations, model_garden, need_model_garden
 from keras_committee.errors import RecipeError
 
@@ -18,8 +20,8 @@ POLICIES = ("v0", "reduced_imagenet", "reduced_cifar10", "svhn", "simple", "vit"
 class AutoAugment:
     """One sub-policy of a policy for each image; each of its operations is applied with its probability, in order.
 
-    Not to be had of Model Garden's policies: `detection_v0`, which moves boxes, and `deit3_three_augment`, whose blur is
-    drawn once when the graph is made. As there, a solarization of level 10 inverts the image: 256 is 0 in uint8.
+    Two of Model Garden's policies are not to be had: `detection_v0`, which moves boxes, and `deit3_three_augment`, whose
+    blur is drawn once, when the graph is made. As there, a solarization of level 10 inverts: its 256 is 0 in uint8.
 
     Args:
         policy: One of `POLICIES`. `v0` is Model Garden's default for ImageNet.
@@ -50,7 +52,8 @@ class AutoAugment:
 
     def apply(self, images, draws):
         """The varied images."""
-        return self._operations().apply(_coloured(images, "autoaugment"), draws)
+        check_coloured(images, "autoaugment")
+        return self._operations().apply(images, draws)
 
     def _policies(self):
         """A list of sub-policies, each a list of `(name, probability, level)`."""
@@ -109,7 +112,8 @@ class RandAugment:
 
     def apply(self, images, draws):
         """The varied images."""
-        return self._operations().apply(_coloured(images, "randaugment"), draws)
+        check_coloured(images, "randaugment")
+        return self._operations().apply(images, draws)
 
     def _operations(self):
         names = model_garden().RandAugment().available_ops
@@ -120,12 +124,29 @@ class RandAugment:
         )
 
 
-def check_strength(layers: int, magnitude: float) -> None:
-    """Raise a `RecipeError` where RandAugment's two numbers make no sense."""
-    if layers < 1 or not 0 < magnitude <= 10:
-        raise RecipeError(
-            f"randaugment needs 1 or more layers and a magnitude above 0, at most 10. Received: {layers=}, {magnitude=}"
-        )
+def autoaugment(policy: str = "v0", *, cutout_const: float = 100.0, translate_const: float = 250.0) -> AutoAugment:
+    """A policy of AutoAugment: `v0` (ImageNet), `reduced_imagenet`, `reduced_cifar10`, `svhn` and more."""
+    return AutoAugment(policy=policy, cutout_const=cutout_const, translate_const=translate_const)
+
+
+def randaugment(
+    layers: int = 2, magnitude: float | None = None, *, source: str = "model-garden"
+) -> RandAugment | KerasRandAugment:
+    """RandAugment: `layers` random operations for each image.
+
+    Args:
+        layers: Number of operations, one after another, 1 or more.
+        magnitude: Above 0, at most 10. None takes the default of the source: Model Garden's 10, Keras' 5.
+        source: Whose operations: `"model-garden"` or `"keras"`.
+
+    Raises:
+        RecipeError: If a value makes no sense, or Model Garden is wanted and not installed.
+    """
+    sources = {"model-garden": RandAugment, "keras": KerasRandAugment}
+    if source not in sources:
+        raise RecipeError(f"randaugment knows the sources {', '.join(sources)}. Received: source={source!r}")
+    strength = {} if magnitude is None else {"magnitude": magnitude}
+    return sources[source](layers=layers, **strength)
 
 
 def _rows(generator, numbers):
@@ -134,14 +155,4 @@ def _rows(generator, numbers):
     rows[..., 0] = numbers
     rows[..., 1] = generator.integers(2, size=numbers.shape)
     rows[..., 2:] = generator.integers(PLACES, size=(*numbers.shape, 2))
-    return rows.reshape(len(rows), -1)
-
-
-def _coloured(images, name):
-    """`images`, or a `RecipeError` where they have not three channels."""
-    if images.shape[-1] != 3:
-        raise RecipeError(
-            f"{name} varies images of three channels, red, green and blue. Received: shape {tuple(images.shape)}. "
-            "Repeat a grey channel three times, or leave the augmentation out."
-        )
-    return images
+    return rows.reshape(len(numbers), COLUMNS * numbers.shape[1])
