@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.dispatch import check_coloured, chooser, for_each_image
+from keras_committee.data.dispatch import check_coloured, for_each_image
 from keras_committee.errors import RecipeError
 
 OPERATIONS = (
@@ -64,13 +64,12 @@ class KerasRandAugment:
     def apply(self, images, draws):
         """The varied images."""
         check_coloured(images, "randaugment")
-        chosen = chooser([self._function(layer) for layer in self.operations()])
 
         def vary(image, row):
             image = tf.cast(image, tf.float32)[None]
             for number in range(self.layers):
                 place = self.layers + 2 * number
-                image = chosen(row[number], image, row[place : place + 2])
+                image = self._chosen(row[number], image, row[place : place + 2])
             return tf.cast(tf.clip_by_value(tf.round(image[0]), 0.0, 255.0), tf.uint8)
 
         return for_each_image(vary, images, draws)

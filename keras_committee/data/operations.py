@@ -1,6 +1,7 @@
 """What does an operation of Model Garden's policies do to an image, once nothing is left to chance?"""
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Callable
 
@@ -35,15 +36,19 @@ class Operations:
         The four columns of a step are the operation's number, 1 where its argument (an angle, a shear, a shift) is
         negative, and row and column of a cut-out square's middle, in 2**31 parts of the height and the width.
         """
-        chosen = chooser([_unchanged, *(self._function(name, level) for name, level in self.names_and_levels)])
 
         def vary(image, row):
             for start in range(0, draws.shape[1], COLUMNS):
                 number, negative, *place = tf.unstack(row[start : start + COLUMNS])
-                image = chosen(number, image, negative == 1, _pixel(image, place))
+                image = self._chosen(number, image, negative == 1, _pixel(image, place))
             return image
 
         return for_each_image(vary, images, draws)
+
+    @functools.cached_property
+    def _chosen(self):
+        """Kept, since a stream of its own for each epoch would trace all of them again."""
+        return chooser([_unchanged, *(self._function(name, level) for name, level in self.names_and_levels)])
 
     def _function(self, name, level) -> Callable:
         """A function of one image, whether its argument is negative, and the place of a cut-out square."""

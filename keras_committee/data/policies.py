@@ -5,6 +5,7 @@ policies and its operations are used here, and every choice is drawn beforehand.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -20,8 +21,8 @@ POLICIES = ("v0", "reduced_imagenet", "reduced_cifar10", "svhn", "simple", "vit"
 class AutoAugment:
     """One sub-policy of a policy for each image; each of its operations is applied with its probability, in order.
 
-    Two of Model Garden's policies are not to be had: `detection_v0`, which moves boxes, and `deit3_three_augment`, whose
-    blur is drawn once, when the graph is made. As there, a solarization of level 10 inverts: its 256 is 0 in uint8.
+    Two of Model Garden's policies are not to be had: `detection_v0`, which moves boxes, and `deit3_three_augment`,
+    whose blur is drawn once, when the graph is made. As there, a solarization of level 10 inverts: 256 is 0 in uint8.
 
     Args:
         policy: One of `POLICIES`. `v0` is Model Garden's default for ImageNet.
@@ -53,12 +54,13 @@ class AutoAugment:
     def apply(self, images, draws):
         """The varied images."""
         check_coloured(images, "autoaugment")
-        return self._operations().apply(images, draws)
+        return self._operations.apply(images, draws)
 
     def _policies(self):
         """A list of sub-policies, each a list of `(name, probability, level)`."""
         return model_garden().AutoAugment(self.policy).policies
 
+    @functools.cached_property
     def _operations(self):
         """Each pair of a name and a level once."""
         pairs = dict.fromkeys((name, level) for steps in self._policies() for name, _, level in steps)
@@ -70,7 +72,7 @@ class AutoAugment:
 
     def _tables(self):
         """Number and probability of the operation of each step of each sub-policy: `(sub-policies, steps)` both."""
-        policies, pairs = self._policies(), self._operations().names_and_levels
+        policies, pairs = self._policies(), self._operations.names_and_levels
         numbers = np.zeros((len(policies), max(map(len, policies))), np.int64)
         probabilities = np.zeros(numbers.shape)
         for row, steps in enumerate(policies):
@@ -107,14 +109,15 @@ class RandAugment:
 
     def draw(self, generator: np.random.Generator, examples: int) -> np.ndarray:
         """The columns of `Operations.apply` for each of the layers: int32 `(examples, layers * 4)`."""
-        count = len(self._operations().names_and_levels)
+        count = len(self._operations.names_and_levels)
         return _rows(generator, generator.integers(count + 1, size=(examples, self.layers)))
 
     def apply(self, images, draws):
         """The varied images."""
         check_coloured(images, "randaugment")
-        return self._operations().apply(images, draws)
+        return self._operations.apply(images, draws)
 
+    @functools.cached_property
     def _operations(self):
         names = model_garden().RandAugment().available_ops
         return Operations(

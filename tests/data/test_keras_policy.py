@@ -52,13 +52,14 @@ def test_every_operation_equals_that_of_keras():
 
 
 def test_the_draws_alone_decide_and_the_second_layer_follows_the_first():
-    images, draws = pictures(6), data.randaugment(2, source="keras").draw(np.random.default_rng(3), 6)
-    varied = graph(data.randaugment(2, source="keras"), images, draws)
-    first, second = draws[:, [0, 2, 3]], draws[:, [1, 4, 5]]
-    np.testing.assert_array_equal(varied, graph(data.randaugment(2, source="keras"), images, draws))
-    single = data.randaugment(1, source="keras")
-    once = np.abs(graph(single, graph(single, images, first), second).astype(int) - varied)
-    assert np.median(once) <= 1  # between the layers nothing is rounded
+    both, single = data.randaugment(2, source="keras"), data.randaugment(1, source="keras")
+    draws = np.array([[0, 2, 5, 6, 7, 8], [7, 5, 3, 4, 1, 2]], np.int32)  # operations, then two seeds each
+    images = tf.constant(pictures(2))
+    varied = both.apply(images, draws).numpy()
+    np.testing.assert_array_equal(varied, both.apply(images, draws))
+    once = single.apply(images, draws[:, [0, 2, 3]])
+    apart = np.abs(single.apply(once, draws[:, [1, 4, 5]]).numpy().astype(int) - varied)
+    assert np.median(apart) <= 1  # between the layers nothing is rounded
 
 
 def test_operations_are_equally_likely_and_a_seed_gives_several_numbers():

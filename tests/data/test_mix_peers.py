@@ -53,7 +53,7 @@ def test_mixup_equals_that_of_keras_cv(monkeypatch):
     layer = MixUp(seed=0)
     monkeypatch.setattr(tf.random, "shuffle", lambda values, seed=None: tf.constant(NEXT))
     monkeypatch.setattr(layer, "_sample_from_beta", lambda *arguments: tf.fill([BATCH], WEIGHT))
-    mixed = layer({"images": pictures().astype(np.float32), "labels": ONE_HOT})
+    mixed = layer({"images": tf.constant(pictures(), tf.float32), "labels": tf.constant(ONE_HOT)})
     assert_same(ours(data.mixup(), [WEIGHT]), mixed["images"], mixed["labels"])
 
 
@@ -66,7 +66,9 @@ def test_cutmix_equals_that_of_keras_cv_for_a_box_inside_the_image(monkeypatch):
     monkeypatch.setattr(tf.random, "shuffle", lambda values, seed=None: tf.constant(NEXT))
     monkeypatch.setattr(tf.random, "uniform", lambda **arguments: tf.fill([BATCH], next(centre)))
     monkeypatch.setattr(layer, "_sample_from_beta", lambda *arguments: tf.fill([BATCH], 1 - 0.6**2))
-    mixed = layer({"images": pictures().astype(np.float32), "labels": ONE_HOT})  # a box of 5 rows and 4 columns
+    mixed = layer(
+        {"images": tf.constant(pictures(), tf.float32), "labels": tf.constant(ONE_HOT)}
+    )  # a box of 5 rows and 4 columns
     seen = np.argwhere((np.asarray(mixed["images"]) != pictures()).any(axis=(0, 3)))
     box = [*seen.min(axis=0), *(seen.max(axis=0) + 1)]
     assert_same(ours(data.cutmix(), np.array(box, np.int32)), mixed["images"], mixed["labels"])
