@@ -16,6 +16,8 @@ from keras_committee.data.policies import AutoAugment, RandAugment, autoaugment,
 from keras_committee.data.random_crop import RandomResizedCrop, random_resized_crop
 from keras_committee.data.sequence import Sequence, sequence
 from keras_committee.data.splits import Split, Splits
+from keras_committee.data.tfds import tfds
+from keras_committee.data.tfrecords import imagenet_records, tfrecords
 
 __all__ = [
     "AutoAugment",
@@ -38,6 +40,7 @@ __all__ = [
     "decode_image",
     "digits",
     "image_folder",
+    "imagenet_records",
     "mixup",
     "pad_crop_flip",
     "randaugment",
@@ -45,4 +48,6 @@ __all__ = [
     "resize_image",
     "resized",
     "sequence",
+    "tfds",
+    "tfrecords",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 from keras_committee.data import preflight
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.holdout import amount, check_hold_out, evenly, hold_out
-from keras_committee.data.images import Encoded, Files
+from keras_committee.data.images import Encoded
 from keras_committee.data.sequence import leading_crop
 from keras_committee.data.splits import Split, Splits
 from keras_committee.errors import RecipeError
@@ -166,6 +166,6 @@ class Data:
 
 
 def _read_images(images, small):
-    if not isinstance(images, Files):
+    if not isinstance(images, Encoded):
         return images, []
     return preflight.read_files(images) if small else (images, preflight.check_files(images))

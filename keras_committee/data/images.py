@@ -100,6 +100,18 @@ class Encoded(abc.ABC):
         """A graph function from int64 indices `(batch,)` to the encoded images, string `(batch,)`."""
 
     @abc.abstractmethod
+    def name(self, index: int) -> str:
+        """What messages call an image."""
+
+    @abc.abstractmethod
+    def read(self, index: int) -> bytes:
+        """One encoded image. Raises OSError."""
+
+    @abc.abstractmethod
+    def ends(self, index: int) -> tuple[bytes, bytes]:
+        """The first and the last 16 bytes of an encoded image, fewer where it is shorter. Raises OSError."""
+
+    @abc.abstractmethod
     def origin(self) -> bytes:
         """SHA-256 of what is encoded, in its order, whatever the framing."""
 
@@ -173,6 +185,18 @@ class Files(Encoded):
         with tf.device("CPU:0"):
             paths = tf.constant([str(self.root / name) for name in self.names], dtype=tf.string)
         return lambda indices: tf.map_fn(tf.io.read_file, tf.gather(paths, indices))
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def read(self, index: int) -> bytes:
+        return (self.root / self.names[index]).read_bytes()
+
+    def ends(self, index: int) -> tuple[bytes, bytes]:
+        with open(self.root / self.names[index], "rb") as file:
+            head = file.read(16)
+            file.seek(-min(16, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            return head, file.read()
 
     def origin(self) -> bytes:
         """SHA-256 of every name, size in bytes and last kilobyte.
