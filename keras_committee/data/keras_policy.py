@@ -8,12 +8,14 @@ keras-cv's RandAugment is not offered: its factors (`NormalFactorSampler`) are d
 """
 
 import dataclasses
+import functools
+import functools
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.dispatch import check_coloured, for_each_image
+from keras_committee.data.dispatch import check_coloured, chooser, for_each_image
 from keras_committee.errors import RecipeError
 
 OPERATIONS = (
@@ -74,11 +76,14 @@ class KerasRandAugment:
 
         return for_each_image(vary, images, draws)
 
-    def operations(self) -> list:
+    @functools.cached_property
+    def _chosen(self):
+        """Kept, since a stream of its own for each epoch would trace all of them again."""
+        return chooser([self._function(layer) for layer in self._layers()])
+
+    def _layers(self):
         """Keras' layers, in the order of `OPERATIONS`."""
-        with (
-            tf.Graph().as_default()
-        ):  # their seeds are variables, never read, which the graph of a pipeline cannot make
+        with tf.Graph().as_default():  # their seeds are variables, never read, that a pipeline's graph cannot make
             layer = keras.layers.RandAugment(factor=self.magnitude / 10, seed=0, dtype="float32")
         return [getattr(layer, name) for name in OPERATIONS]
 

@@ -76,7 +76,7 @@ def graph(augment, images, draws):
 
 
 @pytest.mark.parametrize(
-    "policy", ["v0", *(pytest.param(name, X
+    "policy", [CHEAP, *(pytest.param(name, marks=pytest.mark.slow) for name in POLICIES if name != CHEAP)]
 )
 def test_every_sub_policy_equals_model_garden_to_the_last_bit(policy, monkeypatch):
     augment, chosen = data.autoaugment(policy), list(cases(policy))
