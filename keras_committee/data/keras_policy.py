@@ -9,7 +9,6 @@ keras-cv's RandAugment is not offered: its factors (`NormalFactorSampler`) are d
 
 import dataclasses
 import functools
-import functools
 
 import keras
 import numpy as np
