@@ -10,7 +10,9 @@ from keras_committee.data.decode import decode_image, resize_image
 from keras_committee.data.digits import digits
 from keras_committee.data.framing import Framing, centre_crop, resized
 from keras_committee.data.image_folder import image_folder
+from keras_committee.data.keras_policy import KerasRandAugment
 from keras_committee.data.mix import CutMix, Mixup, cutmix, mixup
+from keras_committee.data.policies import AutoAugment, RandAugment, autoaugment, randaugment
 from keras_committee.data.random_crop import RandomResizedCrop, random_resized_crop
 from keras_committee.data.sequence import Sequence, sequence
 from keras_committee.data.splits import Split, Splits
@@ -18,15 +20,19 @@ from keras_committee.data.tfds import tfds
 from keras_committee.data.tfrecords import imagenet_records, tfrecords
 
 __all__ = [
+    "AutoAugment",
     "CutMix",
     "Data",
     "Framing",
+    "KerasRandAugment",
     "Mixup",
     "PadCropFlip",
+    "RandAugment",
     "RandomResizedCrop",
     "Sequence",
     "Split",
     "Splits",
+    "autoaugment",
     "centre_crop",
     "cifar10",
     "cifar100",
@@ -37,6 +43,7 @@ __all__ = [
     "imagenet_records",
     "mixup",
     "pad_crop_flip",
+    "randaugment",
     "random_resized_crop",
     "resize_image",
     "resized",

@@ -106,7 +106,9 @@ class Splits:
             )
         return steps
 
-    def stream(self, seed: int, first_step: int, steps: int, mix: Mix | None = None) -> tf.data.Dataset:
+    def stream(
+        self, seed: int, first_step: int, steps: int, mix: Mix | None = None, part: tuple[int, int] = (0, 1)
+    ) -> tf.data.Dataset:
         """`steps` full training batches from `first_step` on: augmented uint8 `(B, h, w, c)` and int32 `(B,)`.
 
         With a mix, the augmented images of a batch are mixed with each other and the second part is float32
@@ -117,6 +119,8 @@ class Splits:
             first_step: Step, counted from 0 over all epochs, that the first batch belongs to.
             steps: Number of batches.
             mix: How images are mixed (see `mix.py`), or None.
+            part: Place, counted from 0, and number of equal parts of a batch: only those rows of every batch come, and
+                only their images are read and decoded; with a mix that of the next row as well, their last partner.
 
         Raises:
             DataError: If there are no training examples.
@@ -133,9 +137,14 @@ class Splits:
         def batch(indices, draws):
             return images(indices, draws), tf.gather(labels, indices)
 
-        dataset = self._positions(seed, first_step, steps)
+        dataset, count = self._positions(seed, first_step, steps), self.batch_size // part[1]
+        if part[1] > 1:
+            rows = np.arange(part[0] * count, (part[0] + 1) * count + (mix is not None)) % self.batch_size
+            dataset = dataset.map(lambda *batch: tuple(tf.gather(tensor, rows) for tensor in batch))
         dataset = dataset.map(batch, num_parallel_calls=self.train.images.parallel_calls)
-        return _fixed(self._mixed(dataset, mix, seed, first_step, steps) if mix else dataset)
+        if mix:
+            dataset = self._mixed(dataset, mix, seed, first_step, steps, count)
+        return _fixed(dataset)
 
     def _positions(self, seed, first_step, steps):
         """Batches of example indices, int64 `(B,)`, and the examples' draws, int32 `(B, k)`."""
@@ -153,8 +162,8 @@ class Splits:
         dataset = dataset.rebatch(self.batch_size, drop_remainder=True).take(steps)
         return dataset.apply(tf.data.experimental.assert_cardinality(steps))
 
-    def _mixed(self, dataset, mix, seed, first_step, steps):
-        """The batches of `dataset`, mixed: step `s` takes row `s % MIX_TABLE` of table `s // MIX_TABLE`."""
+    def _mixed(self, dataset, mix, seed, first_step, steps, count):
+        """The first `count` rows of each batch, mixed: step `s` takes row `s % MIX_TABLE` of table `s // MIX_TABLE`."""
 
         def table(number, rows=MIX_TABLE):
             return mix.draw(np.random.default_rng((seed, number, 2)), rows, self.train.image_shape)
@@ -165,7 +174,7 @@ class Splits:
 
         def batch(examples, draws):
             images, share = mix.apply(examples[0], draws)
-            return images, mixed_targets(examples[1], share, len(self.classes))
+            return images[:count], mixed_targets(examples[1], share, len(self.classes))[:count]
 
         empty = table(0, rows=0)
         signature = tf.TensorSpec((None, empty.shape[1]), empty.dtype)

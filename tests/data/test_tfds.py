@@ -75,7 +75,7 @@ def test_what_is_no_image_classification_in_tfrecords_is_refused(prepared, tmp_p
     with pytest.raises(DataError, match="is prepared as array_record"):
         insects(tmp_path).load()
     (copy / "dataset_info.json").write_text(json.dumps({**info, "supervisedKeys": None}))
-    features = (copy / "features.json").read_text().replace('"image": {', '"picture": {')
+    features = (copy / "features.json").read_text().replace('"image": {', '"picture": {', 1)
     (copy / "features.json").write_text(features)
     with pytest.raises(DataError, match=r"Its features: .*picture: Image"):
         insects(tmp_path).load()

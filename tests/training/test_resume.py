@@ -60,6 +60,8 @@ def recipe(**options):
 # Each training option, by the field of `Recipe` that it is given in.
 MATRIX = {
     "data": {"data": data.digits(BATCH)},
+    "data, AutoAugment": {"data": data.digits(BATCH, augment=data.autoaugment("simple"))},
+    "data, RandAugment of Keras": {"data": data.digits(BATCH, augment=data.randaugment(1, source="keras"))},
     "member": {"member": lambda index: network("sample", 0.7)},
     "member, subset": {"member": lambda index: network("subset", 0.7)},
     "member, constant depth": {"member": lambda index: network(survival=1.0)},
@@ -110,15 +112,14 @@ def deterministic():
 
 @pytest.fixture(scope="module")
 def digits():
-    """A piece of the digits, with and without augmentation, by whether there is one."""
+    """A piece of the digits."""
     whole = recipe().data.load()
-    small = dataclasses.replace(whole, train=whole.train.take(np.arange(STEPS * BATCH + 3)))
-    return {True: small, False: dataclasses.replace(small, augment=None)}
+    return dataclasses.replace(whole, train=whole.train.take(np.arange(STEPS * BATCH + 3)))
 
 
 def train(made, digits, folder, stop, strategy=None):
     """Trains, or goes on, until `stop` says so; whether it ended, and what it reported."""
-    splits, report = digits[made.data.augment is not None], Silent()
+    splits, report = dataclasses.replace(digits, augment=made.data.augment), Silent()
     devices = strategy or make_strategy("one", BATCH)
     try:
         train_member(made, 0, splits, folder, devices, report, stop, Settings())
