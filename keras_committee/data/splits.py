@@ -14,8 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee.data.augment import Augmentation
-from keras_committee.data.images import Files, Pixels
+from keras_committee.data.framing import Framing
+from keras_committee.data.images import Encoded, Pixels
 from keras_committee.data.mix import Mix, mixed_targets
+from keras_committee.data.sequence import augmented
 from keras_committee.errors import DataError
 
 MIX_TABLE = 1024  # draws of so many steps are made at once: a python call for each step would cost more than the mixing
@@ -26,11 +28,11 @@ class Split:
     """Examples in a fixed order.
 
     Args:
-        images: `Pixels` or `Files`.
+        images: `Pixels` in memory, or `Encoded` images such as `Files`.
         labels: Class of each image, int32 `(examples,)`.
     """
 
-    images: Pixels | Files
+    images: Pixels | Encoded
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -40,6 +42,11 @@ class Split:
     def image_shape(self) -> tuple[int, ...]:
         """Height, width, channels."""
         return self.images.shape
+
+    @property
+    def framing(self) -> Framing:
+        """How an image of any size becomes one of these."""
+        return self.images.framing
 
     def take(self, indices: np.ndarray) -> "Split":
         """The examples at `indices`, in that order."""
@@ -57,7 +64,14 @@ class Split:
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the images' digest and the labels: two equal ones mean the same examples in order."""
-        return hashlib.sha256(self.images.digest() + self.labels.astype("<i4").tobytes()).hexdigest()
+        return self._hash(self.images.digest())
+
+    def origin(self) -> str:
+        """The same of what the images were made from: equal for the same files at two sizes."""
+        return self._hash(self.images.origin())
+
+    def _hash(self, digest):
+        return hashlib.sha256(digest + self.labels.astype("<i4").tobytes()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +106,9 @@ class Splits:
             )
         return steps
 
-    def stream(self, seed: int, first_step: int, steps: int, mix: Mix | None = None) -> tf.data.Dataset:
+    def stream(
+        self, seed: int, first_step: int, steps: int, mix: Mix | None = None, part: tuple[int, int] = (0, 1)
+    ) -> tf.data.Dataset:
         """`steps` full training batches from `first_step` on: augmented uint8 `(B, h, w, c)` and int32 `(B,)`.
 
         With a mix, the augmented images of a batch are mixed with each other and the second part is float32
@@ -103,6 +119,8 @@ class Splits:
             first_step: Step, counted from 0 over all epochs, that the first batch belongs to.
             steps: Number of batches.
             mix: How images are mixed (see `mix.py`), or None.
+            part: Place, counted from 0, and number of equal parts of a batch: only those rows of every batch come, and
+                only their images are read and decoded; with a mix that of the next row as well, their last partner.
 
         Raises:
             DataError: If there are no training examples.
@@ -114,15 +132,19 @@ class Splits:
             )
         if len(self.train) == 0:
             raise DataError("There are no training examples to stream. Give more data.")
-        gather, labels = self.train.images.gatherer(), _on_cpu(self.train.labels)
+        images, labels = augmented(self.train.images, self.augment), _on_cpu(self.train.labels)
 
         def batch(indices, draws):
-            images = gather(indices)
-            return self.augment.apply(images, draws) if self.augment else images, tf.gather(labels, indices)
+            return images(indices, draws), tf.gather(labels, indices)
 
-        dataset = self._positions(seed, first_step, steps)
+        dataset, count = self._positions(seed, first_step, steps), self.batch_size // part[1]
+        if part[1] > 1:
+            rows = np.arange(part[0] * count, (part[0] + 1) * count + (mix is not None)) % self.batch_size
+            dataset = dataset.map(lambda *batch: tuple(tf.gather(tensor, rows) for tensor in batch))
         dataset = dataset.map(batch, num_parallel_calls=self.train.images.parallel_calls)
-        return _fixed(self._mixed(dataset, mix, seed, first_step, steps) if mix else dataset)
+        if mix:
+            dataset = self._mixed(dataset, mix, seed, first_step, steps, count)
+        return _fixed(dataset)
 
     def _positions(self, seed, first_step, steps):
         """Batches of example indices, int64 `(B,)`, and the examples' draws, int32 `(B, k)`."""
@@ -140,8 +162,8 @@ class Splits:
         dataset = dataset.rebatch(self.batch_size, drop_remainder=True).take(steps)
         return dataset.apply(tf.data.experimental.assert_cardinality(steps))
 
-    def _mixed(self, dataset, mix, seed, first_step, steps):
-        """The batches of `dataset`, mixed: step `s` takes row `s % MIX_TABLE` of table `s // MIX_TABLE`."""
+    def _mixed(self, dataset, mix, seed, first_step, steps, count):
+        """The first `count` rows of each batch, mixed: step `s` takes row `s % MIX_TABLE` of table `s // MIX_TABLE`."""
 
         def table(number, rows=MIX_TABLE):
             return mix.draw(np.random.default_rng((seed, number, 2)), rows, self.train.image_shape)
@@ -152,7 +174,7 @@ class Splits:
 
         def batch(examples, draws):
             images, share = mix.apply(examples[0], draws)
-            return images, mixed_targets(examples[1], share, len(self.classes))
+            return images[:count], mixed_targets(examples[1], share, len(self.classes))[:count]
 
         empty = table(0, rows=0)
         signature = tf.TensorSpec((None, empty.shape[1]), empty.dtype)

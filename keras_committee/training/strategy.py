@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -64,26 +64,29 @@ def uses_xla(strategy: tf.distribute.Strategy) -> bool:
     return strategy.num_replicas_in_sync == 1 and "GPU" in strategy.extended.worker_devices[0]
 
 
-def distribute(stream: tf.data.Dataset, strategy: tf.distribute.Strategy):
-    """The global batches of `stream`, of which each replica takes its part: replica 0 the first rows, and so on.
+def distribute(stream: Callable[..., tf.data.Dataset], strategy: tf.distribute.Strategy):
+    """The global batches of a stream, of which each replica takes its part: replica 0 the first rows, and so on.
 
-    Every host makes the whole stream, which is a pure function of the seed, and cuts out its rows: nothing is left to
-    TensorFlow's own sharding, which gives each host other batches.
+    Every host makes its rows of the stream, which is a pure function of the seed, and reads no other image: nothing is
+    left to TensorFlow's own sharding, which gives each host other batches.
+
+    Args:
+        stream: Makes the stream, or its rows for `part=(place, parts)`; see `Splits.stream`.
+        strategy: What the model is trained under.
     """
     if strategy.num_replicas_in_sync == 1:
-        return stream
+        return stream()
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return strategy.experimental_distribute_dataset(stream)
+        return strategy.experimental_distribute_dataset(stream())
 
     return strategy.distribute_datasets_from_function(lambda host: part_of(stream, host))
 
 
-def part_of(stream: tf.data.Dataset, host: tf.distribute.InputContext) -> tf.data.Dataset:
+def part_of(stream: Callable[..., tf.data.Dataset], host: tf.distribute.InputContext) -> tf.data.Dataset:
     """The rows of each global batch that belong to one host, a batch for each of its replicas."""
-    rows = stream.element_spec[0].shape[0] // host.num_input_pipelines  # pyright: ignore
-    first = host.input_pipeline_id * rows
+    part = stream(part=(host.input_pipeline_id, host.num_input_pipelines))
+    rows: int = part.element_spec[0].shape[0]  # pyright: ignore
     replicas = host.num_replicas_in_sync // host.num_input_pipelines
-    part = stream.map(lambda *batch: tuple(tensor[first : first + rows] for tensor in batch))
     part = part.rebatch(rows // replicas, drop_remainder=True) if replicas > 1 else part
     options = tf.data.Options()
     options.autotune.enabled = False  # as for the stream

@@ -106,6 +106,18 @@ def test_a_resumed_stream_equals_the_tail_bit_for_bit(first):
     np.testing.assert_array_equal(tail_labels, labels[6 * first :])
 
 
+@pytest.mark.filterwarnings("ignore")  # of the import of Model Garden
+@pytest.mark.parametrize(
+    "policy", [data.autoaugment("simple"), data.randaugment(source="keras")], ids=["auto", "keras"]
+)
+def test_a_resumed_stream_of_a_policy_equals_the_tail_bit_for_bit(policy):
+    loaded = dataclasses.replace(textured(20, 6), augment=data.sequence(data.pad_crop_flip(2), policy))
+    images, labels = read(loaded.stream(5, 0, 6))
+    tail_images, tail_labels = read(loaded.stream(5, 4, 2))  # from the second pass on
+    np.testing.assert_array_equal(tail_images, images[6 * 4 :])
+    np.testing.assert_array_equal(tail_labels, labels[6 * 4 :])
+
+
 def test_the_stream_equals_its_written_definition():
     loaded = textured(20, 6)
     source, _ = read(loaded.train.batches(20))

@@ -4,6 +4,7 @@ Hosts are processes on the loopback, forked from a server that has imported Tens
 """
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_committee import cli
+from keras_committee import cli, data
+from keras_committee.data.images import Pixels
 from keras_committee.errors import RecipeError
 from keras_committee.training.checkpoint import Checkpoints
 from keras_committee.training.cluster import Cluster, read_cluster
@@ -219,11 +221,13 @@ def test_several_hosts_train_one_member_at_a_time(tmp_path, capsys):
 
 @pytest.mark.parametrize(("hosts", "replicas"), [(2, 1), (2, 2), (3, 1)])
 def test_the_parts_of_the_hosts_are_the_global_batch_each_row_once(hosts, replicas):
-    images = np.arange(48, dtype=np.uint8).reshape(24, 2)
-    stream = tf.data.Dataset.from_tensor_slices((images, np.arange(24, dtype=np.int32))).batch(12, drop_remainder=True)
+    images = np.arange(24 * 6, dtype=np.uint8).reshape(24, 2, 1, 3)
+    split = data.Split(images=Pixels(images), labels=np.arange(24, dtype=np.int32))
+    splits = data.Splits(classes=("a",) * 24, train=split, validation=split, test=split, batch_size=12)
+    stream = functools.partial(splits.stream, 3, 1, 3)
     contexts = [tf.distribute.InputContext(hosts, place, hosts * replicas) for place in range(hosts)]
     parts = [list(part_of(stream, context).as_numpy_iterator()) for context in contexts]
-    for step, batch in enumerate(stream.as_numpy_iterator()):
+    for step, batch in enumerate(stream().as_numpy_iterator()):
         mine = [part[step * replicas : (step + 1) * replicas] for part in parts]
         rows = [row for each in mine for row in each]
         assert [len(labels) for _, labels in rows] == [12 // (hosts * replicas)] * (hosts * replicas)

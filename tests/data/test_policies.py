@@ -1,0 +1,190 @@
+"""Do the policies equal Model Garden's own under the same choices, and are the choices drawn as defined?"""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_committee import data
+from keras_committee.data.operations import PLACES, model_garden
+from keras_committee.data.policies import POLICIES
+from keras_committee.errors import RecipeError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the import of Model Garden
+SHAPE = (12, 10, 3)  # rows and columns must not be confused
+CHEAP = "panoptic_deeplab_policy"
+
+
+def pictures(examples):
+    """Noise around a value of each image's own, so that every operation shows."""
+    draw = np.random.default_rng(1)
+    middle = draw.integers(40, 200, (examples, 1, 1, 3))
+    return (middle + draw.integers(-40, 56, (examples, *SHAPE))).astype(np.uint8)
+
+
+class Chosen:
+    """A `tf.random.uniform` that gives what was chosen: numbers of policies, places of squares, values in [0, 1)."""
+
+    def __init__(self, floats, number=None, place=()):
+        self._floats, self._number, self._place = iter(floats), number, iter(place)
+
+    def uniform(self, shape, minval=None, maxval=None, dtype=tf.float32):
+        if dtype == tf.int32:
+            return tf.constant(self._number if minval is None else next(self._place))
+        return tf.constant(next(self._floats))
+
+
+def applied(probability):
+    """Whether an operation of this probability can be left out and can be applied."""
+    return [False] * (probability < 1) + [True] * (probability > 0)
+
+
+def cases(policy):
+    """Each sub-policy with each choice of applied operations, signs and places."""
+    policies = model_garden().AutoAugment(policy).policies
+    for number, steps in enumerate(policies):
+        for taken in itertools.product(*(applied(probability) for _, probability, _ in steps)):
+            yield number, taken, False, (2, 7)
+            yield number, taken, True, (11, 4)
+
+
+def theirs(policy, images, chosen, monkeypatch):
+    """Model Garden's own path; `floor(0.2 + 0.5)` stands for a negative argument."""
+    garden, made, varied = model_garden(), [], []
+    with monkeypatch.context() as patched:
+        for sign in (0.7, 0.2):
+            patched.setattr(tf.random, "uniform", Chosen(itertools.repeat(sign)).uniform)
+            made.append(garden.AutoAugment(policy)._make_tf_policies())
+        for image, (number, taken, negative, place) in zip(images, chosen, strict=True):
+            floats = [0.9999 if each else 0.0 for each in taken]
+            patched.setattr(tf.random, "uniform", Chosen(floats, number, place * len(taken)).uniform)
+            varied.append(garden.select_and_apply_random_policy(made[negative], tf.constant(image))[0].numpy())
+    return np.stack(varied)
+
+
+def row(numbers, negative, place):
+    """The draws of one image."""
+    parts = [-(-at * PLACES // size) for at, size in zip(place, SHAPE, strict=False)]
+    return [column for number in numbers for column in (number, int(negative), *parts)]
+
+
+def graph(augment, images, draws):
+    """The images as a pipeline varies them."""
+    pairs = tf.data.Dataset.from_tensors((images, np.array(draws, np.int32)))
+    return next(pairs.map(augment.apply).as_numpy_iterator())
+
+
+@pytest.mark.parametrize(
+    "policy", [CHEAP, *(pytest.param(name, marks=pytest.mark.slow) for name in POLICIES if name != CHEAP)]
+)
+def test_every_sub_policy_equals_model_garden_to_the_last_bit(policy, monkeypatch):
+    augment, chosen = data.autoaugment(policy), list(cases(policy))
+    numbers, images = augment._tables()[0], pictures(len(chosen))
+    draws = [row(numbers[number] * taken, negative, place) for number, taken, negative, place in chosen]
+    varied = graph(augment, images, draws)
+    assert varied.dtype == np.uint8
+    np.testing.assert_array_equal(varied, theirs(policy, images, chosen, monkeypatch))
+    assert (varied != images).any(axis=(1, 2, 3)).mean() > 0.5
+
+
+@pytest.mark.parametrize("magnitude", [7, pytest.param(10, marks=pytest.mark.slow)])
+def test_every_operation_of_randaugment_equals_model_garden_to_the_last_bit(magnitude, monkeypatch):
+    chosen = list(itertools.product(range(17), (False, True), [(2, 7), (11, 4)]))
+    images, expected = pictures(len(chosen)), []
+    for image, (number, negative, place) in zip(images, chosen, strict=True):
+        fake = Chosen(itertools.repeat(0.2 if negative else 0.7), number, place)
+        monkeypatch.setattr(tf.random, "uniform", fake.uniform)
+        expected.append(model_garden().RandAugment(num_layers=1, magnitude=magnitude).distort(tf.constant(image)))
+    monkeypatch.undo()
+    draws = [row([(number + 1) % 17], negative, place) for number, negative, place in chosen]
+    np.testing.assert_array_equal(graph(data.randaugment(1, magnitude), images, draws), np.stack(expected))
+
+
+def test_a_second_layer_follows_the_first():
+    images = tf.constant(pictures(2))
+    draws = data.randaugment(2).draw(np.random.default_rng(3), 2)
+    once = data.randaugment(1).apply(images, draws[:, :4])
+    twice = data.randaugment(1).apply(once, draws[:, 4:])
+    np.testing.assert_array_equal(data.randaugment(2).apply(images, draws), twice)
+
+
+def test_sub_policies_are_equally_likely_and_operations_have_their_probabilities():
+    augment, examples = data.autoaugment("v0"), 60_000
+    first, second = augment.draw(np.random.default_rng(2), examples)[:, [0, 4]].T
+    expected = np.zeros((first.max() + 1, second.max() + 1))
+    for numbers, chances in zip(*augment._tables(), strict=True):
+        for taken in itertools.product((False, True), repeat=2):
+            expected[tuple(numbers * taken)] += np.prod(np.where(taken, chances, 1 - chances)) / 25
+    found = np.zeros(expected.shape)
+    np.add.at(found, (first, second), 1 / examples)
+    assert expected.sum() == pytest.approx(1)
+    np.testing.assert_allclose(found, expected, atol=5 * np.sqrt(expected.max() / examples))
+    assert found[expected == 0].max() == 0
+
+
+def test_randaugment_draws_each_operation_and_none_equally_often():
+    draws = data.randaugment(3).draw(np.random.default_rng(2), 20_000)
+    for column in (0, 4, 8):
+        counts = np.bincount(draws[:, column], minlength=17)
+        np.testing.assert_allclose(counts / 20_000, 1 / 17, atol=5 * np.sqrt(1 / 17 / 20_000))
+
+
+@pytest.mark.parametrize("augment", [data.autoaugment(CHEAP), data.randaugment(2)], ids=["auto", "rand"])
+def test_signs_are_even_and_places_uniform(augment):
+    draws = augment.draw(np.random.default_rng(4), 20_000)
+    assert (draws.shape, draws.dtype) == ((20_000, 8), np.int32)
+    signs, rows, columns = draws[:, 1::4], draws[:, 2::4] / PLACES, draws[:, 3::4] / PLACES
+    np.testing.assert_allclose(signs.mean(axis=0), 0.5, atol=0.02)
+    for places in (rows, columns):
+        np.testing.assert_allclose(np.quantile(places, [0, 0.2, 0.7, 1], axis=0).T, [[0, 0.2, 0.7, 1]] * 2, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [data.autoaugment(CHEAP), data.randaugment(), data.randaugment(source="keras")],
+    ids=["auto", "rand", "keras"],
+)
+def test_draws_are_a_pure_function_of_the_generator(augment):
+    first, again, other = (augment.draw(np.random.default_rng(seed), 50) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert augment.draw(np.random.default_rng(0), 0).shape == (0, first.shape[1])
+
+
+def test_the_policies_on_offer_are_those_that_a_pipeline_can_repeat():
+    refused = {"detection_v0", "deit3_three_augment", "test"}
+    assert set(POLICIES) == set(model_garden().AutoAugment().available_policies) - refused
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(RecipeError, match=r"knows the policies v0, reduced_imagenet.* Received: policy='detection_v0'"):
+        data.autoaugment("detection_v0")
+
+
+def test_an_unknown_source_is_refused():
+    with pytest.raises(RecipeError, match=r"knows the sources model-garden, keras\. Received: source='torch'"):
+        data.randaugment(source="torch")
+
+
+@pytest.mark.parametrize(("layers", "magnitude"), [(0, 7), (2, 0), (2, 10.5)])
+@pytest.mark.parametrize("source", ["model-garden", "keras"])
+def test_a_strength_that_makes_no_sense_is_refused(layers, magnitude, source):
+    with pytest.raises(RecipeError, match=rf"1 or more layers .*layers={layers}, magnitude={magnitude}"):
+        data.randaugment(layers, magnitude, source=source)
+
+
+@pytest.mark.parametrize("make", [data.autoaugment, data.randaugment])
+def test_without_model_garden_the_recipe_says_what_to_install(make, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r'not installed.*\n  pip install "keras-committee\[model-garden\]"'):
+        make()
+
+
+@pytest.mark.parametrize(
+    "augment", [data.autoaugment(), data.randaugment(), data.randaugment(source="keras")], ids=["auto", "rand", "keras"]
+)
+def test_grey_images_are_refused_before_anything_is_read(augment):
+    images = tf.data.Dataset.from_tensors((pictures(2)[..., :1], np.zeros((2, 8), np.int32)))
+    with pytest.raises(RecipeError, match=r"three channels.*shape \(12, 10, 1\)\. Repeat a grey channel"):
+        images.map(augment.apply)
