@@ -1,15 +1,18 @@
-"""How does a page link to a test or a benchmark, so that the link works on the site as it does in the repository?
+"""How do tests, benchmarks and the help of the commands get into the pages?
 
 A hook of mkdocs. A link such as `](../tests/test_flops.py)` leaves the pages' folder. The site gets a page with the text
-of each file that is linked so, and the link is turned to it.
+of each file that is linked so, and the link is turned to it. The line `<!-- commands -->` becomes the help of every command.
 """
 
 import re
 from pathlib import Path
 from typing import Any
 
+import click
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+
+from keras_committee.cli import cli
 
 _LINK = re.compile(r"\]\((?:\.\./)+((?:benchmarks|keras_committee|recipes|tests)/[\w./-]+)\)")
 
@@ -26,9 +29,18 @@ def on_files(files: Files, /, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, /, *, page: Any, **_: Any) -> str:
-    """Turns the links to these pages."""
+    """Turns the links to these pages, and puts the help where it is asked for."""
     up = "../" * page.file.src_uri.count("/")
-    return _LINK.sub(rf"]({up}source/\1.md)", markdown)
+    return _LINK.sub(rf"]({up}source/\1.md)", markdown).replace("<!-- commands -->", _commands())
+
+
+def _commands() -> str:
+    return "\n\n".join(f"## {name}\n\n```text\n{_help(name)}\n```" for name in sorted(cli.commands))
+
+
+def _help(name: str) -> str:
+    top = click.Context(cli, info_name="keras-committee")
+    return click.Context(cli.commands[name], info_name=name, parent=top, max_content_width=100).get_help()
 
 
 def _page(name: str, text: str) -> str:

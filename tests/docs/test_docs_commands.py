@@ -6,20 +6,10 @@ import shutil
 import pytest
 import yaml
 from running import answered, due, kind_of, parsed, trained_by
-from shop import stock, write_recipes
+from shop import write_recipes
 from shown import PAGES, ROOT, blocks, in_backticks, shell_blocks
 
 from keras_committee.cli import cli
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    """A folder with all that the commands name, and the commands that have been run so far."""
-    folder = tmp_path_factory.mktemp("shop") / "stock"
-    folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        return folder, stock(folder)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +46,7 @@ def test_the_commands_of_a_block_run_one_after_another(block, shop, tmp_path, mo
     shutil.copytree(stocked, folder, ignore=lambda _, names: trained_by(block) & set(names))
     monkeypatch.chdir(folder)
     for words in due(block, done):
-        import os,time; t=time.time(); c=sum(os.times()[:4])
         kind_of(words)(words, folder)
-        open("/tmp/tool/h4/docs/build-times.txt","a").write(f"{time.time()-t:.1f} {sum(os.times()[:4])-c:.1f} {' '.join(words)}\n")
         done.append(words)
 
 
