@@ -1,7 +1,8 @@
 """How do tests, benchmarks and the help of the commands get into the pages?
 
-A hook of mkdocs. A link such as `](../tests/test_flops.py)` leaves the pages' folder. The site gets a page with the text
-of each file that is linked so, and the link is turned to it. The line `<!-- commands -->` becomes the help of every command.
+A hook of mkdocs. A link such as `](../tests/test_flops.py)` leaves the folder of the pages: the site gets a page with
+the text of each file that is linked so, and the link is turned to it. The line `<!-- commands -->` becomes
+the help of each command.
 """
 
 import re

@@ -69,8 +69,7 @@ def stock(folder: Path) -> list[list[str]]:
     write_recipes(folder / "recipes")
     write_pictures(folder)
     commands = [
-        ["train", "recipes/cifar_wrn.py", "--run", f"runs/{name}", "--workers", "1"]
-        + ["--set", f"seed={10 * seed}", "--set", "members=2"]
+        f"train recipes/cifar_wrn.py --run runs/{name} --workers 1 --set seed={10 * seed} --set members=2".split()
         for seed, name in enumerate(RUNS)
     ]
     commands += [["select", "runs/cifar_wrn", "--cascade"], ["export", "runs/cifar_wrn"]]
