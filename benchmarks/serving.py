@@ -77,12 +77,12 @@ def export_all(network, folder):
     Ensemble(members).export(str(folder / NAIVE_OURS), verbose=False)
     chosen = [ChosenMember(run="", index=i, weights="", name="", parameters=0, mflops=0.0) for i in range(MEMBERS)]
     selection = Selection(members=tuple(chosen), head="geometric_mean", classes=CLASSES)
-    save_committee(selection, members, folder / "ours", SHAPE)
+    save_committee(selection, members, folder / "ours")
     first = np.exp(log_probabilities(members[0], [images(128)])).max(axis=1)
     for share, threshold in ((0, 0.0), (25, float(np.quantile(first, 0.25))), (100, 1.1)):
         stages = (Stage(members=1, threshold=threshold), Stage(members=MEMBERS, threshold=None))
         cascade = dataclasses.replace(selection, stages=stages)
-        save_committee(cascade, members, folder / f"ours as a cascade, {share} % go on", SHAPE)
+        save_committee(cascade, members, folder / f"ours as a cascade, {share} % go on")
     return [NAIVE, NAIVE_OURS, "ours", *(f"ours as a cascade, {share} % go on" for share in (0, 25, 100))]
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from keras_committee.errors import RecipeError
@@ -44,6 +44,9 @@ class Recipe:
         patience: Integer >= 1 or None. Stops a member after so many epochs without a better one by `keep_best`.
         initial: Where members begin, instead of at random weights: a `.keras` file, a run folder whose members of the
             same index are taken, or a function of the index that returns one. Layers of other shapes stay random.
+        trains: Function of the epoch, counted from 0, to the names of the layers that train in it, such as
+            `lambda epoch: ["logits"] if epoch < 5 else ["*"]`; a pattern matches a layer's name or one around it. The
+            others are frozen: their weights and batch statistics stand still. None trains all of them.
 
     Raises:
         RecipeError: If a field has the wrong type or is out of range.
@@ -67,6 +70,7 @@ class Recipe:
     keep_best: str | None = None
     patience: int | None = None
     initial: str | Callable[[int], str] | None = None
+    trains: Callable[[int], Sequence[str]] | None = None
 
     def __post_init__(self):
         self._require("data", callable(getattr(self.data, "load", None)), "a value such as `data.digits(64)`")
@@ -83,9 +87,15 @@ class Recipe:
         self._require_options()
 
     def smoke(self) -> Self:
-        """The same recipe cut down to two members, one epoch and four batches a split: does it run at all?"""
+        """The same recipe cut down to two members, one epoch and four batches a split: does it run at all?
+
+        Where layers are frozen there are two epochs, with the layers of the first one and of the last one.
+        """
         data = dataclasses.replace(self.data, limit=4 * self.data.batch_size)
-        return dataclasses.replace(self, data=data, members=min(2, self.members), epochs=1)
+        small = dataclasses.replace(self, data=data, members=min(2, self.members), epochs=1)
+        if (trains := self.trains) is None:
+            return small
+        return dataclasses.replace(small, epochs=2, trains=lambda epoch: trains((0, self.epochs - 1)[epoch]))
 
     def _require_options(self) -> None:
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
@@ -106,6 +116,7 @@ class Recipe:
         self._require("patience", self.patience is None or self.keep_best is not None, "None without a `keep_best`")
         starts = self.initial is None or isinstance(self.initial, str) or callable(self.initial)
         self._require("initial", starts, "a path, a function of the index that returns one, or None")
+        self._require("trains", self.trains is None or callable(self.trains), "a function of the epoch, or None")
 
     def _require(self, field: str, holds: bool, wanted: str) -> None:
         if not holds:

@@ -87,6 +87,7 @@ class RecipeFile:
             member=self._guarded(recipe.member),
             optimizer=self._guarded(recipe.optimizer),
             initial=self._guarded(recipe.initial) if callable(recipe.initial) else recipe.initial,
+            trains=self._guarded(recipe.trains) if recipe.trains else None,
         )
 
     def _guarded(self, function: Callable) -> Callable:

@@ -174,6 +174,10 @@ class Run:
         """The names of the classes that the members were trained for; None where no training began here."""
         return next((tuple(event["classes"]) for event in self.events() if "classes" in event), None)
 
+    def trained_framing(self) -> dict[str, Any] | None:
+        """How the data that the members were trained for frame an image; None where it is not told, in older runs."""
+        return next((event["framing"] for event in self.events() if "framing" in event), None)
+
     def require_classes(self, classes: Sequence[str]) -> None:
         """Raises RecipeError unless `classes` are those, in that order, that the members were trained for."""
         trained = self.trained_classes() or classes

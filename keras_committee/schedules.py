@@ -145,8 +145,7 @@ class WarmUp(LearningRateSchedule):
         super().__init__()
         if steps < 1:
             raise ValueError(f"steps must be 1 or more. Received: steps={steps}")
-        if not isinstance(after, LearningRateSchedule):
-            raise ValueError(f"after must be a Keras LearningRateSchedule. Received: after={after}")
+        _is_schedule(after)
         self.steps = steps
         self.after = after
         self.delay = delay
@@ -166,6 +165,44 @@ class WarmUp(LearningRateSchedule):
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "after": keras.saving.deserialize_keras_object(config["after"])})
+
+
+@keras.saving.register_keras_serializable(package="keras_committee")
+class Joined(LearningRateSchedule):
+    """One rate until a step, then a schedule that counts from there: frozen layers first, then all of them.
+
+    Args:
+        rate: Learning rate of the steps before `steps`, above 0.
+        steps: How many these are, 1 or more.
+        after: `LearningRateSchedule` of the steps that follow; step `s` has the rate `after(s - steps)`.
+
+    Raises:
+        ValueError: If `steps` is below 1, `rate` not above 0, or `after` no schedule.
+    """
+
+    def __init__(self, rate: float, steps: int, after: LearningRateSchedule):
+        super().__init__()
+        _above_zero(rate=rate, steps=steps)
+        _is_schedule(after)
+        self.rate, self.steps, self.after = rate, steps, after
+
+    def __call__(self, step):
+        step = ops.convert_to_tensor(step)
+        following = ops.convert_to_tensor(self.after(ops.maximum(step - self.steps, 0)))
+        return ops.where(step < self.steps, ops.cast(self.rate, following.dtype), following)
+
+    def get_config(self):
+        after = keras.saving.serialize_keras_object(self.after)
+        return {"rate": self.rate, "steps": self.steps, "after": after}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "after": keras.saving.deserialize_keras_object(config["after"])})
+
+
+def _is_schedule(after):
+    if not isinstance(after, LearningRateSchedule):
+        raise ValueError(f"after must be a Keras LearningRateSchedule. Received: after={after}")
 
 
 def _borders(steps, drops):

@@ -12,8 +12,11 @@ _QUARTILES = ("lower", "median", "upper")
 
 def print_members(members: list[dict[str, Any]]) -> None:
     """The table of the members that `show` describes."""
-    cells = [[*_member_cells(member), *_skipping_cells(member)] for member in members]
-    print_table(["member", "name", "parameters", "MFLOPs", "expected depth", "expected saving"], cells)
+    cells = [[*_member_cells(member), *_skipping_cells(member), *_memory_cells(member)] for member in members]
+    columns = ["member", "name", "parameters", "MFLOPs", "expected depth", "expected saving"]
+    batch = members[0]["batch_size"]
+    note = f"Memory: foretold from the shapes, of a training step of {batch:,} images and of answering one. "
+    print_table([*columns, "training memory", "inference memory"], cells, note)
 
 
 def print_evaluation(result: dict[str, Any]) -> None:
@@ -98,6 +101,14 @@ def _skipping_cells(member: dict[str, Any]) -> list[str]:
     if member["expected_depth"] is None:
         return ["-", "-"]
     return [f"{member['expected_depth']:.2f} blocks", f"{member['expected_saving']:.1%} in training"]
+
+
+def _memory_cells(member: dict[str, Any]) -> list[str]:
+    return [_bytes(member["memory"][name]) for name in ("training", "inference")]
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _spread(score: dict[str, float]) -> str:

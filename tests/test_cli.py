@@ -137,6 +137,7 @@ def test_show_prints_docstring_knobs_and_members(folder, capsys):
     assert "linear_2" in text
     assert "1,930" in text  # (8 * 8 * 3 + 1) * 10
     assert "2 x multiply-adds / 1e6, for one image" in text
+    assert "Memory: foretold from the shapes, of a training step of" in text
 
 
 def test_show_as_json_is_one_document_with_the_agreed_keys(folder, capsys):
@@ -148,7 +149,12 @@ def test_show_as_json_is_one_document_with_the_agreed_keys(folder, capsys):
     assert document["knobs"] == {"members": 2, "units": 12, "epochs": 2, "learning_rate": 0.01, "seed": 5}
     assert [member["index"] for member in document["members"]] == [0, 1]
     last = document["members"][1]
-    assert list(last) == ["index", "name", "parameters", "mflops", "expected_depth", "expected_saving"]
+    assert list(last) == [
+        "index", "name", "parameters", "mflops", "expected_depth", "expected_saving", "batch_size", "memory",
+    ]  # fmt: skip
+    assert last["memory"]["weights"] == last["memory"]["gradients"] == 4 * last["parameters"]
+    assert last["memory"]["training"] == sum(list(last["memory"].values())[:6])
+    assert last["memory"]["inference"] > last["memory"]["weights"]
     assert (last["name"], last["parameters"]) == ("linear_1", (8 * 8 * 3 + 1) * 12)
     assert last["mflops"] >= 2 * 8 * 8 * 3 * 12 / 1e6
     assert (last["expected_depth"], last["expected_saving"]) == (None, None)

@@ -9,7 +9,7 @@ import pytest
 
 from keras_committee import schedules
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.schedules import WarmUp
+from keras_committee.schedules import Joined, WarmUp
 
 RECIPES = pathlib.Path(__file__).parent.parent / "recipes"
 
@@ -98,6 +98,25 @@ def test_a_warm_up_comes_back_from_its_config(delay):
 
 def test_the_registered_name_is_file_format():
     assert keras.saving.get_registered_name(WarmUp) == "keras_committee>WarmUp"
+
+
+def test_two_parts_of_a_training_join_and_the_second_counts_from_its_start():
+    joined = Joined(0.3, 2, AFTER)
+    wanted = [0.3] * 2 + [0.7] * 4 + [0.2] * 3 + [0.05] * 2
+    np.testing.assert_allclose(rates(joined, range(11)), wanted, rtol=1e-6)
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(joined))
+    assert rates(again, range(11)) == rates(joined, range(11))
+    assert keras.saving.get_registered_name(Joined) == "keras_committee>Joined"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [((0.3, 0, AFTER), "steps must be above 0"), ((0.0, 2, AFTER), "rate must be above 0"),
+     ((0.3, 2, 0.1), "after must be a Keras LearningRateSchedule")],
+)  # fmt: skip
+def test_parts_that_cannot_join_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Joined(*arguments)
 
 
 def test_a_warm_up_drives_a_compiled_training_step():

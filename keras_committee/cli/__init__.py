@@ -18,6 +18,7 @@ from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.export import export
 from keras_committee.cli.options import standard_options
 from keras_committee.cli.predict import predict
+from keras_committee.cli.records import records
 from keras_committee.cli.report import report
 from keras_committee.cli.robustness import robustness
 from keras_committee.cli.search import search
@@ -63,7 +64,21 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate, calibrate, robustness, select, search, report, predict, export, serve, config):
+for each in (
+    show,
+    train,
+    evaluate,
+    calibrate,
+    robustness,
+    select,
+    search,
+    report,
+    predict,
+    export,
+    serve,
+    config,
+    records,
+):
     cli.add_command(each)
 
 

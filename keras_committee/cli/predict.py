@@ -100,12 +100,13 @@ def _is_export(folder: Path) -> bool:
 def _ask_panel(panel: Any, images: tuple[Path, ...]) -> tuple[tuple[str, ...], list, list]:
     import numpy as np
 
-    from keras_committee.data.pictures import read_picture
+    from keras_committee.data.pictures import frame_picture
 
-    pixels, refused = _each(images, lambda image: read_picture(image, panel.size))
+    pixels, refused = _each(images, lambda image: frame_picture(image, panel.framings))
     if not pixels:
         return panel.classes, [], refused
-    answers = panel.answer(np.stack(list(pixels.values())))
+    seen = zip(*pixels.values(), strict=True)
+    answers = panel.answer({each: np.stack(rows) for each, rows in zip(panel.framings, seen, strict=True)})
     return panel.classes, _rows(pixels, answers), refused
 
 

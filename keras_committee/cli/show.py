@@ -1,5 +1,6 @@
 """`keras-committee show`: what is a recipe, and what will its members cost?"""
 
+import dataclasses
 from typing import Any
 
 import click
@@ -8,6 +9,8 @@ from keras_committee.cli.options import json_option, only_json, print_json, set_
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.tables import print_members
+
+_STEPS = 1_000  # of an epoch; the memory of an optimizer does not depend on them
 
 
 @click.command()
@@ -35,9 +38,11 @@ def _describe(recipe: Recipe, index: int) -> dict[str, Any]:
 
     from keras_committee import flops
     from keras_committee.layers import blocks, expected_depth
+    from keras_committee.models.precision import under_policy
 
     keras.utils.set_random_seed(recipe.seed + index)
-    model = recipe.member(index)
+    with under_policy(recipe.precision):
+        model = recipe.member(index)
     skips = bool(blocks(model))
     return {
         "index": index,
@@ -47,4 +52,22 @@ def _describe(recipe: Recipe, index: int) -> dict[str, Any]:
         # Residual blocks that run in a training step, and the share of the multiply-adds saved by skipping the others.
         "expected_depth": expected_depth(model) if skips else None,
         "expected_saving": flops.expected_saving(model) if skips else None,
+        "batch_size": recipe.data.batch_size,
+        "memory": _memory(recipe, model),
     }
+
+
+def _memory(recipe: Recipe, model) -> dict[str, int]:
+    """Bytes by what they are for, on one device that takes the recipe's whole batch; `inference` is of one image."""
+    from keras_committee import flops
+
+    optimizer = recipe.optimizer(recipe.epochs * _STEPS)
+    optimizer.build(model.trainable_variables)
+    training = flops.training_memory(
+        model,
+        recipe.data.batch_size,
+        optimizer=optimizer,
+        averages=recipe.ema is not None,
+        parts=recipe.accumulate,
+    )
+    return {**dataclasses.asdict(training), "training": training.total, "inference": flops.inference_memory(model)}

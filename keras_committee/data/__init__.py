@@ -8,24 +8,39 @@ from keras_committee.data.cifar import cifar10, cifar100
 from keras_committee.data.dataset import Data
 from keras_committee.data.decode import decode_image, resize_image
 from keras_committee.data.digits import digits
+from keras_committee.data.framing import Framing, centre_crop, resized
 from keras_committee.data.image_folder import image_folder
 from keras_committee.data.mix import CutMix, Mixup, cutmix, mixup
+from keras_committee.data.random_crop import RandomResizedCrop, random_resized_crop
+from keras_committee.data.sequence import Sequence, sequence
 from keras_committee.data.splits import Split, Splits
+from keras_committee.data.tfds import tfds
+from keras_committee.data.tfrecords import imagenet_records, tfrecords
 
 __all__ = [
     "CutMix",
     "Data",
+    "Framing",
     "Mixup",
     "PadCropFlip",
+    "RandomResizedCrop",
+    "Sequence",
     "Split",
     "Splits",
+    "centre_crop",
     "cifar10",
     "cifar100",
     "cutmix",
     "decode_image",
     "digits",
     "image_folder",
+    "imagenet_records",
     "mixup",
     "pad_crop_flip",
+    "random_resized_crop",
     "resize_image",
+    "resized",
+    "sequence",
+    "tfds",
+    "tfrecords",
 ]

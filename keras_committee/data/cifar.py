@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_committee.data import preflight
 from keras_committee.data.dataset import Data, Found
+from keras_committee.data.framing import resized
 from keras_committee.data.image_folder import ClassFolders
 from keras_committee.data.images import Pixels
 from keras_committee.data.splits import Split
@@ -71,7 +72,7 @@ def _reader(name, classes, directory):
         return Download(name=name, classes=classes)
     if os.fspath(directory).endswith(".npz"):
         return ArrayFile(name=name, classes=classes, path=Path(directory))
-    return ClassFolders(directory=Path(directory), size=SHAPE[:2], exact=True, classes=len(classes))
+    return ClassFolders(directory=Path(directory), framing=resized(SHAPE[:2]), exact=True, classes=len(classes))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

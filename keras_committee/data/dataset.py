@@ -9,7 +9,8 @@ import numpy as np
 from keras_committee.data import preflight
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.holdout import amount, check_hold_out, evenly, hold_out
-from keras_committee.data.images import Files
+from keras_committee.data.images import Encoded
+from keras_committee.data.sequence import leading_crop
 from keras_committee.data.splits import Split, Splits
 from keras_committee.errors import RecipeError
 
@@ -87,6 +88,14 @@ class Data:
                     f"Received: {field}={value!r}"
                 )
 
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that the reader finds, in label order; no image is read.
+
+        Raises:
+            DataError: If it finds no data.
+        """
+        return self.reader.find().classes
+
     def load(self) -> Splits:
         """Check everything and read it.
 
@@ -145,17 +154,26 @@ class Data:
         return split if self.limit is None else split.take(evenly(split.labels, self.limit))
 
     def _read(self, splits):
-        """The splits, in memory where they fit, and what is wrong with their files."""
-        small = sum(len(split) * int(np.prod(split.image_shape)) for split in splits) <= self.memory_limit
+        """The splits, in memory where they fit, and what is wrong with their files.
+
+        Training images whose windows are decoded stay in their files: memory would hold them framed.
+        """
+        stays = [place == 0 and self._reads_windows(split) for place, split in enumerate(splits)]
+        sizes = [len(split) * int(np.prod(split.image_shape)) for split in splits]
+        small = sum(size for size, stay in zip(sizes, stays, strict=True) if not stay) <= self.memory_limit
         read, problems = [], []
-        for split in splits:
-            images, wrong = _read_images(split.images, small)
+        for split, stay in zip(splits, stays, strict=True):
+            images, wrong = _read_images(split.images, small and not stay)
             read.append(dataclasses.replace(split, images=images))
             problems += wrong
         return read, problems
 
+    def _reads_windows(self, split):
+        """Not where the files have the size of the images: then memory holds all that they do."""
+        return leading_crop(self.augment) is not None and isinstance(split.images, Encoded) and not split.images.exact
+
 
 def _read_images(images, small):
-    if not isinstance(images, Files):
+    if not isinstance(images, Encoded):
         return images, []
     return preflight.read_files(images) if small else (images, preflight.check_files(images))

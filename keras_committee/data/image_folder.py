@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_committee.data import preflight
 from keras_committee.data.dataset import Data, Found
+from keras_committee.data.framing import Framing, chosen_framing
 from keras_committee.data.images import Files
 from keras_committee.data.splits import Split
 
@@ -19,7 +20,8 @@ def image_folder(
     directory: str | os.PathLike,
     batch_size: int,
     *,
-    size: tuple[int, int],
+    size: tuple[int, int] | None = None,
+    framing: Framing | None = None,
     validation: float = 0.1,
     test: float = 0.2,
     augment=None,
@@ -33,12 +35,14 @@ def image_folder(
     Args:
         directory: The folder.
         batch_size: Examples of one training step over all devices.
-        size: Height and width, in pixels, that every image is resized to.
+        size: Height and width, in pixels, that every image is resized to; or
+        framing: which part of every image is seen and at which size, such as `centre_crop(224)`. It holds for
+            evaluation, for serving and, unless `augment` begins with a `random_resized_crop`, for training.
         validation: Examples held out from training, a count or a fraction of what is not test.
         test: Examples held out for the test, a count or a fraction.
         augment: Augmentation of the training images, or None.
     """
-    reader = ClassFolders(directory=Path(directory), size=(size[0], size[1]))
+    reader = ClassFolders(directory=Path(directory), framing=chosen_framing("image_folder", size, framing))
     return Data(
         name=f"image_folder({os.fspath(directory)!r})",
         batch_size=batch_size,
@@ -55,13 +59,13 @@ class ClassFolders:
 
     Args:
         directory: The folder.
-        size: Height and width of the decoded images.
+        framing: How the files become images of one size.
         exact: Whether the files must have that size already.
         classes: Number of classes there must be, or None. Where it is given, so must `train` and `test` be.
     """
 
     directory: Path
-    size: tuple[int, int]
+    framing: Framing
     exact: bool = False
     classes: int | None = None
     mend: str = "Mend or remove what is named above (or change the recipe's sizes), then run the command again."
@@ -114,7 +118,7 @@ class ClassFolders:
             names += images
             labels += [label] * len(images)
             problems += wrong
-        files = Files(root=self.directory, names=tuple(names), size=self.size, exact=self.exact)
+        files = Files(root=self.directory, names=tuple(names), framing=self.framing, exact=self.exact)
         return Split(images=files, labels=np.array(labels, np.int32)), problems
 
 

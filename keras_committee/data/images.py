@@ -1,19 +1,25 @@
-"""Where do a split's pixels lie: in memory, or still in their files?
+"""Where do a split's pixels lie: in memory, or still encoded in their files?
 
-Both kinds answer the same questions: how many, of which shape, `take(indices)`, `gatherer()` for a pipeline and
-`digest()`.
+Both kinds answer the same questions: how many, of which shape, `take(indices)`, `gatherer()` and `cropper()` for a
+pipeline, `framing`, `digest()` of the pixels and `origin()` of what they were made from.
 """
 
+import abc
 import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.decode import decode_image, resize_image
+from keras_committee.data.decode import decode_image
+from keras_committee.data.framing import Framing
+
+if TYPE_CHECKING:
+    from keras_committee.data.random_crop import RandomResizedCrop
 
 TAIL_BYTES = 1024
 
@@ -22,11 +28,16 @@ class Pixels:
     """Images held in memory as one uint8 tensor `(examples, height, width, channels)` on the CPU.
 
     The tensor is captured once by each pipeline; numpy would be copied anew for every pipeline.
+
+    Args:
+        array: uint8 `(examples, height, width, channels)`.
+        encoded: The images that were decoded to it; None where it never was encoded.
     """
 
     parallel_calls = 2  # a gathered batch of 128 CIFAR images takes about 0.3 ms: more threads would only wait
 
-    def __init__(self, array):
+    def __init__(self, array, encoded: "Encoded | None" = None):
+        self._encoded = encoded
         self._array_shape: tuple[int, ...] = array.shape
         with tf.device("CPU:0"):  # a GPU's memory is for the members
             self._tensor = tf.constant(array, dtype=tf.uint8)
@@ -39,71 +50,155 @@ class Pixels:
         """Height, width, channels."""
         return self._array_shape[1:]
 
+    @property
+    def framing(self) -> Framing:
+        """How another image becomes one of these."""
+        return Framing((self.shape[0], self.shape[1])) if self._encoded is None else self._encoded.framing
+
     def take(self, indices: np.ndarray) -> "Pixels":
-        return Pixels(self._tensor.numpy()[indices])
+        return Pixels(self._tensor.numpy()[indices], self._encoded and self._encoded.take(indices))
 
     def gatherer(self) -> Callable:
         """A graph function from int64 indices `(batch,)` to uint8 images `(batch, height, width, channels)`."""
         tensor = self._tensor
         return lambda indices: tf.gather(tensor, indices)
 
+    def cropper(self, crop: "RandomResizedCrop") -> Callable:
+        """The same from indices and the crop's draws `(batch, k)`: windows of the pixels in memory."""
+        gather = self.gatherer()
+        return lambda indices, draws: crop.apply(gather(indices), draws)
+
     def digest(self) -> bytes:
         """SHA-256 of the shape and every pixel."""
         array = np.ascontiguousarray(self._tensor.numpy())
         return hashlib.sha256(repr(array.shape).encode() + array.data).digest()
 
+    def origin(self) -> bytes:
+        """SHA-256 of what the pixels were made from, whatever their framing."""
+        return self.digest() if self._encoded is None else self._encoded.origin()
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Files:
-    """Images that stay in their files and are decoded each time they are asked for.
 
-    Args:
-        root: The folder that the names start from; it does not enter the digest, so data may be moved.
-        names: Tuple of paths relative to `root`, with forward slashes.
-        size: Height and width of the decoded images.
-        exact: Whether the files must have that size already; they are resized otherwise.
+class Encoded(abc.ABC):
+    """Images that stay encoded and are decoded each time they are asked for. Where they lie is for a subclass to say.
+
+    Attributes:
+        framing: How an image of any size becomes one of the split's.
+        exact: Whether the images must have the framing's size already; they are framed otherwise.
     """
 
-    root: Path
-    names: tuple[str, ...]
-    size: tuple[int, int]
-    exact: bool = False
+    framing: Framing
+    exact: bool
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def take(self, indices: np.ndarray) -> Self: ...
+
+    @abc.abstractmethod
+    def contents(self) -> Callable:
+        """A graph function from int64 indices `(batch,)` to the encoded images, string `(batch,)`."""
+
+    @abc.abstractmethod
+    def name(self, index: int) -> str:
+        """What messages call an image."""
+
+    @abc.abstractmethod
+    def read(self, index: int) -> bytes:
+        """One encoded image. Raises OSError."""
+
+    @abc.abstractmethod
+    def ends(self, index: int) -> tuple[bytes, bytes]:
+        """The first and the last 16 bytes of an encoded image, fewer where it is shorter. Raises OSError."""
+
+    @abc.abstractmethod
+    def origin(self) -> bytes:
+        """SHA-256 of what is encoded, in its order, whatever the framing."""
 
     @property
     def parallel_calls(self) -> int:
         return min(8, os.cpu_count() or 1)  # a batch decodes on one core; more than 8 would hold much memory ahead
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     @property
     def shape(self) -> tuple[int, ...]:
         """Height, width, channels."""
-        return (*self.size, 3)
-
-    def take(self, indices: np.ndarray) -> "Files":
-        return dataclasses.replace(self, names=tuple(self.names[i] for i in indices))
+        return (*self.framing.size, 3)
 
     def gatherer(self) -> Callable:
         """A graph function from int64 indices `(batch,)` to uint8 images `(batch, height, width, channels)`."""
-        with tf.device("CPU:0"):
-            paths = tf.constant([str(self.root / name) for name in self.names], dtype=tf.string)
-        return lambda indices: self.decode(tf.map_fn(tf.io.read_file, tf.gather(paths, indices)))
+        contents = self.contents()
+        return lambda indices: self.decode(contents(indices))
+
+    def cropper(self, crop: "RandomResizedCrop") -> Callable:
+        """The same from indices and the crop's draws `(batch, k)`: only the windows are decoded."""
+        contents, spec = self.contents(), tf.TensorSpec(self.shape, tf.uint8)
+
+        def image(pair):
+            return crop.decode(*pair, self.framing)
+
+        return lambda indices, draws: tf.map_fn(image, (contents(indices), draws), fn_output_signature=spec)
 
     def decode(self, contents):
-        """Images, uint8 `(batch, height, width, channels)`, of file contents, string `(batch,)`; for graphs.
+        """Images, uint8 `(batch, height, width, channels)`, of encoded ones, string `(batch,)`; for graphs.
 
         Raises:
-            tf.errors.InvalidArgumentError: When run, if a file is damaged or has another size where that matters.
+            tf.errors.InvalidArgumentError: When run, if one is damaged or has another size where that matters.
         """
 
         def image(content):
             pixels = decode_image(content)
-            return tf.ensure_shape(pixels if self.exact else resize_image(pixels, self.size), self.shape)
+            return tf.ensure_shape(pixels if self.exact else self.framing.apply(pixels), self.shape)
 
         return tf.map_fn(image, contents, fn_output_signature=tf.TensorSpec(self.shape, tf.uint8))
 
     def digest(self) -> bytes:
+        """SHA-256 that changes with the encoded images and how they are framed."""
+        # The plain framing adds nothing: votes and runs from before there was another keep their fingerprints.
+        origin = self.origin()
+        return origin if self.framing.plain else hashlib.sha256(origin + repr(self.framing).encode()).digest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files(Encoded):
+    """Images in files, one each.
+
+    Args:
+        root: The folder that the names start from; it does not enter the digest, so data may be moved.
+        names: Tuple of paths relative to `root`, with forward slashes.
+        framing: How they become images of one size.
+        exact: Whether the files must have that size already; they are framed otherwise.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    framing: Framing
+    exact: bool = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, indices: np.ndarray) -> Self:
+        return dataclasses.replace(self, names=tuple(self.names[i] for i in indices))
+
+    def contents(self) -> Callable:
+        """A graph function from int64 indices `(batch,)` to the files' contents, string `(batch,)`."""
+        with tf.device("CPU:0"):
+            paths = tf.constant([str(self.root / name) for name in self.names], dtype=tf.string)
+        return lambda indices: tf.map_fn(tf.io.read_file, tf.gather(paths, indices))
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def read(self, index: int) -> bytes:
+        return (self.root / self.names[index]).read_bytes()
+
+    def ends(self, index: int) -> tuple[bytes, bytes]:
+        with open(self.root / self.names[index], "rb") as file:
+            head = file.read(16)
+            file.seek(-min(16, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            return head, file.read()
+
+    def origin(self) -> bytes:
         """SHA-256 of every name, size in bytes and last kilobyte.
 
         Not of the whole content: a data set that does not fit into memory takes minutes to read. Times are left out,

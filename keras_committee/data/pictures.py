@@ -1,6 +1,7 @@
 """How does a picture that belongs to no split become pixels, as those of training do?"""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
 from keras_committee.data import preflight
-from keras_committee.data.decode import decode_image, resize_image
+from keras_committee.data.decode import decode_image
+from keras_committee.data.framing import Framing
 from keras_committee.data.holdout import evenly
 from keras_committee.data.image_folder import SUFFIXES
 from keras_committee.errors import DataError
@@ -37,26 +39,32 @@ def read_content(path: str | Path) -> bytes:
     return content
 
 
-def read_picture(path: str | Path, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of one JPEG or PNG file, uint8 `(height, width, 3)`, decoded and resized as in training.
+def read_picture(path: str | Path, framing: Framing) -> np.ndarray:
+    """The pixels of one JPEG or PNG file, uint8 `(height, width, 3)`, decoded and framed as in evaluation.
 
     Raises:
         DataError: If it is none, damaged, or too large.
     """
+    return frame_picture(path, [framing])[0]
+
+
+def frame_picture(path: str | Path, framings: Sequence[Framing]) -> list[np.ndarray]:
+    """The same under several framings; the file is decoded once."""
     try:
         with tf.device("CPU:0"):
-            return resize_image(decode_image(read_content(path)), size).numpy()
+            pixels = decode_image(read_content(path))
+            return [framing.apply(pixels).numpy() for framing in framings]
     except tf.errors.InvalidArgumentError as error:
         raise DataError(f"{path}: damaged or cut off, it cannot be decoded") from error
 
 
-def read_folder(folder: Path, most: int, size: tuple[int, int]) -> np.ndarray:
+def read_folder(folder: Path, most: int, framing: Framing) -> np.ndarray:
     """The JPEG and PNG images in a folder and in those inside it: uint8 `(examples, height, width, 3)`.
 
     Args:
         folder: The folder.
         most: At most so many, evenly spread over the sorted names.
-        size: Height and width.
+        framing: Which part of each is seen, and at which size.
 
     Raises:
         DataError: If there are none, or names each that cannot be read.
@@ -68,7 +76,7 @@ def read_folder(folder: Path, most: int, size: tuple[int, int]) -> np.ndarray:
     images, problems = [], []
     for place in evenly(np.zeros(len(files), np.int32), most):
         try:
-            images.append(read_picture(files[place], size))
+            images.append(read_picture(files[place], framing))
         except DataError as error:
             problems.append(str(error))
     preflight.refuse(str(folder), problems, mend)

@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.decode import decode_image
-from keras_committee.data.images import Files, Pixels
+from keras_committee.data.decode import JPEG, PNG, decode_image
+from keras_committee.data.images import Encoded, Pixels
 from keras_committee.errors import DataError
 
 SHOWN = 20
 CHUNK = 256  # files a thread takes at once
-SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
+SIGNATURES = {JPEG: "JPEG", PNG: "PNG"}
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
@@ -50,41 +50,48 @@ def check_images(images: np.ndarray, shape: tuple[int, ...], where: str) -> list
     return [f"{where}: {images.dtype} of shape {images.shape}, expected uint8 of shape ({wanted})"]
 
 
-def read_files(files: Files) -> tuple[Pixels, list[str]]:
+def read_files(files: Encoded) -> tuple[Pixels, list[str]]:
     """Decode every file into memory, and say which cannot be."""
     array = np.zeros((len(files), *files.shape), np.uint8)
-    decode = tf.function(files.decode, input_signature=[tf.TensorSpec([None], tf.string)])
+    signature = [tf.TensorSpec([None], tf.string)]
+    decode = tf.function(lambda contents: files.decode(contents), input_signature=signature)  # a method's name in
+    # TensorFlow's warnings would be that of its object, with every file
 
     def read(start):
-        names = files.names[start : start + CHUNK]
-        contents, problems = zip(*(_contents(files, name) for name in names), strict=True)
+        indices = _chunk(files, start)
+        contents, problems = zip(*(_contents(files, index) for index in indices), strict=True)
         if any(problems):
             return [
-                problem or _undecodable(files, *pair) for problem, *pair in zip(problems, names, contents, strict=True)
+                problem or _undecodable(files, *pair)
+                for problem, *pair in zip(problems, indices, contents, strict=True)
             ]
         try:
             with tf.device("CPU:0"):
                 array[start : start + CHUNK] = decode(tf.constant(contents))
         except tf.errors.InvalidArgumentError:  # it does not say which file
-            problems = [_undecodable(files, *pair) for pair in zip(names, contents, strict=True)]
+            problems = [_undecodable(files, *pair) for pair in zip(indices, contents, strict=True)]
             if not any(problems):
                 raise
         return problems
 
     problems = _each_chunk(files, read)
-    return Pixels(array), problems
+    return Pixels(array, files), problems
 
 
-def check_files(files: Files) -> list[str]:
+def check_files(files: Encoded) -> list[str]:
     """Which files cannot be decoded, told from their first and last bytes.
 
     For data too large to decode beforehand. A file is decoded only where its end looks cut off.
     """
 
     def glance(start):
-        return [_glance(files, name) for name in files.names[start : start + CHUNK]]
+        return [_glance(files, index) for index in _chunk(files, start)]
 
     return _each_chunk(files, glance)
+
+
+def _chunk(files, start):
+    return range(start, min(start + CHUNK, len(files)))
 
 
 def _each_chunk(files, check):
@@ -94,43 +101,40 @@ def _each_chunk(files, check):
         return [problem for part in found for problem in part if problem is not None]
 
 
-def _contents(files, name):
+def _contents(files, index):
     """The bytes of one file and None, or None and what is wrong with it."""
     try:
-        contents = (files.root / name).read_bytes()
+        contents = files.read(index)
     except OSError as error:
-        return None, f"{name}: cannot be read ({error.strerror})"
+        return None, f"{files.name(index)}: cannot be read ({error.strerror})"
     problem = _signature(contents)[1]
-    return contents, problem and f"{name}: {problem}"
+    return contents, problem and f"{files.name(index)}: {problem}"
 
 
-def _undecodable(files, name, contents):
+def _undecodable(files, index, contents):
     """Why the content of one file cannot be used, or None."""
     try:
         height, width, _ = decode_image(contents).shape
     except tf.errors.InvalidArgumentError:
-        return f"{name}: damaged or cut off, it cannot be decoded"
-    if files.exact and (height, width) != files.size:
-        return f"{name}: {height}x{width} pixels, expected {files.size[0]}x{files.size[1]}"
+        return f"{files.name(index)}: damaged or cut off, it cannot be decoded"
+    if files.exact and (height, width) != files.framing.size:
+        return f"{files.name(index)}: {height}x{width} pixels, expected {'x'.join(map(str, files.framing.size))}"
     return None
 
 
-def _glance(files, name):
+def _glance(files, index):
     """What is wrong with one file, or None."""
     try:
-        with open(files.root / name, "rb") as file:
-            head = file.read(16)
-            file.seek(-min(16, file.seek(0, os.SEEK_END)), os.SEEK_END)
-            tail = file.read()
+        head, tail = files.ends(index)
     except OSError as error:
-        return f"{name}: cannot be read ({error.strerror})"
+        return f"{files.name(index)}: cannot be read ({error.strerror})"
     kind, problem = _signature(head)
     if problem:
-        return f"{name}: {problem}"
+        return f"{files.name(index)}: {problem}"
     if tail.endswith(ENDINGS[kind]) and not files.exact:
         return None
-    contents, problem = _contents(files, name)
-    return problem or _undecodable(files, name, contents)
+    contents, problem = _contents(files, index)
+    return problem or _undecodable(files, index, contents)
 
 
 def _signature(head):

@@ -14,8 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee.data.augment import Augmentation
-from keras_committee.data.images import Files, Pixels
+from keras_committee.data.framing import Framing
+from keras_committee.data.images import Encoded, Pixels
 from keras_committee.data.mix import Mix, mixed_targets
+from keras_committee.data.sequence import augmented
 from keras_committee.errors import DataError
 
 MIX_TABLE = 1024  # draws of so many steps are made at once: a python call for each step would cost more than the mixing
@@ -26,11 +28,11 @@ class Split:
     """Examples in a fixed order.
 
     Args:
-        images: `Pixels` or `Files`.
+        images: `Pixels` in memory, or `Encoded` images such as `Files`.
         labels: Class of each image, int32 `(examples,)`.
     """
 
-    images: Pixels | Files
+    images: Pixels | Encoded
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -40,6 +42,11 @@ class Split:
     def image_shape(self) -> tuple[int, ...]:
         """Height, width, channels."""
         return self.images.shape
+
+    @property
+    def framing(self) -> Framing:
+        """How an image of any size becomes one of these."""
+        return self.images.framing
 
     def take(self, indices: np.ndarray) -> "Split":
         """The examples at `indices`, in that order."""
@@ -57,7 +64,14 @@ class Split:
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the images' digest and the labels: two equal ones mean the same examples in order."""
-        return hashlib.sha256(self.images.digest() + self.labels.astype("<i4").tobytes()).hexdigest()
+        return self._hash(self.images.digest())
+
+    def origin(self) -> str:
+        """The same of what the images were made from: equal for the same files at two sizes."""
+        return self._hash(self.images.origin())
+
+    def _hash(self, digest):
+        return hashlib.sha256(digest + self.labels.astype("<i4").tobytes()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,11 +128,10 @@ class Splits:
             )
         if len(self.train) == 0:
             raise DataError("There are no training examples to stream. Give more data.")
-        gather, labels = self.train.images.gatherer(), _on_cpu(self.train.labels)
+        images, labels = augmented(self.train.images, self.augment), _on_cpu(self.train.labels)
 
         def batch(indices, draws):
-            images = gather(indices)
-            return self.augment.apply(images, draws) if self.augment else images, tf.gather(labels, indices)
+            return images(indices, draws), tf.gather(labels, indices)
 
         dataset = self._positions(seed, first_step, steps)
         dataset = dataset.map(batch, num_parallel_calls=self.train.images.parallel_calls)

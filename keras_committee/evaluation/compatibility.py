@@ -21,22 +21,28 @@ def require_equal_classes(classes: Mapping[str, tuple[str, ...]]) -> None:
     )
 
 
-def require_equal_inputs(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises RecipeError, with a table, unless all members take images of one shape: height, width, channels."""
-    if len(set(shapes.values())) <= 1:
+def require_equal_channels(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises RecipeError, with a table, unless all members take as many channels; `shapes` are height, width, channels.
+
+    Members of different height and width see the same images, each at its own size.
+    """
+    if len({shape[2] for shape in shapes.values()}) <= 1:
         return
     raise RecipeError(
-        "the members take images of different shapes (height x width x channels).\n"
+        "the members take images of different channels (height x width x channels).\n"
         + _table({member: " x ".join(map(str, shape)) for member, shape in shapes.items()})
-        + "\n  Let a member resize its images itself, with a layer, so that all take the same."
+        + "\n  No committee can be made of them: no image suits them all. Train them on the same kind of images."
     )
 
 
 def require_equal_examples(votes: Mapping[str, Votes], split: str) -> None:
-    """Raises DataError unless the votes of all runs are on the same examples in the same order."""
+    """Raises DataError unless the votes of all runs are on the same examples in the same order.
+
+    They are the same if their pixels are, or what the pixels were made from: a run's framing is its own.
+    """
     (first, expected), *others = votes.items()
     for run, each in others:
-        if each.data != expected.data:
+        if each.data != expected.data and (not each.origin or each.origin != expected.origin):
             raise DataError(
                 f"the {split} examples of {first} and {run} differ: {_difference(expected, each)}.\n"
                 "  Members are compared on the same examples: train them on the same data and hold-out."

@@ -9,9 +9,9 @@ import numpy as np
 from keras_committee.errors import RecipeError
 from keras_committee.evaluation.compatibility import (
     refuse_twins,
+    require_equal_channels,
     require_equal_classes,
     require_equal_examples,
-    require_equal_inputs,
 )
 from keras_committee.evaluation.members import Description, describe
 from keras_committee.evaluation.votes import Votes, members_at_hand, votes_on
@@ -85,7 +85,7 @@ def gather(
         allow_twins: Whether members may have identical weights.
 
     Raises:
-        RecipeError: If a run is given twice, a split has no examples, or classes or input shapes differ.
+        RecipeError: If a run is given twice, a split has no examples, or classes or channels differ.
         IncompleteError: If a run has too few members.
         DataError: If data cannot be read, or the examples of the runs differ.
         VerificationError: If a member's votes are no votes, or two members have identical weights.
@@ -129,7 +129,7 @@ def _describe_all(runs: Sequence[Run], indices: Sequence[Sequence[int]], allow_t
     trained = zip(names, [run.trained_classes() for run, _ in places], strict=True)
     require_equal_classes({name: classes for name, classes in trained if classes is not None})
     descriptions = [describe(run, index) for run, index in places]
-    require_equal_inputs({name: each.input_shape for name, each in zip(names, descriptions, strict=True)})
+    require_equal_channels({name: each.input_shape for name, each in zip(names, descriptions, strict=True)})
     if not allow_twins:
         shown = [str(index) if len(runs) == 1 else name for name, (_, index) in zip(names, places, strict=True)]
         digests = {name: each.weights for name, each in zip(shown, descriptions, strict=True)}

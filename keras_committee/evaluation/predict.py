@@ -1,13 +1,14 @@
 """What does a trained committee, or a chosen one, say of loose pictures?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import keras
 import numpy as np
 
 from keras_committee import metrics
+from keras_committee.data.framing import Framing, framing_of_member
 from keras_committee.errors import RecipeError, VerificationError
 from keras_committee.evaluation.votes import members_at_hand
 from keras_committee.files import file_hash
@@ -29,13 +30,15 @@ class Panel:
         stages: Of a cascade, as in `Selection`; None asks all members.
         measure: One of `layers.CONFIDENCES`.
         classes: Names of the classes, in label order.
+        recorded: For each what its run recorded of how its data frame an image, see `Run.trained_framing`; None where
+            nothing is: it sees the whole image.
 
     Attributes:
         classes: As given.
-        size: Height and width of the images.
+        framings: What the members see of a picture, each framing once.
 
     Raises:
-        RecipeError: If the members take other images than each other, or no colour images.
+        RecipeError: If a member takes images of any size, or no colour images.
     """
 
     def __init__(
@@ -46,13 +49,16 @@ class Panel:
         stages: Sequence[Stage] | None,
         measure: str,
         classes: Sequence[str],
+        recorded: Sequence[dict[str, Any] | None] | None = None,
     ):
-        self.classes, self.size = tuple(classes), _image_size(models)
+        framings = _framings(models, recorded or [None] * len(models))
+        self.classes, self.framings = tuple(classes), tuple(dict.fromkeys(framings))
         self._head, self._measure = head, measure
         self._stages = stages or [Stage(members=len(models), threshold=None)]
         predictors = {id(model): Predictor(model) for model in models}
         self._members = [
-            (predictors[id(model)], temperature) for model, temperature in zip(models, temperatures, strict=True)
+            (predictors[id(model)], temperature, framing)
+            for model, temperature, framing in zip(models, temperatures, framings, strict=True)
         ]
 
     @classmethod
@@ -67,7 +73,8 @@ class Panel:
         models = [load_member(run.member(index).model) for index in members]
         head = head_of(recipe.head or GeometricMean(), members)
         classes = run.trained_classes() or recipe.data.load().classes
-        return cls(models, [1.0] * len(models), head, None, "max_probability", classes)
+        recorded = [run.trained_framing()] * len(models)
+        return cls(models, [1.0] * len(models), head, None, "max_probability", classes, recorded)
 
     @classmethod
     def of_selection(cls, file: Path) -> Self:
@@ -78,7 +85,8 @@ class Panel:
             VerificationError: If a member is another one than was chosen.
         """
         selection = Selection.read(file)
-        files = [Run.open(file.parent / each.run).member(each.index).model for each in selection.members]
+        runs = [Run.open(file.parent / each.run) for each in selection.members]
+        files = [run.member(each.index).model for run, each in zip(runs, selection.members, strict=True)]
         models = {path: _chosen(path, each) for path, each in zip(files, selection.members, strict=True)}
         weights = {} if selection.weights is None else {"weights": selection.weights}
         return cls(
@@ -88,13 +96,15 @@ class Panel:
             selection.stages,
             selection.confidence,
             selection.classes,
+            [run.trained_framing() for run in runs],
         )
 
-    def answer(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    def answer(self, images: np.ndarray | Mapping[Framing, np.ndarray]) -> dict[str, np.ndarray]:
         """What the committee says of each image, and who was asked.
 
         Args:
-            images: uint8 or float32 raw pixels `(images, height, width, 3)`.
+            images: uint8 or float32 raw pixels `(images, height, width, 3)`: for each of `framings` those that it
+                shows, or these alone where there is one.
 
         Returns:
             `probabilities` float32 `(images, classes)`, and of shape `(images,)`: `confidence` float32 in [0, 1],
@@ -104,11 +114,13 @@ class Panel:
         Raises:
             VerificationError: If a member gives anything but finite numbers.
         """
-        votes = np.zeros((len(images), len(self._members), len(self.classes)), np.float32)
-        waiting, asked, parts = np.arange(len(images)), 0, []
+        seen = images if isinstance(images, Mapping) else {self.framings[0]: images}
+        count = len(seen[self.framings[0]])
+        votes = np.zeros((count, len(self._members), len(self.classes)), np.float32)
+        waiting, asked, parts = np.arange(count), 0, []
         for stage in self._stages:
             for place in range(asked, stage.members):
-                votes[waiting, place] = self._ask(place, images[waiting])
+                votes[waiting, place] = self._ask(place, seen, waiting)
             asked = stage.members
             answers = self._say(votes[waiting, :asked])
             sure = np.ones(len(waiting), bool) if stage.threshold is None else answers["confidence"] >= stage.threshold
@@ -119,9 +131,10 @@ class Panel:
         order = np.argsort(np.concatenate([places for places, _ in parts]))
         return {name: np.concatenate([answers[name] for _, answers in parts])[order] for name in parts[0][1]}
 
-    def _ask(self, place: int, images: np.ndarray) -> np.ndarray:
-        """Logits, float32 `(images, classes)`, of one member, divided by its temperature."""
-        predictor, temperature = self._members[place]
+    def _ask(self, place: int, seen: Mapping[Framing, np.ndarray], waiting: np.ndarray) -> np.ndarray:
+        """Logits, float32 `(waiting, classes)`, of one member, divided by its temperature."""
+        predictor, temperature, framing = self._members[place]
+        images = seen[framing][waiting]
         logits = predictor(images[start : start + 256] for start in range(0, len(images), 256)) / temperature
         if logits.shape[1] != len(self.classes) or not np.isfinite(logits).all():
             raise VerificationError(
@@ -148,12 +161,16 @@ class Panel:
         }
 
 
-def _image_size(models: Sequence[keras.Model]) -> tuple[int, int]:
-    shapes = {tuple(model.inputs[0].shape[1:]) for model in models}
-    if len(shapes) > 1 or None in (shape := min(shapes, key=str)) or shape[2] != 3:
-        listing = ", ".join(sorted("x".join(map(str, each)) for each in shapes))
-        raise RecipeError(f"pictures are read for members that take one size and three channels. These take: {listing}")
-    return shape[0], shape[1]
+def _framings(models: Sequence[keras.Model], recorded: Sequence[dict[str, Any] | None]) -> list[Framing]:
+    shapes = [model.inputs[0].shape for model in models]
+    framings = [framing_of_member(each, shape) for each, shape in zip(recorded, shapes, strict=True)]
+    found = [each for each in framings if each is not None]
+    if len(found) < len(models) or {shape[3] for shape in shapes} != {3}:
+        listing = ", ".join(sorted({"x".join(map(str, shape[1:])) for shape in shapes}))
+        raise RecipeError(
+            f"pictures are read for members that take a known size and three channels. These take: {listing}"
+        )
+    return found
 
 
 def _chosen(path: Path, member: ChosenMember) -> keras.Model:

@@ -69,7 +69,7 @@ def robustness(
     images, labels = _some_of(splits.test, examples, run)
     size = images.shape[1:3]
     # Read before all the work: a mistyped folder is told at once.
-    found = {} if folder is None else {str(folder): read_folder(folder, len(labels), size)}
+    found = {} if folder is None else {str(folder): read_folder(folder, len(labels), splits.test.framing)}
     members = cast_votes(run, recipe, "test", min_members).members
     jury = _Jury(run, members, head_of(recipe.head or GeometricMean(), members))
     clean = jury.votes(images)

@@ -33,6 +33,7 @@ class Votes:
         classes: Names of the classes.
         weights: SHA-256 of each member's `model.keras`, in hexadecimal digits.
         data: The fingerprint of the split.
+        origin: The same of what its images were made from; equal for the same files at two sizes.
     """
 
     members: tuple[int, ...]
@@ -41,6 +42,7 @@ class Votes:
     classes: tuple[str, ...]
     weights: tuple[str, ...] = ()
     data: str = ""
+    origin: str = ""
 
 
 def cast_votes(run: Run, recipe: Recipe, split: str = "test", min_members: int | None = None) -> Votes:
@@ -83,6 +85,7 @@ def votes_on(run: Run, members: Sequence[int], splits: "Splits", split: str) -> 
         classes=splits.classes,
         weights=tuple(weights),
         data=data,
+        origin=examples.origin(),
     )
 
 

@@ -4,9 +4,12 @@ Counted for one image, from the shapes that flow through the model's graph. A mu
 addition of its product; `mflops` counts it as two. Biases, activations, normalisation, pooling and additions count
 nothing, as is usual, and neither do products of two tensors without weights (`keras.layers.Dot`, `keras.ops.matmul`);
 those inside `MultiHeadAttention` count.
+
+`training_memory` and `inference_memory` say how many bytes it takes, from the same shapes.
 """
 
 from keras_committee.flops.ledger import Cost, count
+from keras_committee.flops.memory import TrainingMemory, inference_memory, training_memory
 from keras_committee.flops.totals import (
     cascade_multiply_adds,
     expected_multiply_adds,
@@ -19,12 +22,15 @@ from keras_committee.flops.totals import (
 
 __all__ = [
     "Cost",
+    "TrainingMemory",
     "cascade_multiply_adds",
     "count",
     "expected_multiply_adds",
     "expected_saving",
+    "inference_memory",
     "member_multiply_adds",
     "mflops",
     "multiply_adds",
     "parameters",
+    "training_memory",
 ]

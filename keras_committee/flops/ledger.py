@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+from typing import Any
 
 import keras
 
@@ -43,16 +44,41 @@ def count(model: keras.Model) -> list[Cost]:
         ValueError: If a dimension is unknown, a nested model has no graph, or a layer with a matrix of weights is not
             known.
     """
-    inputs = [_one_image(tensor) for tensor in _graph(model, model.name).inputs]
-    ledger = _Ledger()
-    ledger.walk(model, inputs, prefix="")
-    return ledger.costs()
+    return _filled(model).costs()
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a layer or an operation in a graph: what went in and what came out, for one image.
+
+    A residual block with a `branch` comes after the calls of its branch, whose outputs are among its inputs.
+    """
+
+    operation: Any
+    inputs: list[keras.KerasTensor]
+    outputs: list[keras.KerasTensor]
+
+
+def calls(model: keras.Model) -> tuple[list[keras.KerasTensor], list[Call]]:
+    """The inputs of a model and every call in it, in the order in which they run; arguments and errors as `count`.
+
+    One tensor is one object in all calls.
+    """
+    ledger = _filled(model)
+    return ledger.inputs, ledger.calls
+
+
+def _filled(model):
+    ledger = _Ledger([_one_image(tensor) for tensor in _graph(model, model.name).inputs])
+    ledger.walk(model, ledger.inputs, prefix="")
+    return ledger
 
 
 class _Ledger:
     """One line per layer, filled in while the shapes flow through the graph."""
 
-    def __init__(self):
+    def __init__(self, inputs):
+        self.inputs, self.calls = inputs, []
         self._lines = {}  # id(layer) -> [name, kind, parameters, multiply-adds, survival]
         self._seen = set()  # ids of the variables counted
         self._survival = 1.0  # of the blocks around the layer that is entered
@@ -78,6 +104,8 @@ class _Ledger:
             # In the order of the signature: attention may be called with value=..., query=...
             given = inspect.signature(operation.call).bind(*args, **kwargs).arguments
             self._enter_layer(operation, name, _tensors(list(given.values())), _tensors(outputs))
+        else:
+            self.calls.append(Call(operation, _tensors([args, kwargs]), _tensors(outputs)))
         return outputs
 
     def _enter_layer(self, layer, name, inputs, outputs):
@@ -85,9 +113,11 @@ class _Ledger:
         if not hasattr(layer, "multiply_adds") and isinstance(branch, keras.layers.Layer):
             around, runs_for_all = self._survival, getattr(layer, "mode", "sample") == "sample"
             self._survival *= 1.0 if runs_for_all else layer.survival
-            self._enter(branch, inputs[:1], {}, f"{name}/")
+            joined = _tensors(self._enter(branch, inputs[:1], {}, f"{name}/"))
             self._survival = around
+            self.calls.append(Call(layer, [*inputs, *joined], outputs))
             return
+        self.calls.append(Call(layer, inputs, outputs))
         shapes = [tuple(tensor.shape) for tensor in inputs]
         line = self._lines.setdefault(
             id(layer), [name, type(layer).__name__, self._parameters(layer), 0, self._survival]

@@ -6,14 +6,26 @@ import keras
 from keras import ops
 
 
+def variables_of(branch):
+    """The weights that are trained, those that are frozen, and what a call may change, such as moving statistics."""
+    trained = branch.trainable_variables
+    weights = {id(v): v for layer in branch._flatten_layers() for v in layer._trainable_variables}
+    state = [v for v in branch.variables if id(v) not in weights]
+    for weight in trained:
+        weights.pop(id(weight), None)
+    return trained, list(weights.values()), state
+
+
 def pure_branch(branch, training):
     """The branch as a function `(inputs, *values of its variables) -> (outputs, *its new state)`."""
-    state = branch.non_trainable_variables
-    variables = [*branch.trainable_variables, *state]
+    trained, frozen, state = variables_of(branch)
+    variables, fixed = [*trained, *frozen, *state], range(len(trained), len(trained) + len(frozen))
     # Given by hand, as rematerialisation calls the branch after the layer's own call has ended.
     arguments = {"training": training} if "training" in inspect.signature(branch.call).parameters else {}
 
     def pure(inputs, *values):
+        # A conditional computes the gradient of all that it reads, asked or not.
+        values = [ops.stop_gradient(value) if place in fixed else value for place, value in enumerate(values)]
         with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
             outputs = branch(inputs, **arguments)
         # Without the stop a conditional would send zeros back through the new state, and keep all that this takes.

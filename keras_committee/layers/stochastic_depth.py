@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_committee.layers import gates
-from keras_committee.layers.pure import pure_branch, rematerialised, unmoved, values_of
+from keras_committee.layers.pure import pure_branch, rematerialised, unmoved, values_of, variables_of
 
 MODES = ("batch", "sample", "subset")
 SCALINGS = ("inference", "training")
@@ -181,8 +181,8 @@ class StochasticDepth(keras.layers.Layer):
         """
         if choice is not None:
             self._check_replicas()
-        weights, state = self.branch.trainable_variables, self.branch.non_trainable_variables
-        before = [ops.convert_to_tensor(v) for v in weights] + values_of(state)
+        weights, frozen, state = variables_of(self.branch)
+        before = [ops.convert_to_tensor(v) for v in [*weights, *frozen]] + values_of(state)
         pure = pure_branch(self.branch, training)
         pure = rematerialised(pure, len(weights)) if self.rematerialise and training else pure
 
@@ -197,7 +197,7 @@ class StochasticDepth(keras.layers.Layer):
             return [residual(branch), *after]
 
         def skip():
-            return [unmoved(skipped, *before[: len(weights)]), *before[len(weights) :]]
+            return [unmoved(skipped, *before[: len(weights)]), *before[len(weights) + len(frozen) :]]
 
         outputs, *after = _chosen(choice, skip, [functools.partial(run, each) for each in residuals])
         if training:

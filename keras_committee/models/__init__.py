@@ -1,7 +1,7 @@
 """Which models can be members, and how do members become one model?"""
 
 from keras_committee.models.cascade import Cascade
-from keras_committee.models.efficientnet import efficientnet
+from keras_committee.models.efficientnet import efficientnet, efficientnet_resolution
 from keras_committee.models.ensemble import Ensemble
 from keras_committee.models.folding import fold
 from keras_committee.models.predict import log_probabilities
@@ -16,6 +16,7 @@ __all__ = [
     "Ensemble",
     "at_resolution",
     "efficientnet",
+    "efficientnet_resolution",
     "fold",
     "from_keras_efficientnet",
     "log_probabilities",

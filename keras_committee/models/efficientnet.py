@@ -94,6 +94,15 @@ def efficientnet(
     return keras.Model(image, parts.logits(x, classes), name=name or f"efficientnet_{variant}")
 
 
+def efficientnet_resolution(variant: str) -> int:
+    """Height and width, in pixels, of the images that a variant is made for.
+
+    Raises:
+        ValueError: If there is no such variant.
+    """
+    return _variant(variant)[2]
+
+
 def compatible_survival(variant: str, last: float = 0.8) -> tuple[float, ...]:
     """The schedule of `keras.applications`: it counts the blocks that are never skipped, too, and begins with 0.
 

@@ -1,81 +1,74 @@
 """How do the bytes of a request become pixels, and what of bytes that are no image?
 
-The pixels are those of training: the same functions decode and resize. An image that is damaged, of another format or
+The pixels are those of evaluation: the same functions decode and frame. An image that is damaged, of another format or
 too large becomes a black one that is marked as not valid; it never fails the others in its batch.
 """
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
-from keras_committee.data.decode import decode_image, resize_image
+from keras_committee.data.decode import JPEG, PNG, begins_with, decode_image, encoded_size
+from keras_committee.data.framing import Framing
 
 MOST_PIXELS = 25_000_000  # 25 Mpx by its header, before anything is allocated for the pixels
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
-def decode_images(contents, size: tuple[int, int]):
-    """Pixels and validity of encoded images.
+def decode_images(contents, framings: Sequence[Framing]):
+    """Pixels and validity of encoded images; each is decoded once, whatever the number of framings.
 
     Args:
         contents: String tensor `(batch,)`, the content of JPEG or PNG files.
-        size: Height and width that every image is resized to.
+        framings: At least one, each once.
 
     Returns:
-        float32 `(batch, height, width, 3)` and bool `(batch,)`.
+        dict of framing -> float32 `(batch, *size, 3)`, and bool `(batch,)`.
     """
-    return _guarded(lambda content: _decoded(content, size), contents, (*size, 3))
+    specs = [tf.TensorSpec((*framing.size, 3), tf.uint8) for framing in framings]
+    pixels, valid = _guarded(lambda content: _decoded(content, framings), contents, specs)
+    return {each: tf.cast(images, tf.float32) for each, images in zip(framings, pixels, strict=True)}, valid
 
 
-def decode_examples(examples, size: tuple[int, int]):
-    """The same for serialized `tf.train.Example`s with the feature `image/encoded`."""
+def contents_of(examples):
+    """The feature `image/encoded` of serialized `tf.train.Example`s, string `(batch,)`; empty where there is none."""
     feature = {"image/encoded": tf.io.FixedLenFeature((), tf.string)}
 
-    def decode(example):
-        return _decoded(tf.io.parse_single_example(example, feature)["image/encoded"], size)
+    def parse(example):
+        return [tf.io.parse_single_example(example, feature)["image/encoded"]]
 
-    return _guarded(decode, examples, (*size, 3))
+    [contents], _ = _guarded(parse, examples, [tf.TensorSpec((), tf.string)])
+    return contents
 
 
-def _guarded(decode, contents, shape):
-    """TensorFlow has no try and except in a graph, but a dataset can leave out what fails."""
-    rows = tf.size(contents, out_type=tf.int64)
-    good = tf.data.Dataset.from_tensor_slices((tf.range(rows), contents))
-    good = good.map(lambda row, content: (row, decode(content)), num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+def _guarded(function, inputs, specs):
+    """TensorFlow has no try and except in a graph, but a dataset can leave out what fails.
+
+    `function` gives one tensor for each of `specs`. Returns them for the batch, with zeros, or empty strings, where it
+    failed, and where it did not: bool `(batch,)`.
+    """
+    rows = tf.size(inputs, out_type=tf.int64)
+    good = tf.data.Dataset.from_tensor_slices((tf.range(rows), inputs))
+    good = good.map(lambda row, each: (row, *function(each)), num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
     # One more element, since there may be no good one: it belongs to a row that is cut off again.
-    last = tf.data.Dataset.from_tensors((rows, tf.zeros(shape, tf.uint8)))
+    last = tf.data.Dataset.from_tensors((rows, *(tf.zeros(spec.shape, spec.dtype) for spec in specs)))
     options = tf.data.Options()
     options.autotune.enabled = False  # a request is too short to tune anything
-    indices, pixels = good.concatenate(last).batch(rows + 1).with_options(options).get_single_element()
-    indices, total = indices[:, None], rows + 1
-    images = tf.scatter_nd(indices, tf.cast(pixels, tf.float32), tf.stack([total, *shape]))[:-1]
-    valid = tf.scatter_nd(indices, tf.ones_like(indices[:, 0], tf.int32), total[None])[:-1]
-    return tf.ensure_shape(images, (None, *shape)), valid > 0
+    places, *found = good.concatenate(last).batch(rows + 1).with_options(options).get_single_element()
+    # Row of `found` for each of `inputs`; the last row of `found`, which is empty, for those that failed.
+    count = tf.size(places, out_type=tf.int64)
+    source = tf.tensor_scatter_nd_update(tf.fill([rows + 1], count - 1), places[:, None], tf.range(count))[:-1]
+    outputs = [tf.ensure_shape(tf.gather(each, source), (None, *s.shape)) for each, s in zip(found, specs, strict=True)]
+    return outputs, source < count - 1
 
 
-def _decoded(content, size):
+def _decoded(content, framings):
     with tf.control_dependencies([_check_header(content)]):
-        return tf.ensure_shape(resize_image(decode_image(tf.identity(content)), size), (*size, 3))
+        pixels = decode_image(tf.identity(content))
+    return [tf.ensure_shape(framing.apply(pixels), (*framing.size, 3)) for framing in framings]
 
 
 def _check_header(content):
-    is_png = _begins_with(content, _PNG)
-    is_known = is_png | _begins_with(content, _JPEG)
+    is_known = begins_with(content, PNG) | begins_with(content, JPEG)
     with tf.control_dependencies([tf.debugging.Assert(is_known, ["neither JPEG nor PNG"])]):
-        height, width = tf.cond(is_png, lambda: _png_size(content), lambda: _jpeg_size(content))
+        height, width = encoded_size(content)
     return tf.debugging.Assert(height * width <= MOST_PIXELS, ["too many pixels"])
-
-
-def _begins_with(content, magic):
-    return tf.equal(tf.strings.substr(content, 0, len(magic)), magic)
-
-
-def _png_size(content):
-    """Width and height are the first two big-endian integers of the first chunk."""
-    header = tf.io.decode_raw(tf.strings.substr(content, 16, 8), tf.uint8)
-    places = tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64)
-    width, height = tf.unstack(tf.reduce_sum(tf.reshape(tf.cast(header, tf.int64), (2, 4)) * places, -1))
-    return height, width
-
-
-def _jpeg_size(content):
-    height, width, _ = tf.unstack(tf.cast(tf.image.extract_jpeg_shape(content), tf.int64), num=3)
-    return height, width

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_committee.data.framing import Framing
 from keras_committee.errors import ExportError, RecipeError, ResourceError
 from keras_committee.files import write_json, writing
 from keras_committee.run import Run
@@ -24,6 +25,7 @@ from keras_committee.serving.endpoints import make_endpoints
 from keras_committee.serving.inference import Network
 from keras_committee.serving.record import committee_record
 
+_ENCODED = ("predict_bytes", "classify")  # the signatures that take image files
 _LARGEST_REQUEST = 4 * 1024**2  # bytes of a warm-up request of pixels: at 224x224 the batches come as JPEGs only
 
 
@@ -42,7 +44,7 @@ def export(
         to: The model's folder, `saved_models/NAME`; NAME is that of the first run folder where None.
         selection: Which members, how combined; the path of a `selection.json`, or one whose `run` paths start from the
             first run folder. None is the committee of all members under the head of their recipe.
-        image_size: Height and width, for members that take any.
+        image_size: Height and width, for members that take any; those of the run's data where None.
         min_members: With so many members or more a run is taken as it is; None wants all of them.
 
     Returns:
@@ -60,8 +62,9 @@ def export(
     with contextlib.ExitStack() as held:
         for run in {run.path.resolve(): run for run in opened}.values():
             held.enter_context(run.lock(shared=True))
-        chosen, models = _committee(opened, selection, min_members)
-        version = publish_committee(chosen, models, base, image_size=image_size, runs=opened)
+        chosen, models, recorded = _committee(opened, selection, min_members)
+        framings = members.framings_of(models, recorded, image_size)
+        version = publish_committee(chosen, models, base, framings=framings, runs=opened)
         for run in opened:
             run.journal("exported", version=str(version.resolve()), members=len(chosen.members))
     return version
@@ -72,31 +75,34 @@ def publish_committee(
     models: Sequence[keras.Model],
     base: Path,
     *,
-    image_size: tuple[int, int] | None = None,
+    framings: Sequence[Framing] | None = None,
     runs: Sequence[Run] = (),
 ) -> Path:
     """Saves, verifies and publishes the committee of `models`, one for each member of the selection, below `base`.
 
+    `framings` say what each member sees of an encoded image: the whole of it, at the member's size, where None.
     Returns the folder of the new version. Raises ExportError and ResourceError, as `export` does.
     """
-    shape = members.image_shape(models, image_size)
+    framings = framings or members.framings_of(models, [None] * len(models))
+    shape = members.image_shape(models, framings)
     with publish.staging(base) as folder:
         version = folder / "version"
         with _disk(version):
-            signatures = save_committee(selection, models, version, shape)
+            signatures = save_committee(selection, models, version, framings)
             operations.check_operations(version)
-            verified = _verify(selection, models, shape, signatures, version, folder / "golden.npz")
-            record = committee_record(selection, shape, signatures, runs, verified)
+            verified = _verify(selection, models, framings, signatures, version, folder / "golden.npz")
+            record = committee_record(selection, shape, framings, signatures, runs, verified)
             write_json(version / "committee.json", record)
         return publish.publish(base, version)
 
 
 def save_committee(
-    selection: Selection, models: Sequence[keras.Model], folder: Path, shape: tuple[int, int, int]
+    selection: Selection, models: Sequence[keras.Model], folder: Path, framings: Sequence[Framing] | None = None
 ) -> list[str]:
     """Writes the SavedModel, each variable once, and returns the names of its signatures. Raises ExportError."""
+    framings = framings or members.framings_of(models, [None] * len(models))
     try:
-        committee = Committee(_networks(models), selection, shape)
+        committee = Committee(_networks(models), selection, members.image_shape(models, framings), framings)
     except ValueError as error:
         raise ExportError(f"the committee cannot be exported: {error}") from error
     module = _Saved(name="committee")
@@ -126,9 +132,9 @@ def _committee(runs, selection, min_members):
     if selection is None:
         return members.whole_committee(runs, min_members)
     if isinstance(selection, Selection):
-        return selection, members.selected_models(selection, runs[0].path)
+        return selection, *members.selected_models(selection, runs[0].path)
     chosen = Selection.read(selection)
-    return chosen, members.selected_models(chosen, Path(selection).parent)
+    return chosen, *members.selected_models(chosen, Path(selection).parent)
 
 
 def _networks(models):
@@ -151,20 +157,25 @@ def _disk(path: Path) -> Iterator[None]:
         raise ResourceError(message) from error
 
 
-def _verify(selection, models, shape, signatures, version, golden_file) -> dict[str, Any]:
-    images = golden.golden_images(shape)
-    votes = golden.member_votes(models, selection, images)
-    clear = golden.clear_rows(votes, selection)
-    if not len(clear):
+def _verify(selection, models, framings, signatures, version, golden_file) -> dict[str, Any]:
+    examples = golden.golden(models, selection, framings, members.image_shape(models, framings)).clear(selection)
+    if not len(examples.images):
         raise ExportError("the members are undecided about every golden image: nothing can be verified.")
-    images, votes = images[clear], votes[clear]
-    inputs = _inputs(images, signatures)
-    batches = _batches(golden.cascade_answers(votes, selection)["members_used"])
-    requests = warmup.requests_for(inputs, batches)
+    requests = _warmup_requests(_inputs(examples.images, signatures), examples, selection)
     warmup.write_warmup(version, [each for each in requests if _bytes(each) <= _LARGEST_REQUEST])
-    outputs = golden.expected_outputs(votes, selection, signatures)
-    verify.write_golden(golden_file, _with_no_image(_inputs(images, signatures, lossless=True)), outputs)
+    outputs = golden.expected_outputs(examples, selection, signatures)
+    inputs = _inputs(examples.images, signatures, lossless=True)
+    verify.write_golden(golden_file, _with_no_image(inputs), outputs)
     return verify.check_answers(version, golden_file)
+
+
+def _warmup_requests(inputs, examples, selection) -> list[warmup.Request]:
+    requests = []
+    for signature, arrays in inputs.items():
+        votes = examples.framed if signature in _ENCODED else examples.votes
+        batches = _batches(golden.cascade_answers(votes, selection)["members_used"])
+        requests += warmup.requests_for({signature: arrays}, batches)
+    return requests
 
 
 def _inputs(

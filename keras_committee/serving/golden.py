@@ -4,16 +4,20 @@ The answers are those of the definition, computed densely and with nothing of th
 about every image, and after each stage the committee so far answers if its confidence reaches the threshold.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Self
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_committee.data.framing import Framing
 from keras_committee.layers import confidence, head_of
 from keras_committee.models import log_probabilities
 from keras_committee.selection import Selection
 from keras_committee.serving.asking import make_head, shares
+from keras_committee.serving.views import resized_pixels
 
 _EDGE = 1e-4  # nearer to a threshold or a tie than this, rounding decides
 NO_IMAGE = b"this is no image"
@@ -33,15 +37,57 @@ def golden_images(shape: tuple[int, int, int], count: int = 48) -> np.ndarray:
     return np.stack(images).round().astype(np.uint8)
 
 
-def member_votes(models: Sequence[keras.Model], selection: Selection, images: np.ndarray) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """Golden images and what the members say of them.
+
+    Attributes:
+        images: uint8 `(examples, height, width, channels)`.
+        votes: float32 `(examples, members, classes)`: of the images as pixels, which a smaller member sees resized.
+        framed: The same of the images encoded, of which each member sees what its framing leaves.
+    """
+
+    images: np.ndarray
+    votes: np.ndarray
+    framed: np.ndarray
+
+    def clear(self, selection: Selection) -> Self:
+        """Those that lie on no edge either way."""
+        rows = np.intersect1d(clear_rows(self.votes, selection), clear_rows(self.framed, selection))
+        return type(self)(self.images[rows], self.votes[rows], self.framed[rows])
+
+
+def golden(
+    models: Sequence[keras.Model], selection: Selection, framings: Sequence[Framing], shape: tuple[int, int, int]
+) -> Golden:
+    """The golden images of `shape`, and what Keras' members say of them, each under its framing."""
+    images = golden_images(shape)
+    resized = resized_pixels(images.astype(np.float32), framings)
+    framed = {each: np.stack([each.apply(image) for image in images]) for each in framings}
+    votes = member_votes(models, selection, [np.asarray(resized[each]) for each in framings])
+    if all(np.array_equal(framed[each], resized[each]) for each in framings):
+        return Golden(images, votes, votes)
+    return Golden(images, votes, member_votes(models, selection, [framed[each] for each in framings]))
+
+
+def member_votes(models: Sequence[keras.Model], selection: Selection, images: Sequence[np.ndarray]) -> np.ndarray:
     """float32 `(examples, members, classes)`: what Keras' members say, divided by their temperatures.
 
     Log probabilities stand for logits here: they differ by a constant, which no temperature and no head sees.
+
+    Args:
+        models: The members; one object that stands twice is asked once.
+        selection: Tells the temperatures.
+        images: What each of them sees: raw pixels `(examples, height, width, channels)`.
     """
-    batches = np.array_split(images.astype(np.float32), max(1, len(images) // 16))
-    known = {id(model): log_probabilities(model, batches) for model in models}
+    pairs = {id(model): (model, seen) for model, seen in zip(models, images, strict=True)}
+    known = {key: log_probabilities(model, _batches(seen)) for key, (model, seen) in pairs.items()}
     votes = [known[id(model)] / m.temperature for model, m in zip(models, selection.members, strict=True)]
     return np.stack(votes, axis=1).astype(np.float32)
+
+
+def _batches(images):
+    return np.array_split(images.astype(np.float32), max(1, len(images) // 16))
 
 
 def answers_of(votes: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
@@ -85,16 +131,18 @@ def clear_rows(votes: np.ndarray, selection: Selection) -> np.ndarray:
     return np.flatnonzero(clear)
 
 
-def expected_outputs(votes: np.ndarray, selection: Selection, signatures: Sequence[str]) -> dict[str, dict]:
+def expected_outputs(examples: Golden, selection: Selection, signatures: Sequence[str]) -> dict[str, dict]:
     """The golden outputs of each signature; bytes have one more row, for `NO_IMAGE`."""
+    votes = examples.votes
     answers = _named(cascade_answers(votes, selection), selection)
+    of_bytes = _named(cascade_answers(examples.framed, selection), selection)
     of_all = _named(answers_of(votes, selection), selection)
     said = np.exp(votes - np.log(np.exp(votes).sum(-1, keepdims=True)))
     classes = len(selection.classes)
     nothing = {"probabilities": np.float32(1 / classes), "class_id": -1, "label": b"", "valid": False}
-    valid = {**answers, "valid": np.ones(len(votes), bool)}
+    valid = {**of_bytes, "valid": np.ones(len(votes), bool)}
     labels = np.array([name.encode() for name in selection.classes], object)
-    scores = np.concatenate([answers["probabilities"], np.zeros((1, classes), np.float32)])
+    scores = np.concatenate([of_bytes["probabilities"], np.zeros((1, classes), np.float32)])
     outputs = {
         "serving_default": answers,
         "predict_members": {**of_all, "member_probabilities": said},

@@ -1,6 +1,7 @@
 """Which members are exported, from which files, and do these hold what was selected?"""
 
 import json
+import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_committee import flops
+from keras_committee.data.framing import Framing, framing_of_member, resized
 from keras_committee.errors import ExportError, IncompleteError, RunError
 from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, head_name, head_named
@@ -17,18 +19,22 @@ from keras_committee.run import Run
 from keras_committee.selection import ChosenMember, Selection
 from keras_committee.serving.inference import compute_in_float32
 
+Recorded = dict[str, Any] | None  # what a run says of how its data frame an image
+
 _TRUSTED = ("keras", "keras_committee", "builtins", None)
 
 
-def whole_committee(runs: Sequence[Run], min_members: int | None = None) -> tuple[Selection, list[keras.Model]]:
-    """The committee of all members of the runs, under the head of their recipe, and its models.
+def whole_committee(
+    runs: Sequence[Run], min_members: int | None = None
+) -> tuple[Selection, list[keras.Model], list[Recorded]]:
+    """The committee of all members of the runs, under the head of their recipe, its models, and how they frame.
 
     Raises:
         IncompleteError: If members are missing and there are fewer than `min_members`.
         ExportError: If the runs have other classes or heads than each other, or a member cannot be exported.
         RecipeError: If a recipe cannot be built.
     """
-    heads, classes, members, models = [], [], [], []
+    heads, classes, members, models, framings = [], [], [], [], []
     for run in runs:
         recipe = run.recipe()
         heads.append(recipe.head or GeometricMean())
@@ -36,14 +42,17 @@ def whole_committee(runs: Sequence[Run], min_members: int | None = None) -> tupl
         for index in _members_at_hand(run, recipe.members, min_members):
             models.append(load_exportable(run.member(index).model))
             members.append(_chosen(run, index, models[-1]))
+            framings.append(run.trained_framing())
     head, weights = _one_head(runs, heads)
     if len(set(classes)) > 1:
         raise ExportError(f"the runs have different classes: {', '.join(map(str, dict.fromkeys(classes)))}.")
-    return Selection(members=tuple(members), head=head, weights=weights, classes=classes[0]), models
+    return Selection(members=tuple(members), head=head, weights=weights, classes=classes[0]), models, framings
 
 
-def selected_models(selection: Selection, folder: Path) -> list[keras.Model]:
-    """The models of the selection's members, one object for each file; `run` paths start from `folder`.
+def selected_models(selection: Selection, folder: Path) -> tuple[list[keras.Model], list[Recorded]]:
+    """The models of the selection's members, one object for each file, and how they frame.
+
+    The members' `run` paths start from `folder`.
 
     Raises:
         ExportError: If a file is another one than was selected, or cannot be exported.
@@ -61,7 +70,9 @@ def selected_models(selection: Selection, folder: Path) -> list[keras.Model]:
             )
         if file not in loaded:
             loaded[file] = load_exportable(file)
-    return [loaded[Run.open(folder / each.run).member(each.index).model] for each in selection.members]
+    runs = [Run.open(folder / each.run) for each in selection.members]
+    models = [loaded[run.member(each.index).model] for run, each in zip(runs, selection.members, strict=True)]
+    return models, [run.trained_framing() for run in runs]
 
 
 def load_exportable(file: Path) -> keras.Model:
@@ -86,19 +97,48 @@ def load_exportable(file: Path) -> keras.Model:
     return model
 
 
-def image_shape(models: Sequence[keras.Model], image_size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """(height, width, channels) that all models take; `image_size` where they leave it open. Raises ExportError."""
-    shapes = {tuple(model.inputs[0].shape[1:]) for model in models}
-    if len({shape[2] for shape in shapes}) > 1:
-        raise ExportError(f"the members take different channels: {sorted(shapes, key=str)}.")
-    sizes = {size[:2] for size in shapes if None not in size[:2]} | ({tuple(image_size)} if image_size else set())
-    if len(sizes) != 1:
-        what = (
-            "take images of different sizes" if sizes else "leave the image size open: name one, image_size=(224, 224)"
+def framings_of(
+    models: Sequence[keras.Model], recorded: Sequence[Recorded], image_size: tuple[int, int] | None = None
+) -> list[Framing]:
+    """What each model sees of an image.
+
+    Args:
+        models: The members.
+        recorded: For each what its run recorded of its data; see `Run.trained_framing`.
+        image_size: Height and width for those that take any; None gives them the size of the run's data, or of the
+            others.
+
+    Raises:
+        ExportError: If a size is known of none of them, or of `image_size` there is no use.
+    """
+    fixed = {tuple(model.inputs[0].shape[1:3]) for model in models if None not in model.inputs[0].shape[1:3]}
+    free = any(None in model.inputs[0].shape[1:3] for model in models)
+    if image_size and not free and fixed != {tuple(image_size)}:
+        raise ExportError(f"the members take images of {_listed(fixed)}. Received: image_size={tuple(image_size)}.")
+    pairs = list(zip(models, recorded, strict=True))
+    framings = [framing_of_member(each, model.inputs[0].shape, image_size) for model, each in pairs]
+    if None in framings and len(fixed) == 1:
+        framings = [each or resized(min(fixed)) for each in framings]
+    found = [each for each in framings if each is not None]
+    if len(found) < len(framings):
+        raise ExportError(
+            "the members leave the image size open: name one, image_size=(224, 224). "
+            f"Received: members {_listed(fixed) or 'of any size'}, image_size={image_size}."
         )
-        raise ExportError(f"the members {what}. Received: members {sorted(shapes, key=str)}, image_size={image_size}.")
-    height, width = sizes.pop()
-    return height, width, shapes.pop()[2]
+    return found
+
+
+def image_shape(models: Sequence[keras.Model], framings: Sequence[Framing]) -> tuple[int, int, int]:
+    """(height, width, channels) of the committee's image: the largest of a member. Raises ExportError."""
+    channels = {model.inputs[0].shape[3] for model in models}
+    if len(channels) > 1:
+        raise ExportError(f"the members take different channels: {sorted(channels, key=str)}.")
+    height, width = max((framing.size for framing in framings), key=math.prod)
+    return height, width, channels.pop()
+
+
+def _listed(sizes):
+    return ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
 
 
 def _classes(run: Run) -> tuple[str, ...]:

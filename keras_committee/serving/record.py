@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from keras_committee.data.framing import Framing
 from keras_committee.errors import RunError
 from keras_committee.files import now
 from keras_committee.run import Run
@@ -18,13 +19,16 @@ FORMAT = 1
 def committee_record(
     selection: Selection,
     shape: tuple[int, int, int],
+    framings: Sequence[Framing],
     signatures: Sequence[str],
     runs: Sequence[Run],
     verified: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of `committee.json`.
 
-    `metrics` is what `evaluate` measured of each run, or null; `report` what the selection measured.
+    `image` is what `serving_default` takes, `framings` what each member sees of an encoded image: its size, the padding
+    of its centre crop, or null, and how it is resized. `metrics` is what `evaluate` measured of each run, or null;
+    `report` what the selection measured.
     """
     return {
         "format": FORMAT,
@@ -33,6 +37,7 @@ def committee_record(
         "labels": list(selection.classes),
         "image": dict(zip(("height", "width", "channels"), shape, strict=True)),
         **selection_fields(selection),
+        "framings": [dataclasses.asdict(each) for each in framings],
         "recipes": [_recipe(run) for run in runs],
         "metrics": [_metrics(run) for run in runs],
         "versions": _versions(),

@@ -60,7 +60,7 @@ class Averages:
 
 
 def _move(average, weight, keep):
-    average.assign(average * keep + weight * (1.0 - keep))
+    average.assign_sub((average - weight) * (1.0 - keep))  # exactly nothing where a weight stands still
 
 
 def _parts(weight):

@@ -1,13 +1,11 @@
 """What is a member before its first step?"""
 
-import contextlib
-from collections.abc import Iterator
-
 import keras
 import tensorflow as tf
 
 from keras_committee.data import Splits
 from keras_committee.errors import RecipeError
+from keras_committee.models.precision import under_policy
 from keras_committee.recipe import Recipe
 from keras_committee.training.averages import Averages
 from keras_committee.training.initial import copy_weights
@@ -22,7 +20,7 @@ def build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distri
     """
     keras.utils.set_random_seed(recipe.seed + index)
     with strategy.scope():
-        with _policy(recipe.precision):
+        with under_policy(recipe.precision):
             model = recipe.member(index)
         check_fit(model, splits, index)
         copy_weights(recipe.initial, model, index)
@@ -55,13 +53,3 @@ def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
 def _gives_probabilities(model: keras.Model) -> bool:
     last = model.outputs[0]._keras_history.operation
     return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
-
-
-@contextlib.contextmanager
-def _policy(name: str) -> Iterator[None]:
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

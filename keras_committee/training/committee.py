@@ -1,6 +1,7 @@
 """Which members are still to be trained, with what, and what became of each?"""
 
 import contextlib
+import dataclasses
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,8 @@ def _train_missing(run, recipe, missing, strategy, workers, settings, hosts: Alo
     splits = _load(recipe)
     run.require_classes(splits.classes)
     kept = run.finished_members()
-    run.journal("training_started", members=missing, kept=kept, workers=many, classes=list(splits.classes))
+    known = {"classes": list(splits.classes), "framing": dataclasses.asdict(splits.train.framing)}
+    run.journal("training_started", members=missing, kept=kept, workers=many, **known)
     shown = Monitor(run, recipe, splits.validation.labels, splits.steps_per_epoch, missing)
     with (
         Interruption() as stop,

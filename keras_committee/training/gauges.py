@@ -24,13 +24,15 @@ class BlockGauges:
 
     def __init__(self, model: keras.Model):
         self._gated = blocks(model)
-        kernels = [_first_kernel(block.branch) for block in self._gated] or _first_kernels(model)
-        places = {id(weight): place for place, weight in enumerate(model.trainable_variables)}
-        self._places = [places[id(kernel)] for kernel in kernels]
+        self._kernels = [_first_kernel(block.branch) for block in self._gated] or _first_kernels(model)
 
-    def gradients(self, gradients: list):
-        """float32 `(blocks,)`: each block's mean absolute gradient; called in a replica, with all its gradients."""
-        chosen = [gradients[place] for place in self._places]
+    def gradients(self, gradients: list, weights: list):
+        """float32 `(blocks,)`: each block's mean absolute gradient, 0 of one that is frozen.
+
+        Called in a replica, with the weights that are trained and the gradient of each.
+        """
+        known = {id(weight): gradient for weight, gradient in zip(weights, gradients, strict=True)}
+        chosen = [known.get(id(kernel), tf.zeros(())) for kernel in self._kernels]
         context = tf.distribute.get_replica_context()
         if chosen and context.num_replicas_in_sync > 1:
             chosen = context.all_reduce("SUM", chosen)

@@ -21,20 +21,19 @@ import tensorflow as tf
 from keras_committee import metrics
 from keras_committee.data import Splits
 from keras_committee.errors import DivergedError, RunError
-from keras_committee.layers import set_survival
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
 from keras_committee.run import MemberFolder
 from keras_committee.training.averages import Averages
 from keras_committee.training.building import build_member
 from keras_committee.training.checkpoint import Checkpoints
+from keras_committee.training.epoch import EpochSteps
 from keras_committee.training.gauges import BlockGauges
 from keras_committee.training.hosts import Alone
 from keras_committee.training.interruption import Interruption, Stopped
 from keras_committee.training.logs import MemberLog
 from keras_committee.training.report import Report, Settings
 from keras_committee.training.state import Best
-from keras_committee.training.step import training_step
 from keras_committee.training.strategy import distribute
 
 # A rollback asks for other batches than those that led astray; members' own seeds lie close together.
@@ -90,17 +89,7 @@ class _Training:
         self._team = team
         self._state = state = build_member(recipe, index, splits, strategy)
         self._gauges = BlockGauges(state.model)
-        self._step = training_step(
-            state.model,
-            state.optimizer,
-            recipe.loss,
-            strategy,
-            self._gauges,
-            accumulate=recipe.accumulate,
-            clip_norm=recipe.clip_norm,
-            label_smoothing=recipe.label_smoothing,
-            averages=state.averages,
-        )
+        self._steps = EpochSteps(recipe, state, strategy, self._gauges)
         self._predictor = Predictor(state.model)
         self._checkpoints = Checkpoints(folder.state, read_only=not team.is_chief)
         self._log = MemberLog(folder, report.note)
@@ -134,14 +123,13 @@ class _Training:
         state, steps = self._state, self._splits.steps_per_epoch
         epoch = len(state.history)
         self._team.agree(state.step, self._data, state.model)
-        if self._recipe.survival is not None:
-            set_survival(state.model, self._recipe.survival(epoch))
+        take_step = self._steps.begin_epoch(epoch)
         seed = self._recipe.seed + self._index + _SEEDS_APART * state.rollbacks
         stream = self._splits.stream(seed, state.step, (epoch + 1) * steps - state.step, mix=self._recipe.mix)
         batches, ended = iter(distribute(stream, self._strategy)), None
         while state.step < (epoch + 1) * steps:
             with self._stop.deferred(when=state.step != self._saved[0]):
-                results = self._step(*next(batches))
+                results = take_step(*next(batches))
                 self._count(results)
             if ended is not None:  # a first step traces the graph
                 state.timed = (state.timed[0] + 1, state.timed[1] + time.monotonic() - ended)
@@ -283,6 +271,7 @@ class _Training:
     def finish(self) -> None:
         """Leave the model: of the best epoch where one was asked for, else averaged where there are averages."""
         state = self._state
+        self._steps.end()
         if not self._team.is_chief:
             return
         if state.best:

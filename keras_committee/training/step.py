@@ -23,7 +23,7 @@ def training_step(
     label_smoothing: float = 0.0,
     averages: Averages | None = None,
 ):
-    """A function of one global batch (images, targets) that updates the weights.
+    """A function of one global batch (images, targets) that updates the weights that are trainable now.
 
     It returns, over the whole global batch: the mean loss with its penalties, the number of examples whose top class
     was right, and the gradients `(blocks,)` that `gauges` reads.
@@ -51,28 +51,30 @@ def training_step(
     # Keras' optimizers clip before they sum over the replicas, and its loss scaling looks at one replica only: where
     # the size of the gradient matters, it is summed here first.
     sums_first = replicas > 1 and (clip_norm is not None or hasattr(optimizer, "dynamic_scale"))
+    weights = model.trainable_variables
 
     def part_of(images, targets):
         """Objective, hits and gradients of a part of a replica's batch; their sums over all parts are the whole."""
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:  # what is frozen is not even recorded
+            tape.watch([weight.value for weight in weights])
             logits = tf.cast(model(images, training=True), tf.float32)
             wanted, criterion = _softened(targets, logits.shape[-1], loss, label_smoothing)
             # Keras divides `loss` by the replicas already; the penalties are the same on each and must be, too.
             objective = (criterion(wanted, logits) + sum(model.losses) / replicas) / accumulate
             scaled = optimizer.scale_loss(objective)
         hits = tf.math.count_nonzero(tf.equal(tf.argmax(logits, axis=-1), _labels(targets)))
-        return objective, hits, tape.gradient(scaled, model.trainable_variables, unconnected_gradients=_ZERO)
+        return objective, hits, tape.gradient(scaled, weights, unconnected_gradients=_ZERO)
 
     def replica_step(images, targets):
         objective, hits, gradients = _in_parts(part_of, accumulate, images, targets)
-        measured = gauges.gradients(gradients) if gauges else tf.zeros((0,))
+        measured = gauges.gradients(gradients, weights) if gauges else tf.zeros((0,))
         if sums_first:
             gradients = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
         if clip_norm is not None:
             gradients = _clipped(gradients, clip_norm * optimizer.scale_loss(1.0))
         if sums_first:  # the optimizer sums them once more
             gradients = [gradient / replicas for gradient in gradients]
-        optimizer.apply(gradients, model.trainable_variables)
+        optimizer.apply(gradients, weights)
         return objective, hits, measured
 
     xla = uses_xla(strategy) and all(layer.supports_jit for layer in model._flatten_layers())

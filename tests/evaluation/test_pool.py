@@ -11,9 +11,9 @@ from keras_committee.errors import DataError, IncompleteError, RecipeError, Veri
 from keras_committee.evaluation import Votes, cast_votes, gather, members, votes
 from keras_committee.evaluation.compatibility import (
     refuse_twins,
+    require_equal_channels,
     require_equal_classes,
     require_equal_examples,
-    require_equal_inputs,
 )
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
@@ -31,10 +31,9 @@ def second(tmp_path_factory):
     return run
 
 
-def some_votes(labels, data):
-    return Votes(
-        members=(0,), log_probabilities=np.zeros((1, 1, 2)), labels=np.array(labels), classes=("a",), data=data
-    )
+def some_votes(labels, data, origin=""):
+    zeros, labels = np.zeros((1, 1, 2)), np.array(labels)
+    return Votes(members=(0,), log_probabilities=zeros, labels=labels, classes=("a",), data=data, origin=origin)
 
 
 def test_a_pool_holds_the_members_of_all_runs_in_order(trained, second):
@@ -133,9 +132,10 @@ def test_C02_a_run_of_other_classes_enters_no_pool(trained, second, tmp_path):
     (second.path / "journal.jsonl").write_text(journal)
 
 
-def test_C03_other_images_are_refused():
-    with pytest.raises(RecipeError, match=r"different shapes[\s\S]*  a  32 x 32 x 3\n  b  24 x 32 x 1\n") as caught:
-        require_equal_inputs({"a": (32, 32, 3), "b": (24, 32, 1)})
+def test_C03_images_of_other_channels_are_refused():
+    with pytest.raises(RecipeError, match=r"different channels[\s\S]*  a  32 x 32 x 3\n  b  24 x 32 x 1\n") as caught:
+        require_equal_channels({"a": (32, 32, 3), "b": (24, 32, 1)})
+    require_equal_channels({"a": (32, 32, 3), "b": (24, 32, 3)})
     assert caught.value.exit_code == 2
 
 
@@ -155,3 +155,10 @@ def test_a_pool_without_a_validation_split_says_what_to_do(trained, monkeypatch)
     monkeypatch.setattr(type(recipe.data), "load", lambda _: empty)
     with pytest.raises(RecipeError, match=r"have no validation split\.\n  Members are chosen on it"):
         gather([run])
+
+
+def test_the_same_files_at_two_sizes_are_the_same_examples():
+    votes = {"a": some_votes([0, 1], "pixels", "files"), "b": some_votes([0, 1], "other pixels", "files")}
+    require_equal_examples(votes, "test")
+    with pytest.raises(DataError, match="equal labels, but other images"):
+        require_equal_examples({**votes, "c": some_votes([0, 1], "other", "other files")}, "test")

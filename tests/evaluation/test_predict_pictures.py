@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from keras_committee import cli
+from keras_committee.data import centre_crop, resized
 from keras_committee.errors import IncompleteError, RecipeError, VerificationError
 from keras_committee.evaluation.predict import Panel
 from keras_committee.layers import WeightedGeometricMean
@@ -56,7 +57,7 @@ def test_a_run_answers_with_all_members_under_its_head(trained, digits):
     images, logs = digits
     panel = Panel.of_run(run, recipe)
     answers = panel.answer(images)
-    assert (panel.size, panel.classes) == ((32, 32), tuple("0123456789"))
+    assert (panel.framings, panel.classes) == ((resized(32),), tuple("0123456789"))
     wanted = geometric(logs)
     np.testing.assert_allclose(answers["probabilities"], wanted, atol=1e-5)
     np.testing.assert_allclose(answers["confidence"], wanted.max(axis=1), atol=1e-5)
@@ -118,12 +119,24 @@ def linear(shape, name):
     return keras.Model(image, keras.layers.Dense(2)(keras.layers.Flatten()(image)), name=name)
 
 
-def test_C03_members_of_two_sizes_or_of_grey_images_are_refused():
-    head = WeightedGeometricMean([0.2, 0.8])
-    for shapes, words in ([(4, 4, 3), (5, 4, 3)], "4x4x3, 5x4x3"), ([(4, 4, 1), (4, 4, 1)], "4x4x1"):
-        models = [linear(shape, f"m{place}") for place, shape in enumerate(shapes)]
-        with pytest.raises(RecipeError, match=f"one size and three channels. These take: {words}"):
-            Panel(models, [1, 1], head, None, "margin", "ab")
+def test_C03_members_of_unknown_size_or_of_grey_images_are_refused():
+    free = keras.Input((None, None, 3))
+    free = keras.Model(free, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(free)))
+    for model, words in ((free, "NonexNonex3"), (linear((4, 4, 1), "grey"), "4x4x1")):
+        with pytest.raises(RecipeError, match=f"a known size and three channels. These take: {words}"):
+            Panel([model], [1], WeightedGeometricMean([1.0]), None, "margin", "ab")
+
+
+def test_each_member_sees_a_picture_as_its_run_frames_it():
+    models = [linear((4, 4, 3), "small"), linear((6, 5, 3), "large"), linear((6, 5, 3), "cropped")]
+    recorded = [None, None, {"size": [6, 5], "padding": 2, "method": "bilinear"}]
+    panel = Panel(models, [1, 1, 1], WeightedGeometricMean([0.2, 0.7, 0.1]), None, "margin", "ab", recorded)
+    assert panel.framings == (resized(4), resized((6, 5)), centre_crop((6, 5), padding=2))
+    picture = np.random.default_rng(0).integers(0, 256, (20, 31, 3)).astype(np.uint8)
+    seen = {framing: framing.apply(picture).numpy()[None] for framing in panel.framings}
+    logits = [model(seen[framing].astype("float32")) for model, framing in zip(models, panel.framings, strict=True)]
+    expected = keras.ops.softmax(sum(weight * each for weight, each in zip([0.2, 0.7, 0.1], logits, strict=True)))
+    np.testing.assert_allclose(panel.answer(seen)["probabilities"], expected, atol=1e-5)
 
 
 def test_C07_a_member_whose_answer_is_no_number_is_not_averaged():
@@ -140,7 +153,7 @@ def test_C05_a_committee_that_is_not_whole_answers_only_if_asked(trained):
     larger = dataclasses.replace(recipe, members=4)
     with pytest.raises(IncompleteError, match=r"has 3 of 4 members[\s\S]*--min-members 3"):
         Panel.of_run(run, larger)
-    assert Panel.of_run(run, larger, min_members=3).size == (32, 32)
+    assert Panel.of_run(run, larger, min_members=3).framings == (resized(32),)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ SHAPE = (8, 6, 3)
 CLASSES = ("ant", "bee", "cicada")
 
 
-def small_member(seed):
-    """A convolution with batch normalisation, every number of which matters, from 8x6x3 pixels to three logits."""
+def small_member(seed, shape=SHAPE):
+    """A convolution with batch normalisation, every number of which matters, from pixels to three logits."""
     keras.utils.set_random_seed(seed)
-    image = keras.Input(SHAPE, name="image")
+    image = keras.Input(shape, name="image")
     x = keras.layers.Rescaling(1 / 64, offset=-2.0)(image)
     x = keras.layers.Conv2D(4, 3, use_bias=False)(x)
     x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))

@@ -13,11 +13,12 @@ import tensorflow as tf
 from committees import SHAPE, choose, small_member
 
 from keras_committee.cli import main
+from keras_committee.data import centre_crop, resized
 from keras_committee.errors import ExportError, ResourceError
 from keras_committee.serving import export as exporting
 from keras_committee.serving import operations, verify
 from keras_committee.serving.export import publish_committee
-from keras_committee.serving.members import image_shape, load_exportable
+from keras_committee.serving.members import framings_of, image_shape, load_exportable
 from keras_committee.serving.publish import publish, staging, versions
 from keras_committee.serving.session import Session
 
@@ -118,15 +119,18 @@ def _saved_model():
     return saved_model
 
 
-def test_sizes_that_do_not_agree_and_sizes_left_open_are_told(members):
+def test_the_size_of_the_data_or_of_the_others_holds_for_members_that_leave_it_open(members):
     free = keras.Input((None, None, 3))
     free = keras.Model(free, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(free)))
-    assert image_shape([free, members[0]], None) == SHAPE
-    assert image_shape([free], (10, 12)) == (10, 12, 3)
+    assert [each.size for each in framings_of([free, members[0]], [None, None])] == [SHAPE[:2], SHAPE[:2]]
+    assert [each.size for each in framings_of([free, members[0]], [None, None], (10, 12))] == [(10, 12), SHAPE[:2]]
+    recorded = {"size": [9, 9], "padding": 3, "method": "bicubic"}
+    assert framings_of([free], [recorded]) == [centre_crop(9, padding=3, method="bicubic")]
     with pytest.raises(ExportError, match="leave the image size open"):
-        image_shape([free], None)
-    with pytest.raises(ExportError, match="take images of different sizes"):
-        image_shape(members, (10, 12))
+        framings_of([free], [None])
+    with pytest.raises(ExportError, match=r"take images of 8x6. Received: image_size=\(10, 12\)"):
+        framings_of(members[:1], [None], (10, 12))
+    assert image_shape([free, members[0]], [resized((10, 12)), resized(SHAPE[:2])]) == (10, 12, 3)
 
 
 def test_export_of_a_run_prints_the_version_and_how_to_try_it(trained, tmp_path, capsys):

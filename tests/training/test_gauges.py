@@ -78,7 +78,7 @@ def test_our_builders_have_a_gauge_for_each_block_in_their_order(survival):
     model = models.resnet(20, classes=10, survival=survival)
     gauges = BlockGauges(model)
     markers = [tf.fill(tuple(weight.shape), float(place)) for place, weight in enumerate(model.trainable_variables)]
-    places = gauges.gradients(markers).numpy().astype(int)
+    places = gauges.gradients(markers, model.trainable_variables).numpy().astype(int)
     firsts = [model.trainable_variables[place] for place in places]
     assert [tuple(kernel.shape)[2:] for kernel in firsts] == (
         [(16, 16)] * 3 + [(16, 32)] + [(32, 32)] * 2 + [(32, 64)] + [(64, 64)] * 2
@@ -88,8 +88,9 @@ def test_our_builders_have_a_gauge_for_each_block_in_their_order(survival):
 
 def test_a_network_without_blocks_shows_nothing():
     image = keras.Input((3,), name="image")
-    gauges = BlockGauges(keras.Model(image, keras.layers.Dense(4)(image)))
-    assert gauges.gradients([tf.ones((3, 4)), tf.ones(4)]).shape == (0,)
+    model = keras.Model(image, keras.layers.Dense(4)(image))
+    gauges = BlockGauges(model)
+    assert gauges.gradients([tf.ones((3, 4)), tf.ones(4)], model.trainable_variables).shape == (0,)
     assert gauges.runs().shape == (0,)
 
 

@@ -37,11 +37,11 @@ def network(mode="batch", survival=0.6):
     """All that has a state of its own: batch statistics, dropout, gates."""
     image = keras.Input((32, 32, 3), name="image")
     x = keras.layers.AveragePooling2D(4)(keras.layers.Rescaling(1 / 128)(image))
-    x = keras.layers.Conv2D(4, 3, padding="same", kernel_regularizer=keras.regularizers.L2(1e-3))(x)
-    x = layers.BatchNormalization(momentum=0.7)(x)
-    x = layers.StochasticDepth(branch(), survival=survival, mode=mode)(x)
+    x = keras.layers.Conv2D(4, 3, padding="same", kernel_regularizer=keras.regularizers.L2(1e-3), name="stem")(x)
+    x = layers.BatchNormalization(momentum=0.7, name="stem_norm")(x)
+    x = layers.StochasticDepth(branch(), survival=survival, mode=mode, name="block")(x)
     x = keras.layers.Dropout(0.2)(keras.layers.GlobalAveragePooling2D()(x))
-    return keras.Model(image, keras.layers.Dense(10, dtype="float32")(x))
+    return keras.Model(image, keras.layers.Dense(10, dtype="float32", name="logits")(x))
 
 
 def recipe(**options):
@@ -83,6 +83,7 @@ MATRIX = {
     "keep_best": {"keep_best": "accuracy", "ema": 0.7},
     "patience": {"keep_best": "nll", "patience": 1, "optimizer": lambda steps: keras.optimizers.SGD(2.0)},
     "initial": {"initial": "members"},  # replaced by a folder that holds one
+    "trains": {"trains": lambda epoch: [["logits"], ["*"], ["block", "logits"]][epoch], "ema": 0.9, "clip_norm": 0.3},
 }
 NO_OPTIONS = {"members", "epochs", "head", "seed"}
 
@@ -168,7 +169,19 @@ def test_A01_a_member_stopped_three_times_ends_as_one_that_never_was(row, digits
     assert not broken.state.exists()
 
 
-@pytest.mark.parametrize("row", ["member", "keep_best"])
+@pytest.mark.parametrize("moment", [5, 12, 13])
+def test_A01_a_member_goes_on_before_at_and_after_the_step_where_other_layers_train(moment, digits, stop_at, tmp_path):
+    made = recipe(**MATRIX["trains"])
+    whole, broken = MemberFolder(tmp_path / "whole", 0), MemberFolder(tmp_path / "broken", 0)
+    train(made, digits, whole, Interruption())
+    assert not train(made, digits, broken, stop_at(moment))[0]
+    ended, events = train(made, digits, broken, Interruption())
+    # After the last step of the frozen epoch, after the checkpoint at its end, and after the first step of the next.
+    assert (ended, events[0][1]["step"]) == (True, {5: 5, 12: 5, 13: 6}[moment])
+    assert_same(outcome(broken), outcome(whole))
+
+
+@pytest.mark.parametrize("row", ["member", "keep_best", "trains"])
 def test_A01_two_replicas_stopped_end_as_two_that_never_were(row, digits, mirrored, stop_at, tmp_path):
     made = recipe(**options_of(row, digits, tmp_path))
     whole, broken = MemberFolder(tmp_path / "whole", 0), MemberFolder(tmp_path / "broken", 0)

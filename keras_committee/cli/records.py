@@ -1,0 +1,86 @@
+"""`keras-committee records`: how do class folders become TFRecords?"""
+
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from keras_committee.cli.options import json_option, only_json, print_json, standard_options
+
+SECONDS_BETWEEN_LINES = 10.0  # where there is no terminal to draw a bar on
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
+@click.option("--shards", type=click.IntRange(1, 99999), required=True, help="Files of the training split.")
+@click.option(
+    "--validation-shards",
+    type=click.IntRange(1, 99999),
+    help="Files of every other split.  [default: an eighth of --shards]",
+)
+@click.option("--workers", type=click.IntRange(1), help="Threads.  [default: one for each core, 8 at most]")
+@click.option("--keep-encoding", is_flag=True, help="Leave PNG and CMYK as they are; Model Garden reads only RGB JPEG.")
+@json_option
+@standard_options
+def records(
+    source: Path,
+    destination: Path,
+    shards: int,
+    validation_shards: int | None,
+    workers: int | None,
+    keep_encoding: bool,
+    as_json: bool,
+) -> None:
+    """Write the images of SOURCE, a folder of class folders or of train and val, as TFRecords into a new folder DEST.
+
+    They have Model Garden's format, shuffled, with the class names in labels.txt; data.imagenet_records reads them.
+    DEST appears when all of it is written; where the command was killed, the same one goes on.
+    """
+    began = time.monotonic()
+    with only_json(as_json), _progress() as report:
+        from keras_committee.data.record_writer import write_records
+
+        written = write_records(
+            source,
+            destination,
+            shards=shards,
+            validation_shards=validation_shards,
+            workers=workers,
+            keep=keep_encoding,
+            report=report,
+        )
+    if as_json:
+        print_json({"destination": str(destination), "seconds": round(time.monotonic() - began, 3), **written})
+        return
+    parts = [f"{split['examples']} {name} in {split['shards']} shards" for name, split in written["splits"].items()]
+    click.echo(f"{', '.join(parts)}; {written['classes']} classes")
+    if written["encoded_anew"]:
+        click.echo(f"{written['encoded_anew']} PNG or CMYK images were encoded as JPEG, quality 100 (--keep-encoding)")
+    click.echo(f"Read them with data.imagenet_records({shlex.quote(str(destination))}, ...)")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, else a line every ten seconds, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task, told = progress.add_task("images", total=None), None
+
+        def report(done: int, total: int) -> None:
+            nonlocal told
+            progress.update(task, completed=done, total=total)
+            now = time.monotonic()
+            told = told or now
+            if not console.is_terminal and (done == total or now - told > SECONDS_BETWEEN_LINES):
+                told = now
+                console.print(f"{done} of {total} images")
+
+        yield report

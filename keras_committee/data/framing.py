@@ -1,0 +1,123 @@
+"""Which part of an image does a member see, and at which size?"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import tensorflow as tf
+
+from keras_committee.data.decode import resize_image
+from keras_committee.errors import RecipeError
+
+METHODS = ("bilinear", "bicubic")
+
+
+@dataclasses.dataclass(frozen=True)
+class Framing:
+    """How an image of any size becomes one of `size`, in evaluation, in serving and, without a crop, in training.
+
+    Args:
+        size: Height and width, in pixels, of what comes out.
+        padding: None takes the whole image; its aspect ratio is not kept. A number of 0 or more takes the largest
+            window in the middle that has the proportions of `size` when it is resized to `size + padding`, and leaves
+            out that padding at its rim: of a square `size` the square of side `min(h, w) * size / (size + padding)`.
+        method: One of `METHODS`; antialiased where the image shrinks.
+
+    Raises:
+        RecipeError: If a value makes no sense.
+    """
+
+    size: tuple[int, int]
+    padding: int | None = None
+    method: str = "bilinear"
+
+    def __post_init__(self):
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise RecipeError(f"an image's size is height and width, 1 or more each. Received: size={self.size}")
+        if self.padding is not None and self.padding < 0:
+            raise RecipeError(f"centre_crop needs a padding of 0 or more pixels. Received: padding={self.padding}")
+        if self.method not in METHODS:
+            raise RecipeError(f"images are resized by {' or '.join(METHODS)}. Received: method={self.method!r}")
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """What `dataclasses.asdict` wrote, also after it was JSON."""
+        height, width = document["size"]
+        return cls((height, width), document["padding"], document["method"])
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is what `resized(size)` gives: the whole image, bilinear."""
+        return self.padding is None and self.method == "bilinear"
+
+    def apply(self, pixels):
+        """uint8 `(height, width, channels)` of any size to uint8 `(*size, channels)`; eagerly and in graphs."""
+        if self.padding is not None:
+            top, left, height, width = self.window(tf.shape(pixels))
+            pixels = pixels[top : top + height, left : left + width]
+        return resize_image(pixels, self.size, self.method)
+
+    def window(self, shape) -> tuple:
+        """Top, left, height and width of the part that a centre crop sees, int32 scalars; at least one pixel.
+
+        Computed as Model Garden does, in float32 and cut to integers, so that square crops are the same pixels.
+
+        Args:
+            shape: int32 `(2 or more,)`: height and width of the image.
+        """
+        height, width = tf.unstack(tf.cast(shape[:2], tf.float32))
+        rows, columns = (each + (self.padding or 0) for each in self.size)
+        tall = self.size[0] / rows * tf.minimum(height, width * (rows / columns))
+        wide = self.size[1] / columns * tf.minimum(width, height * (columns / rows))
+        top, left = tf.cast((height - tall) / 2.0, tf.int32), tf.cast((width - wide) / 2.0, tf.int32)
+        return top, left, tf.maximum(tf.cast(tall, tf.int32), 1), tf.maximum(tf.cast(wide, tf.int32), 1)
+
+
+def resized(size: int | tuple[int, int], *, method: str = "bilinear") -> Framing:
+    """The whole image, stretched to `size`: a side of a square, or height and width."""
+    return Framing(_pair(size), None, method)
+
+
+def centre_crop(size: int | tuple[int, int], *, padding: int = 32, method: str = "bilinear") -> Framing:
+    """The middle of the image at `size`, a side of a square or height and width; see `Framing`.
+
+    What EfficientNet is evaluated with. It is drawn for each resolution anew: at 224 pixels and a padding of 32 the
+    window has 0.875 of the short side, at 96 pixels 0.75.
+
+    Source: Tan & Le 2019, arXiv:1905.11946, their preprocessing.py; Model Garden's `center_crop_image`, whose window
+    this is where padding / (size + padding) is 1/8.
+    """
+    return Framing(_pair(size), padding, method)
+
+
+def chosen_framing(name: str, size: tuple[int, int] | None, framing: Framing | None) -> Framing:
+    """`framing`, or the plain one of `size`; raises RecipeError unless just one is given. `name` is the function's."""
+    if (size is None) == (framing is None):
+        raise RecipeError(
+            f"{name} needs the images' size, or a framing such as centre_crop(224): one of them. "
+            f"Received: {size=}, {framing=}"
+        )
+    return resized(size) if framing is None else framing
+
+
+def framing_of_member(
+    recorded: Mapping[str, Any] | None, shape: Sequence[int | None], size: tuple[int, int] | None = None
+) -> Framing | None:
+    """What a member sees; None where nothing tells the size.
+
+    Args:
+        recorded: What its run recorded of its data; None, of an older run, stands for the whole image.
+        shape: Of the member's input, `(batch, height, width, channels)`, None where it takes any.
+        size: Height and width of members that take any.
+    """
+    framing = None if recorded is None else Framing.of(recorded)
+    height, width = shape[1:3]
+    if height is not None and width is not None:
+        size = (height, width)
+    if size is None:
+        return framing
+    return resized(size) if framing is None else dataclasses.replace(framing, size=tuple(size))
+
+
+def _pair(size):
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,0 +1,231 @@
+"""How do class folders become TFRecord shards, whole or not at all?
+
+Everything is written into `.DESTINATION.unfinished` beside the destination, each shard under a temporary name first;
+the last act gives the folder its name. A conversion that was killed goes on with the shards it had finished.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_committee.data import preflight
+from keras_committee.data.framing import resized
+from keras_committee.data.image_folder import ClassFolders
+from keras_committee.data.record_example import FIRST_LABEL, encoded_example
+from keras_committee.data.record_index import record_index
+from keras_committee.data.record_scan import Fields
+from keras_committee.data.shards import is_shard, shard_name
+from keras_committee.data.splits import Split
+from keras_committee.errors import DataError, RecipeError, ResourceError, VerificationError
+from keras_committee.files import flush_folder, owned, write_file, write_json, writing
+
+LABELS, PLAN, LOCK = "labels.txt", "records.json", "lock"
+MEND = "Mend or remove what is named above, then run the command again. Nothing was written."
+
+
+def write_records(
+    source: Path,
+    destination: Path,
+    *,
+    shards: int,
+    validation_shards: int | None = None,
+    workers: int | None = None,
+    keep: bool = False,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Writes the images of class folders as shards named `train-00000-of-00008`, shuffled, the same way each time.
+
+    A split `val`, `validation` or, alone, `test` of the source becomes `validation-*`; a `test` beside one of them
+    becomes `test-*`. `labels.txt` holds the class names, the folders', in label order: the label of line 1 is 1.
+
+    Args:
+        source: The folder that `data.image_folder` reads.
+        destination: The folder to make.
+        shards: Number of training shards.
+        validation_shards: Number of shards of every other split; an eighth of `shards` where it is None.
+        workers: Threads; None takes one for each core, 8 at most.
+        keep: Whether PNG and CMYK images stay as they are (see `record_example.py`).
+        report: Called with the images done and the images there are.
+
+    Returns:
+        What stands in `records.json`, and `encoded_anew`, the number of images that are JPEGs now.
+
+    Raises:
+        DataError: Names every image that cannot be read; nothing is written.
+        RecipeError: If the destination exists, or a shard would be empty.
+        InUseError: If another process writes there.
+        ResourceError: If it cannot be written.
+    """
+    splits, classes = _read_source(source)
+    counts = _shard_counts(splits, shards, validation_shards)
+    _refuse_existing(destination)
+    staging = destination.with_name(f".{destination.name}.unfinished")
+    with owned(staging / LOCK, str(staging)):
+        plan = _begin(staging, source, splits, counts, classes, keep)
+        anew = _write_all(staging, splits, counts, classes, keep, workers, report)
+        write_file(staging / LABELS, "".join(f"{name}\n" for name in classes).encode())
+        _check(staging, plan)
+        _publish(staging, destination)
+    return {**plan, "encoded_anew": anew}
+
+
+def _read_source(source):
+    """The splits by the names of their shards, and the class names; refuses a source with a broken image."""
+    reader = ClassFolders(directory=source, framing=resized(1))
+    found = reader.find()
+    held = {"test": found.test} if found.validation is not None else {"validation": found.test}
+    splits = {"train": found.train, "validation": found.validation, **held}
+    splits = {name: split for name, split in splits.items() if split is not None}
+    broken = [problem for split in splits.values() for problem in preflight.check_files(split.images)]
+    preflight.refuse(str(source), [*found.problems, *broken], MEND)
+    if lines := [name for name in found.classes if "\n" in name]:
+        raise DataError(f"{source}: a class name with a line break cannot stand in {LABELS}: {lines[0]!r}")
+    return splits, found.classes
+
+
+def _shard_counts(splits: Mapping[str, Split], shards, others):
+    counts = {name: shards if name == "train" else others or max(1, shards // 8) for name in splits}
+    for name, count in counts.items():
+        if not 1 <= count <= len(splits[name]):
+            raise RecipeError(f"{len(splits[name])} {name} images cannot fill {count} shards. Ask for fewer.")
+    return counts
+
+
+def _refuse_existing(destination):
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise RecipeError(f"{destination} exists. It was left as it is: name another folder, or remove it.")
+
+
+def _begin(staging, source, splits, counts, classes, keep):
+    """The plan, in the staging folder; what was written after another plan is removed."""
+    plan = {
+        "images": _listing_hash(source, splits),
+        "png_and_cmyk": "kept" if keep else "JPEG",
+        "first_label": FIRST_LABEL,
+        "classes": len(classes),
+        "splits": {name: {"examples": len(splits[name]), "shards": counts[name]} for name in splits},
+    }
+    if _plan(staging) != plan:
+        for path in staging.iterdir():
+            if path.name != LOCK:
+                path.unlink()
+        write_json(staging / PLAN, plan)
+    for path in staging.glob(".*.tmp"):
+        path.unlink()
+    return plan
+
+
+def _plan(staging):
+    try:
+        return json.loads((staging / PLAN).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _listing_hash(source, splits):
+    """SHA-256 of every image's name, size and time of change."""
+    digest = hashlib.sha256()
+    for split in splits.values():
+        for index in range(len(split)):
+            name = split.images.name(index)
+            stat = os.stat(source / name)
+            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _write_all(staging, splits, counts, classes, keep, workers, report):
+    """Writes the shards that are not there; returns how many images were encoded anew in this process."""
+    total, done, lock, stopped = sum(map(len, splits.values())), 0, threading.Lock(), threading.Event()
+
+    def advance(images):
+        nonlocal done
+        if stopped.is_set():  # another thread failed, or Ctrl-C: a large shard would go on for a while
+            raise CancelledError
+        with lock:
+            done += images
+            report(done, total)
+
+    def write(job):
+        path, split, rows = job
+        if path.exists():  # from before the conversion was killed
+            advance(len(rows))
+            return 0
+        try:
+            return _write_shard(path, split, rows, classes, keep, advance)
+        except BaseException:
+            stopped.set()
+            raise
+
+    jobs = [job for name, split in splits.items() for job in _jobs(staging, name, split, counts[name])]
+    threads = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    try:
+        return sum(threads.map(write, jobs))
+    finally:
+        stopped.set()
+        threads.shutdown(cancel_futures=True)
+
+
+def _jobs(staging, name, split, count):
+    """Path and examples of each shard of a split. The order is random, but not for a reader to choose."""
+    order = np.random.default_rng(0).permutation(len(split))
+    parts = np.array_split(order, count)
+    return [(staging / shard_name(name, number, count), split, rows) for number, rows in enumerate(parts)]
+
+
+def _write_shard(path, split, rows, classes, keep, advance):
+    temporary, anew = path.with_name(f".{path.name}.tmp"), 0
+    try:
+        with tf.io.TFRecordWriter(str(temporary)) as writer:
+            for row in rows:
+                example, again = _example(split.images, int(row), int(split.labels[row]), classes, keep)
+                writer.write(example)
+                anew += again
+                advance(1)
+    except tf.errors.OpError as error:
+        raise ResourceError(
+            f"cannot write {path}: {error.message}.\n  Make room, then run the same command."
+        ) from error
+    with writing(path):
+        descriptor = os.open(temporary, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+    return anew
+
+
+def _example(images, index, label, classes, keep):
+    name = images.name(index)
+    try:
+        return encoded_example(images.read(index), Path(name).name, label, classes[label], keep=keep)
+    except (OSError, tf.errors.InvalidArgumentError) as error:
+        raise DataError(f"{name} cannot be read: {error}. Mend or remove it, then run the command again.") from error
+
+
+def _check(staging, plan):
+    """Reads everything back, which makes the index too. Raises VerificationError."""
+    for name, wanted in plan["splits"].items():
+        shards = sorted(path for path in staging.glob(f"{name}-*") if is_shard(path.name))
+        index, problems = record_index(shards, Fields())
+        if problems or len(index.rows) != wanted["examples"]:
+            first = problems[0] if problems else f"{len(index.rows)} records, expected {wanted['examples']}"
+            raise VerificationError(f"what was written to {staging} cannot be read back: {first}.\n  Remove it.")
+
+
+def _publish(staging, destination):
+    with writing(destination):
+        _refuse_existing(destination)
+        (staging / LOCK).unlink()
+        if destination.exists():
+            shutil.rmtree(destination)  # it is empty
+        os.rename(staging, destination)
+        flush_folder(destination.parent)

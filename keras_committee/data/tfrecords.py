@@ -1,0 +1,270 @@
+"""How do TFRecord shards become examples?"""
+
+import abc
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from keras_committee.data import preflight
+from keras_committee.data.dataset import Data, Found
+from keras_committee.data.framing import Framing, chosen_framing
+from keras_committee.data.record_index import RecordIndex, record_index
+from keras_committee.data.record_scan import Fields
+from keras_committee.data.records import Records
+from keras_committee.data.shards import matching_shards, missing_shards, split_shards
+from keras_committee.data.splits import Split
+from keras_committee.errors import DataError
+
+PARTS = ("train", "validation", "test")
+
+
+def imagenet_records(
+    directory: str | os.PathLike,
+    batch_size: int,
+    *,
+    size: tuple[int, int] | None = None,
+    framing: Framing | None = None,
+    labels: str | os.PathLike | None = None,
+    first_label: int = 1,
+    validation: float = 0.1,
+    test: float = 0.2,
+    augment=None,
+) -> Data:
+    """ImageNet, or any classes, in TFRecords of Model Garden's format; `keras-committee records` writes them.
+
+    The shards of a split are the files of `directory` named like `train-00000-of-01024` or `train.tfrecord`. Beside
+    `train` there may be `validation` (or `val`) and `test`; `validation` without `test` is the test split. An example
+    holds `image/encoded`, a JPEG or PNG, and `image/class/label`, and may hold `image/class/text` and `.../synset`.
+
+    The first time, every shard is read once from end to end: each checksum is verified, and an index of the records is
+    kept beside the shards, or in `~/.cache/keras-committee`. With it any record is read on its own, so training sees
+    the examples in an order that follows from seed and step alone, as from files, on one host or several.
+
+    Args:
+        directory: The folder.
+        batch_size: Examples of one training step over all devices.
+        size: Height and width, in pixels, that every image is resized to; or
+        framing: which part of every image is seen and at which size, such as `centre_crop(224)`.
+        labels: A text file with one class name in each line, in label order; None takes `labels.txt` of the folder if
+            there is one, else what the examples call their classes.
+        first_label: The label of the first class: 1 as in Model Garden's ImageNet, where 0 is the background.
+        validation: Examples held out from training, a count or a fraction, where there is no such split.
+        test: The same for the test split.
+        augment: Augmentation of the training images, or None.
+    """
+    reader = ShardFolder(
+        directory=Path(directory),
+        framing=chosen_framing("imagenet_records", size, framing),
+        labels=None if labels is None else Path(labels),
+        first_label=first_label,
+    )
+    name = f"imagenet_records({os.fspath(directory)!r})"
+    return Data(name=name, batch_size=batch_size, reader=reader, validation=validation, test=test, augment=augment)
+
+
+def tfrecords(
+    train: str | os.PathLike,
+    batch_size: int,
+    *,
+    first_label: int,
+    size: tuple[int, int] | None = None,
+    framing: Framing | None = None,
+    image_field: str = Fields.image,
+    label_field: str = Fields.label,
+    labels: str | os.PathLike | None = None,
+    validation: float | str = 0.1,
+    test: float | str = 0.2,
+    augment=None,
+) -> Data:
+    """TFRecords of examples with an encoded image and a label, whatever files and fields are called.
+
+    Args:
+        train: The training shards: a pattern such as `"data/flowers-train*"`, or a folder.
+        batch_size: Examples of one training step over all devices.
+        first_label: The label of the first class, mostly 0 or 1.
+        size: Height and width, in pixels, that every image is resized to; or
+        framing: which part of every image is seen and at which size, such as `centre_crop(224)`.
+        image_field: Name of the field with the encoded image, a JPEG or PNG.
+        label_field: Name of the field with the label, an integer.
+        labels: A text file with one class name in each line, in label order, or None.
+        validation: A pattern of shards; or what is held out from training, a count or a fraction.
+        test: The same for the test split.
+        augment: Augmentation of the training images, or None.
+    """
+    patterns, counts = named_or_held(validation=validation, test=test)
+    reader = ShardPatterns(
+        patterns={"train": os.fspath(train), **patterns},
+        framing=chosen_framing("tfrecords", size, framing),
+        labels=None if labels is None else Path(labels),
+        first_label=first_label,
+        fields=Fields(image=image_field, label=label_field),
+    )
+    return Data(
+        name=f"tfrecords({os.fspath(train)!r})",
+        batch_size=batch_size,
+        reader=reader,
+        augment=augment,
+        validation=counts["validation"],
+        test=counts["test"],
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardReader(abc.ABC):
+    """Reads splits in shards. Which files they are is for a subclass to say.
+
+    Args:
+        framing: How the images become images of one size.
+        labels: File of class names, or None.
+        first_label: The label of the first class.
+    """
+
+    framing: Framing
+    labels: Path | None = None
+    first_label: int
+    mend: str = "Mend or remove what is named above (or change the recipe's sizes), then run the command again."
+
+    @abc.abstractmethod
+    def shards(self) -> dict[str, list[Path]]:
+        """The shards of each split there is, of train, validation and test. Raises DataError."""
+
+    def field_names(self) -> Fields:
+        return Fields()
+
+    def promised(self) -> dict[str, int]:
+        """How many examples a split must have, where that is known."""
+        return {}
+
+    def class_names(self) -> Sequence[str] | None:
+        """The names, in label order, where they are known without the examples."""
+        return None if self.labels is None else _lines(self.labels)
+
+    def find(self) -> Found:
+        shards, fields, indices = self.shards(), self.field_names(), {}
+        problems = [f"{name}: the shard is missing" for paths in shards.values() for name in missing_shards(paths)]
+        for part, paths in shards.items():
+            indices[part], wrong = record_index(paths, fields)
+            problems += wrong
+        if not problems:
+            problems = self._count_problems(indices)
+        names = self.class_names() or _found_names(list(indices.values()), self.first_label)
+        problems = problems or self._label_problems(indices, names)
+        preflight.refuse(str(next(iter(shards.values()))[0].parent), problems, self.mend)
+        splits = {part: self._split(index) for part, index in indices.items()}
+        if "test" not in splits and "validation" in splits:
+            splits["test"] = splits.pop("validation")
+        return Found(
+            classes=tuple(names), train=splits["train"], validation=splits.get("validation"), test=splits.get("test")
+        )
+
+    def _split(self, index):
+        images = Records(index=index, rows=np.arange(len(index.rows)), framing=self.framing)
+        return Split(images=images, labels=(index.rows["label"] - self.first_label).astype(np.int32))
+
+    def _count_problems(self, indices):
+        return [
+            f"{part}: {len(indices[part].rows)} records, but {count} were written"
+            for part, count in self.promised().items()
+            if part in indices and len(indices[part].rows) != count
+        ]
+
+    def _label_problems(self, indices, names):
+        """Labels that are no class, and classes without an example."""
+        problems, last = [], self.first_label + len(names) - 1
+        for part, index in indices.items():
+            labels = index.rows["label"]
+            wrong = (labels < self.first_label) | (labels > last)
+            problems += [
+                f"{index.name(row)}: label {labels[row]}, the classes' are {self.first_label}..{last} (first_label and "
+                "the number of class names say so)"
+                for row in np.flatnonzero(wrong)
+            ]
+            absent = np.setdiff1d(np.arange(self.first_label, last + 1), labels)
+            problems += [
+                f"{part}: no example has label {label} ({names[label - self.first_label]!r})" for label in absent
+            ]
+        return problems
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardFolder(ShardReader):
+    """Shards whose names begin with `train`, `validation` or `val`, and `test`, in one folder."""
+
+    directory: Path
+
+    def shards(self) -> dict[str, list[Path]]:
+        if not self.directory.is_dir():
+            kind = "is not a folder" if self.directory.exists() else "there is no such folder"
+            preflight.refuse(str(self.directory), [kind], "Name the folder that holds the shards.")
+        prefixes = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+        found = {part: split_shards(self.directory, prefixes[part]) for part in PARTS}
+        if not found["train"]:
+            mend = "Name the folder that holds the shards, or write them with keras-committee records SOURCE DEST."
+            wanted = "there are no training shards, named like train-00000-of-01024 or train.tfrecord"
+            preflight.refuse(str(self.directory), [wanted], mend)
+        return {part: paths for part, paths in found.items() if paths}
+
+    def promised(self) -> dict[str, int]:
+        try:
+            plan = json.loads((self.directory / "records.json").read_text())
+            return {part: int(split["examples"]) for part, split in plan["splits"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{self.directory / 'records.json'} cannot be read: {error}. Restore or remove it."
+            ) from error
+
+    def class_names(self) -> Sequence[str] | None:
+        beside = self.directory / "labels.txt"
+        return _lines(beside) if self.labels is None and beside.is_file() else super().class_names()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardPatterns(ShardReader):
+    """Shards that patterns match: split -> pattern."""
+
+    patterns: dict[str, str]
+    fields: Fields
+
+    def field_names(self) -> Fields:
+        return self.fields
+
+    def shards(self) -> dict[str, list[Path]]:
+        found = {part: matching_shards(pattern) for part, pattern in self.patterns.items()}
+        nothing = [f"{pattern}: no file matches it" for part, pattern in self.patterns.items() if not found[part]]
+        preflight.refuse("tfrecords", nothing, "Name the shards of each split with a pattern, or their folder.")
+        return found
+
+
+def named_or_held(*, validation: float | str, test: float | str) -> tuple[dict[str, str], dict[str, float]]:
+    """The splits that are named, and how many examples are held out for the others: 0 for a named one."""
+    asked = {"validation": validation, "test": test}
+    named = {part: value for part, value in asked.items() if isinstance(value, str)}
+    return named, {part: 0 if isinstance(value, str) else value for part, value in asked.items()}
+
+
+def _lines(path):
+    """The class names in a file."""
+    try:
+        names = path.read_text(encoding="utf-8").strip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the class names in {path} cannot be read: {error}. Name another file as labels.") from error
+    if not all(name.strip() for name in names):
+        raise DataError(f"{path} has an empty line, expected a class name in each. Mend it, or name another as labels.")
+    return names
+
+
+def _found_names(indices: Sequence[RecordIndex], first_label: int) -> list[str]:
+    """What the examples call the classes: their texts, or where two are the same their synsets, or the labels."""
+    called = {label: words for index in indices for label, words in index.names.items()}
+    labels = range(first_label, max(called, default=first_label) + 1)
+    for kind in (0, 1):
+        names = [called.get(label, ("", ""))[kind] for label in labels]
+        if all(names) and len(set(names)) == len(names):
+            return names
+    return [str(label) for label in labels]

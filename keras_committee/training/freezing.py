@@ -1,0 +1,90 @@
+"""Which weights does a member train in an epoch, and which stand still?"""
+
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+
+import keras
+
+from keras_committee.errors import RecipeError
+from keras_committee.recipe_file import did_you_mean
+
+
+class Freezer:
+    """Gives a model's layers leave to train, epoch by epoch.
+
+    A layer trains where a pattern matches its name or that of a layer or model around it. All others are frozen: they
+    keep every bit of their weights, whatever the optimizer, their batch normalisation runs in inference mode, and no
+    gradient is computed for them. Dropout and stochastic depth work as ever. What the member's builder froze by itself
+    stays frozen.
+
+    Args:
+        model: The member, just built.
+        trains: Function of the epoch, counted from 0, to the patterns (`fnmatch`) of the names of the layers that train
+            in it. None trains all of them.
+        epochs: For how many epochs.
+
+    Raises:
+        RecipeError: If a pattern matches no layer, or an epoch would train nothing.
+    """
+
+    def __init__(self, model: keras.Model, trains: Callable[[int], Sequence[str]] | None, epochs: int):
+        self._model = model
+        self._parts = [(names, part) for names, part in _parts(model) if part.trainable]
+        self._patterns = [_checked(trains, epoch) for epoch in range(epochs)] if trains else []
+        for patterns in set(self._patterns):
+            self._check(patterns)
+
+    def begin_epoch(self, epoch: int) -> tuple[str, ...]:
+        """Freeze what does not train in this epoch; returns the patterns of what does, none where all do."""
+        patterns = self._patterns[epoch] if self._patterns else ()
+        self._train(patterns or ("*",))
+        return patterns
+
+    def thaw(self) -> None:
+        """Give all layers back what the builder made them."""
+        self._train(("*",))
+
+    def _train(self, patterns):
+        chosen = {id(part) for names, part in self._parts if _matches(names, patterns)}  # a shared layer has two names
+        for _, part in self._parts:
+            part.trainable = id(part) in chosen
+
+    def _check(self, patterns):
+        names = sorted({name for around, _ in self._parts for name in around})
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise RecipeError(
+                    f"Recipe(trains=...): {self._model.name} has no layer {pattern!r}.{did_you_mean(pattern, names)}"
+                )
+        chosen = [part for around, part in self._parts if _matches(around, patterns)]
+        if not any(part.trainable_variables for part in chosen):
+            raise RecipeError(
+                f"Recipe(trains=...): {list(patterns)} trains no weight of {self._model.name}. "
+                "Name layers with weights."
+            )
+
+
+def _checked(trains, epoch) -> tuple[str, ...]:
+    patterns = trains(epoch)
+    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise RecipeError(
+            "Recipe(trains=...) must return a list of names of layers, such as ['logits'] or ['*']. "
+            f"Received for epoch {epoch}: {patterns!r}"
+        )
+    return tuple(patterns)
+
+
+def _matches(names, patterns) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _parts(layer, around: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], keras.layers.Layer]]:
+    """The layers that have weights of their own or none inside, each with its name and those around it.
+
+    A layer comes before those inside it, which inherit whether it trains.
+    """
+    for part in layer._layers:
+        names = (*around, part.name)
+        if part._trainable_variables or not part._layers:
+            yield names, part
+        yield from _parts(part, names)

@@ -1,0 +1,160 @@
+"""Are class folders written in Model Garden's format, whole, and the same after a kill?"""
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from shard_files import field, payloads
+
+from keras_committee.cli import cli, main
+from keras_committee.data import record_writer
+from keras_committee.data.decode import decode_image
+from keras_committee.data.record_example import class_words, encoded_example
+from keras_committee.data.record_writer import write_records
+from keras_committee.errors import DataError, InUseError, RecipeError
+from keras_committee.files import owned
+
+PARTS = {"train/n00000001_ant": 9, "train/bee": 7, "val/n00000001_ant": 3, "val/bee": 2}
+FIELDS = {
+    "image/height": 6,
+    "image/width": 5,
+    "image/colorspace": b"RGB",
+    "image/channels": 3,
+    "image/class/label": 3,
+    "image/class/synset": b"n01440764",
+    "image/class/text": b"tench",
+    "image/filename": b"a.JPEG",
+    "image/format": b"JPEG",
+}
+
+
+def content(folder):
+    """Name and bytes of every shard."""
+    return {path.name: path.read_bytes() for path in folder.glob("*-of-*")}
+
+
+def test_an_example_has_the_fields_of_model_garden_and_the_bytes_of_the_file(noise, encoded):
+    image = encoded(noise(6, 5), "JPEG")
+    example, anew = encoded_example(image, "a.JPEG", 2, "n01440764_tench")
+    assert {name: field(example, name) for name in FIELDS} == FIELDS
+    assert field(example, "image/encoded") == image
+    assert not anew
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("JPEG", "CMYK")])
+def test_what_model_garden_cannot_read_becomes_a_jpeg_unless_it_is_kept(noise, encoded, kind, mode):
+    image = encoded(np.full((16, 16, 3), (200, 40, 90), np.uint8), kind, mode)
+    example, anew = encoded_example(image, "a", 0, "bee")
+    again = field(example, "image/encoded")
+    assert anew
+    assert (Image.open(io.BytesIO(again)).format, Image.open(io.BytesIO(again)).mode) == ("JPEG", "RGB")
+    np.testing.assert_allclose(decode_image(again), decode_image(image), atol=3)
+    example, anew = encoded_example(image, "a", 0, "bee", keep=True)
+    assert field(example, "image/encoded") == image
+    assert field(example, "image/format") == kind.encode()
+    assert not anew
+
+
+def test_a_class_folder_names_synset_and_text():
+    assert class_words("n01440764_tench") == ("n01440764", "tench")
+    assert class_words("n01440764") == ("n01440764", "n01440764")
+    assert class_words("red fox") == ("red fox", "red fox")
+
+
+def test_every_image_is_written_once_shuffled_and_always_alike(records, tmp_path):
+    write_records(tmp_path, tmp_path / "again", shards=3, keep=True, workers=1)
+    assert content(tmp_path / "again") == content(records)
+    names = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003", "validation-00000-of-00001"]
+    assert sorted(content(records)) == names
+    written = [payload for name in names for payload in payloads(records / name)]
+    files = [path.read_bytes() for part in ("train", "val") for path in sorted((tmp_path / part).rglob("*.png"))]
+    assert sorted(field(payload, "image/encoded") for payload in written) == sorted(files)
+    labels = [field(payload, "image/class/label") for payload in written[:16]]
+    assert sorted(labels) == [1] * 7 + [2] * 9
+    assert labels != sorted(labels)
+    assert (records / "labels.txt").read_text() == "bee\nn00000001_ant\n"
+
+
+def test_D01_a_conversion_that_was_killed_goes_on_and_nothing_is_seen_before(records, tmp_path, monkeypatch):
+    write, written = record_writer.encoded_example, []
+
+    def killed(*arguments, **options):
+        written.append(arguments[1])
+        return [write, kill][len(written) == 9](*arguments, **options)
+
+    def kill(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(record_writer, "encoded_example", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_records(tmp_path, tmp_path / "slow", shards=3, keep=True, workers=1)
+    assert not (tmp_path / "slow").exists()
+    staging = tmp_path / ".slow.unfinished"
+    assert [name for name in content(staging) if not name.startswith(".")] == ["train-00000-of-00003"]
+    stamp = os.stat(staging / "train-00000-of-00003").st_mtime_ns
+    monkeypatch.setattr(record_writer, "encoded_example", write)
+    told = []
+    write_records(tmp_path, tmp_path / "slow", shards=3, keep=True, workers=1, report=lambda *done: told.append(done))
+    assert content(tmp_path / "slow") == content(records)
+    assert os.stat(tmp_path / "slow" / "train-00000-of-00003").st_mtime_ns == stamp
+    assert (told[0], told[-1]) == ((6, 21), (21, 21))
+    assert not staging.exists()
+    assert [path.name for path in (tmp_path / "slow").glob("*.tmp")] == []
+
+
+def test_what_was_begun_with_other_images_begins_anew(records, tmp_path):
+    staging = tmp_path / ".other.unfinished"
+    staging.mkdir()
+    (staging / "records.json").write_text('{"images": "of another source"}')
+    (staging / "train-00000-of-00003").write_bytes(b"old")
+    (staging / "train-00000-of-00009").write_bytes(b"old")
+    write_records(tmp_path, tmp_path / "other", shards=3, keep=True)
+    assert content(tmp_path / "other") == content(records)
+
+
+def test_B02_broken_images_are_named_before_anything_is_written(tmp_path, write_images):
+    source = write_images(PARTS)
+    for name in ("train/bee/0003.png", "val/bee/0001.png"):
+        (source / name).write_bytes((source / name).read_bytes()[:60])
+    with pytest.raises(DataError, match="2 problems") as raised:
+        write_records(source, tmp_path / "records", shards=2)
+    assert "train/bee/0003.png: damaged or cut off" in str(raised.value)
+    assert "val/bee/0001.png: damaged or cut off" in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir() if "records" in path.name] == []
+
+
+def test_what_exists_is_refused_and_left_alone(records, tmp_path):
+    before = content(records)
+    with pytest.raises(RecipeError, match="exists"):
+        write_records(tmp_path, records, shards=2)
+    assert content(records) == before
+    with pytest.raises(RecipeError, match="5 validation images cannot fill 6 shards"):
+        write_records(tmp_path, tmp_path / "x", shards=2, validation_shards=6)
+    with (
+        owned(tmp_path / ".x.unfinished" / "lock", "it"),
+        pytest.raises(InUseError, match=r"\.x\.unfinished is in use by pid"),
+    ):
+        write_records(tmp_path, tmp_path / "x", shards=2)
+
+
+def test_the_command_writes_and_tells_what_in_json_and_in_words(tmp_path, write_images, capfd):
+    source = write_images(PARTS)
+    assert main(["records", str(source), str(tmp_path / "a"), "--shards", "2", "--json"]) == 0
+    out, err = capfd.readouterr()
+    told = json.loads(out)
+    assert told["splits"] == {"train": {"examples": 16, "shards": 2}, "validation": {"examples": 5, "shards": 1}}
+    assert (told["encoded_anew"], told["classes"], told["first_label"]) == (21, 2, 1)
+    assert "21 of 21 images" in err
+    assert main(["records", str(source), str(tmp_path / "a"), "--shards", "2"]) == 2
+    assert "exists" in capfd.readouterr().err
+    assert main(["records", str(tmp_path / "none"), str(tmp_path / "b"), "--shards", "2"]) == 3
+    assert "there is no such folder" in capfd.readouterr().err
+
+
+def test_the_help_names_every_option():
+    words = set(CliRunner().invoke(cli, ["records", "--help"], obj={}).output.split())
+    assert {"--shards", "--validation-shards", "--workers", "--keep-encoding", "--json"} <= words

@@ -1,0 +1,156 @@
+"""Do TFRecord shards give the examples that were written, one by one and in any order?"""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from shard_files import field, forget, payloads, rewrite
+
+from keras_committee import data
+from keras_committee.data import record_index
+from keras_committee.data.record_scan import Fields
+from keras_committee.data.records import Records
+from keras_committee.data.shards import matching_shards, missing_shards, split_shards
+from keras_committee.errors import DataError, ResourceError
+
+
+def described(folder, **options):
+    return data.imagenet_records(folder, 4, **{"size": (6, 5), "validation": 4, **options})
+
+
+def whole(folder):
+    """All training records, in the order of the shards."""
+    index, problems = record_index.record_index(sorted(folder.glob("train-*")), Fields())
+    assert problems == []
+    return Records(index=index, rows=np.arange(len(index.rows)), framing=data.resized((6, 5)))
+
+
+def examples(dataset):
+    """The pixels and label of each example, sorted."""
+    images, labels = (np.concatenate(parts) for parts in zip(*dataset.as_numpy_iterator(), strict=True))
+    return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+
+
+def test_records_give_the_images_labels_and_classes_of_the_folders_they_were_written_from(records):
+    loaded = dataclasses.replace(described(records, validation=0), memory_limit=0).load()
+    folders = data.image_folder(records.parent, 4, size=(6, 5), validation=0)
+    folders = dataclasses.replace(folders, memory_limit=0).load()
+    assert loaded.classes == folders.classes == ("bee", "n00000001_ant")
+    assert examples(loaded.train.batches(4)) == examples(folders.train.batches(3))
+    assert examples(loaded.test.batches(4)) == examples(folders.test.batches(3))
+
+
+def test_memory_and_shards_give_the_same_stream_which_may_start_anywhere(records):
+    data_of = described(records, size=(5, 4), augment=data.pad_crop_flip(1))
+    memory, kept = data_of.load(), dataclasses.replace(data_of, memory_limit=0).load()
+    assert isinstance(kept.train.images, Records)
+    assert not isinstance(memory.train.images, Records)
+    whole, tail = memory.stream(7, 0, 6).as_numpy_iterator(), kept.stream(7, 2, 4).as_numpy_iterator()
+    for (images, labels), (other_images, other_labels) in zip(list(whole)[2:], tail, strict=True):
+        np.testing.assert_array_equal(images, other_images)
+        np.testing.assert_array_equal(labels, other_labels)
+
+
+def test_any_record_is_read_as_it_was_written(records):
+    shards = sorted(records.glob("train-*"))
+    written = [payload for path in shards for payload in payloads(path)]
+    images = whole(records).take(np.arange(len(written))[::-1])
+    order = np.random.default_rng(3).integers(0, len(written), 40)
+    read = tf.function(images.contents())(tf.constant(order)).numpy().tolist()
+    assert read == [field(written[len(written) - 1 - number], "image/encoded") for number in order]
+    assert images.index.rows["label"].tolist() == [field(payload, "image/class/label") for payload in written]
+    assert images.name(0) == f"{shards[-1].name}, record {len(payloads(shards[-1])) - 1}"
+
+
+def test_the_fingerprint_follows_the_bytes_not_the_place(records, tmp_path):
+    ignored = shutil.ignore_patterns(".*")
+    shutil.copytree(records, tmp_path / "copy", ignore=ignored, copy_function=shutil.copyfile)
+    copy = whole(tmp_path / "copy")
+    assert copy.index.stamps != whole(records).index.stamps
+    assert copy.origin() == whole(records).origin()
+    assert copy.take(np.array([1, 0])).origin() != copy.take(np.array([0, 1])).origin()
+
+
+def test_B09_a_shard_that_has_changed_is_indexed_again(records):
+    before, path = whole(records), records / "train-00001-of-00003"
+    rewrite(path, lambda number, fields: fields["image/encoded"].bytes_list.value.__setitem__(0, b"new"))
+    after = whole(records)
+    first = int(after.index.starts[1])
+    assert after.read(first) == b"new"
+    assert after.origin() != before.origin()
+    with pytest.raises(DataError, match="train-00001-of-00003 has changed since it was indexed"):
+        before.read(first)
+
+
+def test_a_fresh_index_is_used_and_a_damaged_one_made_anew(records, monkeypatch):
+    wanted = whole(records).index.rows
+    place = next(records.glob(".train*.npz"))
+    place.write_bytes(place.read_bytes()[:100])
+    np.testing.assert_array_equal(whole(records).index.rows, wanted)
+    monkeypatch.setattr(record_index, "scan_shard", None)
+    np.testing.assert_array_equal(whole(records).index.rows, wanted)
+
+
+def test_the_index_goes_to_the_users_cache_where_the_folder_is_only_read(records, tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise ResourceError(f"cannot write {path}: Read-only file system.")
+
+    owned, wanted = record_index.owned, whole(records).index.rows
+    forget(records)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        record_index, "owned", lambda path, what, **k: {records: refuse}.get(path.parent, owned)(path, what, **k)
+    )
+    whole(records)
+    assert list(records.glob(".train*")) == []
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
+    monkeypatch.setattr(record_index, "scan_shard", None)
+    np.testing.assert_array_equal(whole(records).index.rows, wanted)
+
+
+def test_E11_the_number_of_open_shards_is_bounded(records, monkeypatch):
+    from keras_committee.data import records as module
+
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (12, 12))
+    module._descriptors.cache_clear()
+    try:
+        assert module._descriptors().cache_info().maxsize == 8
+    finally:
+        module._descriptors.cache_clear()
+
+
+def test_shards_of_any_name_are_found_by_pattern_and_fields_by_name(records, tmp_path):
+    def rename(_, fields):
+        fields["picture"].CopyFrom(fields["image/encoded"])
+        fields["kind"].int64_list.value[:] = [fields["image/class/label"].int64_list.value[0] - 1]
+        del fields["image/encoded"], fields["image/class/label"]
+
+    for number, path in enumerate(sorted(records.glob("train-*"))):
+        rewrite(path, rename)
+        path.rename(tmp_path / f"flowers{number}.bin")
+    loaded = data.tfrecords(
+        tmp_path / "flowers*.bin",
+        4,
+        first_label=0,
+        size=(6, 5),
+        image_field="picture",
+        label_field="kind",
+        test=3,
+        validation=2,
+    ).load()
+    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (11, 2, 3)
+    assert loaded.classes == ("bee", "ant")  # what the examples call them
+
+
+def test_the_shards_of_a_split_are_told_from_others(tmp_path):
+    names = ("train-00000-of-00002", "train.tfrecord", "train_2.tfrecords", "trains-00000-of-00001", "train-notes.txt")
+    for name in (*names, ".train-00000-of-00002.tmp", "val-00000-of-00001", "validation-00000-of-00001"):
+        (tmp_path / name).touch()
+    assert [path.name for path in split_shards(tmp_path, ("train",))] == sorted(names[:3])
+    assert [path.name for path in split_shards(tmp_path, ("val", "validation"))] == [
+        "val-00000-of-00001",
+        "validation-00000-of-00001",
+    ]
+    assert missing_shards(matching_shards(tmp_path)) == ["train-00001-of-00002"]

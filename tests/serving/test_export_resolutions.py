@@ -1,0 +1,135 @@
+"""Does each member of an export see the very pixels, of its own size and framing, that its votes were computed on?"""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from committees import choose, dense, small_member
+
+from keras_committee.data import centre_crop, decode_image, resized
+from keras_committee.models import Cascade, log_probabilities
+from keras_committee.serving import asking
+from keras_committee.serving.export import publish_committee
+from keras_committee.serving.inference import Network
+from keras_committee.serving.session import Session
+
+SMALL, LARGE = (8, 6), (14, 12)
+FRAMINGS = (resized(SMALL), centre_crop(LARGE, padding=6), centre_crop(SMALL, padding=3, method="bicubic"))
+TEMPERATURES = [0.7, 1.0, 1.4]
+
+
+@pytest.fixture(scope="module")
+def members():
+    return [small_member(seed, (*framing.size, 3)) for seed, framing in enumerate(FRAMINGS)]
+
+
+@pytest.fixture(scope="module")
+def contents():
+    """Encoded images of different sizes, none of them that of a member; every other a JPEG."""
+    draw = np.random.default_rng(8)
+    coarse = [draw.integers(0, 256, (3, 4, 3)).astype(np.uint8) for _ in range(30)]
+    large = [image.repeat(7 + place % 3, axis=0).repeat(9, axis=1) for place, image in enumerate(coarse)]
+    encoders = (tf.io.encode_jpeg, tf.io.encode_png)
+    return np.array([encoders[place % 2](image).numpy() for place, image in enumerate(large)], object)
+
+
+@pytest.fixture(scope="module")
+def logits(members, contents):
+    """The votes of the definition, `(examples, members, classes)`: each member on the pixels of its framing."""
+    images = [decode_image(content) for content in contents]
+    seen = [np.stack([framing.apply(image) for image in images]).astype(np.float32) for framing in FRAMINGS]
+    return np.stack([log_probabilities(member, [each]) for member, each in zip(members, seen, strict=True)], axis=1)
+
+
+def thresholds_of(logits):
+    """The medians of the confidence of the first one and the first two members, and a little more."""
+    parts = [choose(count, temperatures=TEMPERATURES[:count]) for count in (1, 2)]
+    return [float(np.median(dense(logits[:, : len(p.members)], p)["confidence"])) + 1e-3 for p in parts]
+
+
+@pytest.fixture(scope="module")
+def selection(logits):
+    return choose(3, temperatures=TEMPERATURES, thresholds=thresholds_of(logits))
+
+
+@pytest.fixture(scope="module")
+def version(members, selection, tmp_path_factory):
+    base = tmp_path_factory.mktemp("saved_models") / "sizes"
+    return publish_committee(selection, members, base, framings=FRAMINGS)
+
+
+@pytest.fixture(scope="module")
+def session(version):
+    with Session.load(version) as session:
+        yield session
+
+
+def test_a_cascade_of_resolutions_answers_bytes_like_the_definition_on_the_votes(session, selection, contents, logits):
+    answers = session.run("predict_bytes", {"image_bytes": contents})
+    expected = dense(logits, selection)
+    assert set(expected["members_used"]) == {1, 2, 3}
+    np.testing.assert_array_equal(answers["members_used"], expected["members_used"])
+    np.testing.assert_array_equal(answers["class_id"], expected["class_id"])
+    np.testing.assert_allclose(answers["probabilities"], expected["probabilities"], atol=1e-5)
+    np.testing.assert_allclose(answers["confidence"], expected["confidence"], atol=1e-5)
+    assert answers["valid"].all()
+
+
+def test_pixels_are_taken_at_the_largest_size_and_resized_inside_as_by_the_keras_cascade(session, selection, members):
+    images = np.random.default_rng(1).uniform(0, 255, (40, 2, 3, 3)).repeat(7, axis=1).repeat(4, axis=2)
+    thresholds = [stage.threshold for stage in selection.stages[:-1]]
+    whole = Cascade(members, thresholds, temperatures=TEMPERATURES, image_size="largest")
+    expected = whole.predict(images.astype(np.float32), verbose=0)
+    answers = session.run("", {"image": images.astype(np.float32)})
+    assert len(set(expected["members_used"])) > 1
+    for name in ("members_used", "probabilities", "confidence"):
+        np.testing.assert_allclose(answers[name], expected[name], atol=1e-5)
+    of_all = session.run("predict_members", {"image": images.astype(np.float32)})
+    assert of_all["member_probabilities"].shape == (40, 3, 3)
+
+
+def test_what_is_no_image_is_marked_at_every_stage_and_an_empty_batch_is_empty(session, contents):
+    mixed = np.array([b"text", contents[0], b"", contents[1][:90]], object)
+    answers = session.run("predict_bytes", {"image_bytes": mixed})
+    alone = session.run("predict_bytes", {"image_bytes": contents[:1]})
+    assert answers["valid"].tolist() == [False, True, False, False]
+    assert answers["members_used"][[0, 2, 3]].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(answers["probabilities"][1:2], alone["probabilities"], atol=1e-6)
+    nothing = session.run("predict_bytes", {"image_bytes": np.array([], object)})
+    assert {len(value) for value in nothing.values()} == {0}
+
+
+def test_the_record_tells_what_each_member_sees(version):
+    record = json.loads((version / "committee.json").read_text())
+    assert record["image"] == {"height": 14, "width": 12, "channels": 3}
+    assert record["framings"] == [
+        {"size": [8, 6], "padding": None, "method": "bilinear"},
+        {"size": [14, 12], "padding": 6, "method": "bilinear"},
+        {"size": [8, 6], "padding": 3, "method": "bicubic"},
+    ]
+    assert record["verified"]["largest_difference"] < 1e-5
+    assert record["warmup"]["requests"] == 4 * 2 * 3  # signatures, easy and hard, batch sizes
+
+
+def test_a_later_stage_decodes_the_images_that_go_on_only(members, selection, contents, logits, monkeypatch):
+    decoded, decode = [], asking.decode_images
+
+    def watched(contents, framings):
+        tf.py_function(lambda rows: decoded.append((int(rows), len(framings))), [tf.size(contents)], [])
+        return decode(contents, framings)
+
+    monkeypatch.setattr(asking, "decode_images", watched)
+    networks = [Network(model, f"m{place}") for place, model in enumerate(members)]
+    asking.Committee(networks, selection, (*LARGE, 3), FRAMINGS).answer_encoded(tf.constant(contents))
+    used = dense(logits, selection)["members_used"]
+    assert decoded == [(30, 1), (int((used > 1).sum()), 1), (int((used > 2).sum()), 1)]
+    decoded.clear()
+    asking.Committee(networks, choose(3), (*LARGE, 3), FRAMINGS).answer_encoded(tf.constant(contents))
+    assert decoded == [(30, 3)]  # a committee decodes an image once for all
+
+
+def test_a_centre_cropped_committee_of_one_size_sees_the_middle(members, contents, logits):
+    committee = asking.Committee([Network(members[1], "m")], choose(1), (*LARGE, 3), FRAMINGS[1:2])
+    answers = committee.answer_encoded(tf.constant(contents))
+    np.testing.assert_allclose(answers["probabilities"], dense(logits[:, 1:2], choose(1))["probabilities"], atol=1e-5)

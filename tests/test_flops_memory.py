@@ -1,0 +1,108 @@
+"""Are the bytes of training and of inference those that one counts by hand, and those that a process takes?"""
+
+import pathlib
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from keras_committee import flops, layers
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_a_small_network_takes_what_one_counts_by_hand():
+    image = keras.Input((8, 8, 3), name="image")
+    x = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(image)  # keeps the image: 8 * 8 * 3
+    x = layers.BatchNormalization()(x)  # keeps what the convolution gives: 8 * 8 * 4
+    x = keras.layers.Activation("swish")(x)  # keeps its input: 8 * 8 * 4
+    y = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(x)  # keeps both: twice 8 * 8 * 4
+    x = keras.layers.MaxPooling2D()(keras.layers.Add()([x, y]))  # keeps both: 8 * 8 * 4 and 4 * 4 * 4
+    x = keras.layers.Dropout(0.2)(keras.layers.Flatten()(x))  # keeps a byte for each of 64 features
+    model = keras.Model(image, keras.layers.Dense(5)(x))  # keeps its 64 features
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+
+    trainable = 3 * 3 * 3 * 4 + 2 * 4 + 3 * 3 * 4 * 4 + 4 + 64 * 5 + 5
+    memory = flops.training_memory(model, 7, optimizer=optimizer, averages=True)
+    assert memory.weights == memory.averages == 4 * (trainable + 2 * 4)
+    assert memory.gradients == 4 * trainable
+    assert memory.slots == 4 * trainable + 8 + 4  # iterations, and the rate
+    assert memory.activations == 7 * (4 * (8 * 8 * 3 + 5 * 8 * 8 * 4 + 4 * 4 * 4 + 64) + 64)
+    assert memory.passing == 7 * 4 * 3 * 8 * 8 * 4  # of the addition
+    assert memory.total == sum(vars(memory).values())
+
+
+def test_a_batch_in_parts_keeps_the_activations_of_one_part_and_two_gradients():
+    image = keras.Input((6,), name="image")
+    model = keras.Model(image, keras.layers.Dense(3)(image))
+    whole, parts = flops.training_memory(model, 12), flops.training_memory(model, 12, parts=4)
+    assert (whole.activations, parts.activations) == (12 * 6 * 4, 3 * 6 * 4)
+    assert (whole.gradients, parts.gradients) == (4 * 21, 2 * 4 * 21)
+    assert (whole.slots, whole.averages) == (0, 0)
+
+
+def test_inference_holds_the_weights_and_what_is_alive_at_once():
+    image = keras.Input((10,), name="image")
+    wide = keras.layers.Dense(100)(image)
+    x = keras.layers.Dense(7)(keras.layers.Dense(20)(wide))
+    model = keras.Model(image, keras.layers.Dense(2)(keras.layers.Concatenate()([image, x])))
+    weights = 11 * 100 + 101 * 20 + 21 * 7 + 18 * 2
+    assert flops.inference_memory(model, 3) == 4 * (weights + 3 * (10 + 100 + 20))  # the image is asked for again
+
+
+def blocks_of(rematerialise, sizes=(30, 50)):
+    x = image = keras.Input((8,), name="image")
+    for size in sizes:
+        branch = keras.Sequential([keras.layers.Dense(size, activation="relu"), keras.layers.Dense(8)])
+        x = layers.StochasticDepth(branch, survival=0.7, rematerialise=rematerialise)(x)
+    return keras.Model(image, keras.layers.Dense(2)(x))
+
+
+def test_branches_that_may_be_skipped_count_whole():
+    # Of each branch its input and what its first layer gives; of the logits their input.
+    assert flops.training_memory(blocks_of(False), 1).activations == 4 * (8 + 30 + 8 + 50 + 8)
+
+
+def test_rematerialised_branches_keep_their_inputs_and_the_largest_one_is_there_once():
+    assert flops.training_memory(blocks_of(True), 1).activations == 4 * (8 + 8 + 8) + 4 * (8 + 50)
+
+
+def test_half_precision_halves_the_activations_and_not_the_weights():
+    full = blocks_of(False)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    half = blocks_of(False)
+    assert flops.training_memory(half, 1).weights == flops.training_memory(full, 1).weights
+    assert flops.training_memory(half, 1).activations == 4 * 8 + 2 * (30 + 8 + 50 + 8)  # the image stays float32
+
+
+MEASURED = """
+import resource, sys
+import keras, numpy as np
+from keras_committee import flops, layers
+from keras_committee.training.step import training_step
+from keras_committee.training.strategy import make_strategy
+
+batch = int(sys.argv[1])
+x = image = keras.Input((64, 64, 3))
+for _ in range(6):
+    x = keras.layers.Conv2D(32, 3, padding="same", use_bias=False)(x)
+    x = keras.layers.Activation("swish")(layers.BatchNormalization()(x))
+model = keras.Model(image, keras.layers.Dense(5)(keras.layers.GlobalAveragePooling2D()(x)))
+optimizer = keras.optimizers.SGD(0.1)
+optimizer.build(model.trainable_variables)
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+step = training_step(model, optimizer, loss, make_strategy("one", batch))
+images, labels = np.zeros((batch, 64, 64, 3), "float32"), np.zeros(batch, "int32")
+for _ in range(3):
+    step(images, labels)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flops.training_memory(model, batch).total)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_takes_the_memory_that_is_foretold():
+    run = [subprocess.check_output([sys.executable, "-c", MEASURED, str(batch)], cwd=ROOT) for batch in (16, 80)]
+    (small, told_small), (large, told_large) = (map(int, out.split()) for out in run)
+    assert large - small == pytest.approx(told_large - told_small, rel=0.25)
