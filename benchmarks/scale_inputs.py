@@ -6,8 +6,8 @@
 
 Decoding: pictures of ImageNet's usual 500 x 375 pixels with the spectrum of photographs, a random window of each
 decoded and resized to the network's resolution, one thread. Checkpoint: arrays of the size of weights, RMSProp's two
-slots and averages. Each row's figure is the median of its rounds. Decoding and training count the seconds that the cores
-were at work, so that other work on the machine does not count.
+slots and averages. Each row's figure is the median of its rounds. Decoding and training count the seconds that the
+cores were at work, so that other work on the machine does not.
 """
 
 import argparse

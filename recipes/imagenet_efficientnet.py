@@ -28,6 +28,7 @@ def recipe(
     resolution=None,
     survival=0.8,
     mode="batch",
+    augment="none",
     ema=0.9999,
     precision="float32",
     accumulate=1,
@@ -40,11 +41,17 @@ def recipe(
 
     `learning_rate` is that of 256 images a step; the rate grows with `batch_size`, the authors' 4,096. `resolution` is
     the variant's own where None. `mode` "sample" draws the skipped blocks as the authors' code does; "batch" skips for
-    the whole batch at once, which saves the time. `form` is "records", TFRecords in Model Garden's format, or
-    "folders", one folder for each class in `train` and `val`.
+    the whole batch at once, which saves the time. `augment` is "none", "autoaugment" or "randaugment". `form` is
+    "records", TFRecords in Model Garden's format, or "folders", one folder for each class in `train` and `val`.
     """
+    if form not in ("records", "folders") or augment not in ("none", "autoaugment", "randaugment"):
+        raise ValueError(f"no such form or augment. Received: {form=}, {augment=}")
     size = resolution or models.efficientnet_resolution(variant)
-    read = {"records": data.imagenet_records, "folders": data.image_folder}[form]
+    read = data.imagenet_records if form == "records" else data.image_folder
+    pictures = data.random_resized_crop()
+    if augment != "none":
+        policy = data.autoaugment() if augment == "autoaugment" else data.randaugment()
+        pictures = data.sequence(pictures, policy)
 
     def member(index):  # built under seed + index, so the members start apart
         return models.efficientnet(
@@ -67,7 +74,7 @@ def recipe(
             batch_size,
             framing=data.centre_crop(size, method="bicubic"),
             validation=0.02,  # ImageNet's own validation images are the test split
-            augment=data.random_resized_crop(),
+            augment=pictures,
         ),
         member=member,
         members=members,

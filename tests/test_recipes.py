@@ -7,6 +7,7 @@ import shlex
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_committee.cli import cli, main
 from keras_committee.recipe_file import RecipeFile
@@ -17,7 +18,14 @@ SMALL = {
     "cifar_stochastic_depth": ("depth=8", "members=2", "batch_size=32", "data_dir={cifar}"),
     "cifar_wrn": ("width=1", "depth=10", "batch_size=32", "data_dir={cifar}"),
     "digits_wrn": (),
-}
+    "finetune_efficientnet": ("weights=none", "members=1", "resolution=32", "batch_size=8", "data_dir={photos}"),
+    "imagenet_efficientnet": (
+        "members=1", "classes=3", "resolution=32", "batch_size=8", "form=folders", "data_dir={photos}",
+    ),
+}  # fmt: skip
+# An EfficientNet takes its minute to trace.
+SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
+TRIED = [pytest.param(name, marks=SLOW if name.endswith("efficientnet") else []) for name in SMALL]
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +43,27 @@ def cifar(tmp_path_factory):
     return file
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Noise in class folders, as ImageNet is shared: `train` and `val`."""
+    draw, root = np.random.default_rng(7), tmp_path_factory.mktemp("photos")
+    for split, count in (("train", 60), ("val", 8)):
+        for name in ("cat", "dog", "fox"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.integers(0, 256, size=(36, 44, 3), dtype=np.uint8)
+                (root / split / name / f"{number}.png").write_bytes(tf.io.encode_png(pixels).numpy())
+    return root
+
+
 def test_every_recipe_is_tried_here():
     assert {file.stem for file in (ROOT / "recipes").glob("*.py")} == set(SMALL)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_recipe_becomes_an_evaluated_committee(name, cifar, tmp_path, capsys):
+@pytest.mark.parametrize("name", TRIED)
+def test_a_recipe_becomes_an_evaluated_committee(name, cifar, photos, tmp_path, capsys):
     run = str(tmp_path / "run")
-    knobs = [word for knob in SMALL[name] for word in ("--set", knob.format(cifar=cifar))]
+    knobs = [word for knob in SMALL[name] for word in ("--set", knob.format(cifar=cifar, photos=photos))]
     assert main(["train", str(ROOT / "recipes" / f"{name}.py"), "--smoke", "--run", run, *knobs]) == 0
     capsys.readouterr()
     assert main(["evaluate", run, "--json"]) == 0
