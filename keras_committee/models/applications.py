@@ -1,5 +1,6 @@
 """How does a network of keras.applications become a member, with the preprocessing that its module names?"""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from keras_committee.errors import DataError
 from keras_committee.models.blocks import IMAGENET_STD
 from keras_committee.models.foreign import as_member
 from keras_committee.models.scales import Normalization
+
+_PUBLISHED = (224, 224)  # of MobileNetV3, the only one whose builder does not say its size
 
 
 def from_application(
@@ -37,16 +40,20 @@ def from_application(
 
     Raises:
         DataError: If the weights are missing, of another network, or cannot be downloaded.
-        ValueError: If there is no such network, or it cannot take images of that size.
+        ValueError: If there is no such network, it cannot take images of that size, or its preprocessing is left out.
     """
     build, classes = _builder(application), classes or weights_classes
+    if not options.get("include_preprocessing", True):
+        raise ValueError(f"a member has its preprocessing inside: leave include_preprocessing to {application}.")
     if weights is None:
         shape = {} if image_size is None else {"input_shape": (*image_size, 3)}
         network = build(weights=None, classes=classes, classifier_activation=None, **shape, **options)
     else:
         network = _read(application, build, weights, {"classes": weights_classes, **options})
         network = _changed(network, None if classes == weights_classes else classes, image_size)
-    return as_member(network, scale=preprocessing(application), name=name)
+    left_open = None in network.inputs[0].shape[1:3]
+    size = _PUBLISHED if image_size is None and left_open else image_size
+    return as_member(network, scale=preprocessing(application), image_size=size, name=name)
 
 
 def applications() -> list[str]:
@@ -66,7 +73,8 @@ def preprocessing(application: str) -> Normalization:
     slopes = (seen[1:] - seen[0]) / 255
     flip = bool(slopes[0, 0] == 0)
     slope = np.diag(slopes[::-1] if flip else slopes)
-    return Normalization(tuple((-seen[0] / slope).tolist()), tuple((1 / slope).tolist()), flip)
+    mean, std = (np.abs(np.round(each, 4)) for each in (-seen[0] / slope, 1 / slope))  # float32 has no more digits
+    return Normalization(tuple(mean.tolist()), tuple(std.tolist()), flip)
 
 
 def _builder(application: str) -> Callable[..., keras.Model]:
@@ -76,9 +84,7 @@ def _builder(application: str) -> Callable[..., keras.Model]:
 
 
 def _module(application: str) -> Any:
-    _builder(application)
-    modules = (each for each in vars(keras.applications).values() if hasattr(each, "preprocess_input"))
-    return next(each for each in modules if hasattr(each, application))
+    return inspect.getmodule(_builder(application))
 
 
 def _read(application, build, weights, options):

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_committee.errors import VerificationError
+from keras_committee.layers.resize import Resize
 from keras_committee.models.logits import Outputs, to_logits
 from keras_committee.models.scales import Scale, scaled
 
@@ -16,6 +17,7 @@ def as_member(
     scale: Scale = "0..255",
     order: Sequence[int] | None = None,
     image_size: tuple[int, int] | None = None,
+    resized_from: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> keras.Model:
     """A functional model from raw pixels 0..255, float32 `(batch, height, width, channels)`, to float32 logits.
@@ -28,13 +30,16 @@ def as_member(
             `Normalization`. `"0..255"` where it takes raw pixels, or normalises them itself.
         order: For each of our classes its place in the model's outputs; None leaves them as they are.
         image_size: `(height, width)`, where the model takes images of any size.
+        resized_from: `(height, width)` of the member's images, which it then brings to the size of the model itself.
         name: Name of the member; that of `model` where None.
 
     Raises:
         VerificationError: If it is no such model.
         ValueError: If the scale or the order does not fit.
     """
-    return as_member_told(model, scale=scale, order=order, image_size=image_size, name=name)[0]
+    return as_member_told(
+        model, scale=scale, order=order, image_size=image_size, resized_from=resized_from, name=name
+    )[0]
 
 
 def as_member_told(
@@ -43,13 +48,15 @@ def as_member_told(
     scale: Scale = "0..255",
     order: Sequence[int] | None = None,
     image_size: tuple[int, int] | None = None,
+    resized_from: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> tuple[keras.Model, Outputs]:
     """What `as_member` returns, and what was done to the outputs to make them logits."""
     _check(model)
     bare, outputs = to_logits(model)
-    image = keras.Input(_shape(model, image_size), dtype="float32", name="image")
-    pixels = scaled(image, scale)
+    height, width, channels = _shape(model, image_size)
+    image = keras.Input((*(resized_from or (height, width)), channels), dtype="float32", name="image")
+    pixels = scaled(image if image.shape[1:3] == (height, width) else Resize(height, width, name="resize")(image), scale)
     logits = ops.cast(bare(ops.cast(pixels, model.inputs[0].dtype)), "float32")
     if order is not None:
         logits = _reordered(logits, order)

@@ -44,15 +44,27 @@ def from_saved_model(
         VerificationError: If there is no such SavedModel, signature or output, or it cannot be a member.
         ValueError: As `as_member`.
     """
+    network = load_saved_model(path, signature=signature, output=output, image_size=image_size)
+    return as_member(network, scale=scale, order=order, name=name)
+
+
+def load_saved_model(
+    path: str | Path,
+    *,
+    signature: str = "serving_default",
+    output: str | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> keras.Model:
+    """The network in a SavedModel, as it is: `from_saved_model` without the rest of `as_member`."""
     path = Path(path)
     function = _signature(path, signature)
     image, found = _image(path, function), _output(path, function, output)
     arguments, values = _frozen(path, function, image, found)
     layer = TensorFlowGraph(**arguments, name="network")
     pixels = keras.Input(_shape(path, image, image_size), name="image")
-    network = keras.Model(pixels, layer(pixels), name=name or _named(path))
+    network = keras.Model(pixels, layer(pixels), name=_named(path))
     layer.set_weights(values)
-    return as_member(network, scale=scale, order=order)
+    return network
 
 
 def _signature(path, name):

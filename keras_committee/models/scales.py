@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 
 from keras_committee.models.blocks import IMAGENET_MEAN, IMAGENET_STD, normalized
 
@@ -50,5 +51,16 @@ def scaled(image, scale: Scale):
     how = normalization_of(scale)
     if how.flip:
         image = keras.ops.flip(image, axis=-1)
-    plain = how.mean == 0 and how.std == 1
+    plain = np.all(np.equal(how.mean, 0)) and np.all(np.equal(how.std, 1))
     return image if plain else normalized(image, how.mean, how.std)
+
+
+def scale_named(text: str) -> Scale:
+    """A name in `SCALES`, or `MEAN/STD` of raw pixels such as "125.3,123,113.9/63,62.1,66.7". Raises ValueError."""
+    if text in SCALES:
+        return text
+    try:
+        mean, std = (tuple(float(number) for number in part.split(",")) for part in text.split("/"))
+    except ValueError:
+        raise ValueError(f"expected {', '.join(SCALES)}, or MEAN/STD on 0..255. Received: {text!r}") from None
+    return Normalization(mean if len(mean) > 1 else mean[0], std if len(std) > 1 else std[0])
