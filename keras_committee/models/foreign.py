@@ -53,7 +53,9 @@ def as_member_told(
 ) -> tuple[keras.Model, Outputs]:
     """What `as_member` returns, and what was done to the outputs to make them logits."""
     _check(model)
-    bare, outputs = to_logits(model)
+    # Of a graph only: a model may want its one image in a list or a dict.
+    plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    bare, outputs = to_logits(plain)
     height, width, channels = _shape(model, image_size)
     image = keras.Input((*(resized_from or (height, width)), channels), dtype="float32", name="image")
     pixels = scaled(image if image.shape[1:3] == (height, width) else Resize(height, width, name="resize")(image), scale)
