@@ -24,7 +24,13 @@ FLOORS = [
 ]
 LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 WITH_TENSORFLOW = ("data", "training", "serving")
-FAST_PATHS = ("layers/normalization.py", "layers/gates.py", "layers/pure.py", "layers/graph.py", "models/saved_model.py")  # inside functions
+FAST_PATHS = (
+    "layers/normalization.py",
+    "layers/gates.py",
+    "layers/pure.py",
+    "layers/graph.py",
+    "models/saved_model.py",
+)  # inside functions
 WITHOUT_KERAS = (
     "errors.py",
     "recipe.py",

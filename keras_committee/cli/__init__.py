@@ -64,7 +64,21 @@ def cli() -> None:
     """
 
 
-for each in (show, train, adopt, evaluate, calibrate, robustness, select, search, report, predict, export, serve, config):
+for each in (
+    show,
+    train,
+    adopt,
+    evaluate,
+    calibrate,
+    robustness,
+    select,
+    search,
+    report,
+    predict,
+    export,
+    serve,
+    config,
+):
     cli.add_command(each)
 
 

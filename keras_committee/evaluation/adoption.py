@@ -75,9 +75,7 @@ def adopt(run: Run, recipe: Recipe, offers: Sequence[Offer], allowed: Allowed | 
     if not allowed.twins:
         refuse_twins(weights, "the committee")
     examples = _sample(splits.validation if len(splits.validation) else splits.test)
-    records = [
-        _record(*each, splits.classes, examples, allowed) for each in zip(places, offers, members, strict=True)
-    ]
+    records = [_record(*each, splits.classes, examples, allowed) for each in zip(places, offers, members, strict=True)]
     for place, member, record in zip(places, members, records, strict=True):
         save_member(member.model, run.member(place).model)
         run.journal("adopted", **record)

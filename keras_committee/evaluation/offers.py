@@ -7,7 +7,7 @@ from pathlib import Path
 
 import keras
 
-from keras_committee.errors import RecipeError, VerificationError
+from keras_committee.errors import RecipeError
 from keras_committee.evaluation.compatibility import require_equal_classes
 from keras_committee.files import file_hash
 from keras_committee.models.foreign import as_member_told

@@ -10,20 +10,25 @@ from keras_committee.layers.graph_costs import multiply_adds
 # What a network at inference is made of. Whoever writes a `.keras` file writes this graph, too: none of these reads or
 # writes a file, runs Python, keeps a state, or calls a function that would have to be looked into.
 OPERATIONS = frozenset(
-    """
-    Abs Add AddN AddV2 All Any ArgMax AvgPool AvgPool3D BatchMatMul BatchMatMulV2 BatchMatMulV3 BatchToSpaceND BiasAdd
-    BroadcastArgs BroadcastTo Cast Ceil ClipByValue ConcatV2 Const Conv2D Conv2DBackpropInput Conv3D CropAndResize
-    Cumsum DepthToSpace DepthwiseConv2dNative Div DivNoNan Einsum Elu EnsureShape Equal Erf Erfc Exp ExpandDims Fill
-    Floor FloorDiv FloorMod FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 Gather GatherNd GatherV2 Greater
-    GreaterEqual Identity IdentityN Inv L2Loss LeakyRelu Less LessEqual Log Log1p LogSoftmax LogicalAnd LogicalNot
-    LogicalOr MatMul Max MaxPool MaxPool3D MaxPoolV2 Maximum Mean Min Minimum MirrorPad Mul Neg NoOp NotEqual OneHot
-    OnesLike Pack Pad PadV2 Placeholder Pow PreventGradient Prod Range Rank RealDiv Reciprocal Relu Relu6 Reshape
-    ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor ReverseV2 Roll Round Rsqrt ScaleAndTranslate Select
-    SelectV2 Selu Shape ShapeN Sigmoid Sign Size Slice Softmax Softplus Softsign SpaceToBatchND SpaceToDepth Split
-    SplitV Sqrt Square SquaredDifference Squeeze StopGradient StridedSlice Sub Sum Tanh Tile TopKV2 Transpose
-    TruncateDiv Unpack Where ZerosLike
-    """.split()
-)
+    (
+        "Abs", "Add", "AddN", "AddV2", "All", "Any", "ArgMax", "AvgPool", "AvgPool3D", "BatchMatMul",
+        "BatchMatMulV2", "BatchMatMulV3", "BatchToSpaceND", "BiasAdd", "BroadcastArgs", "BroadcastTo", "Cast",
+        "Ceil", "ClipByValue", "ConcatV2", "Const", "Conv2D", "Conv2DBackpropInput", "Conv3D", "CropAndResize",
+        "Cumsum", "DepthToSpace", "DepthwiseConv2dNative", "Div", "DivNoNan", "Einsum", "Elu", "EnsureShape",
+        "Equal", "Erf", "Erfc", "Exp", "ExpandDims", "Fill", "Floor", "FloorDiv", "FloorMod", "FusedBatchNorm",
+        "FusedBatchNormV2", "FusedBatchNormV3", "Gather", "GatherNd", "GatherV2", "Greater", "GreaterEqual",
+        "Identity", "IdentityN", "Inv", "L2Loss", "LeakyRelu", "Less", "LessEqual", "Log", "Log1p",
+        "LogSoftmax", "LogicalAnd", "LogicalNot", "LogicalOr", "MatMul", "Max", "MaxPool", "MaxPool3D",
+        "MaxPoolV2", "Maximum", "Mean", "Min", "Minimum", "MirrorPad", "Mul", "Neg", "NoOp", "NotEqual",
+        "OneHot", "OnesLike", "Pack", "Pad", "PadV2", "Placeholder", "Pow", "PreventGradient", "Prod", "Range",
+        "Rank", "RealDiv", "Reciprocal", "Relu", "Relu6", "Reshape", "ResizeArea", "ResizeBicubic",
+        "ResizeBilinear", "ResizeNearestNeighbor", "ReverseV2", "Roll", "Round", "Rsqrt", "ScaleAndTranslate",
+        "Select", "SelectV2", "Selu", "Shape", "ShapeN", "Sigmoid", "Sign", "Size", "Slice", "Softmax",
+        "Softplus", "Softsign", "SpaceToBatchND", "SpaceToDepth", "Split", "SplitV", "Sqrt", "Square",
+        "SquaredDifference", "Squeeze", "StopGradient", "StridedSlice", "Sub", "Sum", "Tanh", "Tile", "TopKV2",
+        "Transpose", "TruncateDiv", "Unpack", "Where", "ZerosLike",
+    )
+)  # fmt: skip
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")

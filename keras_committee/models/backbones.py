@@ -48,6 +48,6 @@ def _scale(backbone):
     rescales = getattr(backbone, "include_rescaling", None)
     if rescales is None:
         raise VerificationError(
-            f"{backbone.name!r} does not say whether it rescales pixels. Name its scale: scale=\"0..1\", or another."
+            f'{backbone.name!r} does not say whether it rescales pixels. Name its scale: scale="0..1", or another.'
         )
     return "0..255" if rescales else "0..1"

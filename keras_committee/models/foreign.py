@@ -37,9 +37,9 @@ def as_member(
         VerificationError: If it is no such model.
         ValueError: If the scale or the order does not fit.
     """
-    return as_member_told(
-        model, scale=scale, order=order, image_size=image_size, resized_from=resized_from, name=name
-    )[0]
+    return as_member_told(model, scale=scale, order=order, image_size=image_size, resized_from=resized_from, name=name)[
+        0
+    ]
 
 
 def as_member_told(
@@ -58,7 +58,9 @@ def as_member_told(
     bare, outputs = to_logits(plain)
     height, width, channels = _shape(model, image_size)
     image = keras.Input((*(resized_from or (height, width)), channels), dtype="float32", name="image")
-    pixels = scaled(image if image.shape[1:3] == (height, width) else Resize(height, width, name="resize")(image), scale)
+    pixels = scaled(
+        image if image.shape[1:3] == (height, width) else Resize(height, width, name="resize")(image), scale
+    )
     logits = ops.cast(bare(ops.cast(pixels, model.inputs[0].dtype)), "float32")
     if order is not None:
         logits = _reordered(logits, order)
@@ -71,7 +73,7 @@ def _check(model):
     if not isinstance(model, keras.Model) or not inputs:
         raise VerificationError(f"{name!r} is no functional or built Sequential Keras model. Received: {type(model)}.")
     if len(inputs) != 1 or len(outputs) != 1:
-        raise VerificationError(f"{name!r} must have one input and one output. It has {len(inputs)} and {len(outputs)}.")
+        raise VerificationError(f"{name!r} must have one input and one output. It has {len(inputs)}, {len(outputs)}.")
     shape, rows = inputs[0].shape, outputs[0].shape
     if len(rows) != 2 or rows[1] is None:
         raise VerificationError(f"{name!r} must return (batch, classes). It returns {rows}.")

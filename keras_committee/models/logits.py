@@ -23,7 +23,7 @@ def to_logits(model: keras.Model) -> tuple[keras.Model, Outputs]:
         VerificationError: If it gives a value that is not finite, or equal rows for all images, or ends with a sigmoid.
     """
     last = _last(model)
-    if isinstance(last, keras.layers.Softmax) or type(last) is keras.layers.Activation and _is_softmax(last):
+    if isinstance(last, keras.layers.Softmax) or (type(last) is keras.layers.Activation and _is_softmax(last)):
         return _ending(model, last.input), "softmax removed"
     if _is_softmax(last) and isinstance(last, keras.layers.Dense | keras.layers.Conv2D):
         return _ending(model, _without_activation(last)), "softmax removed"

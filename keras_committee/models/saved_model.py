@@ -87,7 +87,12 @@ def _signature(path, name):
 def _image(path, function):
     inputs = function.structured_input_signature[1]
     (image, *more) = inputs.values()
-    fits = not more and image.shape.rank == 4 and image.shape[0] is None and image.dtype.is_floating | image.dtype.is_integer
+    fits = (
+        not more
+        and image.shape.rank == 4
+        and image.shape[0] is None
+        and image.dtype.is_floating | image.dtype.is_integer
+    )
     if not fits:
         told = ", ".join(f"{each.name}: {each.dtype.name} {each.shape}" for each in inputs.values())
         raise VerificationError(
@@ -135,11 +140,13 @@ def _frozen(path, function, image, output):
     flat = convert_variables_to_constants_v2(function)
     graph_def = flat.graph.as_graph_def()
     try:
-        check_operations([*(each.signature.name for each in graph_def.library.function), *(n.op for n in graph_def.node)], path)
+        check_operations(
+            [*(each.signature.name for each in graph_def.library.function), *(n.op for n in graph_def.node)], path
+        )
     except ValueError as error:
         raise VerificationError(str(error)) from error
     weights, values = _weights_apart(graph_def, captured)
-    place = list(function.structured_outputs).index(output)
+    place = sorted(function.structured_outputs).index(output)
     return {
         "graph": base64.b64encode(graph_def.SerializeToString(deterministic=True)).decode(),
         "image_name": flat.inputs[0].op.name,

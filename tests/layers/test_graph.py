@@ -68,9 +68,7 @@ def hides_it_in_a_function():
     tf.identity(inner(tf.reshape(image, (-1, 4))), name="rows")
 
 
-@pytest.mark.parametrize(
-    ("build", "named"), [(reads_a_file, "ReadFile"), (hides_it_in_a_function, "PartitionedCall")]
-)
+@pytest.mark.parametrize(("build", "named"), [(reads_a_file, "ReadFile"), (hides_it_in_a_function, "PartitionedCall")])
 def test_a_graph_that_does_more_than_a_network_is_not_run(build, named):
     with pytest.raises(ValueError, match=rf"does more than a network at inference does: .*{named}.*It was not run"):
         layer_of(build, weight_list=[], classes=4)

@@ -150,7 +150,7 @@ def a_map():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (two_inputs, "one input and one output. It has 2 and 1"),
+        (two_inputs, "one input and one output. It has 2, 1"),
         (channels_first, "Channels first: convert it to channels last"),
         (a_map, r"must return \(batch, classes\). It returns \(None, 6, 5, 2\)"),
         (lambda: keras.layers.Dense(3), "no functional or built Sequential Keras model"),
@@ -184,5 +184,5 @@ def test_other_files_are_refused(name, words, tmp_path):
 
 def test_a_file_that_is_no_archive_is_told(tmp_path):
     (tmp_path / "torn.keras").write_bytes(b"PK torn")
-    with pytest.raises(VerificationError, match="torn.keras cannot be loaded"):
+    with pytest.raises(VerificationError, match=r"torn\.keras cannot be loaded"):
         from_keras_file(tmp_path / "torn.keras")

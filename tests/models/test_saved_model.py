@@ -26,16 +26,15 @@ def network(last="softmax"):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A SavedModel of a network with a softmax, and that network."""
+    """A SavedModel of a network with a softmax as a member, and that network."""
     keras.utils.set_random_seed(1)
     folder, model = tmp_path_factory.mktemp("elsewhere") / "birds" / "7", network()
     model.export(str(folder), verbose=False)
-    return folder, model
+    return from_saved_model(folder), model
 
 
 def test_a_saved_model_answers_as_before_and_its_file_needs_it_no_more(exported, tmp_path):
-    folder, model = exported
-    member = from_saved_model(folder)
+    member, model = exported
     assert (member.name, member.input_shape, member.output_shape) == ("birds", (None, 8, 6, 3), (None, 3))
     member.save(tmp_path / "member.keras")
     again = from_keras_file(tmp_path / "member.keras")
@@ -46,16 +45,14 @@ def test_a_saved_model_answers_as_before_and_its_file_needs_it_no_more(exported,
 
 
 def test_it_costs_what_its_layers_did(exported):
-    folder, model = exported
-    member = from_saved_model(folder)
+    member, model = exported
     assert flops.multiply_adds(member) == flops.multiply_adds(model)
     assert flops.parameters(member) == flops.parameters(model)
     assert len(member.weights) == len(model.weights)
 
 
 def test_it_votes_in_an_ensemble_that_can_be_saved(exported, tmp_path):
-    folder, _ = exported
-    committee = Ensemble([from_saved_model(folder), network(None)])
+    committee = Ensemble([exported[0], network(None)])
     committee.save(tmp_path / "committee.keras")
     again = keras.saving.load_model(tmp_path / "committee.keras")
     np.testing.assert_allclose(again(IMAGES)["votes"], committee(IMAGES)["votes"], atol=1e-6)
@@ -69,10 +66,6 @@ class Module(tf.Module):
     def bytes_of_any_size(self, picture):
         rows = tf.reduce_mean(tf.cast(picture, tf.float32), (1, 2)) @ self.kernel
         return {"rows": rows, "sums": tf.reduce_sum(rows, -1)}
-
-    @tf.function(input_signature=[tf.TensorSpec((None, 4, 4, 3), tf.float32, "picture")])
-    def looks_things_up(self, picture):
-        return {"rows": tf.map_fn(lambda one: tf.reduce_mean(one, (0, 1)) @ self.kernel[:, :3], picture[:, None])}
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "picture")])
     def files(self, picture):
@@ -120,12 +113,12 @@ def test_a_program_is_refused_by_the_names_of_its_operations(tmp_path):
         return {"rows": tf.while_loop(lambda x: tf.reduce_sum(x) < 10, lambda x: (x + 1,), (rows,))[0]}
 
     tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": loop})
-    with pytest.raises(VerificationError, match=r"does more than a network at inference does: .*While"):
+    with pytest.raises(VerificationError, match=r"does more than a network at inference does: .*LoopCond"):
         from_saved_model(tmp_path)
 
 
 def test_a_folder_that_is_none_is_told(tmp_path):
-    with pytest.raises(VerificationError, match="is no SavedModel: it has no saved_model.pb"):
+    with pytest.raises(VerificationError, match=r"is no SavedModel: it has no saved_model\.pb"):
         from_saved_model(tmp_path)
 
 
@@ -136,13 +129,11 @@ def test_a_backbone_of_model_garden_is_a_member(tmp_path):
     from official.vision.modeling.classification_model import ClassificationModel
 
     specs = tf_keras.layers.InputSpec(shape=[None, 32, 32, 3])
-    model = ClassificationModel(resnet.ResNet(18, input_specs=specs), num_classes=5, input_specs=specs)
-    image = tf_keras.Input((32, 32, 3), name="image")
-    tf_keras.Model(image, model(image)).save(tmp_path / "garden")
+    model = ClassificationModel(resnet.ResNet(10, input_specs=specs), num_classes=5, input_specs=specs)
+    model.export(str(tmp_path / "garden"))
     member = from_saved_model(tmp_path / "garden", scale="torch")
     images = np.random.default_rng(3).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     seen = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(member(images), model(seen.astype("float32"), training=False), rtol=1e-3, atol=1e-4)
-    ours = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(64, 7, 2, "same")])
-    assert flops.multiply_adds(member) > flops.multiply_adds(ours)
+    assert flops.multiply_adds(member) > 16 * 16 * 64 * 7 * 7 * 3  # those of the first convolution alone
     assert flops.parameters(member) == sum(int(np.prod(w.shape)) for w in model.trainable_weights)
