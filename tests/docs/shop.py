@@ -74,6 +74,9 @@ def stock(folder: Path) -> list[list[str]]:
     ]
     commands += [["select", "runs/cifar_wrn", "--cascade"], ["export", "runs/cifar_wrn"]]
     assert [main(command) for command in commands] == [0] * len(commands)
+    for index, name in enumerate(("a", "b")):
+        (folder / "theirs").mkdir(exist_ok=True)
+        shutil.copy(folder / f"runs/wrn-16-1/members/0{index}/model.keras", folder / f"theirs/{name}.keras")
     for version in ("3", "4"):
         shutil.copytree(folder / "saved_models/cifar_wrn/1", folder / "saved_models/committee" / version)
     return [["keras-committee", *command] for command in commands]

@@ -14,7 +14,7 @@ EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relativ
 PACKAGES = ("data", "flops", "layers", "metrics", "models", "schedules")
 # Folders and files that appear where a user works, not in the repository.
 MADE = re.compile(
-    r"(/|~|\.\.|runs/|saved_models/\w|data/\w|members/|votes/|logs/|tensorboard/|train/|test/|val/|report/"
+    r"(/|~|theirs/|\.\.|runs/|saved_models/\w|data/\w|members/|votes/|logs/|tensorboard/|train/|test/|val/|report/"
     r"|\.venv|\d+|state/|variables/|assets\.extra/|\.staging)"
 )
 MADE_FILES = {

@@ -40,7 +40,7 @@ def test_every_public_name_has_an_entry(site):
     text = "".join(page.read_text() for page in (site / "reference").glob("*.html"))
     entries = set(re.findall(r'id="(keras_committee[\w.]+)"', text))
     entries |= {entry.rpartition(".")[0] for entry in entries}  # models.resnet.resnet: a module and its function
-    assert public_names() - entries == {"keras_committee.layers.CONFIDENCES"}  # a tuple, without a docstring
+    assert {name for name in public_names() - entries if not name.rpartition(".")[2].isupper()} == set()
     assert {f'id="{name}"' for name in cli.commands} <= set(re.findall(r'id="\w+"', text))
 
 
