@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint types tests slow bench lock clean
+.PHONY: demo test lint types tests slow docs bench lock clean
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -34,6 +34,10 @@ tests: .venv/ready
 # Processes that are killed, hang and go on; several hosts; a Ray cluster.
 slow: .venv/ready
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m slow
+
+# The guide, in build/site; a warning is an error.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: .venv/ready
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -24,7 +24,13 @@ FLOORS = [
 ]
 LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 WITH_TENSORFLOW = ("data", "training", "serving")
-FAST_PATHS = ("layers/normalization.py", "layers/gates.py", "layers/pure.py")  # inside functions
+FAST_PATHS = (
+    "layers/normalization.py",
+    "layers/gates.py",
+    "layers/pure.py",
+    "layers/graph.py",
+    "models/saved_model.py",
+)  # inside functions
 WITHOUT_KERAS = (
     "errors.py",
     "recipe.py",
@@ -46,6 +52,7 @@ WITHOUT_KERAS = (
     "cli/options.py",
     "cli/show.py",
     "cli/train.py",
+    "cli/adopt.py",
     "cli/evaluate.py",
     "cli/select.py",
     "cli/search.py",

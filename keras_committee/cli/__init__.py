@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from keras_committee.cli.adopt import adopt
 from keras_committee.cli.calibrate import calibrate
 from keras_committee.cli.config import config
 from keras_committee.cli.evaluate import evaluate
@@ -67,6 +68,7 @@ def cli() -> None:
 for each in (
     show,
     train,
+    adopt,
     evaluate,
     calibrate,
     robustness,

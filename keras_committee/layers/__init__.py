@@ -1,6 +1,7 @@
 """Which layers does a committee need beyond Keras' own?"""
 
 from keras_committee.layers.confidence import CONFIDENCES, confidence
+from keras_committee.layers.graph import TensorFlowGraph
 from keras_committee.layers.heads import (
     ArithmeticMean,
     GeometricMean,
@@ -33,6 +34,7 @@ __all__ = [
     "MajorityVote",
     "Resize",
     "StochasticDepth",
+    "TensorFlowGraph",
     "WeightedGeometricMean",
     "blocks",
     "confidence",

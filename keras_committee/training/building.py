@@ -33,7 +33,8 @@ def build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distri
 
 
 def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
-    """Raise a RecipeError unless `model` takes the images of `splits` and gives one logit for each of its classes."""
+    """Raise a RecipeError unless `model` takes the images of `splits` gives one logit for each of its classes, and can
+    be trained."""
     takes, gives = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
     has, wants = tuple(splits.train.image_shape), (len(splits.classes),)
     if takes != has:
@@ -42,6 +43,10 @@ def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
         raise RecipeError(
             f"member {index} ({model.name}) ends with a softmax. A member returns logits: leave the activation of its "
             "last layer out."
+        )
+    if not model.trainable_variables:
+        raise RecipeError(
+            f"member {index} ({model.name}) has no weight to train. `keras-committee adopt` takes it as it is."
         )
     if gives != wants:
         raise RecipeError(

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee.errors import ResourceError
-from keras_committee.files import flush_folder, write_file, writing
+from keras_committee.files import write_file, writing
+from keras_committee.models.loading import save_member
 from keras_committee.run import MemberFolder
 
 _SECONDS_BETWEEN_WARNINGS = 60.0
@@ -79,13 +79,7 @@ class MemberLog:
 
     def save_model(self, model: keras.Model) -> None:
         """The trained model, renamed into place whole. Raises ResourceError."""
-        part = self._folder.model.with_name(".part-" + self._folder.model.name)
-        with writing(self._folder.model):
-            model.save(part)
-            with open(part, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(part, self._folder.model)
-            flush_folder(self._folder.path)
+        save_member(model, self._folder.model)
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:

@@ -1,0 +1,49 @@
+"""How do tests, benchmarks and the help of the commands get into the pages?
+
+A hook of mkdocs. A link such as `](../tests/test_flops.py)` leaves the folder of the pages: the site gets a page with
+the text of each file that is linked so, and the link is turned to it. The line `<!-- commands -->` becomes
+the help of each command.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+from keras_committee.cli import cli
+
+_LINK = re.compile(r"\]\((?:\.\./)+((?:benchmarks|keras_committee|recipes|tests)/[\w./-]+)\)")
+
+
+def on_files(files: Files, /, *, config: Any) -> Files:
+    """Adds a page for each file that a page links to."""
+    linked = {name: page for page in files.documentation_pages() for name in _LINK.findall(page.content_string)}
+    for name, page in sorted(linked.items()):
+        file = Path(config.config_file_path).parent / name
+        if not file.is_file():
+            raise PluginError(f"{page.src_uri} links to {name}, and there is no such file.")
+        files.append(File.generated(config, f"source/{name}.md", content=_page(name, file.read_text())))
+    return files
+
+
+def on_page_markdown(markdown: str, /, *, page: Any, **_: Any) -> str:
+    """Turns the links to these pages, and puts the help where it is asked for."""
+    up = "../" * page.file.src_uri.count("/")
+    return _LINK.sub(rf"]({up}source/\1.md)", markdown).replace("<!-- commands -->", _commands())
+
+
+def _commands() -> str:
+    return "\n\n".join(f"## {name}\n\n```text\n{_help(name)}\n```" for name in sorted(cli.commands))
+
+
+def _help(name: str) -> str:
+    top = click.Context(cli, info_name="keras-committee")
+    return click.Context(cli.commands[name], info_name=name, parent=top, max_content_width=100).get_help()
+
+
+def _page(name: str, text: str) -> str:
+    # A fence longer than any inside; excluded from the search, which is for what we explain.
+    return f"---\ntitle: {name}\nsearch:\n  exclude: true\n---\n# {name}\n\n``````python\n{text}\n``````\n"

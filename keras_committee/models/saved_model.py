@@ -1,0 +1,183 @@
+"""How does a SavedModel, of whatever made it, become a frozen member?"""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_committee.errors import VerificationError
+from keras_committee.layers.graph import TensorFlowGraph, check_operations
+from keras_committee.models.foreign import as_member
+from keras_committee.models.scales import Scale
+
+
+def from_saved_model(
+    path: str | Path,
+    *,
+    signature: str = "serving_default",
+    output: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    scale: Scale = "0..255",
+    order: Sequence[int] | None = None,
+    name: str | None = None,
+) -> keras.Model:
+    """The network in a SavedModel as a member: evaluated, voted with and exported like any other, but not trained.
+
+    Its variables become the weights of a layer, `layers.TensorFlowGraph`, and what the signature computes becomes the
+    graph of that layer. So the member is saved in a `.keras` file, which needs the SavedModel no more.
+
+    A SavedModel is a program: only one that you trust should be loaded. The graph that is kept is checked, and holds
+    nothing but the operations of a network.
+
+    Args:
+        path: The folder of the SavedModel, such as one that Model Garden, tf_keras or `keras.Model.export` wrote.
+        signature: Of one image `(batch, height, width, 3)`.
+        output: Name of the output `(batch, classes)`; needed where there are several.
+        image_size: `(height, width)` of the images, where the signature leaves it open.
+        scale: What pixels it was trained on, as `as_member` takes it.
+        order: As in `as_member`.
+        name: Name of the member; that of the folder where None.
+
+    Raises:
+        VerificationError: If there is no such SavedModel, signature or output, or it cannot be a member.
+        ValueError: As `as_member`.
+    """
+    network = load_saved_model(path, signature=signature, output=output, image_size=image_size)
+    return as_member(network, scale=scale, order=order, name=name)
+
+
+def load_saved_model(
+    path: str | Path,
+    *,
+    signature: str = "serving_default",
+    output: str | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> keras.Model:
+    """The network in a SavedModel, as it is: `from_saved_model` without the rest of `as_member`."""
+    path = Path(path)
+    function = _signature(path, signature)
+    image, found = _image(path, function), _output(path, function, output)
+    arguments, values = _frozen(path, function, image, found)
+    layer = TensorFlowGraph(**arguments, name="network")
+    pixels = keras.Input(_shape(path, image, image_size), name="image")
+    network = keras.Model(pixels, layer(pixels), name=_named(path))
+    layer.set_weights(values)
+    return network
+
+
+def _signature(path, name):
+    import tensorflow as tf
+
+    if not (path / "saved_model.pb").is_file():
+        raise VerificationError(f"{path} is no SavedModel: it has no saved_model.pb. Name the folder of a version.")
+    try:
+        loaded: Any = tf.saved_model.load(str(path))
+    except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+        raise VerificationError(f"{path} cannot be loaded as a SavedModel: {error}") from error
+    if name not in loaded.signatures:
+        there = ", ".join(loaded.signatures) or "none"
+        raise VerificationError(f"{path} has no signature {name!r}. It has: {there}.")
+    function = loaded.signatures[name]
+    function._loaded = loaded  # its variables live as long as what was loaded
+    return function
+
+
+def _image(path, function):
+    inputs = function.structured_input_signature[1]
+    (image, *more) = inputs.values()
+    fits = (
+        not more
+        and image.shape.rank == 4
+        and image.shape[0] is None
+        and image.dtype.is_floating | image.dtype.is_integer
+    )
+    if not fits:
+        told = ", ".join(f"{each.name}: {each.dtype.name} {each.shape}" for each in inputs.values())
+        raise VerificationError(
+            f"{path} must take one image (batch, height, width, channels), of any batch. It takes {told}.\n"
+            "  Name a signature that does."
+        )
+    return image
+
+
+def _output(path, function, name):
+    outputs = function.structured_outputs
+    if name is None and len(outputs) == 1:
+        (name,) = outputs
+    if name not in outputs:
+        said = "has several outputs" if name is None else f"has no output {name!r}"
+        raise VerificationError(f"{path} {said}. Name one of: {', '.join(outputs)}.")
+    if outputs[name].shape.rank != 2 or outputs[name].shape[1] is None:
+        raise VerificationError(f"{path} must give (batch, classes). Its {name!r} has the shape {outputs[name].shape}.")
+    return name
+
+
+def _shape(path, image, size):
+    height, width, channels = image.shape[1:]
+    if size is not None:
+        height, width = height or size[0], width or size[1]
+    if None in (height, width, channels) or (size is not None and (height, width) != tuple(size)):
+        raise VerificationError(f"{path} takes images {image.shape}; image_size={size}. Name the size that it takes.")
+    return height, width, channels
+
+
+def _named(path):
+    """Of the folder; that of the model where the folder is the number of a version."""
+    name = path.resolve().name
+    return path.resolve().parent.name if name.isdecimal() else name
+
+
+def _frozen(path, function, image, output):
+    """The arguments of the layer, and the values of its weights."""
+    from tensorflow.python.framework.convert_to_constants import (  # pyright: ignore[reportMissingImports]
+        convert_variables_to_constants_v2,
+    )
+
+    variables = {id(each.handle): each for each in function.variables}
+    captured = {inner.op.name: variables.get(id(outer)) for outer, inner in function.graph.captures}
+    flat = convert_variables_to_constants_v2(function)
+    graph_def = flat.graph.as_graph_def()
+    try:
+        check_operations(
+            [*(each.signature.name for each in graph_def.library.function), *(n.op for n in graph_def.node)], path
+        )
+    except ValueError as error:
+        raise VerificationError(str(error)) from error
+    weights, values = _weights_apart(graph_def, captured)
+    place = sorted(function.structured_outputs).index(output)
+    return {
+        "graph": base64.b64encode(graph_def.SerializeToString(deterministic=True)).decode(),
+        "image_name": flat.inputs[0].op.name,
+        "output_name": _before_softmax(flat.outputs[place]),
+        "weight_list": weights,
+        "classes": function.structured_outputs[output].shape[1],
+    }, values
+
+
+def _weights_apart(graph_def, captured):
+    """Puts placeholders in place of the constants that variables became; returns what these were."""
+    import tensorflow as tf
+
+    found = []
+    for node in graph_def.node:
+        node.device = ""
+        variable = captured.get(node.name)
+        if node.op != "Const" or variable is None or variable.dtype != tf.float32:
+            continue
+        value = tf.make_ndarray(node.attr["value"].tensor)
+        found.append(((node.name, value.shape, bool(variable.trainable)), value))
+        node.op = "Placeholder"
+        del node.attr["value"]
+        node.attr["shape"].shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
+    found.sort(key=lambda pair: not pair[0][2])  # Keras lists what was trained first
+    return [weight for weight, _ in found], [value for _, value in found]
+
+
+def _before_softmax(tensor):
+    """The name of the logits where the network ends in their softmax, else of its output."""
+    last = tensor
+    while last.op.type in ("Identity", "Cast") and last.op.inputs[0].dtype == tensor.dtype:
+        last = last.op.inputs[0]
+    return last.op.inputs[0].name if last.op.type == "Softmax" else tensor.name

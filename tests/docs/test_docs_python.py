@@ -1,0 +1,64 @@
+"""Does the Python that README and the guides show run as it stands?"""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from shop import write_pictures
+from shown import blocks
+
+from keras_committee import models
+
+BLOCKS = blocks("python")
+
+
+@pytest.fixture(scope="module")
+def names():
+    """What the blocks take for granted."""
+    x = np.full((2, 8, 8, 4), 0.7, "float32")
+    return {
+        "images": np.full((2, 32, 32, 3), 120.0, "float32"),
+        "model": models.resnet(8, classes=10, survival=0.7),
+        "branch": keras.Sequential([keras.layers.Conv2D(4, 3, padding="same")]),
+        "x": x,
+        "shortcut": x,
+    }
+
+
+@pytest.fixture(scope="module")
+def ports(shop):
+    """Those at which the committee of the shop answers, by the ones that the pages name."""
+    from keras_committee.serving.server.standin import Options, StandIn, one_model
+
+    with StandIn(one_model(shop[0] / "saved_models/cifar_wrn"), Options(rest_port=0, grpc_port=0)) as server:
+        yield {"8501": server.rest_port, "8500": server.grpc_port}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    write_pictures(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_there_is_python_to_run():
+    assert len(BLOCKS) >= 6
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_it_is_python(block):
+    compile(block.text, str(block), "exec")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.*cat.jpg:pytest.PytestUnraisableExceptionWarning"
+)  # README leaves it to Python to close
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_it_runs(block, names, ports, folder):
+    text = re.sub(r"(127\.0\.0\.1):(850[01])", lambda found: f"{found[1]}:{ports[found[2]]}", block.text)
+    place = dict(names)
+    exec(compile(text, str(block), "exec"), place)
+    recipes = [place["recipe"]() for name in place if name == "recipe"]
+    assert [len(recipe.data.load().classes) for recipe in recipes] == [5] * len(recipes)
+    assert [recipe.member(0).output_shape for recipe in recipes] == [(None, 5)] * len(recipes)
