@@ -41,6 +41,8 @@ def recipe(
     in which only the logits train and every block runs, `learning_rate` where the cosine of the others begins.
     `classes` are counted in `data_dir` where None, `resolution` is the variant's own.
     """
+    if not data_dir:
+        raise ValueError("name the folder with your class folders: --set data_dir=...")
     if not 0 <= frozen_epochs < epochs:
         raise ValueError(f"frozen_epochs must be 0 or more and below epochs={epochs}. Received: {frozen_epochs}")
     size = resolution or models.efficientnet_resolution(variant)

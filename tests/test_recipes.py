@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from keras_committee.cli import cli, main
+from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -78,6 +79,12 @@ def test_a_recipe_says_its_command_its_result_and_its_source(name):
     assert f"keras-committee train recipes/{name}.py" in doc
     assert re.search(r"^Expected: .*\d", doc, flags=re.MULTILINE)
     assert re.search(r"^Source: .*arXiv:\d{4}\.\d{5}", doc, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_one_s_own_classes_need_a_folder():
+    file = RecipeFile.read(ROOT / "recipes" / "finetune_efficientnet.py")
+    with pytest.raises(RecipeError, match="name the folder with your class folders: --set data_dir="):
+        file.build(file.resolve([]))
 
 
 def shown_commands():
