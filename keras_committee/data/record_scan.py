@@ -52,6 +52,14 @@ class Scan:
 
 def scan_shard(path: Path, fields: Fields) -> Scan:
     """Reads a shard from end to end."""
+    try:
+        return _scan(path, fields)
+    except OSError as error:
+        problem = f"{path.name}: the shard cannot be read ({error.strerror})"
+        return Scan(rows=np.zeros(0, ROW), names={}, problems=[problem])
+
+
+def _scan(path, fields):
     rows, names, problems = [], {}, []
     with open(path, "rb", buffering=0) as file:
         for number, (offset, payload) in enumerate(_payloads(path)):

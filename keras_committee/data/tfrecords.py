@@ -145,6 +145,9 @@ class ShardReader(abc.ABC):
 
     def find(self) -> Found:
         shards, fields, indices = self.shards(), self.field_names(), {}
+        place = str(next(iter(shards.values()))[0].parent)
+        gone = [path.name for paths in shards.values() for path in paths if not path.exists()]
+        preflight.refuse(place, [f"{name}: the shard is missing" for name in gone], self.mend)
         problems = [f"{name}: the shard is missing" for paths in shards.values() for name in missing_shards(paths)]
         for part, paths in shards.items():
             indices[part], wrong = record_index(paths, fields)
@@ -153,7 +156,7 @@ class ShardReader(abc.ABC):
             problems = self._count_problems(indices)
         names = self.class_names() or _found_names(list(indices.values()), self.first_label)
         problems = problems or self._label_problems(indices, names)
-        preflight.refuse(str(next(iter(shards.values()))[0].parent), problems, self.mend)
+        preflight.refuse(place, problems, self.mend)
         splits = {part: self._split(index) for part, index in indices.items()}
         if "test" not in splits and "validation" in splits:
             splits["test"] = splits.pop("validation")

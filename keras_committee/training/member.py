@@ -11,9 +11,9 @@
 """
 
 import contextlib
-import functools
 import math
 import time
+from functools import partial
 
 import keras
 import numpy as np
@@ -126,8 +126,7 @@ class _Training:
         self._team.agree(state.step, self._data, state.model)
         take_step = self._steps.begin_epoch(epoch)
         seed = self._recipe.seed + self._index + _SEEDS_APART * state.rollbacks
-        left = (epoch + 1) * steps - state.step
-        stream = functools.partial(self._splits.stream, seed, state.step, left, mix=self._recipe.mix)
+        stream = partial(self._splits.stream, seed, state.step, (epoch + 1) * steps - state.step, mix=self._recipe.mix)
         batches, ended = iter(distribute(stream, self._strategy)), None
         while state.step < (epoch + 1) * steps:
             with self._stop.deferred(when=state.step != self._saved[0]):

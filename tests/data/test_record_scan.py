@@ -84,6 +84,14 @@ def test_B05_an_empty_shard_and_a_missing_one_are_named(records):
     assert "train-00002-of-00003: the shard is empty" in str(raised.value)
 
 
+def test_a_shard_that_cannot_be_opened_is_named(records):
+    (records / "train-00002-of-00003").unlink()
+    (records / "train-00002-of-00003").mkdir()
+    assert problems(records / "train-00002-of-00003") == [
+        "train-00002-of-00003: the shard cannot be read (Is a directory)"
+    ]
+
+
 def test_B04_a_label_out_of_range_is_named(records):
     def relabel(number, fields):
         label = fields["image/class/label"].int64_list

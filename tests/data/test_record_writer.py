@@ -79,7 +79,7 @@ def test_every_image_is_written_once_shuffled_and_always_alike(records, tmp_path
     assert (records / "labels.txt").read_text() == "bee\nn00000001_ant\n"
 
 
-def test_D01_a_conversion_that_was_killed_goes_on_and_nothing_is_seen_before(records, tmp_path, monkeypatch):
+def test_a_conversion_that_was_killed_goes_on_and_nothing_is_seen_before(records, tmp_path, monkeypatch):
     write, written = record_writer.encoded_example, []
 
     def killed(*arguments, **options):

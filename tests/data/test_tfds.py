@@ -91,3 +91,6 @@ def test_B02_records_that_are_lost_are_missed(prepared, tmp_path):
     (copy / "dataset_info.json").write_text(json.dumps(info))
     with pytest.raises(DataError, match="train: 14 records, but 15 were written"):
         insects(tmp_path).load()
+    next(copy.glob("*train*")).unlink()
+    with pytest.raises(DataError, match=r"insects-train.*: the shard is missing"):
+        insects(tmp_path).load()
