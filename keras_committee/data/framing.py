@@ -92,12 +92,14 @@ def centre_crop(size: int | tuple[int, int], *, padding: int = 32, method: str =
 
 def chosen_framing(name: str, size: tuple[int, int] | None, framing: Framing | None) -> Framing:
     """`framing`, or the plain one of `size`; raises RecipeError unless just one is given. `name` is the function's."""
-    if (size is None) == (framing is None):
-        raise RecipeError(
-            f"{name} needs the images' size, or a framing such as centre_crop(224): one of them. "
-            f"Received: {size=}, {framing=}"
-        )
-    return resized(size) if framing is None else framing
+    if size is not None and framing is None:
+        return resized(size)
+    if size is None and framing is not None:
+        return framing
+    raise RecipeError(
+        f"{name} needs the images' size, or a framing such as centre_crop(224): one of them. "
+        f"Received: {size=}, {framing=}"
+    )
 
 
 def framing_of_member(

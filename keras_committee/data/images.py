@@ -134,7 +134,8 @@ class Encoded(abc.ABC):
         contents, spec = self.contents(), tf.TensorSpec(self.shape, tf.uint8)
 
         def image(pair):
-            return crop.decode(*pair, self.framing)
+            content, draw = pair
+            return crop.decode(content, draw, self.framing)
 
         return lambda indices, draws: tf.map_fn(image, (contents(indices), draws), fn_output_signature=spec)
 
