@@ -13,6 +13,7 @@ those of a turn before. In a round each row has one turn; the median over the ro
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,6 +22,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -99,7 +101,7 @@ def varied(described, distort):
 
 
 def sides(folder, records):
-    """Name and dataset of each row."""
+    """Each row's name, and a function that makes its dataset."""
     paths = sorted(map(str, folder.glob("*/*")))
     crop, layer = data.random_resized_crop(), keras.layers.RandAugment(factor=0.5)
     folders = data.image_folder(folder, BATCH, size=SIZE, validation=0, test=0, augment=data.pad_crop_flip(0))
@@ -110,35 +112,47 @@ def sides(folder, records):
         return stream(dataclasses.replace(cropped, augment=data.sequence(crop, policy)))
 
     return {
-        PLAIN: plain(paths, lambda content: tf.io.decode_jpeg(content, 3), lambda image: tf.image.resize(image, SIZE)),
-        "the same, accurate DCT and antialiasing as ours": plain(
+        PLAIN: lambda: plain(
+            paths, lambda content: tf.io.decode_jpeg(content, 3), lambda image: tf.image.resize(image, SIZE)
+        ),
+        "the same, accurate DCT and antialiasing as ours": lambda: plain(
             paths, decode_image, lambda image: resize_image(image, SIZE)
         ),
-        "keras.utils.image_dataset_from_directory": keras.utils.image_dataset_from_directory(
+        "keras.utils.image_dataset_from_directory": lambda: keras.utils.image_dataset_from_directory(
             folder, batch_size=BATCH, image_size=SIZE, seed=0, verbose=False
         ).repeat(),
-        "ours, class folders, resize and flip": stream(folders),
-        "random crops, decoded whole": decode_then_crop(paths),
-        "ours, random crops, class folders": stream(cropped),
-        "ours, random crops, TFRecords": stream(shards),
-        "+ AutoAugment v0, ours": with_policy(data.autoaugment()),
-        "+ AutoAugment v0, Model Garden's distort": varied(cropped, garden.AutoAugment("v0").distort),
-        "+ RandAugment, ours": with_policy(data.randaugment()),
-        "+ RandAugment, Model Garden's distort": varied(cropped, garden.RandAugment().distort),
-        "+ RandAugment of Keras, ours": with_policy(data.randaugment(source="keras")),
-        "+ RandAugment, Keras' layer": varied(cropped, lambda image: tf.cast(layer(image, training=True), tf.uint8)),
+        "ours, class folders, resize and flip": lambda: stream(folders),
+        "random crops, decoded whole": lambda: decode_then_crop(paths),
+        "ours, random crops, class folders": lambda: stream(cropped),
+        "ours, random crops, TFRecords": lambda: stream(shards),
+        "+ AutoAugment v0, ours": lambda: with_policy(data.autoaugment()),
+        "+ AutoAugment v0, Model Garden's distort": lambda: varied(cropped, garden.AutoAugment("v0").distort),
+        "+ RandAugment, ours": lambda: with_policy(data.randaugment()),
+        "+ RandAugment, Model Garden's distort": lambda: varied(cropped, garden.RandAugment().distort),
+        "+ RandAugment of Keras, ours": lambda: with_policy(data.randaugment(source="keras")),
+        "+ RandAugment, Keras' layer": lambda: varied(
+            cropped, lambda image: tf.cast(layer(image, training=True), tf.uint8)
+        ),
     }
 
 
 def settled():
-    """The processor seconds of this process, once all buffers are full."""
-    before = time.process_time()
-    while True:
-        time.sleep(0.2)
-        now = time.process_time()
-        if now - before < 0.004:
-            return now
-        before = now
+    """The processor seconds of this process, once all buffers are full: no thread works or waits for a core."""
+    quiet = 0
+    while quiet < 4:
+        time.sleep(0.05)
+        quiet = 0 if working() else quiet + 1
+    return time.process_time()
+
+
+def working():
+    """Whether a thread besides this one is running or ready to run."""
+    own = str(threading.get_native_id())
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            if task.name != own and (task / "stat").read_text().rpartition(")")[2].split()[0] in "RD":
+                return True
+    return False
 
 
 def turn(iterator, steps):
@@ -149,12 +163,12 @@ def turn(iterator, steps):
     return steps * BATCH / (settled() - begun)
 
 
-def measure(datasets, rounds, steps):
-    """A row for each dataset. The spread is half the distance between the quartiles."""
+def measure(made, rounds, steps):
+    """A row for each name. The spread is half the distance between the quartiles."""
     options = tf.data.Options()
     options.autotune.enabled = False
     options.threading.private_threadpool_size = 2
-    iterators = {name: iter(dataset.with_options(options)) for name, dataset in datasets.items()}
+    iterators = {name: iter(make().with_options(options)) for name, make in made.items()}
     for iterator in iterators.values():  # the first batch waits for the graph
         next(iterator)
     rates = {name: [] for name in iterators}
@@ -184,7 +198,9 @@ def run(arguments):
         else:
             write_pictures(folder)
         write_records(folder, records, shards=2)
-        rows = measure(sides(folder, records), rounds, steps)
+        made = sides(folder, records)
+        chosen = {name: make for name, make in made.items() if name == PLAIN or (arguments.only or "") in name}
+        rows = measure(chosen, rounds, steps)
     return {
         "machine": f"{platform.machine()}, TensorFlow {tf.__version__}, Keras {keras.version()}",
         "images": arguments.data or "smooth random pictures of 300 x 224 pixels",
@@ -213,6 +229,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="fewer and shorter turns")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument("--data", help="a folder of class folders with JPEGs; without it smooth pictures are made")
+    parser.add_argument("--only", help="only rows with this in their name, beside plain tf.image")
     parser.add_argument("--rounds", type=int, help="turns of each row")
     parser.add_argument("--steps", type=int, help="batches of a turn")
     given = parser.parse_args()
