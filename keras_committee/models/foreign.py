@@ -1,6 +1,7 @@
 """How does a network from elsewhere become a member: raw pixels in, logits out, in the order of our classes?"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -82,14 +83,14 @@ def _check(model):
         raise VerificationError(f"{name!r} must take images (batch, height, width, channels). It takes {shape}.{hint}")
 
 
-def _shape(model, image_size):
+def _shape(model, image_size) -> tuple[int, int, int]:
     height, width, channels = model.inputs[0].shape[1:]
-    size = (height or None, width or None) if image_size is None else tuple(image_size)
+    size: Any = (height, width) if image_size is None else image_size
     if None in size or any(own not in (None, given) for own, given in zip((height, width), size, strict=True)):
         raise VerificationError(
             f"{model.name!r} takes images of {height}x{width} (None is any); image_size={image_size}. Name one size."
         )
-    return (*size, channels)
+    return size[0], size[1], channels
 
 
 def _reordered(logits, order):

@@ -77,7 +77,7 @@ def _signature(path, name):
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         raise VerificationError(f"{path} cannot be loaded as a SavedModel: {error}") from error
     if name not in loaded.signatures:
-        there = ", ".join(loaded.signatures) or "none"
+        there = ", ".join(sorted(loaded.signatures)) or "none"
         raise VerificationError(f"{path} has no signature {name!r}. It has: {there}.")
     function = loaded.signatures[name]
     function._loaded = loaded  # its variables live as long as what was loaded
@@ -108,7 +108,7 @@ def _output(path, function, name):
         (name,) = outputs
     if name not in outputs:
         said = "has several outputs" if name is None else f"has no output {name!r}"
-        raise VerificationError(f"{path} {said}. Name one of: {', '.join(outputs)}.")
+        raise VerificationError(f"{path} {said}. Name one of: {', '.join(sorted(outputs))}.")
     if outputs[name].shape.rank != 2 or outputs[name].shape[1] is None:
         raise VerificationError(f"{path} must give (batch, classes). Its {name!r} has the shape {outputs[name].shape}.")
     return name

@@ -60,7 +60,11 @@ def scale_named(text: str) -> Scale:
     if text in SCALES:
         return text
     try:
-        mean, std = (tuple(float(number) for number in part.split(",")) for part in text.split("/"))
+        mean, std = ([float(number) for number in part.split(",")] for part in text.split("/"))
     except ValueError:
         raise ValueError(f"expected {', '.join(SCALES)}, or MEAN/STD on 0..255. Received: {text!r}") from None
-    return Normalization(mean if len(mean) > 1 else mean[0], std if len(std) > 1 else std[0])
+    return Normalization(_numbers(mean), _numbers(std))
+
+
+def _numbers(values: list[float]) -> Numbers:
+    return values[0] if len(values) == 1 else tuple(values)
