@@ -23,6 +23,7 @@ def image_folder(
     validation: float = 0.1,
     test: float = 0.2,
     augment=None,
+    skip_bad: int = 0,
 ) -> Data:
     """JPEG and PNG images in one folder for each class; the sorted folder names are the classes.
 
@@ -37,6 +38,7 @@ def image_folder(
         validation: Examples held out from training, a count or a fraction of what is not test.
         test: Examples held out for the test, a count or a fraction.
         augment: Augmentation of the training images, or None.
+        skip_bad: So many unreadable images are left out and named in a warning; one more is an error that names all.
     """
     reader = ClassFolders(directory=Path(directory), size=(size[0], size[1]))
     return Data(
@@ -46,6 +48,7 @@ def image_folder(
         validation=validation,
         test=test,
         augment=augment,
+        skip_bad=skip_bad,
     )
 
 
@@ -64,7 +67,10 @@ class ClassFolders:
     size: tuple[int, int]
     exact: bool = False
     classes: int | None = None
-    mend: str = "Mend or remove what is named above (or change the recipe's sizes), then run the command again."
+    mend: str = (
+        "Mend or remove what is named above (or change the recipe's sizes; its skip_bad=N leaves out up to N "
+        "unreadable images), then run the command again."
+    )
 
     def find(self) -> Found:
         if not self.directory.is_dir():

@@ -7,7 +7,7 @@ Both kinds answer the same questions: how many, of which shape, `take(indices)`,
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,14 @@ class Pixels:
         """SHA-256 of the shape and every pixel."""
         array = np.ascontiguousarray(self._tensor.numpy())
         return hashlib.sha256(repr(array.shape).encode() + array.data).digest()
+
+    def digests(self, places: Sequence[int], most: int | None = None) -> Iterator[bytes]:
+        """SHA-256 of the image at each of `places`, or of its first `most` bytes."""
+        array = self._tensor.numpy()
+        return (hashlib.sha256(array[place].tobytes()[:most]).digest() for place in places)
+
+    def name(self, place: int) -> str:
+        return str(place)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,3 +124,12 @@ class Files:
                 file.seek(max(0, length - TAIL_BYTES))
                 digest.update(f"{name}\0{length}\0".encode() + file.read())
         return digest.digest()
+
+    def digests(self, places: Sequence[int], most: int | None = None) -> Iterator[bytes]:
+        """SHA-256 of the content of the file at each of `places`, or of its first `most` bytes."""
+        for place in places:
+            with open(self.root / self.names[place], "rb") as file:
+                yield hashlib.sha256(file.read(-1 if most is None else most)).digest()
+
+    def name(self, place: int) -> str:
+        return self.names[place]
