@@ -1,4 +1,4 @@
-"""`keras-committee train`: a recipe becomes trained members in a run folder."""
+"""What does `keras-committee train` do? A recipe becomes trained members in a run folder."""
 
 from pathlib import Path
 from typing import Any, Literal
