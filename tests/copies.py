@@ -1,6 +1,6 @@
 """Which lines of code stand in two places?
 
-A docstring, a comment, an import, a lone bracket and the head of a function are no code: those who answer to one
+A docstring, a comment, an import, a lone bracket and the head of a function with its decorators are no code: those who answer to one
 interface have one signature.
 """
 
@@ -18,7 +18,8 @@ def code_lines(source: str) -> list[tuple[int, str]]:
         if text or isinstance(node, SKIPPED):
             left_out.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            left_out.update(range(node.lineno, node.body[0].lineno))
+            first = min([node, *node.decorator_list], key=lambda part: part.lineno)
+            left_out.update(range(first.lineno, node.body[0].lineno))
     lines = enumerate(source.splitlines(), start=1)
     stripped = ((number, line.split("  #")[0].strip()) for number, line in lines if number not in left_out)
     return [(number, line) for number, line in stripped if line.strip("()[]{}, :") and not line.startswith("#")]

@@ -1,4 +1,4 @@
-"""Does every case of deploy/failures.md have the tests that it names, and does the program say the words that it quotes?"""
+"""Does every case of deploy/failures.md have the tests that it names, and are the words that it quotes said?"""
 
 import ast
 import re
