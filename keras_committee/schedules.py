@@ -11,7 +11,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import CosineDecay, ExponentialDecay, LearningRateSchedule, PiecewiseConstantDecay
 
-__all__ = ["WarmUp", "cosine", "efficientnet", "stochastic_depth", "step_decay", "wide_resnet"]
+__all__ = ["WarmUp", "cosine", "efficientnet", "step_decay", "stochastic_depth", "wide_resnet"]
 
 
 def step_decay(steps: int, rate: float, drops: Sequence[float], factor: float) -> PiecewiseConstantDecay:

@@ -1,7 +1,7 @@
 """Which lines of code stand in two places?
 
-A docstring, a comment, an import, a lone bracket and the head of a function with its decorators are no code: those who answer to one
-interface have one signature.
+A docstring, a comment, an import and a lone bracket are no code, and neither is the head of a function with its
+decorators: those who answer to one interface have one signature.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Does what is installed hold what it must, load nothing before it is asked for, and offer the names that it promises?"""
+"""Does what is installed hold what it must, load nothing unasked, and offer the names that it promises?"""
 
 import importlib
 import json
@@ -88,8 +88,8 @@ def test_the_wheel_holds_the_package_and_its_files_and_nothing_else(built):
 
 @pytest.mark.slow
 def test_the_source_distribution_has_the_recipes_and_no_tests_runs_or_data(built):
-    archive = next(built.glob("*.tar.gz"))
-    names = {name.partition("/")[2] for name in tarfile.open(archive).getnames()}
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"recipes/cifar_wrn.py", "LICENSE", "README.md", "CHANGELOG.md", "keras_committee/py.typed"} < names
     rooms = {name.partition("/")[0] for name in names if "/" in name}
     assert rooms == {"keras_committee", "keras_committee.egg-info", "recipes"}
