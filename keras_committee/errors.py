@@ -1,4 +1,4 @@
-"""What can go wrong for the user, and the exit code of each kind."""
+"""What can go wrong for the user, and with which exit code?"""
 
 
 class CommitteeError(Exception):

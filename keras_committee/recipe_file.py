@@ -36,6 +36,11 @@ class RecipeFile:
         Raises:
             RecipeError: If the file is missing, is not Python, or has no function `recipe` with literal defaults.
         """
+        if "://" in str(path):
+            raise RecipeError(
+                f"{path} is an address. A recipe runs as code, so it is never fetched: download it, read it, and name "
+                "the file."
+            )
         path = Path(path)
         source = _read_text(path)
         try:

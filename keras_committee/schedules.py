@@ -11,6 +11,8 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import CosineDecay, ExponentialDecay, LearningRateSchedule, PiecewiseConstantDecay
 
+__all__ = ["WarmUp", "cosine", "efficientnet", "step_decay", "stochastic_depth", "wide_resnet"]
+
 
 def step_decay(steps: int, rate: float, drops: Sequence[float], factor: float) -> PiecewiseConstantDecay:
     """`rate`, multiplied by `factor` after each of the `drops`.

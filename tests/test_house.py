@@ -1,9 +1,11 @@
 """Do the modules keep to their floors, their names and their size?"""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+from copies import code_lines, copies
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "keras_committee"
@@ -73,7 +75,13 @@ WITHOUT_KERAS = (
     "serving/publish.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
-UNSAFE = ("allow_pickle=True", "enable_unsafe_deserialization", "safe_mode=False")
+UNSAFE = re.compile(
+    r"allow_pickle=True|enable_unsafe_deserialization|safe_mode=False|yaml\.(unsafe_|full_)?load\(|shell=True|os\.system\("
+    r"|^ *(import|from) (pickle|dill|joblib|marshal|shelve|cloudpickle)\b|(?<![\w.])(eval|exec)[()]|verify=False",
+    re.MULTILINE,
+)
+EXECUTES = {"recipe_file.py": ["exec)"]}  # the recipe, which the user has named
+LONGEST_FILE, LONGEST_FUNCTION = 300, 45  # lines; of a function without its head and docstring
 
 
 def imported(node: ast.AST) -> list[str]:
@@ -143,8 +151,37 @@ def test_the_light_modules_import_nothing_heavy(name):
 @pytest.mark.parametrize("path", MODULES, ids=place)
 def test_a_module_says_what_it_answers_and_is_short(path):
     source = path.read_text()
-    assert ast.get_docstring(ast.parse(source))
-    assert len(source.splitlines()) <= 300
+    first = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    assert first.count("?") == 1
+    assert len(source.splitlines()) <= LONGEST_FILE
+
+
+@pytest.mark.parametrize("path", MODULES, ids=place)
+def test_no_function_is_long(path):
+    tree = ast.parse(path.read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert [node.name for node in functions if _lines(node) > LONGEST_FUNCTION] == []
+
+
+def _lines(function):
+    """Lines of the body of a function, without its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_no_six_lines_of_code_stand_twice():
+    places = [*MODULES, *sorted((ROOT / "benchmarks").rglob("*.py"))]
+    assert copies({path.relative_to(ROOT).as_posix(): path.read_text() for path in places}) == []
+
+
+def test_a_copy_would_be_found_under_another_indentation_and_among_comments():
+    code = [f"value_{number} = work({number})" for number in range(7)]
+    other = ["def f():", '    """Says something else."""', *(f"    {line}  # why" for line in code[:3]), "    # so"]
+    other += [f"    {line}" for line in code[3:]]
+    sources = {"one.py": "import os\n" + "\n".join(code), "two.py": "\n".join(other)}
+    assert copies(sources) == [["one.py:2", "two.py:3"], ["one.py:3", "two.py:4"]]
+    assert copies(sources, 8) == []
+    assert [number for number, _ in code_lines(sources["two.py"])] == [3, 4, 5, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -155,7 +192,23 @@ def test_no_file_has_a_name_that_says_nothing(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=place)
 def test_nothing_unsafe_is_switched_on(path):
-    assert [words for words in UNSAFE if words in path.read_text()] == []
+    assert [found.group().strip() for found in UNSAFE.finditer(path.read_text())] == EXECUTES.get(place(path), [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "    from joblib import load",
+        "np.load(file, allow_pickle=True)",
+        "eval(text)",
+        "subprocess.run(words, shell=True)",
+        "yaml.load(text)",
+        "keras.config.enable_unsafe_deserialization()",
+    ],
+)
+def test_what_is_unsafe_would_be_found(line):
+    assert UNSAFE.search(f"x = 1\n{line}\n")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda path: path.name)

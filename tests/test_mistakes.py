@@ -1,5 +1,8 @@
 """Do ten mistakes get an exit code, and words that say what, where and what to do?"""
 
+import subprocess
+import sys
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -83,7 +86,31 @@ def test_a_syntax_error_in_the_recipe(fail, folder):
     assert err.endswith("\n  def recipe(members=2:\n")
 
 
-def test_a_missing_data_folder(fail):
+def test_a_missing_recipe_is_not_fetched(fail):
+    assert fail("train", "https://example.org/pets.py") == (
+        2,
+        "error: https://example.org/pets.py is an address. A recipe runs as code, so it is never fetched: download it, "
+        "read it, and name the file.\n",
+    )
+
+
+def test_B01_a_missing_data_dir_is_told_before_tensorflow_is_imported(folder):
+    (folder / "cats.py").write_text("def recipe(data_dir=None):\n    import tensorflow\n")
+    program = (
+        "import sys; from keras_committee.cli import main\n"
+        "code = main(['train', 'cats.py', '--set', 'data_dir=gone'])\n"
+        "sys.exit(code if not {'tensorflow', 'keras'} & set(sys.modules) else 99)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (
+        3,
+        "error: no such data directory: gone (knob data_dir). Nothing was begun.\n"
+        "  Give the folder of the images: --set data_dir=PATH\n",
+    )
+    assert not (folder / "runs").exists()
+
+
+def test_B01_a_missing_data_folder(fail):
     code, err = fail("train", "pets.py", "--set", "images=/nowhere/images")
     assert code == 3
     assert "/nowhere/images" in err

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import json_option, only_json, print_json, standard_options
+from keras_committee.cli.options import json_option, min_members_option, only_json, print_json, standard_options
 from keras_committee.run import Run
 from keras_committee.tables import print_evaluation
 
@@ -12,7 +12,7 @@ from keras_committee.tables import print_evaluation
 @click.command()
 @click.argument("run", type=click.Path())
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
-@click.option("--min-members", type=click.IntRange(1), help="Take the committee as it is with so many members.")
+@min_members_option
 @click.option("--allow-twins", is_flag=True, help="Members may have identical weights.")
 @click.option("--latency", "timed", is_flag=True, help="Measure how long each member takes, for 1 and 32 images.")
 @json_option

@@ -43,6 +43,10 @@ def _version_option(command):
 set_option = click.option("--set", "overrides", metavar="KNOB=VALUE", multiple=True, help="Turn a knob of the recipe.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document; all else goes to stderr.")
 
+min_members_option = click.option(
+    "--min-members", type=click.IntRange(1), help="Take the committee as it is with so many members."
+)
+
 
 def build(recipe_file: RecipeFile, knobs: dict[str, Any], smoke: bool) -> Recipe:
     recipe = recipe_file.build(knobs)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from keras_committee.cli.options import json_option, only_json, print_json, standard_options
+from keras_committee.cli.options import json_option, min_members_option, only_json, print_json, standard_options
 from keras_committee.run import Run
 from keras_committee.tables import print_table
 
@@ -36,7 +36,7 @@ class _Several(click.ParamType):
 @click.option("--examples", type=click.IntRange(1), default=1000, show_default=True, help="Of the test split at most.")
 @click.option("--foreign", type=click.Path(path_type=Path), metavar="DIR", help="Images of anything else.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of noise and generated images.")
-@click.option("--min-members", type=click.IntRange(1), help="Take the committee as it is with so many members.")
+@min_members_option
 @json_option
 @standard_options
 def robustness(

@@ -1,4 +1,4 @@
-"""`keras-committee search`: members of varied recipes, trained one after another until a budget is spent."""
+"""What does `keras-committee search` do? Members of varied recipes are trained until a budget is spent."""
 
 import importlib.util
 import math

@@ -1,4 +1,4 @@
-"""`keras-committee serve`: a local stand-in for TF Serving answers on this machine."""
+"""What does `keras-committee serve` do? A local stand-in for TF Serving answers on this machine."""
 
 import contextlib
 import logging

@@ -1,7 +1,7 @@
-"""`keras-committee train`: a recipe becomes trained members in a run folder."""
+"""What does `keras-committee train` do? A recipe becomes trained members in a run folder."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -15,6 +15,7 @@ from keras_committee.cli.options import (
     set_option,
     standard_options,
 )
+from keras_committee.errors import DataError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 
@@ -60,6 +61,7 @@ def train(
     many, members = _parse_workers(workers), _parse_members(only)
     recipe_file = RecipeFile.read(recipe)
     knobs = recipe_file.resolve(list(overrides))
+    _check_data_dir(knobs)
     folder = folder or str(Path("runs", f"{recipe_file.name}-smoke" if smoke else recipe_file.name))
     if strategy == "multiworker":
         from keras_committee import training
@@ -107,6 +109,16 @@ def _parse_members(text: str | None) -> list[int] | None:
     if not all(part.isdecimal() for part in parts):
         raise click.BadParameter(f"expected indices such as 0,3. Received: {text!r}", param_hint="--members")
     return [int(part) for part in parts]
+
+
+def _check_data_dir(knobs: dict[str, Any]) -> None:
+    """Raises DataError where the knob `data_dir` names nothing: told before TensorFlow is imported, or a run begun."""
+    named = knobs.get("data_dir")
+    if isinstance(named, str) and not Path(named).exists():
+        raise DataError(
+            f"no such data directory: {named} (knob data_dir). Nothing was begun.\n"
+            "  Give the folder of the images: --set data_dir=PATH"
+        )
 
 
 def _warn_of_versions(run: Run) -> None:

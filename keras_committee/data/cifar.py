@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from keras_committee.data.image_folder import ClassFolders
 from keras_committee.data.images import Pixels
 from keras_committee.data.splits import Split
 from keras_committee.errors import DataError
+from keras_committee.files import file_hash
 
 SHAPE = (32, 32, 3)
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -38,6 +41,8 @@ CLASS_NAMES = {
 
 def cifar10(batch_size: int, *, directory=None, validation: float = 5_000, augment=None) -> Data:
     """CIFAR-10: 50,000 training and 10,000 test images, 32x32x3, ten classes.
+
+    3.25 % of its test images (10 % in CIFAR-100) are near duplicates of training images: Barz and Denzler 2020.
 
     Args:
         batch_size: Examples of one training step over all devices.
@@ -86,13 +91,31 @@ class Download:
     def find(self) -> Found:
         module = getattr(keras.datasets, self.name)
         try:
-            (x_train, y_train), (x_test, y_test) = module.load_data()
+            with (
+                warnings.catch_warnings()
+            ):  # a member of the archive that lies outside of it is an error, not a warning
+                warnings.filterwarnings("error", message="Skipping invalid path")
+                (x_train, y_train), (x_test, y_test) = module.load_data()
         except Exception as error:  # Keras raises a plain Exception where the server does not answer
+            if (
+                expected := re.search("file hash does not match the provided value of ([0-9a-f]+)", str(error))
+            ) is not None:
+                raise DataError(_discarded(self.name, expected[1])) from error
             raise DataError(
                 f"{self.name}: Keras could not download the data ({error}).\n"
                 f"Name a local copy with `directory` (the recipes' knob data_dir): {FORMS}."
             ) from error
         return _found(dict(zip(ARRAYS, (x_train, y_train, x_test, y_test), strict=True)), self.classes)
+
+
+def _discarded(name: str, expected: str) -> str:
+    """What became of a download whose checksum is wrong: it is deleted, so that nothing uses it."""
+    datasets = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "datasets"
+    told = [f"{name}: the download is not what Keras expects: SHA-256 {expected}. It was deleted."]
+    for archive in datasets.glob(f"{name.replace('cifar', 'cifar-')}-*_archive"):
+        told.append(f"  {archive} had SHA-256 {file_hash(archive)}")
+        archive.unlink()
+    return "\n".join([*told, "The same command downloads it again; or name a local copy with the knob data_dir."])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +148,7 @@ def _found(arrays, classes):
         wrong += preflight.check_labels(labels, len(classes), f"y_{part}")
         if len(images) != len(labels):
             wrong.append(f"x_{part} has {len(images)} images, y_{part} has {len(labels)} labels")
+        wrong = wrong or preflight.check_classes(labels, classes, f"y_{part}")
         problems += wrong
         splits[part] = _nothing() if wrong else Split(images=Pixels(images), labels=labels.astype(np.int32))
     return Found(classes=classes, problems=problems, **splits)

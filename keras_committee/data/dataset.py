@@ -1,6 +1,7 @@
 """What data does a recipe ask for, and how does it become train, validation and test?"""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,6 +18,8 @@ from keras_committee.errors import RecipeError
 # Decoded images of all splits together are kept in memory up to 2 GiB: CIFAR takes 0.2 GiB and must be, ImageNet at
 # 224 pixels takes 180 GiB and cannot be; 2 GiB for each member's process still leaves a small machine its memory.
 MEMORY_LIMIT = 2 * 1024**3
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,7 @@ class Data:
         limit: At most so many examples in each split, spread over the classes; for a short trial. None keeps all.
         memory_limit: Bytes of decoded images, over all splits, that are kept in memory; beyond it files are decoded
             again in every pass.
+        skip_bad: So many image files may be unreadable; they are left out and named in a warning.
 
     Raises:
         RecipeError: If a value makes no sense whatever the data are.
@@ -74,8 +78,11 @@ class Data:
     augment: Augmentation | None = None
     limit: int | None = None
     memory_limit: int = MEMORY_LIMIT
+    skip_bad: int = 0
 
     def __post_init__(self):
+        if self.skip_bad < 0:
+            raise RecipeError(f"{self.name} needs skip_bad of 0 or more. Received: skip_bad={self.skip_bad!r}")
         for field in ("batch_size", "limit"):
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -107,6 +114,9 @@ class Data:
         whole = [split for split in (found.train, found.validation, found.test) if split is not None]
         parts = whole if problems else [self._limited(split) for split in self._parts(found)]
         parts, unreadable = self._read(parts)
+        if 0 < len(unreadable) <= self.skip_bad:
+            _log.warning("%s: skipped, as skip_bad=%d allows: %s", self.name, self.skip_bad, "; ".join(unreadable))
+            unreadable = []
         preflight.refuse(self.name, [*problems, *unreadable], self.reader.mend)
         train, validation, test = parts
         return Splits(
@@ -154,7 +164,7 @@ class Data:
         return split if self.limit is None else split.take(evenly(split.labels, self.limit))
 
     def _read(self, splits):
-        """The splits, in memory where they fit, and what is wrong with their files.
+        """The splits without their unreadable files, in memory where they fit, and what is wrong with those files.
 
         Training images whose windows are decoded stay in their files: memory would hold them framed.
         """
@@ -164,8 +174,9 @@ class Data:
         read, problems = [], []
         for split, stay in zip(splits, stays, strict=True):
             images, wrong = _read_images(split.images, small and not stay)
-            read.append(dataclasses.replace(split, images=images))
-            problems += wrong
+            whole = dataclasses.replace(split, images=images)
+            read.append(whole.take(np.delete(np.arange(len(split)), list(wrong))) if wrong else whole)
+            problems += wrong.values()
         return read, problems
 
     def _reads_windows(self, split):
@@ -175,5 +186,5 @@ class Data:
 
 def _read_images(images, small):
     if not isinstance(images, Encoded):
-        return images, []
+        return images, {}
     return preflight.read_files(images) if small else (images, preflight.check_files(images))

@@ -25,6 +25,7 @@ def image_folder(
     validation: float = 0.1,
     test: float = 0.2,
     augment=None,
+    skip_bad: int = 0,
 ) -> Data:
     """JPEG and PNG images in one folder for each class; the sorted folder names are the classes.
 
@@ -41,6 +42,7 @@ def image_folder(
         validation: Examples held out from training, a count or a fraction of what is not test.
         test: Examples held out for the test, a count or a fraction.
         augment: Augmentation of the training images, or None.
+        skip_bad: So many unreadable images are left out and named in a warning; one more is an error that names all.
     """
     reader = ClassFolders(directory=Path(directory), framing=chosen_framing("image_folder", size, framing))
     return Data(
@@ -50,6 +52,7 @@ def image_folder(
         validation=validation,
         test=test,
         augment=augment,
+        skip_bad=skip_bad,
     )
 
 
@@ -68,7 +71,10 @@ class ClassFolders:
     framing: Framing
     exact: bool = False
     classes: int | None = None
-    mend: str = "Mend or remove what is named above (or change the recipe's sizes), then run the command again."
+    mend: str = (
+        "Mend or remove what is named above (or change the recipe's sizes; its skip_bad=N leaves out up to N "
+        "unreadable images), then run the command again."
+    )
 
     def find(self) -> Found:
         if not self.directory.is_dir():

@@ -8,7 +8,7 @@ import abc
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -76,6 +76,14 @@ class Pixels:
     def origin(self) -> bytes:
         """SHA-256 of what the pixels were made from, whatever their framing."""
         return self.digest() if self._encoded is None else self._encoded.origin()
+
+    def digests(self, places: Sequence[int], *, glance: bool = False) -> Iterator[bytes]:
+        """SHA-256 of the pixels of the image at each of `places`."""
+        array = self._tensor.numpy()
+        return (hashlib.sha256(array[place].tobytes()).digest() for place in places)
+
+    def name(self, place: int) -> str:
+        return str(place)
 
 
 class Encoded(abc.ABC):
@@ -157,6 +165,12 @@ class Encoded(abc.ABC):
         # The plain framing adds nothing: votes and runs from before there was another keep their fingerprints.
         origin = self.origin()
         return origin if self.framing.plain else hashlib.sha256(origin + repr(self.framing).encode()).digest()
+
+    def digests(self, places: Sequence[int], *, glance: bool = False) -> Iterator[bytes]:
+        """SHA-256 of the encoded image at each of `places`; with `glance` of its first and last bytes only."""
+        for place in places:
+            content = b"".join(self.ends(place)) if glance else self.read(place)
+            yield hashlib.sha256(content).digest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

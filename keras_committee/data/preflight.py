@@ -42,6 +42,15 @@ def check_labels(labels: np.ndarray, classes: int, where: str) -> list[str]:
     return kind + [f"{where}: label {labels[row]} at row {row}, classes 0..{classes - 1}" for row in wrong]
 
 
+def check_classes(labels: np.ndarray, classes: Sequence[str], where: str) -> list[str]:
+    """Classes without an example among `labels`, integers below the number of classes; `where` names the array."""
+    counts = np.bincount(labels, minlength=len(classes))
+    empty = zip(classes, counts, strict=True)
+    return [
+        f"{where}: class {label} ({name}) has no examples" for label, (name, count) in enumerate(empty) if not count
+    ]
+
+
 def check_images(images: np.ndarray, shape: tuple[int, ...], where: str) -> list[str]:
     """Whether `images` is uint8 `(examples, *shape)`; `where` names the array."""
     if images.dtype == np.uint8 and images.shape[1:] == shape:
@@ -50,8 +59,8 @@ def check_images(images: np.ndarray, shape: tuple[int, ...], where: str) -> list
     return [f"{where}: {images.dtype} of shape {images.shape}, expected uint8 of shape ({wanted})"]
 
 
-def read_files(files: Encoded) -> tuple[Pixels, list[str]]:
-    """Decode every file into memory, and say which cannot be."""
+def read_files(files: Encoded) -> tuple[Pixels, dict[int, str]]:
+    """Decode every file into memory, and say which cannot be, by their places."""
     array = np.zeros((len(files), *files.shape), np.uint8)
     signature = [tf.TensorSpec([None], tf.string)]
     decode = tf.function(lambda contents: files.decode(contents), input_signature=signature)  # a method's name in
@@ -60,26 +69,29 @@ def read_files(files: Encoded) -> tuple[Pixels, list[str]]:
     def read(start):
         indices = _chunk(files, start)
         contents, problems = zip(*(_contents(files, index) for index in indices), strict=True)
-        if any(problems):
-            return [
-                problem or _undecodable(files, *pair)
-                for problem, *pair in zip(problems, indices, contents, strict=True)
-            ]
         try:
-            with tf.device("CPU:0"):
-                array[start : start + CHUNK] = decode(tf.constant(contents))
-        except tf.errors.InvalidArgumentError:  # it does not say which file
-            problems = [_undecodable(files, *pair) for pair in zip(indices, contents, strict=True)]
             if not any(problems):
-                raise
+                array[start : start + CHUNK] = decoded(contents)
+                return problems
+        except tf.errors.InvalidArgumentError:  # it does not say which file
+            pass
+        problems = [
+            problem or _undecodable(files, *pair) for problem, *pair in zip(problems, indices, contents, strict=True)
+        ]
+        whole = [place for place, problem in enumerate(problems) if problem is None]
+        array[[start + place for place in whole]] = decoded([contents[place] for place in whole])
         return problems
+
+    def decoded(contents):
+        with tf.device("CPU:0"):
+            return decode(tf.constant(contents, tf.string, shape=[len(contents)]))
 
     problems = _each_chunk(files, read)
     return Pixels(array, files), problems
 
 
-def check_files(files: Encoded) -> list[str]:
-    """Which files cannot be decoded, told from their first and last bytes.
+def check_files(files: Encoded) -> dict[int, str]:
+    """Which files cannot be decoded, by their places, told from their first and last bytes.
 
     For data too large to decode beforehand. A file is decoded only where its end looks cut off.
     """
@@ -95,10 +107,11 @@ def _chunk(files, start):
 
 
 def _each_chunk(files, check):
-    """The problems that `check(start)` returns for each chunk of files, in order, found by one thread for each core."""
+    """The problems among those, one or None for each file, that `check(start)` returns for each chunk of files."""
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as threads:
         found = threads.map(check, range(0, len(files), CHUNK))
-        return [problem for part in found for problem in part if problem is not None]
+        problems = [problem for part in found for problem in part]
+    return {place: problem for place, problem in enumerate(problems) if problem is not None}
 
 
 def _contents(files, index):

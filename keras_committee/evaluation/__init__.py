@@ -1,4 +1,4 @@
-"""Evaluation: what the members say of every example, and how good their committees are."""
+"""What do the members say of every example, and how good are their committees?"""
 
 from keras_committee.evaluation.calibrate import calibrate
 from keras_committee.evaluation.candidates import Goal

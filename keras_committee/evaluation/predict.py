@@ -174,11 +174,9 @@ def _framings(models: Sequence[keras.Model], recorded: Sequence[dict[str, Any] |
 
 
 def _chosen(path: Path, member: ChosenMember) -> keras.Model:
-    model = load_member(path)
-    digest = file_hash(path)
-    if digest != member.weights:
+    if path.is_file() and (digest := file_hash(path)) != member.weights:  # before anything of it is read
         raise VerificationError(
             f"{path} is not the member that was chosen (sha256 {digest[:12]}, not {member.weights[:12]}):"
             " it was trained anew since.\n  Choose again: keras-committee select RUN"
         )
-    return model
+    return load_member(path)

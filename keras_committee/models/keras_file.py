@@ -9,6 +9,7 @@ import keras
 from keras_committee.errors import VerificationError
 from keras_committee.models.foreign import as_member
 from keras_committee.models.scales import Scale
+from keras_committee.models.untrusted import find_harm
 
 
 def from_keras_file(
@@ -40,6 +41,8 @@ def load_keras_file(path: str | Path) -> keras.Model:
     if not path.is_file():
         raise VerificationError(f"there is no file {path}.")
     try:
+        if harm := find_harm(path):
+            raise ValueError(f"it {harm}")
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (OSError, ValueError, KeyError, TypeError, ImportError, zipfile.BadZipFile) as error:
         raise VerificationError(

@@ -1,4 +1,4 @@
-"""Search: which members, not trained yet, would help the committee most? `driver` does it, and needs Optuna."""
+"""Which members, not trained yet, would help the committee most? `driver` does it, and needs Optuna."""
 
 from keras_committee.search.ledger import Budget
 from keras_committee.search.ranges import Range, parse_ranges

@@ -1,9 +1,7 @@
 """Which members are exported, from which files, and do these hold what was selected?"""
 
-import json
 import math
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import keras
 
 from keras_committee import flops
 from keras_committee.data.framing import Framing, framing_of_member, resized
-from keras_committee.errors import ExportError, IncompleteError, RunError
+from keras_committee.errors import ExportError, IncompleteError, RunError, VerificationError
 from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, head_name, head_named
 from keras_committee.models.loading import load_member
@@ -20,8 +18,6 @@ from keras_committee.selection import ChosenMember, Selection
 from keras_committee.serving.inference import compute_in_float32
 
 Recorded = dict[str, Any] | None  # what a run says of how its data frame an image
-
-_TRUSTED = ("keras", "keras_committee", "builtins", None)
 
 
 def whole_committee(
@@ -84,14 +80,8 @@ def load_exportable(file: Path) -> keras.Model:
     """
     try:
         model = load_member(file)
-    except RunError as error:
-        strangers = sorted(set(_strangers(file)))
-        if not strangers:
-            raise
-        raise ExportError(
-            f"{file} holds code of whoever wrote it, in {', '.join(strangers)}. It was not run.\n"
-            "  A member may have layers of Keras and keras_committee only. Nothing was published."
-        ) from error
+    except VerificationError as error:
+        raise ExportError(f"{error} Nothing was published.") from error
     compute_in_float32(model)
     _check_shapes(file, model)
     return model
@@ -188,30 +178,3 @@ def _check_shapes(file, model):
     fits = len(inputs) == len(outputs) == 1 and len(inputs[0].shape) == 4 and len(outputs[0].shape) == 2
     if not fits:
         raise ExportError(f"{file} must be a functional model of images to logits (batch, classes).")
-
-
-def _strangers(file: Path) -> Iterator[str]:
-    """`layer 'name' (Class)` for each part of a `.keras` file that is code: a Lambda, or of another module."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            config = json.loads(archive.read("config.json"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-        return
-    yield from _walk(config, "the model")
-
-
-def _walk(part: Any, layer: str) -> Iterator[str]:
-    if isinstance(part, list):
-        for each in part:
-            yield from _walk(each, layer)
-    if not isinstance(part, dict):
-        return
-    name, kind = part.get("config"), part.get("class_name")
-    if kind and isinstance(name, dict) and isinstance(name.get("name"), str):
-        layer = f"layer {name['name']!r} ({kind})"
-    root = part["module"].split(".")[0] if isinstance(part.get("module"), str) else None
-    if kind in ("Lambda", "TFSMLayer", "__lambda__") or (kind and root not in _TRUSTED):
-        yield layer
-        return
-    for each in part.values():
-        yield from _walk(each, layer)

@@ -1,4 +1,4 @@
-"""Training: one member, all members, and what is seen of it."""
+"""How is one member trained, how are all, and what is seen of it?"""
 
 from keras_committee.training.committee import train_committee
 from keras_committee.training.follower import take_part

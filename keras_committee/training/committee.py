@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from keras_committee.data import Splits
+from keras_committee.data import Splits, duplicates
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
@@ -118,6 +119,8 @@ def _load(recipe: Recipe) -> Splits:
     splits = recipe.data.load()
     if not len(splits.validation):
         raise RecipeError(f"{recipe.data.name} has no validation split. Give its `validation` a count or a fraction.")
+    if shared := duplicates.told(splits):
+        logging.getLogger(__name__).warning("%s: %s", recipe.data.name, shared)
     return splits
 
 

@@ -1,12 +1,12 @@
 """With which weights does a member begin, where not with random ones?"""
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
 
-from keras_committee.errors import RecipeError
+from keras_committee.errors import RecipeError, RunError, VerificationError
+from keras_committee.models.loading import load_member
 from keras_committee.run import MemberFolder
 
 
@@ -29,9 +29,9 @@ def copy_weights(initial: str | Callable[[int], str] | None, model: keras.Model,
         return
     path = _find(Path(initial(index) if callable(initial) else initial), index)
     try:
-        source = keras.saving.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise RecipeError(f"Recipe(initial=...): cannot load {path}: {error}") from error
+        source = load_member(path)
+    except (RunError, VerificationError) as error:
+        raise RecipeError(f"Recipe(initial=...): cannot load {path}: {error.__cause__ or error}") from error
     theirs, ours = _with_weights(source), _with_weights(model)
     if len(theirs) != len(ours):
         raise RecipeError(

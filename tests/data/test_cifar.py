@@ -82,14 +82,14 @@ def test_class_folders_must_have_ten_classes_and_images_of_32_pixels(write_image
         (-1, r"y_train: label -1 at row 47, classes 0\.\.9"),
     ],
 )
-def test_a_label_out_of_range_is_named_with_its_row(npz, label, message):
+def test_B04_a_label_out_of_range_is_named_with_its_row(npz, label, message):
     labels = arrays()["y_train"]
     labels[47] = label
     with pytest.raises(DataError, match=message):
         load(npz(y_train=labels))
 
 
-def test_float_labels_are_refused_and_nan_is_named(npz):
+def test_B04_float_labels_are_refused_and_nan_is_named(npz):
     labels = arrays()["y_test"].astype(np.float64)
     labels[4] = np.nan
     with pytest.raises(DataError, match="y_test: float64 labels, expected integers") as caught:
@@ -97,10 +97,18 @@ def test_float_labels_are_refused_and_nan_is_named(npz):
     assert "y_test: label nan at row 4, classes 0..9" in str(caught.value)
 
 
-def test_labels_of_text_or_of_two_axes_are_refused(npz):
+def test_B04_labels_of_text_or_of_two_axes_are_refused(npz):
     with pytest.raises(DataError, match="y_test: <U3 labels, expected integers") as caught:
         load(npz(y_test=np.array(["cat"] * 20), y_train=np.zeros((60, 10), np.int64)))
     assert "y_train: shape (60, 10), expected one label for each image" in str(caught.value)
+
+
+def test_B05_a_class_without_examples_is_named_on_either_side(npz):
+    train, test = arrays()["y_train"], arrays()["y_test"]
+    train[train == 3] = 4
+    with pytest.raises(DataError, match=r"y_train: class 3 \(cat\) has no examples") as caught:
+        load(npz(y_train=train, y_test=np.where(test == 9, 0, test)))
+    assert "y_test: class 9 (truck) has no examples" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -22,30 +22,30 @@ def test_a_png_is_lossless(noise, encoded):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_grey_is_repeated_over_three_channels(noise, encoded, kind):
+def test_B03_grey_is_repeated_over_three_channels(noise, encoded, kind):
     content = encoded(noise(7, 5)[..., 0], kind)
     decoded = decode_image(content).numpy()
     np.testing.assert_array_equal(decoded, np.repeat(np.asarray(Image.open(io.BytesIO(content)))[..., None], 3, axis=2))
 
 
-def test_alpha_is_dropped_and_not_blended(noise, encoded):
+def test_B03_alpha_is_dropped_and_not_blended(noise, encoded):
     pixels = noise(7, 5, channels=4)
     np.testing.assert_array_equal(decode_image(encoded(pixels, "PNG")), pixels[..., :3])
 
 
-def test_a_16_bit_png_keeps_its_high_byte(encoded):
+def test_B03_a_16_bit_png_keeps_its_high_byte(encoded):
     values = np.arange(0, 65_535, 1_311, dtype=np.uint16).reshape(5, 10)
     decoded = decode_image(encoded(values, "PNG")).numpy()
     np.testing.assert_array_equal(decoded[..., 1], values >> 8)
 
 
-def test_cmyk_becomes_rgb(encoded):
+def test_B03_cmyk_becomes_rgb(encoded):
     red = np.broadcast_to(np.array([200, 30, 60], np.uint8), (16, 16, 3))
     decoded = decode_image(encoded(np.ascontiguousarray(red), "JPEG", mode="CMYK")).numpy()
     np.testing.assert_allclose(decoded[8, 8], [200, 30, 60], atol=4)
 
 
-def test_an_exif_rotation_is_not_applied(noise, encoded):
+def test_B03_an_exif_rotation_is_not_applied(noise, encoded):
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: rotate by 90 degrees
     assert decode_image(encoded(noise(7, 5), "JPEG", exif=exif)).shape == (7, 5, 3)

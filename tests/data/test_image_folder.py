@@ -88,7 +88,7 @@ def test_nothing_beyond_the_memory_limit_is_kept(write_images):
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10**9])
-def test_the_fingerprint_survives_a_move_and_sees_a_changed_file(write_images, tmp_path_factory, memory_limit):
+def test_B09_the_fingerprint_survives_a_move_and_sees_a_changed_file(write_images, tmp_path_factory, memory_limit):
     root = write_images(FLAT)
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(root, elsewhere)

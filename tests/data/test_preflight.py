@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from keras_committee import data
 from keras_committee.data import preflight
-from keras_committee.errors import DataError
+from keras_committee.errors import DataError, RecipeError
 
 SPLIT = {"train/cat": 12, "train/dog": 12, "test/cat": 3, "test/dog": 3}
 
@@ -18,48 +19,48 @@ def load(root, **options):
     return dataclasses.replace(described, memory_limit=memory_limit).load()
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_B01_a_missing_folder_is_named(tmp_path):
     with pytest.raises(DataError, match="absent: 1 problem in the data\n  there is no such folder\nName the folder"):
         load(tmp_path / "absent")
 
 
-def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+def test_B01_a_file_in_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(DataError, match="is not a folder"):
         load(tmp_path / "file")
 
 
-def test_an_empty_folder_is_named(tmp_path):
+def test_B01_an_empty_folder_is_named(tmp_path):
     with pytest.raises(DataError, match="there are no class folders in"):
         load(tmp_path)
 
 
-def test_a_missing_test_folder_is_named(write_images):
+def test_B01_a_missing_test_folder_is_named(write_images):
     with pytest.raises(DataError, match="test/: there is no such folder in"):
         load(write_images({"train/cat": 12, "train/dog": 12}))
 
 
-def test_missing_train_and_test_folders_are_both_named(tmp_path):
+def test_B01_missing_train_and_test_folders_are_both_named(tmp_path):
     with pytest.raises(DataError, match="train/: there is no such folder") as caught:
         data.cifar10(4, directory=tmp_path).load()
     assert "test/: there is no such folder" in str(caught.value)
 
 
-def test_a_class_on_one_side_only_is_named_either_way(write_images):
+def test_B05_a_class_on_one_side_only_is_named_either_way(write_images):
     root = write_images(SPLIT | {"train/emu": 5, "test/fox": 2})
     with pytest.raises(DataError, match="test/emu: there is no such folder, but another split has the class") as caught:
         load(root)
     assert "train/fox: there is no such folder" in str(caught.value)
 
 
-def test_a_class_without_images_is_named(write_images):
+def test_B05_a_class_without_images_is_named(write_images):
     with pytest.raises(DataError, match="train/emu/: the class has no images"):
         load(write_images(SPLIT | {"train/emu": 0, "test/emu": 2}))
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10**9])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_every_cut_off_image_is_named(write_images, noise, encoded, memory_limit, kind):
+def test_B02_every_cut_off_image_is_named(write_images, noise, encoded, memory_limit, kind):
     root = write_images(SPLIT)
     for name in ("train/cat/0003.png", "train/dog/0011.png", "test/cat/0000.png"):
         (root / name).write_bytes(encoded(noise(20, 20), kind)[:-30])
@@ -70,7 +71,27 @@ def test_every_cut_off_image_is_named(write_images, noise, encoded, memory_limit
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10**9])
-def test_content_that_is_no_jpeg_or_png_is_named(write_images, noise, encoded, memory_limit):
+def test_B02_so_many_unreadable_images_may_be_skipped(write_images, noise, encoded, memory_limit, caplog):
+    root = write_images(SPLIT)
+    for name in ("train/cat/0003.png", "train/dog/0011.png", "test/cat/0000.png"):
+        (root / name).write_bytes(encoded(noise(20, 20), "PNG")[:-30])
+    splits = load(root, memory_limit=memory_limit, skip_bad=3)
+    assert len(splits.train) + len(splits.validation) == 22
+    assert splits.test.labels.tolist() == [0, 0, 1, 1, 1]
+    images = np.concatenate([images for images, _ in splits.test.batches(2)])
+    np.testing.assert_array_equal(images[0], noise(8, 8, seed=2001))  # the first is gone
+    assert "skipped, as skip_bad=3 allows: train/cat/0003.png: damaged or cut off" in caplog.text
+    with pytest.raises(DataError, match=r"3 problems in the data(.|\n)*skip_bad=N leaves out up to N unreadable"):
+        load(root, memory_limit=memory_limit, skip_bad=2)
+
+
+def test_a_negative_number_of_images_to_skip_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"needs skip_bad of 0 or more\. Received: skip_bad=-1"):
+        load(tmp_path, skip_bad=-1)
+
+
+@pytest.mark.parametrize("memory_limit", [0, 10**9])
+def test_B03_content_that_is_no_jpeg_or_png_is_named(write_images, noise, encoded, memory_limit):
     root = write_images(SPLIT)
     (root / "train/cat/0000.png").write_bytes(encoded(noise(8, 8), "GIF"))
     (root / "train/cat/0001.png").write_bytes(b"hello, this is text")
@@ -81,7 +102,7 @@ def test_content_that_is_no_jpeg_or_png_is_named(write_images, noise, encoded, m
     assert "train/cat/0002.png: the file is empty" in str(caught.value)
 
 
-def test_other_suffixes_and_inner_folders_are_named(write_images):
+def test_B03_other_suffixes_and_inner_folders_are_named(write_images):
     root = write_images(SPLIT)
     (root / "train/cat/notes.txt").write_bytes(b"x")
     (root / "train/cat/more").mkdir()
@@ -101,7 +122,7 @@ def test_an_unreadable_file_is_named(write_images, memory_limit):
         load(root, memory_limit=memory_limit)
 
 
-def test_a_jpeg_under_a_png_name_is_read(write_images, noise, encoded):
+def test_B03_a_jpeg_under_a_png_name_is_read(write_images, noise, encoded):
     root = write_images(SPLIT)
     (root / "train/cat/0000.png").write_bytes(encoded(noise(8, 8), "JPEG"))
     assert len(load(root).train) == 20
@@ -123,7 +144,7 @@ def test_structure_sizes_and_images_are_reported_together(write_images):
     assert "train/cat/0003.png: the file is empty" in str(caught.value)
 
 
-def test_fewer_training_examples_than_a_batch_are_named(write_images):
+def test_B10_fewer_training_examples_than_a_batch_are_named(write_images):
     root = write_images({"train/cat": 3, "train/dog": 3, "test/cat": 3, "test/dog": 3})
     with pytest.raises(DataError, match="3 training examples do not fill one batch of 4"):
         load(root, validation=3)

@@ -47,7 +47,7 @@ def read(dataset):
 
 
 @pytest.mark.parametrize("examples", [1, 6, 7, 8, 15])
-def test_batches_show_every_example_once_in_order(examples):
+def test_B10_batches_show_every_example_once_in_order(examples):
     part = split(examples)
     images, labels = read(part.batches(7))
     np.testing.assert_array_equal(labels, np.arange(examples))
@@ -81,7 +81,7 @@ def test_images_and_labels_stay_together():
 
 
 @pytest.mark.parametrize("examples", [7, 20, 21])
-def test_every_example_appears_exactly_once_in_each_pass(examples):
+def test_B10_every_example_appears_exactly_once_in_each_pass(examples):
     _, labels = read(splits(examples, 7).stream(3, 0, 3 * examples))  # 21 passes
     for number in range(21):
         one_pass = labels[number * examples : (number + 1) * examples]
@@ -231,12 +231,12 @@ def test_zero_steps_are_an_empty_stream():
 
 
 @pytest.mark.parametrize(("examples", "steps"), [(7, 1), (8, 1), (13, 1), (14, 2)])
-def test_an_epoch_is_as_many_full_batches_as_fit(examples, steps):
+def test_B10_an_epoch_is_as_many_full_batches_as_fit(examples, steps):
     assert splits(examples, 7).steps_per_epoch == steps
 
 
 @pytest.mark.parametrize("examples", [0, 1, 6])
-def test_fewer_examples_than_a_batch_are_refused(examples):
+def test_B10_fewer_examples_than_a_batch_are_refused(examples):
     with pytest.raises(DataError, match=f"{examples} training examples do not fill one batch of 7"):
         _ = splits(examples, 7).steps_per_epoch
 

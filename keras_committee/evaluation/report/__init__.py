@@ -1,4 +1,4 @@
-"""The report: one page, and its pictures, on what the members of one or more runs and their committees are worth."""
+"""What are the members of one or more runs and their committees worth? One page, and its pictures."""
 
 from keras_committee.evaluation.report.report import Report, write_report
 

@@ -1,1 +1,1 @@
-"""The pictures of the report: plain values in, a matplotlib figure out."""
+"""Which pictures has the report? Plain values in, a matplotlib figure out."""

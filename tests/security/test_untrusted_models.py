@@ -1,0 +1,87 @@
+"""Does a `.keras` file of a stranger run nothing, wherever it is loaded?"""
+
+import re
+import warnings
+from pathlib import Path
+
+import keras
+import pytest
+from hostile_files import CODE, DAMAGE
+
+import keras_committee
+from keras_committee.errors import ExportError, RecipeError, RunError, VerificationError
+from keras_committee.models.loading import load_member
+from keras_committee.serving.members import load_exportable
+from keras_committee.training.initial import copy_weights
+
+
+def network():
+    image = keras.Input((6, 6, 3))
+    x = keras.layers.Flatten()(keras.layers.Conv2D(2, 1)(image))
+    return keras.Model(image, keras.layers.Dense(3)(x))
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """The bytes of a member's file."""
+    path = tmp_path_factory.mktemp("honest") / "model.keras"
+    network().save(path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def hostile(honest, tmp_path):
+    """`hostile(make)`: a file of a stranger, and afterwards no canary anywhere near it."""
+    canary = tmp_path / "canary"
+
+    def write(make):
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        path = tmp_path / "a" / "b" / "model.keras"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of Keras, on a lambda that is saved
+            path.write_bytes(make(honest, canary))
+        return path
+
+    yield write
+    assert [*tmp_path.rglob("canary"), *Path("/tmp").glob("canary")] == []
+
+
+def test_an_honest_file_is_loaded(hostile):
+    assert load_member(hostile(lambda content, _: content)).count_params() == 8 + 219
+
+
+@pytest.mark.parametrize("kind", CODE)
+def test_D20_what_holds_code_is_refused_by_name_wherever_a_member_is_loaded(hostile, kind):
+    make, words = CODE[kind]
+    path = hostile(make)
+    with pytest.raises(
+        VerificationError, match=f"(holds code of whoever wrote it, in|made to do harm:) .*{words}"
+    ) as caught:
+        load_member(path)
+    assert caught.value.exit_code == 8
+    assert "Nothing of it was run" in str(caught.value)
+    with pytest.raises(ExportError, match=f"{words}[^§]*Nothing was published"):
+        load_exportable(path)
+    with pytest.raises(RecipeError, match=rf"Recipe\(initial=\.\.\.\): cannot load .*{words}"):
+        copy_weights(str(path), network(), 0)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_D20_what_misleads_keras_is_a_plain_error(hostile, kind):
+    make, words = DAMAGE[kind]
+    path = hostile(make)
+    with pytest.raises(RunError, match=rf"model\.keras cannot be loaded: {words}") as caught:
+        load_member(path)
+    assert caught.value.exit_code == 4
+    with pytest.raises(RecipeError, match=r"cannot load"):
+        copy_weights(str(path), network(), 0)
+
+
+def test_there_is_one_place_that_loads_models():
+    package = Path(keras_committee.__file__).parent
+    loading = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"load_model\(|load_weights\(|model_from_json\(", path.read_text())
+    }
+    assert loading == {"models/loading.py"}
