@@ -35,4 +35,19 @@ def load_member(file: Path) -> keras.Model:
             f"{file} cannot be loaded: {error}\n"
             "  Delete it and run `keras-committee train` again to train this member anew."
         ) from error
-@@KEEP@@
+    raise VerificationError(
+        f"{file} {harm}. Nothing of it was run.\n"
+        "  A member may have layers of Keras, keras_committee and its own recipe only. Delete a file that is not yours."
+    )
+
+
+def save_member(model: keras.Model, file: Path) -> None:
+    """Writes the member to `file`, a `.keras` file, which is there whole or not at all. Raises ResourceError."""
+    part = file.with_name(".part-" + file.name)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        model.save(part)
+        with open(part, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(part, file)
+        flush_folder(file.parent)
