@@ -14,6 +14,7 @@ import click
 
 from keras_committee.cli.calibrate import calibrate
 from keras_committee.cli.config import config
+from keras_committee.cli.doctor import doctor
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.export import export
 from keras_committee.cli.options import standard_options
@@ -63,7 +64,21 @@ def cli() -> None:
     """
 
 
-for each in (show, train, evaluate, calibrate, robustness, select, search, report, predict, export, serve, config):
+for each in (
+    show,
+    train,
+    evaluate,
+    calibrate,
+    robustness,
+    select,
+    search,
+    report,
+    predict,
+    export,
+    serve,
+    config,
+    doctor,
+):
     cli.add_command(each)
 
 
