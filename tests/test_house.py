@@ -13,7 +13,7 @@ PYTHON = MODULES + sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "tes
 # From the ground up. A module imports from floors below its own, or inside its own folder.
 FLOORS = [
     ["errors"],
-    ["layers", "metrics", "flops", "schedules", "files", "environment", "host", "tables"],
+    ["layers", "metrics", "flops", "schedules", "files", "environment", "host", "tables", "class_folders"],
     ["models", "data"],
     ["recipe"],
     ["recipe_file", "selection"],
@@ -31,6 +31,7 @@ WITHOUT_KERAS = (
     "recipe_file.py",
     "environment.py",
     "host.py",
+    "class_folders.py",
     "run.py",
     "selection.py",
     "metrics/__init__.py",
