@@ -17,6 +17,7 @@ from keras_committee.cli.config import config
 from keras_committee.cli.doctor import doctor
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.export import export
+from keras_committee.cli.new import new
 from keras_committee.cli.options import standard_options
 from keras_committee.cli.predict import predict
 from keras_committee.cli.report import report
@@ -65,6 +66,8 @@ def cli() -> None:
 
 
 for each in (
+    doctor,
+    new,
     show,
     train,
     evaluate,
@@ -77,7 +80,6 @@ for each in (
     export,
     serve,
     config,
-    doctor,
 ):
     cli.add_command(each)
 
