@@ -65,6 +65,8 @@ WITHOUT_KERAS = (
     "cli/new/choices.py",
     "cli/new/draft.py",
     "cli/new/survey.py",
+    "cli/candidates.py",
+    "cli/completion.py",
     "cli/doctor/__init__.py",
     "cli/doctor/finding.py",
     "cli/doctor/machine.py",

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from keras_committee.cli.calibrate import calibrate
+from keras_committee.cli.completion import completion
 from keras_committee.cli.config import config
 from keras_committee.cli.doctor import doctor
 from keras_committee.cli.evaluate import evaluate
@@ -80,6 +81,7 @@ for each in (
     export,
     serve,
     config,
+    completion,
 ):
     cli.add_command(each)
 

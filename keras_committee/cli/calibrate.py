@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from keras_committee.cli import candidates
 from keras_committee.cli.options import json_option, only_json, print_json, standard_options
 from keras_committee.run import Run
 from keras_committee.tables import print_table
@@ -13,7 +14,7 @@ _SCORES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "adaptive_ece": "
 
 
 @click.command()
-@click.argument("run", type=click.Path())
+@click.argument("run", type=click.Path(), shell_complete=candidates.runs)
 @click.option("--min-members", type=click.IntRange(1), help="Take the committee as it is with so many members.")
 @json_option
 @standard_options

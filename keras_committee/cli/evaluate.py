@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
+from keras_committee.cli import candidates
 from keras_committee.cli.options import json_option, only_json, print_json, standard_options
 from keras_committee.run import Run
 from keras_committee.tables import print_evaluation
 
 
 @click.command()
-@click.argument("run", type=click.Path())
+@click.argument("run", type=click.Path(), shell_complete=candidates.runs)
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @click.option("--min-members", type=click.IntRange(1), help="Take the committee as it is with so many members.")
 @click.option("--allow-twins", is_flag=True, help="Members may have identical weights.")

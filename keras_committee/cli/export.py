@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
+from keras_committee.cli import candidates
 from keras_committee.cli.options import command, json_option, only_json, print_json, standard_options
 from keras_committee.run import Run
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", type=click.Path(), nargs=-1, required=True)
+@click.argument("runs", metavar="RUN...", type=click.Path(), nargs=-1, required=True, shell_complete=candidates.runs)
 @click.option("--to", type=click.Path(), metavar="FOLDER", help="The model's folder. [default: saved_models/RUN]")
 @click.option("--selection", type=click.Path(), metavar="FILE", help="A selection.json. [default: all members]")
 @click.option("--min-members", type=click.IntRange(1), help="Take a run as it is with so many members.")

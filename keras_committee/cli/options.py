@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 import keras_committee
+from keras_committee.cli.candidates import knobs
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 
@@ -40,7 +41,9 @@ def _version_option(command):
     )(command)
 
 
-set_option = click.option("--set", "overrides", metavar="KNOB=VALUE", multiple=True, help="Turn a knob of the recipe.")
+set_option = click.option(
+    "--set", "overrides", metavar="KNOB=VALUE", multiple=True, help="Turn a knob of the recipe.", shell_complete=knobs
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document; all else goes to stderr.")
 
 

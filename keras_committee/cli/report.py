@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from keras_committee.cli import candidates
 from keras_committee.cli.options import command, json_option, only_json, print_json, say, standard_options
 from keras_committee.run import Run
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=candidates.runs)
 @click.option("--out", type=click.Path(), help="Folder of the report; RUN/report where one run is given.")
 @click.option(
     "--selection", "selections", multiple=True, type=click.Path(), help="What `select` wrote; may be given repeatedly."

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from keras_committee.cli import candidates
 from keras_committee.cli.options import json_option, only_json, print_json, set_option, standard_options
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
@@ -11,7 +12,7 @@ from keras_committee.tables import print_members
 
 
 @click.command()
-@click.argument("recipe", type=click.Path())
+@click.argument("recipe", type=click.Path(), shell_complete=candidates.recipes)
 @set_option
 @json_option
 @standard_options

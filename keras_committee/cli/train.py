@@ -5,6 +5,7 @@ from typing import Literal
 
 import click
 
+from keras_committee.cli import candidates
 from keras_committee.cli.options import (
     build,
     command,
@@ -23,8 +24,10 @@ _MULTIWORKER = "multiworker: each member on all hosts of TF_CONFIG; the same com
 
 
 @click.command()
-@click.argument("recipe", type=click.Path())
-@click.option("--run", "folder", metavar="DIR", help="The run folder; runs/<name of the recipe> by default.")
+@click.argument("recipe", type=click.Path(), shell_complete=candidates.recipes)
+@click.option(
+    "--run", "folder", metavar="DIR", shell_complete=candidates.runs, help="The run folder; runs/RECIPE by default."
+)
 @set_option
 @click.option("--members", "only", metavar="I,J,...", help="Train only these; other jobs may train others beside it.")
 @click.option("--workers", default="auto", show_default=True, help="Members that train at once, a number or auto.")
