@@ -164,7 +164,7 @@ def test_train_makes_the_run_and_hands_over_recipe_and_strategy(folder, untraine
     assert (str(run.path), recipe.epochs, recipe.members, strategy) == ("runs/tiny", 7, 2, "one")
     begun = "keras-committee train tiny.py --set epochs=7 --strategy one --workers 2"
     assert run.environment()["command"].startswith(begun)
-    assert "Next: keras-committee evaluate runs/tiny" in capsys.readouterr().out
+    assert "\nNext: keras-committee evaluate runs/tiny" in capsys.readouterr().out
 
 
 def test_the_folder_is_owned_while_it_is_trained_in_and_free_afterwards(folder, monkeypatch, capsys):
@@ -282,7 +282,8 @@ def test_evaluate_prints_members_committees_and_where_all_of_it_is(copied, capsy
     accuracy = json.loads((copied / "evaluation.json").read_text())["committees"][1]["accuracy"]["mean"]
     assert f"{accuracy:.4f} ± 0.0000" in text
     assert "linear_1" in text
-    assert "examples of validation. All of it: runs/tiny-smoke/evaluation.json" in text
+    assert "examples of validation. All of it: runs/tiny-smoke/evaluation.json\n" in text
+    assert text.endswith("\nNext: keras-committee select runs/tiny-smoke\n")
 
 
 def test_evaluate_uses_the_recipe_and_the_knobs_of_the_run(folder, monkeypatch):

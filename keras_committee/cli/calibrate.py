@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import json_option, only_json, print_json, standard_options
+from keras_committee.cli.options import carried, json_option, only_json, print_json, say_next, standard_options
 from keras_committee.run import Run
 from keras_committee.tables import print_table
 
@@ -34,6 +34,7 @@ def calibrate(run: str, min_members: int | None, as_json: bool) -> None:
         f"Fitted on {result['fitted_on']['examples']} examples of validation, measured on"
         f" {result['measured_on']['examples']} of test. All of it: {Path(run, 'calibration.json')}"
     )
+    say_next("report", run, *carried(min_members))
 
 
 def _print(result: dict[str, Any]) -> None:

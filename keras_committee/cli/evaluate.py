@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import json_option, only_json, print_json, standard_options
+from keras_committee.cli.options import carried, json_option, only_json, print_json, say_next, standard_options
 from keras_committee.run import Run
 from keras_committee.tables import print_evaluation
 
@@ -33,3 +33,5 @@ def evaluate(run: str, split: str, min_members: int | None, allow_twins: bool, t
         return
     print_evaluation(result)
     click.echo(f"{result['examples']} examples of {split}. All of it: {Path(run, 'evaluation.json')}")
+    following = "select" if len(result["members"]) > 1 else "report"  # of one member there is nothing to choose
+    say_next(following, run, *carried(min_members, allow_twins))

@@ -71,5 +71,15 @@ def say(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python fails to flush as it ends
 
 
+def say_next(*words: str) -> None:
+    """The very last line: the command that comes next, to be copied."""
+    say(f"Next: {command(*words)}")
+
+
+def carried(min_members: int | None = None, allow_twins: bool = False) -> list[str]:
+    """The options of this command that the next one needs too."""
+    return [*(["--min-members", str(min_members)] if min_members else []), *(["--allow-twins"] if allow_twins else [])]
+
+
 def command(*words: str) -> str:
     return shlex.join(["keras-committee", *words])

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import json_option, only_json, print_json, standard_options
+from keras_committee.cli.options import carried, json_option, only_json, print_json, say_next, standard_options
 from keras_committee.run import Run
 from keras_committee.tables import print_table
 
@@ -72,6 +72,7 @@ def robustness(
         return
     _print(result)
     click.echo(f"{result['examples']} examples of test. All of it: {Path(run, 'robustness.json')}")
+    say_next("report", run, *carried(min_members))
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import command, json_option, only_json, print_json, say, set_option, standard_options
+from keras_committee.cli.options import json_option, only_json, print_json, say_next, set_option, standard_options
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.search import Budget, parse_ranges
@@ -58,4 +58,4 @@ def search(
     spent = f"{result['gflops_images']:.4g} GFLOPs and {result['minutes']:.1f} minutes of training"
     click.echo(f"{len(result['runs'])} members for {spent}; the budget of {budget} is spent.")
     if result["runs"]:
-        say(f"Next: {command('select', *result['runs'])}")
+        say_next("select", *result["runs"])

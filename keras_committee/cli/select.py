@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import command, json_option, only_json, print_json, say, standard_options
+from keras_committee.cli.options import json_option, only_json, print_json, say_next, standard_options
 from keras_committee.run import Run
 from keras_committee.tables import print_selection
 
@@ -114,7 +114,8 @@ def _tell(document: dict, runs: tuple[str, ...], file: Path) -> None:
     click.echo(
         f"{report['candidates']:,} committees looked at ({report['method']}), {len(report['front'])} on the front."
     )
-    say(f"All of it: {file}. Next: {command('export', runs[0], '--selection', str(file))}")
+    click.echo(f"All of it: {file}")
+    say_next("export", runs[0], "--selection", str(file))
 
 
 def _points(difference: dict[str, float]) -> str:

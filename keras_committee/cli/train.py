@@ -8,11 +8,12 @@ import click
 from keras_committee.cli import candidates
 from keras_committee.cli.options import (
     build,
-    command,
+    carried,
     json_option,
     only_json,
     print_json,
     say,
+    say_next,
     set_option,
     standard_options,
 )
@@ -92,7 +93,15 @@ def train(
         finished = run.finished_members()
         print_json({"recipe": recipe_file.name, "run": folder, "knobs": knobs, "smoke": smoke, "finished": finished})
     else:
-        say(f"{len(run.finished_members())} members in {folder}. Next: {command('evaluate', folder)}")
+        _tell(folder, len(run.finished_members()), built.members)
+
+
+def _tell(folder: str, finished: int, members: int) -> None:
+    """What is there, and what comes next; members that other jobs train may still be missing."""
+    missing = members - finished
+    of_all = f" of {members}" if missing else ""
+    say(f"{finished}{of_all} members in {folder}.")
+    say_next("evaluate", folder, *carried(finished if missing else None))
 
 
 def _parse_workers(text: str) -> int | Literal["auto"]:

@@ -169,9 +169,17 @@ def test_looking_at_images_imports_no_tensorflow(pictures):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [(40, 33), (100, 96)])
-def test_a_written_recipe_trains(pictures, size):
-    pictures({"pets/cat": 24, "pets/dog": 20}, size)
+def test_a_written_recipe_for_large_images_builds_its_members(pictures):
+    pictures({"pets/cat": 3, "pets/dog": 4}, (100, 96))
+    assert main(["new", "large.py", "--from", "image-folder", "pets"]) == 0
+    file = RecipeFile.read("large.py")
+    member = file.build(file.resolve([])).member(0)
+    assert (member.input_shape, member.output_shape) == ((None, 96, 96, 3), (None, 2))
+
+
+@pytest.mark.slow
+def test_a_written_recipe_trains(pictures):
+    pictures({"pets/cat": 24, "pets/dog": 20})
     assert main(["new", "mine.py", "--from", "image-folder", "pets"]) == 0
     assert RecipeFile.read("mine.py").doc.startswith("Four members vote on 44 images of 2 classes.")
     assert main(["train", "mine.py", "--smoke"]) == 0
