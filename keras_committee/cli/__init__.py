@@ -3,6 +3,7 @@
 Everything heavy is imported inside the commands: `--help` and a mistyped knob answer at once.
 """
 
+import io
 import logging
 import os
 import shlex
@@ -36,6 +37,7 @@ __all__ = ["cli", "main"]
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, that of a `CommitteeError`, 2 for usage, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _print_anything()
     # TensorFlow's C++ log greets and, without a GPU, complains; what goes wrong comes as a Python exception, too.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Its Python log warns of retracing where several models predict, each of them once.
@@ -84,6 +86,12 @@ for each in (
     completion,
 ):
     cli.add_command(each)
+
+
+def _print_anything() -> None:
+    """A name that the encoding of stdout lacks is printed with escapes (`\\udcff`, `\\xb1`), it does not end the command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _usage(error: click.ClickException) -> str:

@@ -54,7 +54,7 @@ def serve(
     has no authentication. Versions that are published meanwhile are loaded, and then the old ones go.
     """
     if (model_dir is None) == (model_config_file is None):
-        raise RecipeError("name either MODEL_DIR or --model-config-file.")
+        raise click.UsageError("name either MODEL_DIR or --model-config-file.")
     if batching_parameters_file and not enable_batching:
         raise RecipeError("--batching-parameters-file does nothing without --enable-batching. Nothing was started.")
     batching = batching_parameters_file or enable_batching

@@ -44,8 +44,6 @@ def test_train_goes_on_with_the_members_that_there_are(run, monkeypatch, capsys,
 
 SCORES = dict.fromkeys(["accuracy", "nll", "ece", "brier"], 0.7)
 MEMBER = {"index": 0, "name": "a", "parameters": 7, "mflops": 0.2} | SCORES
-    ["accuracy", "nll", "ece", "brier"], 0.7
-)
 
 
 @pytest.mark.parametrize(("members", "name"), [(1, "report"), (2, "select")])
