@@ -1,5 +1,6 @@
 """Do the commands answer at once, say one JSON document, and go on where they were?"""
 
+import ast
 import json
 import os
 import shutil
@@ -120,6 +121,27 @@ def test_no_command_shows_the_help_and_is_a_usage_error(capsys):
 def test_importing_the_package_loads_nothing_heavy():
     code = f"import sys, keras_committee; print([name for name in {HEAVY} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_importing_the_package_loads_itself_alone_and_the_command_line_little_of_it():
+    code = "import sys, {}; print(sorted(name for name in sys.modules if name.startswith('keras_committee')))"
+    package = subprocess.check_output([sys.executable, "-c", code.format("keras_committee")], text=True)
+    assert package == "['keras_committee']\n"
+    commands = subprocess.check_output([sys.executable, "-c", code.format("keras_committee.cli")], text=True)
+    rooms = {name.split(".")[1] for name in ast.literal_eval(commands) if "." in name}
+    below = {"environment", "errors", "files", "recipe", "recipe_file", "run", "search", "selection", "tables"}
+    assert rooms == {"cli", *below}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_E12_what_cannot_be_printed_is_printed_with_escapes(folder, encoding):
+    code = (
+        "import sys; from keras_committee.cli import main, options; main(['--version']); options.say('\\udcff ± end')"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    out = subprocess.check_output([sys.executable, "-c", code], env=environment)
+    assert out.splitlines()[-1].startswith(b"\\udcff ")
+    assert out.endswith(b" end\n")
 
 
 def test_every_public_name_can_be_reached_and_no_other():

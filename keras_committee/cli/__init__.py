@@ -89,7 +89,7 @@ for each in (
 
 
 def _print_anything() -> None:
-    """A name that the encoding of stdout lacks is printed with escapes (`\\udcff`, `\\xb1`), it does not end the command."""
+    """What the encoding of stdout lacks, as in odd names of files, is printed as `\\udcff`: it ends no command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

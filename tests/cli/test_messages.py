@@ -1,6 +1,7 @@
 """Does each failure say to the letter what, where, what was kept and what to do; and is every kind of failure there?
 
-`tests/messages/*.txt` hold what is said. After a change that is meant so: REWRITE_MESSAGES=1 pytest tests/cli/test_messages.py
+`tests/messages/*.txt` hold what is said. After a change that is meant so:
+REWRITE_MESSAGES=1 python -m pytest tests/cli/test_messages.py
 """
 
 import os
@@ -128,7 +129,7 @@ def test_what_is_told_begins_with_the_error_has_its_exit_code_and_no_traceback(f
     assert code == f"exit code {file.stem.split('-')[0]}"
     assert "\n".join(lines).lstrip().startswith("error: ")  # click ends the line of ^C first
     assert not re.search(r"Traceback|File \"|site-packages|0x[0-9a-f]{6}", "\n".join(lines))
-    assert max(map(len, lines)) <= 300
+    assert max(map(len, lines)) <= 400
 
 
 def test_every_message_is_asked_for_and_every_kind_of_failure_has_one():

@@ -2,10 +2,16 @@
 
 import concurrent.futures
 import contextlib
+import fcntl
 import io
 import os
+import pathlib
 import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
 
 import pytest
 from rich.console import Console
@@ -13,6 +19,7 @@ from rich.console import Console
 from keras_committee.training import monitoring
 from keras_committee.training.bars import Bars
 
+TINY = pathlib.Path(__file__).parents[1] / "recipes" / "tiny.py"
 ROW = {"loss": 0.7, "accuracy": 0.2, "validation_accuracy": 0.8125, "images_per_second": 790.0}
 
 
@@ -142,3 +149,30 @@ def test_a_dumb_terminal_gets_lines(monitor):
     text = through_a_terminal(monitor, 80, TERM="dumb")
     assert "\x1b" not in text
     assert "member 0  epoch 1/200  loss 0.7000" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [30, 80])
+def test_train_keeps_within_a_real_terminal(tmp_path, width):
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    command = [
+        sys.executable,
+        "-m",
+        "keras_committee.cli",
+        "train",
+        str(TINY),
+        "--run",
+        str(tmp_path / "run"),
+        "--smoke",
+    ]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": ""}
+    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment)
+    os.close(its)
+    text = read_all(ours)
+    assert process.wait() == 0
+    drawn = [re.sub(r"\x1b\[[\d;?]*\w", "", line) for line in re.split(r"[\r\n]+", text) if "\x1b[2K" in line]
+    assert any("starting" in line for line in drawn)
+    assert max(map(len, drawn)) <= width
+    assert f"2 members in {tmp_path}/run." in text
+    assert text.rstrip().endswith(f"Next: keras-committee evaluate {tmp_path}/run")
