@@ -3,11 +3,14 @@
     python benchmarks/serving.py                # three WRN-16-1, batch 1, 8, 32 and 128
     python benchmarks/serving.py --quick        # batch 1 and 32, fewer rounds: under two minutes on two idle cores
     python benchmarks/serving.py --json
+    python benchmarks/serving.py --real saved_models/committee/1 saved_models/cascade/1 --images data/cifar10/test
 
 Every row runs through TensorFlow's own loader and session, as in TF Serving, in a process of its own; one call of each
 after another, while the others wait. A row's figure is the median over the rounds, its ratio that of `Model.export` of
 the same members built of Keras' own BatchNormalization to it: above 1 is faster. Weights are untrained but for the
-statistics of the normalisations. Cascades ask one member first; their thresholds send 0, 25 or 100 % of them on.
+statistics of the normalisations. Cascades ask one member first; their thresholds send 0, 25 or 100 % of them on. The
+last rows ask the stand-in over gRPC and REST. `--real` compares two exports of trained members on images whose classes
+are known.
 """
 
 import argparse
@@ -16,15 +19,17 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).with_suffix("")))
 
 import numpy as np
+import real
+import rows
+import wire
 
 from keras_committee.selection import ChosenMember, Selection, Stage
 
@@ -78,7 +83,7 @@ def export_all(network, folder):
     chosen = [ChosenMember(run="", index=i, weights="", name="", parameters=0, mflops=0.0) for i in range(MEMBERS)]
     selection = Selection(members=tuple(chosen), head="geometric_mean", classes=CLASSES)
     save_committee(selection, members, folder / "ours", SHAPE)
-    first = np.exp(log_probabilities(members[0], [images(128)])).max(axis=1)
+    first = np.exp(log_probabilities(members[0], [rows.images(128, SHAPE)])).max(axis=1)
     for share, threshold in ((0, 0.0), (25, float(np.quantile(first, 0.25))), (100, 1.1)):
         stages = (Stage(members=1, threshold=threshold), Stage(members=MEMBERS, threshold=None))
         cascade = dataclasses.replace(selection, stages=stages)
@@ -86,62 +91,20 @@ def export_all(network, folder):
     return [NAIVE, NAIVE_OURS, "ours", *(f"ours as a cascade, {share} % go on" for share in (0, 25, 100))]
 
 
-def images(count):
-    return np.random.default_rng(0).uniform(0, 255, (count, *SHAPE)).astype(np.float32)
-
-
-def serve(folder):
-    """The process of one row: for each batch size on stdin, one call and its seconds; its memory at the end."""
-    import tensorflow  # noqa: F401 - its own memory is no row's
-
-    from keras_committee.serving import c_api
-    from keras_committee.serving.session import Session
-
-    c_api.library()
-    before = resident()
-    session = Session.load(folder)
-    (name,) = session.signatures["serving_default"].inputs
-    print("ready", flush=True)
-    for line in sys.stdin:
-        batch, calls = (int(word) for word in line.split())
-        inputs = {name: images(batch)}
-        started, cpu = time.perf_counter(), time.process_time()
-        for _ in range(calls):
-            session.run("serving_default", inputs)
-        seconds = [(time.perf_counter() - started) / calls, (time.process_time() - cpu) / calls]
-        print(json.dumps([*seconds, resident() - before]), flush=True)
-
-
-def resident():
-    """Bytes of memory that this process has in use."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def start(folder):
-    command = [sys.executable, __file__, "--serve", str(folder)]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    while child.stdout.readline() != "ready\n":
-        if child.poll() is not None:
-            raise RuntimeError(f"{folder} could not be loaded")
-    return child
-
-
-def call(child, batch, calls):
-    child.stdin.write(f"{batch} {calls}\n")
-    child.stdin.flush()
-    return json.loads(child.stdout.readline())
-
-
 def measure(children, batches, rounds):
-    """For each row and batch size the median of wall time, of CPU time and the memory after all of them."""
+    """For each row and batch size: seconds of every call, CPU seconds (median) and memory after all of them."""
     taken = {(name, batch): [] for name in children for batch in batches}
     for batch in batches:
         for child in children.values():
-            call(child, batch, 2)
+            rows.call(child, batch, 2)
         for _ in range(rounds):
             for name, child in children.items():
-                taken[name, batch].append(call(child, batch, max(1, 16 // batch)))
-    return {key: [statistics.median(column) for column in zip(*each, strict=True)] for key, each in taken.items()}
+                taken[name, batch].append(rows.call(child, batch, max(1, 16 // batch)))
+    return {key: [np.concatenate([each[0] for each in turns]), *_medians(turns)] for key, turns in taken.items()}
+
+
+def _medians(turns):
+    return [statistics.median(turn[place] for turn in turns) for place in (1, 2)]
 
 
 def size(folder):
@@ -152,34 +115,57 @@ def run(network, batches, rounds):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         names = export_all(network, folder)
-        children = {name: start(folder / name) for name in names}
+        children = {name: rows.start(folder / name) for name in names}
         try:
-            medians = measure(children, batches, rounds)
+            measured = measure(children, batches, rounds)
         finally:
             for child in children.values():
                 child.kill()
                 child.wait()
         sizes = {name: size(folder / name) for name in names}
+        with wire.served(folder / "ours", folder) as places:
+            asked = {
+                (way, batch): wire.ask(places, way, batch, rounds * max(1, 64 // batch), SHAPE)
+                for batch in batches
+                for way in wire.WAYS
+            }
     return {
         "machine": f"{os.cpu_count()} {platform.machine()} cores, TensorFlow {version('tensorflow')}",
         "network": f"{MEMBERS} x {'WRN-16-1' if network == 'wrn' else 'ResNet-20'}, 32x32",
         "rounds": rounds,
-        "rows": [row(name, batch, medians, sizes) for batch in batches for name in names],
+        "rows": [
+            *(row(name, batch, measured, sizes) for batch in batches for name in names),
+            *(wire_row(way, batch, *times, measured) for (way, batch), times in asked.items()),
+        ],
     }
 
 
-def row(name, batch, medians, sizes):
-    (wall, cpu, memory), naive = medians[name, batch], medians[NAIVE, batch]
+def row(name, batch, measured, sizes):
+    (seconds, cpu, memory), naive = measured[name, batch], measured[NAIVE, batch]
     return {
         "name": f"{name}, batch {batch}",
-        "batch": batch,
-        "median": wall,
-        "ratio": naive[0] / wall,
+        **latency(seconds),
+        "ratio": statistics.median(naive[0]) / statistics.median(seconds),
         "cpu_ratio": naive[1] / cpu,
-        "images_per_second": batch / wall,
+        "images_per_second": batch / statistics.median(seconds),
         "file_bytes": sizes[name],
         "resident_bytes": memory,
     }
+
+
+def wire_row(way, batch, seconds, whole, measured):
+    """Of the way over the network; its ratio is the throughput to that of one caller of the session itself."""
+    rate = batch * len(seconds) / whole
+    return {
+        "name": f"ours over {way}, {wire.CALLERS} callers, batch {batch}",
+        **latency(seconds),
+        "ratio": rate * statistics.median(measured["ours", batch][0]) / batch,
+        "images_per_second": rate,
+    }
+
+
+def latency(seconds):
+    return {"median": float(np.median(seconds)), "p99": float(np.quantile(seconds, 0.99))}
 
 
 def version(package):
@@ -191,13 +177,27 @@ def version(package):
 def table(result):
     lines = [
         f"{result['network']}; {result['rounds']} interleaved rounds; {result['machine']}",
-        "| export, batch | median ms | ratio | ratio of CPU time | images/s | files MB | memory MB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| export, batch | p50 ms | p99 ms | ratio | ratio of CPU time | images/s | files MB | memory MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
+        more = [""] * 2
+        if "file_bytes" in row:
+            more = [f"{row['file_bytes'] / 1e6:.2f}", f"{row['resident_bytes'] / 1e6:.0f}"]
         lines.append(
-            f"| {row['name']} | {1e3 * row['median']:.2f} | {row['ratio']:.2f} | {row['cpu_ratio']:.2f} | "
-            f"{row['images_per_second']:.0f} | {row['file_bytes'] / 1e6:.2f} | {row['resident_bytes'] / 1e6:.0f} |"
+            f"| {row['name']} | {1e3 * row['median']:.2f} | {1e3 * row['p99']:.2f} | {row['ratio']:.2f} | "
+            f"{row.get('cpu_ratio', float('nan')):.2f} | {row['images_per_second']:.0f} | {' | '.join(more)} |"
+        )
+    return "\n".join(lines).replace("nan", "")
+
+
+def real_table(found, batch):
+    lines = [f"batches of {batch}", "| export | accuracy | members asked | images/s | ratio |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    for row in found:
+        lines.append(
+            f"| {row['name']} | {100 * row['accuracy']:.2f} % | {row['members_used']:.2f} | "
+            f"{row['images_per_second']:.0f} | {row['ratio']:.2f} |"
         )
     return "\n".join(lines)
 
@@ -208,10 +208,15 @@ if __name__ == "__main__":
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument("--network", choices=["wrn", "resnet"], default="wrn")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--real", nargs=2, metavar=("COMMITTEE", "CASCADE"), help="two exported versions")
+    parser.add_argument("--images", help="class folders that --real is asked about")
+    parser.add_argument("--batch", type=int, default=32, help="of --real")
     arguments = parser.parse_args()
-    if arguments.serve:
-        serve(arguments.serve)
+    if arguments.real:
+        found = real.compare(
+            dict(zip(("committee", "cascade"), arguments.real, strict=True)), arguments.images, arguments.batch
+        )
+        print(json.dumps({"rows": found}) if arguments.json else real_table(found, arguments.batch))
         sys.exit()
     batches = (1, 32) if arguments.quick else (1, 8, 32, 128)
     result = run(arguments.network, batches, arguments.rounds or (15 if arguments.quick else 30))

@@ -51,7 +51,7 @@ class Committee:
 
     def _answer_of_all(self, image):
         logits = self._ask(_checked(image, self.image_shape), None, len(self._networks))
-        votes = tf.nn.softmax(tempered(logits, self._selection))
+        votes = tf.exp(tf.nn.log_softmax(tempered(logits, self._selection)))
         return self._finished({**self._answers(logits), "member_probabilities": votes}, image)
 
     def _cascade(self, image):
@@ -135,14 +135,12 @@ def mutual_information(logits, weights: np.ndarray):
 
     Source: Houlsby et al. 2011, arXiv:1112.5745, equation 2.
     """
-    votes = tf.nn.softmax(logits)
-    weights = weights[:, None]
-    gained = _entropy(tf.reduce_sum(votes * weights, 1)) - tf.reduce_sum(_entropy(votes) * weights[:, 0], 1)
-    return tf.maximum(gained, 0.0)
-
-
-def _entropy(probabilities):
-    return -tf.reduce_sum(tf.math.xlogy(probabilities, probabilities), -1)
+    # The head takes the same logarithms, which TensorFlow therefore computes once.
+    logarithms = tf.nn.log_softmax(logits)
+    votes = tf.exp(logarithms)
+    mean = tf.reduce_sum(votes * weights[:, None], 1)
+    unsure = tf.reduce_sum(tf.reduce_sum(votes * logarithms, -1) * weights, 1)  # less the mean of the entropies
+    return tf.maximum(unsure - tf.reduce_sum(tf.math.xlogy(mean, mean), -1), 0.0)
 
 
 def _checked(image, shape):

@@ -1,10 +1,9 @@
 """What does a member compute at inference, with as few operations and weights as that takes?
 
-Stochastic depth is folded into the branches, a batch normalisation into the convolution or dense layer before it where
-nothing else reads that one, and every other batch normalisation is one multiplication and one addition.
+Stochastic depth is folded into the branches, batch normalisations into the layers around them (see `absorbing`), and
+one that cannot be is one multiplication and one addition.
 """
 
-import collections
 import functools
 from typing import Any
 
@@ -15,9 +14,9 @@ from keras import ops
 
 from keras_committee.layers import StochasticDepth
 from keras_committee.models import fold
+from keras_committee.serving.absorbing import absorb, float64, scale_and_shift
+from keras_committee.serving.wiring import Wiring, graph_of, is_graph, is_linear, is_norm
 
-_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-_LINEAR = (*_CONVOLUTIONS, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 _IDENTITIES = (keras.layers.Dropout, keras.layers.SpatialDropout2D, keras.layers.Identity)
 
 
@@ -68,42 +67,50 @@ class Network:
         return dict(sorted((names[id(each)], each) for each in captured))
 
     def _run(self, model, inputs):
-        return _graph(model)._run_through_graph(inputs, operation_fn=self._stands_for)
+        return graph_of(model)._run_through_graph(inputs, operation_fn=self._stands_for)
 
     def _stands_for(self, operation):
         if id(operation) in self._runs:
             return self._runs[id(operation)]
-        if _is_graph(operation):
+        if is_graph(operation):
             return lambda inputs, **_: self._run(operation, inputs)
         if getattr(operation, "_call_has_training_arg", False):
             return functools.partial(_call_for_inference, operation)
         return operation
 
     def _replace(self):
-        graphs = list(_graphs(self._model))
-        uses = collections.Counter(id(node.operation) for graph in graphs for node in _nodes(graph))
-        pairs = {id(bn): conv for graph in graphs for conv, bn in _pairs(graph, uses)}
-        folded = {id(conv): bn for graph in graphs for conv, bn in _pairs(graph, uses)}
-        for node in (node for graph in graphs for node in _nodes(graph)):
+        wiring = Wiring(self._model)
+        absorbed = absorb(wiring)
+        folded = {id(layer): norm for norm, layer in absorbed.folded.items()}
+        norms = {id(node.operation): node.operation for node in wiring.nodes if is_norm(node.operation)}
+        for node in wiring.nodes:
             layer = node.operation
-            if isinstance(layer, _IDENTITIES) or id(layer) in pairs:
+            if id(layer) in absorbed.split:
+                self._runs[id(layer)] = _kept_apart if absorbed.split[id(layer)] else _same
+            elif isinstance(layer, _IDENTITIES) or id(layer) in absorbed.folded:
                 self._runs[id(layer)] = _same
-            elif _is_linear(layer):
-                self._runs[id(layer)] = self._linear(layer, folded.get(id(layer)))
-            elif _is_norm(layer):
+            elif is_linear(layer):
+                self._runs[id(layer)] = self._linear(layer, norms.get(folded.get(id(layer))), absorbed)
+            elif is_norm(layer):
                 self._runs[id(layer)] = self._affine(layer, len(node.input_tensors[0].shape))
+            elif getattr(layer, "negative_slope", None):
+                self._runs[id(layer)] = functools.partial(_run_leaky, layer)
 
-    def _linear(self, layer, norm):
-        kernel, bias = _float64(layer.kernel), _float64(layer.bias) if layer.use_bias else None
+    def _linear(self, layer, norm, absorbed):
+        kernel, bias = float64(layer.kernel), float64(layer.bias) if layer.use_bias else None
+        if id(layer) in absorbed.scales:
+            kernel = kernel * absorbed.scales[id(layer)][:, None]  # the inputs are its last axis but one
         if norm is not None:
-            scale, shift = _scale_and_shift(norm)
+            scale, shift = scale_and_shift(norm)
             kernel = kernel * _per_output(layer, scale)
             bias = shift if bias is None else bias * scale + shift
+        if id(layer) in absorbed.shifts:
+            bias = absorbed.shifts[id(layer)] + (0.0 if bias is None else bias)
         kernel = self._variable(layer, "kernel", kernel)
         return functools.partial(_run_linear, layer, kernel, self._variable(layer, "bias", bias))
 
     def _affine(self, norm, rank):
-        scale, shift = _scale_and_shift(norm)
+        scale, shift = scale_and_shift(norm)
         if rank == 4 and norm.axis in (-1, 3):
             return self._fused(norm, self._variable(norm, "scale", scale), self._variable(norm, "shift", shift))
         shape = [1] * rank
@@ -145,74 +152,10 @@ def compute_in_float32(model: keras.Model) -> None:
             layer.dtype_policy = "float32"
 
 
-def _is_graph(layer):
-    return hasattr(getattr(layer, "_functional", layer), "_run_through_graph")
-
-
-def _graph(model):
-    if not _is_graph(model):
-        raise ValueError(f"Cannot export {model.name!r}: it is no graph of layers. Define it as a functional model.")
-    return getattr(model, "_functional", model)  # a Sequential keeps its graph there
-
-
-def _graphs(model, seen=None):
-    """The graph of the model and those of the models in it, each once."""
-    seen, graph = set() if seen is None else seen, _graph(model)
-    if id(graph) in seen:
-        return
-    seen.add(id(graph))
-    yield graph
-    for node in _nodes(graph):
-        if _is_graph(node.operation):
-            yield from _graphs(node.operation, seen)
-
-
-def _nodes(graph):
-    return [node for nodes in graph._nodes_by_depth.values() for node in nodes if not node.is_input]
-
-
-def _pairs(graph, uses):
-    """Each linear layer whose output goes to one batch normalisation and nowhere else, with that one."""
-    makers = {id(tensor): node.operation for node in _nodes(graph) for tensor in node.outputs}
-    reads = collections.Counter(id(tensor) for node in _nodes(graph) for tensor in node.input_tensors)
-    reads.update(id(tensor) for tensor in graph.outputs)
-    for node in _nodes(graph):
-        if not _is_norm(node.operation) or node.arguments.kwargs.get("training"):
-            continue
-        tensor = node.input_tensors[0]
-        maker = makers.get(id(tensor))
-        once = reads[id(tensor)] == uses[id(maker)] == uses[id(node.operation)] == 1
-        last = node.operation.axis in (-1, len(tensor.shape) - 1)
-        if maker and once and last and _is_linear(maker) and maker.activation is keras.activations.linear:
-            yield maker, node.operation
-
-
-def _is_norm(layer):
-    return isinstance(layer, keras.layers.BatchNormalization)
-
-
-def _is_linear(layer):
-    # A subclass may compute something else, and quantised weights are no kernel to multiply.
-    known = type(layer) in _LINEAR and layer.quantization_mode is None
-    return known and getattr(layer, "data_format", "channels_last") == "channels_last"
-
-
-def _scale_and_shift(norm):
-    """float64 `(channels,)`: the normalisation is `inputs * scale + shift` at inference."""
-    scale = 1.0 / np.sqrt(_float64(norm.moving_variance) + norm.epsilon)
-    scale = scale * _float64(norm.gamma) if norm.scale else scale
-    shift = -_float64(norm.moving_mean) * scale
-    return scale, shift + _float64(norm.beta) if norm.center else shift
-
-
 def _per_output(layer, scale):
     """`scale` in a shape that multiplies the kernel's outputs: its last axis, or the last two of a depthwise one."""
     depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
     return scale.reshape((-1, layer.depth_multiplier)) if depthwise else scale
-
-
-def _float64(variable):
-    return ops.convert_to_numpy(variable).astype(np.float64)
 
 
 def _run_linear(layer, kernel, bias, inputs):
@@ -235,6 +178,20 @@ def _multiplied(layer, inputs, kernel):
 
 def _same(inputs, training=None, **_):
     return inputs
+
+
+def _run_leaky(layer, inputs):
+    """Behind a convolution and a sum TensorFlow 2.20's remapper takes a leaky ReLU in and forgets its slope."""
+    return layer(_kept_apart(inputs))
+
+
+def _kept_apart(inputs, training=None, **_):
+    """What was a normalisation between a sum and a ReLU, where another sum reads the first one, too.
+
+    With nothing there, TensorFlow 2.20's remapper takes both sums into convolutions, loses a node ("Mutation::Apply
+    error: fanout ... exist for missing node") and fuses nothing in the graph. This operation copies nothing.
+    """
+    return tf.ensure_shape(inputs, inputs.shape)
 
 
 def _call_for_inference(layer, *inputs, training=None, **arguments):
