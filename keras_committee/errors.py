@@ -1,5 +1,9 @@
 """What can go wrong for the user, and with which exit code?"""
 
+from collections.abc import Sequence
+
+_SHOWN = 20  # problems of the data that are listed in full
+
 
 class CommitteeError(Exception):
     """A failure the user can act on: what is wrong, where, what was kept, what to do next.
@@ -69,3 +73,14 @@ class ExportError(CommitteeError):
     """An export could not be made, or does not answer like the committee it came from."""
 
     exit_code = 8
+
+
+def refuse(name: str, problems: Sequence[str], mend: str) -> None:
+    """Raise a `DataError` that lists `problems`, the first 20 in full, and ends with `mend`; return where none."""
+    if not problems:
+        return
+    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN} more")
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    raise DataError("\n".join([f"{name}: {count} in the data", *lines, mend]))

@@ -84,7 +84,9 @@ def owned(path: Path, what: str, *, shared: bool = False, patience: float = 0.0)
         try:
             _lock(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + patience)
         except BlockingIOError as error:
-            raise InUseError(f"{what} is in use by {_owner(file.read())}. Nothing was touched.") from error
+            raise InUseError(
+                f"{what} is in use by {_owner(file.read())}. Nothing was touched. Wait for it to end, or end it."
+            ) from error
         except OSError as error:
             raise ResourceError(f"the file system of {path} has no locks: {error.strerror}.") from error
         with writing(path):

@@ -1,6 +1,7 @@
 """What do members and committees look like on a terminal?"""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -116,13 +117,50 @@ def _spread(score: dict[str, float]) -> str:
 
 
 def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> None:
-    """A table, and what its MFLOPs are where it has some."""
+    """A table, and what its MFLOPs are where it has some.
+
+    Where it is wider than the terminal each row becomes a paragraph: no word is cut off and no number broken. In a pipe
+    or a file a row is one line, however long.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(markup=False, emoji=False, highlight=False)
+    headers = columns if not sys.stdout.isatty() else [max(column.split(), key=len, default="") for column in columns]
+    widths = [max(map(_width, cells)) for cells in zip(headers, *rows, strict=True)]
+    least = sum(widths) + 3 * (len(columns) - 1)  # between two columns stand a line and two blanks
+    if not sys.stdout.isatty():
+        console.width = least + 4
+    if least > console.width:
+        click.echo("\n".join(_paragraphs(columns, rows, console.width)))
+    else:
+        edge = least + 4 <= console.width
+        table = Table(show_edge=edge, pad_edge=edge)
+        for column, width in zip(columns, widths, strict=True):
+            table.add_column(column, min_width=width)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     if words := f"{note}{_MFLOPS if 'MFLOPs' in columns else ''}".strip():
         click.echo(f"{words}\n")
+
+
+def _width(text: str) -> int:
+    """Places that `text` takes in a terminal: some characters take two."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _paragraphs(columns: list[str], rows: list[list[str]], width: int) -> Iterator[str]:
+    """The lines of each row: its first cell, then what the other columns say, broken between columns only."""
+    for row in rows:
+        head = f"{columns[0]} {row[0]}".strip()
+        line = f"{head}:" if head else " "
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            said = f" {column} {cell}".rstrip() + ";"
+            if len(line) + len(said) > width and line.strip():
+                yield line
+                line = " "
+            line += said if cell else ""
+        yield f"{line.rstrip(';')}\n"

@@ -1,5 +1,6 @@
 """Do the commands answer at once, say one JSON document, and go on where they were?"""
 
+import ast
 import json
 import os
 import shutil
@@ -122,6 +123,25 @@ def test_importing_the_package_loads_nothing_heavy():
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
+def test_importing_the_package_loads_itself_alone_and_the_command_line_little_of_it():
+    code = "import sys, {}; print(sorted(name for name in sys.modules if name.startswith('keras_committee')))"
+    package = subprocess.check_output([sys.executable, "-c", code.format("keras_committee")], text=True)
+    assert package == "['keras_committee']\n"
+    commands = subprocess.check_output([sys.executable, "-c", code.format("keras_committee.cli")], text=True)
+    rooms = {name.split(".")[1] for name in ast.literal_eval(commands) if "." in name}
+    below = {"environment", "errors", "files", "recipe", "recipe_file", "run", "search", "selection", "tables"}
+    assert rooms == {"cli", *below}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_E12_what_cannot_be_printed_is_printed_with_escapes(encoding):
+    code = "from keras_committee.cli import main, options; main(['--version']); options.say('\\udcff ± end')"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    out = subprocess.check_output([sys.executable, "-c", code], env=environment)
+    assert out.splitlines()[-1].startswith(b"\\udcff ")
+    assert out.endswith(b" end\n")
+
+
 def test_every_public_name_can_be_reached_and_no_other():
     assert [name for name in keras_committee.__all__ if not hasattr(keras_committee, name)] == []
     assert set(keras_committee.__all__) <= set(dir(keras_committee))
@@ -170,7 +190,7 @@ def test_train_makes_the_run_and_hands_over_recipe_and_strategy(folder, untraine
     assert (str(run.path), recipe.epochs, recipe.members, strategy) == ("runs/tiny", 7, 2, "one")
     begun = "keras-committee train tiny.py --set epochs=7 --strategy one --workers 2"
     assert run.environment()["command"].startswith(begun)
-    assert "Next: keras-committee evaluate runs/tiny" in capsys.readouterr().out
+    assert "\nNext: keras-committee evaluate runs/tiny" in capsys.readouterr().out
 
 
 def test_the_folder_is_owned_while_it_is_trained_in_and_free_afterwards(folder, monkeypatch, capsys):
@@ -288,7 +308,8 @@ def test_evaluate_prints_members_committees_and_where_all_of_it_is(copied, capsy
     accuracy = json.loads((copied / "evaluation.json").read_text())["committees"][1]["accuracy"]["mean"]
     assert f"{accuracy:.4f} ± 0.0000" in text
     assert "linear_1" in text
-    assert "examples of validation. All of it: runs/tiny-smoke/evaluation.json" in text
+    assert "examples of validation. All of it: runs/tiny-smoke/evaluation.json\n" in text
+    assert text.endswith("\nNext: keras-committee select runs/tiny-smoke\n")
 
 
 def test_evaluate_uses_the_recipe_and_the_knobs_of_the_run(folder, monkeypatch):

@@ -21,7 +21,7 @@ def test_select_writes_the_selection_and_says_how_to_go_on(copied, capfd):
     assert main(["select", str(copied), "--objective", "nll", "--max-mflops", "0.08"]) == 0
     printed = capfd.readouterr().out
     selection = Selection.read(copied / "selection.json")
-    assert f"Next: keras-committee export {copied} --selection {copied}/selection.json" in printed
+    assert printed.endswith(f"\nNext: keras-committee export {copied} --selection {copied}/selection.json\n")
     assert "Diversity: All members are of one architecture" in printed
     assert "the committee" in printed
     assert len(selection.members) == 2

@@ -83,7 +83,9 @@ def test_A15_the_text_names_the_owner_by_process_host_and_time(tmp_path, hold):
     with pytest.raises(InUseError) as caught:
         take(tmp_path / "lock")
     who = rf"pid {holder.pid} on host {re.escape(socket.gethostname())} since 20\d\d-\d\d-\d\dT[\d:.]+\+00:00"
-    assert re.fullmatch(rf"the house is in use by {who}\. Nothing was touched\.", str(caught.value))
+    assert re.fullmatch(
+        rf"the house is in use by {who}\. Nothing was touched\. Wait for it to end, or end it\.", str(caught.value)
+    )
     assert caught.value.exit_code == 4
 
 

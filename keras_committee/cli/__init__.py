@@ -3,6 +3,7 @@
 Everything heavy is imported inside the commands: `--help` and a mistyped knob answer at once.
 """
 
+import io
 import logging
 import os
 import shlex
@@ -14,9 +15,12 @@ import click
 
 from keras_committee.cli.adopt import adopt
 from keras_committee.cli.calibrate import calibrate
+from keras_committee.cli.completion import completion
 from keras_committee.cli.config import config
+from keras_committee.cli.doctor import doctor
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.export import export
+from keras_committee.cli.new import new
 from keras_committee.cli.options import standard_options
 from keras_committee.cli.predict import predict
 from keras_committee.cli.records import records
@@ -35,6 +39,7 @@ __all__ = ["cli", "main"]
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, that of a `CommitteeError`, 2 for usage, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _print_anything()
     # TensorFlow's C++ log greets and, without a GPU, complains; what goes wrong comes as a Python exception, too.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Its Python log warns of retracing where several models predict, each of them once.
@@ -66,6 +71,8 @@ def cli() -> None:
 
 
 for each in (
+    doctor,
+    new,
     show,
     train,
     adopt,
@@ -80,8 +87,15 @@ for each in (
     serve,
     config,
     records,
+    completion,
 ):
     cli.add_command(each)
+
+
+def _print_anything() -> None:
+    """What the encoding of stdout lacks, as in odd names of files, is printed as `\\udcff`: it ends no command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _usage(error: click.ClickException) -> str:

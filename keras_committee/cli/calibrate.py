@@ -5,7 +5,16 @@ from typing import Any
 
 import click
 
-from keras_committee.cli.options import json_option, min_members_option, only_json, print_json, standard_options
+from keras_committee.cli import candidates
+from keras_committee.cli.options import (
+    carried,
+    json_option,
+    min_members_option,
+    only_json,
+    print_json,
+    say_next,
+    standard_options,
+)
 from keras_committee.run import Run
 from keras_committee.tables import print_table
 
@@ -13,7 +22,7 @@ _SCORES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "adaptive_ece": "
 
 
 @click.command()
-@click.argument("run", type=click.Path())
+@click.argument("run", type=click.Path(), shell_complete=candidates.runs)
 @min_members_option
 @json_option
 @standard_options
@@ -33,6 +42,7 @@ def calibrate(run: str, min_members: int | None, as_json: bool) -> None:
         f"Fitted on {result['fitted_on']['examples']} examples of validation, measured on"
         f" {result['measured_on']['examples']} of test. All of it: {Path(run, 'calibration.json')}"
     )
+    say_next("report", run, *carried(min_members))
 
 
 def _print(result: dict[str, Any]) -> None:

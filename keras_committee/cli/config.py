@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
+from keras_committee.cli import candidates
 from keras_committee.cli.options import json_option, print_json, standard_options
 from keras_committee.errors import RecipeError
 
 
 @click.command()
-@click.argument("model_dir", type=click.Path())
+@click.argument("model_dir", type=click.Path(), shell_complete=candidates.models)
 @click.option("--out", required=True, type=click.Path(), help="Folder for models, batching and monitoring.config.")
 @click.option("--name", help="What requests call the model.  [default: the folder's name]")
 @click.option("--base-path", help="MODEL_DIR as the server sees it.  [default: its absolute path]")

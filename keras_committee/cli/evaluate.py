@@ -4,13 +4,22 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import json_option, min_members_option, only_json, print_json, standard_options
+from keras_committee.cli import candidates
+from keras_committee.cli.options import (
+    carried,
+    json_option,
+    min_members_option,
+    only_json,
+    print_json,
+    say_next,
+    standard_options,
+)
 from keras_committee.run import Run
 from keras_committee.tables import print_evaluation
 
 
 @click.command()
-@click.argument("run", type=click.Path())
+@click.argument("run", type=click.Path(), shell_complete=candidates.runs)
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @min_members_option
 @click.option("--allow-twins", is_flag=True, help="Members may have identical weights.")
@@ -32,3 +41,5 @@ def evaluate(run: str, split: str, min_members: int | None, allow_twins: bool, t
         return
     print_evaluation(result)
     click.echo(f"{result['examples']} examples of {split}. All of it: {Path(run, 'evaluation.json')}")
+    following = "select" if len(result["members"]) > 1 else "report"  # of one member there is nothing to choose
+    say_next(following, run, *carried(min_members, allow_twins))

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import command, json_option, only_json, print_json, standard_options
+from keras_committee.cli import candidates
+from keras_committee.cli.options import command, json_option, only_json, print_json, say_next, standard_options
 from keras_committee.run import Run
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", type=click.Path(), nargs=-1, required=True)
+@click.argument("runs", metavar="RUN...", type=click.Path(), nargs=-1, required=True, shell_complete=candidates.runs)
 @click.option("--to", type=click.Path(), metavar="FOLDER", help="The model's folder. [default: saved_models/RUN]")
 @click.option("--selection", type=click.Path(), metavar="FILE", help="A selection.json. [default: all members]")
 @click.option("--min-members", type=click.IntRange(1), help="Take a run as it is with so many members.")
@@ -30,6 +31,7 @@ def export(
         print_json({"version": str(version), **record})
         return
     click.echo(_summary(version, record))
+    say_next("serve", str(version.parent))
 
 
 def _summary(version: Path, record: dict) -> str:
@@ -40,8 +42,7 @@ def _summary(version: Path, record: dict) -> str:
         [
             f"{version}",
             f"{record['kind']} of {len(record['members'])}, verified: {record['verified']['outputs']} outputs, "
-            f"largest difference {record['verified']['largest_difference']:.1e}. Try it:",
-            f"  {command('serve', str(model))}",
+            f"largest difference {record['verified']['largest_difference']:.1e}. Ask it, or once it is served:",
             f"  {command('predict', str(model), 'IMAGE')}",
             f"  curl -d '{image}' {url}",
         ]

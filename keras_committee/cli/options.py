@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 import keras_committee
+from keras_committee.cli.candidates import knobs
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 
@@ -40,7 +41,9 @@ def _version_option(command):
     )(command)
 
 
-set_option = click.option("--set", "overrides", metavar="KNOB=VALUE", multiple=True, help="Turn a knob of the recipe.")
+set_option = click.option(
+    "--set", "overrides", metavar="KNOB=VALUE", multiple=True, help="Turn a knob of the recipe.", shell_complete=knobs
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document; all else goes to stderr.")
 
 min_members_option = click.option(
@@ -70,6 +73,16 @@ def say(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python fails to flush as it ends
+
+
+def say_next(*words: str) -> None:
+    """The very last line: the command that comes next, to be copied."""
+    say(f"Next: {command(*words)}")
+
+
+def carried(min_members: int | None = None, allow_twins: bool = False) -> list[str]:
+    """The options of this command that the next one needs too."""
+    return [*(["--min-members", str(min_members)] if min_members else []), *(["--allow-twins"] if allow_twins else [])]
 
 
 def command(*words: str) -> str:

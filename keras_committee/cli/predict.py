@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from keras_committee.cli import candidates
 from keras_committee.cli.options import json_option, only_json, print_json, standard_options
 from keras_committee.errors import DataError, RecipeError
 from keras_committee.run import Run
@@ -15,7 +16,14 @@ from keras_committee.tables import print_table
 
 
 @click.command()
-@click.argument("what", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="[RUN_OR_MODEL_DIR] IMAGE...")
+@click.argument(
+    "what",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="[RUN_OR_MODEL_DIR] IMAGE...",
+    shell_complete=candidates.runs_or_models,
+)
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="So many classes of each picture.")
 @click.option("--selection", type=click.Path(path_type=Path), metavar="FILE", help="The committee or cascade chosen.")
 @click.option("--url", help="Ask a server: grpc://HOST:PORT/MODEL or http://...; without RUN_OR_MODEL_DIR.")

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import command, json_option, only_json, print_json, say, standard_options
+from keras_committee.cli import candidates
+from keras_committee.cli.options import carried, json_option, only_json, print_json, say, say_next, standard_options
 from keras_committee.run import Run
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=candidates.runs)
 @click.option("--out", type=click.Path(), help="Folder of the report; RUN/report where one run is given.")
 @click.option(
     "--selection", "selections", multiple=True, type=click.Path(), help="What `select` wrote; may be given repeatedly."
@@ -50,7 +51,8 @@ def report(
             }
         )
         return
-    say(f"{written.sentences['cost']}\n\nReport: {written.page}\nNext: {_next(opened, selections)}")
+    say(f"{written.sentences['cost']}\n\nReport: {written.page}")
+    say_next(*_next(opened, selections, carried(min_members, allow_twins)))
 
 
 def _folder(runs: list[Run]) -> Path:
@@ -60,6 +62,6 @@ def _folder(runs: list[Run]) -> Path:
     return Path(os.path.commonpath([run.path.absolute().parent for run in runs])) / "report"
 
 
-def _next(runs: list[Run], selections: tuple[str, ...]) -> str:
+def _next(runs: list[Run], selections: tuple[str, ...], options: list[str]) -> list[str]:
     paths = [str(run.path) for run in runs]
-    return command("export", paths[0], "--selection", selections[0]) if selections else command("select", *paths)
+    return ["export", paths[0], "--selection", selections[0]] if selections else ["select", *paths, *options]

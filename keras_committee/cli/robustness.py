@@ -5,7 +5,16 @@ from typing import Any
 
 import click
 
-from keras_committee.cli.options import json_option, min_members_option, only_json, print_json, standard_options
+from keras_committee.cli import candidates
+from keras_committee.cli.options import (
+    carried,
+    json_option,
+    min_members_option,
+    only_json,
+    print_json,
+    say_next,
+    standard_options,
+)
 from keras_committee.run import Run
 from keras_committee.tables import print_table
 
@@ -30,7 +39,7 @@ class _Several(click.ParamType):
 
 
 @click.command()
-@click.argument("run", type=click.Path())
+@click.argument("run", type=click.Path(), shell_complete=candidates.runs)
 @click.option("--kinds", type=_Several(KINDS), metavar="KIND,...", help=f"All by default: {', '.join(KINDS)}.")
 @click.option("--severities", type=_Several(tuple("12345")), default="1,2,3,4,5", show_default=True, metavar="N,...")
 @click.option("--examples", type=click.IntRange(1), default=1000, show_default=True, help="Of the test split at most.")
@@ -71,6 +80,7 @@ def robustness(
         return
     _print(result)
     click.echo(f"{result['examples']} examples of test. All of it: {Path(run, 'robustness.json')}")
+    say_next("report", run, *carried(min_members))
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import command, json_option, only_json, print_json, say, set_option, standard_options
+from keras_committee.cli import candidates
+from keras_committee.cli.options import json_option, only_json, print_json, say_next, set_option, standard_options
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.search import Budget, parse_ranges
@@ -15,7 +16,7 @@ _RANGE = "width=1:4, learning_rate=0.01:0.3:log or depth=16,22,28; may be given 
 
 
 @click.command()
-@click.argument("recipe", type=click.Path())
+@click.argument("recipe", type=click.Path(), shell_complete=candidates.recipes)
 @click.option("--range", "ranges", metavar="KNOB=VALUES", multiple=True, required=True, help=_RANGE)
 @click.option("--out", "folder", metavar="DIR", help="The search's folder; runs/RECIPE-search by default.")
 @click.option("--total-gflops-images", type=click.FloatRange(0, min_open=True), metavar="X", help="GFLOPs of training.")
@@ -57,4 +58,4 @@ def search(
     spent = f"{result['gflops_images']:.4g} GFLOPs and {result['minutes']:.1f} minutes of training"
     click.echo(f"{len(result['runs'])} members for {spent}; the budget of {budget} is spent.")
     if result["runs"]:
-        say(f"Next: {command('select', *result['runs'])}")
+        say_next("select", *result["runs"])

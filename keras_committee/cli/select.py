@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import command, json_option, only_json, print_json, say, standard_options
+from keras_committee.cli import candidates
+from keras_committee.cli.options import json_option, only_json, print_json, say_next, standard_options
 from keras_committee.run import Run
 from keras_committee.tables import print_selection
 
@@ -17,7 +18,7 @@ _HEADS = ["geometric_mean", "arithmetic_mean", "majority_vote"]
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=candidates.runs)
 @click.option("--max-mflops", type=click.FloatRange(0, min_open=True), metavar="X", help="Budget; a cascade's average.")
 @click.option("--max-latency", type=click.FloatRange(0, min_open=True), metavar="MS", help="Budget of measured time.")
 @click.option("--min-accuracy", type=click.FloatRange(0, 1), metavar="Y", help="Alone: the cheapest that reaches it.")
@@ -113,7 +114,8 @@ def _tell(document: dict, runs: tuple[str, ...], file: Path) -> None:
     click.echo(
         f"{report['candidates']:,} committees looked at ({report['method']}), {len(report['front'])} on the front."
     )
-    say(f"All of it: {file}. Next: {command('export', runs[0], '--selection', str(file))}")
+    click.echo(f"All of it: {file}")
+    say_next("export", runs[0], "--selection", str(file))
 
 
 def _points(difference: dict[str, float]) -> str:

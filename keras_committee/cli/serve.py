@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from keras_committee.cli import candidates
 from keras_committee.cli.options import json_option, print_json, say, standard_options
 from keras_committee.errors import RecipeError
 
@@ -17,7 +18,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
 
 
 @click.command()
-@click.argument("model_dir", type=click.Path(), required=False)
+@click.argument("model_dir", type=click.Path(), required=False, shell_complete=candidates.models)
 @click.option("--rest-port", type=click.IntRange(0, 65535), default=8501, show_default=True)
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=8500, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Who asks from elsewhere needs another one.")
@@ -53,7 +54,7 @@ def serve(
     has no authentication. Versions that are published meanwhile are loaded, and then the old ones go.
     """
     if (model_dir is None) == (model_config_file is None):
-        raise RecipeError("name either MODEL_DIR or --model-config-file.")
+        raise click.UsageError("name either MODEL_DIR or --model-config-file.")
     if batching_parameters_file and not enable_batching:
         raise RecipeError("--batching-parameters-file does nothing without --enable-batching. Nothing was started.")
     batching = batching_parameters_file or enable_batching

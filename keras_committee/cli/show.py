@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from keras_committee.cli import candidates
 from keras_committee.cli.options import json_option, only_json, print_json, set_option, standard_options
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
@@ -14,7 +15,7 @@ _STEPS = 1_000  # of an epoch; the memory of an optimizer does not depend on the
 
 
 @click.command()
-@click.argument("recipe", type=click.Path())
+@click.argument("recipe", type=click.Path(), shell_complete=candidates.recipes)
 @set_option
 @json_option
 @standard_options

@@ -5,13 +5,15 @@ from typing import Any, Literal
 
 import click
 
+from keras_committee.cli import candidates
 from keras_committee.cli.options import (
     build,
-    command,
+    carried,
     json_option,
     only_json,
     print_json,
     say,
+    say_next,
     set_option,
     standard_options,
 )
@@ -24,8 +26,10 @@ _MULTIWORKER = "multiworker: each member on all hosts of TF_CONFIG; the same com
 
 
 @click.command()
-@click.argument("recipe", type=click.Path())
-@click.option("--run", "folder", metavar="DIR", help="The run folder; runs/<name of the recipe> by default.")
+@click.argument("recipe", type=click.Path(), shell_complete=candidates.recipes)
+@click.option(
+    "--run", "folder", metavar="DIR", shell_complete=candidates.runs, help="The run folder; runs/RECIPE by default."
+)
 @set_option
 @click.option("--members", "only", metavar="I,J,...", help="Train only these; other jobs may train others beside it.")
 @click.option("--workers", default="auto", show_default=True, help="Members that train at once, a number or auto.")
@@ -91,7 +95,15 @@ def train(
         finished = run.finished_members()
         print_json({"recipe": recipe_file.name, "run": folder, "knobs": knobs, "smoke": smoke, "finished": finished})
     else:
-        say(f"{len(run.finished_members())} members in {folder}. Next: {command('evaluate', folder)}")
+        _tell(folder, len(run.finished_members()), built.members)
+
+
+def _tell(folder: str, finished: int, members: int) -> None:
+    """What is there, and what comes next; members that other jobs train may still be missing."""
+    missing = members - finished
+    of_all = f" of {members}" if missing else ""
+    say(f"{finished}{of_all} members in {folder}.")
+    say_next("evaluate", folder, *carried(finished if missing else None))
 
 
 def _parse_workers(text: str) -> int | Literal["auto"]:

@@ -6,14 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_committee.data import preflight
+from keras_committee.class_folders import MEND, list_images
 from keras_committee.data.dataset import Data, Found
 from keras_committee.data.framing import Framing, chosen_framing
 from keras_committee.data.images import Files
 from keras_committee.data.splits import Split
-
-SUFFIXES = (".jpg", ".jpeg", ".png")
-IGNORED = ("Thumbs.db", "desktop.ini")  # what file managers leave behind, besides hidden files
 
 
 def image_folder(
@@ -71,86 +68,16 @@ class ClassFolders:
     framing: Framing
     exact: bool = False
     classes: int | None = None
-    mend: str = (
-        "Mend or remove what is named above (or change the recipe's sizes; its skip_bad=N leaves out up to N "
-        "unreadable images), then run the command again."
-    )
+    mend: str = MEND
 
     def find(self) -> Found:
-        if not self.directory.is_dir():
-            kind = "is not a folder" if self.directory.exists() else "there is no such folder"
-            preflight.refuse(str(self.directory), [kind], "Name the folder that holds the images.")
-        places = self._places()
-        listed = {part: _folders(self.directory / place) for part, place in places.items()}
-        names = tuple(sorted(set().union(*listed.values())))
-        problems = self._folder_problems(places, listed, names)
-        splits = {}
-        for part, place in places.items():
-            splits[part], wrong = self._split(place, listed[part], names)
-            problems += wrong
-        return Found(classes=names, problems=problems, **splits)
+        listing = list_images(self.directory, self.classes)
+        splits = {part: self._split(images, listing.classes) for part, images in listing.splits.items()}
+        return Found(classes=listing.classes, problems=listing.problems, **splits)
 
-    def _places(self):
-        """The folder, relative to the root, of each split there is."""
-        there = [name for name in ("train", "val", "validation", "test") if (self.directory / name).is_dir()]
-        if not there and self.classes is None:
-            return {"train": ""}
-        held = [name for name in ("val", "validation") if name in there][:1]
-        if "test" in there or not held:
-            places = {"train": "train", "test": "test"}
-            return {**places, "validation": held[0]} if held else places
-        return {"train": "train", "test": held[0]}
-
-    def _folder_problems(self, places, listed, names):
-        missing = [place for place in places.values() if not (self.directory / place).is_dir()]
-        problems = [f"{place}/: there is no such folder in {self.directory}" for place in missing]
-        for part, place in places.items():
-            absent = [] if place in missing else [name for name in names if name not in listed[part]]
-            problems += [f"{place}/{name}: there is no such folder, but another split has the class" for name in absent]
-        if self.classes not in (None, len(names)) and not missing:
-            problems.append(f"{len(names)} class folders, expected {self.classes}")
-        if not names and not missing:
-            problems.append(f"there are no class folders in {self.directory}")
-        return problems
-
-    def _split(self, place, folders, classes):
-        """The images of one split, by class and name, and what is wrong with the listing."""
-        names, labels, problems = [], [], []
-        for label, folder in enumerate(classes):
-            if folder not in folders:
-                continue
-            inside = "/".join(filter(None, (place, folder)))
-            images, wrong = _images(self.directory, inside)
-            names += images
-            labels += [label] * len(images)
-            problems += wrong
+    def _split(self, images, classes):
+        """The images of one split, by class and name."""
+        names = [name for each in classes for name in images.get(each, ())]
+        labels = [label for label, each in enumerate(classes) for _ in images.get(each, ())]
         files = Files(root=self.directory, names=tuple(names), framing=self.framing, exact=self.exact)
-        return Split(images=files, labels=np.array(labels, np.int32)), problems
-
-
-def _visible(folder):
-    """Entries of a folder, sorted by name, without hidden ones."""
-    with os.scandir(folder) as entries:
-        kept = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in IGNORED]
-    return sorted(kept, key=lambda entry: entry.name)
-
-
-def _folders(folder):
-    """Names of the class folders."""
-    return [entry.name for entry in _visible(folder) if entry.is_dir()] if folder.is_dir() else []
-
-
-def _images(root, inside):
-    """Image files of one class folder, relative to `root`, and what else lies there."""
-    images, problems = [], []
-    for entry in _visible(root / inside):
-        name = f"{inside}/{entry.name}"
-        if entry.is_dir():
-            problems.append(f"{name}/: a folder inside a class folder, its images would not be read")
-        elif entry.name.lower().endswith(SUFFIXES):
-            images.append(name)
-        else:
-            problems.append(f"{name}: not supported, images end in {', '.join(SUFFIXES)}")
-    if not images:
-        problems.append(f"{inside}/: the class has no images")
-    return images, problems
+        return Split(images=files, labels=np.array(labels, np.int32))

@@ -1,6 +1,7 @@
 """What is wrong with the data, all of it in one message?
 
-Each check returns a list of sentences, one for each problem; `refuse` turns the collected list into one `DataError`.
+Each check returns a list of sentences, one for each problem; `errors.refuse` turns the collected list into one
+`DataError`.
 """
 
 import os
@@ -12,23 +13,11 @@ import tensorflow as tf
 
 from keras_committee.data.decode import JPEG, PNG, decode_image
 from keras_committee.data.images import Encoded, Pixels
-from keras_committee.errors import DataError
+from keras_committee.errors import refuse as refuse
 
-SHOWN = 20
 CHUNK = 256  # files a thread takes at once
 SIGNATURES = {JPEG: "JPEG", PNG: "PNG"}
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-
-
-def refuse(name: str, problems: Sequence[str], mend: str) -> None:
-    """Raise a `DataError` that lists `problems`, the first 20 in full, and ends with `mend`; return where none."""
-    if not problems:
-        return
-    lines = [f"  {problem}" for problem in problems[:SHOWN]]
-    if len(problems) > SHOWN:
-        lines.append(f"  and {len(problems) - SHOWN} more")
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    raise DataError("\n".join([f"{name}: {count} in the data", *lines, mend]))
 
 
 def check_labels(labels: np.ndarray, classes: int, where: str) -> list[str]:

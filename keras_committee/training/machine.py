@@ -1,14 +1,13 @@
 """How many members does this machine train at once, and which part of it does each get?"""
 
 import dataclasses
-import os
-import sys
 from collections.abc import Sequence
 from typing import Literal
 
 import tensorflow as tf
 
 from keras_committee.errors import RecipeError
+from keras_committee.host import free_memory, usable_core_count
 
 MEMORY_OF_A_WORKER = 2 * 1024**3  # TensorFlow and CIFAR in memory take 1.2 GiB with a small network
 
@@ -24,7 +23,7 @@ def choose(workers: int | Literal["auto"], members: int) -> tuple[int, str]:
         RecipeError: If `workers` is neither `"auto"` nor 1 or more.
     """
     if workers == "auto":
-        gpus, cores = len(tf.config.list_physical_devices("GPU")), len(usable_cores())
+        gpus, cores = len(tf.config.list_physical_devices("GPU")), usable_core_count()
         room = max(1, free_memory() // MEMORY_OF_A_WORKER)
         many = min(members, gpus) if gpus else min(members, cores, room)
         place = f"{gpus} GPUs" if gpus else f"{cores} cores and {free_memory() / 1024**3:.0f} GiB of free memory"
@@ -50,20 +49,6 @@ class Share:
 def shares(workers: int, cores: Sequence[int], gpus: Sequence[int]) -> list[Share]:
     """The machine divided among so many workers; where there are more workers than devices, several share one."""
     return [Share(_part(cores, place, workers), _part(gpus, place, workers)) for place in range(workers)]
-
-
-def usable_cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-
-
-def free_memory() -> int:
-    """Bytes that processes can still take; without limit where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            sizes = dict(line.split(":") for line in file)
-        return int(sizes["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return sys.maxsize
 
 
 def _part(devices: Sequence[int], place: int, workers: int) -> tuple[int, ...]:

@@ -1,20 +1,25 @@
 """What does a committee in training show, on the terminal and in TensorBoard?"""
 
 import contextlib
+import math
+import time
 from typing import Any
 
 import keras
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import TaskID
 
 from keras_committee import metrics
 from keras_committee.errors import ResourceError
 from keras_committee.layers import GeometricMean, head_of
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.training.bars import Bars
 from keras_committee.training.logs import Scalars
+
+_LINES = 50
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 class Monitor:
@@ -38,18 +43,12 @@ class Monitor:
         self._steps = recipe.epochs * steps_per_epoch
         self._head = recipe.head or GeometricMean()
         self._console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            _Rate(recipe.data.batch_size),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-            speed_estimate_period=60,
-        )
-        self._total = self._progress.add_task(f"{len(members)} members", total=len(members) * self._steps, note="")
+        # FORCE_COLOR makes Rich take a log for a terminal, and a dumb one cannot go back over what it has shown.
+        self._live = self._console.is_interactive and self._console.file.isatty()
+        self._progress = Bars(recipe.data.batch_size, console=self._console, disable=not self._live)
+        self._total = self._progress.add_task(f"{len(members)} members", total=len(members) * self._steps)
         self._bars: dict[int, TaskID] = {}
+        self._told: dict[int, float] = {}  # when members had their last line in a log
         self._scalars: dict[int, Scalars] = {}
 
     def __enter__(self) -> "Monitor":
@@ -61,7 +60,7 @@ class Monitor:
 
     def member_started(self, index: int) -> None:
         """Member `index` is about to be trained."""
-        self._bars[index] = self._progress.add_task(self._name(index), total=self._steps, note="starting")
+        self._bars[index] = self._progress.add_task(self._name(index), total=self._steps, epoch="starting")
 
     def member_ended(self, index: int) -> None:
         """Member `index` is finished, or given up."""
@@ -82,10 +81,10 @@ class Monitor:
     def epoch_ended(self, index: int, row: dict[str, Any]) -> None:
         """Member `index` has ended an epoch with this row of its history; its votes are on the disk."""
         self._committee_so_far(row["epoch"])
-        description = f"{self._name(index)}, epoch {min(row['epoch'] + 1, self._recipe.epochs)}/{self._recipe.epochs}"
-        note = f"validation {row['validation_accuracy']:.2%}"
-        self._progress.update(self._bars[index], description=description, note=note)
-        if not self._console.is_terminal:
+        epochs = self._recipe.epochs
+        so_far = f"{min(row['epoch'] + 1, epochs)}/{epochs}"
+        self._progress.update(self._bars[index], epoch=so_far, validation=f"{row['validation_accuracy']:.2%}")
+        if not self._live and self._is_due(index, row["epoch"]):
             self.note(self._line(index, row))
 
     def event(self, index: int, name: str, text: str, **fields: Any) -> None:
@@ -117,6 +116,15 @@ class Monitor:
     def _name(self, index: int) -> str:
         return f"member {index}"
 
+    def _is_due(self, index: int, epoch: int) -> bool:
+        """Whether a log gets a line: some fifty for each member, one a minute where epochs are long, and the last."""
+        every, clock = math.ceil(self._recipe.epochs / _LINES), time.monotonic()
+        due = epoch in (1, self._recipe.epochs) or epoch % every == 0
+        if due or clock - self._told.get(index, clock) >= _SECONDS_BETWEEN_LINES:
+            self._told[index] = clock
+            return True
+        return False
+
     def _line(self, index: int, row: dict[str, Any]) -> str:
         left = self._progress.tasks[0].time_remaining
         return (
@@ -125,14 +133,3 @@ class Monitor:
             f"  validation {row['validation_accuracy']:.4f}  {row['images_per_second']:.0f} images/s"
             f"  {'?' if left is None else f'{left / 60:.1f}'} min left"
         )
-
-
-class _Rate(ProgressColumn):
-    """Images per second of the last minute."""
-
-    def __init__(self, batch_size: int):
-        super().__init__()
-        self._batch_size = batch_size
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{(task.speed or 0) * self._batch_size:.0f} images/s")

@@ -18,9 +18,9 @@ import tensorflow as tf
 from ray.exceptions import RayError
 
 from keras_committee.errors import CommitteeError, RecipeError, ResourceError
+from keras_committee.host import usable_core_count
 from keras_committee.run import Run
 from keras_committee.training.interruption import Interruption
-from keras_committee.training.machine import usable_cores
 from keras_committee.training.monitoring import Monitor
 from keras_committee.training.ray_tasks import Tasks
 from keras_committee.training.report import Settings
@@ -142,7 +142,7 @@ def _init(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        options |= {"num_cpus": len(usable_cores()), "object_store_memory": _LOCAL_STORE}
+        options |= {"num_cpus": usable_core_count(), "object_store_memory": _LOCAL_STORE}
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     elif address != "auto":
         host, _, port = address.rpartition(":")

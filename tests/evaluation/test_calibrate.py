@@ -98,3 +98,4 @@ def test_calibrate_prints_before_and_after_and_where_all_of_it_is(trained, capsy
     assert f"{document['committee']['after']['weights']['nll']:.4f}" in text
     assert "MFLOPs" not in text
     assert f"Fitted on 180 examples of validation, measured on 360 of test. All of it: {folder}/calibration" in text
+    assert text.endswith(f"\nNext: keras-committee report {folder}\n")

@@ -129,7 +129,8 @@ def test_robustness_prints_kinds_by_severities_and_foreign_images(tested, monkey
     assert f"{result['corruptions'][1]['committee']['accuracy']:.1%} (" in text
     assert f"{result['foreign'][1]['mutual_information']['auroc']:.3f}" in text
     assert "MFLOPs" not in text
-    assert f"300 examples of test. All of it: {run.path}/robustness.json" in text
+    assert f"300 examples of test. All of it: {run.path}/robustness.json\n" in text
+    assert text.endswith(f"\nNext: keras-committee report {run.path}\n")
 
 
 @pytest.mark.parametrize(

@@ -138,11 +138,11 @@ def test_export_of_a_run_prints_the_version_and_how_to_try_it(trained, tmp_path,
     assert main(["export", str(run.path), "--to", str(tmp_path / "tiny")]) == 0
     printed = capsys.readouterr().out
     assert str(tmp_path / "tiny" / "1") in printed
-    assert [line.split()[:2] for line in printed.splitlines()[2:]] == [
-        ["keras-committee", "serve"],
+    assert [line.split()[:2] for line in printed.splitlines()[2:-1]] == [
         ["keras-committee", "predict"],
         ["curl", "-d"],
     ]
+    assert printed.endswith(f"\nNext: keras-committee serve {tmp_path / 'tiny'}\n")
     assert run.events()[-1]["event"] == "exported"
     record = json.loads((tmp_path / "tiny" / "1" / "committee.json").read_text())
     assert len(record["members"]) == recipe.members

@@ -1,0 +1,35 @@
+"""`keras-committee completion`: the script with which a shell completes what is typed."""
+
+import click
+from click.shell_completion import get_completion_class
+
+from keras_committee.cli.options import standard_options
+
+VARIABLE = "_KERAS_COMMITTEE_COMPLETE"
+PROGRAM = "keras-committee"
+_INSTALL = {
+    "bash": f'# In ~/.bashrc: eval "$({PROGRAM} completion bash)"',
+    "zsh": f'# In ~/.zshrc: eval "$({PROGRAM} completion zsh)"',
+    "fish": f"# Once: {PROGRAM} completion fish > ~/.config/fish/completions/{PROGRAM}.fish",
+}
+# A knob goes on with its value: no blank after the equals sign.
+_BASH_END = "    return 0\n"
+_BASH_NO_BLANK = "    [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2> /dev/null\n"
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(list(_INSTALL)))
+@standard_options
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the script that completes commands, options, recipes, runs, models and knobs in SHELL.
+
+    For bash: eval "$(keras-committee completion bash)", in ~/.bashrc.
+    """
+    made = get_completion_class(shell)
+    if made is None:
+        raise click.UsageError(f"click knows no completion for {shell}.")
+    script = made(context.find_root().command, {}, PROGRAM, VARIABLE).source()
+    if shell == "bash":
+        script = script.replace(_BASH_END, _BASH_NO_BLANK + _BASH_END, 1)
+    click.echo(f"{_INSTALL[shell]}\n{script}")

@@ -1,0 +1,59 @@
+"""`keras-committee new`: a readable recipe for images of one's own."""
+
+import os
+from pathlib import Path
+
+import click
+
+from keras_committee.cli.options import command, json_option, print_json, say, standard_options
+from keras_committee.errors import RecipeError
+from keras_committee.files import write_file
+
+_SOURCE = (click.Choice(["image-folder"]), click.Path(path_type=Path))
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--from", "source", nargs=2, type=_SOURCE, required=True, metavar="image-folder PATH")
+@json_option
+@standard_options
+def new(file: Path, source: tuple[str, Path], as_json: bool) -> None:
+    """Write the recipe FILE for the images in a folder, such as recipes/mine.py.
+
+    PATH holds one folder for each class, or such folders in train and test. Size, network, batch and epochs are chosen
+    by what lies there, and comments say why.
+    """
+    _refuse(file)
+    from keras_committee.cli.new.choices import choose
+    from keras_committee.cli.new.draft import draft
+    from keras_committee.cli.new.survey import survey
+    from keras_committee.host import free_memory
+
+    found = survey(source[1])
+    chosen = choose(found, free_memory())
+    write_file(file, draft(found, chosen, source[1], command("train", str(file))).encode(errors="backslashreplace"))
+    _warn(chosen.uneven)
+    following = command("train", str(file), "--smoke")
+    if as_json:
+        print_json(
+            {"recipe": str(file), "classes": found.counts, "size": chosen.size, "network": chosen.network}
+            | {"batch_size": chosen.batch_size, "epochs": chosen.epochs, "uneven": chosen.uneven, "next": following}
+        )
+        return
+    how = f"{chosen.network} at {chosen.size}x{chosen.size}, {chosen.epochs} epochs in batches of {chosen.batch_size}"
+    say(
+        f"{found.images:,} images of {len(found.counts)} classes, {found.side} pixels on the shorter side (median):\n"
+        f"{how}. Wrote {file}; its comments say why.\nNext: {following}"
+    )
+
+
+def _refuse(file: Path) -> None:
+    if file.suffix != ".py":
+        raise RecipeError(f"a recipe is a Python file: its name ends in .py. Received: {file}. Nothing was written.")
+    if os.path.lexists(file):
+        raise RecipeError(f"{file} is there already. Nothing was written.\n  Name another file, or move it away.")
+
+
+def _warn(uneven: str) -> None:
+    if uneven:
+        click.echo(f"warning: {uneven}", err=True)

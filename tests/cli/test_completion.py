@@ -1,0 +1,114 @@
+"""Does the shell complete commands, options, recipes, runs, models and knobs, without executing anything?"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+from click.shell_completion import BashComplete
+
+from keras_committee.cli import cli, main
+
+ROOT = pathlib.Path(__file__).parents[2]
+RECIPE = """
+raise SystemExit("executed")
+
+
+def recipe(members=2, width=4, weight_decay=0.2):
+    pass
+"""
+PROGRAM = """
+import sys
+from keras_committee.cli import main
+try:
+    sys.exit(main(sys.argv[1:]))
+finally:
+    print([name for name in ("tensorflow", "keras", "numpy", "rich") if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two recipes, two runs beside a folder that is none, an exported model, a picture."""
+    for name in ("recipes/cifar.py", "recipes/pets.py", "tiny.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(RECIPE)
+    for name in (
+        "runs/pets/knobs.json",
+        "runs/pets-2/knobs.json",
+        "runs/other/x",
+        "saved_models/pets/3/saved_model.pb",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.fixture
+def complete(folder, monkeypatch):
+    """The words offered for a line that is typed as far as it goes: `(type, word)`."""
+    monkeypatch.chdir(folder)
+    bash = BashComplete(cli, {"obj": {"debug": False}}, "keras-committee", "_KERAS_COMMITTEE_COMPLETE")
+
+    def complete(line):
+        *words, incomplete = line.split(" ")
+        return [(item.type, item.value) for item in bash.get_completions(words, incomplete)]
+
+    return complete
+
+
+def plain(*words):
+    return [("plain", word) for word in words]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("ev", plain("evaluate")),
+        ("evaluate --all", plain("--allow-twins")),
+        ("train re", plain("recipes/cifar.py", "recipes/pets.py")),
+        ("train t", plain("tiny.py")),
+        ("train else", [("file", "else")]),
+        ("train recipes/cifar.py --set w", plain("width=", "weight_decay=")),
+        ("train recipes/none.py --set w", []),
+        ("train tiny.py --strategy m", plain("mirrored", "multiworker")),
+        ("evaluate ", plain("runs/pets", "runs/pets-2")),
+        ("select runs/pets runs/pets-", plain("runs/pets-2")),
+        ("evaluate /els", [("dir", "/els")]),
+        ("serve sa", plain("saved_models/pets")),
+        ("predict ", plain("runs/pets", "runs/pets-2", "saved_models/pets")),
+        ("predict saved_models/pets c", [("file", "c")]),
+    ],
+)
+def test_a_word_is_completed(complete, line, offered):
+    assert complete(line) == offered
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_takes_the_script_and_completes_with_it_and_without_tensorflow(folder):
+    program = folder / "bin" / "keras-committee"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\n{PROGRAM}")
+    program.chmod(0o755)
+    lines = (
+        'eval "$(keras-committee completion bash)"; COMP_WORDS=(keras-committee train tiny.py --set w); COMP_CWORD=4; '
+        'complete -p keras-committee; _keras_committee_completion keras-committee; echo "${COMPREPLY[@]}"'
+    )
+    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(["bash", "-c", lines], cwd=folder, env=environment, capture_output=True, text=True)
+    assert answer.stderr == "[]\n[]\n"  # for the script and for the words
+    assert answer.stdout.splitlines() == [
+        "complete -o nosort -F _keras_committee_completion keras-committee",
+        "width= weight_decay=",
+    ]
+
+
+@pytest.mark.parametrize(("shell", "words"), [("zsh", "#compdef keras-committee"), ("fish", "complete --no-files")])
+def test_the_other_shells_have_their_scripts_too(capsys, shell, words):
+    assert main(["completion", shell]) == 0
+    out = capsys.readouterr().out
+    assert words in out
+    assert f"keras-committee completion {shell}" in out.splitlines()[0]
+    assert f"_KERAS_COMMITTEE_COMPLETE={shell}_complete" in out
