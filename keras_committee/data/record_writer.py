@@ -85,7 +85,7 @@ def _read_source(source):
     held = {"test": found.test} if found.validation is not None else {"validation": found.test}
     splits = {"train": found.train, "validation": found.validation, **held}
     splits = {name: split for name, split in splits.items() if split is not None}
-    broken = [problem for split in splits.values() for problem in preflight.check_files(split.images)]
+    broken = [problem for split in splits.values() for problem in preflight.check_files(split.images).values()]
     preflight.refuse(str(source), [*found.problems, *broken], MEND)
     if lines := [name for name in found.classes if "\n" in name]:
         raise DataError(f"{source}: a class name with a line break cannot stand in {LABELS}: {lines[0]!r}")

@@ -81,8 +81,8 @@ class Network:
     def _replace(self):
         wiring = Wiring(self._model)
         absorbed = absorb(wiring)
-        folded = {id(layer): norm for norm, layer in absorbed.folded.items()}
         norms = {id(node.operation): node.operation for node in wiring.nodes if is_norm(node.operation)}
+        folded = {id(layer): norms[norm] for norm, layer in absorbed.folded.items()}
         for node in wiring.nodes:
             layer = node.operation
             if id(layer) in absorbed.split:
@@ -90,7 +90,7 @@ class Network:
             elif isinstance(layer, _IDENTITIES) or id(layer) in absorbed.folded:
                 self._runs[id(layer)] = _same
             elif is_linear(layer):
-                self._runs[id(layer)] = self._linear(layer, norms.get(folded.get(id(layer))), absorbed)
+                self._runs[id(layer)] = self._linear(layer, folded.get(id(layer)), absorbed)
             elif is_norm(layer):
                 self._runs[id(layer)] = self._affine(layer, len(node.input_tensors[0].shape))
             elif getattr(layer, "negative_slope", None):

@@ -51,9 +51,6 @@ def test_it_is_python(block):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:.*cat.jpg:pytest.PytestUnraisableExceptionWarning"
-)  # README leaves it to Python to close
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_it_runs(block, names, ports, folder):
     text = re.sub(r"(127\.0\.0\.1):(850[01])", lambda found: f"{found[1]}:{ports[found[2]]}", block.text)
