@@ -33,6 +33,7 @@ def recipe(
     precision="float32",
     accumulate=1,
     classes=1000,
+    validation=0.02,
     form="records",
     data_dir="imagenet",
     seed=0,
@@ -73,7 +74,7 @@ def recipe(
             data_dir,
             batch_size,
             framing=data.centre_crop(size, method="bicubic"),
-            validation=0.02,  # ImageNet's own validation images are the test split
+            validation=validation,  # of the training images: ImageNet's own validation images are the test split
             augment=pictures,
         ),
         member=member,
