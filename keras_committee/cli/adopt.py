@@ -1,4 +1,4 @@
-"""`keras-committee adopt`: trained models from elsewhere become the members of a run."""
+"""`keras-committee adopt`: how do trained models from elsewhere become the members of a run?"""
 
 from pathlib import Path
 from typing import Any

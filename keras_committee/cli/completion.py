@@ -1,4 +1,4 @@
-"""`keras-committee completion`: the script with which a shell completes what is typed."""
+"""`keras-committee completion`: with which script does a shell complete what is typed?"""
 
 import click
 from click.shell_completion import get_completion_class

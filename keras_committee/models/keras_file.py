@@ -1,15 +1,14 @@
 """How does a `.keras` file of whoever wrote it become a member?"""
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 
-from keras_committee.errors import VerificationError
+from keras_committee.errors import RunError, VerificationError
 from keras_committee.models.foreign import as_member
+from keras_committee.models.loading import load_member
 from keras_committee.models.scales import Scale
-from keras_committee.models.untrusted import find_harm
 
 
 def from_keras_file(
@@ -41,11 +40,9 @@ def load_keras_file(path: str | Path) -> keras.Model:
     if not path.is_file():
         raise VerificationError(f"there is no file {path}.")
     try:
-        if harm := find_harm(path):
-            raise ValueError(f"it {harm}")
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, zipfile.BadZipFile) as error:
+        return load_member(path)
+    except RunError as error:
         raise VerificationError(
-            f"{path} cannot be loaded: {error}\n"
+            f"{path} cannot be loaded: {error.__cause__}\n"
             "  A member has layers of Keras, keras-cv and keras_committee only. Nothing else in the file was run."
         ) from error

@@ -17,10 +17,13 @@ from keras_committee.recipe_file import RecipeFile
 
 
 def answered(words: list[str], folder: Path) -> None:
-    """Runs it here, as it stands; members train one after another, in this process."""
+    """Runs it here, as it stands; members train one after another, in this process, on the data of the stand-ins."""
     words = [word.replace("/shared", str(folder / "shared")).replace("$SLURM_ARRAY_TASK_ID", "1") for word in words]
     if words[1] == "train" and "--workers" not in words:
         words += ["--workers", "1"]
+    for word in words:
+        if word.startswith("data_dir="):
+            (folder / word.removeprefix("data_dir=")).mkdir(parents=True, exist_ok=True)
     assert main(words[1:]) == 0
 
 

@@ -1,4 +1,4 @@
-"""`keras-committee new`: a readable recipe for images of one's own."""
+"""`keras-committee new`: how do images of one's own get a readable recipe?"""
 
 import os
 from pathlib import Path
