@@ -79,11 +79,12 @@ def test_half_precision_halves_the_activations_and_not_the_weights():
 
 MEASURED = """
 import resource, sys
-import keras, numpy as np
+import keras, numpy as np, tensorflow as tf
 from keras_committee import flops, layers
 from keras_committee.training.step import training_step
 from keras_committee.training.strategy import make_strategy
 
+tf.config.threading.set_inter_op_parallelism_threads(1)  # or the peak depends on what runs side by side
 batch = int(sys.argv[1])
 x = image = keras.Input((64, 64, 3))
 for _ in range(6):
