@@ -16,7 +16,7 @@ from keras_committee.data.framing import resized
 from keras_committee.data.image_folder import ClassFolders
 from keras_committee.data.images import Pixels
 from keras_committee.data.splits import Split
-from keras_committee.errors import DataError
+from keras_committee.errors import DataError, refuse
 from keras_committee.files import file_hash
 
 SHAPE = (32, 32, 3)
@@ -134,7 +134,7 @@ class ArrayFile:
                 arrays = {name: file[name] for name in ARRAYS if name in file}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{self.name}: cannot read {self.path} ({error}).\nGive {FORMS}.") from error
-        preflight.refuse(str(self.path), [f"{name}: there is no such array" for name in missing], f"Give {FORMS}.")
+        refuse(str(self.path), [f"{name}: there is no such array" for name in missing], f"Give {FORMS}.")
         return _found(arrays, self.classes)
 
 

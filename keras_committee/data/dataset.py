@@ -13,7 +13,7 @@ from keras_committee.data.holdout import amount, check_hold_out, evenly, hold_ou
 from keras_committee.data.images import Encoded
 from keras_committee.data.sequence import leading_crop
 from keras_committee.data.splits import Split, Splits
-from keras_committee.errors import RecipeError
+from keras_committee.errors import RecipeError, refuse
 
 # Decoded images of all splits together are kept in memory up to 2 GiB: CIFAR takes 0.2 GiB and must be, ImageNet at
 # 224 pixels takes 180 GiB and cannot be; 2 GiB for each member's process still leaves a small machine its memory.
@@ -117,7 +117,7 @@ class Data:
         if 0 < len(unreadable) <= self.skip_bad:
             _log.warning("%s: skipped, as skip_bad=%d allows: %s", self.name, self.skip_bad, "; ".join(unreadable))
             unreadable = []
-        preflight.refuse(self.name, [*problems, *unreadable], self.reader.mend)
+        refuse(self.name, [*problems, *unreadable], self.reader.mend)
         train, validation, test = parts
         return Splits(
             classes=found.classes,

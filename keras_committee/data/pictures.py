@@ -9,11 +9,10 @@ import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
 from keras_committee.class_folders import SUFFIXES
-from keras_committee.data import preflight
 from keras_committee.data.decode import decode_image
 from keras_committee.data.framing import Framing
 from keras_committee.data.holdout import evenly
-from keras_committee.errors import DataError
+from keras_committee.errors import DataError, refuse
 
 MOST_PIXELS = 25_000_000  # told by the header: a PNG of 240 kB may hold 240 MB of pixels
 
@@ -72,14 +71,14 @@ def read_folder(folder: Path, most: int, framing: Framing) -> np.ndarray:
     mend = "Name a folder of JPEG or PNG images, and remove what is named above."
     files = sorted(path for path in folder.rglob("*") if _is_picture(path))
     if not files:
-        preflight.refuse(str(folder), ["it holds no JPEG or PNG image" if folder.is_dir() else "no such folder"], mend)
+        refuse(str(folder), ["it holds no JPEG or PNG image" if folder.is_dir() else "no such folder"], mend)
     images, problems = [], []
     for place in evenly(np.zeros(len(files), np.int32), most):
         try:
             images.append(read_picture(files[place], framing))
         except DataError as error:
             problems.append(str(error))
-    preflight.refuse(str(folder), problems, mend)
+    refuse(str(folder), problems, mend)
     return np.stack(images)
 
 

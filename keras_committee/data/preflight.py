@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from keras_committee.data.decode import JPEG, PNG, decode_image
 from keras_committee.data.images import Encoded, Pixels
-from keras_committee.errors import refuse as refuse
 
 CHUNK = 256  # files a thread takes at once
 SIGNATURES = {JPEG: "JPEG", PNG: "PNG"}
@@ -52,8 +51,8 @@ def read_files(files: Encoded) -> tuple[Pixels, dict[int, str]]:
     """Decode every file into memory, and say which cannot be, by their places."""
     array = np.zeros((len(files), *files.shape), np.uint8)
     signature = [tf.TensorSpec([None], tf.string)]
-    decode = tf.function(lambda contents: files.decode(contents), input_signature=signature)  # a method's name in
-    # TensorFlow's warnings would be that of its object, with every file
+    # A method's name in TensorFlow's warnings would be that of its object, with every file.
+    decode = tf.function(lambda contents: files.decode(contents), input_signature=signature)
 
     def read(start):
         indices = _chunk(files, start)

@@ -25,7 +25,7 @@ from keras_committee.data.record_index import record_index
 from keras_committee.data.record_scan import Fields
 from keras_committee.data.shards import is_shard, shard_name
 from keras_committee.data.splits import Split
-from keras_committee.errors import DataError, RecipeError, ResourceError, VerificationError
+from keras_committee.errors import DataError, RecipeError, ResourceError, VerificationError, refuse
 from keras_committee.files import flush_folder, owned, write_file, write_json, writing
 
 LABELS, PLAN, LOCK = "labels.txt", "records.json", "lock"
@@ -86,7 +86,7 @@ def _read_source(source):
     splits = {"train": found.train, "validation": found.validation, **held}
     splits = {name: split for name, split in splits.items() if split is not None}
     broken = [problem for split in splits.values() for problem in preflight.check_files(split.images).values()]
-    preflight.refuse(str(source), [*found.problems, *broken], MEND)
+    refuse(str(source), [*found.problems, *broken], MEND)
     if lines := [name for name in found.classes if "\n" in name]:
         raise DataError(f"{source}: a class name with a line break cannot stand in {LABELS}: {lines[0]!r}")
     return splits, found.classes

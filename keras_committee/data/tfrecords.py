@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_committee.data import preflight
 from keras_committee.data.dataset import Data, Found
 from keras_committee.data.framing import Framing, chosen_framing
 from keras_committee.data.record_index import RecordIndex, record_index
@@ -17,7 +16,7 @@ from keras_committee.data.record_scan import Fields
 from keras_committee.data.records import Records
 from keras_committee.data.shards import matching_shards, missing_shards, split_shards
 from keras_committee.data.splits import Split
-from keras_committee.errors import DataError
+from keras_committee.errors import DataError, refuse
 
 PARTS = ("train", "validation", "test")
 
@@ -147,7 +146,7 @@ class ShardReader(abc.ABC):
         shards, fields, indices = self.shards(), self.field_names(), {}
         place = str(next(iter(shards.values()))[0].parent)
         gone = [path.name for paths in shards.values() for path in paths if not path.exists()]
-        preflight.refuse(place, [f"{name}: the shard is missing" for name in gone], self.mend)
+        refuse(place, [f"{name}: the shard is missing" for name in gone], self.mend)
         problems = [f"{name}: the shard is missing" for paths in shards.values() for name in missing_shards(paths)]
         for part, paths in shards.items():
             indices[part], wrong = record_index(paths, fields)
@@ -156,7 +155,7 @@ class ShardReader(abc.ABC):
             problems = self._count_problems(indices)
         names = self.class_names() or _found_names(list(indices.values()), self.first_label)
         problems = problems or self._label_problems(indices, names)
-        preflight.refuse(place, problems, self.mend)
+        refuse(place, problems, self.mend)
         splits = {part: self._split(index) for part, index in indices.items()}
         if "test" not in splits and "validation" in splits:
             splits["test"] = splits.pop("validation")
@@ -202,13 +201,13 @@ class ShardFolder(ShardReader):
     def shards(self) -> dict[str, list[Path]]:
         if not self.directory.is_dir():
             kind = "is not a folder" if self.directory.exists() else "there is no such folder"
-            preflight.refuse(str(self.directory), [kind], "Name the folder that holds the shards.")
+            refuse(str(self.directory), [kind], "Name the folder that holds the shards.")
         prefixes = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
         found = {part: split_shards(self.directory, prefixes[part]) for part in PARTS}
         if not found["train"]:
             mend = "Name the folder that holds the shards, or write them with keras-committee records SOURCE DEST."
             wanted = "there are no training shards, named like train-00000-of-01024 or train.tfrecord"
-            preflight.refuse(str(self.directory), [wanted], mend)
+            refuse(str(self.directory), [wanted], mend)
         return {part: paths for part, paths in found.items() if paths}
 
     def promised(self) -> dict[str, int]:
@@ -240,7 +239,7 @@ class ShardPatterns(ShardReader):
     def shards(self) -> dict[str, list[Path]]:
         found = {part: matching_shards(pattern) for part, pattern in self.patterns.items()}
         nothing = [f"{pattern}: no file matches it" for part, pattern in self.patterns.items() if not found[part]]
-        preflight.refuse("tfrecords", nothing, "Name the shards of each split with a pattern, or their folder.")
+        refuse("tfrecords", nothing, "Name the shards of each split with a pattern, or their folder.")
         return found
 
 

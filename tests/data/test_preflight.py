@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from keras_committee import data
-from keras_committee.data import preflight
-from keras_committee.errors import DataError, RecipeError
+from keras_committee.errors import DataError, RecipeError, refuse
 
 SPLIT = {"train/cat": 12, "train/dog": 12, "test/cat": 3, "test/dog": 3}
 
@@ -152,11 +151,11 @@ def test_B10_fewer_training_examples_than_a_batch_are_named(write_images):
 
 def test_a_long_list_is_cut_and_counted():
     with pytest.raises(DataError, match="data: 23 problems in the data") as caught:
-        preflight.refuse("data", [f"row {number}" for number in range(23)], "Mend it.")
+        refuse("data", [f"row {number}" for number in range(23)], "Mend it.")
     lines = str(caught.value).splitlines()
     assert lines[1:3] == ["  row 0", "  row 1"]
     assert lines[20:] == ["  row 19", "  and 3 more", "Mend it."]
 
 
 def test_without_problems_nothing_is_raised():
-    assert preflight.refuse("data", [], "Mend it.") is None
+    assert refuse("data", [], "Mend it.") is None
