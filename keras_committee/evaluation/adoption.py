@@ -114,7 +114,7 @@ def _record(place, offer: Offer, member: Adapted, classes, examples: "Split", al
     answers = _answers(member.model, examples, offer)
     right = answers == examples.labels
     if not allowed.as_declared:
-        _refuse_other_scale(offer, member, examples)
+        _refuse_other_scale(offer, member, answers, examples)
         _refuse_other_order(offer, answers, examples, classes)
     known = "taken to be those of the data" if offer.classes is None else "given"
     return {
@@ -137,19 +137,21 @@ def _answers(model, examples: "Split", offer: Offer) -> np.ndarray:
     return votes.argmax(axis=1)
 
 
-def _refuse_other_scale(offer: Offer, member: Adapted, examples: "Split") -> None:
+def _refuse_other_scale(offer: Offer, member: Adapted, answers: np.ndarray, examples: "Split") -> None:
     if not isinstance(offer.scale, str):
         return
     size = member.model.inputs[0].shape[1:3]
     own = tuple(member.bare.inputs[0].shape[1:3])
 
-    def answers(scale):
+    def answers_under(scale):
+        if scale == offer.scale:
+            return answers
         image_size = tuple(mine or given for mine, given in zip(own, size, strict=True))
         model = as_member(member.bare, scale=scale, order=member.order, image_size=image_size, resized_from=size)
         return log_probabilities(model, examples.batches(64)).argmax(axis=1)
 
     scales = [name for name in SCALES if examples.image_shape[2] == 3 or name not in ("torch", "caffe")]
-    better = better_scale(offer.scale, answers, examples.labels, scales)
+    better = better_scale(offer.scale, answers_under, examples.labels, scales)
     if better:
         scale, right, declared = better
         raise VerificationError(

@@ -23,10 +23,10 @@ def choose(workers: int | Literal["auto"], members: int) -> tuple[int, str]:
         RecipeError: If `workers` is neither `"auto"` nor 1 or more.
     """
     if workers == "auto":
-        gpus, cores = len(tf.config.list_physical_devices("GPU")), usable_core_count()
-        room = max(1, free_memory() // MEMORY_OF_A_WORKER)
+        gpus, cores, memory = len(tf.config.list_physical_devices("GPU")), usable_core_count(), free_memory()
+        room = max(1, memory // MEMORY_OF_A_WORKER)
         many = min(members, gpus) if gpus else min(members, cores, room)
-        place = f"{gpus} GPUs" if gpus else f"{cores} cores and {free_memory() / 1024**3:.0f} GiB of free memory"
+        place = f"{gpus} GPUs" if gpus else f"{cores} cores and {memory / 1024**3:.0f} GiB of free memory"
         return many, f"{many} of {members} members at once, as there are {place}; --workers N to choose."
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise RecipeError(f"workers must be 'auto' or an integer of 1 or more. Received: {workers!r}")
