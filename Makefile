@@ -42,7 +42,7 @@ docs: .venv/ready
 bench: .venv/ready
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-# Asks pypi.org for known vulnerabilities of what is locked; --strict, since one that could not be asked about is no
+# Asks the vulnerability service for what is known of the lock; --strict, since one that could not be asked about is no
 # clean one. What is accepted, and why, stands in SECURITY.md.
 audit: .venv/ready
 	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict --progress-spinner off

@@ -84,9 +84,9 @@ class Records(Encoded):
     def ends(self, index: int) -> tuple[bytes, bytes]:
         place = self.index.rows[self.rows[index]]
         offset, length = int(place["offset"]), int(place["length"])
-        descriptor = self._shard(self.index.shard_of(self.rows[[index]])[0]).descriptor
+        shard = self._shard(self.index.shard_of(self.rows[[index]])[0])  # held: two threads may each open their own
         size = min(16, length)
-        return os.pread(descriptor, size, offset), os.pread(descriptor, size, offset + length - size)
+        return os.pread(shard.descriptor, size, offset), os.pread(shard.descriptor, size, offset + length - size)
 
     def origin(self) -> bytes:
         """SHA-256 of each record's checksum and length, in order: it changes with any byte, and not with the shards.
@@ -101,7 +101,10 @@ class Records(Encoded):
 
 
 class _Shard:
-    """An open shard. It is closed when nobody holds it: it may fall out of the cache while a thread reads it."""
+    """An open shard. It is closed when nobody holds it: it may fall out of the cache while a thread reads it.
+
+    Nor does the cache hold both where two threads open the same one at once.
+    """
 
     descriptor = -1
 

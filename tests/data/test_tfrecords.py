@@ -10,6 +10,7 @@ from shard_files import field, forget, payloads, rewrite
 
 from keras_committee import data
 from keras_committee.data import record_index
+from keras_committee.data import records as module
 from keras_committee.data.record_scan import Fields
 from keras_committee.data.records import Records
 from keras_committee.data.shards import matching_shards, missing_shards, split_shards
@@ -111,14 +112,19 @@ def test_the_index_goes_to_the_users_cache_where_the_folder_is_only_read(records
 
 
 def test_E11_the_number_of_open_shards_is_bounded(records, monkeypatch):
-    from keras_committee.data import records as module
-
     monkeypatch.setattr(module.resource, "getrlimit", lambda _: (12, 12))
     module._descriptors.cache_clear()
     try:
         assert module._descriptors().cache_info().maxsize == 8
     finally:
         module._descriptors.cache_clear()
+
+
+def test_a_shard_that_the_cache_does_not_hold_is_open_as_long_as_it_is_read(records, monkeypatch):
+    """As the second of two threads finds it that open one shard at once: the cache keeps the other's."""
+    monkeypatch.setattr(module, "_descriptors", lambda: module._Shard)
+    images = whole(records)
+    assert [images.ends(row) for row in range(3)] == [(each[:16], each[-16:]) for each in map(images.read, range(3))]
 
 
 def test_shards_of_any_name_are_found_by_pattern_and_fields_by_name(records, tmp_path):
