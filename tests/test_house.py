@@ -15,7 +15,7 @@ PYTHON = MODULES + sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "tes
 # From the ground up. A module imports from floors below its own, or inside its own folder.
 FLOORS = [
     ["errors"],
-    ["layers", "metrics", "flops", "schedules", "files", "environment", "host", "tables", "class_folders"],
+    ["layers", "metrics", "flops", "schedules", "files", "environment", "host", "tables", "class_folders", "figures"],
     ["models", "data"],
     ["recipe"],
     ["recipe_file", "selection"],

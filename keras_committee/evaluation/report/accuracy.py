@@ -4,8 +4,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from keras_committee.evaluation.report.figures.trade import accuracy_against_mflops, exit_rates, gain_by_size
-from keras_committee.evaluation.report.ink import Picture
 from keras_committee.evaluation.report.section import (
     MFLOPS,
     Block,
@@ -20,6 +18,8 @@ from keras_committee.evaluation.report.section import (
     spread,
 )  # fmt: skip
 from keras_committee.evaluation.report.series import Chosen, Point, Series, front, trade_points
+from keras_committee.evaluation.report.trade import accuracy_against_mflops, exit_rates, gain_by_size
+from keras_committee.figures.ink import Picture
 
 _SCORES = ("accuracy", "nll", "ece", "brier")
 

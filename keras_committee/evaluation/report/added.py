@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from keras_committee.evaluation.report.figures.curves import robustness
-from keras_committee.evaluation.report.ink import Picture
 from keras_committee.evaluation.report.learning import file_name
 from keras_committee.evaluation.report.section import Block, Section, Table, listing, percent, plural
 from keras_committee.evaluation.report.sources import Source
+from keras_committee.figures.curves import robustness
+from keras_committee.figures.ink import Picture
 
 _AFTER = {
     "member_temperatures": "a temperature for each member",

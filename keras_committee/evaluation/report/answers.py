@@ -4,10 +4,10 @@ import numpy as np
 
 from keras_committee import metrics
 from keras_committee.evaluation.report.committees import Panel
-from keras_committee.evaluation.report.figures.curves import Curve, reliability
-from keras_committee.evaluation.report.figures.matrices import square
-from keras_committee.evaluation.report.ink import Picture
 from keras_committee.evaluation.report.section import Block, Section, Table, percent, points
+from keras_committee.figures.curves import Curve, reliability
+from keras_committee.figures.ink import Picture
+from keras_committee.figures.matrices import square
 
 MOST_CLASSES = 20  # drawn as a matrix; of more only the most frequent confusions are told
 

@@ -11,9 +11,9 @@ from PIL import Image
 from keras_committee import metrics
 from keras_committee.evaluation.report.answers import short_names
 from keras_committee.evaluation.report.committees import Panel
-from keras_committee.evaluation.report.figures.matrices import gallery
-from keras_committee.evaluation.report.ink import Picture
 from keras_committee.evaluation.report.section import Block, Section, percent
+from keras_committee.figures.ink import Picture
+from keras_committee.figures.matrices import gallery
 
 SHOWN = 12
 _LARGEST = 256  # pixels of a side; larger images are made smaller, so that the page stays small

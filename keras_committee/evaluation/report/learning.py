@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_committee.evaluation.report.figures.curves import depth, training
-from keras_committee.evaluation.report.ink import Picture
 from keras_committee.evaluation.report.section import Block, Section, Table, count, figures, percent, plural, points
 from keras_committee.evaluation.report.sources import Gates, Source
+from keras_committee.figures.curves import depth, training
+from keras_committee.figures.ink import Picture
 
 
 def learning_section(sources: Sequence[Source]) -> Section | None:

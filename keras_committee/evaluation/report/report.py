@@ -11,7 +11,10 @@ import markupsafe
 
 from keras_committee.evaluation.report import accuracy, added, answers, card, disputed, learning
 from keras_committee.evaluation.report.committees import Panel, gather_panel
-from keras_committee.evaluation.report.ink import (
+from keras_committee.evaluation.report.section import Section, percent, plural
+from keras_committee.evaluation.report.sources import read_sources
+from keras_committee.evaluation.report.tensorboard import write_tensorboard
+from keras_committee.figures.ink import (
     DARK_SERIES,
     FRONT,
     INK,
@@ -23,9 +26,6 @@ from keras_committee.evaluation.report.ink import (
     WIDE,
     Picture,
 )
-from keras_committee.evaluation.report.section import Section, percent, plural
-from keras_committee.evaluation.report.sources import read_sources
-from keras_committee.evaluation.report.tensorboard import write_tensorboard
 from keras_committee.files import now, write_file
 from keras_committee.run import Run
 

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from keras_committee.evaluation.report.ink import settle
+from keras_committee.figures.ink import settle
 
 _CLEAR = 4.5  # points around the middle of a marker that stay free
 # Alignment of the text, and how far from its point it hangs, in points; where two are as free, the first is taken.

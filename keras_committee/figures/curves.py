@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from keras_committee.evaluation.report.figures.labels import Label, place
-from keras_committee.evaluation.report.figures.scales import round_numbers, whole_numbers
-from keras_committee.evaluation.report.ink import NARROW, QUIET, colour
+from keras_committee.figures.ink import NARROW, QUIET, colour
+from keras_committee.figures.labels import Label, place
+from keras_committee.figures.scales import round_numbers, whole_numbers
 
 Curve = tuple[Sequence[float], Sequence[float]]
 

@@ -1,1 +1,0 @@
-"""Which pictures has the report? Plain values in, a matplotlib figure out."""

@@ -1,0 +1,1 @@
+"""Which pictures are drawn? Plain values in, a matplotlib figure out."""
