@@ -45,6 +45,7 @@ TYPED = {
     "2-no-function": "train empty.py",
     "2-recipe-raises": "show raises.py",
     "2-not-a-recipe": "show raises.py --set width=3",
+    "2-profile": "train tiny.py --profile 20,10",
     "2-workers": "train tiny.py --workers many",
     "2-members": "train tiny.py --members one",
     "2-strategy": "train tiny.py --strategy mirrorred",
