@@ -65,7 +65,9 @@ def test_every_recipe_is_tried_here():
 def test_a_recipe_becomes_an_evaluated_committee(name, cifar, photos, tmp_path, capsys):
     run = str(tmp_path / "run")
     knobs = [word for knob in SMALL[name] for word in ("--set", knob.format(cifar=cifar, photos=photos))]
-    assert main(["train", str(ROOT / "recipes" / f"{name}.py"), "--smoke", "--run", run, *knobs]) == 0
+    # One after another, here: that the members of workers are the same is held by tests/training/test_workers.py.
+    options = ["--smoke", "--workers", "1", "--run", run]
+    assert main(["train", str(ROOT / "recipes" / f"{name}.py"), *options, *knobs]) == 0
     capsys.readouterr()
     assert main(["evaluate", run, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
