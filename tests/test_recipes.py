@@ -16,8 +16,8 @@ from keras_committee.recipe_file import RecipeFile
 ROOT = pathlib.Path(__file__).parent.parent
 # What makes a recipe small enough for a test; its path through the toolkit stays the same.
 SMALL = {
-    "cifar_stochastic_depth": ("depth=8", "members=2", "batch_size=32", "data_dir={cifar}"),
-    "cifar_wrn": ("width=1", "depth=10", "batch_size=32", "data_dir={cifar}"),
+    "cifar_stochastic_depth": ("depth=8", "members=1", "batch_size=32", "data_dir={cifar}"),
+    "cifar_wrn": ("width=1", "depth=10", "members=1", "batch_size=32", "data_dir={cifar}"),
     "digits_wrn": (),
     "finetune_efficientnet": ("weights=none", "members=1", "resolution=32", "batch_size=8", "data_dir={photos}"),
     "imagenet_efficientnet": (
