@@ -171,7 +171,7 @@ def test_only_the_members_asked_for_are_trained(new_run):
     run, train = new_run(["members=3", "epochs=1"])
     train(members=[2, 0])
     assert run.finished_members() == [0, 2]
-    with pytest.raises(RecipeError, match="there is no member 3: the recipe has members 0 to 2"):
+    with pytest.raises(RecipeError, match="no member 3: the recipe has members 0 to 2; its `members` says how many"):
         train(members=[3])
 
 
