@@ -25,10 +25,15 @@ INSTALLERS = {
     "pip": "python -m pip install --quiet --disable-pip-version-check",
     "uv": "uv pip install --quiet --python env/bin/python",
 }
-RUNS = {  # what each is for, after the smoke run that all of them train
-    "core": ["keras-committee evaluate run", "keras-committee report run", "keras-committee export run --to model"],
+RUNS = {  # what each is for
+    "core": [
+        TRAIN,
+        "keras-committee evaluate run",
+        "keras-committee report run",
+        "keras-committee export run --to model",
+    ],
     "sdist": ["keras-committee show {recipes}/digits_wrn.py", "keras-committee doctor"],
-    "serving": ["keras-committee export run --to model", "python {extras}/served_answer.py model"],
+    "serving": [TRAIN, "keras-committee export run --to model", "python {extras}/served_answer.py model"],
     "search": [SEARCH],
     "ray": ["keras-committee train {recipes}/digits_wrn.py --smoke --run other --ray local"],
     "cv": [
@@ -59,7 +64,7 @@ def attempt(built: Path, extra: str, installer: str) -> dict:
         venv.create(Path(folder, "env"), with_pip=True)
         failed = _run(folder, f"{INSTALLERS[installer]} '{_package(built, extra)}'")
         answer["install_seconds"] = round(time.monotonic() - started)
-        for command in [TRAIN, *RUNS[extra]] if not failed else []:
+        for command in RUNS[extra]:
             failed = failed or _run(folder, command.format(recipes=recipes, extras=EXTRAS))
         answer["seconds"] = round(time.monotonic() - started)
         answer["gigabytes"] = _gigabytes(Path(folder, "env"))
