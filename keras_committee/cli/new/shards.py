@@ -65,5 +65,5 @@ def _contents(split):
 
 
 def _counts(classes, splits):
-    counts = sum(np.bincount(split.labels, minlength=len(classes)) for split in splits)
+    counts = np.bincount(np.concatenate([split.labels for split in splits]), minlength=len(classes))
     return {name: int(count) for name, count in zip(classes, counts, strict=True)}
