@@ -16,7 +16,7 @@ from keras_committee.data.framing import Framing
 from keras_committee.layers import confidence, head_of
 from keras_committee.models import log_probabilities
 from keras_committee.selection import Selection
-from keras_committee.serving.asking import make_head, shares
+from keras_committee.serving.asking import shares
 from keras_committee.serving.views import resized_pixels
 
 _EDGE = 1e-4  # nearer to a threshold or a tie than this, rounding decides
@@ -93,7 +93,7 @@ def _batches(images):
 def answers_of(votes: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
     """What a committee of the members in `votes` says, by the names of the exported outputs."""
     members = votes.shape[1]
-    probabilities = head_of(make_head(selection), range(members))(votes)
+    probabilities = head_of(selection.head_layer(), range(members))(votes)
     said = np.exp(votes - np.log(np.exp(votes).sum(-1, keepdims=True)))
     weights = shares(selection, members)
     mean = np.einsum("emc,m->ec", said, weights)
