@@ -132,8 +132,7 @@ class Run:
 
     def recipe(self) -> Recipe:
         """What the recipe builds with the knobs of the run, cut down for a smoke run. Executes the recipe."""
-        recipe = self.recipe_file().build(self.knobs())
-        return recipe.smoke() if self.smoke else recipe
+        return self.recipe_file().build(self.knobs(), smoke=self.smoke)
 
     def environment(self) -> dict[str, Any]:
         """Versions, machine, command, seed and smoke flag of the first start."""

@@ -12,8 +12,6 @@ import click
 
 import keras_committee
 from keras_committee.cli.candidates import knobs
-from keras_committee.recipe import Recipe
-from keras_committee.recipe_file import RecipeFile
 
 
 def standard_options(command):
@@ -49,11 +47,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 min_members_option = click.option(
     "--min-members", type=click.IntRange(1), help="Take the committee as it is with so many members."
 )
-
-
-def build(recipe_file: RecipeFile, knobs: dict[str, Any], smoke: bool) -> Recipe:
-    recipe = recipe_file.build(knobs)
-    return recipe.smoke() if smoke else recipe
 
 
 @contextlib.contextmanager

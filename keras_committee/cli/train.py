@@ -7,7 +7,6 @@ import click
 
 from keras_committee.cli import candidates
 from keras_committee.cli.options import (
-    build,
     carried,
     json_option,
     only_json,
@@ -83,7 +82,7 @@ def train(
     )
     _warn_of_versions(run)
     with run.lock(shared=members is not None), only_json(as_json):
-        built = build(recipe_file, knobs, smoke)
+        built = recipe_file.build(knobs, smoke=smoke)
         from keras_committee.training import Settings, joined, train_committee
 
         how = Settings(save_seconds=save_every, deterministic=deterministic)
