@@ -18,6 +18,7 @@ from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 
 _RECORD = ("recipe.py", "knobs.json", "environment.json")  # written in this order: the last one marks a whole run
+_SHOWN = 10  # changed lines of a recipe that are listed
 _SECONDS_TO_RECORD = 30.0  # for another job that shares the folder to write its record
 
 
@@ -274,11 +275,11 @@ def _is_harmless(knob: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     return knob == "data_dir" or (knob == "members" and counts and new[knob] > old[knob])
 
 
-def _changed_lines(old: str, new: str, most: int = 10) -> list[str]:
+def _changed_lines(old: str, new: str) -> list[str]:
     changes = list(difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0))[2:]
     lines = [line for line in changes if not line.startswith("@@")]
-    rest = [f"... and {len(lines) - most} more lines"] if len(lines) > most else []
-    return [f"recipe {line}" for line in lines[:most]] + rest
+    rest = [f"... and {len(lines) - _SHOWN} more lines"] if len(lines) > _SHOWN else []
+    return [f"recipe {line}" for line in lines[:_SHOWN]] + rest
 
 
 def _as_tuples(value: Any) -> Any:

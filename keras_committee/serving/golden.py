@@ -19,16 +19,17 @@ from keras_committee.selection import Selection
 from keras_committee.serving.asking import shares
 from keras_committee.serving.views import resized_pixels
 
+_IMAGES = 48
 _EDGE = 1e-4  # nearer to a threshold or a tie than this, rounding decides
 NO_IMAGE = b"this is no image"
 
 
-def golden_images(shape: tuple[int, int, int], count: int = 48) -> np.ndarray:
-    """uint8 `(count, height, width, channels)`: noise from coarse to fine, alone and blended with plain colours."""
+def golden_images(shape: tuple[int, int, int]) -> np.ndarray:
+    """uint8 `(48, height, width, channels)`: noise from coarse to fine, alone and blended with plain colours."""
     height, width, channels = shape
     draw = np.random.default_rng(20)
     images = []
-    for index in range(count):
+    for index in range(_IMAGES):
         cells = min(2 ** (index % 5), height, width)
         coarse = draw.uniform(0, 255, (cells, cells, channels))
         rows, columns = (np.arange(size) * cells // size for size in (height, width))
