@@ -15,8 +15,8 @@ PYTHON = MODULES + sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "tes
 # From the ground up. A module imports from floors below its own, or inside its own folder.
 FLOORS = [
     ["errors"],
-    ["layers", "metrics", "flops", "schedules", "files", "environment", "host", "tables", "class_folders", "figures"],
-    ["models", "data"],
+    ["layers", "metrics", "flops", "schedules", "files", "environment", "host", "tables", "class_folders", "summaries"],
+    ["models", "data", "figures"],
     ["recipe"],
     ["recipe_file", "selection"],
     ["run"],
@@ -50,6 +50,7 @@ WITHOUT_KERAS = (
     "metrics/scores.py",
     "metrics/uncertainty.py",
     "files.py",
+    "summaries.py",
     "tables.py",
     "__init__.py",
     "cli/__init__.py",

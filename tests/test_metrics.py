@@ -56,6 +56,12 @@ def test_accuracy_nll_and_brier_are_those_of_scikit_learn(seed):
     assert metrics.brier(probabilities, labels) == pytest.approx(sum(per_class))
 
 
+def test_the_confusion_matrix_is_that_of_scikit_learn():
+    probabilities, labels = draw(3)
+    expected = sklearn.metrics.confusion_matrix(labels, probabilities.argmax(1), labels=range(5))
+    np.testing.assert_array_equal(metrics.confusion_matrix(probabilities, labels), expected)
+
+
 def ece_by_loop(probabilities, labels, bins):
     """The definition of Guo et al., bin by bin."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
@@ -166,7 +172,9 @@ FINE, LABELS = draw(8, examples=6, classes=3)
         (FINE, LABELS + 3, r"labels must lie in 0\.\.2\. Received: "),
     ],
 )
-@pytest.mark.parametrize("metric", [metrics.accuracy, metrics.nll, metrics.brier, metrics.ece, metrics.summary])
+@pytest.mark.parametrize(
+    "metric", [metrics.accuracy, metrics.nll, metrics.brier, metrics.ece, metrics.summary, metrics.confusion_matrix]
+)
 def test_what_are_no_probabilities_or_labels_is_refused(metric, probabilities, labels, wanted):
     with pytest.raises(ValueError, match=wanted):
         metric(probabilities, labels)

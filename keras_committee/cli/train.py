@@ -39,6 +39,7 @@ _MULTIWORKER = "multiworker: each member on all hosts of TF_CONFIG; the same com
 @click.option("--save-every", type=click.FloatRange(0), default=300.0, show_default=True, metavar="SECONDS")
 @click.option("--allow-change", is_flag=True, help="Go on in a run folder of an edited recipe or other knobs.")
 @click.option("--from-scratch", is_flag=True, help="Discard the state of unfinished members.")
+@click.option("--profile", "steps", metavar="FIRST,LAST", help="Profile these steps of each member, for TensorBoard.")
 @click.option("--smoke", is_flag=True, help="Two members, one epoch, a few batches: does it run at all?")
 @json_option
 @standard_options
@@ -57,11 +58,12 @@ def train(
     save_every: float,
     allow_change: bool,
     from_scratch: bool,
+    steps: str | None,
     smoke: bool,
     as_json: bool,
 ) -> None:
     """Train every member of RECIPE. The same command again goes on where it was, to the very step."""
-    many, members = _parse_workers(workers), _parse_members(only)
+    many, members, profile = _parse_workers(workers), _parse_members(only), _parse_steps(steps)
     recipe_file = RecipeFile.read(recipe)
     knobs = recipe_file.resolve(list(overrides))
     _check_data_dir(knobs)
@@ -85,7 +87,7 @@ def train(
         built = recipe_file.build(knobs, smoke=smoke)
         from keras_committee.training import Settings, joined, train_committee
 
-        how = Settings(save_seconds=save_every, deterministic=deterministic)
+        how = Settings(save_seconds=save_every, deterministic=deterministic, profile=profile)
         with joined(address, per_member) as ray:
             train_committee(
                 run, built, strategy, workers=many, members=members, settings=how, from_scratch=from_scratch, ray=ray
@@ -120,6 +122,16 @@ def _parse_members(text: str | None) -> list[int] | None:
     if not all(part.isdecimal() for part in parts):
         raise click.BadParameter(f"expected indices such as 0,3. Received: {text!r}", param_hint="--members")
     return [int(part) for part in parts]
+
+
+def _parse_steps(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
+        wanted = "expected the first and the last step, counted from 1, such as 10,20"
+        raise click.BadParameter(f"{wanted}. Received: {text!r}", param_hint="--profile")
+    return int(parts[0]), int(parts[1])
 
 
 def _check_data_dir(knobs: dict[str, Any]) -> None:

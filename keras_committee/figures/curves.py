@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from keras_committee import metrics
 from keras_committee.figures.ink import NARROW, QUIET, colour
 from keras_committee.figures.labels import Label, place
 from keras_committee.figures.scales import round_numbers, whole_numbers
@@ -102,6 +103,18 @@ def reliability(panels: Sequence[tuple[str, Sequence[Curve], Curve]], width: flo
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy, %")
     return figure
+
+
+def reliability_points(probabilities: np.ndarray, labels: np.ndarray) -> Curve:
+    """Confidence and accuracy of the 15 bins that hold enough examples to say something: 1 in 500, and five at least.
+
+    Args:
+        probabilities: `(examples, classes)`.
+        labels: Integers `(examples,)`.
+    """
+    curve = metrics.reliability_curve(probabilities, labels, 15)
+    enough = curve["count"] >= max(5, len(labels) / 500)
+    return curve["confidence"][enough].tolist(), curve["accuracy"][enough].tolist()
 
 
 def robustness(severities: Mapping[int, tuple[float, float]], width: float) -> Figure:

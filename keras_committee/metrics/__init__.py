@@ -14,7 +14,7 @@ from keras_committee.metrics.diversity import (
     log_ambiguity,
     q_statistic,
 )
-from keras_committee.metrics.scores import accuracy, brier, nll, summary
+from keras_committee.metrics.scores import accuracy, brier, confusion_matrix, nll, summary
 from keras_committee.metrics.uncertainty import entropy, uncertainty
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "ambiguity",
     "auroc",
     "brier",
+    "confusion_matrix",
     "disagreement",
     "double_fault",
     "ece",

@@ -40,5 +40,13 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(np.sum(probabilities**2, axis=1) - 2 * _of_true_class(probabilities, labels) + 1))
 
 
+def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Integers `(classes, classes)`: how many examples of each true class, a row, are given each class, a column."""
+    probabilities, labels = checked(probabilities, labels)
+    classes = probabilities.shape[1]
+    pairs = labels * classes + probabilities.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
 def _of_true_class(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return probabilities[np.arange(len(labels)), labels]

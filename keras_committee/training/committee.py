@@ -80,7 +80,7 @@ def _train_missing(run, recipe, missing, strategy, workers, settings, hosts: Alo
     kept = run.finished_members()
     known = {"classes": list(splits.classes), "framing": dataclasses.asdict(splits.train.framing)}
     run.journal("training_started", members=missing, kept=kept, workers=many, **known)
-    shown = Monitor(run, recipe, splits.validation.labels, splits.steps_per_epoch, missing)
+    shown = Monitor(run, recipe, splits, missing)
     with (
         Interruption() as stop,
         _stops_told(run, recipe, stop),

@@ -4,40 +4,70 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 from keras_committee.errors import ResourceError
 from keras_committee.files import write_file, writing
 from keras_committee.models.loading import save_member
 from keras_committee.run import MemberFolder
+from keras_committee.summaries import network_graph
 
 _SECONDS_BETWEEN_WARNINGS = 60.0
 
 
-class Scalars:
-    """TensorBoard's scalars of one run.
+class Events:
+    """What TensorBoard shows of one of its runs.
 
     Args:
         path: The folder of the run.
+        ending: Of the name of its file, by which `forget` knows it.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, ending: str = ".v2"):
+        self._path, self._ending = path, ending
         self._writer: tf.summary.SummaryWriter | None = None
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(
+        self,
+        step: int,
+        scalars: Mapping[str, float] | None = None,
+        histograms: Mapping[str, np.ndarray] | None = None,
+        summaries: Iterable[Summary] = (),
+    ) -> None:
         """Raises ResourceError."""
+        with self._open(step):
+            for name, value in (scalars or {}).items():
+                tf.summary.scalar(name, value)
+            for name, values in (histograms or {}).items():
+                tf.summary.histogram(name, values)
+            for summary in summaries:
+                tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step)
+
+    def draw(self, graph: bytes) -> None:
+        """A graph, a serialized `GraphDef`. Raises ResourceError."""
+        with self._open(0):
+            tf.summary.graph(tf.compat.v1.GraphDef.FromString(graph))
+
+    def forget(self) -> None:
+        """Removes what was written with this ending before. Raises ResourceError."""
+        with writing(self._path):
+            for file in self._path.glob(f"*{self._ending}"):
+                file.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _open(self, step: int) -> Iterator[None]:
         try:
             with writing(self._path):
-                self._writer = writer = self._writer or tf.summary.create_file_writer(str(self._path))
+                path, ending = str(self._path), self._ending
+                self._writer = writer = self._writer or tf.summary.create_file_writer(path, filename_suffix=ending)
                 with writer.as_default(step=step):
-                    for name, value in values.items():
-                        tf.summary.scalar(name, value)
+                    yield
                 writer.flush()
         except tf.errors.OpError as error:  # a full disk, as TensorFlow tells it
             raise ResourceError(f"cannot write {self._path}: {error.message}") from error
@@ -53,8 +83,13 @@ class MemberLog:
 
     def __init__(self, folder: MemberFolder, warn: Callable[[str], None]):
         self._folder, self._warn = folder, warn
-        self._scalars = Scalars(folder.tensorboard)
+        self._events = Events(folder.tensorboard)
         self._warned = -_SECONDS_BETWEEN_WARNINGS
+
+    def began(self, model: keras.Model) -> None:
+        """Draw the network, layer by layer."""
+        with self._tolerant():
+            self._events.draw(network_graph(model.to_json()))
 
     def epoch_ended(self, history: list[dict], votes: np.ndarray, blocks: dict[str, np.ndarray]) -> None:
         """Log the last epoch of `history`.
@@ -71,7 +106,8 @@ class MemberLog:
         with self._tolerant():
             _save_votes(self._folder.epoch_votes(row["epoch"]), votes)
         with self._tolerant():
-            self._scalars.write(row["epoch"], row | each)
+            shown = {f"{name}/blocks": values for name, values in blocks.items() if len(values)}
+            self._events.write(row["epoch"], row | each, shown)
 
     def write_history(self, history: list[dict]) -> None:
         """All rows, whatever was in the file. Raises ResourceError."""

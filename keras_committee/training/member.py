@@ -33,6 +33,7 @@ from keras_committee.training.gauges import BlockGauges
 from keras_committee.training.hosts import Alone
 from keras_committee.training.interruption import Interruption, Stopped
 from keras_committee.training.logs import MemberLog
+from keras_committee.training.profiling import Profile
 from keras_committee.training.report import Report, Settings
 from keras_committee.training.state import Best
 from keras_committee.training.strategy import distribute
@@ -69,15 +70,16 @@ def train_member(
     """
     training = _Training(recipe, index, splits, folder, strategy, report, stop, settings, team or Alone())
     training.resume()
-    while not training.ended:
-        try:
-            training.train_epoch()
-            training.validate()
-        except Diverged as error:
-            training.roll_back(str(error))
-        except Stopped:
-            training.save_what_is_new()
-            raise
+    with Profile(folder.tensorboard, settings.profile, report.note) as profile:
+        while not training.ended:
+            try:
+                training.train_epoch(profile)
+                training.validate()
+            except Diverged as error:
+                training.roll_back(str(error))
+            except Stopped:
+                training.save_what_is_new()
+                raise
     training.finish()
 
 
@@ -110,6 +112,7 @@ class _Training:
         if checkpoint is None:
             state.begin_epoch(self._gauges.runs())
             self.save("start")
+            self._log.began(state.model)
             return
         before = self._compatible(checkpoint.document)
         state.restore(checkpoint)
@@ -119,7 +122,7 @@ class _Training:
         text = f"resuming member {self._index} at epoch {epoch + 1} step {step}{before}"
         self._report.event(self._index, "member_resumed", text, step=checkpoint.step)
 
-    def train_epoch(self) -> None:
+    def train_epoch(self, profile: Profile) -> None:
         """The steps that the unfinished epoch still lacks."""
         state, steps = self._state, self._splits.steps_per_epoch
         epoch = len(state.history)
@@ -129,7 +132,7 @@ class _Training:
         stream = partial(self._splits.stream, seed, state.step, (epoch + 1) * steps - state.step, mix=self._recipe.mix)
         batches, ended = iter(distribute(stream, self._strategy)), None
         while state.step < (epoch + 1) * steps:
-            with self._stop.deferred(when=state.step != self._saved[0]):
+            with self._stop.deferred(when=state.step != self._saved[0]), profile.step():
                 results = take_step(*next(batches))
                 self._count(results)
             if ended is not None:  # a first step traces the graph

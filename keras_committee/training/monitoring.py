@@ -3,20 +3,18 @@
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
-import keras
-import numpy as np
 from rich.console import Console
 from rich.progress import TaskID
 
-from keras_committee import metrics
+from keras_committee.data import Splits
 from keras_committee.errors import ResourceError
-from keras_committee.layers import GeometricMean, head_of
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 from keras_committee.training.bars import Bars
-from keras_committee.training.logs import Scalars
+from keras_committee.training.board import Board
 
 _LINES = 50
 _SECONDS_BETWEEN_LINES = 60.0
@@ -25,23 +23,20 @@ _SECONDS_BETWEEN_LINES = 60.0
 class Monitor:
     """Shows a committee in training: bars on a terminal, a line for each epoch elsewhere, TensorBoard always.
 
-    There is one bar for the committee and one for each member that is being trained. TensorBoard gets one run of
-    scalars for each size of the committee so far: `committee_of_3` at epoch 7 is what the three members that have ended
-    epoch 7 say together of the validation split. All that members report is written to the journal here, by the owner
-    of the run folder.
+    There is one bar for the committee and one for each member that is being trained. All that members report is
+    written to the journal here, by the owner of the run folder.
 
     Args:
         run: The run folder.
         recipe: What is trained.
-        labels: Integers `(examples,)`, the classes of the validation split.
-        steps_per_epoch: Global batches in an epoch.
+        splits: The data that it is trained on.
         members: The indices of the members still to be trained.
     """
 
-    def __init__(self, run: Run, recipe: Recipe, labels: np.ndarray, steps_per_epoch: int, members: list[int]):
-        self._run, self._recipe, self._labels = run, recipe, labels
-        self._steps = recipe.epochs * steps_per_epoch
-        self._head = recipe.head or GeometricMean()
+    def __init__(self, run: Run, recipe: Recipe, splits: Splits, members: list[int]):
+        self._run, self._recipe = run, recipe
+        self._board = Board(run, recipe, splits)
+        self._steps = recipe.epochs * splits.steps_per_epoch
         self._console = Console(stderr=True, highlight=False)
         # FORCE_COLOR makes Rich take a log for a terminal, and a dumb one cannot go back over what it has shown.
         self._live = self._console.is_interactive and self._console.file.isatty()
@@ -49,10 +44,10 @@ class Monitor:
         self._total = self._progress.add_task(f"{len(members)} members", total=len(members) * self._steps)
         self._bars: dict[int, TaskID] = {}
         self._told: dict[int, float] = {}  # when members had their last line in a log
-        self._scalars: dict[int, Scalars] = {}
 
     def __enter__(self) -> "Monitor":
         self._progress.start()
+        self._tolerated(self._board.began)
         return self
 
     def __exit__(self, *_) -> None:
@@ -80,7 +75,7 @@ class Monitor:
 
     def epoch_ended(self, index: int, row: dict[str, Any]) -> None:
         """Member `index` has ended an epoch with this row of its history; its votes are on the disk."""
-        self._committee_so_far(row["epoch"])
+        self._tolerated(lambda: self._board.epoch_ended(row["epoch"]))
         epochs = self._recipe.epochs
         so_far = f"{min(row['epoch'] + 1, epochs)}/{epochs}"
         self._progress.update(self._bars[index], epoch=so_far, validation=f"{row['validation_accuracy']:.2%}")
@@ -97,19 +92,10 @@ class Monitor:
         with contextlib.suppress(OSError):
             self._console.print(text, soft_wrap=True, markup=False)
 
-    def _committee_so_far(self, epoch: int) -> None:
-        files = [self._run.member(index).epoch_votes(epoch) for index in range(self._recipe.members)]
-        members = [index for index, file in enumerate(files) if file.exists()]
-        if not members:  # the logs have gaps, as was told
-            return
-        so_far = np.stack([np.load(files[index], allow_pickle=False).astype(np.float32) for index in members], axis=1)
-        probabilities = keras.ops.convert_to_numpy(head_of(self._head, members)(so_far))
-        summary = metrics.summary(probabilities, self._labels)
-        size = len(members)
-        path = self._run.path / "tensorboard" / f"committee_of_{size}"
-        scalars = self._scalars.setdefault(size, Scalars(path))
+    def _tolerated(self, show: Callable[[], None]) -> None:
+        """Training goes on without what TensorBoard would show."""
         try:
-            scalars.write(epoch, {f"validation_{name}": value for name, value in summary.items()})
+            show()
         except ResourceError as error:
             self.note(f"warning: {error}")
 

@@ -41,6 +41,7 @@ class Settings:
             of a deep network is traced for minutes. Under `multiworker`: seconds without a step.
         peer_seconds: Under `multiworker`, seconds after which another host that does not answer is given up.
         start_seconds: Under `multiworker`, seconds to wait until all hosts have come.
+        profile: The first and the last step that is profiled of each member, as `profiling` counts them, or None.
     """
 
     deterministic: bool = False
@@ -50,3 +51,4 @@ class Settings:
     stall_seconds: float = 1800.0
     peer_seconds: float = 60.0
     start_seconds: float = 600.0
+    profile: tuple[int, int] | None = None

@@ -173,7 +173,7 @@ def test_the_most_disputed_examples_have_the_most_different_answers():
 
 def test_confusions_are_those_of_scikit_learn(panel):
     expected = confusion_matrix(LABELS, panel.committee.argmax(axis=1), labels=range(3))
-    np.testing.assert_array_equal(answers.confusion(panel.committee, LABELS), expected)
+    np.testing.assert_array_equal(metrics.confusion_matrix(panel.committee, LABELS), expected)
     worst = (expected * (1 - np.eye(3, dtype=int))).max()
     assert answers.confusion_section(panel).blocks[0].table.rows[0][2] == str(worst)
 

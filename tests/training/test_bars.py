@@ -54,12 +54,25 @@ def test_a_wide_window_has_bars_and_rates_and_whole_words():
 
 
 class Shown:
-    """What a monitor reads of a run and of a recipe."""
+    """What a monitor reads of a run, of a recipe and of the data."""
 
-    epochs, members, head = 200, 2, None
+    epochs, members, head, steps_per_epoch = 200, 2, None, 10
 
     class data:  # noqa: N801 - an attribute of a recipe
         batch_size = 128
+
+
+class NoBoard:
+    """Stands in for what TensorBoard is told."""
+
+    def __init__(self, *_):
+        pass
+
+    def began(self):
+        pass
+
+    def epoch_ended(self, epoch):
+        pass
 
 
 @pytest.fixture
@@ -72,9 +85,8 @@ def monitor(monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("sys.stderr", file)
-        made = monitoring.Monitor(Shown, Shown, None, 10, [0, 1])
-        monkeypatch.setattr(made, "_committee_so_far", lambda epoch: None)
-        return made
+        monkeypatch.setattr(monitoring, "Board", NoBoard)
+        return monitoring.Monitor(Shown, Shown, Shown, [0, 1])
 
     return make
 

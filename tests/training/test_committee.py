@@ -16,6 +16,7 @@ def scalars(path):
     return {
         tag: [(event.step, float(make_ndarray(event.tensor_proto))) for event in events.Tensors(tag)]
         for tag in events.Tags()["tensors"]
+        if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
     }
 
 

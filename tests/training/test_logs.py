@@ -4,14 +4,16 @@ import json
 import os
 import resource
 
+import keras
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from keras_committee.errors import ResourceError
 from keras_committee.run import MemberFolder
 from keras_committee.training import logs
-from keras_committee.training.logs import MemberLog, Scalars
+from keras_committee.training.logs import Events, MemberLog
 
 
 class Clock:
@@ -64,8 +66,24 @@ def test_an_epoch_leaves_history_votes_and_curves(folder):
     votes = np.load(folder.epoch_votes(2))
     assert votes.dtype == np.float16
     np.testing.assert_allclose(votes, np.full((5, 3), -0.2), rtol=1e-3)
-    for tag in ("loss", "validation_accuracy", "open/block_001", "open/block_002"):
+    for tag in ("loss", "validation_accuracy", "open/block_001", "open/block_002", "open/blocks"):
         assert logged(folder, tag) == [1, 2]
+
+
+def test_a_histogram_of_the_blocks_counts_each_once(folder):
+    end_epoch(MemberLog(folder, print), 1)
+    events = EventAccumulator(str(folder.tensorboard)).Reload()
+    buckets = make_ndarray(events.Tensors("open/blocks")[0].tensor_proto)  # of left, right and how many
+    full = buckets[buckets[:, 2] > 0]
+    assert full[:, 2].tolist() == [1, 1]
+    assert [left <= value <= right for (left, right, _), value in zip(full, (0.2, 0.7), strict=True)] == [True, True]
+
+
+def test_the_network_is_drawn_as_training_begins(folder):
+    image = keras.Input((4,), name="image")
+    MemberLog(folder, print).began(keras.Model(image, keras.layers.Dense(3, name="logits")(image)))
+    graph = EventAccumulator(str(folder.tensorboard)).Reload().Graph()
+    assert [(node.name, list(node.input)) for node in graph.node] == [("image", []), ("logits", ["image"])]
 
 
 def test_A07_a_full_disk_for_logs_is_told_once_a_minute_and_training_goes_on(folder, monkeypatch, clock):
@@ -152,4 +170,4 @@ def test_A07_curves_that_find_no_room_do_not_end_training_and_go_on_when_there_i
 def test_curves_that_cannot_be_written_are_a_resource_error(tmp_path):
     (tmp_path / "curves").write_text("in the way")
     with pytest.raises(ResourceError, match=r"cannot write .*curves"):
-        Scalars(tmp_path / "curves").write(1, {"loss": 0.7})
+        Events(tmp_path / "curves").write(1, {"loss": 0.7})

@@ -5,18 +5,21 @@ import numpy as np
 from keras_committee import metrics
 from keras_committee.evaluation.report.committees import Panel
 from keras_committee.evaluation.report.section import Block, Section, Table, percent, points
-from keras_committee.figures.curves import Curve, reliability
+from keras_committee.figures.curves import reliability, reliability_points
 from keras_committee.figures.ink import Picture
-from keras_committee.figures.matrices import square
-
-MOST_CLASSES = 20  # drawn as a matrix; of more only the most frequent confusions are told
+from keras_committee.figures.matrices import MOST_NAMES, square
 
 
 def reliability_section(panel: Panel) -> Section:
     """Is the committee right as often as it says, and are its members?"""
     probabilities = np.exp(panel.votes)
+    labels = panel.labels
     panels = [
-        (one.name, [_curve(probabilities[:, place], panel.labels) for place in one.members], _curve(said, panel.labels))
+        (
+            one.name,
+            [reliability_points(probabilities[:, place], labels) for place in one.members],
+            reliability_points(said, labels),
+        )
         for one, said in zip(panel.series, panel.said, strict=True)
     ]
     text = " ".join(
@@ -65,7 +68,7 @@ def diversity_section(panel: Panel) -> Section | None:
 
 def confusion_section(panel: Panel) -> Section:
     """What the committee of all members takes for what."""
-    matrix = confusion(panel.committee, panel.labels)
+    matrix = metrics.confusion_matrix(panel.committee, panel.labels)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     off = matrix * (1 - np.eye(len(matrix), dtype=int))
     places = [divmod(int(place), len(matrix)) for place in np.argsort(-off, axis=None, kind="stable")[:8]]
@@ -75,7 +78,7 @@ def confusion_section(panel: Panel) -> Section:
         if off[true, said]
     ]
     text = _confusion_sentence(panel, off, shares)
-    draws = len(panel.classes) <= MOST_CLASSES
+    draws = len(panel.classes) <= MOST_NAMES  # of more only the most frequent confusions are told
     picture = Picture(
         "confusion",
         text,
@@ -86,12 +89,6 @@ def confusion_section(panel: Panel) -> Section:
     return Section(name="confusion", title="What is taken for what?", blocks=(block,))
 
 
-def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """int `(classes, classes)`: images of each true class by the class that is answered."""
-    classes = probabilities.shape[1]
-    return np.bincount(labels * classes + probabilities.argmax(axis=1), minlength=classes**2).reshape(classes, classes)
-
-
 def short_names(panel: Panel) -> list[str]:
     """What matrices call the members: their index, with architecture or run where that alone is not clear."""
     if len(panel.sources) == 1:
@@ -99,13 +96,6 @@ def short_names(panel: Panel) -> list[str]:
     names = [f"{member['architecture']} #{member['index']}" for member in panel.members]
     clear = len(set(names)) == len(names)
     return names if clear else [f"{member['run']} #{member['index']}" for member in panel.members]
-
-
-def _curve(probabilities: np.ndarray, labels: np.ndarray) -> Curve:
-    """Confidences and accuracies of the bins that hold enough images to say something: 1 in 500, and five at least."""
-    curve = metrics.reliability_curve(probabilities, labels, 15)
-    enough = curve["count"] >= max(5, len(labels) / 500)
-    return curve["confidence"][enough].tolist(), curve["accuracy"][enough].tolist()
 
 
 def _sureness(probabilities: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:

@@ -1,21 +1,19 @@
-"""How does TensorBoard show the report: its pictures, and the knobs of the runs beside what their committees reach?"""
+"""How does TensorBoard show the report: its pictures, and what the committees of the runs reach beside their knobs?"""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from keras_committee.evaluation.report.sources import Source
 from keras_committee.files import writing
+from keras_committee.summaries import knobs_summary, picture_summary
 
 _SUFFIX = ".report"
-_METRICS = ("accuracy", "nll", "ece", "brier", "mflops")
+_METRICS = ("accuracy", "nll", "ece", "brier")
 
 
 def write_tensorboard(folder: Path, pictures: Mapping[str, bytes], sources: Sequence[Source]) -> None:
@@ -32,11 +30,10 @@ def write_tensorboard(folder: Path, pictures: Mapping[str, bytes], sources: Sequ
     with writing(folder):
         for old in folder.rglob(f"*{_SUFFIX}"):
             old.unlink()
-        images = [Summary.Value(tag=f"report/{name}", image=_image(content)) for name, content in pictures.items()]
-        _write(folder, [hparams.hparams_config_pb(_domains(sources), _columns()), Summary(value=images)])
+        _write(folder, [picture_summary(f"report/{name}", content) for name, content in pictures.items()])
         for source in sources:
-            knobs = hparams.hparams_pb(_knobs(source), trial_id=source.name)
-            _write(folder / source.name.replace("/", "-").strip("-."), [knobs, _scores(source)])
+            told = [knobs_summary(source.knobs, source.name), _scores(source)]
+            _write(folder / source.name.replace("/", "-").strip("-."), told)
 
 
 def _write(folder: Path, summaries: Sequence[Summary]) -> None:
@@ -49,29 +46,7 @@ def _write(folder: Path, summaries: Sequence[Summary]) -> None:
         writer.close()
 
 
-def _image(content: bytes) -> Summary.Image:
-    width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))  # where PNG keeps them
-    return Summary.Image(encoded_image_string=content, width=width, height=height, colorspace=4)
-
-
-def _knobs(source: Source) -> dict[str, Any]:
-    """The knobs as TensorBoard takes them: numbers, words and switches; all else as JSON."""
-    return {
-        knob: value if isinstance(value, bool | int | float | str) else json.dumps(value)
-        for knob, value in source.knobs.items()
-    }
-
-
-def _domains(sources: Sequence[Source]) -> list[hparams.HParam]:
-    return [hparams.HParam(knob) for knob in dict.fromkeys(knob for source in sources for knob in source.knobs)]
-
-
-def _columns() -> list[hparams.Metric]:
-    return [hparams.Metric(f"committee/{name}", display_name=f"committee {name}") for name in _METRICS]
-
-
 def _scores(source: Source) -> Summary:
     committee = source.evaluation["committees"][-1]
-    values = {name: committee[name]["mean"] for name in _METRICS if name != "mflops"}
-    values["mflops"] = committee["mflops"]
+    values = {name: committee[name]["mean"] for name in _METRICS} | {"mflops": committee["mflops"]}
     return Summary(value=[Summary.Value(tag=f"committee/{name}", simple_value=value) for name, value in values.items()])

@@ -1,0 +1,67 @@
+"""Does TensorBoard read what it is to show: knobs, pictures, the layers of a network?"""
+
+import io
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.plugins.hparams import metadata
+
+from keras_committee import layers
+from keras_committee.summaries import knobs_summary, network_graph, picture_summary
+
+
+def test_knobs_are_numbers_words_and_switches_and_json_of_all_else():
+    knobs = {"rate": 0.7, "members": 3, "mode": "batch", "pre": True, "drops": (0.3, 0.6), "data_dir": None}
+    [value] = knobs_summary(knobs, "first").value
+    info = metadata.parse_session_start_info_plugin_data(value.metadata.plugin_data.content)
+    assert info.group_name == "first"
+    told = {knob: getattr(value, value.WhichOneof("kind")) for knob, value in info.hparams.items()}
+    assert told == {
+        "rate": 0.7,
+        "members": 3.0,
+        "mode": "batch",
+        "pre": True,
+        "drops": "[0.3, 0.6]",
+        "data_dir": "null",
+    }
+
+
+def test_a_picture_keeps_its_bytes_and_tells_its_size():
+    png = io.BytesIO()
+    Figure((3, 2)).savefig(png, format="png", dpi=50)
+    [value] = picture_summary("confusion", png.getvalue()).value
+    assert (value.tag, value.image.width, value.image.height) == ("confusion", 150, 100)
+    assert value.image.encoded_image_string == png.getvalue()
+
+
+def network():
+    """A network with a shortcut around a block, and a network inside."""
+    image = keras.Input((4,), name="image")
+    x = keras.layers.Dense(3, name="stem")(image)
+    skipped = layers.StochasticDepth(keras.layers.Dense(3), survival=0.7, name="block_1")(x, x)
+    inside = keras.Input((3,), name="inside")
+    head = keras.Model(inside, keras.layers.Dense(2, name="logits")(inside), name="head")
+    return keras.Model(image, head(keras.layers.Add(name="sum")([skipped, x])), name="network")
+
+
+def test_the_graph_has_a_node_for_each_layer_and_its_inputs():
+    graph = GraphDef.FromString(network_graph(network().to_json()))
+    assert {node.name: set(node.input) for node in graph.node} == {
+        "image": set(),
+        "stem": {"image"},
+        "block_1": {"stem"},
+        "sum": {"block_1", "stem"},
+        "head/inside": {"sum"},
+        "head/logits": {"head/inside"},
+    }
+    assert {node.attr["keras_class"].s for node in graph.node} >= {b"StochasticDepth", b"Dense", b"Add"}
+
+
+def test_a_deep_network_is_drawn_whole():
+    image = x = keras.Input((4,), name="image")
+    for number in range(60):
+        x = keras.layers.Dense(4, name=f"dense_{number}")(x)
+    graph = GraphDef.FromString(network_graph(keras.Model(image, x).to_json()))
+    assert np.all([node.input[0] == before.name for before, node in zip(graph.node[:-1], graph.node[1:], strict=True)])
