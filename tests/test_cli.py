@@ -113,6 +113,14 @@ def test_every_command_has_help_and_version(capsys, command):
     assert capsys.readouterr().out == f"keras-committee {keras_committee.__version__}\n"
 
 
+def test_the_list_of_commands_says_whole_sentences_in_the_order_of_work(capsys):
+    cli.main(["--help"])
+    listed = [line.split(maxsplit=1) for line in capsys.readouterr().out.partition("Commands:\n")[2].splitlines()]
+    assert [name for name, _ in listed] == list(cli.cli.commands)
+    assert [name for name, sentence in listed if sentence.endswith("...") or not sentence.endswith(".")] == []
+    assert (listed[0][0], listed[1][0]) == ("doctor", "new")
+
+
 def test_no_command_shows_the_help_and_is_a_usage_error(capsys):
     assert cli.main([]) == 2
     assert capsys.readouterr().err.startswith("Usage: keras-committee")

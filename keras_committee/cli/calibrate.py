@@ -27,7 +27,10 @@ _SCORES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "adaptive_ece": "
 @json_option
 @standard_options
 def calibrate(run: str, min_members: int | None, as_json: bool) -> None:
-    """Fit temperatures and weights of RUN's members on its validation split, and measure them on its test split."""
+    """Make RUN as sure as it is right: temperatures and weights.
+
+    They are fitted on its validation split, for the members and for the committee, and measured on its test split.
+    """
     opened = Run.open(run)
     with opened.lock(), only_json(as_json):
         built = opened.recipe()

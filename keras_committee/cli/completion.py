@@ -22,7 +22,9 @@ _BASH_NO_BLANK = "    [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2> /dev/
 @standard_options
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script that completes commands, options, recipes, runs, models and knobs in SHELL.
+    """Print the script with which a shell completes what is typed.
+
+    It completes commands, options, recipes, runs, models and knobs.
 
     For bash: eval "$(keras-committee completion bash)", in ~/.bashrc.
     """

@@ -44,9 +44,14 @@ set_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document; all else goes to stderr.")
 
+split_option = click.option(
+    "--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True,
+    help="The examples to measure on.",
+)  # fmt: skip
 min_members_option = click.option(
-    "--min-members", type=click.IntRange(1), help="Take the committee as it is with so many members."
+    "--min-members", type=click.IntRange(1), metavar="N", help="Take a run as it is with so many members."
 )
+allow_twins_option = click.option("--allow-twins", is_flag=True, help="Members may have identical weights.")
 
 
 @contextlib.contextmanager

@@ -15,9 +15,10 @@ from keras_committee.errors import ResourceError
 @json_option
 @standard_options
 def doctor(as_json: bool) -> None:
-    """Look at Python, packages, machine and devices: one line each, and the command that mends what is amiss.
+    """Check Python, packages, machine and devices for training.
 
-    The exit code is 0 where `train` would work, and 7 otherwise. TensorFlow is started last, in a process of its own.
+    One line is said of each, with the command that mends what is amiss. The exit code is 0 where `train` would work,
+    and 7 otherwise. TensorFlow is started last, in a process of its own.
     """
     findings = []
     for finding in _findings():

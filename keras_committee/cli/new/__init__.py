@@ -18,10 +18,10 @@ _SOURCE = (click.Choice(["image-folder"]), click.Path(path_type=Path))
 @json_option
 @standard_options
 def new(file: Path, source: tuple[str, Path], as_json: bool) -> None:
-    """Write the recipe FILE for the images in a folder, such as recipes/mine.py.
+    """Write the recipe FILE for a folder of images.
 
-    PATH holds one folder for each class, or such folders in train and test. Size, network, batch and epochs are chosen
-    by what lies there, and comments say why.
+    FILE is such as recipes/mine.py. PATH holds one folder for each class, or such folders in train and test. Size,
+    network, batch and epochs are chosen by what lies there, and comments say why.
     """
     _refuse(file)
     from keras_committee.cli.new.choices import choose
