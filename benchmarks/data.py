@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import sys
 import tempfile
 import threading
@@ -32,6 +31,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 import keras
 import numpy as np
 import tensorflow as tf
+from interleaved.compared import compared
 from official.vision.ops import augment as garden
 
 from keras_committee import data
@@ -164,7 +164,7 @@ def turn(iterator, steps):
 
 
 def measure(made, rounds, steps):
-    """A row for each name. The spread is half the distance between the quartiles."""
+    """A row for each name, of images per processor second."""
     options = tf.data.Options()
     options.autotune.enabled = False
     options.threading.private_threadpool_size = 2
@@ -176,16 +176,7 @@ def measure(made, rounds, steps):
         for name, iterator in iterators.items():
             rates[name].append(turn(iterator, steps))
         print(f"  round {number + 1} of {rounds}", file=sys.stderr)
-    return [
-        {
-            "name": name,
-            "median": statistics.median(values),
-            "spread": float(np.subtract(*np.percentile(values, [75, 25])) / 2),
-            "ratio": statistics.median(values) / statistics.median(rates[PLAIN]),
-            "rounds": values,
-        }
-        for name, values in rates.items()
-    ]
+    return compared(rates, PLAIN)
 
 
 def run(arguments):

@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import re
-import statistics
 import sys
 import time
 
@@ -25,6 +24,7 @@ import keras
 import keras_cv
 import numpy as np
 import tensorflow as tf
+from interleaved.compared import compared
 from official.vision.modeling.layers import nn_layers
 
 from keras_committee import flops, models
@@ -106,10 +106,10 @@ def stepper(build, strategy, batch, gauged=False):
 
 
 def measure(steppers, rounds, reference):
-    """A row for each stepper: one step of each after another, after two that warm up.
+    """A row for each stepper, of seconds: one step of each after another, after two that warm up.
 
-    The spread is half the distance between the quartiles. `depth` is the share of the blocks that ran, where there are
-    gates: chance moves it about its expectation, and the ratio with it.
+    `depth` is the share of the blocks that ran, where there are gates: chance moves it about its expectation, and the
+    ratio with it.
     """
     for name, (step, _) in steppers.items():
         started = time.perf_counter()
@@ -122,16 +122,11 @@ def measure(steppers, rounds, reference):
             started = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - started)
-    return [
-        {
-            "name": name,
-            "median": statistics.median(seconds[name]),
-            "spread": float(np.subtract(*np.percentile(seconds[name], [75, 25])) / 2),
-            "ratio": statistics.median(seconds[name]) / statistics.median(seconds[reference]),
-            "depth": float((runs() - before[name]).mean() / rounds) if len(before[name]) else None,
-        }
+    depths = {
+        name: float((runs() - before[name]).mean() / rounds) if len(before[name]) else None
         for name, (_, runs) in steppers.items()
-    ]
+    }
+    return [{**row, "depth": depths[row["name"]]} for row in compared(seconds, reference)]
 
 
 def run(depth, batch_size, rounds):

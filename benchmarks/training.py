@@ -21,7 +21,6 @@ import dataclasses
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 import keras
 import numpy as np
 import tensorflow as tf
+from interleaved.compared import compared
 
 from keras_committee import data
 
@@ -174,21 +174,12 @@ def stop(sides):
 
 
 def measure(sides, rounds, lead, steps):
-    """A row for each side: one turn of each after another. The spread is half the distance between the quartiles."""
+    """A row for each side, of images per second: one turn of each after another."""
     rates = {side.name: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
             rates[side.name].append(side.turn(lead, steps))
-    return [
-        {
-            "name": name,
-            "median": statistics.median(values),
-            "spread": float(np.subtract(*np.percentile(values, [75, 25])) / 2),
-            "ratio": statistics.median(values) / statistics.median(rates[STOCK]),
-            "rounds": values,
-        }
-        for name, values in rates.items()
-    ]
+    return compared(rates, STOCK)
 
 
 def figures(rows):

@@ -73,8 +73,8 @@ class RecipeFile:
         """Whether this file and `other` are the same program: they differ in docstrings, comments and layout only."""
         return _program(self.source) == _program(other.source)
 
-    def build(self, knobs: dict[str, Any]) -> Recipe:
-        """Executes the file and calls its `recipe(**knobs)`.
+    def build(self, knobs: dict[str, Any], *, smoke: bool = False) -> Recipe:
+        """Executes the file and calls its `recipe(**knobs)`; with `smoke` the recipe is cut down to a trial.
 
         Raises:
             RecipeError: If the recipe raises, now or later in its `member` or `optimizer`, or returns anything else
@@ -87,13 +87,14 @@ class RecipeFile:
             raise RecipeError(
                 f"{self.path}: recipe() must return a keras_committee.Recipe. Received: {type(recipe).__name__}"
             )
-        return dataclasses.replace(
+        guarded = dataclasses.replace(
             recipe,
             member=self._guarded(recipe.member),
             optimizer=self._guarded(recipe.optimizer),
             initial=self._guarded(recipe.initial) if callable(recipe.initial) else recipe.initial,
             trains=self._guarded(recipe.trains) if recipe.trains else None,
         )
+        return guarded.smoke() if smoke else guarded
 
     def _guarded(self, function: Callable) -> Callable:
         """`function`, whose exceptions are told as mistakes of the recipe: file, line and text."""

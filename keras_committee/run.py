@@ -12,62 +12,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from keras_committee.environment import environment, versions
-from keras_committee.errors import RecipeError, RunError
+from keras_committee.errors import IncompleteError, RecipeError, RunError
 from keras_committee.files import now, owned, write_file, write_json, writing
+from keras_committee.member_folder import MemberFolder
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 
 _RECORD = ("recipe.py", "knobs.json", "environment.json")  # written in this order: the last one marks a whole run
+_SHOWN = 10  # changed lines of a recipe that are listed
 _SECONDS_TO_RECORD = 30.0  # for another job that shares the folder to write its record
-
-
-@dataclasses.dataclass(frozen=True)
-class MemberFolder:
-    """The files of one member of a run."""
-
-    run: Path
-    index: int
-
-    @property
-    def path(self) -> Path:
-        return self.run / "members" / f"{self.index:02d}"
-
-    @property
-    def model(self) -> Path:
-        """The trained model. Moved here whole as the very last act of training, so it marks a finished member."""
-        return self.path / "model.keras"
-
-    @property
-    def history(self) -> Path:
-        return self.path / "history.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def state(self) -> Path:
-        """The folder of the checkpoints of an unfinished member."""
-        return self.path / "state"
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Owns the member, whoever shares the run folder.
-
-        Raises:
-            InUseError: If another process owns it.
-            ResourceError: If it cannot be written, or its file system has no locks.
-        """
-        with owned(self.path / "lock", f"member {self.index} of {self.run}"):
-            yield
-
-    def epoch_votes(self, epoch: int) -> Path:
-        """The file of the log probabilities on the validation split after `epoch`, for the committee so far."""
-        return self.path / "validation" / f"{epoch:04d}.npy"
-
-    @property
-    def finished(self) -> bool:
-        return self.model.exists()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +82,7 @@ class Run:
 
     def recipe(self) -> Recipe:
         """What the recipe builds with the knobs of the run, cut down for a smoke run. Executes the recipe."""
-        recipe = self.recipe_file().build(self.knobs())
-        return recipe.smoke() if self.smoke else recipe
+        return self.recipe_file().build(self.knobs(), smoke=self.smoke)
 
     def environment(self) -> dict[str, Any]:
         """Versions, machine, command, seed and smoke flag of the first start."""
@@ -155,6 +107,23 @@ class Run:
         """The indices of the finished members, ascending."""
         names = [folder.name for folder in (self.path / "members").glob("*")]
         return sorted(int(name) for name in names if name.isdecimal() and self.member(int(name)).finished)
+
+    def members_at_hand(self, wanted: int, min_members: int | None = None) -> list[int]:
+        """The indices of the finished ones of the members 0 to `wanted - 1`.
+
+        Raises:
+            IncompleteError: If they are not all, and fewer than `min_members`.
+        """
+        finished = [index for index in self.finished_members() if index < wanted]
+        missing = sorted(set(range(wanted)) - set(finished))
+        if missing and (min_members is None or len(finished) < min_members):
+            go_on = f"  Or take those that there are: --min-members {len(finished)}" if finished else ""
+            raise IncompleteError(
+                f"{self.path} has {len(finished)} of {wanted} members;"
+                f" not trained yet: {', '.join(map(str, missing))}.\n"
+                f"  Finish them with the command of the run: {self.environment()['command']}\n{go_on}".rstrip()
+            )
+        return finished
 
     @contextlib.contextmanager
     def lock(self, *, shared: bool = False) -> Iterator[None]:
@@ -287,11 +256,11 @@ def _is_harmless(knob: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     return knob == "data_dir" or (knob == "members" and counts and new[knob] > old[knob])
 
 
-def _changed_lines(old: str, new: str, most: int = 10) -> list[str]:
+def _changed_lines(old: str, new: str) -> list[str]:
     changes = list(difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0))[2:]
     lines = [line for line in changes if not line.startswith("@@")]
-    rest = [f"... and {len(lines) - most} more lines"] if len(lines) > most else []
-    return [f"recipe {line}" for line in lines[:most]] + rest
+    rest = [f"... and {len(lines) - _SHOWN} more lines"] if len(lines) > _SHOWN else []
+    return [f"recipe {line}" for line in lines[:_SHOWN]] + rest
 
 
 def _as_tuples(value: Any) -> Any:

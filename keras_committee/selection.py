@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from keras_committee.errors import CommitteeError, RunError
+from keras_committee.errors import RunError
 from keras_committee.files import write_json
 
 FORMAT = 1
+_SHOWN = 60  # characters of a value that is refused
+_WEIGHTED = "weighted_geometric_mean"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,10 @@ class Selection:
     def __post_init__(self):
         if not self.members:
             raise ValueError("a selection has at least one member. Received: none")
+        if (self.head == _WEIGHTED) != (self.weights is not None):
+            raise ValueError(f"{_WEIGHTED} has weights, and no other head. Received: {self.head}, {self.weights}")
+        if self.weights is not None and len(self.weights) != len(self.members):
+            raise ValueError(f"{len(self.members)} members have as many weights. Received: {len(self.weights)}")
         if self.stages is None:
             return
         counts = [stage.members for stage in self.stages]
@@ -88,6 +96,12 @@ class Selection:
         """ "committee" or "cascade"."""
         return "committee" if self.stages is None else "cascade"
 
+    def head_layer(self) -> Any:
+        """The layer that combines the votes of all members. Raises ValueError where there is no such head."""
+        from keras_committee.layers import head_named
+
+        return head_named(self.head, **({} if self.weights is None else {"weights": self.weights}))
+
     def write(self, path: str | Path) -> None:
         """Writes `selection.json`, whole or not at all. Raises ResourceError."""
         write_json(Path(path), {"format": FORMAT, "kind": self.kind, **dataclasses.asdict(self)})
@@ -96,24 +110,83 @@ class Selection:
     def read(cls, path: str | Path) -> Self:
         """The selection in file `path`. Raises RunError where it is none."""
         try:
-            document = json.loads(Path(path).read_bytes())
-            return cls._of(document)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, CommitteeError):
-                raise
+            selection = cls._of(json.loads(Path(path).read_bytes()))
+            selection._require_known_names()
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} is no selection: {error}.\n  `keras-committee select RUN` makes one.") from error
+        return selection
 
     @classmethod
-    def _of(cls, document: dict[str, Any]) -> Self:
-        if document["format"] != FORMAT:
-            raise ValueError(f"its format is {document['format']!r}; this version reads {FORMAT}")
-        stages, weights = document["stages"], document["weights"]
-        return cls(
-            members=tuple(ChosenMember(**member) for member in document["members"]),
-            head=document["head"],
-            classes=tuple(document["classes"]),
-            weights=None if weights is None else tuple(weights),
-            stages=None if stages is None else tuple(Stage(**stage) for stage in stages),
-            confidence=document["confidence"],
-            report=document["report"],
-        )
+    def _of(cls, document: Any) -> Self:
+        if isinstance(document, dict) and document.get("format") != FORMAT:
+            raise ValueError(f"its format is {document.get('format')!r}; this version reads {FORMAT}")
+        fields = _checked("", document, _SELECTION)
+        members = [_checked(f"members[{i}]", each, _MEMBER) for i, each in enumerate(fields["members"])]
+        stages = [_checked(f"stages[{i}]", each, _STAGE) for i, each in enumerate(fields["stages"] or ())]
+        fields["members"] = tuple(ChosenMember(**member) for member in members)
+        fields["stages"] = None if fields["stages"] is None else tuple(Stage(**stage) for stage in stages)
+        fields["weights"] = None if fields["weights"] is None else tuple(fields["weights"])
+        return cls(**fields | {"classes": tuple(fields["classes"])})
+
+    def _require_known_names(self) -> None:
+        from keras_committee.layers.confidence import check_confidence
+
+        self.head_layer()
+        check_confidence(self.confidence)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and _is_number(value) and value >= 0
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+# What each key holds, and how that is said.
+_TEXT, _NUMBER, _COUNT = (_is_text, "a text"), (_is_number, "a finite number"), (_is_count, "a whole number from 0")
+_SELECTION = {
+    "members": (_list_of(lambda _: True), "a list"),
+    "head": _TEXT,
+    "classes": (_list_of(_is_text), "a list of texts"),
+    "weights": (_or_null(_list_of(_is_number)), "null or a list of finite numbers"),
+    "stages": (_or_null(_list_of(lambda _: True)), "null or a list"),
+    "confidence": _TEXT,
+    "report": (lambda value: isinstance(value, dict), "an object"),
+}
+_MEMBER = {
+    **dict.fromkeys(("run", "weights", "name"), _TEXT),
+    **dict.fromkeys(("index", "parameters"), _COUNT),
+    "mflops": _NUMBER,
+    "temperature": (lambda value: _is_number(value) and value > 0, "a finite number above 0"),
+}
+_STAGE = {"members": _COUNT, "threshold": (_or_null(_is_number), "null or a finite number")}
+
+
+def _checked(place: str, document: Any, keys: dict[str, tuple[Callable[[Any], bool], str]]) -> dict[str, Any]:
+    """The values of `keys` in what was read at `place`. Raises ValueError where one is missing or of another kind."""
+    if not isinstance(document, dict):
+        raise ValueError(f"{place or 'it'} must be an object. Received: {_shown(document)}")
+    for key, (fits, wanted) in keys.items():
+        if key not in document:
+            raise ValueError(f"{place or 'it'} has no {key!r}")
+        if not fits(document[key]):
+            raise ValueError(f"{place}{'.' * bool(place)}{key} must be {wanted}. Received: {_shown(document[key])}")
+    return {key: document[key] for key in keys}
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

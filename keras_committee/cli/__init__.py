@@ -60,7 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error, f"interrupted. To go on: {settings['command']}", 130, settings)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they are needed, not of the alphabet."""
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 @standard_options
 def cli() -> None:
     """Train a committee of small image classifiers, and see what its votes are worth.
@@ -73,20 +79,20 @@ def cli() -> None:
 for each in (
     doctor,
     new,
+    records,
     show,
     train,
+    search,
     adopt,
     evaluate,
     calibrate,
     robustness,
     select,
-    search,
     report,
     predict,
     export,
     serve,
     config,
-    records,
     completion,
 ):
     cli.add_command(each)

@@ -5,15 +5,9 @@ from typing import Any
 
 import click
 
-from keras_committee.cli.options import (
-    command,
-    json_option,
-    only_json,
-    print_json,
-    say,
-    set_option,
-    standard_options,
-)
+from keras_committee.cli import candidates
+from keras_committee.cli.options import allow_twins_option, json_option, set_option, standard_options
+from keras_committee.cli.output import only_json, print_json, say, say_next
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
@@ -22,17 +16,19 @@ _SCALE = "Pixels that they were trained on: 0..255 (default), 0..1, -1..1, torch
 
 
 @click.command()
-@click.argument("recipe", type=click.Path())
-@click.argument("models", nargs=-1, required=True, type=click.Path())
-@click.option("--run", "folder", metavar="DIR", help="The run folder; runs/<name of the recipe> by default.")
+@click.argument("recipe", type=click.Path(), shell_complete=candidates.recipes)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--run", "folder", metavar="DIR", shell_complete=candidates.runs, help="The run folder; runs/RECIPE by default."
+)
 @set_option
 @click.option("--scale", "scales", multiple=True, metavar="[MODEL=]SCALE", help=_SCALE)
 @click.option("--labels", multiple=True, metavar="[MODEL=]FILE", help="Names of the outputs in order, one a line.")
 @click.option("--reorder", is_flag=True, help="Bring outputs into the data's order of the same classes.")
 @click.option("--resize", is_flag=True, help="Let a model of another image size resize the images itself.")
-@click.option("--signature", default="serving_default", show_default=True, help="Of the SavedModels.")
-@click.option("--output", help="Of the signature, where it has several.")
-@click.option("--allow-twins", is_flag=True, help="Members may have identical weights.")
+@click.option("--signature", default="serving_default", show_default=True, metavar="NAME", help="Of the SavedModels.")
+@click.option("--output", metavar="NAME", help="Of the signature, where it has several.")
+@allow_twins_option
 @click.option("--as-declared", is_flag=True, help="Adopt although the data contradict --scale or --labels.")
 @json_option
 @standard_options
@@ -53,7 +49,10 @@ def adopt(
     as_declared: bool,
     as_json: bool,
 ) -> None:
-    """Make MODELs, .keras files and SavedModels, members of a run on the data of RECIPE. Nothing is trained."""
+    """Make trained models from elsewhere the members of a run.
+
+    Each MODEL is a .keras file or the folder of a SavedModel; the run is one on the data of RECIPE. Nothing is trained.
+    """
     scale_of, labels_of = _by_model(scales, models, "--scale"), _by_model(labels, models, "--labels")
     recipe_file = RecipeFile.read(recipe)
     folder = folder or str(Path("runs", recipe_file.name))
@@ -65,16 +64,9 @@ def adopt(
         from keras_committee.evaluation.adoption import Allowed, adopt
         from keras_committee.evaluation.offers import Offer
 
-        offers = [
-            Offer(
-                path=Path(model),
-                scale=_scale(scale_of.get(model, "0..255")),
-                classes=names.get(model),
-                signature=signature,
-                output=output,
-            )
-            for model in models
-        ]
+        of_all = {"signature": signature, "output": output}
+        scale = {model: _scale(scale_of.get(model, "0..255")) for model in models}
+        offers = [Offer(path=Path(each), scale=scale[each], classes=names.get(each), **of_all) for each in models]
         allowed = Allowed(reorder=reorder, resize=resize, twins=allow_twins, as_declared=as_declared)
         records = adopt(run, built, offers, allowed)
     if as_json:
@@ -82,7 +74,8 @@ def adopt(
         return
     for record in records:
         click.echo(_told(record))
-    say(f"{len(run.finished_members())} members in {folder}. Next: {command('evaluate', folder)}")
+    say(f"{len(run.finished_members())} members in {folder}.")
+    say_next("evaluate", folder)
 
 
 def _by_model(values: tuple[str, ...], models: tuple[str, ...], option: str) -> dict[str, str]:

@@ -6,15 +6,8 @@ from typing import Any
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import (
-    carried,
-    json_option,
-    min_members_option,
-    only_json,
-    print_json,
-    say_next,
-    standard_options,
-)
+from keras_committee.cli.options import json_option, min_members_option, standard_options
+from keras_committee.cli.output import carried, only_json, print_json, say_next
 from keras_committee.run import Run
 from keras_committee.tables import print_table
 
@@ -27,7 +20,10 @@ _SCORES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "adaptive_ece": "
 @json_option
 @standard_options
 def calibrate(run: str, min_members: int | None, as_json: bool) -> None:
-    """Fit temperatures and weights of RUN's members on its validation split, and measure them on its test split."""
+    """Make RUN as sure as it is right: temperatures and weights.
+
+    They are fitted on its validation split, for the members and for the committee, and measured on its test split.
+    """
     opened = Run.open(run)
     with opened.lock(), only_json(as_json):
         built = opened.recipe()

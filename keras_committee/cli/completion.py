@@ -31,7 +31,9 @@ _NO_BLANK = {
 @standard_options
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script that completes commands, options, recipes, runs, models and knobs in SHELL.
+    """Print the script with which a shell completes what is typed.
+
+    It completes commands, options, recipes, runs, models and knobs.
 
     For bash: eval "$(keras-committee completion bash)", in ~/.bashrc.
     """

@@ -6,20 +6,35 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import json_option, print_json, standard_options
+from keras_committee.cli.options import json_option, standard_options
+from keras_committee.cli.output import print_json
 from keras_committee.errors import RecipeError
 
 
 @click.command()
 @click.argument("model_dir", type=click.Path(), shell_complete=candidates.models)
-@click.option("--out", required=True, type=click.Path(), help="Folder for models, batching and monitoring.config.")
-@click.option("--name", help="What requests call the model.  [default: the folder's name]")
-@click.option("--base-path", help="MODEL_DIR as the server sees it.  [default: its absolute path]")
-@click.option("--versions", help="Serve these, such as 3 or 3,4.  [default: the labelled ones, else the newest]")
+@click.option(
+    "--out", required=True, type=click.Path(), metavar="DIR", help="Folder for models, batching and monitoring.config."
+)
+@click.option("--name", metavar="NAME", help="What requests call the model.  [default: the folder's name]")
+@click.option("--base-path", metavar="DIR", help="MODEL_DIR as the server sees it.  [default: its absolute path]")
+@click.option(
+    "--versions", metavar="N,...", help="Serve these, such as 3 or 3,4.  [default: the labelled ones, else the newest]"
+)
 @click.option("--label", "labels", metavar="NAME=VERSION", multiple=True, help="Such as stable=3; may be repeated.")
-@click.option("--batch-sizes", default="1,8,32", show_default=True, help="Sizes of a batch; the last is the most.")
-@click.option("--batch-timeout", default=2000, show_default=True, type=click.IntRange(0, 10**7), help="Microseconds.")
-@click.option("--batch-threads", default=2, show_default=True, type=click.IntRange(1, 1024), help="Batches at once.")
+@click.option(
+    "--batch-sizes",
+    default="1,8,32",
+    show_default=True,
+    metavar="N,...",
+    help="Sizes of a batch; the last is the most.",
+)
+@click.option(
+    "--batch-timeout", default=2000, show_default=True, type=click.IntRange(0, 10**7), metavar="N", help="Microseconds."
+)
+@click.option(
+    "--batch-threads", default=2, show_default=True, type=click.IntRange(1, 1024), metavar="N", help="Batches at once."
+)
 @json_option
 @standard_options
 def config(model_dir, out, name, base_path, versions, labels, batch_sizes, batch_timeout, batch_threads, as_json):

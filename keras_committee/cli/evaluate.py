@@ -6,23 +6,22 @@ import click
 
 from keras_committee.cli import candidates
 from keras_committee.cli.options import (
-    carried,
+    allow_twins_option,
     json_option,
     min_members_option,
-    only_json,
-    print_json,
-    say_next,
+    split_option,
     standard_options,
 )
+from keras_committee.cli.output import carried, only_json, print_json, say_next
 from keras_committee.run import Run
 from keras_committee.tables import print_evaluation
 
 
 @click.command()
 @click.argument("run", type=click.Path(), shell_complete=candidates.runs)
-@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
+@split_option
 @min_members_option
-@click.option("--allow-twins", is_flag=True, help="Members may have identical weights.")
+@allow_twins_option
 @click.option("--latency", "timed", is_flag=True, help="Measure how long each member takes, for 1 and 32 images.")
 @json_option
 @standard_options

@@ -6,21 +6,25 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import command, json_option, only_json, print_json, say_next, standard_options
+from keras_committee.cli.options import json_option, min_members_option, standard_options
+from keras_committee.cli.output import command, only_json, print_json, say_next
 from keras_committee.run import Run
 
 
 @click.command()
 @click.argument("runs", metavar="RUN...", type=click.Path(), nargs=-1, required=True, shell_complete=candidates.runs)
-@click.option("--to", type=click.Path(), metavar="FOLDER", help="The model's folder. [default: saved_models/RUN]")
+@click.option("--to", type=click.Path(), metavar="DIR", help="The model's folder. [default: saved_models/RUN]")
 @click.option("--selection", type=click.Path(), metavar="FILE", help="A selection.json. [default: all members]")
-@click.option("--min-members", type=click.IntRange(1), help="Take a run as it is with so many members.")
+@min_members_option
 @json_option
 @standard_options
 def export(
     runs: tuple[str, ...], to: str | None, selection: str | None, min_members: int | None, as_json: bool
 ) -> None:
-    """Publish the committee of RUN as a verified new version for TF Serving."""
+    """Publish the committee of all RUNs as a version for TF Serving.
+
+    It is verified before it appears: asked again in a process of its own, it must answer as the members do.
+    """
     opened = [Run.open(run) for run in runs]
     with only_json(as_json):
         from keras_committee.serving.export import export as publish

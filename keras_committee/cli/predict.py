@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import json_option, only_json, print_json, standard_options
+from keras_committee.cli.options import json_option, min_members_option, standard_options
+from keras_committee.cli.output import only_json, print_json
 from keras_committee.errors import DataError, RecipeError
 from keras_committee.run import Run
 from keras_committee.selection import Selection
@@ -24,12 +25,14 @@ from keras_committee.tables import print_table
     metavar="[RUN_OR_MODEL_DIR] IMAGE...",
     shell_complete=candidates.runs_or_models,
 )
-@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="So many classes of each picture.")
-@click.option("--selection", type=click.Path(path_type=Path), metavar="FILE", help="The committee or cascade chosen.")
-@click.option("--url", help="Ask a server: grpc://HOST:PORT/MODEL or http://...; without RUN_OR_MODEL_DIR.")
 @click.option(
-    "--min-members", type=click.IntRange(1), help="Of a run, take the committee as it is with so many members."
+    "--top", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="So many classes of each picture."
 )
+@click.option("--selection", type=click.Path(path_type=Path), metavar="FILE", help="The committee or cascade chosen.")
+@click.option(
+    "--url", metavar="URL", help="Ask a server: grpc://HOST:PORT/MODEL or http://...; without RUN_OR_MODEL_DIR."
+)
+@min_members_option
 @json_option
 @standard_options
 def predict(
@@ -40,11 +43,11 @@ def predict(
     min_members: int | None,
     as_json: bool,
 ) -> None:
-    """Say what is on each IMAGE, a JPEG or PNG file of any size: the most probable classes, how sure the committee is,
-    how many members were asked, and the share of them that agree.
+    """Say what is on each IMAGE, a JPEG or PNG file of any size.
 
-    RUN_OR_MODEL_DIR is a run folder or an exported model, such as saved_models/NAME. A picture that cannot be read is
-    named, the others are answered, and the exit code is 3.
+    Told are the most probable classes, how sure the committee is, how many members were asked, and the share of them
+    that agree. RUN_OR_MODEL_DIR is a run folder or an exported model, such as saved_models/NAME. A picture that cannot
+    be read is named, the others are answered, and the exit code is 3.
     """
     images = what if url else what[1:]
     if not images:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import json_option, only_json, print_json, standard_options
+from keras_committee.cli.options import json_option, standard_options
+from keras_committee.cli.output import only_json, print_json
 
 SECONDS_BETWEEN_LINES = 10.0  # where there is no terminal to draw a bar on
 
@@ -16,13 +17,18 @@ SECONDS_BETWEEN_LINES = 10.0  # where there is no terminal to draw a bar on
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
-@click.option("--shards", type=click.IntRange(1, 99999), required=True, help="Files of the training split.")
+@click.option(
+    "--shards", type=click.IntRange(1, 99999), metavar="N", required=True, help="Files of the training split."
+)
 @click.option(
     "--validation-shards",
     type=click.IntRange(1, 99999),
+    metavar="N",
     help="Files of every other split.  [default: an eighth of --shards]",
 )
-@click.option("--workers", type=click.IntRange(1), help="Threads.  [default: one for each core, 8 at most]")
+@click.option(
+    "--workers", type=click.IntRange(1), metavar="N", help="Threads.  [default: one for each core, 8 at most]"
+)
 @click.option("--keep-encoding", is_flag=True, help="Leave PNG and CMYK as they are; Model Garden reads only RGB JPEG.")
 @json_option
 @standard_options
@@ -35,10 +41,11 @@ def records(
     keep_encoding: bool,
     as_json: bool,
 ) -> None:
-    """Write the images of SOURCE, a folder of class folders or of train and val, as TFRecords into a new folder DEST.
+    """Write the images of SOURCE as TFRecords into folder DEST.
 
-    They have Model Garden's format, shuffled, with the class names in labels.txt; data.imagenet_records reads them.
-    DEST appears when all of it is written; where the command was killed, the same one goes on.
+    SOURCE is a folder of class folders, or of train and val that hold such. The records have Model Garden's format,
+    shuffled, with the class names in labels.txt; data.imagenet_records reads them. DEST is a new folder, which appears
+    when all of it is written; where the command was killed, the same one goes on.
     """
     began = time.monotonic()
     with only_json(as_json), _progress() as report:

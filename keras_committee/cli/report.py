@@ -7,29 +7,42 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import carried, json_option, only_json, print_json, say, say_next, standard_options
+from keras_committee.cli.options import (
+    allow_twins_option,
+    json_option,
+    min_members_option,
+    split_option,
+    standard_options,
+)
+from keras_committee.cli.output import carried, only_json, print_json, say, say_next
 from keras_committee.run import Run
 
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=candidates.runs)
-@click.option("--out", type=click.Path(), help="Folder of the report; RUN/report where one run is given.")
+@click.option("--out", type=click.Path(), metavar="DIR", help="Folder of the report; RUN/report of a single run.")
 @click.option(
-    "--selection", "selections", multiple=True, type=click.Path(), help="What `select` wrote; may be given repeatedly."
+    "--selection",
+    "selections",
+    multiple=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="What `select` wrote; may be given repeatedly.",
 )
-@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
-@click.option("--min-members", type=click.IntRange(1), help="Take each committee as it is with so many members.")
-@click.option("--allow-twins", is_flag=True, help="Members of a run may have identical weights.")
+@split_option
+@min_members_option
+@allow_twins_option
 @json_option
 @standard_options
 def report(
     runs: tuple[str, ...], out: str | None, selections: tuple[str, ...], split: str, min_members: int | None,
     allow_twins: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Write one page on RUNs: accuracy against cost, calibration, diversity, training.
+    """Write one page on RUNs: what accuracy costs, and why.
 
-    What is missing of votes and evaluations is computed first. The page needs nothing but itself; the same pictures lie
-    beside it as PNG files, and in its folder `tensorboard`.
+    It shows accuracy against cost, calibration, diversity, mistakes and the course of training. What is missing of
+    votes and evaluations is computed first. The page needs nothing but itself; the same pictures lie beside it as PNG
+    files, and in its folder `tensorboard`.
     """
     opened = [Run.open(run) for run in dict.fromkeys(runs)]
     folder = Path(out) if out else _folder(opened)

@@ -6,15 +6,8 @@ from typing import Any
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import (
-    carried,
-    json_option,
-    min_members_option,
-    only_json,
-    print_json,
-    say_next,
-    standard_options,
-)
+from keras_committee.cli.options import json_option, min_members_option, standard_options
+from keras_committee.cli.output import carried, only_json, print_json, say_next
 from keras_committee.run import Run
 from keras_committee.tables import print_table
 
@@ -41,10 +34,26 @@ class _Several(click.ParamType):
 @click.command()
 @click.argument("run", type=click.Path(), shell_complete=candidates.runs)
 @click.option("--kinds", type=_Several(KINDS), metavar="KIND,...", help=f"All by default: {', '.join(KINDS)}.")
-@click.option("--severities", type=_Several(tuple("12345")), default="1,2,3,4,5", show_default=True, metavar="N,...")
-@click.option("--examples", type=click.IntRange(1), default=1000, show_default=True, help="Of the test split at most.")
+@click.option(
+    "--severities",
+    type=_Several(tuple("12345")),
+    default="1,2,3,4,5",
+    show_default=True,
+    metavar="N,...",
+    help="From 1, slight, to 5.",
+)
+@click.option(
+    "--examples",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Of the test split at most.",
+)
 @click.option("--foreign", type=click.Path(path_type=Path), metavar="DIR", help="Images of anything else.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of noise and generated images.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of noise and generated images."
+)
 @min_members_option
 @json_option
 @standard_options
@@ -58,8 +67,11 @@ def robustness(
     min_members: int | None,
     as_json: bool,
 ) -> None:
-    """Measure RUN on corrupted images of its test split (Hendrycks & Dietterich 2019), and whether it notices noise,
-    textures and other foreign images."""
+    """Measure RUN on corrupted images and on foreign ones.
+
+    The former are those of its test split, spoilt as by Hendrycks & Dietterich (2019); the latter are noise, textures
+    and the images of --foreign, which it should notice.
+    """
     opened = Run.open(run)
     with opened.lock(), only_json(as_json):
         built = opened.recipe()

@@ -1,4 +1,4 @@
-"""What does `keras-committee search` do? Members of varied recipes are trained until a budget is spent."""
+"""`keras-committee search`: which members of varied recipes are worth a budget of training?"""
 
 import importlib.util
 import math
@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import json_option, only_json, print_json, say_next, set_option, standard_options
+from keras_committee.cli.options import json_option, set_option, standard_options
+from keras_committee.cli.output import only_json, print_json, say_next
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.search import Budget, parse_ranges
@@ -20,7 +21,7 @@ _RANGE = "width=1:4, learning_rate=0.01:0.3:log or depth=16,22,28; may be given 
 @click.option("--range", "ranges", metavar="KNOB=VALUES", multiple=True, required=True, help=_RANGE)
 @click.option("--out", "folder", metavar="DIR", help="The search's folder; runs/RECIPE-search by default.")
 @click.option("--total-gflops-images", type=click.FloatRange(0, min_open=True), metavar="X", help="GFLOPs of training.")
-@click.option("--budget-minutes", type=click.FloatRange(0, min_open=True), metavar="N", help="Minutes of training.")
+@click.option("--budget-minutes", type=click.FloatRange(0, min_open=True), metavar="X", help="Minutes of training.")
 @set_option
 @json_option
 @standard_options
@@ -35,9 +36,10 @@ def search(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Let Optuna propose members of RECIPE and train them, until the budget is spent.
+    """Train members of varied recipes until a budget is spent.
 
-    The same command again goes on where it was. Training costs 3 x MFLOPs x images x epochs.
+    Optuna proposes the knobs of RECIPE. The same command again goes on where it was. Training costs 3 x MFLOPs x images
+    x epochs.
     """
     if total_gflops_images is None and budget_minutes is None:
         raise click.UsageError("A search needs a budget: --total-gflops-images X or --budget-minutes N.")

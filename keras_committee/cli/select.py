@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import json_option, only_json, print_json, say_next, standard_options
+from keras_committee.cli.options import allow_twins_option, json_option, min_members_option, standard_options
+from keras_committee.cli.output import only_json, print_json, say_next
 from keras_committee.run import Run
 from keras_committee.tables import print_selection
 
@@ -21,15 +22,23 @@ _HEADS = ["geometric_mean", "arithmetic_mean", "majority_vote"]
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=candidates.runs)
 @click.option("--max-mflops", type=click.FloatRange(0, min_open=True), metavar="X", help="Budget; a cascade's average.")
 @click.option("--max-latency", type=click.FloatRange(0, min_open=True), metavar="MS", help="Budget of measured time.")
-@click.option("--min-accuracy", type=click.FloatRange(0, 1), metavar="Y", help="Alone: the cheapest that reaches it.")
-@click.option("--objective", type=click.Choice(["accuracy", "nll", "brier"]), default="accuracy", show_default=True)
-@click.option("--method", type=click.Choice(_METHODS), default="auto", show_default=True)
-@click.option("--head", type=click.Choice(_HEADS), default="geometric_mean", show_default=True)
+@click.option("--min-accuracy", type=click.FloatRange(0, 1), metavar="X", help="Alone: the cheapest that reaches it.")
+@click.option(
+    "--objective",
+    type=click.Choice(["accuracy", "nll", "brier"]),
+    default="accuracy",
+    show_default=True,
+    help="What is to be best.",
+)
+@click.option("--method", type=click.Choice(_METHODS), default="auto", show_default=True, help="Of looking.")
+@click.option(
+    "--head", type=click.Choice(_HEADS), default="geometric_mean", show_default=True, help="Of the committee."
+)
 @click.option("--cascade", is_flag=True, help="Ask the next member only while those so far are unsure.")
 @click.option("--target-drop", type=click.FloatRange(0), metavar="POINTS", help="What --cascade may lose of accuracy.")
 @click.option("--out", type=click.Path(), metavar="FILE", help="selection.json of the first run by default.")
-@click.option("--min-members", type=click.IntRange(1), help="Take a run as it is with so many members.")
-@click.option("--allow-twins", is_flag=True, help="Members may have identical weights.")
+@min_members_option
+@allow_twins_option
 @json_option
 @standard_options
 def select(
@@ -47,7 +56,10 @@ def select(
     allow_twins: bool,
     as_json: bool,
 ) -> None:
-    """Choose the best committee of the members of all RUNs: on validation, told on test."""
+    """Choose the best committee, or cascade, of the members of RUNs.
+
+    It is chosen on the validation split; what it is worth is told on the test split.
+    """
     _refuse_contradictions(max_mflops, max_latency, min_accuracy, objective, cascade, target_drop)
     opened = [Run.open(run) for run in runs]
     file = Path(out) if out else opened[0].path / "selection.json"

@@ -1,4 +1,4 @@
-"""What does `keras-committee serve` do? A local stand-in for TF Serving answers on this machine."""
+"""`keras-committee serve`: how is an exported model asked on this machine, as TF Serving would answer?"""
 
 import contextlib
 import logging
@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import json_option, print_json, say, standard_options
+from keras_committee.cli.options import json_option, standard_options
+from keras_committee.cli.output import print_json, say
 from keras_committee.errors import RecipeError
 
 _FILE = click.Path(exists=True, dir_okay=False)
@@ -19,9 +20,11 @@ _FILE = click.Path(exists=True, dir_okay=False)
 
 @click.command()
 @click.argument("model_dir", type=click.Path(), required=False, shell_complete=candidates.models)
-@click.option("--rest-port", type=click.IntRange(0, 65535), default=8501, show_default=True)
-@click.option("--grpc-port", type=click.IntRange(0, 65535), default=8500, show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Who asks from elsewhere needs another one.")
+@click.option("--rest-port", type=click.IntRange(0, 65535), default=8501, show_default=True, metavar="PORT")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=8500, show_default=True, metavar="PORT")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Who asks from elsewhere needs another one."
+)
 @click.option("--model-config-file", type=_FILE, help="A models.config instead of MODEL_DIR.")
 @click.option("--monitoring-config-file", type=_FILE, help="A monitoring.config: the path of the Prometheus page.")
 @click.option("--enable-batching", is_flag=True, help="Requests that come together run as one batch.")
@@ -48,10 +51,11 @@ def serve(
     real: bool,
     as_json: bool,
 ) -> None:
-    """Serve the newest version in MODEL_DIR, or what a models.config lists, until Ctrl-C or SIGTERM.
+    """Serve MODEL_DIR as TF Serving would, until Ctrl-C or SIGTERM.
 
-    A stand-in for TF Serving: the same URLs, gRPC services, codes and messages, for developing a client against it. It
-    has no authentication. Versions that are published meanwhile are loaded, and then the old ones go.
+    The newest version in it is served, or what a models.config lists. A stand-in for TF Serving: the same URLs, gRPC
+    services, codes and messages, for developing a client against it. It has no authentication. Versions that are
+    published meanwhile are loaded, and then the old ones go.
     """
     if (model_dir is None) == (model_config_file is None):
         raise click.UsageError("name either MODEL_DIR or --model-config-file.")

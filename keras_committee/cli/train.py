@@ -1,4 +1,4 @@
-"""What does `keras-committee train` do? A recipe becomes trained members in a run folder."""
+"""`keras-committee train`: how does a recipe become trained members in a run folder?"""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -6,17 +6,8 @@ from typing import Any, Literal
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import (
-    build,
-    carried,
-    json_option,
-    only_json,
-    print_json,
-    say,
-    say_next,
-    set_option,
-    standard_options,
-)
+from keras_committee.cli.options import json_option, set_option, standard_options
+from keras_committee.cli.output import carried, only_json, print_json, say, say_next
 from keras_committee.errors import DataError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
@@ -32,12 +23,21 @@ _MULTIWORKER = "multiworker: each member on all hosts of TF_CONFIG; the same com
 )
 @set_option
 @click.option("--members", "only", metavar="I,J,...", help="Train only these; other jobs may train others beside it.")
-@click.option("--workers", default="auto", show_default=True, help="Members that train at once, a number or auto.")
+@click.option(
+    "--workers", default="auto", show_default=True, metavar="N", help="Members that train at once, a number or auto."
+)
 @click.option("--strategy", default="auto", show_default=True, type=click.Choice(_STRATEGIES), help=_MULTIWORKER)
 @click.option("--ray", "address", metavar="ADDRESS", help="Train on a Ray cluster: auto, HOST:PORT, local.")
 @click.option("--per-member", metavar="cpus=N,gpus=N", help="What each member asks --ray for.")
 @click.option("--deterministic", is_flag=True, help="Equal bits from equal runs, at a price in speed.")
-@click.option("--save-every", type=click.FloatRange(0), default=300.0, show_default=True, metavar="SECONDS")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(0),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between checkpoints.",
+)
 @click.option("--allow-change", is_flag=True, help="Go on in a run folder of an edited recipe or other knobs.")
 @click.option("--from-scratch", is_flag=True, help="Discard the state of unfinished members.")
 @click.option("--profile", "steps", metavar="FIRST,LAST", help="Profile these steps of each member, for TensorBoard.")
@@ -85,7 +85,7 @@ def train(
     )
     _warn_of_versions(run)
     with run.lock(shared=members is not None), only_json(as_json):
-        built = build(recipe_file, knobs, smoke)
+        built = recipe_file.build(knobs, smoke=smoke)
         from keras_committee.training import Settings, joined, train_committee
 
         how = Settings(save_seconds=save_every, deterministic=deterministic, profile=profile)

@@ -5,7 +5,7 @@ duplicates as well: 3.25 % of the test images of CIFAR-10 and 10 % of CIFAR-100.
 "Do We Train on Test Data?", arXiv:1902.00423.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from keras_committee.data.splits import Split, Splits
 
@@ -14,10 +14,12 @@ SHOWN = 5
 
 def told(splits: Splits) -> str | None:
     """A sentence on the test images that are training or validation images too, or None where there are none."""
+    parts = {"train": splits.train, "validation": splits.validation}
+    pairs = zip(parts.items(), twins(list(parts.values()), splits.test), strict=True)
     found = [
-        f"{splits.test.images.name(test)} is {part} image {getattr(splits, part).images.name(place)}"
-        for part in ("train", "validation")
-        for test, place in twins(getattr(splits, part), splits.test)
+        f"{splits.test.images.name(test)} is {name} image {part.images.name(place)}"
+        for (name, part), places in pairs
+        for test, place in places
     ]
     if not found:
         return None
@@ -28,11 +30,19 @@ def told(splits: Splits) -> str | None:
     )
 
 
-def twins(train: Split, test: Split) -> list[tuple[int, int]]:
-    """Places (in `test`, in `train`) of equal images: of equal pixels in memory, of equal bytes in files."""
-    glances, seen = _digests(test, range(len(test)), glance=True), _digests(train, range(len(train)), glance=True)
+def twins(parts: Sequence[Split], test: Split) -> list[list[tuple[int, int]]]:
+    """For each of `parts` the places (in `test`, in the part) of equal images.
+
+    Equal are those of equal pixels in memory, of equal bytes in files.
+    """
+    glances = _digests(test, range(len(test)), glance=True)
+    return [_twins(part, test, glances) for part in parts]
+
+
+def _twins(part: Split, test: Split, glances: dict[int, bytes]) -> list[tuple[int, int]]:
+    seen = _digests(part, range(len(part)), glance=True)
     both = set(glances.values()) & set(seen.values())
-    seen = _digests(train, (place for place, glance in seen.items() if glance in both))
+    seen = _digests(part, (place for place, glance in seen.items() if glance in both))
     places = {digest: place for place, digest in reversed(seen.items())}  # the first of several
     near = _digests(test, (place for place, glance in glances.items() if glance in both))
     return [(place, places[digest]) for place, digest in near.items() if digest in places]

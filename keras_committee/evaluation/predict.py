@@ -10,9 +10,8 @@ import numpy as np
 from keras_committee import metrics
 from keras_committee.data.framing import Framing, framing_of_member
 from keras_committee.errors import RecipeError, VerificationError
-from keras_committee.evaluation.votes import members_at_hand
 from keras_committee.files import file_hash
-from keras_committee.layers import GeometricMean, WeightedGeometricMean, confidence, head_named, head_of
+from keras_committee.layers import GeometricMean, WeightedGeometricMean, confidence, head_of
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
@@ -69,7 +68,7 @@ class Panel:
             IncompleteError: If too few members are trained.
             RunError: If a member cannot be loaded.
         """
-        members = members_at_hand(run, recipe, min_members)
+        members = run.members_at_hand(recipe.members, min_members)
         models = [load_member(run.member(index).model) for index in members]
         head = head_of(recipe.head or GeometricMean(), members)
         classes = run.trained_classes() or recipe.data.load().classes
@@ -88,11 +87,10 @@ class Panel:
         runs = [Run.open(file.parent / each.run) for each in selection.members]
         files = [run.member(each.index).model for run, each in zip(runs, selection.members, strict=True)]
         models = {path: _chosen(path, each) for path, each in zip(files, selection.members, strict=True)}
-        weights = {} if selection.weights is None else {"weights": selection.weights}
         return cls(
             [models[path] for path in files],
             [each.temperature for each in selection.members],
-            head_named(selection.head, **weights),
+            selection.head_layer(),
             selection.stages,
             selection.confidence,
             selection.classes,

@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_committee.evaluation.cascades import NEVER, Ballots, CascadePlan
-from keras_committee.models.cascade import check_stages
+from keras_committee.evaluation.cascades import NEVER, Ballots
 
 CELLS = 2**18  # of the histogram
 _ROUNDS = 5  # of moving each threshold once
@@ -65,46 +64,6 @@ class Fitted(NamedTuple):
     thresholds: tuple[float, ...]
     score: float
     mflops: float
-
-
-def fit_thresholds(
-    ballots: Ballots,
-    order: Sequence[int],
-    sizes: Sequence[int],
-    confidence: str = "max_probability",
-    *,
-    target: float | None = None,
-    max_mflops: float | None = None,
-    max_worst_mflops: float | None = None,
-    objective: str = "accuracy",
-) -> CascadePlan | None:
-    """The cascade of this order whose thresholds are the best for these votes.
-
-    Args:
-        ballots: Votes on the validation split.
-        order: Places of the members, first asked first.
-        sizes: Members asked by the end of each stage.
-        confidence: One of `layers.CONFIDENCES`.
-        target: Fit the least average cost that is this good: an accuracy to reach, or an NLL or Brier score to keep to.
-        max_mflops: Or fit the best objective at this average cost.
-        max_worst_mflops: Stages by whose end more has been spent are left out of the plan.
-        objective: `"accuracy"`, `"nll"` or `"brier"`.
-
-    Returns:
-        The plan; None where no thresholds reach the target or keep to the cost.
-
-    Raises:
-        ValueError: Unless exactly one of `target` and `max_mflops` is given.
-    """
-    check_stages(sizes, sizes[1:], len(order))
-    goal = goal_of(target, max_mflops, objective)
-    limit = math.inf if max_worst_mflops is None else max_worst_mflops
-    sizes = tuple(size for size in sizes if ballots.cost(order[:size]) <= limit)
-    if not sizes:
-        return None
-    order = tuple(order[: sizes[-1]])
-    found = fit(stages_of(ballots, order, sizes, confidence, objective), goal)
-    return found and CascadePlan(order=order, sizes=sizes, thresholds=found.thresholds, confidence=confidence)
 
 
 def goal_of(target: float | None, max_mflops: float | None, objective: str) -> Goal:

@@ -28,7 +28,7 @@ def to_logits(model: keras.Model) -> tuple[keras.Model, Outputs]:
     if _is_softmax(last) and isinstance(last, keras.layers.Dense | keras.layers.Conv2D):
         return _ending(model, _without_activation(last)), "softmax removed"
     rows = _answers(model)
-    if _are_probabilities(rows):
+    if are_probabilities(rows):
         image = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
         # Around the model: an operation of a loaded one may have the name of one of these two.
         logits = keras.Model(image, ops.log(ops.maximum(model(image), _LEAST)), name=model.name)
@@ -38,10 +38,6 @@ def to_logits(model: keras.Model) -> tuple[keras.Model, Outputs]:
 
 def are_probabilities(rows: np.ndarray) -> bool:
     """Whether rows `(examples, classes)` are: none is negative, and each sums to 1 to within 1e-3."""
-    return _are_probabilities(rows)
-
-
-def _are_probabilities(rows):
     return bool((rows >= 0).all() and (np.abs(rows.sum(axis=-1) - 1) <= _SUM).all())
 
 

@@ -1,7 +1,8 @@
 """Which pixels was a network from elsewhere trained on, and how do raw pixels 0..255 become these?"""
 
 import dataclasses
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -24,13 +25,15 @@ class Normalization:
 
 
 Scale = str | Normalization
-SCALES: dict[str, Normalization] = {
-    "0..255": Normalization(0.0, 1.0),
-    "0..1": Normalization(0.0, 255.0),
-    "-1..1": Normalization(127.5, 127.5),
-    "torch": Normalization(IMAGENET_MEAN, IMAGENET_STD),
-    "caffe": Normalization((103.939, 116.779, 123.68), 1.0, flip=True),
-}
+SCALES: Mapping[str, Normalization] = types.MappingProxyType(
+    {
+        "0..255": Normalization(0.0, 1.0),
+        "0..1": Normalization(0.0, 255.0),
+        "-1..1": Normalization(127.5, 127.5),
+        "torch": Normalization(IMAGENET_MEAN, IMAGENET_STD),
+        "caffe": Normalization((103.939, 116.779, 123.68), 1.0, flip=True),
+    }
+)
 
 
 def normalization_of(scale: Scale) -> Normalization:

@@ -31,7 +31,7 @@ from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.search.ledger import Budget, Spent, minutes_trained, training_gflops
 from keras_committee.search.ranges import Range
-from keras_committee.training import Settings, train_committee
+from keras_committee.training import train_committee
 
 MOST_REFUSED = 20  # proposals in a row that are too dear for what is left of the budget
 
@@ -46,7 +46,6 @@ def search(
     out: Path,
     *,
     command: str,
-    settings: Settings | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Proposes and trains members until the budget is spent.
@@ -58,7 +57,6 @@ def search(
         budget: For all members together. It may be raised, to go on.
         out: The folder of the search.
         command: What the run folders say that they were made by.
-        settings: How members are trained.
         tell: Is given a line on each member.
 
     Returns:
@@ -74,7 +72,7 @@ def search(
         out.mkdir(parents=True, exist_ok=True)
     with owned(out / "lock", f"search folder {out}"):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        return _Search(recipe_file, knobs, tuple(ranges), budget, out, command, settings, tell).run()
+        return _Search(recipe_file, knobs, tuple(ranges), budget, out, command, tell).run()
 
 
 @dataclasses.dataclass
@@ -85,7 +83,6 @@ class _Search:
     budget: Budget
     out: Path
     command: str
-    settings: Settings | None
     tell: Callable[[str], None]
 
     def __post_init__(self):
@@ -164,7 +161,7 @@ class _Search:
         recipe = self.recipe_file.build(knobs)
         try:
             with run.lock():
-                train_committee(run, recipe, settings=self.settings)
+                train_committee(run, recipe)
         except (DivergedError, IncompleteError) as error:
             self.tell(f"member {number} failed: {str(error).splitlines()[0]}")
             self.study.tell(number, state=TrialState.FAIL)

@@ -7,12 +7,11 @@ reaches the threshold.
 
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_committee.data.framing import Framing, resized
-from keras_committee.layers import confidence, head_named, head_of
+from keras_committee.layers import confidence, head_of
 from keras_committee.selection import Selection, Stage
 from keras_committee.serving.decoding import decode_images
 from keras_committee.serving.inference import Network
@@ -51,7 +50,7 @@ class Committee:
         self._framings = list(framings or [resized(image_shape[:2])] * len(networks))
         self._selection = selection
         self._networks = list(networks)
-        self._head = make_head(selection)
+        self._head = selection.head_layer()
         self._functions = {
             id(each): self._traced(each.__call__, framing.size)
             for each, framing in zip(networks, self._framings, strict=True)
@@ -136,12 +135,6 @@ class Committee:
         label = tf.gather(tf.constant(self._selection.classes), class_id)
         answers = {**answers, "class_id": class_id, "label": label}
         return {name: value[:rows] for name, value in answers.items()}
-
-
-def make_head(selection: Selection) -> keras.layers.Layer:
-    """The layer from logits `(batch, members, classes)` to probabilities. Raises ValueError if there is none such."""
-    weighted = {} if selection.weights is None else {"weights": selection.weights}
-    return head_named(selection.head, **weighted)
 
 
 def tempered(logits, selection: Selection):

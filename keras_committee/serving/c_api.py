@@ -34,7 +34,6 @@ _QUICK = {
     "TF_GraphOperationByName": (_P, [_P, _CHARS]),
     "TF_NewSessionOptions": (_P, []),
     "TF_DeleteSessionOptions": (None, [_P]),
-    "TF_SetConfig": (None, [_P, _CHARS, _SIZE, _P]),
     "TF_AllocateTensor": (_P, [_INT, ctypes.POINTER(ctypes.c_int64), _INT, _SIZE]),
     "TF_DeleteTensor": (None, [_P]),
     "TF_TensorData": (_P, [_P]),

@@ -16,19 +16,20 @@ from keras_committee.data.framing import Framing
 from keras_committee.layers import confidence, head_of
 from keras_committee.models import log_probabilities
 from keras_committee.selection import Selection
-from keras_committee.serving.asking import make_head, shares
+from keras_committee.serving.asking import shares
 from keras_committee.serving.views import resized_pixels
 
+_IMAGES = 48
 _EDGE = 1e-4  # nearer to a threshold or a tie than this, rounding decides
 NO_IMAGE = b"this is no image"
 
 
-def golden_images(shape: tuple[int, int, int], count: int = 48) -> np.ndarray:
-    """uint8 `(count, height, width, channels)`: noise from coarse to fine, alone and blended with plain colours."""
+def golden_images(shape: tuple[int, int, int]) -> np.ndarray:
+    """uint8 `(48, height, width, channels)`: noise from coarse to fine, alone and blended with plain colours."""
     height, width, channels = shape
     draw = np.random.default_rng(20)
     images = []
-    for index in range(count):
+    for index in range(_IMAGES):
         cells = min(2 ** (index % 5), height, width)
         coarse = draw.uniform(0, 255, (cells, cells, channels))
         rows, columns = (np.arange(size) * cells // size for size in (height, width))
@@ -93,7 +94,7 @@ def _batches(images):
 def answers_of(votes: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
     """What a committee of the members in `votes` says, by the names of the exported outputs."""
     members = votes.shape[1]
-    probabilities = head_of(make_head(selection), range(members))(votes)
+    probabilities = head_of(selection.head_layer(), range(members))(votes)
     said = np.exp(votes - np.log(np.exp(votes).sum(-1, keepdims=True)))
     weights = shares(selection, members)
     mean = np.einsum("emc,m->ec", said, weights)

@@ -31,7 +31,7 @@ class PythonSession:
     """
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], *, intra_op: int = 0, inter_op: int = 0) -> "PythonSession":
+    def load(cls, folder: str | os.PathLike[str]) -> "PythonSession":
         """Loads the SavedModel in `folder`; threads are those of the process. Raises StatusError."""
         import tensorflow as tf
 
@@ -87,12 +87,12 @@ class PythonSession:
             raise StatusError("INVALID_ARGUMENT", str(error)) from error
 
 
-def load_session(folder: str | os.PathLike[str], *, intra_op: int = 0, inter_op: int = 0) -> Session | PythonSession:
+def load_session(folder: str | os.PathLike[str]) -> Session | PythonSession:
     """A `Session`, or a `PythonSession` where this TensorFlow has no C API. Raises StatusError."""
     try:
-        return Session.load(folder, intra_op=intra_op, inter_op=inter_op)
+        return Session.load(folder)
     except ImportError:
-        return PythonSession.load(folder, intra_op=intra_op, inter_op=inter_op)
+        return PythonSession.load(folder)
 
 
 def _read_meta_graph(folder: Path) -> Any:

@@ -32,8 +32,8 @@ class Session:
     """
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], *, intra_op: int = 0, inter_op: int = 0) -> "Session":
-        """Loads the SavedModel in `folder` with the tag "serve". Threads: 0 lets TensorFlow choose.
+    def load(cls, folder: str | os.PathLike[str]) -> "Session":
+        """Loads the SavedModel in `folder` with the tag "serve".
 
         Raises:
             StatusError: What TensorFlow's loader says.
@@ -42,7 +42,7 @@ class Session:
         lib = c_api.library()
         graph = lib.TF_NewGraph()
         try:
-            handle, content = _load(lib, graph, Path(folder), intra_op, inter_op)
+            handle, content = _load(lib, graph, Path(folder))
         except BaseException:
             lib.TF_DeleteGraph(graph)
             raise
@@ -157,13 +157,10 @@ class Session:
         return Output(operation, int(index or 0))
 
 
-def _load(lib: Library, graph: int, folder: Path, intra_op: int, inter_op: int) -> tuple[int, bytes]:
+def _load(lib: Library, graph: int, folder: Path) -> tuple[int, bytes]:
     options, meta_graph = lib.TF_NewSessionOptions(), lib.TF_NewBuffer()
-    config = _session_config(intra_op, inter_op)
     tags = (ctypes.c_char_p * 1)(b"serve")
     try:
-        with checked(lib) as status:
-            lib.TF_SetConfig(options, config, len(config), status)
         with checked(lib) as status:
             place = os.fsencode(folder)
             handle = lib.TF_LoadSessionFromSavedModel(options, None, place, tags, 1, graph, meta_graph, status)
@@ -171,13 +168,6 @@ def _load(lib: Library, graph: int, folder: Path, intra_op: int, inter_op: int) 
     finally:
         lib.TF_DeleteSessionOptions(options)
         lib.TF_DeleteBuffer(meta_graph)
-
-
-def _session_config(intra_op: int, inter_op: int) -> bytes:
-    from tensorflow.core.protobuf import config_pb2
-
-    config = config_pb2.ConfigProto(intra_op_parallelism_threads=intra_op, inter_op_parallelism_threads=inter_op)
-    return config.SerializeToString()
 
 
 @contextlib.contextmanager

@@ -43,8 +43,7 @@ def take_part(
     cluster, run = read_cluster(), Run(Path(folder))
     if cluster.is_chief:
         return False
-    recipe = recipe_file.build(knobs)
-    recipe = recipe.smoke() if smoke else recipe
+    recipe = recipe_file.build(knobs, smoke=smoke)
     if len(run.finished_members()) >= recipe.members:  # the chief has nothing to train either
         return True
     _say(f"{cluster.name(cluster.index)} waits for {cluster.name(0)}")

@@ -23,7 +23,7 @@ def test_B08_every_planted_duplicate_is_found(noise):
     test[11] = train[4]
     test[12] = train[5]
     test[12, -1, -1, -1] ^= 1  # equal for the first 4096 bytes and almost to the end
-    assert duplicates.twins(split(train), split(test)) == [(3, 7), (11, 4), (29, 20)]
+    assert duplicates.twins([split(train)], split(test)) == [[(3, 7), (11, 4), (29, 20)]]
 
 
 def test_B08_duplicates_are_told_with_their_split_and_counted(noise):

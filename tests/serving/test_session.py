@@ -17,7 +17,7 @@ X = np.array([1.0, 2.0, 5.0], np.float32)
 
 @pytest.fixture(scope="module", params=[Session, PythonSession])
 def session(request, half_plus_two):
-    with request.param.load(half_plus_two / "123", intra_op=1, inter_op=1) as session:
+    with request.param.load(half_plus_two / "123") as session:
         yield session
 
 

@@ -20,14 +20,14 @@ _NOTED = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "
 _FLAGS = ("XLA_FLAGS", "TF_XLA_FLAGS", "TF_FORCE_GPU_ALLOW_GROWTH")
 
 
-def machine_findings(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+def machine_findings() -> Iterator[Finding]:
     """What the machine and the environment leave for training."""
     yield _cores()
     yield _memory(host.free_memory())
     yield disk(Path("runs"))
     yield _files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     yield _shared_memory(Path("/dev/shm"))
-    yield from environment_findings(environment)
+    yield from environment_findings(os.environ)
     yield serving(shutil.which(BINARY))
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keras_committee.cli.options import command, json_option, print_json, say, standard_options
+from keras_committee.cli.options import json_option, standard_options
+from keras_committee.cli.output import command, print_json, say
 from keras_committee.errors import RecipeError
 from keras_committee.files import write_file
 
@@ -22,11 +23,11 @@ _SOURCE = (click.Choice(["image-folder", "tfrecords"]), click.Path(path_type=Pat
 @json_option
 @standard_options
 def new(file: Path, source: tuple[str, Path], as_json: bool) -> None:
-    """Write the recipe FILE for the images in a folder, such as recipes/mine.py.
+    """Write the recipe FILE for a folder of images.
 
-    PATH holds one folder for each class, or such folders in train and test; or TFRecords, as `keras-committee records`
-    writes them, which are read once from end to end. Size, network, batch and epochs are chosen by what lies there, and
-    comments say why.
+    FILE is such as recipes/mine.py. PATH holds one folder for each class, or such folders in train and test; or
+    TFRecords, as `keras-committee records` writes them, which are read once from end to end. Size, network, batch and
+    epochs are chosen by what lies there, and comments say why.
     """
     _refuse(file)
     from keras_committee.cli.new.choices import choose

@@ -10,14 +10,14 @@ from keras_committee.serving.server.warmup import replay
 from keras_committee.serving.status import StatusError
 
 
-def load_version(folder: Path, *, intra_op: int = 0, inter_op: int = 0) -> Any:
+def load_version(folder: Path) -> Any:
     """A session of the SavedModel in `folder`, which has answered its warm-up requests.
 
     Raises:
         StatusError: What is wrong with it.
     """
     refuse_links(folder)
-    session = load_session(folder, intra_op=intra_op, inter_op=inter_op)
+    session = load_session(folder)
     try:
         refuse_xla(session.meta_graph)
         replay(session, folder)

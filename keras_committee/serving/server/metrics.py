@@ -3,8 +3,6 @@
 import bisect
 import itertools
 import threading
-import time
-from collections.abc import Callable
 
 _COUNT = ":tensorflow:serving:request_count"
 _LATENCIES = {
@@ -20,8 +18,7 @@ Labels = tuple[str, ...]
 class Metrics:
     """Counts and latencies of requests. Any thread may record."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self.clock = clock
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: dict[Labels, int] = {}
         self._histograms: dict[tuple[str, Labels], _Histogram] = {}

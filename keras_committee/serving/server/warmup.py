@@ -16,7 +16,7 @@ FILE = Path("assets.extra", "tf_serving_warmup_requests")
 MOST = 1000  # records; TF Serving refuses more
 
 
-def replay(session: Any, folder: Path, limits: Limits | None = None) -> int:
+def replay(session: Any, folder: Path) -> int:
     """Sends each recorded request of the SavedModel in `folder` to `session`; returns their number.
 
     Raises:
@@ -29,7 +29,7 @@ def replay(session: Any, folder: Path, limits: Limits | None = None) -> int:
                 "INVALID_ARGUMENT",
                 f"Number of warmup records exceeds the maximum ({MOST}) at {folder / FILE}",
             )
-        _run(session, record, limits or Limits())
+        _run(session, record, Limits())
     return count
 
 
