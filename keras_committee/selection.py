@@ -123,10 +123,15 @@ class Selection:
         fields = _checked("", document, _SELECTION)
         members = [_checked(f"members[{i}]", each, _MEMBER) for i, each in enumerate(fields["members"])]
         stages = [_checked(f"stages[{i}]", each, _STAGE) for i, each in enumerate(fields["stages"] or ())]
-        fields["members"] = tuple(ChosenMember(**member) for member in members)
-        fields["stages"] = None if fields["stages"] is None else tuple(Stage(**stage) for stage in stages)
-        fields["weights"] = None if fields["weights"] is None else tuple(fields["weights"])
-        return cls(**fields | {"classes": tuple(fields["classes"])})
+        return cls(
+            members=tuple(ChosenMember(**member) for member in members),
+            head=fields["head"],
+            classes=tuple(fields["classes"]),
+            weights=None if fields["weights"] is None else tuple(fields["weights"]),
+            stages=None if fields["stages"] is None else tuple(Stage(**stage) for stage in stages),
+            confidence=fields["confidence"],
+            report=fields["report"],
+        )
 
     def _require_known_names(self) -> None:
         from keras_committee.layers.confidence import check_confidence
