@@ -143,7 +143,7 @@ def test_importing_the_package_loads_itself_alone_and_the_command_line_little_of
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_E12_what_cannot_be_printed_is_printed_with_escapes(encoding):
-    code = "from keras_committee.cli import main, options; main(['--version']); options.say('\\udcff ± end')"
+    code = "from keras_committee.cli import main, output; main(['--version']); output.say('\\udcff ± end')"
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     out = subprocess.check_output([sys.executable, "-c", code], env=environment)
     assert out.splitlines()[-1].startswith(b"\\udcff ")
@@ -338,7 +338,7 @@ def test_a_missing_argument_is_told_in_our_form(capsys):
 
 
 def test_E09_a_reader_that_has_gone_away_is_no_failure(folder):
-    program = "import sys; from keras_committee.cli import options; options.say('x' * 100_000); sys.exit(0)"
+    program = "import sys; from keras_committee.cli import output; output.say('x' * 100_000); sys.exit(0)"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:
         process.stdout.close()

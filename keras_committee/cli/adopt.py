@@ -6,16 +6,8 @@ from typing import Any
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import (
-    allow_twins_option,
-    command,
-    json_option,
-    only_json,
-    print_json,
-    say,
-    set_option,
-    standard_options,
-)
+from keras_committee.cli.options import allow_twins_option, json_option, set_option, standard_options
+from keras_committee.cli.output import only_json, print_json, say, say_next
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
@@ -72,16 +64,9 @@ def adopt(
         from keras_committee.evaluation.adoption import Allowed, adopt
         from keras_committee.evaluation.offers import Offer
 
-        offers = [
-            Offer(
-                path=Path(model),
-                scale=_scale(scale_of.get(model, "0..255")),
-                classes=names.get(model),
-                signature=signature,
-                output=output,
-            )
-            for model in models
-        ]
+        of_all = {"signature": signature, "output": output}
+        scale = {model: _scale(scale_of.get(model, "0..255")) for model in models}
+        offers = [Offer(path=Path(each), scale=scale[each], classes=names.get(each), **of_all) for each in models]
         allowed = Allowed(reorder=reorder, resize=resize, twins=allow_twins, as_declared=as_declared)
         records = adopt(run, built, offers, allowed)
     if as_json:
@@ -89,7 +74,8 @@ def adopt(
         return
     for record in records:
         click.echo(_told(record))
-    say(f"{len(run.finished_members())} members in {folder}. Next: {command('evaluate', folder)}")
+    say(f"{len(run.finished_members())} members in {folder}.")
+    say_next("evaluate", folder)
 
 
 def _by_model(values: tuple[str, ...], models: tuple[str, ...], option: str) -> dict[str, str]:

@@ -6,15 +6,8 @@ from typing import Any
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import (
-    carried,
-    json_option,
-    min_members_option,
-    only_json,
-    print_json,
-    say_next,
-    standard_options,
-)
+from keras_committee.cli.options import json_option, min_members_option, standard_options
+from keras_committee.cli.output import carried, only_json, print_json, say_next
 from keras_committee.run import Run
 from keras_committee.tables import print_table
 

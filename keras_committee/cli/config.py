@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import json_option, print_json, standard_options
+from keras_committee.cli.options import json_option, standard_options
+from keras_committee.cli.output import print_json
 from keras_committee.errors import RecipeError
 
 

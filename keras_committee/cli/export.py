@@ -6,15 +6,8 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import (
-    command,
-    json_option,
-    min_members_option,
-    only_json,
-    print_json,
-    say_next,
-    standard_options,
-)
+from keras_committee.cli.options import json_option, min_members_option, standard_options
+from keras_committee.cli.output import command, only_json, print_json, say_next
 from keras_committee.run import Run
 
 

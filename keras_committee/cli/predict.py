@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import json_option, min_members_option, only_json, print_json, standard_options
+from keras_committee.cli.options import json_option, min_members_option, standard_options
+from keras_committee.cli.output import only_json, print_json
 from keras_committee.errors import DataError, RecipeError
 from keras_committee.run import Run
 from keras_committee.selection import Selection

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import json_option, only_json, print_json, standard_options
+from keras_committee.cli.options import json_option, standard_options
+from keras_committee.cli.output import only_json, print_json
 
 SECONDS_BETWEEN_LINES = 10.0  # where there is no terminal to draw a bar on
 

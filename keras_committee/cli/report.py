@@ -9,16 +9,12 @@ import click
 from keras_committee.cli import candidates
 from keras_committee.cli.options import (
     allow_twins_option,
-    carried,
     json_option,
     min_members_option,
-    only_json,
-    print_json,
-    say,
-    say_next,
     split_option,
     standard_options,
 )
+from keras_committee.cli.output import carried, only_json, print_json, say, say_next
 from keras_committee.run import Run
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import json_option, only_json, print_json, say_next, set_option, standard_options
+from keras_committee.cli.options import json_option, set_option, standard_options
+from keras_committee.cli.output import only_json, print_json, say_next
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.search import Budget, parse_ranges

@@ -9,15 +9,8 @@ from pathlib import Path
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import (
-    allow_twins_option,
-    json_option,
-    min_members_option,
-    only_json,
-    print_json,
-    say_next,
-    standard_options,
-)
+from keras_committee.cli.options import allow_twins_option, json_option, min_members_option, standard_options
+from keras_committee.cli.output import only_json, print_json, say_next
 from keras_committee.run import Run
 from keras_committee.tables import print_selection
 

@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import json_option, only_json, print_json, set_option, standard_options
+from keras_committee.cli.options import json_option, set_option, standard_options
+from keras_committee.cli.output import only_json, print_json
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.tables import print_members

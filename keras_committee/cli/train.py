@@ -6,16 +6,8 @@ from typing import Any, Literal
 import click
 
 from keras_committee.cli import candidates
-from keras_committee.cli.options import (
-    carried,
-    json_option,
-    only_json,
-    print_json,
-    say,
-    say_next,
-    set_option,
-    standard_options,
-)
+from keras_committee.cli.options import json_option, set_option, standard_options
+from keras_committee.cli.output import carried, only_json, print_json, say, say_next
 from keras_committee.errors import DataError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run

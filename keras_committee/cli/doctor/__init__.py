@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import click
 
 from keras_committee.cli.doctor.finding import Finding
-from keras_committee.cli.options import command, json_option, print_json, say, standard_options
+from keras_committee.cli.options import json_option, standard_options
+from keras_committee.cli.output import command, print_json, say, say_next
 from keras_committee.errors import ResourceError
 
 
@@ -34,7 +35,8 @@ def doctor(as_json: bool) -> None:
             f"  Run the commands above, then: {command('doctor')}"
         )
     if not as_json:
-        say(f"\n`train` works here. Next: {command('new', 'recipes/mine.py', '--from', 'image-folder', 'PATH')}")
+        say("\n`train` works here.")
+        say_next("new", "recipes/mine.py", "--from", "image-folder", "PATH")
 
 
 def _findings() -> Iterator[Finding]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import command, json_option, print_json, say, standard_options
+from keras_committee.cli.options import json_option, standard_options
+from keras_committee.cli.output import command, print_json, say
 from keras_committee.errors import RecipeError
 from keras_committee.files import write_file
 
