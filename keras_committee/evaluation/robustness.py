@@ -1,5 +1,6 @@
 """How do the members and their committee fare on images that are corrupted, and do they notice foreign ones?"""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,9 @@ def robustness(
     jury = _Jury(run, members, head_of(recipe.head or GeometricMean(), members))
     clean = jury.votes(images)
     rows = [
-        {
-            "kind": kind,
-            "severity": severity,
-            **jury.scores(jury.votes_on_corrupted(images, kind, severity, seed), labels),
-        }
-        for kind in kinds
-        for severity in severities
+        {"kind": kind, "severity": severity}
+        | jury.scores(jury.votes_on_corrupted(images, kind, severity, seed), labels)
+        for kind, severity in itertools.product(kinds, severities)
     ]
     result = {
         "recipe": run.recipe_file().name,

@@ -1,4 +1,4 @@
-"""With which probability does each residual block survive, and what does a network cost on average?
+"""With which probability does each residual block survive, and how deep is the network on average?
 
 A schedule is the tuple of the survival probabilities of blocks 1 to L. The paper's is `linear_decay`; the others are
 those of well-known libraries, which differ from it by one block or so.

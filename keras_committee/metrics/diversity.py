@@ -1,4 +1,4 @@
-"""How different are the members, and what is it worth?"""
+"""How often do members differ or err together, and how much does it make their committee better than they are?"""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""How good are predictions?"""
+"""How often are predictions right, and how probable do they hold what is true?"""
 
 import numpy as np
 

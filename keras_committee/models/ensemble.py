@@ -1,4 +1,4 @@
-"""How do many members become one model?"""
+"""How do members that are all asked become one model?"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What does a member say about every image?"""
+"""How is one model asked about many images, each of them once and in order?"""
 
 from collections.abc import Iterable
 

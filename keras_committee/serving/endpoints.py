@@ -1,8 +1,8 @@
 """Which signatures does an exported committee have, and what goes in and comes out?
 
-- `serving_default`: `image` float32 `(batch, height, width, channels)`, raw pixels 0..255, at the size of the
-  largest member (the others see them resized), to `probabilities`,
-  `class_id`, `label`, `confidence`, `mutual_information` and `members_used`.
+- `serving_default`: `image` float32 `(batch, height, width, channels)`, raw pixels 0..255, at the size of the largest
+  member (the others see them resized), to `probabilities`, `class_id`, `label`, `confidence`, `mutual_information` and
+  `members_used`.
 - `predict_bytes`: `image_bytes` string `(batch,)`, JPEG or PNG of any size, to the same and `valid`. Each member sees
   the part of the image, and the size, that it was evaluated with.
 - `predict_members`: `image` to those of `serving_default` and `member_probabilities`. It asks all members, also of a

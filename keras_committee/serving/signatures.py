@@ -1,4 +1,4 @@
-"""What goes into a SavedModel's signatures, and what comes out?"""
+"""Which signatures has a SavedModel, and does a request fit the one that it names?"""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
