@@ -12,63 +12,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from keras_committee.environment import environment, versions
-from keras_committee.errors import RecipeError, RunError
+from keras_committee.errors import IncompleteError, RecipeError, RunError
 from keras_committee.files import now, owned, write_file, write_json, writing
+from keras_committee.member_folder import MemberFolder
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 
 _RECORD = ("recipe.py", "knobs.json", "environment.json")  # written in this order: the last one marks a whole run
 _SHOWN = 10  # changed lines of a recipe that are listed
 _SECONDS_TO_RECORD = 30.0  # for another job that shares the folder to write its record
-
-
-@dataclasses.dataclass(frozen=True)
-class MemberFolder:
-    """The files of one member of a run."""
-
-    run: Path
-    index: int
-
-    @property
-    def path(self) -> Path:
-        return self.run / "members" / f"{self.index:02d}"
-
-    @property
-    def model(self) -> Path:
-        """The trained model. Moved here whole as the very last act of training, so it marks a finished member."""
-        return self.path / "model.keras"
-
-    @property
-    def history(self) -> Path:
-        return self.path / "history.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def state(self) -> Path:
-        """The folder of the checkpoints of an unfinished member."""
-        return self.path / "state"
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Owns the member, whoever shares the run folder.
-
-        Raises:
-            InUseError: If another process owns it.
-            ResourceError: If it cannot be written, or its file system has no locks.
-        """
-        with owned(self.path / "lock", f"member {self.index} of {self.run}"):
-            yield
-
-    def epoch_votes(self, epoch: int) -> Path:
-        """The file of the log probabilities on the validation split after `epoch`, for the committee so far."""
-        return self.path / "validation" / f"{epoch:04d}.npy"
-
-    @property
-    def finished(self) -> bool:
-        return self.model.exists()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +110,23 @@ class Run:
         """The indices of the finished members, ascending."""
         names = [folder.name for folder in (self.path / "members").glob("*")]
         return sorted(int(name) for name in names if name.isdecimal() and self.member(int(name)).finished)
+
+    def members_at_hand(self, wanted: int, min_members: int | None = None) -> list[int]:
+        """The indices of the finished ones of the members 0 to `wanted - 1`.
+
+        Raises:
+            IncompleteError: If they are not all, and fewer than `min_members`.
+        """
+        finished = [index for index in self.finished_members() if index < wanted]
+        missing = sorted(set(range(wanted)) - set(finished))
+        if missing and (min_members is None or len(finished) < min_members):
+            go_on = f"  Or take those that there are: --min-members {len(finished)}" if finished else ""
+            raise IncompleteError(
+                f"{self.path} has {len(finished)} of {wanted} members;"
+                f" not trained yet: {', '.join(map(str, missing))}.\n"
+                f"  Finish them with the command of the run: {self.environment()['command']}\n{go_on}".rstrip()
+            )
+        return finished
 
     @contextlib.contextmanager
     def lock(self, *, shared: bool = False) -> Iterator[None]:

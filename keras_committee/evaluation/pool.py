@@ -14,7 +14,7 @@ from keras_committee.evaluation.compatibility import (
     require_equal_examples,
 )
 from keras_committee.evaluation.members import Description, describe
-from keras_committee.evaluation.votes import Votes, members_at_hand, votes_on
+from keras_committee.evaluation.votes import Votes, votes_on
 from keras_committee.files import file_hash
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
@@ -92,7 +92,7 @@ def gather(
     """
     _refuse_doubles(runs)
     recipes = [run.recipe() for run in runs]
-    indices = [members_at_hand(run, recipe, min_members) for run, recipe in zip(runs, recipes, strict=True)]
+    indices = [run.members_at_hand(recipe.members, min_members) for run, recipe in zip(runs, recipes, strict=True)]
     described = _describe_all(runs, indices, allow_twins)
     parts = [_votes_of(*each, splits) for each in zip(runs, indices, recipes, strict=True)]
     votes = {split: {str(run.path): part[split] for run, part in zip(runs, parts, strict=True)} for split in splits}

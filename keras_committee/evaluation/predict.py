@@ -10,7 +10,6 @@ import numpy as np
 from keras_committee import metrics
 from keras_committee.data.framing import Framing, framing_of_member
 from keras_committee.errors import RecipeError, VerificationError
-from keras_committee.evaluation.votes import members_at_hand
 from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, confidence, head_of
 from keras_committee.models.loading import load_member
@@ -69,7 +68,7 @@ class Panel:
             IncompleteError: If too few members are trained.
             RunError: If a member cannot be loaded.
         """
-        members = members_at_hand(run, recipe, min_members)
+        members = run.members_at_hand(recipe.members, min_members)
         models = [load_member(run.member(index).model) for index in members]
         head = head_of(recipe.head or GeometricMean(), members)
         classes = run.trained_classes() or recipe.data.load().classes

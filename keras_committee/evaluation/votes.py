@@ -1,4 +1,4 @@
-"""What does every member say of every example?
+"""What did every member of a run say of every example of a split, and does it still hold?
 
 A member predicts a split once. Its log probabilities are kept in `votes/<split>/<member>-<key>.npy`, where the key is
 the hash of the weights and of the data they came from; any subset, head or cascade is arithmetic on them.
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_committee.errors import IncompleteError, VerificationError
+from keras_committee.errors import VerificationError
 from keras_committee.evaluation.keeping import current, keep
 from keras_committee.files import file_hash
 from keras_committee.models.loading import load_member
@@ -60,7 +60,7 @@ def cast_votes(run: Run, recipe: Recipe, split: str = "test", min_members: int |
         RecipeError: If the data have other classes than the members were trained for.
         VerificationError: If a member gives anything but one finite number for each class.
     """
-    members = members_at_hand(run, recipe, min_members)
+    members = run.members_at_hand(recipe.members, min_members)
     return votes_on(run, members, recipe.data.load(), split)
 
 
@@ -87,20 +87,6 @@ def votes_on(run: Run, members: Sequence[int], splits: "Splits", split: str) -> 
         data=data,
         origin=examples.origin(),
     )
-
-
-def members_at_hand(run: Run, recipe: Recipe, min_members: int | None = None) -> tuple[int, ...]:
-    """The indices of the trained members. Raises IncompleteError if they are fewer than `min_members`, or than all."""
-    finished = [index for index in run.finished_members() if index < recipe.members]
-    missing = sorted(set(range(recipe.members)) - set(finished))
-    if missing and (min_members is None or len(finished) < min_members):
-        go_on = f"  Or take those that there are: --min-members {len(finished)}" if finished else ""
-        raise IncompleteError(
-            f"{run.path} has {len(finished)} of {recipe.members} members;"
-            f" not trained yet: {', '.join(map(str, missing))}.\n"
-            f"  Finish them with the command of the run: {run.environment()['command']}\n{go_on}".rstrip()
-        )
-    return tuple(finished)
 
 
 def _check(run: Run, index: int, votes: np.ndarray, classes: int) -> None:

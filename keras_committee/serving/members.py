@@ -9,9 +9,9 @@ import keras
 
 from keras_committee import flops
 from keras_committee.data.framing import Framing, framing_of_member, resized
-from keras_committee.errors import ExportError, IncompleteError, RunError, VerificationError
+from keras_committee.errors import ExportError, RunError, VerificationError
 from keras_committee.files import file_hash
-from keras_committee.layers import GeometricMean, WeightedGeometricMean, head_name, head_named
+from keras_committee.layers import GeometricMean, WeightedGeometricMean, head_name, head_named, head_of
 from keras_committee.models.loading import load_member
 from keras_committee.run import Run
 from keras_committee.selection import ChosenMember, Selection
@@ -35,11 +35,11 @@ def whole_committee(
         recipe = run.recipe()
         heads.append(recipe.head or GeometricMean())
         classes.append(_classes(run))
-        for index in _members_at_hand(run, recipe.members, min_members):
+        for index in run.members_at_hand(recipe.members, min_members):
             models.append(load_exportable(run.member(index).model))
             members.append(_chosen(run, index, models[-1]))
             framings.append(run.trained_framing())
-    head, weights = _one_head(runs, heads)
+    head, weights = _one_head(runs, heads, [member.index for member in members])
     if len(set(classes)) > 1:
         raise ExportError(f"the runs have different classes: {', '.join(map(str, dict.fromkeys(classes)))}.")
     return Selection(members=tuple(members), head=head, weights=weights, classes=classes[0]), models, framings
@@ -138,26 +138,15 @@ def _classes(run: Run) -> tuple[str, ...]:
     return classes
 
 
-def _members_at_hand(run, wanted, min_members):
-    finished = [index for index in run.finished_members() if index < wanted]
-    if len(finished) < wanted and (min_members is None or len(finished) < min_members):
-        raise IncompleteError(
-            f"{run.path} has {len(finished)} of {wanted} members.\n"
-            f"  Finish them with the command of the run: {run.environment()['command']}\n"
-            f"  Or take those that there are: --min-members {max(1, len(finished))}"
-        )
-    return finished
-
-
-def _one_head(runs, heads):
+def _one_head(runs, heads, members):
     names = [head_name(head) for head in heads]
     weighted = isinstance(heads[0], WeightedGeometricMean)
     if len(set(names)) > 1 or (weighted and len(runs) > 1):
         raise ExportError(f"the runs have no head in common: {', '.join(names)}. Write a selection: --selection FILE.")
-    weights = tuple(heads[0].get_config()["weights"]) if weighted else None
     try:
+        weights = tuple(head_of(heads[0], members).get_config()["weights"]) if weighted else None
         head_named(names[0], **({"weights": weights} if weighted else {}))
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise ExportError(f"the head of {runs[0].path} cannot be exported: {error}") from error
     return names[0], weights
 

@@ -1,5 +1,6 @@
 """What happens where an export must not be?"""
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -14,11 +15,13 @@ from committees import SHAPE, choose, small_member
 
 from keras_committee.cli import main
 from keras_committee.data import centre_crop, resized
-from keras_committee.errors import ExportError, ResourceError
+from keras_committee.errors import ExportError, IncompleteError, ResourceError
+from keras_committee.layers import WeightedGeometricMean
+from keras_committee.run import Run
 from keras_committee.serving import export as exporting
 from keras_committee.serving import operations, verify
 from keras_committee.serving.export import publish_committee
-from keras_committee.serving.members import framings_of, image_shape, load_exportable
+from keras_committee.serving.members import framings_of, image_shape, load_exportable, whole_committee
 from keras_committee.serving.publish import publish, staging, versions
 from keras_committee.serving.session import Session
 
@@ -195,3 +198,14 @@ def test_differences_and_shapes_and_what_is_not_finite_are_told():
     assert "shape (2, 3) instead of (3, 2)" in verify.compare(ones, ones.T)[1]
     assert "not finite" in verify.compare(ones * np.nan, ones)[1]
     assert "differs in 1 of 2 values" in verify.compare(np.array([1, 2]), np.array([1, 3]))[1]
+
+
+def test_what_is_there_of_a_weighted_committee_is_exported_in_its_proportions(trained, monkeypatch):
+    run, recipe = trained
+    weighted = dataclasses.replace(recipe, members=4, head=WeightedGeometricMean((0.1, 0.2, 0.3, 0.4)))
+    monkeypatch.setattr(Run, "recipe", lambda run: weighted)
+    with pytest.raises(IncompleteError, match=r"has 3 of 4 members; not trained yet: 3[\s\S]*--min-members 3"):
+        whole_committee([run])
+    selection, models, _ = whole_committee([run], min_members=3)
+    assert len(models) == len(selection.members) == 3
+    assert selection.weights == pytest.approx((1 / 6, 2 / 6, 3 / 6))
