@@ -6,8 +6,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .PHONY: demo test lint types tests slow docs bench audit packages lock clean
 
 .venv/ready: requirements.lock pyproject.toml
+	@echo "Setting up .venv: 225 packages from requirements.lock; pip says nothing for minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -66,10 +66,7 @@ class Run:
         """The run in folder `path`, which must be one. Raises RunError."""
         run = cls(Path(path))
         if missing := run._missing():
-            what = f"it has no {', '.join(missing)}" if run.path.is_dir() else "there is no such folder"
-            raise RunError(
-                f"{path} is not a run folder: {what}. `keras-committee train RECIPE --run {path}` makes one."
-            )
+            raise RunError(f"{path} is not a run folder: {_instead(run.path, missing)}")
         return run
 
     def recipe_file(self) -> RecipeFile:
@@ -230,6 +227,21 @@ class Run:
             f"Nothing was touched. Keep both: keras-committee train {recipe_file.path} --run {another} ..."
             f"{change if may_change else ''}"
         )
+
+
+def _instead(path: Path, missing: list[str]) -> str:
+    """What there is at `path` in place of a run, and which command makes one."""
+    if path.is_file():
+        return f"it is a file. `keras-committee train {path if path.suffix == '.py' else 'RECIPE'}` makes a run."
+    if path.is_dir():
+        what = f"it has no {', '.join(missing)}."
+    else:
+        runs = [record.parent.name for record in path.parent.glob(f"*/{_RECORD[-1]}")]
+        near = [
+            f" Did you mean {str(path.parent / name)!r}?" for name in difflib.get_close_matches(path.name, runs, n=1)
+        ]
+        what = f"there is no such folder.{''.join(near)}"
+    return f"{what} `keras-committee train RECIPE --run {path}` makes one."
 
 
 def _differences(old: dict, new: dict) -> dict[Any, str]:

@@ -113,25 +113,22 @@ class Selection:
             selection = cls._of(json.loads(Path(path).read_bytes()))
             selection._require_known_names()
         except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{path} is no selection: {error}.\n  `keras-committee select RUN` makes one.") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise RunError(f"{path} is no selection: {why}.\n  `keras-committee select RUN` makes one.") from error
         return selection
 
     @classmethod
     def _of(cls, document: Any) -> Self:
         if isinstance(document, dict) and document.get("format") != FORMAT:
             raise ValueError(f"its format is {document.get('format')!r}; this version reads {FORMAT}")
-        fields = _checked("", document, _SELECTION)
+        fields: dict[str, Any] = _checked("", document, _SELECTION)
         members = [_checked(f"members[{i}]", each, _MEMBER) for i, each in enumerate(fields["members"])]
         stages = [_checked(f"stages[{i}]", each, _STAGE) for i, each in enumerate(fields["stages"] or ())]
-        return cls(
-            members=tuple(ChosenMember(**member) for member in members),
-            head=fields["head"],
-            classes=tuple(fields["classes"]),
-            weights=None if fields["weights"] is None else tuple(fields["weights"]),
-            stages=None if fields["stages"] is None else tuple(Stage(**stage) for stage in stages),
-            confidence=fields["confidence"],
-            report=fields["report"],
-        )
+        fields["members"] = tuple(ChosenMember(**member) for member in members)
+        fields["stages"] = None if fields["stages"] is None else tuple(Stage(**stage) for stage in stages)
+        fields["weights"] = None if fields["weights"] is None else tuple(fields["weights"])
+        fields["classes"] = tuple(fields["classes"])
+        return cls(**fields)
 
     def _require_known_names(self) -> None:
         from keras_committee.layers.confidence import check_confidence

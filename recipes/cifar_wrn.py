@@ -14,7 +14,11 @@ from keras_committee import Recipe, data, models, schedules
 
 
 def recipe(members=8, depth=16, width=4, epochs=200, batch_size=128, learning_rate=0.1, data_dir=None, seed=0):
-    """The arguments are the knobs: `--set name=value`, typed by these defaults."""
+    """The arguments are the knobs: `--set name=value`, typed by these defaults.
+
+    `depth` is 6N + 4, `width` multiplies the channels. `learning_rate` is that of the first step, for `batch_size`
+    images over all devices. `data_dir` is read in place of the download. Member `i` starts under `seed + i`.
+    """
 
     def member(index):  # built under seed + index, so the members start apart
         return models.wide_resnet(depth, width, classes=10, l2=2.5e-4)  # Keras adds l2 * sum(w^2): the paper's 5e-4

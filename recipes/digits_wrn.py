@@ -14,7 +14,11 @@ from keras_committee import Recipe, data, models, schedules
 
 
 def recipe(members=4, depth=10, width=1, epochs=12, batch_size=64, learning_rate=0.1, seed=0):
-    """The arguments are the knobs: `--set name=value`, typed by these defaults."""
+    """The arguments are the knobs: `--set name=value`, typed by these defaults.
+
+    `depth` is 6N + 4, `width` multiplies the channels. `learning_rate` is the highest, after a tenth of the steps, for
+    `batch_size` images over all devices. Member `i` starts under `seed + i`.
+    """
 
     def member(index):  # built under seed + index, so the members start apart
         # Mean and standard deviation of the pixels over all 1,797 images, on the scale 0..255.

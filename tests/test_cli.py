@@ -1,6 +1,8 @@
 """Do the commands answer at once, say one JSON document, and go on where they were?"""
 
 import ast
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -45,11 +47,16 @@ def recipe(members=2, units=10, epochs=2, learning_rate=0.01, seed=5):
 
 HEAVY = ("tensorflow", "keras", "numpy", "rich", "sklearn")
 
+# Answers several commands one after another, and tells for each its exit code, its words and what is loaded by then.
 LIST_MODULES = f"""
-import sys
+import contextlib, io, json, sys
 from keras_committee.cli import main
-code = main(sys.argv[1:])
-print("loaded:", [name for name in {HEAVY} if name in sys.modules], "exit:", code, file=sys.stderr)
+answers = []
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(arguments)
+    answers.append([code, said.getvalue(), [name for name in {HEAVY} if name in sys.modules]])
+print(json.dumps(answers))
 """
 
 
@@ -73,28 +80,40 @@ def untrained(monkeypatch):
     return calls
 
 
+HELP_AND_MISTAKES = [
+    (["--help"], 0, ""),
+    (["train", "--help"], 0, ""),
+    (["--version"], 0, ""),
+    (["train", "missing.py"], 2, "error: no such recipe: missing.py"),
+    (["show", "tiny.py", "--set", "unit=3"], 2, "error: tiny.py has no knob 'unit'. Did you mean 'units'?"),
+    (["train", "tiny.py", "--set", "units=few"], 2, "error: tiny.py: knob 'units' expects an integer"),
+    (["train", "tiny.py", "--run", "tiny.py/run"], 7, "error: cannot write tiny.py/run"),
+    (["evaluate", "runs/none"], 4, "error: runs/none is not a run folder"),
+    (["calibrate", "runs/none"], 4, "error: runs/none is not a run folder"),
+    (["robustness", "runs/none", "--kinds", "fog,rain"], 2, "error: Invalid value for '--kinds': 'rain' is not"),
+    (["predict", "runs/none", "a.png"], 4, "error: runs/none is not a run folder"),
+    (["trian"], 2, "error: No such command 'trian'. Did you mean 'train'?\n  see: keras-committee --help"),
+]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What a process without anything heavy says to help and mistakes: exit code, stderr and what is loaded by then."""
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "tiny.py").write_text(TINY)
+    asked = json.dumps([arguments for arguments, *_ in HELP_AND_MISTAKES])
+    return json.loads(subprocess.check_output([sys.executable, "-c", LIST_MODULES, asked], cwd=folder, text=True))
+
+
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["--help"], 0, ""),
-        (["train", "--help"], 0, ""),
-        (["--version"], 0, ""),
-        (["train", "missing.py"], 2, "error: no such recipe: missing.py"),
-        (["show", "tiny.py", "--set", "unit=3"], 2, "error: tiny.py has no knob 'unit'. Did you mean 'units'?"),
-        (["train", "tiny.py", "--set", "units=few"], 2, "error: tiny.py: knob 'units' expects an integer"),
-        (["train", "tiny.py", "--run", "tiny.py/run"], 7, "error: cannot write tiny.py/run"),
-        (["evaluate", "runs/none"], 4, "error: runs/none is not a run folder"),
-        (["calibrate", "runs/none"], 4, "error: runs/none is not a run folder"),
-        (["robustness", "runs/none", "--kinds", "fog,rain"], 2, "error: Invalid value for '--kinds': 'rain' is not"),
-        (["predict", "runs/none", "a.png"], 4, "error: runs/none is not a run folder"),
-        (["trian"], 2, "error: No such command 'trian'. Did you mean 'train'?\n  see: keras-committee --help"),
-    ],
+    "place", range(len(HELP_AND_MISTAKES)), ids=lambda place: " ".join(HELP_AND_MISTAKES[place][0])
 )
-def test_help_and_mistakes_are_answered_before_anything_heavy_is_loaded(folder, arguments, code, words):
-    answer = subprocess.run([sys.executable, "-c", LIST_MODULES, *arguments], capture_output=True, text=True)
-    assert answer.stderr.endswith(f"loaded: [] exit: {code}\n")
-    assert answer.stderr.startswith(words)
-    assert "Traceback" not in answer.stderr
+def test_help_and_mistakes_are_answered_before_anything_heavy_is_loaded(answers, place):
+    _, code, words = HELP_AND_MISTAKES[place]
+    answered, said, loaded = answers[place]
+    assert (answered, loaded) == (code, [])
+    assert said.startswith(words)
+    assert "Traceback" not in said
 
 
 def test_help_names_every_command_and_says_that_recipes_are_executed(capsys):
@@ -264,18 +283,29 @@ def test_a_bug_keeps_its_traceback(folder, monkeypatch, error):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A smoke run of tiny.py, trained from the command line, and what the two streams said."""
+    """A smoke run of tiny.py, trained from the command line, and what came on stdout."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.py").write_text(TINY)
-    command = [sys.executable, "-m", "keras_committee.cli", "train", "tiny.py", "--smoke", "--json"]
-    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    return folder, answer
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.chdir(folder)
+        assert cli.main(["train", "tiny.py", "--smoke", "--workers", "1", "--json"]) == 0
+    return folder, said.getvalue()
 
 
 def test_training_as_json_says_one_document_and_leaves_two_models(trained):
-    folder, answer = trained
+    assert_one_document_and_two_models(*trained)
+
+
+@pytest.mark.slow
+def test_workers_that_train_in_processes_of_their_own_add_nothing_to_the_document(folder):
+    command = [sys.executable, "-m", "keras_committee.cli", "train", "tiny.py", "--smoke", "--json"]
+    answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
-    assert json.loads(answer.stdout) == {
+    assert_one_document_and_two_models(folder, answer.stdout)
+
+
+def assert_one_document_and_two_models(folder, said):
+    assert json.loads(said) == {
         "recipe": "tiny",
         "run": "runs/tiny-smoke",
         "knobs": {"members": 2, "units": 10, "epochs": 2, "learning_rate": 0.01, "seed": 5},

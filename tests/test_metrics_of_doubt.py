@@ -186,6 +186,12 @@ def test_the_threshold_lets_nineteen_of_twenty_pass():
     assert metrics.auroc(known, np.array([2.0])) == 0
 
 
+def test_a_share_that_floats_make_a_little_larger_asks_for_no_example_more():
+    known = np.arange(100)
+    assert 0.55 * 100 > 55
+    assert metrics.fpr_at_tpr(known, np.array([44.5, 45.0, 46.0]), tpr=0.55) == pytest.approx(2 / 3)
+
+
 @pytest.mark.parametrize("scores", [np.array([]), np.array([0.2, np.nan]), np.array([[0.7]])])
 def test_what_are_no_scores_is_refused(scores):
     with pytest.raises(ValueError, match=r"foreign must be floats \(examples,\), none of them NaN"):

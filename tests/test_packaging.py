@@ -127,7 +127,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_the_public_names_are_those_of_the_snapshot():
-    """A name that comes or goes shows in the diff of tests/public_api.txt; CONTRIBUTING says how one may go."""
+    """A name that comes or goes shows in the diff of tests/public_api.txt; docs/packaging.md says how one may go."""
     names = []
     for room in PUBLIC:
         module = importlib.import_module(".".join(filter(None, ("keras_committee", room))))

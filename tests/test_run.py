@@ -274,6 +274,25 @@ def test_opening_what_is_no_run_folder_is_an_error_that_says_why(tmp_path, creat
         Run.open(run.path)
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "runs/tinny",
+            r"no such folder\. Did you mean '.*runs/tiny'\? `keras-committee train RECIPE --run .*runs/tinny`",
+        ),
+        ("pets.py", r"it is a file\. `keras-committee train .*pets\.py` makes a run\."),
+        ("cat.jpg", r"it is a file\. `keras-committee train RECIPE` makes a run\."),
+    ],
+)
+def test_what_was_typed_in_place_of_a_run_is_told_with_the_command_that_was_meant(tmp_path, create, typed, said):
+    create()
+    for name in ("pets.py", "cat.jpg"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(RunError, match=f"is not a run folder: .*{said}"):
+        Run.open(tmp_path / typed)
+
+
 def test_a_damaged_record_is_a_run_error_with_its_path(create):
     run = create()
     (run.path / "knobs.json").write_text('{"members": 8')

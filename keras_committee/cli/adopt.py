@@ -53,6 +53,7 @@ def adopt(
 
     Each MODEL is a .keras file or the folder of a SavedModel; the run is one on the data of RECIPE. Nothing is trained.
     """
+    _require_models(models)
     scale_of, labels_of = _by_model(scales, models, "--scale"), _by_model(labels, models, "--labels")
     recipe_file = RecipeFile.read(recipe)
     folder = folder or str(Path("runs", recipe_file.name))
@@ -76,6 +77,16 @@ def adopt(
         click.echo(_told(record))
     say(f"{len(run.finished_members())} members in {folder}.")
     say_next("evaluate", folder)
+
+
+def _require_models(models: tuple[str, ...]) -> None:
+    """Raises RecipeError for what is not there: told before TensorFlow is imported, or a run begun."""
+    gone = [model for model in models if not Path(model).exists()]
+    if gone:
+        raise RecipeError(
+            f"there is no model {', '.join(gone)}. Nothing was begun.\n"
+            "  Give .keras files and folders of SavedModels: keras-committee adopt RECIPE MODEL..."
+        )
 
 
 def _by_model(values: tuple[str, ...], models: tuple[str, ...], option: str) -> dict[str, str]:

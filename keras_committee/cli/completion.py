@@ -12,9 +12,18 @@ _INSTALL = {
     "zsh": f'# In ~/.zshrc: eval "$({PROGRAM} completion zsh)"',
     "fish": f"# Once: {PROGRAM} completion fish > ~/.config/fish/completions/{PROGRAM}.fish",
 }
-# A knob goes on with its value: no blank after the equals sign.
-_BASH_END = "    return 0\n"
-_BASH_NO_BLANK = "    [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2> /dev/null\n"
+# A knob goes on with its value: no blank after the equals sign. fish knows.
+_NO_BLANK = {
+    "bash": (
+        "    return 0\n",
+        "    [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2> /dev/null\n    return 0\n",
+    ),
+    "zsh": (
+        "        _describe -V unsorted completions_with_descriptions -U\n",
+        "        local -a no_blank; [[ $completions_with_descriptions[1] == *=:* ]] && no_blank=(-S '')\n"
+        '        _describe -V unsorted completions_with_descriptions -U "${no_blank[@]}"\n',
+    ),
+}
 
 
 @click.command()
@@ -32,6 +41,6 @@ def completion(context: click.Context, shell: str) -> None:
     if made is None:
         raise click.UsageError(f"click knows no completion for {shell}.")
     script = made(context.find_root().command, {}, PROGRAM, VARIABLE).source()
-    if shell == "bash":
-        script = script.replace(_BASH_END, _BASH_NO_BLANK + _BASH_END, 1)
+    if shell in _NO_BLANK:
+        script = script.replace(*_NO_BLANK[shell], 1)
     click.echo(f"{_INSTALL[shell]}\n{script}")

@@ -58,6 +58,11 @@ class StochasticDepth(keras.layers.Layer):
         ValueError: If an argument is none of the above, if branch and shortcut differ in shape, or if a branch that may
             be skipped would have to exchange its statistics with other replicas.
 
+    Example:
+        >>> branch = keras.Sequential([keras.layers.Conv2D(16, 3, padding="same"), keras.layers.ReLU()])
+        >>> block = StochasticDepth(branch, survival=0.8)
+        >>> block(images, training=True)  # images, or images + branch(images) in eight of ten calls
+
     Source: Huang et al. 2016, arXiv:1603.09382, equations 2, 4 and 5.
     """
 

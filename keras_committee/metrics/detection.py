@@ -29,7 +29,7 @@ def fpr_at_tpr(known: np.ndarray, foreign: np.ndarray, tpr: float = 0.95) -> flo
     known, foreign = _checked("known", known), _checked("foreign", foreign)
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr must lie in (0, 1]. Received: {tpr}")
-    # Rounded, or 0.95 of 20 would be a little more than 19.
+    # Rounded, or 0.55 of 100, in floats a little more than 55, would ask for one more.
     passing = int(np.ceil(np.round(tpr * len(known), 9)))
     threshold = np.sort(known)[len(known) - passing]
     return float(np.mean(foreign >= threshold))

@@ -19,8 +19,8 @@ def from_keras_cv(
     """A keras-cv backbone with the mean over the positions and a dense layer of random weights on top.
 
     Args:
-        backbone: Such as `keras_cv.models.ResNet18V2Backbone()`: of images to features `(batch, rows, columns,
-            channels)`.
+        backbone: Such as `keras_cv.models.ResNetV2Backbone(...)`: of images to features `(batch, rows, columns,
+            channels)`. The named ones, such as `ResNet18V2Backbone()`, ask Kaggle for their shape.
         classes: Number of logits.
         scale: What pixels the backbone was trained on, as `as_member` takes it. None asks it for its
             `include_rescaling`: with it, it takes raw pixels, and without it pixels in 0..1.

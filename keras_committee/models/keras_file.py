@@ -23,7 +23,10 @@ def from_keras_file(
 
     Args:
         path: The file.
-        scale, order, image_size, name: As `as_member` takes them.
+        scale: As `as_member` takes it.
+        order: As `as_member` takes it.
+        image_size: As `as_member` takes it.
+        name: As `as_member` takes it.
 
     Raises:
         VerificationError: If it is no such file, holds code, or cannot be a member.

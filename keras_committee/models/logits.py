@@ -29,7 +29,10 @@ def to_logits(model: keras.Model) -> tuple[keras.Model, Outputs]:
         return _ending(model, _without_activation(last)), "softmax removed"
     rows = _answers(model)
     if are_probabilities(rows):
-        return _ending(model, ops.log(ops.maximum(model.outputs[0], _LEAST))), "logarithms of its probabilities"
+        image = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
+        # Around the model: an operation of a loaded one may have the name of one of these two.
+        logits = keras.Model(image, ops.log(ops.maximum(model(image), _LEAST)), name=model.name)
+        return logits, "logarithms of its probabilities"
     return model, "logits"
 
 

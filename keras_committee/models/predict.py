@@ -33,9 +33,9 @@ class Predictor:
     """
 
     def __init__(self, model: keras.Model):
-        # The same layers in a model of its own, so that compiling it leaves the caller's model alone.
-        logits = keras.ops.cast(model.outputs[0], "float32")
-        self._predictor = keras.Model(model.inputs[0], keras.ops.log_softmax(logits))
+        # Around the model, so that compiling leaves it alone and no operation of a loaded one has a name of these two.
+        image = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
+        self._predictor = keras.Model(image, keras.ops.log_softmax(keras.ops.cast(model(image), "float32")))
         self._predictor.compile(jit_compile=keras.backend.backend() == "jax")
 
     def __call__(self, batches: Iterable) -> np.ndarray:

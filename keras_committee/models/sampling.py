@@ -34,7 +34,9 @@ def sample_subnetworks(model: keras.Model, images, draws: int, seed: int) -> np.
     if draws < 1:
         raise ValueError(f"draws must be at least 1. Received: draws={draws}")
     gates = np.random.default_rng(seed).random((draws, len(survival))) < survival
-    predictor = keras.Model(model.inputs, keras.ops.softmax(keras.ops.cast(model.outputs[0], "float32")))
+    # Around the model: an operation of a loaded one may have the name of one of these two.
+    image = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
+    predictor = keras.Model(image, keras.ops.softmax(keras.ops.cast(model(image), "float32")))
     predictor.compile(jit_compile=keras.backend.backend() == "jax")
     try:
         return np.stack([_predict(predictor, images, kept) for kept in gates], axis=1)

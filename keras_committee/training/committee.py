@@ -103,7 +103,8 @@ def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, fr
     wanted = range(recipe.members) if members is None else sorted(set(members))
     unknown = [index for index in wanted if not 0 <= index < recipe.members]
     if unknown:
-        raise RecipeError(f"there is no member {unknown[0]}: the recipe has members 0 to {recipe.members - 1}.")
+        why = "--smoke trains no more" if run.smoke else "its `members` says how many"
+        raise RecipeError(f"there is no member {unknown[0]}: the recipe has members 0 to {recipe.members - 1}; {why}.")
     finished = run.finished_members()
     missing = [index for index in wanted if index not in finished]
     # What a kill between a finished model and its clean-up left, and what is to be discarded.

@@ -6,8 +6,8 @@ from pathlib import Path
 import keras
 
 from keras_committee.errors import RecipeError, RunError, VerificationError
+from keras_committee.member_folder import MemberFolder
 from keras_committee.models.loading import load_member
-from keras_committee.run import MemberFolder
 
 
 def copy_weights(initial: str | Callable[[int], str] | None, model: keras.Model, index: int) -> None:

@@ -2,6 +2,9 @@
 
 import os
 import pathlib
+import pty
+import re
+import select
 import shutil
 import subprocess
 import sys
@@ -19,6 +22,10 @@ raise SystemExit("executed")
 def recipe(members=2, width=4, weight_decay=0.2):
     pass
 """
+ZSH = (
+    'autoload -U compinit; compinit -u -D; eval "$(keras-committee completion zsh)"; '
+    "show() { print -r \"<$BUFFER>\" }; zle -N show; bindkey '^X' show"
+)
 PROGRAM = """
 import sys
 from keras_committee.cli import main
@@ -86,23 +93,64 @@ def test_a_word_is_completed(complete, line, offered):
     assert complete(line) == offered
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_takes_the_script_and_completes_with_it_and_without_tensorflow(folder):
+@pytest.fixture
+def environment(folder):
+    """Variables with which a shell finds a `keras-committee` that tells on stderr what it imported."""
     program = folder / "bin" / "keras-committee"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}\n{PROGRAM}")
     program.chmod(0o755)
+    return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "TERM": "vt100"}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_takes_the_script_and_completes_with_it_and_without_tensorflow(folder, environment):
     lines = (
         'eval "$(keras-committee completion bash)"; COMP_WORDS=(keras-committee train tiny.py --set w); COMP_CWORD=4; '
         'complete -p keras-committee; _keras_committee_completion keras-committee; echo "${COMPREPLY[@]}"'
     )
-    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     answer = subprocess.run(["bash", "-c", lines], cwd=folder, env=environment, capture_output=True, text=True)
     assert answer.stderr == "[]\n[]\n"  # for the script and for the words
     assert answer.stdout.splitlines() == [
         "complete -o nosort -F _keras_committee_completion keras-committee",
         "width= weight_decay=",
     ]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+def test_fish_takes_the_script_and_completes_with_it_and_without_tensorflow(folder, environment):
+    asked = ("train tiny.py --set w", "select runs/pets runs/pets-")
+    lines = "; ".join(
+        ["keras-committee completion fish | source", *(f"complete -C 'keras-committee {a}'" for a in asked)]
+    )
+    home = {**environment, "HOME": str(folder)}
+    answer = subprocess.run(["fish", "--no-config", "-c", lines], cwd=folder, env=home, capture_output=True, text=True)
+    assert answer.stdout.splitlines() == ["weight_decay=\tdefault 0.2", "width=\tdefault 4", "runs/pets-2"]
+    assert answer.stderr == "[]\n" * 3
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("ev", "evaluate "),
+        ("train tiny.py --set wi", "train tiny.py --set width="),
+        ("serve sa", "serve saved_models/pets "),
+    ],
+)
+def test_zsh_completes_a_line_that_is_typed(folder, environment, typed, line):
+    ours, theirs = pty.openpty()
+    keys = f"{ZSH}\nkeras-committee {typed}\t\x18"
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen(["zsh", "-f", "-i"], cwd=folder, env=environment, start_new_session=True, **streams) as shell:
+        os.write(ours, keys.encode())
+        answer = b""
+        while not (found := re.search(rb"<(keras-committee .*?)>", answer)):
+            assert select.select([ours], [], [], 60)[0], answer
+            answer += os.read(ours, 4096)
+        shell.kill()
+    os.close(ours), os.close(theirs)
+    assert found[1].decode() == f"keras-committee {line}"
 
 
 @pytest.mark.parametrize(("shell", "words"), [("zsh", "#compdef keras-committee"), ("fish", "complete --no-files")])

@@ -45,6 +45,7 @@ TYPED = {
     "2-no-function": "train empty.py",
     "2-recipe-raises": "show raises.py",
     "2-not-a-recipe": "show raises.py --set width=3",
+    "2-profile": "train tiny.py --profile 20,10",
     "2-workers": "train tiny.py --workers many",
     "2-members": "train tiny.py --members one",
     "2-strategy": "train tiny.py --strategy mirrorred",
@@ -77,12 +78,28 @@ TYPED = {
 TRAINED = {"5-diverged": "DivergedError", "8-twins": "VerificationError", "130-interrupted": "Interrupted"}
 
 
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory):
+    """A folder with recipes, runs of all kinds, none of them trained, and a folder of pictures that are none."""
+    folder = tmp_path_factory.mktemp("stocked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PATH", "")
+        stock()
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """Recipes, runs of all kinds, none of them trained, and a folder of pictures that are none."""
-    monkeypatch.chdir(tmp_path)
+def place(stocked, tmp_path, monkeypatch):
+    """A copy of that folder, which is the current one."""
+    monkeypatch.chdir(shutil.copytree(stocked, tmp_path, dirs_exist_ok=True))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("TF_CONFIG", raising=False)
+    return tmp_path
+
+
+def stock():
+    """Fills the current folder."""
     shutil.copy(TINY, "tiny.py")
     shutil.copytree(ROOT.parent / "recipes", "recipes", ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in {"broken.py": "def recipe(:\n", "empty.py": "x = 1\n", "raises.py": RAISES}.items():
@@ -94,7 +111,6 @@ def place(tmp_path, monkeypatch):
     for name in ("a", "held", "damaged"):
         Run.create(f"runs/{name}", file, file.resolve([]), command=f"keras-committee train tiny.py --run runs/{name}")
     pathlib.Path("runs/damaged/knobs.json").write_text("{")
-    return tmp_path
 
 
 def answer(capsys, place, typed):

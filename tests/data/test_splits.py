@@ -108,7 +108,11 @@ def test_a_resumed_stream_equals_the_tail_bit_for_bit(first):
 
 @pytest.mark.filterwarnings("ignore")  # of the import of Model Garden
 @pytest.mark.parametrize(
-    "policy", [data.autoaugment("simple"), data.randaugment(source="keras")], ids=["auto", "keras"]
+    "policy",
+    [
+        pytest.param(data.autoaugment("simple"), marks=pytest.mark.slow, id="auto"),  # Model Garden's graph is large
+        pytest.param(data.randaugment(source="keras"), id="keras"),
+    ],
 )
 def test_a_resumed_stream_of_a_policy_equals_the_tail_bit_for_bit(policy):
     loaded = dataclasses.replace(textured(20, 6), augment=data.sequence(data.pad_crop_flip(2), policy))

@@ -98,7 +98,7 @@ def submitted(words: list[str], folder: Path) -> None:
 
 
 KINDS: list[tuple[str, Callable[[list[str], Path], None]]] = [
-    (r"make (demo|test|docs|bench)", planned),
+    (r"make (demo|test|docs|bench|packages)( \w+=.*)?", planned),
     (r"source .*", made_by_make),
     (r"pip install .*", installable),
     (r"export \w+=.*", exported),

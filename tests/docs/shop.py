@@ -56,9 +56,11 @@ def write_recipes(folder: Path) -> None:
 
 
 def write_pictures(folder: Path) -> None:
-    """`cat.jpg`, `frog.png` and a folder of images for each of five classes."""
+    """`cat.jpg`, `frog.png` and two folders of images for each of five classes."""
     draw = np.random.default_rng(4)
-    names = ["cat.jpg", "frog.png"] + [f"my_images/{name}/{i}.png" for name in CLASSES for i in range(20)]
+    names = ["cat.jpg", "frog.png"] + [
+        f"{images}/{name}/{i}.png" for images in ("my_images", "imagenette") for name in CLASSES for i in range(20)
+    ]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(draw.integers(0, 256, (40, 52, 3), np.uint8)).save(folder / name)

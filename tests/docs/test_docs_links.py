@@ -97,6 +97,15 @@ def test_what_is_missing_would_be_found(tmp_path):
     assert options(page) - known_options() == {"--no-option"}
 
 
+@pytest.mark.parametrize("name", ["cifar_stochastic_depth", "cifar_wrn", "digits_wrn"])
+def test_every_accuracy_that_a_recipe_promises_is_one_of_readme(name):
+    expected = RecipeFile.read(ROOT / "recipes" / f"{name}.py").doc.partition("Expected:")[2].partition("Source:")[0]
+    promised = {float(number) for number in re.findall(r"(\d+\.\d) %", expected)}
+    measured = re.findall(r"(\d+\.\d+) (?:± [\d.]+ )?%", (ROOT / "README.md").read_text())
+    assert promised
+    assert promised - {round(float(number), 1) for number in measured} == set()
+
+
 def test_every_measured_number_of_the_papers_page_stands_in_readme():
     rows = [row.split("|") for row in (ROOT / "docs/papers.md").read_text().splitlines() if row.startswith("|")]
     measured = [row[2] for row in rows if "`benchmarks" in row[3] or "epochs" in row[3]]

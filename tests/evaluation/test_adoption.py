@@ -161,5 +161,12 @@ def test_a_recipe_without_place_is_told(files, tmp_path, capsys):
     ],
 )
 def test_what_is_declared_in_a_way_that_cannot_be_read_is_told(words, told, tmp_path, capsys):
-    assert adopt(tmp_path / "run", "model.keras", *words) == 2
+    (tmp_path / "model.keras").touch()
+    assert adopt(tmp_path / "run", str(tmp_path / "model.keras"), *words) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_told_before_a_run_is_begun(files, tmp_path, capsys):
+    assert adopt(tmp_path / "run", files["raw"], "absent.keras") == 2
+    assert "there is no model absent.keras. Nothing was begun." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 
 import keras
 import numpy as np
@@ -12,12 +13,20 @@ from keras_committee.errors import IncompleteError, RecipeError, RunError, Verif
 from keras_committee.evaluation import cast_votes, evaluate, votes
 from keras_committee.evaluation.evaluate import committee_of_size, subsets_of
 from keras_committee.layers import WeightedGeometricMean
+from keras_committee.run import Run
 
 
 @pytest.fixture(scope="module")
 def evaluated(trained):
     run, recipe = trained
     return run, recipe, evaluate(run, recipe), cast_votes(run, recipe)
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of the trained run of three members that was not evaluated yet, and its recipe."""
+    run, recipe = trained
+    return Run(shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation.json"))), recipe
 
 
 def geometric_mean(log_probabilities):
@@ -95,10 +104,8 @@ def test_the_votes_are_cast_once(evaluated, monkeypatch):
     assert again.log_probabilities.shape == (360, 3, 10)
 
 
-def test_votes_of_other_weights_are_cast_anew(new_run):
-    run, train = new_run(["members=2", "epochs=1"])
-    train()
-    recipe = train.args[1]
+def test_votes_of_other_weights_are_cast_anew(copied):
+    run, recipe = copied
     before = cast_votes(run, recipe).log_probabilities
     run.member(0).model.write_bytes(run.member(1).model.read_bytes())
     after = cast_votes(run, recipe).log_probabilities
@@ -111,12 +118,11 @@ def test_a_committee_that_is_not_whole_says_who_is_missing_and_how_to_go_on(new_
         evaluate(run, train.args[1])
 
 
-def test_a_damaged_model_file_is_named(new_run):
-    run, train = new_run(["members=1", "epochs=1"])
-    train()
+def test_a_damaged_model_file_is_named(copied):
+    run, recipe = copied
     run.member(0).model.write_bytes(b"PK no longer a model")
     with pytest.raises(RunError, match=r"model\.keras cannot be loaded: [\s\S]*train this member anew"):
-        evaluate(run, train.args[1])
+        evaluate(run, recipe)
 
 
 def test_many_members_give_a_thousand_distinct_subsets_of_a_size():
@@ -135,11 +141,9 @@ def test_C02_data_with_another_order_of_classes_are_refused(trained, monkeypatch
     run.require_classes([str(digit) for digit in range(10)])
 
 
-def test_C05_a_committee_that_lacks_a_member_is_taken_if_asked_and_says_who_is_missing(new_run):
-    run, train = new_run(["members=3", "epochs=1"])
-    train()
+def test_C05_a_committee_that_lacks_a_member_is_taken_if_asked_and_says_who_is_missing(copied):
+    run, recipe = copied
     run.member(1).model.unlink()
-    recipe = train.args[1]
     with pytest.raises(IncompleteError, match=r"2 of 3 members; not trained yet: 1\.[\s\S]*--min-members 2"):
         evaluate(run, recipe)
     with pytest.raises(IncompleteError, match="2 of 3 members"):
@@ -149,32 +153,28 @@ def test_C05_a_committee_that_lacks_a_member_is_taken_if_asked_and_says_who_is_m
     assert [committee["size"] for committee in result["committees"]] == [1, 2]
 
 
-def test_C06_two_members_with_the_same_weights_are_named(new_run):
-    run, train = new_run(["members=3", "epochs=1"])
-    train()
+def test_C06_two_members_with_the_same_weights_are_named(copied):
+    run, recipe = copied
     run.member(2).model.write_bytes(run.member(0).model.read_bytes())
-    recipe = train.args[1]
     with pytest.raises(VerificationError, match=r"members 0 and 2 of .* have identical weights \(sha256 ") as caught:
         evaluate(run, recipe)
     assert caught.value.exit_code == 8
     assert len(evaluate(run, recipe, allow_twins=True)["members"]) == 3
 
 
-def test_C07_a_member_whose_votes_are_no_numbers_is_named_and_averaged_with_no_other(new_run):
-    run, train = new_run(["members=2", "epochs=1"])
-    train()
+def test_C07_a_member_whose_votes_are_no_numbers_is_named_and_averaged_with_no_other(copied):
+    run, recipe = copied
     model = keras.saving.load_model(run.member(1).model, compile=False)
     model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
     model.save(run.member(1).model)
     with pytest.raises(VerificationError, match=r"member 1 of .* gives votes that are not finite for 360 examples"):
-        evaluate(run, train.args[1])
+        evaluate(run, recipe)
     assert not (run.path / "evaluation.json").exists()
 
 
-def test_C01_a_member_of_other_classes_is_named(new_run):
-    run, train = new_run(["members=2", "epochs=1"])
-    train()
+def test_C01_a_member_of_other_classes_is_named(copied):
+    run, recipe = copied
     image = keras.Input((32, 32, 3))
     keras.Model(image, keras.layers.Dense(7)(keras.layers.Flatten()(image))).save(run.member(0).model)
     with pytest.raises(VerificationError, match=r"member 0 of .* gives 7 classes; the data have 10"):
-        evaluate(run, train.args[1])
+        evaluate(run, recipe)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,8 @@ def test_a_run_given_twice_is_refused(trained):
         gather([run, dataclasses.replace(run, path=run.path / ".." / run.path.name)])
 
 
-def test_C05_a_run_that_lacks_a_member_is_taken_if_asked(new_run, trained):
-    run, train = new_run(["members=2", "epochs=1", "seed=50"])
-    train()
+def test_C05_a_run_that_lacks_a_member_is_taken_if_asked(second, trained, tmp_path):
+    run = Run(shutil.copytree(second.path, tmp_path / "run"))
     run.member(0).model.unlink()
     with pytest.raises(IncompleteError, match=r"1 of 2 members; not trained yet: 0\.[\s\S]*--min-members 1"):
         gather([trained[0], run])

@@ -1,7 +1,6 @@
 """Is the page what a reader sees? It is opened in a headless Chromium, wide and as on a phone."""
 
 import json
-import shutil
 
 import pytest
 from panels import source
@@ -9,10 +8,7 @@ from panels import source
 from keras_committee.evaluation.report import report as writing
 from keras_committee.evaluation.report.committees import gather_panel
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs Chromium"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -26,21 +22,6 @@ def page(panel, tmp_path_factory):
     file = tmp_path_factory.mktemp("page") / "index.html"
     file.write_text(writing.page_of(panel, *writing.sections_of(panel)))
     return file
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    folder = tmp_path_factory.mktemp("chromium")
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={folder}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(params=[1100, 390], ids=["wide", "phone"])

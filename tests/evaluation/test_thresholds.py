@@ -96,6 +96,17 @@ def test_two_stages_are_fitted_over_every_distinct_confidence():
     assert found.mflops == pytest.approx(min(cost for score, cost in every_outcome(case) if score >= 0.52 - 1e-9))
 
 
+def test_between_two_confidences_that_float32_keeps_side_by_side_the_upper_one_is_the_threshold():
+    low, high, higher = np.float32(0.7) + np.arange(3) * np.spacing(np.float32(0.7))
+    for below, above in (
+        (low, high),
+        (high, higher),
+    ):  # what lies between rounds up for one pair, and down for the other
+        case = Stages((2.0, 5.0), [np.float32([below, above])], [np.float32([0, 1]), np.float32([1, 1])])
+        found = fit(case, Goal(1.0))  # the first example must go on, and the second need not
+        assert (found.thresholds, found.mflops) == ((float(above),), 3.5)
+
+
 def test_a_coarse_grid_is_improved_by_moving_the_thresholds():
     case = stages(11, levels=10_000, examples=300)
     coarse, fine = (fit(case, Goal(0.5), cells) for cells in (2**5, 2**18))

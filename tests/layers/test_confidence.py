@@ -37,6 +37,13 @@ def test_certainty_is_one_and_finite(kind):
     assert float(confidence(kind, certain, certain[:, None])[0]) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_nobody_is_surer_of_less_than_nothing():
+    """In float32 the entropy of twelve equal shares is a little above its own limit."""
+    for classes in (3, 6, 12, 14):
+        equal = np.full((1, classes), 1 / classes, "float32")
+        assert 0 <= float(confidence("entropy", equal, equal[:, None])[0]) < 1e-5
+
+
 def test_another_word_is_refused():
     with pytest.raises(ValueError, match=r"max_probability, margin, entropy, agreement. Received: 'max_prob'"):
         confidence("max_prob", MEAN, VOTES)

@@ -71,6 +71,13 @@ def test_the_cases_stop_at_different_stages():
     assert set(answers(Cascade(members(), (0.6, 0.45)))["members_used"]) == {1, 2, 3}
 
 
+def test_a_confidence_that_just_reaches_the_threshold_answers():
+    of, all_agree = members(), (1.0, 1.0)  # as one member always does
+    plan = CascadePlan(order=(0, 1, 2), sizes=(1, 2, 3), thresholds=all_agree, confidence="agreement")
+    assert set(answers(Cascade(of, all_agree, confidence="agreement"))["members_used"]) == {1}
+    assert set(run_cascade(ballots(of), plan).members_used) == {1}
+
+
 @pytest.mark.parametrize("kind", CONFIDENCES)
 def test_thresholds_of_zero_are_the_first_member_and_above_one_the_full_committee(kind):
     of = members()

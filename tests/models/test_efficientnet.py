@@ -47,14 +47,10 @@ def test_parameters_and_multiply_adds_are_those_published(variant, millions, bil
     assert flops.multiply_adds(model) / 1e9 == pytest.approx(billions, rel=0.06)
 
 
-def test_parameters_are_those_of_keras_to_the_last_one(theirs):
-    weights = sum(int(np.prod(weight.shape)) for weight in theirs.trainable_weights)
-    assert flops.parameters(efficientnet("b0", image_size=64, classes=7)) == weights
-
-
 @pytest.mark.parametrize("options", [{"survival": None}, {"scaling": "training"}, {"survival": 1.0}])
-def test_logits_are_those_of_keras_with_its_weights(theirs, images, options):
+def test_parameters_and_logits_are_those_of_keras_with_its_weights(theirs, images, options):
     ours = from_keras_efficientnet(theirs, "b0", image_size=64, **options)
+    assert flops.parameters(ours) == sum(int(np.prod(weight.shape)) for weight in theirs.trainable_weights)
     expected = logits_of(theirs, images)
     assert np.ptp(expected) > 0.01
     np.testing.assert_allclose(keras.ops.convert_to_numpy(ours(images)), expected, rtol=1e-4, atol=1e-4)

@@ -44,6 +44,15 @@ def test_a_folded_network_answers_as_before_and_has_no_gates(network, scaling):
         np.testing.assert_array_equal(after, before)
 
 
+@pytest.mark.parametrize("scaling", ["inference", "training"])
+def test_a_branch_that_never_survives_is_nothing_after_folding_too(scaling):
+    image = keras.Input((3,))
+    branch = keras.layers.Dense(3, bias_initializer="ones")
+    folded = models.fold(keras.Model(image, layers.StochasticDepth(branch, survival=0.0, scaling=scaling)(image)))
+    x = np.array([[0.2, 0.7, -1.0]], "float32")
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(folded(x)), x)
+
+
 def test_a_nested_network_is_folded_too():
     inner = shaken(NETWORKS["ends in a convolution"]("inference"))
     image = keras.Input((8, 8, 3), name="image")

@@ -48,6 +48,16 @@ def test_huge_logits_stay_finite():
     np.testing.assert_array_equal(log_probabilities(model, [np.array([[1, 3]], "uint8")]), [[-2e4, 0.0]])
 
 
+def test_a_model_of_another_process_may_have_operations_of_any_name():
+    """Automatic names begin anew in each process, and a loaded model keeps its own."""
+    keras.backend.clear_session()
+    image = keras.Input((2,), name="image")
+    model = keras.Model(image, keras.ops.log_softmax(keras.ops.cast(image, "float32")))
+    keras.backend.clear_session()
+    again = log_probabilities(model, [np.array([[0.2, 0.7]], "float32")])
+    np.testing.assert_allclose(np.exp(again).sum(), 1.0, rtol=1e-6)
+
+
 def test_the_answer_of_a_half_precision_model_is_float32():
     keras.config.set_dtype_policy("bfloat16")
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])

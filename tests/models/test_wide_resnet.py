@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_committee import flops
-from keras_committee.models import wide_resnet
+from keras_committee.models import resnet, wide_resnet
 
 
 def by_hand(depth, width, classes=10):
@@ -32,6 +32,18 @@ def test_parameters_and_multiply_adds_are_those_of_the_paper(width, millions, me
     expected = by_hand(16, width)
     assert (flops.parameters(model), flops.multiply_adds(model)) == expected
     assert (round(expected[0] / 1e6, 3), round(expected[1] / 1e6, 1)) == (millions, mega)
+
+
+@pytest.mark.parametrize(
+    ("build", "fan"),
+    [(lambda: wide_resnet(10, 2, classes=7), 3), (lambda: resnet(8, classes=7), 2)],
+    ids=["WRN over the fan-out", "ResNet over the fan-in"],
+)
+def test_convolutions_start_from_he_s_normal_distribution(build, fan):
+    kernels = [weight for weight in build().trainable_variables if weight.shape[:2] == (3, 3)]
+    spread = {kernel.path: float(keras.ops.std(kernel)) * (9 * kernel.shape[fan] / 2) ** 0.5 for kernel in kernels}
+    assert len(spread) >= 7
+    assert spread == pytest.approx(dict.fromkeys(spread, 1.0), rel=0.1)
 
 
 def test_depth_and_classes_count_too():

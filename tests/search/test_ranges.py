@@ -28,6 +28,7 @@ def test_a_range_has_the_type_of_its_knob():
         (["epoch=1:2"], r"has no knob 'epoch'\. Did you mean 'epochs'"),
         (["epochs=1:x"], r"knob 'epochs' expects an integer"),
         (["epochs=4:1"], r"epochs expects two numbers, the lower first .*'4:1'"),
+        (["epochs=2:2"], r"epochs expects two numbers, the lower first .*'2:2'"),
         (["epochs=0:4:log"], r"log: above 0\)"),
         (["epochs=1:2:3"], r"two numbers"),
         (["seed=1:2"], r"--range seed cannot be"),

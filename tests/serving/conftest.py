@@ -1,11 +1,17 @@
 """What the serving tests share: a model whose answers are known by heart."""
 
+import json
+import subprocess
+import types
+from pathlib import Path
+
 import grpc
 import pytest
 from half_plus_two import save_half_plus_two
 from tiny_committee import save_tiny_committee
 from zoo import save_zoo
 
+from keras_committee.serving import verify
 from keras_committee.serving.server import grpc as grpc_standin
 from keras_committee.serving.server import rest
 from keras_committee.serving.server.manager import Manager, Settings
@@ -18,6 +24,19 @@ def half_plus_two(tmp_path_factory):
     base = tmp_path_factory.mktemp("models") / "half_plus_two"
     save_half_plus_two(base)
     return base
+
+
+@pytest.fixture(scope="module")
+def verified_here():
+    """What is exported is verified in this process; tests/serving/test_export.py has it done in one of its own."""
+
+    def run(command, **_):
+        found = verify.verify(*map(Path, command[-2:]))
+        return subprocess.CompletedProcess(command, 0, json.dumps(found), "")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "subprocess", types.SimpleNamespace(run=run))
+        yield
 
 
 def pytest_addoption(parser):

@@ -54,7 +54,7 @@ def selection(logits):
 
 
 @pytest.fixture(scope="module")
-def version(members, selection, tmp_path_factory):
+def version(members, selection, tmp_path_factory, verified_here):
     base = tmp_path_factory.mktemp("saved_models") / "sizes"
     return publish_committee(selection, members, base, framings=FRAMINGS)
 

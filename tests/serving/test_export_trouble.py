@@ -25,6 +25,8 @@ from keras_committee.serving.members import framings_of, image_shape, load_expor
 from keras_committee.serving.publish import publish, staging, versions
 from keras_committee.serving.session import Session
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 
 @pytest.fixture
 def members():

@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 import urllib.request
 
 import numpy as np
@@ -54,39 +53,16 @@ def test_the_page_learns_which_versions_serve(manager, address):
     assert listed(manager) == [{"name": "tiny", "versions": ["4"], "labels": {}}]
 
 
-@pytest.fixture
-def browser(tmp_path):
-    selenium = pytest.importorskip("selenium.webdriver")
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("there is no chromium")
-    options = selenium.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1000,1100"):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = selenium.Chrome(options, selenium.ChromeService(shutil.which("chromedriver")))
-    driver.set_page_load_timeout(30)
-    yield driver
-    driver.quit()
-
-
 def texts(browser, selector):
     return [each.text for each in browser.find_elements("css selector", selector)]
 
 
-def until(browser, condition):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, 20).until(lambda _: condition())
-
-
 @pytest.mark.slow
-def test_a_chosen_image_shows_classes_and_each_members_vote(browser, address, tmp_path):
+def test_a_chosen_image_shows_classes_and_each_members_vote(browser, until, address, tmp_path):
     browser.get(address)
-    until(browser, lambda: texts(browser, "#version option") == ["4"])
+    until(lambda: texts(browser, "#version option") == ["4"])
     browser.find_element("id", "file").send_keys(str(png(tmp_path / "orange.png")))
-    until(browser, lambda: len(texts(browser, "#members .bar")) == 3)
+    until(lambda: len(texts(browser, "#members .bar")) == 3)
     votes = expected(ORANGE[None])[0]
     mean = votes.mean(0)
     assert texts(browser, "#classes .bar span:first-child") == [NAMES[i] for i in np.argsort(-mean)]
@@ -115,15 +91,15 @@ document.getElementById('drop').dispatchEvent(event);
 
 
 @pytest.mark.slow
-def test_a_dropped_image_is_shown_and_a_dropped_text_is_told(browser, address):
+def test_a_dropped_image_is_shown_and_a_dropped_text_is_told(browser, until, address):
     browser.get(address)
-    until(browser, lambda: texts(browser, "#version option") == ["4"])
+    until(lambda: texts(browser, "#version option") == ["4"])
     buffer = io.BytesIO()
     Image.fromarray(np.array(ORANGE)).save(buffer, "PNG")
     browser.execute_script(DROP, list(buffer.getvalue()), "orange.png")
-    until(browser, lambda: len(texts(browser, "#members .bar")) == 3)
+    until(lambda: len(texts(browser, "#members .bar")) == 3)
     browser.execute_script(DROP, list(b"<script>alert(1)</script>"), "<img src=x onerror=alert(1)>.png")
-    until(browser, lambda: texts(browser, "#error") != [""])
+    until(lambda: texts(browser, "#error") != [""])
     assert texts(browser, "#error") == ["The server could not decode this file: it takes JPEG and PNG."]
     assert texts(browser, "#hint") == ["<img src=x onerror=alert(1)>.png"]
     assert not browser.find_element("id", "result").is_displayed()

@@ -107,7 +107,7 @@ def test_survival_changes_over_the_epochs_and_the_realised_depth_with_it(tmp_pat
     file = tmp_path / "recipe.py"
     file.write_text("def recipe():\n    pass\n")
     run = Run.create(tmp_path / "run", RecipeFile.read(file), {}, command="test")
-    train_committee(run, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=256)))
+    train_committee(run, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=128)))
     rows = [json.loads(line) for line in run.member(0).history.read_text().splitlines()]
     assert rows[0]["realised_depth"] == 3.0
     # p = 2/3, 1/3 and 0 in the second epoch: the last block never runs.

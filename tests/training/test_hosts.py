@@ -162,6 +162,7 @@ def test_A20_hosts_that_are_killed_stopped_and_silenced_end_where_they_would_hav
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_host_with_another_command_is_refused(hosts):
     pair = hosts("run", of_one=["--set", "learning_rate=0.2"])
     pair.start(0, 1)

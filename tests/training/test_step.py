@@ -78,6 +78,18 @@ def test_the_gradient_of_the_whole_batch_is_clipped_by_its_global_norm(strategy,
     np.testing.assert_allclose(new_bias, bias - RATE * scale * gradients[1], atol=1e-5)
 
 
+def test_a_loss_that_is_scaled_is_clipped_as_one_that_is_not(mirrored):
+    images, labels = a_batch()
+    model, inner = linear(mirrored)
+    with mirrored.scope():
+        optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=64.0)
+        optimizer.build(model.trainable_variables)
+    step = training_step(model, optimizer, SPARSE, mirrored, clip_norm=0.2)
+    step(*next(iter(mirrored.experimental_distribute_dataset(tf.data.Dataset.from_tensors((images, labels))))))
+    _, (new_kernel, _), _, _ = stepped(labels, images, mirrored, clip_norm=0.2)  # from the same weights
+    np.testing.assert_allclose(model.get_weights()[0], new_kernel, atol=1e-6)
+
+
 def test_smoothed_labels_share_a_part_with_all_classes(strategy):
     images, labels = a_batch()
     (kernel, bias), (new_kernel, _), objective, hits = stepped(labels, images, strategy, label_smoothing=0.2)

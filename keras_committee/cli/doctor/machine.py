@@ -118,5 +118,5 @@ def _cluster(text: str) -> Finding:
         task = json.loads(text)["task"]
         return Finding("TF_CONFIG", "ok", f"this host is {task['type']} {task['index']}; for --strategy multiworker")
     except (ValueError, KeyError, TypeError):
-        mend = "unset TF_CONFIG, or give it as README shows"
+        mend = "unset TF_CONFIG, or give it as deploy/training.md shows"
         return Finding("TF_CONFIG", "wrong", f"not the description of a cluster: {text[:60]}", mend)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,27 +11,30 @@ from keras_committee.cli.output import command, print_json, say
 from keras_committee.errors import RecipeError
 from keras_committee.files import write_file
 
-_SOURCE = (click.Choice(["image-folder"]), click.Path(path_type=Path))
+if TYPE_CHECKING:
+    from keras_committee.cli.new.survey import Survey
+
+_SOURCE = (click.Choice(["image-folder", "tfrecords"]), click.Path(path_type=Path))
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--from", "source", nargs=2, type=_SOURCE, required=True, metavar="image-folder PATH")
+@click.option("--from", "source", nargs=2, type=_SOURCE, required=True, metavar="image-folder|tfrecords PATH")
 @json_option
 @standard_options
 def new(file: Path, source: tuple[str, Path], as_json: bool) -> None:
     """Write the recipe FILE for a folder of images.
 
-    FILE is such as recipes/mine.py. PATH holds one folder for each class, or such folders in train and test. Size,
-    network, batch and epochs are chosen by what lies there, and comments say why.
+    FILE is such as recipes/mine.py. PATH holds one folder for each class, or such folders in train and test; or
+    TFRecords, as `keras-committee records` writes them, which are read once from end to end. Size, network, batch and
+    epochs are chosen by what lies there, and comments say why.
     """
     _refuse(file)
     from keras_committee.cli.new.choices import choose
     from keras_committee.cli.new.draft import draft
-    from keras_committee.cli.new.survey import survey
     from keras_committee.host import free_memory
 
-    found = survey(source[1])
+    found = _survey(*source)
     chosen = choose(found, free_memory())
     write_file(file, draft(found, chosen, source[1], command("train", str(file))).encode(errors="backslashreplace"))
     _warn(chosen.uneven)
@@ -46,6 +50,17 @@ def new(file: Path, source: tuple[str, Path], as_json: bool) -> None:
         f"{found.images:,} images of {len(found.counts)} classes, {found.side} pixels on the shorter side (median):\n"
         f"{how}. Wrote {file}; its comments say why.\nNext: {following}"
     )
+
+
+def _survey(kind: str, place: Path) -> "Survey":
+    """What lies in `place`; TensorFlow, which reads shards, is not imported for folders."""
+    if kind == "image-folder":
+        from keras_committee.cli.new.survey import survey
+
+        return survey(place)
+    from keras_committee.cli.new.shards import survey_shards
+
+    return survey_shards(place)
 
 
 def _refuse(file: Path) -> None:

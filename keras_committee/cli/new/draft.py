@@ -42,11 +42,11 @@ def recipe(
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
 
 {warning}    return Recipe(
-        data=data.image_folder(
+        data=data.{reader}(
             data_dir,
             batch_size,
             size=(size, size),
-            validation={validation},  # {validation_why}
+{first_label}            validation={validation},  # {validation_why}
             test={test},  # {test_why}
             # Random shifts and mirror images: flip=False where a mirror image is of another class, as with digits.
             augment=data.pad_crop_flip(size // 8),
@@ -59,6 +59,8 @@ def recipe(
         seed=seed,
     )
 '''
+
+_FIRST_LABEL = "            first_label={},  # of the first class, in the examples\n"
 
 _CAPACITY = {
     "wide_resnet": "    width={width},  # channels of the network; 2 for few images, 4 for {few:,} and more",
@@ -86,8 +88,10 @@ def draft(found: Survey, chosen: Choices, data_dir: Path, command: str) -> str:
         network=_NETWORK[chosen.network].format(classes=classes),
         data_dir=_argument("data_dir", str(data_dir)),
         warning=_comment(chosen.uneven),
-        validation_why=_why(chosen.validation, "validation"),
-        test_why=_why(chosen.test, "test"),
+        reader="image_folder" if found.first_label is None else "imagenet_records",
+        first_label="" if found.first_label is None else _FIRST_LABEL.format(found.first_label),
+        validation_why=_why(chosen.validation, "validation", found),
+        test_why=_why(chosen.test, "test", found),
         **{name: getattr(chosen, name) for name in ("validation", "test", "epochs", "epochs_why", "batch_size")},
         **{name: getattr(chosen, name) for name in ("batch_why", "learning_rate", "size", "size_why")},
     )
@@ -99,8 +103,9 @@ def _argument(name: str, value: str) -> str:
     return f"{line}  # noqa: E501" if len(line) + 4 > _LONGEST and " " in value else line
 
 
-def _why(share: float, part: str) -> str:
-    return f"{share:.0%} of the training images" if share else f"there is a folder for {part}"
+def _why(share: float, part: str, found: Survey) -> str:
+    there = "there is a folder for" if found.first_label is None else "there are shards for"
+    return f"{share:.0%} of the training images" if share else f"{there} {part}"
 
 
 def _comment(text: str) -> str:

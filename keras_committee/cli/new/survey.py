@@ -3,9 +3,11 @@
 import dataclasses
 import statistics
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
-from keras_committee.class_folders import MEND, Listing, list_images
+from keras_committee.class_folders import MEND, list_images
 from keras_committee.errors import refuse
 
 MOST_OPENED = 2_000  # headers, evenly spread over the files: enough for a median
@@ -20,12 +22,14 @@ class Survey:
         training: Images of each class that are for training, before anything is held out.
         held_out: Which of `"validation"` and `"test"` have folders of their own.
         side: Median over the images of their shorter side, in pixels.
+        first_label: The label of the first class where they lie in TFRecords; None for folders.
     """
 
     counts: dict[str, int]
     training: dict[str, int]
     held_out: tuple[str, ...]
     side: int
+    first_label: int | None = None
 
     @property
     def images(self) -> int:
@@ -44,8 +48,9 @@ def survey(directory: Path) -> Survey:
         DataError: Names all that is wrong with the folders, and the headers that cannot be read; as training does.
     """
     listing = list_images(directory)
-    sides, unreadable = _sides(directory, listing)
-    few = [] if len(listing.classes) > 1 or listing.problems else ["there is only one class; a classifier needs two"]
+    names = [name for split in listing.splits.values() for images in split.values() for name in images]
+    sides, unreadable = shorter_sides({name: directory / name for name in spread(names)})
+    few = [] if listing.problems else too_few(listing.classes)
     refuse(f"image_folder({str(directory)!r})", [*listing.problems, *few, *unreadable], MEND)
     training = {name: len(images) for name, images in listing.splits["train"].items()}
     counts = {name: sum(len(split[name]) for split in listing.splits.values()) for name in listing.classes}
@@ -53,25 +58,31 @@ def survey(directory: Path) -> Survey:
     return Survey(counts=counts, training=training, held_out=held_out, side=round(statistics.median(sides)))
 
 
-def _sides(directory: Path, listing: Listing) -> tuple[list[int], list[str]]:
-    """The shorter sides of at most MOST_OPENED images, and what is wrong with those that have none."""
-    names = [name for split in listing.splits.values() for images in split.values() for name in images]
-    sides, problems = [], []
-    for name in names[:: max(1, len(names) // MOST_OPENED)]:
-        side, problem = _side(directory / name)
-        sides += [side] if side else []
-        problems += [f"{name}: {problem}"] if problem else []
-    return sides, problems
+def spread(rows: Sequence) -> Sequence:
+    """Every so-manieth of them: MOST_OPENED, or up to twice as many."""
+    return rows[:: max(1, len(rows) // MOST_OPENED)]
 
 
-def _side(path: Path) -> tuple[int, str]:
+def too_few(classes: Sequence[str]) -> list[str]:
+    """What is wrong with the number of classes."""
+    return [] if len(classes) > 1 else ["there is only one class; a classifier needs two"]
+
+
+def shorter_sides(images: Mapping[str, Path | BinaryIO]) -> tuple[list[int], list[str]]:
+    """The shorter sides of the images, and what is wrong with those that have none, by their names."""
+    found = {name: _side(image) for name, image in images.items()}
+    problems = [f"{name}: {problem}" for name, (_, problem) in found.items() if problem]
+    return [side for side, problem in found.values() if not problem], problems
+
+
+def _side(file: Path | BinaryIO) -> tuple[int, str]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=("JPEG", "PNG")) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=("JPEG", "PNG")) as image:
             return min(image.size), ""
     except UnidentifiedImageError:
-        empty = not path.stat().st_size
+        empty = isinstance(file, Path) and not file.stat().st_size
         return 0, "the file is empty" if empty else "neither a JPEG nor a PNG, whatever its name says"
     except Image.DecompressionBombError:
         return 0, "too large"

@@ -1,0 +1,94 @@
+"""Does `new --from tfrecords` see in shards what `--from image-folder` sees in the folders they were written from?"""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+from keras_committee.cli import main
+from keras_committee.cli.new.shards import survey_shards
+from keras_committee.cli.new.survey import survey
+from keras_committee.data.record_writer import write_records
+from keras_committee.errors import DataError
+from keras_committee.recipe_file import RecipeFile
+
+COUNTS = {"train/cat": 9, "train/dog": 2, "val/cat": 3, "val/dog": 1}
+RUFF = ["--config", "line-length = 120"]
+
+
+@pytest.fixture
+def shards(tmp_path, monkeypatch):
+    """`shards`, two for training and one to test on, of the folders in `pets`."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(3)
+    for folder, count in COUNTS.items():
+        pathlib.Path("pets", folder).mkdir(parents=True)
+        for number in range(count):
+            pixels = draw.integers(0, 256, (40, 33 + number, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(f"pets/{folder}/{number}.png")
+    write_records(pathlib.Path("pets"), pathlib.Path("shards"), shards=2)
+    return pathlib.Path("shards")
+
+
+def relabel(folder, first):
+    """The shards as somebody else writes them: labels that begin at `first`, and no file beside them."""
+    for path in folder.glob("*-of-*"):
+        examples = [tf.train.Example.FromString(each) for each in tf.data.TFRecordDataset(path).as_numpy_iterator()]
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for example in examples:
+                example.features.feature["image/class/label"].int64_list.value[0] += first - 1
+                writer.write(example.SerializeToString())
+    for name in ("records.json", "labels.txt"):
+        (folder / name).unlink()
+
+
+def test_shards_are_surveyed_as_their_folders_are(shards):
+    seen, folders = survey_shards(shards), survey(pathlib.Path("pets"))
+    assert seen.counts == folders.counts == {"cat": 12, "dog": 3}
+    assert seen.training == folders.training == {"cat": 9, "dog": 2}
+    assert (seen.side, seen.held_out, seen.first_label) == (folders.side, ("test",), 1)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_first_label_is_found_without_the_files_beside(shards, first):
+    relabel(shards, first)
+    seen = survey_shards(shards)
+    assert (seen.first_label, seen.training) == (first, {"cat": 9, "dog": 2})
+
+
+@pytest.mark.slow
+def test_a_written_recipe_reads_the_shards(shards, capsys):
+    assert main(["new", "mine.py", "--from", "tfrecords", "shards"]) == 0
+    assert "Next: keras-committee train mine.py --smoke" in capsys.readouterr().out
+    text = pathlib.Path("mine.py").read_text()
+    assert "test=0.0,  # there are shards for test\n" in text
+    assert "    # class 'cat' has 9 images for training, 'dog' has 2: 4.5 times fewer." in text
+    shape = [sys.executable, "-m", "ruff", "format", "--isolated", "--check", *RUFF, "mine.py"]
+    assert subprocess.run(shape, capture_output=True).returncode == 0
+    file = RecipeFile.read("mine.py")
+    loaded = file.build(file.resolve([])).data.load()
+    assert (loaded.classes, len(loaded.test), file.defaults["data_dir"]) == (("cat", "dog"), 4, "shards")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("records.json", b"{}", r"shards/records.json cannot be read: 'first_label'. Restore or remove it."),
+        ("labels.txt", b"cat\ndog\nemu\n", r"train: no example has label 3 \('emu'\)"),
+        ("train-00001-of-00002", b"no shard", "1 problem"),
+    ],
+)
+def test_B02_what_is_wrong_with_the_shards_is_named(shards, file, content, words):
+    (shards / file).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        survey_shards(shards)
+
+
+def test_B01_a_folder_without_shards_is_named(shards, capsys):
+    assert main(["new", "mine.py", "--from", "tfrecords", "pets"]) == 3
+    assert "there are no training shards, named like train-00000-of-01024" in capsys.readouterr().err
+    assert not pathlib.Path("mine.py").exists()

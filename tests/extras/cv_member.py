@@ -1,0 +1,13 @@
+"""Does a keras-cv backbone become a member? Writes `member.keras`, which `keras-committee adopt` takes.
+
+The named ones, such as `ResNet18V2Backbone`, ask Kaggle for their shape; this one says it.
+"""
+
+import keras_cv
+
+from keras_committee import models
+
+backbone = keras_cv.models.ResNetV2Backbone(
+    stackwise_filters=[4, 8], stackwise_blocks=[2, 2], stackwise_strides=[1, 2], include_rescaling=True
+)
+models.from_keras_cv(backbone, classes=10, image_size=(32, 32)).save("member.keras")

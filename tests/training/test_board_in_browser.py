@@ -1,0 +1,115 @@
+"""Does TensorBoard show a run as its users know it? Its own pages are opened in a headless Chromium."""
+
+import gzip
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from keras_committee.recipe_file import RecipeFile
+from keras_committee.run import Run
+from keras_committee.training import Settings, board, train_committee
+
+pytestmark = pytest.mark.slow
+GATED = pathlib.Path(__file__).parents[1] / "recipes" / "gated.py"
+SEEN = """
+const words = [];
+const read = node => {
+  if (['SCRIPT', 'STYLE', 'TEMPLATE'].includes(node.nodeName)) return;
+  if (node.nodeType === Node.TEXT_NODE) words.push(node.textContent.trim());
+  [...(node.shadowRoot ? [node.shadowRoot] : []), ...node.childNodes].forEach(read);
+};
+read(document.body);
+return words.filter(word => word);
+"""
+PICTURES = """
+const found = [];
+const look = node => {
+  if (node.nodeName === 'IMG' && node.naturalWidth > 300) found.push(node.naturalWidth);
+  [...(node.shadowRoot ? [node.shadowRoot] : []), ...node.childNodes].forEach(look);
+};
+look(document.body);
+return found;
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with a run: two members of stochastic depth, profiled, with pictures however short it is."""
+    folder = tmp_path_factory.mktemp("runs")
+    file = RecipeFile.read(GATED)
+    knobs = file.resolve(["epochs=2", "members=2"])
+    run = Run.create(folder / "gated", file, knobs, command="test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(board, "_SECONDS_BEFORE", 0.0)
+        train_committee(run, file.build(knobs), settings=Settings(profile=(3, 4)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(runs, tmp_path_factory):
+    log = tmp_path_factory.mktemp("log") / "tensorboard.log"
+    words = ["-m", "tensorboard.main", "--logdir", str(runs), "--port", "0", "--host", "127.0.0.1"]
+    with log.open("w") as file, subprocess.Popen([sys.executable, *words], stderr=file) as server:
+        try:
+            yield lambda: re.search(r"http://127\.0\.0\.1:\d+/", log.read_text())
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+def shown(browser, until, address):
+    """Opens a page of TensorBoard and waits for some words on it; returns all its words."""
+
+    def show(page, *words):
+        where = until(address).group()
+        browser.get("about:blank")
+        browser.get(f"{where}#{page}")
+
+        def seen():
+            found = browser.execute_script(SEEN)
+            return found if all(any(word in each for each in found) for word in words) else None
+
+        return until(seen)
+
+    return show
+
+
+def test_members_and_committee_have_their_curves_for_each_epoch_and_block(shown):
+    words = shown("timeseries", "validation_accuracy", "gradient", "open", "loss")
+    for run in ("gated/members/00", "gated/members/01", "gated/tensorboard/committee_of_2"):
+        assert any(run in word for word in words)
+
+
+def test_blocks_have_histograms(shown):
+    shown("histograms", "open/blocks", "gradient/blocks", "gated/members/01/tensorboard")
+
+
+def test_the_committee_has_pictures_of_its_mistakes_and_of_its_confidence(shown, browser, until):
+    shown("images", "confusion", "reliability", "gated/tensorboard/committee_of_2")
+    assert until(lambda: len(browser.execute_script(PICTURES)) == 2)
+
+
+def test_the_network_is_drawn_with_its_blocks(shown):
+    shown("graphs", "image", "rescaling", "stochastic_depth", "dense")
+
+
+def test_the_run_is_a_row_of_the_table_of_knobs(shown):
+    words = shown("hparams", "epochs", "seed", "validation_accuracy")
+    assert "gated" in words
+    assert "7.0000" in words  # the seed
+
+
+def test_the_profile_is_offered(until, address):
+    """Its page draws with what it loads from the network, so it is asked what it has."""
+    where = f"{until(address).group()}data/plugin/profile/runs"
+
+    def offered():
+        with urllib.request.urlopen(where, timeout=30) as answer:
+            return {run.split("/tensorboard")[0] for run in json.loads(gzip.decompress(answer.read()))}
+
+    assert until(lambda: offered() == {"gated/members/00", "gated/members/01"})
