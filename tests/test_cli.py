@@ -156,8 +156,8 @@ def test_importing_the_package_loads_itself_alone_and_the_command_line_little_of
     assert package == "['keras_committee']\n"
     commands = subprocess.check_output([sys.executable, "-c", code.format("keras_committee.cli")], text=True)
     rooms = {name.split(".")[1] for name in ast.literal_eval(commands) if "." in name}
-    below = {"environment", "errors", "files", "recipe", "recipe_file", "run", "search", "selection", "tables"}
-    assert rooms == {"cli", *below}
+    below = {"environment", "errors", "files", "member_folder", "recipe", "recipe_file", "run"}
+    assert rooms == {"cli", *below, "search", "selection", "tables"}
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])

@@ -40,7 +40,9 @@ def stages(seed, levels, examples=30, count=3):
     )
 
 
-def fitted(cast, order, sizes, confidence="max_probability", objective="accuracy", target=None, max_mflops=None):
+def best_thresholds(
+    cast, order, sizes, confidence="max_probability", objective="accuracy", target=None, max_mflops=None
+):
     """The cascade of this order whose thresholds fit best; None where the goal is out of reach."""
     goal = goal_of(target, max_mflops, objective)
     found = fit(stages_of(cast, order, sizes, confidence, objective), goal)
@@ -113,7 +115,7 @@ def test_a_coarse_grid_is_improved_by_moving_the_thresholds():
 
 def test_thresholds_lie_between_the_confidences():
     cast = ballots()
-    plan = fitted(cast, (0, 1), (1, 2), target=0.7)
+    plan = best_thresholds(cast, (0, 1), (1, 2), target=0.7)
     gaps = np.abs(cast.confidences((0,), "max_probability") - plan.thresholds[0])
     assert gaps.min() > 1e-5
 
@@ -121,7 +123,7 @@ def test_thresholds_lie_between_the_confidences():
 def test_the_target_is_reached_at_less_than_the_cost_of_all():
     cast = ballots()
     full = run_cascade(cast, CascadePlan(order=(0, 2, 1), sizes=(3,), thresholds=()))
-    plan = fitted(cast, (0, 2, 1), (1, 2, 3), "margin", target=full.scores["accuracy"])
+    plan = best_thresholds(cast, (0, 2, 1), (1, 2, 3), "margin", target=full.scores["accuracy"])
     run = run_cascade(cast, plan)
     assert run.scores["accuracy"] >= full.scores["accuracy"]
     assert run.mflops < 0.8 * full.mflops
@@ -130,13 +132,13 @@ def test_the_target_is_reached_at_less_than_the_cost_of_all():
 def test_other_objectives_are_kept_to_from_below():
     cast = ballots()
     for objective, limit in (("nll", 0.8), ("brier", 0.45)):
-        run = run_cascade(cast, fitted(cast, (0, 2, 1), (1, 2, 3), target=limit, objective=objective))
+        run = run_cascade(cast, best_thresholds(cast, (0, 2, 1), (1, 2, 3), target=limit, objective=objective))
         assert 0.9 * limit < run.scores[objective] <= limit + 1e-6
 
 
 def test_out_of_reach_is_none():
-    assert fitted(ballots(), (0, 1), (1, 2), target=1.0) is None
-    assert fitted(ballots(), (0, 1), (1, 2), max_mflops=1.9) is None
+    assert best_thresholds(ballots(), (0, 1), (1, 2), target=1.0) is None
+    assert best_thresholds(ballots(), (0, 1), (1, 2), max_mflops=1.9) is None
     assert search_cascade(ballots(), target=1.0) is None
 
 
@@ -166,7 +168,7 @@ def test_partitions_begin_with_one_member():
 def by_exhaustion(cast, sizes, **goal):
     """The plans of all orders and confidences, fitted one by one."""
     fitted = [
-        fitted(cast, order, sizes, kind, **goal)
+        best_thresholds(cast, order, sizes, kind, **goal)
         for order in itertools.permutations(range(4), sizes[-1])
         for kind in CONFIDENCES
     ]
