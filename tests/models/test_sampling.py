@@ -39,7 +39,7 @@ def test_each_draw_is_one_of_the_subnetworks(scaling):
 
 def test_blocks_are_kept_as_often_as_they_survive(monkeypatch):
     # What Keras does under TensorFlow around each of many predictions takes most of their time, and draws nothing.
-    direct = {"tensorflow": lambda model, x, **_: keras.ops.convert_to_numpy(model([x]))}
+    direct = {"tensorflow": lambda model, x, **_: keras.ops.convert_to_numpy(model(x))}
     monkeypatch.setattr(keras.Model, "predict", direct.get(keras.backend.backend(), keras.Model.predict))
     model = network()
     votes = models.sample_subnetworks(model, images()[:1], draws=60, seed=5)
