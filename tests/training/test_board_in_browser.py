@@ -99,9 +99,8 @@ def test_the_network_is_drawn_with_its_blocks(shown):
 
 
 def test_the_run_is_a_row_of_the_table_of_knobs(shown):
-    words = shown("hparams", "epochs", "seed", "validation_accuracy")
+    words = shown("hparams", "epochs", "seed", "validation_accuracy", "7.0000")  # the last is the seed, in the table
     assert "gated" in words
-    assert "7.0000" in words  # the seed
 
 
 def test_the_profile_is_offered(until, address):
