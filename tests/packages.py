@@ -20,7 +20,9 @@ from pathlib import Path
 EXTRAS = Path(__file__).parent / "extras"
 ROOT = EXTRAS.parents[1]
 TRAIN = "keras-committee train {recipes}/digits_wrn.py --smoke --run run --workers 1"
-SEARCH = "keras-committee search {recipes}/digits_wrn.py --range width=1:2 --budget-minutes 0.1 --set epochs=1 --out out"
+SEARCH = (
+    "keras-committee search {recipes}/digits_wrn.py --range width=1:2 --budget-minutes 0.1 --set epochs=1 --out out"
+)
 INSTALLERS = {
     "pip": "python -m pip install --quiet --disable-pip-version-check",
     "uv": "uv pip install --quiet --python env/bin/python",
@@ -30,7 +32,6 @@ RUNS = {  # what each is for
         TRAIN,
         "keras-committee evaluate run",
         "keras-committee report run",
-        "keras-committee export run --to model",
     ],
     "sdist": ["keras-committee show {recipes}/digits_wrn.py", "keras-committee doctor"],
     "serving": [TRAIN, "keras-committee export run --to model", "python {extras}/served_answer.py model"],
