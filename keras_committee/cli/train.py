@@ -104,7 +104,7 @@ def _tell(folder: str, finished: int, members: int) -> None:
     """What is there, and what comes next; members that other jobs train may still be missing."""
     missing = members - finished
     of_all = f" of {members}" if missing else ""
-    say(f"{finished}{of_all} members in {folder}.")
+    say(f"{finished}{of_all} member{'' if finished == members == 1 else 's'} in {folder}.")
     say_next("evaluate", folder, *carried(finished if missing else None))
 
 
