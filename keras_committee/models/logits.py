@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_committee.errors import VerificationError
+from keras_committee.models.following import followed_by
 
 Outputs = Literal["logits", "softmax removed", "logarithms of its probabilities"]
 _SUM = 1e-3  # so near to 1 the rows of probabilities sum
@@ -29,9 +30,7 @@ def to_logits(model: keras.Model) -> tuple[keras.Model, Outputs]:
         return _ending(model, _without_activation(last)), "softmax removed"
     rows = _answers(model)
     if are_probabilities(rows):
-        image = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
-        # Around the model: an operation of a loaded one may have the name of one of these two.
-        logits = keras.Model(image, ops.log(ops.maximum(model(image), _LEAST)), name=model.name)
+        logits = followed_by(model, lambda outputs: ops.log(ops.maximum(outputs, _LEAST)), model.name)
         return logits, "logarithms of its probabilities"
     return model, "logits"
 

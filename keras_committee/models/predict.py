@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import keras
 import numpy as np
 
+from keras_committee.models.following import followed_by
+
 
 def log_probabilities(model: keras.Model, batches: Iterable) -> np.ndarray:
     """What `Predictor(model)(batches)` returns; for a model that is asked once."""
@@ -33,9 +35,8 @@ class Predictor:
     """
 
     def __init__(self, model: keras.Model):
-        # Around the model, so that compiling leaves it alone and no operation of a loaded one has a name of these two.
-        image = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
-        self._predictor = keras.Model(image, keras.ops.log_softmax(keras.ops.cast(model(image), "float32")))
+        # A model of its own, so that compiling it leaves the caller's alone.
+        self._predictor = followed_by(model, lambda logits: keras.ops.log_softmax(keras.ops.cast(logits, "float32")))
         self._predictor.compile(jit_compile=keras.backend.backend() == "jax")
 
     def __call__(self, batches: Iterable) -> np.ndarray:

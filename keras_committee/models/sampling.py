@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_committee.layers.survival import blocks, set_survival
+from keras_committee.models.following import followed_by
 
 
 def sample_subnetworks(model: keras.Model, images, draws: int, seed: int) -> np.ndarray:
@@ -34,9 +35,7 @@ def sample_subnetworks(model: keras.Model, images, draws: int, seed: int) -> np.
     if draws < 1:
         raise ValueError(f"draws must be at least 1. Received: draws={draws}")
     gates = np.random.default_rng(seed).random((draws, len(survival))) < survival
-    # Around the model: an operation of a loaded one may have the name of one of these two.
-    image = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
-    predictor = keras.Model(image, keras.ops.softmax(keras.ops.cast(model(image), "float32")))
+    predictor = followed_by(model, lambda logits: keras.ops.softmax(keras.ops.cast(logits, "float32")))
     predictor.compile(jit_compile=keras.backend.backend() == "jax")
     try:
         return np.stack([_predict(predictor, images, kept) for kept in gates], axis=1)
