@@ -4,8 +4,9 @@ import abc
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -211,15 +212,10 @@ class ShardFolder(ShardReader):
         return {part: paths for part, paths in found.items() if paths}
 
     def promised(self) -> dict[str, int]:
-        try:
-            plan = json.loads((self.directory / "records.json").read_text())
-            return {part: int(split["examples"]) for part, split in plan["splits"].items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{self.directory / 'records.json'} cannot be read: {error}. Restore or remove it."
-            ) from error
+        counts = planned(
+            self.directory, lambda plan: {part: int(split["examples"]) for part, split in plan["splits"].items()}
+        )
+        return counts or {}
 
     def class_names(self) -> Sequence[str] | None:
         beside = self.directory / "labels.txt"
@@ -241,6 +237,16 @@ class ShardPatterns(ShardReader):
         nothing = [f"{pattern}: no file matches it" for part, pattern in self.patterns.items() if not found[part]]
         refuse("tfrecords", nothing, "Name the shards of each split with a pattern, or their folder.")
         return found
+
+
+def planned(directory: Path, read: Callable[[Any], Any]) -> Any:
+    """What `read` finds in the `records.json` of a folder; None where there is none. Raises DataError."""
+    try:
+        return read(json.loads((directory / "records.json").read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{directory / 'records.json'} cannot be read: {error}. Restore or remove it.") from error
 
 
 def named_or_held(*, validation: float | str, test: float | str) -> tuple[dict[str, str], dict[str, float]]:

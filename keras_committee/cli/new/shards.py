@@ -4,7 +4,6 @@ Every shard is read once, as training would: each checksum is held, and the inde
 """
 
 import io
-import json
 import statistics
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from keras_committee.cli.new.survey import Survey, shorter_sides, spread, too_fe
 from keras_committee.data.framing import resized
 from keras_committee.data.record_index import record_index
 from keras_committee.data.record_scan import Fields
-from keras_committee.data.tfrecords import ShardFolder
-from keras_committee.errors import DataError, refuse
+from keras_committee.data.tfrecords import ShardFolder, planned
+from keras_committee.errors import refuse
 
 MEND = "Mend or remove what is named above, then run the command again."
 
@@ -41,13 +40,11 @@ def survey_shards(directory: Path) -> Survey:
 def _first_label(directory):
     """What `records.json` says; else 0 where an example has that label, and 1, as in Model Garden's ImageNet."""
     shards = ShardFolder(directory=directory, framing=resized(1), first_label=1).shards()
-    try:
-        return int(json.loads((directory / "records.json").read_text())["first_label"])
-    except FileNotFoundError:
+    first = planned(directory, lambda plan: int(plan["first_label"]))
+    if first is None:
         index, _ = record_index([path for path in shards["train"] if path.exists()], Fields())
         return 0 if 0 in index.rows["label"] else 1
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{directory / 'records.json'} cannot be read: {error}. Restore or remove it.") from error
+    return first
 
 
 def _sides(splits):
