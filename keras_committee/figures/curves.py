@@ -105,7 +105,15 @@ def reliability(panels: Sequence[tuple[str, Sequence[Curve], Curve]], width: flo
     return figure
 
 
-def reliability_points(probabilities: np.ndarray, labels: np.ndarray) -> Curve:
+def reliability_panel(
+    name: str, members: np.ndarray, committee: np.ndarray, labels: np.ndarray
+) -> tuple[str, Sequence[Curve], Curve]:
+    """What `reliability` draws of members' probabilities `(examples, members, classes)` and of their committee."""
+    each = [_reliability_points(members[:, place], labels) for place in range(members.shape[1])]
+    return name, each, _reliability_points(committee, labels)
+
+
+def _reliability_points(probabilities: np.ndarray, labels: np.ndarray) -> Curve:
     """Confidence and accuracy of the 15 bins that hold enough examples to say something: 1 in 500, and five at least.
 
     Args:

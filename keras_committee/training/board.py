@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_committee import metrics
 from keras_committee.data import Splits
-from keras_committee.figures.curves import reliability, reliability_points
+from keras_committee.figures.curves import reliability, reliability_panel
 from keras_committee.figures.ink import Picture
 from keras_committee.figures.matrices import MOST_NAMES, square
 from keras_committee.layers import GeometricMean, head_of
@@ -76,8 +76,7 @@ class Board:
     def _pictures(self, so_far: np.ndarray, said: np.ndarray) -> list[Picture]:
         """Of the members' log probabilities `(examples, members, classes)` and the committee's probabilities."""
         labels, classes = self._labels, self._classes
-        members = [reliability_points(np.exp(so_far[:, place]), labels) for place in range(so_far.shape[1])]
-        panel = (f"committee of {len(members)}", members, reliability_points(said, labels))
+        panel = reliability_panel(f"committee of {so_far.shape[1]}", np.exp(so_far), said, labels)
         pictures = [Picture("reliability", "", lambda width: reliability([panel], width))]
         if len(classes) <= MOST_NAMES:
             matrix = metrics.confusion_matrix(said, labels)

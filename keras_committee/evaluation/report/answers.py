@@ -5,7 +5,7 @@ import numpy as np
 from keras_committee import metrics
 from keras_committee.evaluation.report.committees import Panel
 from keras_committee.evaluation.report.section import Block, Section, Table, percent, points
-from keras_committee.figures.curves import reliability, reliability_points
+from keras_committee.figures.curves import reliability, reliability_panel
 from keras_committee.figures.ink import Picture
 from keras_committee.figures.matrices import MOST_NAMES, square
 
@@ -13,13 +13,8 @@ from keras_committee.figures.matrices import MOST_NAMES, square
 def reliability_section(panel: Panel) -> Section:
     """Is the committee right as often as it says, and are its members?"""
     probabilities = np.exp(panel.votes)
-    labels = panel.labels
     panels = [
-        (
-            one.name,
-            [reliability_points(probabilities[:, place], labels) for place in one.members],
-            reliability_points(said, labels),
-        )
+        reliability_panel(one.name, probabilities[:, list(one.members)], said, panel.labels)
         for one, said in zip(panel.series, panel.said, strict=True)
     ]
     text = " ".join(
