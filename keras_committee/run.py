@@ -4,17 +4,19 @@ import contextlib
 import dataclasses
 import difflib
 import fcntl
+import importlib.metadata
 import json
 import os
+import platform
 import shlex
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from keras_committee.environment import environment, versions
 from keras_committee.errors import IncompleteError, RecipeError, RunError
 from keras_committee.files import now, owned, write_file, write_json, writing
-from keras_committee.member_folder import MemberFolder
+from keras_committee.member_dir import MemberFolder
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 
@@ -265,3 +267,30 @@ def _changed_lines(old: str, new: str) -> list[str]:
 
 def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(part) for part in value) if isinstance(value, list) else value
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, platform and cores, as a run folder records them."""
+    return {"versions": versions(), "commit": _commit(), "platform": platform.platform(), "cpus": os.cpu_count()}
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that results depend on; None for one that is not installed."""
+    packages = ("keras-committee", "keras", "tensorflow", "numpy")
+    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit checked out in the current folder, or None where there is none."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from keras_committee import host
+from keras_committee import system_limits
 
 MIB = 1024**2
 
@@ -31,7 +31,7 @@ def groups(tmp_path, files, own):
     ],
 )
 def test_the_quota_of_the_tightest_group_holds(tmp_path, files, own, quota):
-    assert host.cpu_quota(**groups(tmp_path, files, own)) == quota
+    assert system_limits.cpu_quota(**groups(tmp_path, files, own)) == quota
 
 
 @pytest.mark.parametrize(
@@ -56,15 +56,15 @@ def test_the_quota_of_the_tightest_group_holds(tmp_path, files, own, quota):
     ],
 )
 def test_memory_is_what_the_group_leaves(tmp_path, files, own, free):
-    assert host.free_memory(**groups(tmp_path, files, own)) == free
+    assert system_limits.free_memory(**groups(tmp_path, files, own)) == free
 
 
 def test_without_groups_the_machine_says_what_is_free(tmp_path):
-    assert host.free_memory(tmp_path, tmp_path / "none") > 64 * MIB
-    assert host.usable_core_count() >= 1
+    assert system_limits.free_memory(tmp_path, tmp_path / "none") > 64 * MIB
+    assert system_limits.usable_core_count() >= 1
 
 
 def test_fewer_cores_than_seen_are_counted_where_a_quota_holds(monkeypatch):
-    monkeypatch.setattr(host, "usable_cores", lambda: list(range(12)))
-    monkeypatch.setattr(host, "cpu_quota", lambda: 2.5)
-    assert host.usable_core_count() == 3
+    monkeypatch.setattr(system_limits, "usable_cores", lambda: list(range(12)))
+    monkeypatch.setattr(system_limits, "cpu_quota", lambda: 2.5)
+    assert system_limits.usable_core_count() == 3

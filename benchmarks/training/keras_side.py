@@ -22,7 +22,7 @@ from keras_committee import models
 from keras_committee.data import Split, Splits, pad_crop_flip
 from keras_committee.data.images import Pixels
 from keras_committee.layers.normalization import BatchNormalization
-from keras_committee.member_folder import MemberFolder
+from keras_committee.member_dir import MemberFolder
 from keras_committee.training.checkpoint import Checkpoints
 from keras_committee.training.gauges import BlockGauges
 from keras_committee.training.logs import MemberLog

@@ -18,7 +18,7 @@ from keras_committee.evaluation.candidates import Candidates, Goal, Table, affor
 from keras_committee.evaluation.latency import latency
 from keras_committee.evaluation.methods import look
 from keras_committee.evaluation.pool import Pool
-from keras_committee.member_folder import MemberFolder
+from keras_committee.member_dir import MemberFolder
 from keras_committee.models.loading import load_member
 from keras_committee.selection import ChosenMember, Selection
 

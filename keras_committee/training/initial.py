@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 
 from keras_committee.errors import RecipeError, RunError, VerificationError
-from keras_committee.member_folder import MemberFolder
+from keras_committee.member_dir import MemberFolder
 from keras_committee.models.loading import load_member
 
 

@@ -14,7 +14,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from keras_committee.errors import ResourceError
 from keras_committee.files import write_file, writing
-from keras_committee.member_folder import MemberFolder
+from keras_committee.member_dir import MemberFolder
 from keras_committee.models.loading import save_member
 from keras_committee.summaries import network_graph
 

@@ -7,7 +7,7 @@ from typing import Literal
 import tensorflow as tf
 
 from keras_committee.errors import RecipeError
-from keras_committee.host import free_memory, usable_core_count
+from keras_committee.system_limits import free_memory, usable_core_count
 
 MEMORY_OF_A_WORKER = 2 * 1024**3  # TensorFlow and CIFAR in memory take 1.2 GiB with a small network
 

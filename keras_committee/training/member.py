@@ -22,7 +22,7 @@ import tensorflow as tf
 from keras_committee import metrics
 from keras_committee.data import Splits
 from keras_committee.errors import DivergedError, RunError
-from keras_committee.member_folder import MemberFolder
+from keras_committee.member_dir import MemberFolder
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
 from keras_committee.training.averages import Averages

@@ -18,8 +18,8 @@ import tensorflow as tf
 from ray.exceptions import RayError
 
 from keras_committee.errors import CommitteeError, RecipeError, ResourceError
-from keras_committee.host import usable_core_count
 from keras_committee.run import Run
+from keras_committee.system_limits import usable_core_count
 from keras_committee.training.interruption import Interruption
 from keras_committee.training.monitoring import Monitor
 from keras_committee.training.ray_tasks import Tasks

@@ -20,8 +20,8 @@ import tensorflow as tf
 
 from keras_committee.errors import CommitteeError
 from keras_committee.files import writing
-from keras_committee.host import usable_cores
 from keras_committee.run import Run
+from keras_committee.system_limits import usable_cores
 from keras_committee.training.interruption import Interruption
 from keras_committee.training.machine import Share, shares
 from keras_committee.training.monitoring import Monitor

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from keras_committee.errors import ResourceError
-from keras_committee.member_folder import MemberFolder
+from keras_committee.member_dir import MemberFolder
 from keras_committee.training import logs
 from keras_committee.training.logs import Events, MemberLog
 

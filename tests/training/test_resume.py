@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.python.framework import config as determinism
 
 from keras_committee import Recipe, data, layers, schedules
-from keras_committee.member_folder import MemberFolder
+from keras_committee.member_dir import MemberFolder
 from keras_committee.training import Settings
 from keras_committee.training.interruption import Interruption, Stopped
 from keras_committee.training.member import train_member

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from keras_committee import host
+from keras_committee import system_limits
 from keras_committee.cli.doctor.finding import Finding
 
 GIB = 1024**3
@@ -23,7 +23,7 @@ _FLAGS = ("XLA_FLAGS", "TF_XLA_FLAGS", "TF_FORCE_GPU_ALLOW_GROWTH")
 def machine_findings() -> Iterator[Finding]:
     """What the machine and the environment leave for training."""
     yield _cores()
-    yield _memory(host.free_memory())
+    yield _memory(system_limits.free_memory())
     yield disk(Path("runs"))
     yield _files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     yield _shared_memory(Path("/dev/shm"))
@@ -64,7 +64,7 @@ def serving(binary: str | None) -> Finding:
 
 
 def _cores() -> Finding:
-    seen, quota = len(host.usable_cores()), host.cpu_quota()
+    seen, quota = len(system_limits.usable_cores()), system_limits.cpu_quota()
     limit = "" if math.isinf(quota) else f", {quota:g} by the quota of the container"
     return Finding("cores", "ok", f"{seen} of {os.cpu_count()} usable{limit}")
 

@@ -32,7 +32,7 @@ def new(file: Path, source: tuple[str, Path], as_json: bool) -> None:
     _refuse(file)
     from keras_committee.cli.new.choices import choose
     from keras_committee.cli.new.draft import draft
-    from keras_committee.host import free_memory
+    from keras_committee.system_limits import free_memory
 
     found = _survey(*source)
     chosen = choose(found, free_memory())
