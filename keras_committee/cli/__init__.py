@@ -13,23 +13,23 @@ from typing import Any
 
 import click
 
-from keras_committee.cli.adopt import adopt
 from keras_committee.cli.calibrate import calibrate
 from keras_committee.cli.completion import completion
-from keras_committee.cli.config import config
+from keras_committee.cli.describe import show
 from keras_committee.cli.doctor import doctor
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.export import export
-from keras_committee.cli.new import new
+from keras_committee.cli.import_models import adopt
+from keras_committee.cli.init import new
+from keras_committee.cli.make_tfrecords import records
 from keras_committee.cli.options import standard_options
 from keras_committee.cli.predict import predict
-from keras_committee.cli.records import records
 from keras_committee.cli.report import report
 from keras_committee.cli.robustness import robustness
 from keras_committee.cli.search import search
 from keras_committee.cli.select import select
 from keras_committee.cli.serve import serve
-from keras_committee.cli.show import show
+from keras_committee.cli.serving_config import config
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import json_option, min_members_option, standard_options
 from keras_committee.cli.output import carried, only_json, print_json, say_next
 from keras_committee.run import Run
@@ -15,7 +15,7 @@ _SCORES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "adaptive_ece": "
 
 
 @click.command()
-@click.argument("run", type=click.Path(), shell_complete=candidates.runs)
+@click.argument("run", type=click.Path(), shell_complete=options.runs)
 @min_members_option
 @json_option
 @standard_options

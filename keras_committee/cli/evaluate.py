@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import (
     allow_twins_option,
     json_option,
@@ -18,7 +18,7 @@ from keras_committee.tables import print_evaluation
 
 
 @click.command()
-@click.argument("run", type=click.Path(), shell_complete=candidates.runs)
+@click.argument("run", type=click.Path(), shell_complete=options.runs)
 @split_option
 @min_members_option
 @allow_twins_option

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import json_option, min_members_option, standard_options
 from keras_committee.cli.output import command, only_json, print_json, say_next
 from keras_committee.run import Run
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", type=click.Path(), nargs=-1, required=True, shell_complete=candidates.runs)
+@click.argument("runs", metavar="RUN...", type=click.Path(), nargs=-1, required=True, shell_complete=options.runs)
 @click.option("--to", type=click.Path(), metavar="DIR", help="The model's folder. [default: saved_models/RUN]")
 @click.option("--selection", type=click.Path(), metavar="FILE", help="A selection.json. [default: all members]")
 @min_members_option

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import json_option, min_members_option, standard_options
 from keras_committee.cli.output import only_json, print_json
 from keras_committee.errors import DataError, RecipeError
@@ -23,7 +23,7 @@ from keras_committee.tables import print_table
     required=True,
     type=click.Path(path_type=Path),
     metavar="[RUN_OR_MODEL_DIR] IMAGE...",
-    shell_complete=candidates.runs_or_models,
+    shell_complete=options.runs_or_models,
 )
 @click.option(
     "--top", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="So many classes of each picture."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import (
     allow_twins_option,
     json_option,
@@ -19,7 +19,7 @@ from keras_committee.run import Run
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=candidates.runs)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=options.runs)
 @click.option("--out", type=click.Path(), metavar="DIR", help="Folder of the report; RUN/report of a single run.")
 @click.option(
     "--selection",

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import json_option, min_members_option, standard_options
 from keras_committee.cli.output import carried, only_json, print_json, say_next
 from keras_committee.run import Run
@@ -32,7 +32,7 @@ class _Several(click.ParamType):
 
 
 @click.command()
-@click.argument("run", type=click.Path(), shell_complete=candidates.runs)
+@click.argument("run", type=click.Path(), shell_complete=options.runs)
 @click.option("--kinds", type=_Several(KINDS), metavar="KIND,...", help=f"All by default: {', '.join(KINDS)}.")
 @click.option(
     "--severities",

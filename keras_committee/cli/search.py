@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import json_option, set_option, standard_options
 from keras_committee.cli.output import only_json, print_json, say_next
 from keras_committee.errors import RecipeError
@@ -17,7 +17,7 @@ _RANGE = "width=1:4, learning_rate=0.01:0.3:log or depth=16,22,28; may be given 
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(), shell_complete=candidates.recipes)
+@click.argument("recipe", type=click.Path(), shell_complete=options.recipes)
 @click.option("--range", "ranges", metavar="KNOB=VALUES", multiple=True, required=True, help=_RANGE)
 @click.option("--out", "folder", metavar="DIR", help="The search's folder; runs/RECIPE-search by default.")
 @click.option("--total-gflops-images", type=click.FloatRange(0, min_open=True), metavar="X", help="GFLOPs of training.")

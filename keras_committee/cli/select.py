@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import allow_twins_option, json_option, min_members_option, standard_options
 from keras_committee.cli.output import only_json, print_json, say_next
 from keras_committee.run import Run
@@ -19,7 +19,7 @@ _HEADS = ["geometric_mean", "arithmetic_mean", "majority_vote"]
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=candidates.runs)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=options.runs)
 @click.option("--max-mflops", type=click.FloatRange(0, min_open=True), metavar="X", help="Budget; a cascade's average.")
 @click.option("--max-latency", type=click.FloatRange(0, min_open=True), metavar="MS", help="Budget of measured time.")
 @click.option("--min-accuracy", type=click.FloatRange(0, 1), metavar="X", help="Alone: the cheapest that reaches it.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import json_option, standard_options
 from keras_committee.cli.output import print_json, say
 from keras_committee.errors import RecipeError
@@ -19,7 +19,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
 
 
 @click.command()
-@click.argument("model_dir", type=click.Path(), required=False, shell_complete=candidates.models)
+@click.argument("model_dir", type=click.Path(), required=False, shell_complete=options.models)
 @click.option("--rest-port", type=click.IntRange(0, 65535), default=8501, show_default=True, metavar="PORT")
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=8500, show_default=True, metavar="PORT")
 @click.option(

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import json_option, set_option, standard_options
 from keras_committee.cli.output import carried, only_json, print_json, say, say_next
 from keras_committee.errors import DataError
@@ -17,9 +17,9 @@ _MULTIWORKER = "multiworker: each member on all hosts of TF_CONFIG; the same com
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(), shell_complete=candidates.recipes)
+@click.argument("recipe", type=click.Path(), shell_complete=options.recipes)
 @click.option(
-    "--run", "folder", metavar="DIR", shell_complete=candidates.runs, help="The run folder; runs/RECIPE by default."
+    "--run", "folder", metavar="DIR", shell_complete=options.runs, help="The run folder; runs/RECIPE by default."
 )
 @set_option
 @click.option("--members", "only", metavar="I,J,...", help="Train only these; other jobs may train others beside it.")

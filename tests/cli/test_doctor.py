@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from keras_committee.cli import doctor, main
-from keras_committee.cli.doctor import machine, packages, tensorflow
-from keras_committee.cli.doctor.finding import Finding
+from keras_committee.cli.doctor import checks
+from keras_committee.cli.doctor.checks import Finding
 
 GPU = {"gpus": ["/physical_device:GPU:0", "/physical_device:GPU:1"]}
 
@@ -17,13 +17,13 @@ GPU = {"gpus": ["/physical_device:GPU:0", "/physical_device:GPU:1"]}
 def found(**versions):
     """The findings, by their parts, where some packages have other versions, or None for none."""
     faked = {name.replace("_", "-"): version for name, version in versions.items()}
-    version = lambda package: faked[package] if package in faked else packages.installed(package)  # noqa: E731
-    return {finding.part: finding for finding in packages.package_findings(version)}
+    version = lambda package: faked[package] if package in faked else checks.installed(package)  # noqa: E731
+    return {finding.part: finding for finding in checks.package_findings(version)}
 
 
 def test_every_extra_that_a_user_may_want_has_its_purpose():
     extras = importlib.metadata.metadata("keras-committee").get_all("Provides-Extra")
-    assert set(packages.PURPOSES) == set(extras) - {"docs", "dev", "all"}
+    assert set(checks.PURPOSES) == set(extras) - {"docs", "dev", "all"}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ except ImportError:
 
 def test_a_tensorflow_that_cannot_be_imported_is_a_line_with_its_first_cause(stub):
     stub(BROKEN)
-    [finding] = tensorflow.tensorflow_findings()
+    [finding] = checks.tensorflow_findings()
     assert str(finding) == (
         "wrong    TensorFlow: it does not start: ImportError: libcudart.so.12: cannot open shared object file: "
         "No such file or directory\n         pip install --force-reinstall 'tensorflow~=2.20'"
@@ -101,12 +101,12 @@ def test_a_tensorflow_that_cannot_be_imported_is_a_line_with_its_first_cause(stu
 
 
 def test_a_tensorflow_that_kills_its_process_is_a_line_too():
-    [finding] = tensorflow.tensorflow_findings([sys.executable, "-c", "import os; os.kill(os.getpid(), 4)"])
+    [finding] = checks.tensorflow_findings([sys.executable, "-c", "import os; os.kill(os.getpid(), 4)"])
     assert finding.text.startswith("it does not start: it ended with SIGILL; this processor lacks instructions (AVX)")
 
 
 def test_the_last_words_of_a_process_that_ends_badly_are_told():
-    [finding] = tensorflow.tensorflow_findings([sys.executable, "-c", "raise SystemExit('Unknown flag in XLA_FLAGS')"])
+    [finding] = checks.tensorflow_findings([sys.executable, "-c", "raise SystemExit('Unknown flag in XLA_FLAGS')"])
     assert finding.text == "it does not start: Unknown flag in XLA_FLAGS"
 
 
@@ -126,7 +126,7 @@ def test_the_last_words_of_a_process_that_ends_badly_are_told():
 )
 def test_gpus_that_tensorflow_does_not_see_are_wrong(monkeypatch, answer, nvidia, hidden, line):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert str(tensorflow.devices(answer, nvidia)).startswith(line)
+    assert str(checks.devices(answer, nvidia)).startswith(line)
 
 
 @pytest.mark.parametrize(
@@ -140,30 +140,30 @@ def test_gpus_that_tensorflow_does_not_see_are_wrong(monkeypatch, answer, nvidia
     ],
 )
 def test_the_environment_is_read(environment, line, tmp_path):
-    lines = [str(each) for each in machine.environment_findings({"KERAS_HOME": str(tmp_path), **environment})]
+    lines = [str(each) for each in checks.environment_findings({"KERAS_HOME": str(tmp_path), **environment})]
     assert [each for each in lines if each.startswith(line)]
 
 
 def test_the_backend_of_the_settings_file_counts_where_the_environment_says_none(tmp_path):
     (tmp_path / "keras.json").write_text('{"backend": "torch"}')
-    finding = next(iter(machine.environment_findings({"KERAS_HOME": str(tmp_path)})))
+    finding = next(iter(checks.environment_findings({"KERAS_HOME": str(tmp_path)})))
     assert (finding.state, finding.needed) == ("wrong", True)
     assert finding.text.startswith(f"torch, by {tmp_path}/keras.json")
 
 
 def test_a_folder_that_cannot_be_written_is_no_place_for_runs(tmp_path):
-    finding = machine.disk(machine.Path("/proc/nowhere/runs"))
+    finding = checks.disk(checks.Path("/proc/nowhere/runs"))
     assert (finding.state, finding.needed) == ("wrong", True)
     assert finding.text.startswith("/proc cannot be written and locked: ")
-    assert machine.disk(tmp_path / "a" / "runs").text.endswith(f"GiB free for runs/ in {tmp_path}")
+    assert checks.disk(tmp_path / "a" / "runs").text.endswith(f"GiB free for runs/ in {tmp_path}")
 
 
 def test_little_of_anything_is_told_with_what_mends_it(tmp_path):
-    assert machine._memory(3 * 2**29).text == "1.5 GiB free; a member takes 1 to 2 GiB"
-    assert machine._files(256).mend == "ulimit -n 1024"
-    assert machine._files(-1).state == "ok"
-    assert machine.serving(None).mend == "docker pull tensorflow/serving"
-    assert machine.serving("/usr/bin/tensorflow_model_server").state == "ok"
+    assert checks._memory(3 * 2**29).text == "1.5 GiB free; a member takes 1 to 2 GiB"
+    assert checks._files(256).mend == "ulimit -n 1024"
+    assert checks._files(-1).state == "ok"
+    assert checks.serving(None).mend == "docker pull tensorflow/serving"
+    assert checks.serving("/usr/bin/tensorflow_model_server").state == "ok"
 
 
 FAKED = [

@@ -10,8 +10,8 @@ import PIL.Image
 import pytest
 
 from keras_committee.cli import main
-from keras_committee.cli.new.choices import choose
-from keras_committee.cli.new.survey import Survey
+from keras_committee.cli.init.image_stats import Survey
+from keras_committee.cli.init.template import choose
 from keras_committee.recipe_file import RecipeFile
 
 GIB = 1024**3

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 from keras_committee.cli import main
-from keras_committee.cli.new.shards import survey_shards
-from keras_committee.cli.new.survey import survey
+from keras_committee.cli.init.image_stats import survey
+from keras_committee.cli.init.tfrecord_stats import survey_shards
 from keras_committee.data.record_writer import write_records
 from keras_committee.errors import DataError
 from keras_committee.recipe_file import RecipeFile

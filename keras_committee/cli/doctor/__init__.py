@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from keras_committee.cli.doctor.finding import Finding
+from keras_committee.cli.doctor.checks import Finding
 from keras_committee.cli.options import json_option, standard_options
 from keras_committee.cli.output import command, print_json, say, say_next
 from keras_committee.errors import ResourceError
@@ -40,11 +40,10 @@ def doctor(as_json: bool) -> None:
 
 
 def _findings() -> Iterator[Finding]:
-    from keras_committee.cli.doctor.machine import machine_findings
-    from keras_committee.cli.doctor.tensorflow import tensorflow_findings
+    from keras_committee.cli.doctor.checks import machine_findings, tensorflow_findings
 
     if importlib.util.find_spec("packaging"):  # TensorFlow and Keras bring it
-        from keras_committee.cli.doctor.packages import package_findings
+        from keras_committee.cli.doctor.checks import package_findings
 
         yield from package_findings()
     else:

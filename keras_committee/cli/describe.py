@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import json_option, set_option, standard_options
 from keras_committee.cli.output import only_json, print_json
 from keras_committee.recipe import Recipe
@@ -16,7 +16,7 @@ _STEPS = 1_000  # of an epoch; the memory of an optimizer does not depend on the
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(), shell_complete=candidates.recipes)
+@click.argument("recipe", type=click.Path(), shell_complete=options.recipes)
 @set_option
 @json_option
 @standard_options

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_committee.cli.new.survey import Survey, shorter_sides, spread, too_few
+from keras_committee.cli.init.image_stats import Survey, shorter_sides, spread, too_few
 from keras_committee.data.framing import resized
 from keras_committee.data.record_index import record_index
 from keras_committee.data.record_scan import Fields

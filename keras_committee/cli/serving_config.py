@@ -5,14 +5,14 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import json_option, standard_options
 from keras_committee.cli.output import print_json
 from keras_committee.errors import RecipeError
 
 
 @click.command()
-@click.argument("model_dir", type=click.Path(), shell_complete=candidates.models)
+@click.argument("model_dir", type=click.Path(), shell_complete=options.models)
 @click.option(
     "--out", required=True, type=click.Path(), metavar="DIR", help="Folder for models, batching and monitoring.config."
 )

@@ -12,7 +12,7 @@ from keras_committee.errors import RecipeError
 from keras_committee.files import write_file
 
 if TYPE_CHECKING:
-    from keras_committee.cli.new.survey import Survey
+    from keras_committee.cli.init.image_stats import Survey
 
 _SOURCE = (click.Choice(["image-folder", "tfrecords"]), click.Path(path_type=Path))
 
@@ -30,8 +30,7 @@ def new(file: Path, source: tuple[str, Path], as_json: bool) -> None:
     epochs are chosen by what lies there, and comments say why.
     """
     _refuse(file)
-    from keras_committee.cli.new.choices import choose
-    from keras_committee.cli.new.draft import draft
+    from keras_committee.cli.init.template import choose, draft
     from keras_committee.system_limits import free_memory
 
     found = _survey(*source)
@@ -55,10 +54,10 @@ def new(file: Path, source: tuple[str, Path], as_json: bool) -> None:
 def _survey(kind: str, place: Path) -> "Survey":
     """What lies in `place`; TensorFlow, which reads shards, is not imported for folders."""
     if kind == "image-folder":
-        from keras_committee.cli.new.survey import survey
+        from keras_committee.cli.init.image_stats import survey
 
         return survey(place)
-    from keras_committee.cli.new.shards import survey_shards
+    from keras_committee.cli.init.tfrecord_stats import survey_shards
 
     return survey_shards(place)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from keras_committee.cli import candidates
+from keras_committee.cli import options
 from keras_committee.cli.options import allow_twins_option, json_option, set_option, standard_options
 from keras_committee.cli.output import only_json, print_json, say, say_next
 from keras_committee.errors import RecipeError
@@ -16,10 +16,10 @@ _SCALE = "Pixels that they were trained on: 0..255 (default), 0..1, -1..1, torch
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(), shell_complete=candidates.recipes)
+@click.argument("recipe", type=click.Path(), shell_complete=options.recipes)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path())
 @click.option(
-    "--run", "folder", metavar="DIR", shell_complete=candidates.runs, help="The run folder; runs/RECIPE by default."
+    "--run", "folder", metavar="DIR", shell_complete=options.runs, help="The run folder; runs/RECIPE by default."
 )
 @set_option
 @click.option("--scale", "scales", multiple=True, metavar="[MODEL=]SCALE", help=_SCALE)
