@@ -35,7 +35,7 @@ from interleaved.compared import compared
 from official.vision.ops import augment as garden
 
 from keras_committee import data
-from keras_committee.data.decode import decode_image, resize_image
+from keras_committee.data.preprocessing import decode_image, resize_image
 from keras_committee.data.record_writer import write_records
 
 BATCH, IMAGES, SIDE = 32, 256, 224

@@ -111,7 +111,7 @@ def _is_export(folder: Path) -> bool:
 def _ask_panel(panel: Any, images: tuple[Path, ...]) -> tuple[tuple[str, ...], list, list]:
     import numpy as np
 
-    from keras_committee.data.pictures import frame_picture
+    from keras_committee.data.image_files import frame_picture
 
     pixels, refused = _each(images, lambda image: frame_picture(image, panel.framings))
     if not pixels:
@@ -122,7 +122,7 @@ def _ask_panel(panel: Any, images: tuple[Path, ...]) -> tuple[tuple[str, ...], l
 
 
 def _ask_export(export: Any, images: tuple[Path, ...]) -> tuple[tuple[str, ...], list, list]:
-    from keras_committee.data.pictures import read_content
+    from keras_committee.data.image_files import read_content
 
     contents, refused = _each(images, read_content)
     if not contents:

@@ -3,18 +3,15 @@
 A data function such as `cifar10(128, validation=5_000)` only describes; nothing is read until `Data.load()`.
 """
 
-from keras_committee.data.augment import PadCropFlip, pad_crop_flip
+from keras_committee.data.augment import PadCropFlip, Sequence, pad_crop_flip, sequence
 from keras_committee.data.cifar import cifar10, cifar100
 from keras_committee.data.dataset import Data
-from keras_committee.data.decode import decode_image, resize_image
 from keras_committee.data.digits import digits
-from keras_committee.data.framing import Framing, centre_crop, resized
 from keras_committee.data.image_folder import image_folder
-from keras_committee.data.keras_policy import KerasRandAugment
 from keras_committee.data.mix import CutMix, Mixup, cutmix, mixup
-from keras_committee.data.policies import AutoAugment, RandAugment, autoaugment, randaugment
+from keras_committee.data.policies import AutoAugment, KerasRandAugment, RandAugment, autoaugment, randaugment
+from keras_committee.data.preprocessing import Framing, centre_crop, decode_image, resize_image, resized
 from keras_committee.data.random_crop import RandomResizedCrop, random_resized_crop
-from keras_committee.data.sequence import Sequence, sequence
 from keras_committee.data.splits import Split, Splits
 from keras_committee.data.tfds import tfds
 from keras_committee.data.tfrecords import imagenet_records, tfrecords

@@ -1,11 +1,13 @@
 """How is a training image varied?"""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
+from keras_committee.data.random_crop import RandomResizedCrop
 from keras_committee.errors import RecipeError
 
 
@@ -66,3 +68,104 @@ class PadCropFlip:
 def pad_crop_flip(pad: int = 4, *, flip: bool = True) -> PadCropFlip:
     """Reflect padding by `pad` pixels, a random crop of the original size and, unless `flip=False`, a random flip."""
     return PadCropFlip(pad=pad, flip=flip)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+    """One augmentation after another; their draws stand side by side in one table.
+
+    Args:
+        parts: At least one, of which a `random_resized_crop` is the first.
+
+    Raises:
+        RecipeError: If there is none, or a crop that reads files stands later.
+    """
+
+    parts: tuple[Augmentation, ...]
+
+    def __post_init__(self):
+        if not self.parts:
+            raise RecipeError("sequence needs at least one augmentation. Received: none")
+        if any(isinstance(part, RandomResizedCrop) for part in self.parts[1:]):
+            raise RecipeError("a random_resized_crop reads the image file: put it first in the sequence.")
+
+    def draw(self, generator: np.random.Generator, examples: int) -> np.ndarray:
+        """The draws of all parts, int32 `(examples, k)`."""
+        return np.concatenate([part.draw(generator, examples) for part in self.parts], axis=1)
+
+    def apply(self, images, draws):
+        """Uint8 images after all parts."""
+        for part, columns in zip(self.parts, self.columns(), strict=True):
+            images = part.apply(images, draws[:, columns])
+        return images
+
+    def columns(self) -> list[slice]:
+        """Where the draws of each part stand."""
+        widths = [part.draw(np.random.default_rng(0), 0).shape[1] for part in self.parts]
+        ends = np.cumsum(widths).tolist()
+        return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+
+
+def sequence(*parts: Augmentation) -> Sequence:
+    """One augmentation after another, such as `sequence(random_resized_crop(), pad_crop_flip(4, flip=False))`."""
+    return Sequence(parts)
+
+
+def leading_crop(augment: Augmentation | None) -> RandomResizedCrop | None:
+    """The crop with which an augmentation begins, or None: a split in files reads its windows."""
+    first = augment.parts[0] if isinstance(augment, Sequence) else augment
+    return first if isinstance(first, RandomResizedCrop) else None
+
+
+def augmented(images, augment: Augmentation | None):
+    """A graph function from indices `(batch,)` and draws `(batch, k)` to augmented uint8 images of a split.
+
+    Args:
+        images: `Pixels` or `Encoded`.
+        augment: An augmentation; None shows the images as they are.
+    """
+    crop = leading_crop(augment)
+    if crop is None:
+        gather = images.gatherer()
+        return lambda indices, draws: gather(indices) if augment is None else augment.apply(gather(indices), draws)
+    read = images.cropper(crop)
+    if not isinstance(augment, Sequence) or len(augment.parts) == 1:
+        return read
+    width, later = augment.columns()[0].stop, Sequence(augment.parts[1:])
+    return lambda indices, draws: later.apply(read(indices, draws[:, :width]), draws[:, width:])
+
+
+BRANCHES = 8  # of one choice
+
+
+def for_each_image(vary: Callable, images, draws):
+    """`vary(image, row)` of each image, uint8 `(height, width, channels)`, and its draws: uint8, of the same shape."""
+
+    def one(example):
+        return tf.ensure_shape(vary(*example), images.shape[1:])
+
+    return tf.map_fn(one, (images, draws), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8))
+
+
+def chooser(functions: Sequence[Callable]) -> Callable:
+    """A graph function `(number, ...)` that is the one of `functions` with that number; all give tensors of one kind.
+
+    TensorFlow visits each node of every branch that is not taken, 2.4 ms for an image and the 46 branches of policy v0.
+    A call that may not be inlined is one node, and a tree of calls has few branches to visit.
+    """
+    calls = [tf.function(each, autograph=False, experimental_attributes={"_noinline": True}) for each in functions]
+    if len(calls) > BRANCHES:
+        groups = [chooser(functions[start : start + BRANCHES]) for start in range(0, len(functions), BRANCHES)]
+        inner = chooser([lambda number, *rest, group=group: group(number, *rest) for group in groups])
+        return lambda number, *rest: inner(number // BRANCHES, number % BRANCHES, *rest)
+    return lambda number, *rest: tf.switch_case(number, [lambda call=call: call(*rest) for call in calls])
+
+
+def check_coloured(images, name: str) -> None:
+    """Raise a `RecipeError` where images, `(batch, height, width, channels)`, have not three channels."""
+    if images.shape[-1] != 3:
+        raise RecipeError(
+            f"{name} varies images of three channels, red, green and blue. "
+            f"Received: images of shape {tuple(images.shape[1:])}. "
+            "Repeat a grey channel three times, or leave the augmentation out."
+        )

@@ -10,11 +10,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_committee.data import preflight
+from keras_committee.data import validation
 from keras_committee.data.dataset import Data, Found
-from keras_committee.data.framing import resized
 from keras_committee.data.image_folder import ClassFolders
 from keras_committee.data.images import Pixels
+from keras_committee.data.preprocessing import resized
 from keras_committee.data.splits import Split
 from keras_committee.errors import DataError, refuse
 from keras_committee.files import file_hash
@@ -144,11 +144,11 @@ def _found(arrays, classes):
     for part in ("train", "test"):
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
         labels = labels[:, 0] if labels.shape[1:] == (1,) else labels  # Keras gives (examples, 1)
-        wrong = preflight.check_images(images, SHAPE, f"x_{part}")
-        wrong += preflight.check_labels(labels, len(classes), f"y_{part}")
+        wrong = validation.check_images(images, SHAPE, f"x_{part}")
+        wrong += validation.check_labels(labels, len(classes), f"y_{part}")
         if len(images) != len(labels):
             wrong.append(f"x_{part} has {len(images)} images, y_{part} has {len(labels)} labels")
-        wrong = wrong or preflight.check_classes(labels, classes, f"y_{part}")
+        wrong = wrong or validation.check_classes(labels, classes, f"y_{part}")
         problems += wrong
         splits[part] = _nothing() if wrong else Split(images=Pixels(images), labels=labels.astype(np.int32))
     return Found(classes=classes, problems=problems, **splits)

@@ -10,11 +10,10 @@ https://github.com/hendrycks/robustness.
 
 import io
 import types
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-
-from keras_committee.data import filters
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SIDE = 32  # pixels, which the lengths below are for
@@ -75,7 +74,7 @@ def _speckle_noise(image, scale, draw):
 
 
 def _gaussian_blur(image, sigma, draw):
-    return filters.gaussian_blur(image, sigma * _scale(image))
+    return gaussian_blur(image, sigma * _scale(image))
 
 
 def _defocus_blur(image, constants, draw):
@@ -85,7 +84,7 @@ def _defocus_blur(image, constants, draw):
     row, column = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disk = (row**2 + column**2 <= radius**2).astype(float)
     near = np.exp(-0.5 * (np.array([-1, 0, 1]) / sigma) ** 2)
-    return filters.filtered(image, filters.filtered(disk[..., None], np.outer(near, near))[..., 0])
+    return filtered(image, filtered(disk[..., None], np.outer(near, near))[..., 0])
 
 
 def _glass_blur(image, constants, draw):
@@ -95,7 +94,7 @@ def _glass_blur(image, constants, draw):
     """
     sigma, reach, rounds = constants
     sigma, reach = sigma * _scale(image), max(1, round(reach * _scale(image)))
-    image = filters.gaussian_blur(image, sigma)
+    image = gaussian_blur(image, sigma)
     height, width = image.shape[:2]
     for _ in range(rounds):
         rows, columns = np.mgrid[reach + 1 : height, reach + 1 : width]
@@ -103,26 +102,26 @@ def _glass_blur(image, constants, draw):
         inner = image[np.minimum(rows, height - 1), np.minimum(columns, width - 1)]
         image = image.copy()
         image[reach + 1 :, reach + 1 :] = inner
-    return filters.gaussian_blur(image, sigma)
+    return gaussian_blur(image, sigma)
 
 
 def _motion_blur(image, constants, draw):
     radius, sigma = constants
-    return filters.motion_blur(image, round(radius * _scale(image)), sigma * _scale(image), draw.uniform(-45, 45))
+    return motion_blur(image, round(radius * _scale(image)), sigma * _scale(image), draw.uniform(-45, 45))
 
 
 def _zoom_blur(image, largest, draw):
     factors = np.arange(1, largest, 0.01)
-    return (image + sum(filters.zoomed(image, factor) for factor in factors)) / (len(factors) + 1)
+    return (image + sum(zoomed(image, factor) for factor in factors)) / (len(factors) + 1)
 
 
 def _snow(image, constants, draw):
     """Flakes that fall, motion-blurred, over an image that is whitened."""
     mean, spread, zoom, least, radius, sigma, share = constants
-    flakes = filters.zoomed(draw.normal(mean, spread, (*image.shape[:2], 1)), zoom * max(1, _scale(image)))
+    flakes = zoomed(draw.normal(mean, spread, (*image.shape[:2], 1)), zoom * max(1, _scale(image)))
     flakes = np.clip(np.where(flakes < least, 0, flakes), 0, 1)
     angle = draw.uniform(-135, -45)
-    flakes = filters.motion_blur(flakes, round(radius * _scale(image)), sigma * _scale(image), angle)
+    flakes = motion_blur(flakes, round(radius * _scale(image)), sigma * _scale(image), angle)
     grey = image @ np.array([[0.299], [0.587], [0.114]])
     whitened = share * image + (1 - share) * np.maximum(image, grey * 1.5 + 0.5)
     return whitened + flakes + np.rot90(flakes, 2)
@@ -144,7 +143,7 @@ def _plasma(shape, decay, draw):
     for level in range(1, max(2, int(np.ceil(np.log2(max(shape)))) + 1)):
         cells = 2**level
         grid = draw.uniform(-1, 1, (cells + 1, cells + 1, 1))
-        heights += filters.sampled(grid, rows * cells, columns * cells) / decay ** (2 * level)
+        heights += sampled(grid, rows * cells, columns * cells) / decay ** (2 * level)
     heights -= heights.min()
     return heights / max(heights.max(), 1e-12)
 
@@ -181,9 +180,9 @@ def _elastic(image, constants, draw):
     affine = np.linalg.solve(np.column_stack([after, np.ones(3)]), before)
     grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
     old = grid @ affine[:2] + affine[2]
-    moved = filters.sampled(image, old[..., 1], old[..., 0])
-    field = filters.gaussian_blur(draw.uniform(-1, 1, (height, width, 2)), smooth) * amount
-    return filters.sampled(moved, grid[..., 1] + field[..., 1], grid[..., 0] + field[..., 0])
+    moved = sampled(image, old[..., 1], old[..., 0])
+    field = gaussian_blur(draw.uniform(-1, 1, (height, width, 2)), smooth) * amount
+    return sampled(moved, grid[..., 1] + field[..., 1], grid[..., 0] + field[..., 0])
 
 
 def _pixelate(image, share, draw):
@@ -252,3 +251,80 @@ _TABLE = types.MappingProxyType(
     }
 )
 KINDS = tuple(_TABLE)
+
+
+def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Blurred by a Gaussian of `sigma` pixels that ends at four of them, as in SciPy and scikit-image."""
+    if sigma <= 0:
+        return image
+    reach = int(4 * sigma + 0.5)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    steps = range(-reach, reach + 1)
+    down = weighted(image, kernel, [(step, 0) for step in steps])
+    return weighted(down, kernel, [(0, step) for step in steps])
+
+
+def filtered(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Each pixel the mean of its surroundings, weighted by `kernel`, of odd height and width."""
+    rows, columns = (np.arange(length) - length // 2 for length in kernel.shape)
+    places = [(int(row), int(column)) for row in rows for column in columns]
+    return weighted(image, kernel.ravel(), places)
+
+
+def weighted(image: np.ndarray, weights: np.ndarray, places: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The mean of `image` seen from each of `places`, (rows down, columns right), by their `weights`."""
+    reach = max(max(abs(row), abs(column)) for row, column in places)
+    height, width = image.shape[:2]
+    padded = np.pad(image, [(reach, reach), (reach, reach), (0, 0)], mode="edge")
+    out = np.zeros_like(image)
+    for weight, (row, column) in zip(weights / np.sum(weights), places, strict=True):
+        if weight:
+            out += weight * padded[reach + row :, reach + column :][:height, :width]
+    return out
+
+
+def motion_blur(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
+    """Blurred along `angle`, in degrees, to one side: half a Gaussian of `sigma` pixels over `2 radius + 1` steps.
+
+    Source: ImageMagick's MotionBlurImage.
+    """
+    steps = np.arange(2 * radius + 1)
+    weights = np.exp(-0.5 * (steps / sigma) ** 2)
+    down, right = np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))
+    places = [(round(step * down), round(step * right)) for step in steps.tolist()]
+    return weighted(image, weights, places)
+
+
+def zoomed(image: np.ndarray, factor: float) -> np.ndarray:
+    """The middle of the image, `factor` times as large, in its old size, bilinear."""
+    down, right = (_stretch(length, factor) for length in image.shape[:2])
+    return right @ (down @ image.reshape(len(image), -1)).reshape(image.shape)
+
+
+def sampled(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The image at places between its pixels, bilinear: `(h, w, channels)` for `rows` and `columns` of `(h, w)`.
+
+    Beyond its edge the image is mirrored at its last pixel.
+    """
+    (top, below, down), (left, beside, right) = (
+        _between(places, length) for places, length in ((rows, image.shape[0]), (columns, image.shape[1]))
+    )
+    upper = image[top, left] * (1 - right) + image[top, beside] * right
+    lower = image[below, left] * (1 - right) + image[below, beside] * right
+    return upper * (1 - down) + lower * down
+
+
+def _between(places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pixels before and after each place, and how far it is from the first to the second, `(h, w, 1)`."""
+    period = max(2 * (length - 1), 1)
+    folded = np.abs(places) % period
+    folded = np.clip(np.where(folded > length - 1, period - folded, folded), 0, length - 1)
+    before = np.floor(folded).astype(int)
+    return before, np.minimum(before + 1, length - 1), (folded - before)[..., None]
+
+
+def _stretch(length: int, factor: float) -> np.ndarray:
+    """The matrix `(length, length)` that makes a row of pixels `factor` times as long about its middle."""
+    middle = (length - 1) / 2
+    places = ((np.arange(length) - middle) / factor + middle)[:, None]
+    return np.maximum(0, 1 - np.abs(places - np.arange(length)))

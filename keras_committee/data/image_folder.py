@@ -8,8 +8,8 @@ import numpy as np
 
 from keras_committee.class_folders import MEND, list_images
 from keras_committee.data.dataset import Data, Found
-from keras_committee.data.framing import Framing, chosen_framing
 from keras_committee.data.images import Files
+from keras_committee.data.preprocessing import Framing, chosen_framing
 from keras_committee.data.splits import Split
 
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.decode import decode_image
-from keras_committee.data.framing import Framing
+from keras_committee.data.preprocessing import Framing, decode_image
 
 if TYPE_CHECKING:
     from keras_committee.data.random_crop import RandomResizedCrop

@@ -6,13 +6,116 @@ policies and its operations are used here, and every choice is drawn beforehand.
 
 import dataclasses
 import functools
+import importlib.util
+from collections.abc import Callable
 
+import keras
 import numpy as np
+import tensorflow as tf
 
-from keras_committee.data.dispatch import check_coloured
-from keras_committee.data.keras_policy import KerasRandAugment, check_strength
-from keras_committee.data.operations import COLUMNS, PLACES, Operations, model_garden, need_model_garden
+from keras_committee.data.augment import check_coloured, chooser, for_each_image
 from keras_committee.errors import RecipeError
+
+OPERATIONS = (
+    "random_shear",
+    "random_translation",
+    "random_rotation",
+    "random_brightness",
+    "random_color_degeneration",
+    "random_contrast",
+    "random_sharpness",
+    "random_posterization",
+    "solarization",
+    "auto_contrast",
+    "equalization",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KerasRandAugment:
+    """So many of Keras' eleven operations for each image, each with a strength of its own.
+
+    An operation's factor is uniform from 0 to a tenth of `magnitude`, as in Keras. That is harsher than the paper: 1
+    stands for a whole turn, or for a shift out of the image. Keras gives all images of a batch the same operations;
+    these are drawn for each image, as in the paper. Values between two integers are rounded.
+
+    Args:
+        layers: Number of operations, one after another, 1 or more.
+        magnitude: Ten times Keras' `factor`, above 0 and at most 10; Keras' default is 5.
+
+    Raises:
+        RecipeError: If a value makes no sense.
+
+    Source: Cubuk et al. 2020, arXiv:1909.13719; `keras.layers.RandAugment` of Keras 3.15.
+    """
+
+    layers: int = 2
+    magnitude: float = 5.0
+
+    def __post_init__(self):
+        check_strength(self.layers, self.magnitude)
+
+    def draw(self, generator: np.random.Generator, examples: int) -> np.ndarray:
+        """The operations, then a seed of two numbers for each: int32 `(examples, layers * 3)`."""
+        operations = generator.integers(len(OPERATIONS), size=(examples, self.layers), dtype=np.int32)
+        seeds = generator.integers(2**31, size=(examples, 2 * self.layers), dtype=np.int32)
+        return np.concatenate([operations, seeds], axis=1)
+
+    def apply(self, images, draws):
+        """The varied images."""
+        check_coloured(images, "randaugment")
+
+        def vary(image, row):
+            image = tf.cast(image, tf.float32)[None]
+            for number in range(self.layers):
+                place = self.layers + 2 * number
+                image = self._chosen(row[number], image, row[place : place + 2])
+            return tf.cast(tf.clip_by_value(tf.round(image[0]), 0.0, 255.0), tf.uint8)
+
+        return for_each_image(vary, images, draws)
+
+    @functools.cached_property
+    def _chosen(self):
+        """Kept, since a stream of its own for each epoch would trace all of them again."""
+        return chooser([self._function(layer) for layer in self._layers()])
+
+    def _layers(self):
+        """Keras' layers, in the order of `OPERATIONS`."""
+        with tf.Graph().as_default():  # their seeds are variables, never read, that a pipeline's graph cannot make
+            layer = keras.layers.RandAugment(factor=self.magnitude / 10, seed=0, dtype="float32")
+        return [getattr(layer, name) for name in OPERATIONS]
+
+    def _function(self, layer):
+        def function(image, seed):
+            numbers = layer.get_random_transformation(image, training=True, seed=Drawn(seed))
+            return tf.ensure_shape(layer.transform_images(image, numbers), image.shape)
+
+        return function
+
+
+def check_strength(layers: int, magnitude: float) -> None:
+    """Raise a `RecipeError` where RandAugment's two numbers make no sense."""
+    if layers < 1 or not 0 < magnitude <= 10:
+        raise RecipeError(
+            f"randaugment needs 1 or more layers and a magnitude above 0, at most 10. Received: {layers=}, {magnitude=}"
+        )
+
+
+class Drawn(keras.random.SeedGenerator):
+    """A source of seeds that begins with a given one and needs no variable.
+
+    Args:
+        seed: int32 `(2,)`.
+    """
+
+    def __init__(self, seed):
+        self._seed, self._count = seed, 0
+
+    def next(self, ordered=True):
+        """The seed after `count` others: uint32 `(2,)`."""
+        count, self._count = self._count, self._count + 1
+        return tf.bitcast(self._seed + tf.constant([0, count]), tf.uint32)
+
 
 POLICIES = ("v0", "reduced_imagenet", "reduced_cifar10", "svhn", "simple", "vit", "panoptic_deeplab_policy")
 
@@ -159,3 +262,89 @@ def _rows(generator, numbers):
     rows[..., 1] = generator.integers(2, size=numbers.shape)
     rows[..., 2:] = generator.integers(PLACES, size=(*numbers.shape, 2))
     return rows.reshape(len(numbers), COLUMNS * numbers.shape[1])
+
+
+MAX_LEVEL = 10.0
+GREY = [128] * 3  # what Model Garden fills with
+COLUMNS = 4  # of a step's draws: operation, whether its argument is negative, row and column
+PLACES = 2**31  # so many rows, or columns, from the first to the last of an image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Operations:
+    """Operations of `official.vision.ops.augment` by number; 0 leaves the image as it is.
+
+    Args:
+        names_and_levels: Name in `NAME_TO_FUNC` and level, 0 to 10, of operations 1, 2 and so on.
+        cutout_const: Pixels from the middle to an edge of a cut-out square at level 10.
+        translate_const: Pixels that an image is shifted by at level 10.
+    """
+
+    names_and_levels: tuple[tuple[str, float], ...]
+    cutout_const: float
+    translate_const: float
+
+    def apply(self, images, draws):
+        """Uint8 `(batch, height, width, 3)` and int32 `(batch, steps * 4)` to uint8 images of the same shape.
+
+        The four columns of a step are the operation's number, 1 where its argument (an angle, a shear, a shift) is
+        negative, and row and column of a cut-out square's middle, in 2**31 parts of the height and the width.
+        """
+
+        def vary(image, row):
+            for start in range(0, draws.shape[1], COLUMNS):
+                number, negative, *place = tf.unstack(row[start : start + COLUMNS])
+                image = self._chosen(number, image, negative == 1, _pixel(image, place))
+            return image
+
+        return for_each_image(vary, images, draws)
+
+    @functools.cached_property
+    def _chosen(self):
+        """Kept, since a stream of its own for each epoch would trace all of them again."""
+        return chooser([_unchanged, *(self._function(name, level) for name, level in self.names_and_levels)])
+
+    def _function(self, name, level) -> Callable:
+        """A function of one image, whether its argument is negative, and the place of a cut-out square."""
+        garden = model_garden()
+        function = garden.NAME_TO_FUNC[name]
+        largest = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3}  # theirs come with a random sign
+        largest |= dict.fromkeys(["TranslateX", "TranslateY"], self.translate_const)
+        if name in largest:
+            size = level / MAX_LEVEL * largest[name]
+            return lambda image, negative, place: function(image, _signed(size, negative), GREY)
+        arguments = garden.level_to_arg(self.cutout_const, self.translate_const)[name](level)
+        if name == "Cutout":  # theirs draws the place itself, then calls this
+            return lambda image, negative, place: garden._fill_rectangle(image, *place, *arguments * 2, GREY)
+        return lambda image, negative, place: function(image, *arguments)
+
+
+def model_garden():
+    """The module `official.vision.ops.augment`, whose import takes seconds."""
+    from official.vision.ops import augment
+
+    return augment
+
+
+def need_model_garden(wanted: str) -> None:
+    """Raise a `RecipeError` that names the extra where Model Garden is not installed; imports nothing heavy."""
+    if importlib.util.find_spec("official") is None:
+        raise RecipeError(
+            f"{wanted} is Model Garden's, which is not installed. Install it and run the command again:\n"
+            '  pip install "keras-committee[model-garden]"'
+        )
+
+
+def _unchanged(image, negative, place):
+    return tf.identity(image)
+
+
+def _pixel(image, place):
+    """Column and row, int32, of a place in 2**31 parts of the height and the width."""
+    size = tf.shape(image, out_type=tf.int64)
+    row, column = (tf.cast(tf.cast(part, tf.int64) * size[axis] // PLACES, tf.int32) for axis, part in enumerate(place))
+    return column, row
+
+
+def _signed(size, negative):
+    return tf.where(negative, tf.constant(-size, tf.float32), tf.constant(size, tf.float32))

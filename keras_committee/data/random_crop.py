@@ -6,8 +6,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.decode import decode_window, encoded_size, resize_image
-from keras_committee.data.framing import Framing
+from keras_committee.data.preprocessing import Framing, decode_window, encoded_size, resize_image
 from keras_committee.errors import RecipeError
 
 ATTEMPTS = 10  # as Model Garden

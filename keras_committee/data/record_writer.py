@@ -5,8 +5,10 @@ the last act gives the folder its name. A conversion that was killed goes on wit
 """
 
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -16,15 +18,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
-from keras_committee.data import preflight
-from keras_committee.data.framing import resized
+from keras_committee.data import validation
 from keras_committee.data.image_folder import ClassFolders
-from keras_committee.data.record_example import FIRST_LABEL, encoded_example
-from keras_committee.data.record_index import record_index
-from keras_committee.data.record_scan import Fields
-from keras_committee.data.shards import is_shard, shard_name
+from keras_committee.data.preprocessing import decode_image, resized
+from keras_committee.data.record_index import Fields, record_index
 from keras_committee.data.splits import Split
+from keras_committee.data.tfrecords import is_shard, shard_name
 from keras_committee.errors import DataError, RecipeError, ResourceError, VerificationError, refuse
 from keras_committee.files import flush_folder, owned, write_file, write_json, writing
 
@@ -85,7 +86,7 @@ def _read_source(source):
     held = {"test": found.test} if found.validation is not None else {"validation": found.test}
     splits = {"train": found.train, "validation": found.validation, **held}
     splits = {name: split for name, split in splits.items() if split is not None}
-    broken = [problem for split in splits.values() for problem in preflight.check_files(split.images).values()]
+    broken = [problem for split in splits.values() for problem in validation.check_files(split.images).values()]
     refuse(str(source), [*found.problems, *broken], MEND)
     if lines := [name for name in found.classes if "\n" in name]:
         raise DataError(f"{source}: a class name with a line break cannot stand in {LABELS}: {lines[0]!r}")
@@ -229,3 +230,57 @@ def _publish(staging, destination):
             shutil.rmtree(destination)  # it is empty
         os.rename(staging, destination)
         flush_folder(destination.parent)
+
+
+FIRST_LABEL = 1  # Model Garden keeps 0 for the background
+_WORDNET = re.compile(r"(?P<synset>n\d{8})(?:[_ -]+(?P<text>.+))?")
+
+
+def encoded_example(content: bytes, filename: str, label: int, name: str, *, keep: bool = False) -> tuple[bytes, bool]:
+    """A serialized `tf.train.Example`, and whether the image was encoded anew.
+
+    Args:
+        content: The image file's.
+        filename: Its name, without folders.
+        label: The class, counted from 0; written as `label + FIRST_LABEL`.
+        name: The class folder's name. `n01440764_tench` gives the synset `n01440764` and the text `tench`; any other
+            name is both.
+        keep: Whether PNG and CMYK stay as they are. Model Garden reads JPEG only, so they become RGB JPEGs of quality
+            100 otherwise.
+
+    Raises:
+        OSError: If it is no image.
+    """
+    with Image.open(io.BytesIO(content)) as image:
+        (width, height), kind, mode = image.size, image.format, image.mode
+    again = not keep and (kind == "PNG" or mode == "CMYK")
+    if again:
+        content = tf.io.encode_jpeg(decode_image(content), format="rgb", quality=100).numpy()
+    synset, text = class_words(name)
+    features = {
+        "image/height": _integer(height),
+        "image/width": _integer(width),
+        "image/colorspace": _bytes(b"RGB"),
+        "image/channels": _integer(3),
+        "image/class/label": _integer(label + FIRST_LABEL),
+        "image/class/synset": _bytes(synset.encode()),
+        "image/class/text": _bytes(text.encode()),
+        "image/format": _bytes(b"PNG" if kind == "PNG" and not again else b"JPEG"),
+        "image/filename": _bytes(filename.encode(errors="surrogateescape")),
+        "image/encoded": _bytes(content),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(), again
+
+
+def class_words(name: str) -> tuple[str, str]:
+    """Synset and text of the class in a folder of this name."""
+    match = _WORDNET.fullmatch(name)
+    return (match["synset"], match["text"] or name) if match else (name, name)
+
+
+def _integer(value):
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+
+def _bytes(value):
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))

@@ -13,11 +13,10 @@ import hashlib
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.augment import Augmentation
-from keras_committee.data.framing import Framing
+from keras_committee.data.augment import Augmentation, augmented
 from keras_committee.data.images import Encoded, Pixels
 from keras_committee.data.mix import Mix, mixed_targets
-from keras_committee.data.sequence import augmented
+from keras_committee.data.preprocessing import Framing
 from keras_committee.errors import DataError
 
 MIX_TABLE = 1024  # draws of so many steps are made at once: a python call for each step would cost more than the mixing

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_committee.data.dataset import Data
-from keras_committee.data.framing import Framing, chosen_framing
-from keras_committee.data.record_scan import Fields
+from keras_committee.data.preprocessing import Framing, chosen_framing
+from keras_committee.data.record_index import Fields
 from keras_committee.data.tfrecords import ShardReader, named_or_held
 from keras_committee.errors import DataError, RecipeError
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_committee import metrics
-from keras_committee.data.framing import Framing, framing_of_member
+from keras_committee.data.preprocessing import Framing, framing_of_member
 from keras_committee.errors import RecipeError, VerificationError
 from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, confidence, head_of

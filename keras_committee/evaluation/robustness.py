@@ -9,10 +9,10 @@ import keras
 import numpy as np
 
 from keras_committee import metrics
-from keras_committee.data import Split, foreign
+from keras_committee.data import Split, ood_images
 from keras_committee.data.corruptions import KINDS, SEVERITIES, corrupted
-from keras_committee.data.holdout import evenly
-from keras_committee.data.pictures import read_folder
+from keras_committee.data.dataset import evenly
+from keras_committee.data.image_files import read_folder
 from keras_committee.errors import DataError
 from keras_committee.evaluation.loaded import loaded
 from keras_committee.evaluation.votes import cast_votes
@@ -156,8 +156,8 @@ def _strangers(
     examples: int, size: tuple[int, int], seed: int, found: dict[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The generated images, a kind at a time, and then those that were found."""
-    for kind in foreign.FOREIGN:
-        yield kind, foreign.generated(kind, examples, size, seed)
+    for kind in ood_images.FOREIGN:
+        yield kind, ood_images.generated(kind, examples, size, seed)
     yield from found.items()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.framing import Framing, resized
+from keras_committee.data.preprocessing import Framing, resized
 from keras_committee.layers import confidence, head_of
 from keras_committee.selection import Selection, Stage
 from keras_committee.serving.decoding import decode_images

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from keras_committee.data.decode import JPEG, PNG, begins_with, decode_image, encoded_size
-from keras_committee.data.framing import Framing
+from keras_committee.data.preprocessing import JPEG, PNG, Framing, begins_with, decode_image, encoded_size
 
 MOST_PIXELS = 25_000_000  # 25 Mpx by its header, before anything is allocated for the pixels
 

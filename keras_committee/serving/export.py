@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.framing import Framing
+from keras_committee.data.preprocessing import Framing
 from keras_committee.errors import ExportError, RecipeError, ResourceError
 from keras_committee.files import write_json, writing
 from keras_committee.run import Run

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_committee.data.framing import Framing
+from keras_committee.data.preprocessing import Framing
 from keras_committee.layers import confidence, head_of
 from keras_committee.models import log_probabilities
 from keras_committee.selection import Selection

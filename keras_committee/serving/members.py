@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_committee import flops
-from keras_committee.data.framing import Framing, framing_of_member, resized
+from keras_committee.data.preprocessing import Framing, framing_of_member, resized
 from keras_committee.errors import ExportError, RunError, VerificationError
 from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, head_name, head_named, head_of

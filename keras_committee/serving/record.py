@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from keras_committee.data.framing import Framing
+from keras_committee.data.preprocessing import Framing
 from keras_committee.errors import RunError
 from keras_committee.files import now
 from keras_committee.run import Run

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import tensorflow as tf
 
-from keras_committee.data.framing import Framing
+from keras_committee.data.preprocessing import Framing
 from keras_committee.layers import Resize
 
 Made = Mapping[Framing, Any]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from keras_committee.data import Splits, duplicates
+from keras_committee.data import Splits, validation
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
@@ -120,7 +120,7 @@ def _load(recipe: Recipe) -> Splits:
     splits = recipe.data.load()
     if not len(splits.validation):
         raise RecipeError(f"{recipe.data.name} has no validation split. Give its `validation` a count or a fraction.")
-    if shared := duplicates.told(splits):
+    if shared := validation.told(splits):
         logging.getLogger(__name__).warning("%s: %s", recipe.data.name, shared)
     return splits
 

@@ -9,7 +9,7 @@ import scipy.ndimage
 import sklearn.datasets
 from PIL import Image
 
-from keras_committee.data import corruptions, filters
+from keras_committee.data import corruptions
 from keras_committee.data.corruptions import KINDS, corrupted
 
 
@@ -94,26 +94,26 @@ def test_jpeg_and_pixelate_are_pillows(photos):
 def test_the_gaussian_blur_is_scipys(photos, sigma):
     image = photos[0] / 255.0
     wanted = scipy.ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest")
-    np.testing.assert_allclose(filters.gaussian_blur(image, sigma), wanted, atol=1e-12)
+    np.testing.assert_allclose(corruptions.gaussian_blur(image, sigma), wanted, atol=1e-12)
 
 
 def test_places_between_pixels_are_scipys_and_mirrored_beyond_the_edge(photos):
     image = photos[0, :9, :12] / 255.0
     rows, columns = np.random.default_rng(3).uniform(-6, 16, (2, 5, 7))
     wanted = [scipy.ndimage.map_coordinates(image[..., c], [rows, columns], order=1, mode="mirror") for c in range(3)]
-    np.testing.assert_allclose(filters.sampled(image, rows, columns), np.stack(wanted, axis=-1), atol=1e-12)
+    np.testing.assert_allclose(corruptions.sampled(image, rows, columns), np.stack(wanted, axis=-1), atol=1e-12)
 
 
 def test_a_zoom_keeps_the_middle_and_is_the_sampling_of_its_places(photos):
     image = photos[0, :, :21] / 255.0
     rows, columns = np.meshgrid((np.arange(32) - 15.5) / 1.3 + 15.5, (np.arange(21) - 10) / 1.3 + 10, indexing="ij")
-    np.testing.assert_allclose(filters.zoomed(image, 1.3), filters.sampled(image, rows, columns), atol=1e-12)
+    np.testing.assert_allclose(corruptions.zoomed(image, 1.3), corruptions.sampled(image, rows, columns), atol=1e-12)
 
 
 def test_motion_goes_to_one_side():
     image = np.zeros((5, 9, 1))
     image[2, 4] = 1
-    smeared = filters.motion_blur(image, 1, 1.0, angle=0)[2, :, 0]
+    smeared = corruptions.motion_blur(image, 1, 1.0, angle=0)[2, :, 0]
     weights = np.exp(-0.5 * np.arange(3) ** 2)
     np.testing.assert_allclose(smeared[[4, 3, 2]], weights / weights.sum())
     assert smeared[5] == 0
@@ -121,7 +121,7 @@ def test_motion_goes_to_one_side():
 
 def test_lengths_grow_with_the_image(photos):
     image = photos[:1].repeat(4, axis=1).repeat(4, axis=2)
-    blurred = filters.gaussian_blur(image[0] / 255.0, 4.0)
+    blurred = corruptions.gaussian_blur(image[0] / 255.0, 4.0)
     np.testing.assert_allclose(corrupted(image, "gaussian_blur", 5)[0], blurred * 255, atol=0.6)
 
 

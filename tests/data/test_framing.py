@@ -8,8 +8,8 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_committee import data
+from keras_committee.data.image_files import read_picture
 from keras_committee.data.images import Files
-from keras_committee.data.pictures import read_picture
 from keras_committee.errors import RecipeError
 
 

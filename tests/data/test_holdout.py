@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_committee.data.holdout import amount, check_hold_out, evenly, hold_out
+from keras_committee.data.dataset import amount, check_hold_out, evenly, hold_out
 
 LABELS = np.array([0] * 60 + [1] * 30 + [2] * 10, np.int32)
 

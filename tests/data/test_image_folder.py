@@ -105,7 +105,7 @@ def test_B09_the_fingerprint_survives_a_move_and_sees_a_changed_file(write_image
 
 
 def test_more_files_than_a_chunk_keep_their_order(write_images, monkeypatch):
-    monkeypatch.setattr("keras_committee.data.preflight.CHUNK", 7)
+    monkeypatch.setattr("keras_committee.data.validation.CHUNK", 7)
     described = folder(write_images(FLAT, size=(6, 5)), validation=0, test=0)
     images, _ = read(described.load().train.batches(9))
     expected, _ = read(dataclasses.replace(described, memory_limit=0).load().train.batches(9))

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee import data
-from keras_committee.data.keras_policy import OPERATIONS, Drawn
+from keras_committee.data.policies import OPERATIONS, Drawn
 
 SHAPE = (12, 10, 3)
 EACH = 3  # images of each operation

@@ -6,10 +6,9 @@ import tensorflow as tf
 from shard_files import payloads
 
 from keras_committee import data
-from keras_committee.data.record_index import record_index
-from keras_committee.data.record_scan import Fields
+from keras_committee.data.record_index import Fields, record_index
 from keras_committee.data.record_writer import write_records
-from keras_committee.data.records import Records
+from keras_committee.data.tfrecords import Records
 
 PARTS = {"train/n01440764_tench": 4, "train/n02102040_english_springer": 3, "val/n01440764_tench": 2}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_committee import data
-from keras_committee.data.records import Records
+from keras_committee.data.tfrecords import Records
 
 
 @pytest.mark.parametrize(

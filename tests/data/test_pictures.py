@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_committee.data import foreign, image_folder, resized
-from keras_committee.data.pictures import read_content, read_folder, read_picture
+from keras_committee.data import image_folder, ood_images, resized
+from keras_committee.data.image_files import read_content, read_folder, read_picture
 from keras_committee.errors import DataError
 
 
@@ -80,16 +80,16 @@ def test_a_folder_without_pictures_or_with_bad_ones_is_refused(tmp_path):
         read_folder(tmp_path, 10, resized(8))
 
 
-@pytest.mark.parametrize("kind", foreign.FOREIGN)
+@pytest.mark.parametrize("kind", ood_images.FOREIGN)
 def test_generated_images_are_repeatable_each_another_and_of_any_size(kind):
-    images = foreign.generated(kind, 3, (20, 33), seed=4)
+    images = ood_images.generated(kind, 3, (20, 33), seed=4)
     assert (images.dtype, images.shape) == (np.uint8, (3, 20, 33, 3))
-    np.testing.assert_array_equal(images[:2], foreign.generated(kind, 2, (20, 33), seed=4))
+    np.testing.assert_array_equal(images[:2], ood_images.generated(kind, 2, (20, 33), seed=4))
     assert np.abs(images[0].astype(float) - images[1]).mean() > 5
-    assert np.abs(images.astype(float) - foreign.generated(kind, 3, (20, 33), seed=5)).mean() > 5
+    assert np.abs(images.astype(float) - ood_images.generated(kind, 3, (20, 33), seed=5)).mean() > 5
 
 
 def test_generated_noise_has_its_values():
-    assert set(np.unique(foreign.generated("rademacher", 1, (9, 9)))) == {0, 255}
-    gaussian = foreign.generated("gaussian", 2, (60, 60))
+    assert set(np.unique(ood_images.generated("rademacher", 1, (9, 9)))) == {0, 255}
+    gaussian = ood_images.generated("gaussian", 2, (60, 60))
     assert (gaussian == 0).mean() == pytest.approx(0.16, abs=0.02)  # one standard deviation below the middle

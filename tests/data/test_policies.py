@@ -7,8 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_committee import data
-from keras_committee.data.operations import PLACES, model_garden
-from keras_committee.data.policies import POLICIES
+from keras_committee.data.policies import PLACES, POLICIES, model_garden
 from keras_committee.errors import RecipeError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the import of Model Garden

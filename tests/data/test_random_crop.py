@@ -9,8 +9,8 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_committee import data
-from keras_committee.data.decode import decode_window, encoded_size
 from keras_committee.data.images import Files
+from keras_committee.data.preprocessing import decode_window, encoded_size
 from keras_committee.errors import RecipeError
 
 CROP = data.random_resized_crop(area=(0.2, 0.7), ratio=(0.6, 1.5), flip=False)

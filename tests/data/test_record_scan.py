@@ -6,7 +6,7 @@ import tensorflow as tf
 from shard_files import begin, flip, payloads, rewrite
 
 from keras_committee import data
-from keras_committee.data.record_scan import Fields, scan_shard
+from keras_committee.data.record_index import Fields, scan_shard
 from keras_committee.errors import DataError
 
 

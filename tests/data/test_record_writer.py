@@ -12,9 +12,8 @@ from shard_files import field, payloads
 
 from keras_committee.cli import cli, main
 from keras_committee.data import record_writer
-from keras_committee.data.decode import decode_image
-from keras_committee.data.record_example import class_words, encoded_example
-from keras_committee.data.record_writer import write_records
+from keras_committee.data.preprocessing import decode_image
+from keras_committee.data.record_writer import class_words, encoded_example, write_records
 from keras_committee.errors import DataError, InUseError, RecipeError
 from keras_committee.files import owned
 

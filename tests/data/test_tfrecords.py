@@ -10,10 +10,9 @@ from shard_files import field, forget, payloads, rewrite
 
 from keras_committee import data
 from keras_committee.data import record_index
-from keras_committee.data import records as module
-from keras_committee.data.record_scan import Fields
-from keras_committee.data.records import Records
-from keras_committee.data.shards import matching_shards, missing_shards, split_shards
+from keras_committee.data import tfrecords as module
+from keras_committee.data.record_index import Fields
+from keras_committee.data.tfrecords import Records, matching_shards, missing_shards, split_shards
 from keras_committee.errors import DataError, ResourceError
 
 

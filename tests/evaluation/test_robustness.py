@@ -11,9 +11,9 @@ from PIL import Image
 
 from keras_committee import cli, evaluation
 from keras_committee.cli.robustness import KINDS
-from keras_committee.data import corruptions, foreign
+from keras_committee.data import corruptions, ood_images
 from keras_committee.data.corruptions import corrupted
-from keras_committee.data.holdout import evenly
+from keras_committee.data.dataset import evenly
 from keras_committee.errors import DataError
 from keras_committee.evaluation import cast_votes, robustness
 
@@ -83,9 +83,9 @@ def test_the_mean_is_over_all_corruptions(tested):
 
 def test_foreign_images_are_told_by_confidence_and_mutual_information(tested, pictures):
     run, recipe, result = tested
-    assert [each["source"] for each in result["foreign"]] == [*foreign.FOREIGN, str(pictures)]
+    assert [each["source"] for each in result["foreign"]] == [*ood_images.FOREIGN, str(pictures)]
     assert [each["examples"] for each in result["foreign"]] == [300, 300, 300, 300, 4]
-    strange = foreign.generated("stripes", 300, (32, 32)).astype("float32")
+    strange = ood_images.generated("stripes", 300, (32, 32)).astype("float32")
     logits = [
         keras.saving.load_model(run.member(index).model, compile=False).predict(strange, verbose=0)
         for index in range(3)

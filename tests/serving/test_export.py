@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from committees import CLASSES, SHAPE, choose, dense, small_member
 
-from keras_committee.data.decode import decode_image, resize_image
+from keras_committee.data.preprocessing import decode_image, resize_image
 from keras_committee.models import log_probabilities
 from keras_committee.serving import operations
 from keras_committee.serving.export import publish_committee

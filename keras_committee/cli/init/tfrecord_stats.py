@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from keras_committee.cli.init.image_stats import Survey, shorter_sides, spread, too_few
-from keras_committee.data.framing import resized
-from keras_committee.data.record_index import record_index
-from keras_committee.data.record_scan import Fields
+from keras_committee.data.preprocessing import resized
+from keras_committee.data.record_index import Fields, record_index
 from keras_committee.data.tfrecords import ShardFolder, planned
 from keras_committee.errors import refuse
 

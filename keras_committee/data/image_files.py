@@ -9,9 +9,8 @@ import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
 from keras_committee.class_folders import SUFFIXES
-from keras_committee.data.decode import decode_image
-from keras_committee.data.framing import Framing
-from keras_committee.data.holdout import evenly
+from keras_committee.data.dataset import evenly
+from keras_committee.data.preprocessing import Framing, decode_image
 from keras_committee.errors import DataError, refuse
 
 MOST_PIXELS = 25_000_000  # told by the header: a PNG of 240 kB may hold 240 MB of pixels

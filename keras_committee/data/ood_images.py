@@ -7,7 +7,7 @@ import types
 
 import numpy as np
 
-from keras_committee.data.filters import gaussian_blur
+from keras_committee.data.corruptions import gaussian_blur
 
 
 def generated(kind: str, examples: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:
