@@ -62,8 +62,7 @@ def adopt(
     run = Run.create(folder, recipe_file, knobs, command=settings["command"])
     with run.lock(), only_json(as_json):
         built = recipe_file.build(knobs)
-        from keras_committee.evaluation.adoption import Allowed, adopt
-        from keras_committee.evaluation.offers import Offer
+        from keras_committee.evaluation.import_models import Allowed, Offer, adopt
 
         of_all = {"signature": signature, "output": output}
         scale = {model: _scale(scale_of.get(model, "0..255")) for model in models}

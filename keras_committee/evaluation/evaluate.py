@@ -5,17 +5,17 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_committee import metrics
-from keras_committee.evaluation.compatibility import refuse_twins
-from keras_committee.evaluation.diversity import diversity, uncertainty
+from keras_committee.evaluation.committee_scores import HEADS, SCORES, scores, shares_of
 from keras_committee.evaluation.latency import latency
-from keras_committee.evaluation.members import describe
-from keras_committee.evaluation.subsets import HEADS, SCORES, scores, shares_of
-from keras_committee.evaluation.votes import Votes, cast_votes
+from keras_committee.evaluation.member_info import describe
+from keras_committee.evaluation.pool import refuse_twins
+from keras_committee.evaluation.predictions import Votes, cast_votes
 from keras_committee.files import write_json
 from keras_committee.layers import GeometricMean, head_name, head_of
 from keras_committee.models.loading import load_member
@@ -158,3 +158,46 @@ def _time(run: Run, members: list[dict]) -> None:
     models = [load_member(run.member(member["index"]).model) for member in members]
     for member, measured in zip(members, latency(models), strict=True):
         member["latency"] = [dataclasses.asdict(each) for each in measured]
+
+
+def diversity(votes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The block `diversity` of `evaluation.json`.
+
+    Matrices `(members, members)`, whose entries are null where they are not defined: `disagreement`, `double_fault`,
+    `q_statistic`, `error_correlation`. And `ambiguity`: what all members together gain, in Brier score under the
+    arithmetic mean (`brier`) and in NLL under the geometric mean (`nll`): `members`, `committee` and the `ambiguity`
+    between them.
+
+    Args:
+        votes: Probabilities `(examples, members, classes)`.
+        labels: Integers `(examples,)`.
+    """
+    return {
+        "disagreement": metrics.disagreement(votes).tolist(),
+        "double_fault": metrics.double_fault(votes, labels).tolist(),
+        "q_statistic": _with_nulls(metrics.q_statistic(votes, labels)),
+        "error_correlation": _with_nulls(metrics.error_correlation(votes, labels)),
+        "ambiguity": {"brier": metrics.ambiguity(votes, labels), "nll": metrics.log_ambiguity(votes, labels)},
+    }
+
+
+def uncertainty(votes: np.ndarray, right: np.ndarray) -> dict[str, dict[str, float | None]]:
+    """The block `uncertainty` of `evaluation.json`: means in nats over `all` answers, the `right` and the `wrong` ones.
+
+    Each has `total`, `expected` and `mutual`, as `metrics.uncertainty` defines them; null where there is no such
+    answer.
+
+    Args:
+        votes: Probabilities `(examples, members, classes)`.
+        right: Booleans `(examples,)`: whether the committee's answer is right.
+    """
+    parts = metrics.uncertainty(votes)
+    chosen = {"all": np.ones_like(right), "right": right, "wrong": ~right}
+    return {
+        answers: {name: float(values[which].mean()) if which.any() else None for name, values in parts.items()}
+        for answers, which in chosen.items()
+    }
+
+
+def _with_nulls(matrix: np.ndarray) -> list[list[float | None]]:
+    return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]

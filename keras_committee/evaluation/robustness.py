@@ -14,8 +14,7 @@ from keras_committee.data.corruptions import KINDS, SEVERITIES, corrupted
 from keras_committee.data.dataset import evenly
 from keras_committee.data.image_files import read_folder
 from keras_committee.errors import DataError
-from keras_committee.evaluation.loaded import loaded
-from keras_committee.evaluation.votes import cast_votes
+from keras_committee.evaluation.predictions import cast_votes, loaded
 from keras_committee.files import write_json
 from keras_committee.layers import GeometricMean, confidence, head_name, head_of
 from keras_committee.models.loading import load_member

@@ -24,8 +24,7 @@ from optuna.trial import TrialState
 
 from keras_committee.errors import DivergedError, IncompleteError, RunError
 from keras_committee.evaluation import Goal, cast_votes
-from keras_committee.evaluation.candidates import Candidates
-from keras_committee.evaluation.methods import look
+from keras_committee.evaluation.committee_search import Candidates, look
 from keras_committee.files import owned, writing
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run

@@ -11,7 +11,7 @@ from strangers import CLASSES, digits, stranger
 
 from keras_committee.cli import main
 from keras_committee.errors import RecipeError
-from keras_committee.evaluation.offers import Offer, adapt
+from keras_committee.evaluation.import_models import Offer, adapt
 from keras_committee.models.loading import load_member
 from keras_committee.run import Run
 

@@ -6,8 +6,7 @@ from pools import made_up_votes
 from scipy import stats
 
 from keras_committee import metrics
-from keras_committee.evaluation.bootstrap import difference_of_means, differences, intervals
-from keras_committee.evaluation.subsets import combine, figures
+from keras_committee.evaluation.committee_scores import combine, difference_of_means, differences, figures, intervals
 
 VOTES, LABELS = made_up_votes(4, 250, (0.8, 1.2, 2.0))
 SHARES = np.array([[1, 0, 0], [1, 1, 1]])

@@ -9,7 +9,7 @@ import pytest
 from keras_committee import cli, metrics
 from keras_committee.errors import DataError
 from keras_committee.evaluation import calibrate, cast_votes
-from keras_committee.evaluation.fitting import fit_temperature, softmax
+from keras_committee.evaluation.calibration import fit_temperature, softmax
 from keras_committee.layers import ArithmeticMean
 
 

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from pools import made_up_votes
 
 from keras_committee import metrics
-from keras_committee.evaluation import methods
-from keras_committee.evaluation.candidates import Candidates, Goal
-from keras_committee.evaluation.methods import look
+from keras_committee.evaluation import committee_search
+from keras_committee.evaluation.committee_search import Candidates, Goal, look
 
 COSTS = (1.0, 1.5, 0.7, 2.2, 3.1)
 VOTES, LABELS = made_up_votes(2, 120, (0.6, 0.9, 0.4, 1.3, 1.5))
@@ -108,7 +107,7 @@ def test_no_method_exceeds_the_budget_or_ends_below_the_best_member_or_has_a_fro
 
 
 def test_greed_takes_in_every_round_the_member_that_helps_most(monkeypatch):
-    monkeypatch.setattr(methods, "_ROUNDS", 6)
+    monkeypatch.setattr(committee_search, "_ROUNDS", 6)
     candidates = some_candidates()
     look(candidates, Goal(objective="nll"), "greedy")
     bag, path = [], []

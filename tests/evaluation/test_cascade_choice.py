@@ -8,7 +8,7 @@ from pools import made_up_pool
 
 from keras_committee.errors import RecipeError
 from keras_committee.evaluation import Goal, select, select_cascade
-from keras_committee.evaluation.subsets import combine
+from keras_committee.evaluation.committee_scores import combine
 from keras_committee.selection import Selection
 
 POOL = made_up_pool(strengths=(2.0, 2.2, 2.4), mflops=(1.0, 1.0, 3.0))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_committee import metrics
-from keras_committee.evaluation.cascades import Ballots, CascadePlan, run_cascade
+from keras_committee.evaluation.cascade import Ballots, CascadePlan, run_cascade
 from keras_committee.layers import CONFIDENCES, ArithmeticMean, MajorityVote, WeightedGeometricMean
 from keras_committee.selection import Stage
 

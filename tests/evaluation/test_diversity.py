@@ -7,7 +7,7 @@ import pytest
 
 from keras_committee import metrics
 from keras_committee.evaluation import cast_votes, evaluate
-from keras_committee.evaluation.diversity import diversity, uncertainty
+from keras_committee.evaluation.evaluate import diversity, uncertainty
 
 
 def test_the_evaluation_has_the_blocks_of_its_votes(trained):

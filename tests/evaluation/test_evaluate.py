@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from keras_committee.errors import IncompleteError, RecipeError, RunError, VerificationError
-from keras_committee.evaluation import cast_votes, evaluate, votes
+from keras_committee.evaluation import cast_votes, evaluate, predictions
 from keras_committee.evaluation.evaluate import committee_of_size, subsets_of
 from keras_committee.layers import WeightedGeometricMean
 from keras_committee.run import Run
@@ -98,7 +98,7 @@ def test_the_votes_are_cast_once(evaluated, monkeypatch):
     def fail(*_):
         raise RuntimeError("predicted again")
 
-    monkeypatch.setattr(votes, "log_probabilities", fail)
+    monkeypatch.setattr(predictions, "log_probabilities", fail)
     again = cast_votes(run, recipe)
     np.testing.assert_array_equal(again.log_probabilities, cast.log_probabilities)
     assert again.log_probabilities.shape == (360, 3, 10)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_committee.evaluation.evidence import better_order, better_scale
+from keras_committee.evaluation.import_models import better_order, better_scale
 
 LABELS = np.arange(200) % 5
 

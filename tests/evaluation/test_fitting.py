@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_committee.evaluation.fitting import COLDEST, HOTTEST, fit_temperature, fit_weights, softmax
+from keras_committee.evaluation.calibration import COLDEST, HOTTEST, fit_temperature, fit_weights, softmax
 
 
 def nll(logits, labels):

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from keras_committee.evaluation.keeping import current, keep
+from keras_committee.evaluation.predictions import current, keep
 
 VOTES = np.arange(12, dtype=np.float32).reshape(4, 3)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from keras_committee.errors import DataError, IncompleteError, RecipeError, VerificationError
-from keras_committee.evaluation import Votes, cast_votes, gather, members, votes
-from keras_committee.evaluation.compatibility import (
+from keras_committee.evaluation import Votes, cast_votes, gather, member_info
+from keras_committee.evaluation.pool import (
     refuse_twins,
     require_equal_channels,
     require_equal_classes,
@@ -62,15 +62,15 @@ def test_a_pool_is_gathered_again_without_asking_a_model(trained, monkeypatch):
         raise RuntimeError("loaded again")
 
     monkeypatch.setattr(votes, "load_member", fail)
-    monkeypatch.setattr(members, "load_member", fail)
+    monkeypatch.setattr(member_info, "load_member", fail)
     assert gather([run]).members == first.members
 
 
 def test_a_damaged_description_is_made_anew(second, caplog):
-    before = members.describe(second, 1)
+    before = member_info.describe(second, 1)
     file = second.path / "votes" / "members" / "01.json"
     file.write_text(json.dumps({"source": "x"})[:-3])
-    assert members.describe(second, 1) == before
+    assert member_info.describe(second, 1) == before
     assert "01.json is damaged" in caplog.text
     assert json.loads(file.read_text())["name"] == "linear_1"
 

@@ -115,7 +115,7 @@ def test_a_second_report_replaces_the_first_and_predicts_nothing_anew(written, m
     # Nothing of a picture is looked at here, and drawing them takes most of the time.
     monkeypatch.setattr(writing, "pictures_of", lambda _: [])
     monkeypatch.setattr(writing, "page_of", lambda *_: "page")
-    monkeypatch.setattr("keras_committee.evaluation.votes.log_probabilities", lambda *_: 1 / 0)
+    monkeypatch.setattr("keras_committee.evaluation.predictions.log_probabilities", lambda *_: 1 / 0)
     before = (written.path / "evaluation.json").stat().st_mtime_ns
     assert cli.main(["report", str(written.path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

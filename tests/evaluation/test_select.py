@@ -9,11 +9,9 @@ from pools import made_up_pool
 
 from keras_committee import metrics
 from keras_committee.errors import RecipeError
-from keras_committee.evaluation.architectures import compare_architectures
-from keras_committee.evaluation.candidates import Candidates, Goal
-from keras_committee.evaluation.methods import look
+from keras_committee.evaluation.committee_scores import combine, figures
+from keras_committee.evaluation.committee_search import Candidates, Goal, compare_architectures, look
 from keras_committee.evaluation.select import Chooser, chosen_members, listed, select
-from keras_committee.evaluation.subsets import combine, figures
 from keras_committee.selection import Selection
 
 POOL = made_up_pool(strengths=(1.6, 1.5, 1.7, 1.8, 1.9))

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_committee import metrics
-from keras_committee.evaluation import subsets
-from keras_committee.evaluation.subsets import HEADS, combine, figures, scores, shares_of
+from keras_committee.evaluation import committee_scores
+from keras_committee.evaluation.committee_scores import HEADS, combine, figures, scores, shares_of
 from keras_committee.layers import WeightedGeometricMean, head_named, head_of
 
 WEIGHTS = (0.2, 0.5, 0.0, 0.3)
@@ -36,8 +36,8 @@ def layer(head, subset):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_committee_is_what_the_head_layer_makes_of_it(head, monkeypatch):
-    monkeypatch.setattr(subsets, "_NUMBERS", 700)  # several blocks, the last one smaller
-    monkeypatch.setattr(subsets, "_COMMITTEES", 6)
+    monkeypatch.setattr(committee_scores, "_NUMBERS", 700)  # several blocks, the last one smaller
+    monkeypatch.setattr(committee_scores, "_COMMITTEES", 6)
     votes, labels = some_votes()
     everyone = every_subset(4)
     shares = shares_of(everyone, 4, {"weighted_geometric_mean": WEIGHTS}.get(head))

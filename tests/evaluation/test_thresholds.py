@@ -7,15 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_committee.evaluation.cascade import Ballots, CascadePlan, run_cascade
 from keras_committee.evaluation.cascade_search import (
+    Goal,
+    Stages,
     chains,
     compare,
     count_chains,
+    fit,
+    goal_of,
     partitions,
     search_cascade,
+    stages_of,
 )
-from keras_committee.evaluation.cascades import Ballots, CascadePlan, run_cascade
-from keras_committee.evaluation.thresholds import Goal, Stages, fit, goal_of, stages_of
 from keras_committee.layers import CONFIDENCES
 
 MFLOPS = (2.0, 7.0, 3.0, 5.0)

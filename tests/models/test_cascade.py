@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_committee.evaluation.cascades import Ballots, CascadePlan, run_cascade
+from keras_committee.evaluation.cascade import Ballots, CascadePlan, run_cascade
 from keras_committee.layers import CONFIDENCES, ArithmeticMean, MajorityVote, WeightedGeometricMean
 from keras_committee.models import Cascade, Ensemble, at_resolution, resnet, wide_resnet
 

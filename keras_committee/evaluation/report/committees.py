@@ -10,11 +10,11 @@ import numpy as np
 
 from keras_committee import metrics
 from keras_committee.errors import RunError
-from keras_committee.evaluation.cascades import Ballots, CascadePlan, run_cascade
+from keras_committee.evaluation.cascade import Ballots, CascadePlan, run_cascade
 from keras_committee.evaluation.evaluate import committee_of_size
+from keras_committee.evaluation.predictions import Votes
 from keras_committee.evaluation.report.series import Chosen, Series, architectures
 from keras_committee.evaluation.report.sources import Source
-from keras_committee.evaluation.votes import Votes
 from keras_committee.layers import GeometricMean, head_named, head_of
 from keras_committee.selection import Selection
 

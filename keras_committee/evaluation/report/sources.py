@@ -11,10 +11,9 @@ import numpy as np
 
 from keras_committee import flops, metrics
 from keras_committee.errors import RunError
-from keras_committee.evaluation.compatibility import require_equal_classes, require_equal_examples
 from keras_committee.evaluation.evaluate import evaluate
-from keras_committee.evaluation.loaded import loaded
-from keras_committee.evaluation.votes import Votes, cast_votes
+from keras_committee.evaluation.pool import require_equal_classes, require_equal_examples
+from keras_committee.evaluation.predictions import Votes, cast_votes, loaded
 from keras_committee.layers import GeometricMean, blocks, expected_depth, head_name, head_of
 from keras_committee.models.loading import load_member
 from keras_committee.recipe import Recipe

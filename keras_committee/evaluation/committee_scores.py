@@ -5,7 +5,7 @@ alike, `(2, 0, 1, 0)` has the first one twice. The heads of `layers` are the def
 NumPy, in float64, for thousands of committees at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,3 +190,55 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=1, keepdims=True)
     return logits
+
+
+DRAWS = 1000
+_TAIL = 2.5  # percent on either side
+
+
+def intervals(figures: Figures) -> list[dict[str, dict[str, float]]]:
+    """For each committee `{"accuracy": {"value", "low", "high"}, "nll": ..., "ece": ..., "brier": ...}`."""
+    counts = _counts(figures.correct.shape[1])
+    return [_summaries(_resampled(figures, place, counts)) for place in range(len(figures.correct))]
+
+
+def differences(first: Figures, second: Figures) -> list[dict[str, dict[str, float]]]:
+    """The same for each committee of `first` less that of `second`, both on the same examples."""
+    counts = _counts(first.correct.shape[1])
+    pairs = ((_resampled(first, at, counts), _resampled(second, at, counts)) for at in range(len(first.correct)))
+    return [_summaries({score: one[score] - other[score] for score in one}) for one, other in pairs]
+
+
+def difference_of_means(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """`{"value", "low", "high"}` of mean of `first` less mean of `second`, both `(examples,)` on the same examples."""
+    counts = _counts(len(first))
+    gap = first.astype(np.float64) - second
+    return _interval(np.concatenate([[gap.mean()], counts @ gap / len(gap)]))
+
+
+def _counts(examples: int) -> np.ndarray:
+    """float32 `(DRAWS, examples)`: how often each draw has each example. Up to 2**24 that is exact."""
+    draw = np.random.default_rng(0)
+    counts = np.empty((DRAWS, examples), np.float32)
+    for row in counts:
+        row[:] = np.bincount(draw.integers(examples, size=examples), minlength=examples)
+    return counts
+
+
+def _resampled(figures: Figures, place: int, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Each score on the examples as they are, and then on each draw: `(1 + DRAWS,)`."""
+    examples = counts.shape[1]
+    columns = np.column_stack(
+        [figures.correct[place], figures.nll[place], figures.brier[place], figures.gap_columns(place)]
+    )
+    sums = np.vstack([columns.sum(axis=0), counts @ columns.astype(np.float32)]) / examples
+    return {"accuracy": sums[:, 0], "nll": sums[:, 1], "ece": np.abs(sums[:, 3:]).sum(axis=1), "brier": sums[:, 2]}
+
+
+def _summaries(resampled: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    return {score: _interval(values) for score, values in resampled.items()}
+
+
+def _interval(values: np.ndarray) -> dict[str, float]:
+    low, high = np.percentile(values[1:], [_TAIL, 100 - _TAIL])
+    return {"value": float(values[0]), "low": float(low), "high": float(high)}

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_committee.errors import VerificationError
-from keras_committee.evaluation.keeping import current, keep
 from keras_committee.files import file_hash
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import log_probabilities
@@ -20,6 +19,15 @@ from keras_committee.run import Run
 
 if TYPE_CHECKING:
     from keras_committee.data.splits import Splits
+import dataclasses
+import hashlib
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+from keras_committee.data import Splits
+from keras_committee.files import write_file, writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,3 +117,62 @@ def _member_votes(run: Run, index: int, split: str, examples, source: str) -> np
     if len(votes) != len(examples):
         raise RuntimeError(f"member {index} gave {len(votes)} votes on {len(examples)} examples")
     return votes
+
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def current(folder: Path, name: str, source: str) -> np.ndarray | None:
+    """The array `name` that was computed from `source`, read-only and mapped into memory; None where it is not there.
+
+    A damaged file is told on stderr and taken as not there.
+    """
+    file = _file(folder, name, source)
+    if not file.exists():
+        return None
+    try:
+        _verify(file)
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        logging.getLogger(__name__).warning("%s is damaged: %s. It is made anew.", file, error)
+        return None
+
+
+def keep(folder: Path, name: str, source: str, array: np.ndarray) -> None:
+    """Writes the array for `current`, and deletes those of other sources under the same name. Raises ResourceError."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    file = _file(folder, name, source)
+    write_file(file, content.getvalue() + hashlib.sha256(content.getvalue()).digest())
+    with writing(folder):
+        for old in [*folder.glob(f"{name}-*.npy"), *folder.glob(f"{name}.npz")]:
+            if old != file:
+                old.unlink(missing_ok=True)
+
+
+def _file(folder: Path, name: str, source: str) -> Path:
+    return folder / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
+
+
+def _verify(file: Path) -> None:
+    with open(file, "rb") as opened:
+        content = opened.read()
+    if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
+        raise ValueError("its content does not have its checksum")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedData:
+    """Data that are read already: `load()` gives `splits` as often as it is asked."""
+
+    splits: Splits
+    batch_size: int
+
+    def load(self) -> Splits:
+        return self.splits
+
+
+def loaded(recipe: Recipe) -> tuple[Recipe, Splits]:
+    """The recipe with its data read, and these. Raises DataError."""
+    splits: Any = recipe.data.load()
+    return dataclasses.replace(recipe, data=LoadedData(splits, recipe.data.batch_size)), splits
