@@ -109,7 +109,7 @@ def sides(folder, records):
     shards = data.imagenet_records(records, BATCH, size=SIZE, validation=0, test=0, augment=crop)
 
     def with_policy(policy):
-        return stream(dataclasses.replace(cropped, augment=data.sequence(crop, policy)))
+        return stream(dataclasses.replace(cropped, augment=data.compose(crop, policy)))
 
     return {
         PLAIN: lambda: plain(

@@ -54,7 +54,7 @@ def recipe(
     pictures = data.random_resized_crop()
     if augment != "none":
         policy = data.autoaugment() if augment == "autoaugment" else data.randaugment()
-        pictures = data.sequence(pictures, policy)
+        pictures = data.compose(pictures, policy)
 
     def member(index):  # built under seed + index, so the members start apart
         return models.efficientnet(

@@ -3,7 +3,7 @@
 A data function such as `cifar10(128, validation=5_000)` only describes; nothing is read until `Data.load()`.
 """
 
-from keras_committee.data.augment import PadCropFlip, Sequence, pad_crop_flip, sequence
+from keras_committee.data.augment import Compose, PadCropFlip, compose, pad_crop_flip
 from keras_committee.data.cifar import cifar10, cifar100
 from keras_committee.data.dataset import Data
 from keras_committee.data.digits import digits
@@ -26,7 +26,7 @@ __all__ = [
     "PadCropFlip",
     "RandAugment",
     "RandomResizedCrop",
-    "Sequence",
+    "Compose",
     "Split",
     "Splits",
     "autoaugment",
@@ -44,7 +44,7 @@ __all__ = [
     "random_resized_crop",
     "resize_image",
     "resized",
-    "sequence",
+    "compose",
     "tfds",
     "tfrecords",
 ]

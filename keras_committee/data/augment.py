@@ -71,7 +71,7 @@ def pad_crop_flip(pad: int = 4, *, flip: bool = True) -> PadCropFlip:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequence:
+class Compose:
     """One augmentation after another; their draws stand side by side in one table.
 
     Args:
@@ -106,14 +106,14 @@ class Sequence:
         return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
 
 
-def sequence(*parts: Augmentation) -> Sequence:
+def compose(*parts: Augmentation) -> Compose:
     """One augmentation after another, such as `sequence(random_resized_crop(), pad_crop_flip(4, flip=False))`."""
-    return Sequence(parts)
+    return Compose(parts)
 
 
 def leading_crop(augment: Augmentation | None) -> RandomResizedCrop | None:
     """The crop with which an augmentation begins, or None: a split in files reads its windows."""
-    first = augment.parts[0] if isinstance(augment, Sequence) else augment
+    first = augment.parts[0] if isinstance(augment, Compose) else augment
     return first if isinstance(first, RandomResizedCrop) else None
 
 
@@ -129,9 +129,9 @@ def augmented(images, augment: Augmentation | None):
         gather = images.gatherer()
         return lambda indices, draws: gather(indices) if augment is None else augment.apply(gather(indices), draws)
     read = images.cropper(crop)
-    if not isinstance(augment, Sequence) or len(augment.parts) == 1:
+    if not isinstance(augment, Compose) or len(augment.parts) == 1:
         return read
-    width, later = augment.columns()[0].stop, Sequence(augment.parts[1:])
+    width, later = augment.columns()[0].stop, Compose(augment.parts[1:])
     return lambda indices, draws: later.apply(read(indices, draws[:, :width]), draws[:, width:])
 
 

@@ -119,7 +119,7 @@ def photos(tmp_path, noise, encoded):
 
 def test_the_stream_decodes_crops_resizes_and_goes_on_with_what_follows(photos):
     crop, later = data.random_resized_crop(), data.pad_crop_flip(2)
-    loaded = folder(photos, data.sequence(crop, later))
+    loaded = folder(photos, data.compose(crop, later))
     assert isinstance(loaded.train.images, Files)  # small, yet memory would hold framed images
     assert not isinstance(loaded.test.images, Files)
     order = np.random.default_rng((5, 0, 0)).permutation(9)
@@ -179,8 +179,8 @@ def test_files_of_the_very_size_are_cropped_in_memory(write_images):
         (lambda: data.random_resized_crop(area=(0.0, 1.0)), r"area as two rising numbers above 0 and at most 1"),
         (lambda: data.random_resized_crop(area=(0.2, 1.1)), "area as two rising"),
         (lambda: data.random_resized_crop(ratio=(1.5, 0.5)), "ratio as two rising numbers above 0"),
-        (lambda: data.sequence(), "at least one augmentation"),
-        (lambda: data.sequence(data.pad_crop_flip(), data.random_resized_crop()), "put it first"),
+        (lambda: data.compose(), "at least one augmentation"),
+        (lambda: data.compose(data.pad_crop_flip(), data.random_resized_crop()), "put it first"),
     ],
     ids=["zero", "large", "falling", "empty", "late"],
 )

@@ -115,7 +115,7 @@ def test_a_resumed_stream_equals_the_tail_bit_for_bit(first):
     ],
 )
 def test_a_resumed_stream_of_a_policy_equals_the_tail_bit_for_bit(policy):
-    loaded = dataclasses.replace(textured(20, 6), augment=data.sequence(data.pad_crop_flip(2), policy))
+    loaded = dataclasses.replace(textured(20, 6), augment=data.compose(data.pad_crop_flip(2), policy))
     images, labels = read(loaded.stream(5, 0, 6))
     tail_images, tail_labels = read(loaded.stream(5, 4, 2))  # from the second pass on
     np.testing.assert_array_equal(tail_images, images[6 * 4 :])

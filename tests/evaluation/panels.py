@@ -8,7 +8,7 @@ import numpy as np
 from keras_committee import metrics
 from keras_committee.evaluation.evaluate import committee_of_size
 from keras_committee.evaluation.predictions import Votes
-from keras_committee.evaluation.report.sources import Gates, Source
+from keras_committee.evaluation.report.run_data import Gates, Source
 from keras_committee.layers import GeometricMean
 
 CLASSES = ("<script>alert(1)</script>", "cat & dog", "$x_{1}$")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_committee.errors import DataError, IncompleteError, RecipeError, VerificationError
-from keras_committee.evaluation import Votes, cast_votes, gather, member_info
+from keras_committee.evaluation import Votes, cast_votes, gather, member_info, predictions
 from keras_committee.evaluation.pool import (
     refuse_twins,
     require_equal_channels,
@@ -61,7 +61,7 @@ def test_a_pool_is_gathered_again_without_asking_a_model(trained, monkeypatch):
     def fail(*_):
         raise RuntimeError("loaded again")
 
-    monkeypatch.setattr(votes, "load_member", fail)
+    monkeypatch.setattr(predictions, "load_member", fail)
     monkeypatch.setattr(member_info, "load_member", fail)
     assert gather([run]).members == first.members
 

@@ -10,11 +10,17 @@ from sklearn.metrics import confusion_matrix
 
 from keras_committee import metrics
 from keras_committee.errors import RunError
-from keras_committee.evaluation.report import accuracy, added, answers, card, learning
-from keras_committee.evaluation.report.committees import gather_panel
-from keras_committee.evaluation.report.disputed import most_disputed
-from keras_committee.evaluation.report.series import Chosen, Point, Series, architectures, front
-from keras_committee.evaluation.report.sources import says_the_same
+from keras_committee.evaluation.report import sections_accuracy, sections_predictions, sections_runs
+from keras_committee.evaluation.report.run_data import (
+    Chosen,
+    Point,
+    Series,
+    architectures,
+    front,
+    gather_panel,
+    says_the_same,
+)
+from keras_committee.evaluation.report.sections_predictions import most_disputed
 from keras_committee.selection import ChosenMember, Selection, Stage
 
 
@@ -88,17 +94,19 @@ def test_the_gain_is_that_over_the_mean_member_with_its_paired_standard_error(pa
 
 def test_several_small_networks_are_held_against_one_large_one_of_at_least_their_cost():
     small, large = series("small", [10.0, 20.0, 30.0], [0.7, 0.75, 0.8]), series("large", [29.0], [0.73])
-    assert accuracy.rivals([small, large], large) == (
+    assert sections_accuracy.rivals([small, large], large) == (
         "At no more than the cost of one large (29.0 MFLOPs), two small (20.0 MFLOPs) are 2.0 points above it."
     )
-    assert "three small (30.0 MFLOPs) are 12.0 points below it" in accuracy.rivals([small], series("l", [30.0], [0.92]))
-    assert "as accurate as it" in accuracy.rivals([small], series("l", [20.0], [0.7501]))
-    assert accuracy.rivals([small], series("l", [19.0], [0.9])) == ""
+    assert "three small (30.0 MFLOPs) are 12.0 points below it" in sections_accuracy.rivals(
+        [small], series("l", [30.0], [0.92])
+    )
+    assert "as accurate as it" in sections_accuracy.rivals([small], series("l", [20.0], [0.7501]))
+    assert sections_accuracy.rivals([small], series("l", [19.0], [0.9])) == ""
 
 
 def test_the_sentence_of_the_cost_tells_the_whole_committee_and_its_gain():
     one = series("net", [53.3, 106.6], [0.803, 0.8146], gain=0.0116, gain_error=0.001)
-    assert accuracy.cost_sentence([one], [], "test", 10_000) == (
+    assert sections_accuracy.cost_sentence([one], [], "test", 10_000) == (
         "Two of net reach 81.5 % at 107 MFLOPs, 1.2 points (± 0.2, 95 % interval over the images) above one of them,"
         " which has 80.3 % at 53.3 MFLOPs. All on 10,000 test images."
     )
@@ -113,7 +121,7 @@ def test_a_cascade_says_what_it_saves_and_where_images_leave_it():
         name="cascade", kind="cascade", members=("a", "a", "b"), mflops=20.0, worst_mflops=50.0, exits=exits,
         scores={"accuracy": 0.84}, full={"accuracy": 0.8402, "mflops": 50.0},
     )  # fmt: skip
-    assert accuracy.cascade_sentence(chosen) == (
+    assert sections_accuracy.cascade_sentence(chosen) == (
         "70 % of the images are answered by one member (95.0 % of them right), 30 % need all three. The cascade (two a"
         " and one b) reaches 84.0 % at 20.0 MFLOPs on average and at most 50.0 MFLOPs: 0.02 points below all its"
         " members voting on every image, with 2.5 times fewer multiply-adds."
@@ -175,11 +183,11 @@ def test_confusions_are_those_of_scikit_learn(panel):
     expected = confusion_matrix(LABELS, panel.committee.argmax(axis=1), labels=range(3))
     np.testing.assert_array_equal(metrics.confusion_matrix(panel.committee, LABELS), expected)
     worst = (expected * (1 - np.eye(3, dtype=int))).max()
-    assert answers.confusion_section(panel).blocks[0].table.rows[0][2] == str(worst)
+    assert sections_predictions.confusion_section(panel).blocks[0].table.rows[0][2] == str(worst)
 
 
 def test_the_diversity_table_holds_every_pair_once(panel):
-    table = answers.diversity_section(panel).blocks[0].table
+    table = sections_predictions.diversity_section(panel).blocks[0].table
     assert len(table.rows) == 5 * 4 / 2
     differ = metrics.disagreement(np.exp(panel.votes))
     assert table.rows[0][2] == f"{100 * differ.max():.2f} %"
@@ -187,17 +195,17 @@ def test_the_diversity_table_holds_every_pair_once(panel):
 
 def test_stochastic_depth_is_held_against_the_run_of_constant_depth():
     gated, constant = source("gated", ["net"], [10.0], depth=6.5), source("full", ["net"], [10.0])
-    section = learning.depth_section([gated, constant, source("other", ["wide"], [99.0])])
+    section = sections_runs.depth_section([gated, constant, source("other", ["wide"], [99.0])])
     assert section.blocks[0].sentence == (
         "Of 9 residual blocks 6.7 ran in a mean training step; 6.9 are expected, which leaves out 21.0 % of the"
         " multiply-adds. It trained at 1.25 times the images a second of full, of constant depth: 20.0 % of the time of"
         " an epoch saved."
     )
-    assert learning.depth_section([constant]) is None
+    assert sections_runs.depth_section([constant]) is None
 
 
 def test_training_is_told_with_its_spread_and_its_committee():
-    text = learning.learning_sentence(source("run", ["net"] * 3, [10.0] * 3))
+    text = sections_runs.learning_sentence(source("run", ["net"] * 3, [10.0] * 3))
     assert text == (
         "After three epochs the three members end at 62.0 % of the validation images, 4.0 points apart; together they"
         " get 71.0 % right. They trained at 100 images a second (median over epochs and members)."
@@ -210,16 +218,16 @@ def events(*pairs):
 
 
 def test_the_wall_time_counts_each_start_to_its_end_or_to_the_last_sign_of_life():
-    assert card.wall_seconds(events(("04:00", "training_started"), ("05:30", "training_finished"))) == 5400
+    assert sections_runs.wall_seconds(events(("04:00", "training_started"), ("05:30", "training_finished"))) == 5400
     killed = events(("04:00", "training_started"), ("04:10", "member_saved"), ("09:00", "training_started"),
                     ("09:05", "training_stopped"), ("11:00", "evaluated"))  # fmt: skip
-    assert card.wall_seconds(killed) == 15 * 60
-    assert card.wall_seconds(killed[:2]) == 10 * 60
-    assert card.wall_seconds(events(("11:00", "evaluated"))) is None
+    assert sections_runs.wall_seconds(killed) == 15 * 60
+    assert sections_runs.wall_seconds(killed[:2]) == 10 * 60
+    assert sections_runs.wall_seconds(events(("11:00", "evaluated"))) is None
 
 
 def test_the_card_names_what_is_needed_to_train_again():
-    rows = dict(card.card_rows(source("run", ["net", "net"], [10.0, 10.0])))
+    rows = dict(sections_runs.card_rows(source("run", ["net", "net"], [10.0, 10.0])))
     assert rows["seeds"] == "7, 8"
     assert rows["knobs"] == "members=2, rate=0.2"
     assert rows["versions"] == "keras 3.15.1"
@@ -233,6 +241,6 @@ def test_accuracy_by_severity_is_the_mean_over_the_kinds():
         return {"kind": kind, "severity": 3, "members": members, "committee": {"accuracy": committee}}
 
     document = {"clean": row("none", 0.5, 0.6, 0.6), "corruptions": [row("a", 0.3, 0.4, 0.4), row("b", 0.2, 0.1, 0.1)]}
-    means = added.severities(document)
+    means = sections_runs.severities(document)
     assert list(means) == [0, 3]
     assert means[3] == pytest.approx(((0.3 + 0.4 + 0.2 + 0.1) / 4, 0.25))

@@ -6,7 +6,7 @@ import pytest
 from panels import source
 
 from keras_committee.evaluation.report import report as writing
-from keras_committee.evaluation.report.committees import gather_panel
+from keras_committee.evaluation.report.run_data import gather_panel
 
 pytestmark = pytest.mark.slow
 

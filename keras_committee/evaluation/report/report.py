@@ -2,18 +2,20 @@
 
 import dataclasses
 import importlib.resources
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import markupsafe
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from keras_committee.evaluation.report import accuracy, added, answers, card, disputed, learning
-from keras_committee.evaluation.report.committees import Panel, gather_panel
-from keras_committee.evaluation.report.section import Section, percent, plural
-from keras_committee.evaluation.report.sources import read_sources
-from keras_committee.evaluation.report.tensorboard import write_tensorboard
+from keras_committee.evaluation.report import sections_accuracy, sections_predictions, sections_runs
+from keras_committee.evaluation.report.layout import Section, percent, plural
+from keras_committee.evaluation.report.run_data import Panel, Source, gather_panel, read_sources
 from keras_committee.figures.ink import (
     DARK_SERIES,
     FRONT,
@@ -26,8 +28,9 @@ from keras_committee.figures.ink import (
     WIDE,
     Picture,
 )
-from keras_committee.files import now, write_file
+from keras_committee.files import now, write_file, writing
 from keras_committee.run import Run
+from keras_committee.summaries import knobs_summary, picture_summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,23 +96,23 @@ def write_report(
     )
 
 
-def sections_of(panel: Panel) -> tuple[list[Section], tuple[disputed.Example, ...]]:
+def sections_of(panel: Panel) -> tuple[list[Section], tuple[sections_predictions.Example, ...]]:
     """The sections in their order, without those that the runs have nothing for, and the disputed images."""
-    divided = disputed.disputed_section(panel)
+    divided = sections_predictions.disputed_section(panel)
     sections = [
-        accuracy.cost_section(panel.series, panel.chosen, panel.split, len(panel.labels)),
-        accuracy.size_section(panel.series),
-        accuracy.cascade_section(panel.chosen),
-        accuracy.members_section(panel.members, panel.split, len(panel.labels)),
-        answers.reliability_section(panel),
-        added.calibration_section(panel.sources),
-        answers.diversity_section(panel),
+        sections_accuracy.cost_section(panel.series, panel.chosen, panel.split, len(panel.labels)),
+        sections_accuracy.size_section(panel.series),
+        sections_accuracy.cascade_section(panel.chosen),
+        sections_accuracy.members_section(panel.members, panel.split, len(panel.labels)),
+        sections_predictions.reliability_section(panel),
+        sections_runs.calibration_section(panel.sources),
+        sections_predictions.diversity_section(panel),
         divided[0] if divided else None,
-        answers.confusion_section(panel),
-        added.robustness_section(panel.sources),
-        learning.learning_section(panel.sources),
-        learning.depth_section(panel.sources),
-        card.card_section(panel.sources),
+        sections_predictions.confusion_section(panel),
+        sections_runs.robustness_section(panel.sources),
+        sections_runs.learning_section(panel.sources),
+        sections_runs.depth_section(panel.sources),
+        sections_runs.card_section(panel.sources),
     ]
     return [section for section in sections if section is not None], divided[1] if divided else ()
 
@@ -118,7 +121,7 @@ def pictures_of(sections: Sequence[Section]) -> list[Picture]:
     return [picture for section in sections for block in section.blocks for picture in block.pictures]
 
 
-def page_of(panel: Panel, sections: Sequence[Section], examples: Sequence[disputed.Example]) -> str:
+def page_of(panel: Panel, sections: Sequence[Section], examples: Sequence[sections_predictions.Example]) -> str:
     """The page: whatever comes from data is escaped."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -188,3 +191,43 @@ def _tiles(panel: Panel) -> list[tuple[str, str, str]]:
 
 def _cost(mflops: float) -> str:
     return f"{mflops:,.0f} MFLOPs" if mflops >= 10 else f"{mflops:.2g} MFLOPs"
+
+
+_SUFFIX = ".report"
+_METRICS = ("accuracy", "nll", "ece", "brier")
+
+
+def write_tensorboard(folder: Path, pictures: Mapping[str, bytes], sources: Sequence[Source]) -> None:
+    """Writes the pictures of the report, and for each run its knobs and the figures of its whole committee.
+
+    Args:
+        folder: Where; what an earlier report left there is replaced.
+        pictures: PNG files by their names.
+        sources: The runs.
+
+    Raises:
+        ResourceError: If it cannot be written.
+    """
+    with writing(folder):
+        for old in folder.rglob(f"*{_SUFFIX}"):
+            old.unlink()
+        _write(folder, [picture_summary(f"report/{name}", content) for name, content in pictures.items()])
+        for source in sources:
+            told = [knobs_summary(source.knobs, source.name), _scores(source)]
+            _write(folder / source.name.replace("/", "-").strip("-."), told)
+
+
+def _write(folder: Path, summaries: Sequence[Summary]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = EventFileWriter(str(folder), filename_suffix=_SUFFIX)
+    try:
+        for summary in summaries:
+            writer.add_event(Event(wall_time=time.time(), step=0, summary=summary))
+    finally:
+        writer.close()
+
+
+def _scores(source: Source) -> Summary:
+    committee = source.evaluation["committees"][-1]
+    values = {name: committee[name]["mean"] for name in _METRICS} | {"mflops": committee["mflops"]}
+    return Summary(value=[Summary.Value(tag=f"committee/{name}", simple_value=value) for name, value in values.items()])

@@ -4,7 +4,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from keras_committee.evaluation.report.section import (
+from keras_committee.evaluation.report.cost_plots import accuracy_against_mflops, exit_rates, gain_by_size
+from keras_committee.evaluation.report.layout import (  # fmt: skip
     MFLOPS,
     Block,
     Section,
@@ -16,9 +17,8 @@ from keras_committee.evaluation.report.section import (
     plural,
     points,
     spread,
-)  # fmt: skip
-from keras_committee.evaluation.report.series import Chosen, Point, Series, front, trade_points
-from keras_committee.evaluation.report.trade import accuracy_against_mflops, exit_rates, gain_by_size
+)
+from keras_committee.evaluation.report.run_data import Chosen, Point, Series, front, trade_points
 from keras_committee.figures.ink import Picture
 
 _SCORES = ("accuracy", "nll", "ece", "brier")

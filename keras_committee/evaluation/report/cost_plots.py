@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from keras_committee.evaluation.report.series import Chosen, Point, Series
+from keras_committee.evaluation.report.run_data import Chosen, Point, Series
 from keras_committee.figures.ink import FRONT, INK, NARROW, PAPER, QUIET, colour, marker
 from keras_committee.figures.labels import Label, place
 from keras_committee.figures.scales import round_numbers
