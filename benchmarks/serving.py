@@ -74,8 +74,8 @@ def with_keras_norms(model):
 def export_all(network, folder):
     """Writes every row's SavedModel below `folder`; returns their names."""
     from keras_committee import Ensemble
+    from keras_committee.export.export import save_committee
     from keras_committee.models import log_probabilities
-    from keras_committee.serving.export import save_committee
 
     members = [member(network, seed) for seed in range(MEMBERS)]
     Ensemble([with_keras_norms(each) for each in members]).export(str(folder / NAIVE), verbose=False)

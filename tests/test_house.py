@@ -88,7 +88,7 @@ WITHOUT_KERAS = (
     "serving/config.py",
     "serving/lint.py",
     "serving/messages.py",
-    "serving/publish.py",
+    "export/publish.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")
 UNSAFE = re.compile(

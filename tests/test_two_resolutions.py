@@ -98,7 +98,7 @@ def definition(runs):
 
 @pytest.mark.slow
 def test_a_cascade_of_two_resolutions_answers_files_as_the_members_voted_on_the_test_split(runs, photos, exported):
-    from keras_committee.serving.predict import Export
+    from keras_committee.export.predict import Export
 
     files = [file for name in CLASSES for file in sorted((photos / "test" / name).iterdir())]
     answers = Export.of_folder(exported).answer([file.read_bytes() for file in files])
@@ -135,7 +135,7 @@ def test_one_report_shows_both_and_the_corruptions_of_a_framed_run_are_measured(
 
 @pytest.mark.slow
 def test_the_whole_committee_of_both_runs_is_exported_without_a_selection(runs, photos, tmp_path):
-    from keras_committee.serving.predict import Export
+    from keras_committee.export.predict import Export
 
     assert main(["export", *map(str, runs), "--to", str(tmp_path / "all")]) == 0
     files = sorted((photos / "test" / "bee").iterdir())

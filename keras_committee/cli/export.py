@@ -27,7 +27,7 @@ def export(
     """
     opened = [Run.open(run) for run in runs]
     with only_json(as_json):
-        from keras_committee.serving.export import export as publish
+        from keras_committee.export.export import export as publish
 
         version = publish(opened, to, selection, min_members=min_members)
     record = json.loads((version / "committee.json").read_bytes())

@@ -77,7 +77,7 @@ def _whom(what: Path, selection: Path | None, min_members: int | None) -> Callab
     if _is_export(what):
         if selection is not None or min_members:
             raise RecipeError(f"{what} is an exported committee: --selection and --min-members are those of a run.")
-        from keras_committee.serving.predict import Export
+        from keras_committee.export.predict import Export
 
         return functools.partial(_ask_export, Export.of_folder(what))
     run = Run.open(what)
@@ -92,7 +92,7 @@ def _whom(what: Path, selection: Path | None, min_members: int | None) -> Callab
 
 def _server(url: str) -> Callable:
     """The same of the model behind `url`."""
-    from keras_committee.serving.predict import Export
+    from keras_committee.export.predict import Export
 
     return functools.partial(_ask_export, Export.of_url(url))
 

@@ -10,8 +10,8 @@ from hostile_files import CODE, DAMAGE
 
 import keras_committee
 from keras_committee.errors import ExportError, RecipeError, RunError, VerificationError
+from keras_committee.export.export_members import load_exportable
 from keras_committee.models.loading import load_member
-from keras_committee.serving.members import load_exportable
 from keras_committee.training.initial import copy_weights
 
 

@@ -11,7 +11,7 @@ from half_plus_two import save_half_plus_two
 from tiny_committee import save_tiny_committee
 from zoo import save_zoo
 
-from keras_committee.serving import verify
+from keras_committee.export import verify
 from keras_committee.serving.server import grpc as grpc_standin
 from keras_committee.serving.server import rest
 from keras_committee.serving.server.manager import Manager, Settings

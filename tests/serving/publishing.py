@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from keras_committee.serving.publish import publish, staging
+from keras_committee.export.publish import publish, staging
 
 CALLS = [(os, name) for name in ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir", "open", "chmod")]
 FILES = {"saved_model.pb": b"graph" * 50, "variables/variables.index": b"index", "committee.json": b"{}\n"}

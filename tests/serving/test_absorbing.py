@@ -8,7 +8,7 @@ from committees import stir
 from test_export_inference import assert_like_keras, norm, small, traced
 
 from keras_committee import models
-from keras_committee.serving.absorbing import FARTHEST
+from keras_committee.export.bn_folding import FARTHEST
 
 relu, add = keras.layers.ReLU, keras.layers.Add
 

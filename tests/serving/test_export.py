@@ -8,9 +8,9 @@ import tensorflow as tf
 from committees import CLASSES, SHAPE, choose, dense, small_member
 
 from keras_committee.data.preprocessing import decode_image, resize_image
+from keras_committee.export import export
+from keras_committee.export.export import publish_committee
 from keras_committee.models import log_probabilities
-from keras_committee.serving import operations
-from keras_committee.serving.export import publish_committee
 from keras_committee.serving.session import Session
 from keras_committee.serving.status import StatusError
 
@@ -170,8 +170,8 @@ def test_committee_json_tells_what_it_is(version):
 
 
 def test_a_stock_server_knows_every_operation(version):
-    assert list(operations.find_problems(operations.read_saved_model(version))) == []
-    graph = operations.read_saved_model(version).meta_graphs[0].graph_def
+    assert list(export.find_problems(export.read_saved_model(version))) == []
+    graph = export.read_saved_model(version).meta_graphs[0].graph_def
     named = [function.signature.name for function in graph.library.function]
     assert len(set(named)) == len(named)
     convolutions = [node for function in graph.library.function for node in function.node_def if node.op == "Conv2D"]

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from committees import CLASSES, SHAPE, choose, dense
 
-from keras_committee.serving.asking import Committee, mutual_information
-from keras_committee.serving.inference import Network
+from keras_committee.export.committee_graph import Committee, mutual_information
+from keras_committee.export.inference_model import Network
 
 MEMBERS = 4
 

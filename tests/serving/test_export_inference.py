@@ -7,7 +7,7 @@ import tensorflow as tf
 from committees import stir
 
 from keras_committee import models
-from keras_committee.serving.inference import Network, compute_in_float32
+from keras_committee.export.inference_model import Network, compute_in_float32
 
 
 def traced(model):

@@ -14,8 +14,8 @@ import pytest
 from publishing import FILES, publish_one, write_version
 
 from keras_committee.errors import ExportError, RecipeError, ResourceError
-from keras_committee.serving import publish as publishing
-from keras_committee.serving.publish import check_name, publish, staging, versions
+from keras_committee.export import publish as publishing
+from keras_committee.export.publish import check_name, publish, staging, versions
 
 
 @pytest.fixture

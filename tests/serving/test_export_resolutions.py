@@ -8,10 +8,10 @@ import tensorflow as tf
 from committees import choose, dense, small_member
 
 from keras_committee.data import centre_crop, decode_image, resized
+from keras_committee.export import committee_graph
+from keras_committee.export.export import publish_committee
+from keras_committee.export.inference_model import Network
 from keras_committee.models import Cascade, log_probabilities
-from keras_committee.serving import asking
-from keras_committee.serving.export import publish_committee
-from keras_committee.serving.inference import Network
 from keras_committee.serving.session import Session
 
 SMALL, LARGE = (8, 6), (14, 12)
@@ -113,23 +113,23 @@ def test_the_record_tells_what_each_member_sees(version):
 
 
 def test_a_later_stage_decodes_the_images_that_go_on_only(members, selection, contents, logits, monkeypatch):
-    decoded, decode = [], asking.decode_images
+    decoded, decode = [], committee_graph.decode_images
 
     def watched(contents, framings):
         tf.py_function(lambda rows: decoded.append((int(rows), len(framings))), [tf.size(contents)], [])
         return decode(contents, framings)
 
-    monkeypatch.setattr(asking, "decode_images", watched)
+    monkeypatch.setattr(committee_graph, "decode_images", watched)
     networks = [Network(model, f"m{place}") for place, model in enumerate(members)]
-    asking.Committee(networks, selection, (*LARGE, 3), FRAMINGS).answer_encoded(tf.constant(contents))
+    committee_graph.Committee(networks, selection, (*LARGE, 3), FRAMINGS).answer_encoded(tf.constant(contents))
     used = dense(logits, selection)["members_used"]
     assert decoded == [(30, 1), (int((used > 1).sum()), 1), (int((used > 2).sum()), 1)]
     decoded.clear()
-    asking.Committee(networks, choose(3), (*LARGE, 3), FRAMINGS).answer_encoded(tf.constant(contents))
+    committee_graph.Committee(networks, choose(3), (*LARGE, 3), FRAMINGS).answer_encoded(tf.constant(contents))
     assert decoded == [(30, 3)]  # a committee decodes an image once for all
 
 
 def test_a_centre_cropped_committee_of_one_size_sees_the_middle(members, contents, logits):
-    committee = asking.Committee([Network(members[1], "m")], choose(1), (*LARGE, 3), FRAMINGS[1:2])
+    committee = committee_graph.Committee([Network(members[1], "m")], choose(1), (*LARGE, 3), FRAMINGS[1:2])
     answers = committee.answer_encoded(tf.constant(contents))
     np.testing.assert_allclose(answers["probabilities"], dense(logits[:, 1:2], choose(1))["probabilities"], atol=1e-5)

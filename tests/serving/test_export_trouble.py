@@ -16,13 +16,13 @@ from committees import SHAPE, choose, small_member
 from keras_committee.cli import main
 from keras_committee.data import centre_crop, resized
 from keras_committee.errors import ExportError, IncompleteError, ResourceError
+from keras_committee.export import export, verify
+from keras_committee.export import export as exporting
+from keras_committee.export.export import publish_committee
+from keras_committee.export.export_members import framings_of, image_shape, load_exportable, whole_committee
+from keras_committee.export.publish import publish, staging, versions
 from keras_committee.layers import WeightedGeometricMean
 from keras_committee.run import Run
-from keras_committee.serving import export as exporting
-from keras_committee.serving import operations, verify
-from keras_committee.serving.export import publish_committee
-from keras_committee.serving.members import framings_of, image_shape, load_exportable, whole_committee
-from keras_committee.serving.publish import publish, staging, versions
 from keras_committee.serving.session import Session
 
 pytestmark = pytest.mark.usefixtures("verified_here")
@@ -100,12 +100,12 @@ def test_operations_that_a_server_does_not_run_are_named(tmp_path, name, make, p
     spec = tf.TensorSpec((None,), tf.float32, name="x")
     tf.saved_model.save(tf.Module(), str(tmp_path), signatures=tf.function(make, input_signature=[spec]))
     with pytest.raises(ExportError, match=problem):
-        operations.check_operations(tmp_path)
+        export.check_operations(tmp_path)
 
 
 def test_a_device_channels_first_an_unknown_operation_and_other_tags_are_named():
     saved_model = _saved_model()
-    problems = "\n".join(operations.find_problems(saved_model))
+    problems = "\n".join(export.find_problems(saved_model))
     assert "away is pinned to /device:GPU:0" in problems
     assert "Conv2D with channels first" in problems
     assert "Frobnicate: there is no such operation" in problems

@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_committee import cli
-from keras_committee.serving import predict
+from keras_committee.export import predict
 from keras_committee.serving.status import StatusError
 
 

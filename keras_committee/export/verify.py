@@ -1,6 +1,6 @@
 """Does a SavedModel answer like the committee it came from? Asked in a process of its own that has no Keras.
 
-    python -m keras_committee.serving.verify FOLDER GOLDEN.npz
+    python -m keras_committee.export.verify FOLDER GOLDEN.npz
 
 loads FOLDER as TF Serving does, replays its warm-up requests, runs every signature on the golden inputs, compares the
 outputs with the golden ones, and prints a JSON document `{"difference", "outputs", "warmup", "problems"}`.
@@ -26,7 +26,7 @@ def check_answers(folder: Path, golden: Path) -> dict[str, Any]:
     Raises:
         ExportError: If it cannot be loaded, fails a request, or gives other answers.
     """
-    command = [sys.executable, "-m", "keras_committee.serving.verify", str(folder), str(golden)]
+    command = [sys.executable, "-m", "keras_committee.export.verify", str(folder), str(golden)]
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode != 0:
         last = "\n  ".join(answer.stderr.strip().splitlines()[-5:])

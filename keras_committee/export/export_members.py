@@ -10,12 +10,12 @@ import keras
 from keras_committee import flops
 from keras_committee.data.preprocessing import Framing, framing_of_member, resized
 from keras_committee.errors import ExportError, RunError, VerificationError
+from keras_committee.export.inference_model import compute_in_float32
 from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, head_name, head_named, head_of
 from keras_committee.models.loading import load_member
 from keras_committee.run import Run
 from keras_committee.selection import ChosenMember, Selection
-from keras_committee.serving.inference import compute_in_float32
 
 Recorded = dict[str, Any] | None  # what a run says of how its data frame an image
 

@@ -12,10 +12,18 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_committee.export.bn_folding import (
+    Wiring,
+    absorb,
+    float64,
+    graph_of,
+    is_graph,
+    is_linear,
+    is_norm,
+    scale_and_shift,
+)
 from keras_committee.layers import StochasticDepth
 from keras_committee.models import fold
-from keras_committee.serving.absorbing import absorb, float64, scale_and_shift
-from keras_committee.serving.wiring import Wiring, graph_of, is_graph, is_linear, is_norm
 
 _IDENTITIES = (keras.layers.Dropout, keras.layers.SpatialDropout2D, keras.layers.Identity)
 

@@ -5,17 +5,16 @@ answer is that of the definition: after each stage the committee of the members 
 reaches the threshold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.preprocessing import Framing, resized
-from keras_committee.layers import confidence, head_of
+from keras_committee.data.preprocessing import JPEG, PNG, Framing, begins_with, decode_image, encoded_size, resized
+from keras_committee.export.inference_model import Network
+from keras_committee.layers import Resize, confidence, head_of
 from keras_committee.selection import Selection, Stage
-from keras_committee.serving.decoding import decode_images
-from keras_committee.serving.inference import Network
-from keras_committee.serving.views import Views, views_of_pixels
 
 
 class Committee:
@@ -183,3 +182,147 @@ def _checked(image, shape):
 def _missing_rows(rows):
     """How many rows a batch lacks to have one."""
     return [tf.cast(tf.equal(rows, 0), tf.int32)]
+
+
+def make_endpoints(committee: Committee, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The functions to save, by signature. Bytes are decoded to three channels: others have no signature for them."""
+    image = tf.TensorSpec((None, *committee.image_shape), tf.float32, name="image")
+
+    def ask(image):
+        answers = committee.answer(tf.ensure_shape(image, (None, *committee.image_shape)))
+        return {name: answers[name] for name in answers if name != "member_probabilities"}
+
+    def ask_all(image):
+        return dict(committee.answer_of_all(tf.ensure_shape(image, (None, *committee.image_shape))))
+
+    def ask_bytes(image_bytes):
+        return _marked(committee.answer_encoded(tf.ensure_shape(image_bytes, (None,))))
+
+    def classify(inputs):
+        answers = committee.answer_encoded(contents_of(tf.ensure_shape(inputs, (None,))))
+        scores = tf.where(answers["valid"][:, None], answers["probabilities"], 0.0)
+        return {"classes": tf.broadcast_to(tf.constant([classes]), tf.shape(scores)), "scores": scores}
+
+    functions = {"serving_default": _traced(ask, image), "predict_members": _traced(ask_all, image)}
+    if committee.image_shape[2] == 3:
+        functions["predict_bytes"] = _traced(ask_bytes, tf.TensorSpec((None,), tf.string, name="image_bytes"))
+        functions["classify"] = _traced(classify, tf.TensorSpec((None,), tf.string, name="inputs"))
+    return functions
+
+
+def _traced(function, spec):
+    return tf.function(function, input_signature=[spec], autograph=False)
+
+
+def _marked(answers):
+    """The answers, and what stands for them where the image is not valid."""
+    valid = answers["valid"]
+    classes = answers["probabilities"].shape[1]
+    instead = {"probabilities": tf.fill([1, classes], 1.0 / classes), "class_id": -1, "label": ""}
+    marked = {}
+    for name, value in answers.items():
+        holds = valid[:, None] if value.shape.rank == 2 else valid
+        marked[name] = tf.where(holds, value, tf.cast(instead.get(name, 0), value.dtype))
+    return marked | {"valid": valid}
+
+
+Made = Mapping[Framing, Any]
+
+
+class Views:
+    """The images of a request, as each framing shows them, made when they are first asked for.
+
+    Args:
+        source: What they are made from, a tensor `(batch, ...)`.
+        make: Function of `source` and a list of framings to a dict of framing -> float32 `(batch, *size, channels)`.
+        made: Those that there are already.
+    """
+
+    def __init__(self, source, make: Callable[[Any, list[Framing]], Made], made: Made | None = None):
+        self.source, self._make, self._made = source, make, dict(made or {})
+
+    def at(self, framings: Iterable[Framing]) -> Made:
+        """The images under these framings, and perhaps more."""
+        missing = [each for each in dict.fromkeys(framings) if each not in self._made]
+        if missing:
+            self._made |= self._make(self.source, missing)
+        return self._made
+
+    def of(self, rows) -> Self:
+        """The images at `rows`, int64 `(rows, 1)`. What is not made yet will be made of these only."""
+        made = {framing: tf.gather_nd(images, rows) for framing, images in self._made.items()}
+        return type(self)(tf.gather_nd(self.source, rows), self._make, made)
+
+
+def views_of_pixels(image) -> Views:
+    """Of float32 `(batch, height, width, channels)`: a member of another size sees them resized, as in `Ensemble`."""
+    return Views(image, resized_pixels)
+
+
+def resized_pixels(image, framings: Iterable[Framing]) -> Made:
+    """float32 images at the size of each framing; what a framing would crop stays, since it is gone already."""
+    given = tuple(image.shape[1:3])
+    return {each: image if each.size == given else Resize(*each.size)(image) for each in framings}
+
+
+MOST_PIXELS = 25_000_000  # 25 Mpx by its header, before anything is allocated for the pixels
+
+
+def decode_images(contents, framings: Sequence[Framing]):
+    """Pixels and validity of encoded images; each is decoded once, whatever the number of framings.
+
+    Args:
+        contents: String tensor `(batch,)`, the content of JPEG or PNG files.
+        framings: At least one, each once.
+
+    Returns:
+        dict of framing -> float32 `(batch, *size, 3)`, and bool `(batch,)`.
+    """
+    specs = [tf.TensorSpec((*framing.size, 3), tf.uint8) for framing in framings]
+    pixels, valid = _guarded(lambda content: _decoded(content, framings), contents, specs)
+    return {each: tf.cast(images, tf.float32) for each, images in zip(framings, pixels, strict=True)}, valid
+
+
+def contents_of(examples):
+    """The feature `image/encoded` of serialized `tf.train.Example`s, string `(batch,)`; empty where there is none."""
+    feature = {"image/encoded": tf.io.FixedLenFeature((), tf.string)}
+
+    def parse(example):
+        return [tf.io.parse_single_example(example, feature)["image/encoded"]]
+
+    [contents], _ = _guarded(parse, examples, [tf.TensorSpec((), tf.string)])
+    return contents
+
+
+def _guarded(function, inputs, specs):
+    """TensorFlow has no try and except in a graph, but a dataset can leave out what fails.
+
+    `function` gives one tensor for each of `specs`. Returns them for the batch, with zeros, or empty strings, where it
+    failed, and where it did not: bool `(batch,)`.
+    """
+    rows = tf.size(inputs, out_type=tf.int64)
+    good = tf.data.Dataset.from_tensor_slices((tf.range(rows), inputs))
+    good = good.map(lambda row, each: (row, *function(each)), num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+    # One more element, since there may be no good one: it belongs to a row that is cut off again.
+    last = tf.data.Dataset.from_tensors((rows, *(tf.zeros(spec.shape, spec.dtype) for spec in specs)))
+    options = tf.data.Options()
+    options.autotune.enabled = False  # a request is too short to tune anything
+    places, *found = good.concatenate(last).batch(rows + 1).with_options(options).get_single_element()
+    # Row of `found` for each of `inputs`; the last row of `found`, which is empty, for those that failed.
+    count = tf.size(places, out_type=tf.int64)
+    source = tf.tensor_scatter_nd_update(tf.fill([rows + 1], count - 1), places[:, None], tf.range(count))[:-1]
+    outputs = [tf.ensure_shape(tf.gather(each, source), (None, *s.shape)) for each, s in zip(found, specs, strict=True)]
+    return outputs, source < count - 1
+
+
+def _decoded(content, framings):
+    with tf.control_dependencies([_check_header(content)]):
+        pixels = decode_image(tf.identity(content))
+    return [tf.ensure_shape(framing.apply(pixels), (*framing.size, 3)) for framing in framings]
+
+
+def _check_header(content):
+    is_known = begins_with(content, PNG) | begins_with(content, JPEG)
+    with tf.control_dependencies([tf.debugging.Assert(is_known, ["neither JPEG nor PNG"])]):
+        height, width = encoded_size(content)
+    return tf.debugging.Assert(height * width <= MOST_PIXELS, ["too many pixels"])
