@@ -85,9 +85,9 @@ WITHOUT_KERAS = (
     "cli/doctor/checks.py",
     "cli/doctor/checks.py",
     "cli/doctor/checks.py",
-    "serving/config.py",
-    "serving/lint.py",
-    "serving/messages.py",
+    "tfserving/config.py",
+    "tfserving/config.py",
+    "tfserving/config.py",
     "export/publish.py",
 )
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "base", "misc")

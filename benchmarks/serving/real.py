@@ -15,7 +15,7 @@ def compare(folders, directory, batch, limit=None):
         batch: Images of a call.
         limit: At most so many images, spread over the classes; all where None.
     """
-    from keras_committee.serving.session import Session
+    from keras_committee.tfserving.session import Session
 
     sessions = {name: Session.load(Path(folder)) for name, folder in folders.items()}
     shape = next(iter(sessions.values())).signatures["serving_default"].inputs["image"].shape[1:]

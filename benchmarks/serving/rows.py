@@ -36,10 +36,10 @@ def call(child, batch, calls):
 def serve(folder):
     import tensorflow  # noqa: F401 - its own memory is no row's
 
-    from keras_committee.serving import c_api
-    from keras_committee.serving.session import Session
+    from keras_committee.tfserving import session
+    from keras_committee.tfserving.session import Session
 
-    c_api.library()
+    session.library()
     before = resident()
     session = Session.load(Path(folder))
     ((name, info),) = session.signatures["serving_default"].inputs.items()

@@ -98,23 +98,23 @@ def _signals() -> Iterator[threading.Event]:
 
 
 def _configs(model_dir: str | None, file: str | None) -> list:
-    from keras_committee.serving.messages import parse_models
     from keras_committee.serving.server.configs import read_configs
     from keras_committee.serving.server.standin import one_model
+    from keras_committee.tfserving.config import parse_models
 
     return one_model(Path(model_dir)) if model_dir else read_configs(parse_models(Path(str(file)).read_text()))
 
 
 def _monitoring(file: str | None) -> str:
-    from keras_committee.serving.messages import parse_monitoring
     from keras_committee.serving.server.rest import MONITORING
+    from keras_committee.tfserving.config import parse_monitoring
 
     return parse_monitoring(Path(file).read_text()).prometheus_config.path or MONITORING if file else MONITORING
 
 
 def _batching(enabled: bool, file: str | None):
-    from keras_committee.serving.messages import parse_batching
     from keras_committee.serving.server.batching import BatchingParameters
+    from keras_committee.tfserving.config import parse_batching
 
     if not enabled:
         return None

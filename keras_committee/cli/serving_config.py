@@ -43,7 +43,7 @@ def config(model_dir, out, name, base_path, versions, labels, batch_sizes, batch
     A rollback is `--versions` with an older one. New or moved labels take two steps: the server loads models.config
     first, and models.labels.config replaces it once every version is AVAILABLE.
     """
-    from keras_committee.serving.config import Batching, ServedModel, ServerConfig, write_config
+    from keras_committee.tfserving.config import Batching, ServedModel, ServerConfig, write_config
 
     labelled = dict(_label(each) for each in labels)
     asked = _numbers("--versions", versions) if versions else tuple(sorted(set(labelled.values())))
@@ -72,7 +72,7 @@ def _tell(written: list[Path]) -> None:
 
 
 def _check_there(model_dir: str, versions: set[int]) -> None:
-    from keras_committee.serving.config import versions_in
+    from keras_committee.tfserving.config import versions_in
 
     there = versions_in(model_dir)
     missing = sorted(versions - set(there))

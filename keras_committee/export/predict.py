@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee.errors import ExportError
-from keras_committee.serving.client import Client
-from keras_committee.serving.config import versions_in
-from keras_committee.serving.python_session import load_session
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.client import Client
+from keras_committee.tfserving.config import versions_in
+from keras_committee.tfserving.python_session import load_session
+from keras_committee.tfserving.tf_protocol import StatusError
 
 BATCH = 64
 _ABSENT = ("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION")  # what servers say where there is no `classify`

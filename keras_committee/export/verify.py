@@ -77,7 +77,7 @@ def compare(got: np.ndarray, expected: np.ndarray) -> tuple[float, str]:
 def verify(folder: Path, golden: Path) -> dict[str, Any]:
     """What `check_answers` returns, found in this process."""
     from keras_committee.serving.server.warmup import replay
-    from keras_committee.serving.session import Session
+    from keras_committee.tfserving.session import Session
 
     differences, problems = [0.0], []
     with Session.load(folder) as session:

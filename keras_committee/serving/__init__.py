@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from keras_committee.serving.client import Client
+    from keras_committee.tfserving.client import Client
 
 __all__ = ["Client"]
 

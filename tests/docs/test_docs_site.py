@@ -31,7 +31,7 @@ def public_names():
     return names | {
         "keras_committee.schedules.WarmUp",
         "keras_committee.Recipe",
-        "keras_committee.serving.client.Client",
+        "keras_committee.tfserving.client.Client",
     }
 
 

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from keras_committee.serving.messages import parse_batching
 from keras_committee.serving.server.batching import BatchedSession, BatchingParameters
-from keras_committee.serving.session import Session
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.config import parse_batching
+from keras_committee.tfserving.session import Session
+from keras_committee.tfserving.tf_protocol import StatusError
 
 THREE = BatchingParameters(
     max_batch_size=8, batch_timeout_micros=30_000_000, num_batch_threads=1, allowed_batch_sizes=(4, 8)

@@ -8,14 +8,21 @@ from google.protobuf import text_format
 
 from keras_committee import cli
 from keras_committee.errors import RecipeError
-from keras_committee.serving import lint, messages
-from keras_committee.serving.config import Batching, ServedModel, ServerConfig, batching_text, versions_in, write_config
+from keras_committee.tfserving import config
+from keras_committee.tfserving.config import (
+    Batching,
+    ServedModel,
+    ServerConfig,
+    batching_text,
+    versions_in,
+    write_config,
+)
 
 STABLE = ServedModel(name="digits", base_path="/models/digits", versions=(3,), labels={"stable": 3})
 
 
 def model(text):
-    return messages.parse_models(f"model_config_list {{ config {{ {text} }} }}")
+    return config.parse_models(f"model_config_list {{ config {{ {text} }} }}")
 
 
 GOOD = 'name: "a" base_path: "/m" model_platform: "tensorflow"'
@@ -23,14 +30,14 @@ GOOD = 'name: "a" base_path: "/m" model_platform: "tensorflow"'
 
 def test_the_official_proto_reads_what_was_asked_for(tmp_path):
     write_config(ServerConfig(models=(STABLE,)), tmp_path)
-    (read,) = messages.parse_models((tmp_path / "models.labels.config").read_text()).model_config_list.config
+    (read,) = config.parse_models((tmp_path / "models.labels.config").read_text()).model_config_list.config
     assert (read.name, read.base_path, read.model_platform) == ("digits", "/models/digits", "tensorflow")
     assert list(read.model_version_policy.specific.versions) == [3]
     assert dict(read.version_labels) == {"stable": 3}
 
 
 def test_the_declared_messages_read_what_was_asked_for():
-    batching = messages.parse_batching(batching_text(Batching(sizes=(2, 7), timeout_micros=0, threads=3, queued=5)))
+    batching = config.parse_batching(batching_text(Batching(sizes=(2, 7), timeout_micros=0, threads=3, queued=5)))
     assert (batching.max_batch_size.value, list(batching.allowed_batch_sizes)) == (7, [2, 7])
     assert (batching.num_batch_threads.value, batching.max_enqueued_batches.value) == (3, 5)
     assert batching.HasField("batch_timeout_micros")  # 0 is said, or the server takes its own default
@@ -39,10 +46,10 @@ def test_the_declared_messages_read_what_was_asked_for():
 @pytest.mark.parametrize(
     ("parse", "text"),
     [
-        (messages.parse_models, 'model_config_list { config { nam: "a" } }'),
-        (messages.parse_batching, "max_batch_size: 32"),
-        (messages.parse_batching, "max_batchsize { value: 32 }"),
-        (messages.parse_monitoring, 'prometheus_config { enable: "yes" }'),
+        (config.parse_models, 'model_config_list { config { nam: "a" } }'),
+        (config.parse_batching, "max_batch_size: 32"),
+        (config.parse_batching, "max_batchsize { value: 32 }"),
+        (config.parse_monitoring, 'prometheus_config { enable: "yes" }'),
     ],
 )
 def test_a_mistyped_file_is_refused_with_its_place(parse, text):
@@ -74,7 +81,7 @@ def test_a_mistyped_file_is_refused_with_its_place(parse, text):
     ],
 )
 def test_each_mistake_in_models_config_is_found(text, problem):
-    (found,) = lint.lint_models(model(text))
+    (found,) = config.lint_models(model(text))
     assert re.search(problem, found)
 
 
@@ -105,7 +112,7 @@ def test_a_server_without_a_model_is_refused():
     ],
 )
 def test_each_mistake_in_batching_config_is_found(text, problem):
-    (found,) = lint.lint_batching(messages.parse_batching(text))
+    (found,) = config.lint_batching(config.parse_batching(text))
     assert problem in found
 
 
@@ -117,12 +124,12 @@ def test_each_mistake_in_batching_config_is_found(text, problem):
     ],
 )
 def test_each_mistake_in_monitoring_config_is_found(text, problem):
-    (found,) = lint.lint_monitoring(messages.parse_monitoring(text))
+    (found,) = config.lint_monitoring(config.parse_monitoring(text))
     assert problem in found
 
 
 def read(folder, name):
-    (found,) = messages.parse_models((folder / name).read_text()).model_config_list.config
+    (found,) = config.parse_models((folder / name).read_text()).model_config_list.config
     return sorted(found.model_version_policy.specific.versions), dict(found.version_labels)
 
 
@@ -164,7 +171,7 @@ def test_the_command_writes_and_rolls_back(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["steps"] == 1
     assert read(out, "models.config") == ([3], {})
     text = (out / "batching.config").read_text()
-    assert text_format.Parse(text, messages.declared("BatchingParameters")()).max_batch_size.value == 4
+    assert text_format.Parse(text, config.declared("BatchingParameters")()).max_batch_size.value == 4
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from keras_committee.serving import messages
-from keras_committee.serving.config import METRICS, ServedModel, ServerConfig
+from keras_committee.tfserving import config
+from keras_committee.tfserving.config import METRICS, ServedModel, ServerConfig
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAMES = ("models.config", "batching.config", "monitoring.config")
@@ -48,7 +48,7 @@ def both_flags():
 
 
 def served():
-    (model,) = messages.parse_models((DEPLOY / "config" / "models.config").read_text()).model_config_list.config
+    (model,) = config.parse_models((DEPLOY / "config" / "models.config").read_text()).model_config_list.config
     return model
 
 
@@ -109,7 +109,7 @@ def test_readiness_is_the_status_url_of_the_model():
 
 
 def test_prometheus_asks_at_the_path_and_port_that_the_server_has():
-    monitoring = messages.parse_monitoring((DEPLOY / "config" / "monitoring.config").read_text())
+    monitoring = config.parse_monitoring((DEPLOY / "config" / "monitoring.config").read_text())
     (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     assert job["metrics_path"] == monitoring.prometheus_config.path == METRICS
     assert job["static_configs"] == [{"targets": [f"serving:{both_flags()[0]['rest_api_port']}"]}]

@@ -11,8 +11,8 @@ from keras_committee.data.preprocessing import decode_image, resize_image
 from keras_committee.export import export
 from keras_committee.export.export import publish_committee
 from keras_committee.models import log_probabilities
-from keras_committee.serving.session import Session
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.session import Session
+from keras_committee.tfserving.tf_protocol import StatusError
 
 ANSWERS = {
     "probabilities": ("float32", (None, 3)),

@@ -12,7 +12,7 @@ from keras_committee.export import committee_graph
 from keras_committee.export.export import publish_committee
 from keras_committee.export.inference_model import Network
 from keras_committee.models import Cascade, log_probabilities
-from keras_committee.serving.session import Session
+from keras_committee.tfserving.session import Session
 
 SMALL, LARGE = (8, 6), (14, 12)
 FRAMINGS = (resized(SMALL), centre_crop(LARGE, padding=6), centre_crop(SMALL, padding=3, method="bicubic"))

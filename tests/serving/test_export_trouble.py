@@ -23,7 +23,7 @@ from keras_committee.export.export_members import framings_of, image_shape, load
 from keras_committee.export.publish import publish, staging, versions
 from keras_committee.layers import WeightedGeometricMean
 from keras_committee.run import Run
-from keras_committee.serving.session import Session
+from keras_committee.tfserving.session import Session
 
 pytestmark = pytest.mark.usefixtures("verified_here")
 

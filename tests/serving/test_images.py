@@ -10,7 +10,7 @@ from PIL import Image
 
 from keras_committee.serving.server.images import check_strings, image_size
 from keras_committee.serving.server.limits import Limits
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 
 def png_header(width, height):

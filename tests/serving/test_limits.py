@@ -20,7 +20,7 @@ from keras_committee.serving.server.bodies import decompress
 from keras_committee.serving.server.limits import Limits, check_shape
 from keras_committee.serving.server.manager import Manager, Settings
 from keras_committee.serving.server.versions import ModelConfig
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 SMALL = Limits(
     body=5000, decompressed=8000, header=2000, connections=20, read_timeout=0.5, batch=40, deadline=3, queue=3
@@ -243,7 +243,7 @@ class SlowSession:
 @pytest.fixture
 def slow(half_plus_two):
     """(port, go): a server whose answers wait for the event `go`."""
-    from keras_committee.serving.session import Session
+    from keras_committee.tfserving.session import Session
 
     go = threading.Event()
     config = ModelConfig("half_plus_two", half_plus_two)

@@ -21,7 +21,7 @@ from keras_committee.serving.server.limits import Limits, check_body, check_shap
 from keras_committee.serving.server.manager import Manager
 from keras_committee.serving.server.versions import ModelConfig
 from keras_committee.serving.server.work import Work
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 PASSES = contextlib.nullcontext()
 PREDICT = "/v1/models/half_plus_two:predict"

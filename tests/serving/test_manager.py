@@ -12,7 +12,7 @@ from half_plus_two import save_half_plus_two
 
 from keras_committee.serving.server.manager import Manager, Settings
 from keras_committee.serving.server.versions import ModelConfig, Policy, check_configs, find_versions
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 QUICK = Settings(poll_seconds=0.02, retries=1, retry_seconds=0.02)
 ONE = {"x": np.float32([1.0])}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from keras_committee import cli
 from keras_committee.export import predict
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 
 class Brightness(tf.Module):

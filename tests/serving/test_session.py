@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_committee.serving.python_session import PythonSession, load_session
-from keras_committee.serving.session import Session
-from keras_committee.serving.status import StatusError, truncated
+from keras_committee.tfserving.python_session import PythonSession, load_session
+from keras_committee.tfserving.session import Session
+from keras_committee.tfserving.tf_protocol import StatusError, truncated
 
 X = np.array([1.0, 2.0, 5.0], np.float32)
 
@@ -137,16 +137,16 @@ def resident():
 
 
 def test_where_there_is_no_c_api_python_takes_over(half_plus_two, monkeypatch):
-    monkeypatch.setattr("keras_committee.serving.c_api.importlib.util.find_spec", lambda _name: None)
-    monkeypatch.setattr("keras_committee.serving.c_api.library", library_anew)
+    monkeypatch.setattr("keras_committee.tfserving.session.importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("keras_committee.tfserving.session.library", library_anew)
     with load_session(half_plus_two / "123") as session:
         assert isinstance(session, PythonSession)
 
 
 def library_anew():
-    from keras_committee.serving import c_api
+    from keras_committee.tfserving import session
 
-    return c_api.Library(c_api.find_library())
+    return session.Library(session.find_library())
 
 
 def test_a_long_message_says_that_it_was_cut():

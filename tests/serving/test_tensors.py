@@ -5,8 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
-from keras_committee.serving.status import StatusError
-from keras_committee.serving.tensors import packed_proto, to_array, typed_proto
+from keras_committee.tfserving.tf_protocol import StatusError, packed_proto, to_array, typed_proto
 
 ARRAYS = [
     np.array([[0.2, -0.7, np.inf]], np.float32),

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from keras_committee.serving.server.loading import load_version, refuse_xla
 from keras_committee.serving.server.warmup import FILE
-from keras_committee.serving.session import Session
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.session import Session
+from keras_committee.tfserving.tf_protocol import StatusError
 
 ONE = {"x": np.float32([1.0])}
 

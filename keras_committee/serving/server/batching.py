@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_committee.serving.signatures import check_inputs, choose_outputs, find_signature
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError, check_inputs, choose_outputs, find_signature
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import zlib
 from starlette.requests import Request
 
 from keras_committee.serving.server.limits import Limits, check_body
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 _SMALL = 2**20  # bytes; below, the ratio does not matter: a black image compresses well
 _STEP = 2**16

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from keras_committee.serving.lint import lint_models
 from keras_committee.serving.server.versions import ModelConfig, Policy
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.config import lint_models
+from keras_committee.tfserving.tf_protocol import StatusError
 
 
 def read_configs(config: Any) -> list[ModelConfig]:

@@ -7,8 +7,7 @@ import numpy as np
 
 from keras_committee.serving.server.images import check_strings
 from keras_committee.serving.server.limits import Limits, check_shape
-from keras_committee.serving.signatures import DEFAULT, Signature
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import DEFAULT, Signature, StatusError
 
 
 def serialized(request_input: Any, limits: Limits) -> np.ndarray:

@@ -16,7 +16,7 @@ from keras_committee.serving.server.manager import Manager
 from keras_committee.serving.server.metrics import Metrics
 from keras_committee.serving.server.ports import listen
 from keras_committee.serving.server.work import Work, remaining
-from keras_committee.serving.status import StatusError, truncated
+from keras_committee.tfserving.tf_protocol import StatusError, truncated
 
 _SERVICES = ("ModelService", "PredictionService")
 _log = logging.getLogger(__name__)

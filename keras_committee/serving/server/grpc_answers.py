@@ -18,9 +18,15 @@ from keras_committee.serving.server.limits import Limits, check_shape
 from keras_committee.serving.server.manager import Manager
 from keras_committee.serving.server.metrics import Metrics
 from keras_committee.serving.server.work import timed
-from keras_committee.serving.signatures import DEFAULT, check_inputs, find_signature
-from keras_committee.serving.status import StatusError
-from keras_committee.serving.tensors import checked_shape, to_array, typed_proto
+from keras_committee.tfserving.tf_protocol import (
+    DEFAULT,
+    StatusError,
+    check_inputs,
+    checked_shape,
+    find_signature,
+    to_array,
+    typed_proto,
+)
 
 Method = Callable[[bytes, float], bytes]
 _Answer = Callable[[Any, float], Any]

@@ -10,8 +10,7 @@ import numpy as np
 
 from keras_committee.serving.server.examples import classify, regress, serialized
 from keras_committee.serving.server.limits import Limits
-from keras_committee.serving.signatures import DEFAULT, Signature
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import DEFAULT, Signature, StatusError
 
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from keras_committee.serving.server.limits import Limits
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 _SEVERAL = 4096  # floats formatted together
 

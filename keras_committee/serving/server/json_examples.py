@@ -9,7 +9,7 @@ from keras_committee.serving.server.json_tensors import read_signature
 from keras_committee.serving.server.json_text import parse, shown
 from keras_committee.serving.server.json_values import decoded, is_base64, type_name
 from keras_committee.serving.server.limits import Limits, check_shape
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
 _FLOAT_MAX = float(np.finfo(np.float32).max)

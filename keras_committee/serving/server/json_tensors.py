@@ -9,8 +9,7 @@ import numpy as np
 from keras_committee.serving.server.json_text import parse, shown
 from keras_committee.serving.server.json_values import check, is_base64, shape_of, to_array
 from keras_committee.serving.server.limits import Limits, check_shape
-from keras_committee.serving.signatures import TensorInfo
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError, TensorInfo
 
 Infos = Mapping[str, TensorInfo]
 

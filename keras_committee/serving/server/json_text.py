@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_committee.serving.server.limits import Limits
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.S)
 _HUGE = re.compile(rb"[eE]\+?\d{3}|\d{300}")  # may be beyond a double

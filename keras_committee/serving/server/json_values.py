@@ -10,8 +10,7 @@ import numpy as np
 from keras_committee.serving.server.images import check_strings
 from keras_committee.serving.server.json_text import shown
 from keras_committee.serving.server.limits import Limits, check_shape
-from keras_committee.serving.signatures import TensorInfo
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError, TensorInfo
 
 _C_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 _INT32 = (-(2**31), 2**31 - 1)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 
 @dataclasses.dataclass(frozen=True)

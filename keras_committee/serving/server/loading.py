@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from keras_committee.serving.python_session import load_session
 from keras_committee.serving.server.warmup import replay
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.python_session import load_session
+from keras_committee.tfserving.tf_protocol import StatusError
 
 
 def load_version(folder: Path) -> Any:

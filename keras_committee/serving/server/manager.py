@@ -12,7 +12,7 @@ from typing import Any
 from keras_committee.serving.server.loading import load_version
 from keras_committee.serving.server.servable import Servable, VersionStatus
 from keras_committee.serving.server.versions import ModelConfig, check_configs, find_versions
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 _log = logging.getLogger(__name__)
 

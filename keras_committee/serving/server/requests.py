@@ -13,8 +13,7 @@ from keras_committee.serving.server.manager import Manager
 from keras_committee.serving.server.metrics import Metrics
 from keras_committee.serving.server.urls import Target
 from keras_committee.serving.server.work import remaining, timed
-from keras_committee.serving.signatures import DEFAULT
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import DEFAULT, StatusError
 
 
 class Requests:

@@ -24,7 +24,7 @@ from keras_committee.serving.server.ports import listen
 from keras_committee.serving.server.requests import Requests
 from keras_committee.serving.server.urls import Target, read_target
 from keras_committee.serving.server.work import Work
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 MONITORING = "/monitoring/prometheus/metrics"
 _API = re.compile(r"/v1/.*", re.I | re.S)

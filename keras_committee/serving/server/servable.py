@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from urllib.parse import unquote
 
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 # model_servers/http_rest_api_util.cc; (?i) as there, and then the verb must be in lower case all the same.
 _PREDICTION = re.compile(

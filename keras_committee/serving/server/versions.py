@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,128}")
 _NUMBER = re.compile(r"\d{1,19}", re.A)

@@ -9,8 +9,7 @@ import numpy as np
 from keras_committee.serving.server import examples
 from keras_committee.serving.server.images import check_strings
 from keras_committee.serving.server.limits import Limits, check_shape
-from keras_committee.serving.status import StatusError
-from keras_committee.serving.tensors import to_array
+from keras_committee.tfserving.tf_protocol import StatusError, to_array
 
 FILE = Path("assets.extra", "tf_serving_warmup_requests")
 MOST = 1000  # records; TF Serving refuses more

@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from keras_committee.serving.server.manager import Manager
-from keras_committee.serving.status import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError
 
 
 def routes(manager: Manager) -> list[Any]:

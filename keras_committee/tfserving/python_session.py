@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from keras_committee.serving.session import Session
-from keras_committee.serving.signatures import (
+from keras_committee.tfserving.session import Session
+from keras_committee.tfserving.tf_protocol import (
+    CODES,
     Signature,
+    StatusError,
     check_inputs,
     choose_outputs,
     find_signature,
     read_signatures,
     type_number,
 )
-from keras_committee.serving.status import CODES, StatusError
 
 _EAGER_WORDS = re.compile(r"^Graph execution error:\s+(?:Detected at node .*\n<stack traces unavailable>\n)?")
 
