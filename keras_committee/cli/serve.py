@@ -66,8 +66,8 @@ def serve(
         folder = Path(model_dir).resolve() if model_dir else None
         _run_real(folder, (rest_port, grpc_port), model_config_file, monitoring_config_file, batching)
         return
-    from keras_committee.serving.server.manager import Settings
-    from keras_committee.serving.server.standin import Options, StandIn
+    from keras_committee.tfserving.server.local_server import Options, StandIn
+    from keras_committee.tfserving.server.manager import Settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -98,23 +98,23 @@ def _signals() -> Iterator[threading.Event]:
 
 
 def _configs(model_dir: str | None, file: str | None) -> list:
-    from keras_committee.serving.server.configs import read_configs
-    from keras_committee.serving.server.standin import one_model
     from keras_committee.tfserving.config import parse_models
+    from keras_committee.tfserving.server.local_server import one_model
+    from keras_committee.tfserving.server.manager import read_configs
 
     return one_model(Path(model_dir)) if model_dir else read_configs(parse_models(Path(str(file)).read_text()))
 
 
 def _monitoring(file: str | None) -> str:
-    from keras_committee.serving.server.rest import MONITORING
     from keras_committee.tfserving.config import parse_monitoring
+    from keras_committee.tfserving.server.rest import MONITORING
 
     return parse_monitoring(Path(file).read_text()).prometheus_config.path or MONITORING if file else MONITORING
 
 
 def _batching(enabled: bool, file: str | None):
-    from keras_committee.serving.server.batching import BatchingParameters
     from keras_committee.tfserving.config import parse_batching
+    from keras_committee.tfserving.server.batching import BatchingParameters
 
     if not enabled:
         return None
@@ -131,7 +131,7 @@ def _tell(server, host: str, as_json: bool) -> None:
 
 
 def _run_real(folder: Path | None, ports: tuple[int, int], *files: str | bool | None) -> None:
-    from keras_committee.serving.server.real import command
+    from keras_committee.tfserving.server.local_server import command
 
     words = command(folder, ports, *files)  # pyright: ignore[reportArgumentType]
     os.execv(words[0], words)

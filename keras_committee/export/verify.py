@@ -76,7 +76,7 @@ def compare(got: np.ndarray, expected: np.ndarray) -> tuple[float, str]:
 
 def verify(folder: Path, golden: Path) -> dict[str, Any]:
     """What `check_answers` returns, found in this process."""
-    from keras_committee.serving.server.warmup import replay
+    from keras_committee.tfserving.server.loading import replay
     from keras_committee.tfserving.session import Session
 
     differences, problems = [0.0], []

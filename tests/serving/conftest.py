@@ -12,10 +12,9 @@ from tiny_committee import save_tiny_committee
 from zoo import save_zoo
 
 from keras_committee.export import verify
-from keras_committee.serving.server import grpc as grpc_standin
-from keras_committee.serving.server import rest
-from keras_committee.serving.server.manager import Manager, Settings
-from keras_committee.serving.server.versions import ModelConfig, Policy
+from keras_committee.tfserving.server import grpc as grpc_standin
+from keras_committee.tfserving.server import rest
+from keras_committee.tfserving.server.manager import Manager, ModelConfig, Policy, Settings
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from keras_committee.serving.server.batching import BatchedSession, BatchingParameters
 from keras_committee.tfserving.config import parse_batching
+from keras_committee.tfserving.server.batching import BatchedSession, BatchingParameters
 from keras_committee.tfserving.session import Session
 from keras_committee.tfserving.tf_protocol import StatusError
 

@@ -14,11 +14,10 @@ from tiny_committee import NAMES, SIZE, expected
 
 from keras_committee.errors import RecipeError
 from keras_committee.serving import Client
-from keras_committee.serving.server import grpc, rest
-from keras_committee.serving.server.manager import Manager, Settings
-from keras_committee.serving.server.ports import listen
-from keras_committee.serving.server.versions import ModelConfig, Policy
 from keras_committee.tfserving.client import RequestError, VersionStatus
+from keras_committee.tfserving.server import grpc, rest
+from keras_committee.tfserving.server.manager import Manager, ModelConfig, Policy, Settings
+from keras_committee.tfserving.server.ports import listen
 
 IMAGES = np.random.default_rng(3).uniform(0, 255, (5, SIZE, SIZE, 3)).round().astype(np.float32)
 

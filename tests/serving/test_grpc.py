@@ -14,11 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import predict_pb2
 
 from keras_committee.errors import ResourceError
-from keras_committee.serving.server import grpc as serving_grpc
-from keras_committee.serving.server.limits import Limits
-from keras_committee.serving.server.manager import Manager
-from keras_committee.serving.server.metrics import Metrics
-from keras_committee.serving.server.versions import ModelConfig
+from keras_committee.tfserving.server import grpc as serving_grpc
+from keras_committee.tfserving.server.limits import Limits
+from keras_committee.tfserving.server.manager import Manager, ModelConfig
+from keras_committee.tfserving.server.metrics import Metrics
 
 
 @pytest.fixture

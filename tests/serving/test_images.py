@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_committee.serving.server.images import check_strings, image_size
-from keras_committee.serving.server.limits import Limits
+from keras_committee.tfserving.server.limits import Limits, check_strings, image_size
 from keras_committee.tfserving.tf_protocol import StatusError
 
 

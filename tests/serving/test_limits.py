@@ -15,11 +15,10 @@ import time
 import pytest
 from half_plus_two import save_half_plus_two
 
-from keras_committee.serving.server import rest
-from keras_committee.serving.server.bodies import decompress
-from keras_committee.serving.server.limits import Limits, check_shape
-from keras_committee.serving.server.manager import Manager, Settings
-from keras_committee.serving.server.versions import ModelConfig
+from keras_committee.tfserving.server import rest
+from keras_committee.tfserving.server.limits import Limits, check_shape
+from keras_committee.tfserving.server.manager import Manager, ModelConfig, Settings
+from keras_committee.tfserving.server.rest import decompress
 from keras_committee.tfserving.tf_protocol import StatusError
 
 SMALL = Limits(

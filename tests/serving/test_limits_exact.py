@@ -12,15 +12,13 @@ import time
 import numpy as np
 import pytest
 
-from keras_committee.serving.server import rest
-from keras_committee.serving.server.bodies import decompress
-from keras_committee.serving.server.gate import LOOPBACK, Gate
-from keras_committee.serving.server.images import check_strings
-from keras_committee.serving.server.json_text import parse
-from keras_committee.serving.server.limits import Limits, check_body, check_shape
-from keras_committee.serving.server.manager import Manager
-from keras_committee.serving.server.versions import ModelConfig
-from keras_committee.serving.server.work import Work
+from keras_committee.tfserving.server import rest
+from keras_committee.tfserving.server.json_input import parse
+from keras_committee.tfserving.server.limits import Limits, check_body, check_shape, check_strings
+from keras_committee.tfserving.server.manager import Manager, ModelConfig
+from keras_committee.tfserving.server.rest import decompress
+from keras_committee.tfserving.server.rest_handlers import LOOPBACK, Gate
+from keras_committee.tfserving.server.worker_pool import Work
 from keras_committee.tfserving.tf_protocol import StatusError
 
 PASSES = contextlib.nullcontext()

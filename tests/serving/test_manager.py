@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 from half_plus_two import save_half_plus_two
 
-from keras_committee.serving.server.manager import Manager, Settings
-from keras_committee.serving.server.versions import ModelConfig, Policy, check_configs, find_versions
+from keras_committee.tfserving.server.manager import (
+    Manager,
+    ModelConfig,
+    Policy,
+    Settings,
+    check_configs,
+    find_versions,
+)
 from keras_committee.tfserving.tf_protocol import StatusError
 
 QUICK = Settings(poll_seconds=0.02, retries=1, retry_seconds=0.02)

@@ -12,9 +12,8 @@ import pytest
 
 from keras_committee.cli import main
 from keras_committee.errors import ResourceError
-from keras_committee.serving.server.ports import listen, owner_of
-from keras_committee.serving.server.real import command
-from keras_committee.serving.server.standin import Options, StandIn, one_model
+from keras_committee.tfserving.server.local_server import Options, StandIn, command, one_model
+from keras_committee.tfserving.server.ports import listen, owner_of
 
 
 def connected(port):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_committee.serving.server.loading import load_version, refuse_xla
-from keras_committee.serving.server.warmup import FILE
+from keras_committee.tfserving.server.loading import FILE, load_version, refuse_xla
 from keras_committee.tfserving.session import Session
 from keras_committee.tfserving.tf_protocol import StatusError
 

@@ -11,7 +11,7 @@ import re
 from importlib import resources
 from typing import Any
 
-from keras_committee.serving.server.manager import Manager
+from keras_committee.tfserving.server.manager import Manager
 from keras_committee.tfserving.tf_protocol import StatusError
 
 

@@ -5,20 +5,20 @@ import dataclasses
 import functools
 import importlib.util
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_committee.errors import RecipeError
-from keras_committee.serving.server import rest
-from keras_committee.serving.server.batching import BatchedSession, BatchingParameters
-from keras_committee.serving.server.gate import LOOPBACK, NAME
-from keras_committee.serving.server.limits import Limits
-from keras_committee.serving.server.loading import load_version
-from keras_committee.serving.server.manager import Manager, Settings
-from keras_committee.serving.server.metrics import Metrics
-from keras_committee.serving.server.ports import listen
-from keras_committee.serving.server.versions import ModelConfig, find_versions
+from keras_committee.errors import RecipeError, ResourceError
+from keras_committee.tfserving.server import rest
+from keras_committee.tfserving.server.batching import BatchedSession, BatchingParameters
+from keras_committee.tfserving.server.limits import Limits
+from keras_committee.tfserving.server.loading import load_version
+from keras_committee.tfserving.server.manager import Manager, ModelConfig, Settings, find_versions
+from keras_committee.tfserving.server.metrics import Metrics
+from keras_committee.tfserving.server.ports import listen
+from keras_committee.tfserving.server.rest_handlers import LOOPBACK, NAME
 
 _log = logging.getLogger(__name__)
 
@@ -72,9 +72,9 @@ class StandIn:
         self.grpc_port = self._start_grpc(options, metrics, stack)
 
     def _start_grpc(self, options: Options, metrics: Metrics, stack: contextlib.ExitStack) -> int | None:
-        if options.grpc_port is None or not importlib.util.find_spec("keras_committee.serving.server.grpc"):
+        if options.grpc_port is None or not importlib.util.find_spec("keras_committee.tfserving.server.grpc"):
             return None
-        grpc = importlib.import_module("keras_committee.serving.server.grpc")
+        grpc = importlib.import_module("keras_committee.tfserving.server.grpc")
         address = (options.host, options.grpc_port)
         server = stack.enter_context(grpc.start(self.manager, address, options.limits, metrics))
         _log.info("gRPC at %s:%d", options.host, server.port)
@@ -112,3 +112,39 @@ def _has_versions(config: ModelConfig) -> bool:
 def _load(folder: Path, batching: BatchingParameters | None) -> Any:
     session = load_version(folder)
     return session if batching is None else BatchedSession(session, batching)
+
+
+BINARY = "tensorflow_model_server"
+
+
+def command(
+    model: Path | None,
+    ports: tuple[int, int],
+    models: str | None = None,
+    monitoring: str | None = None,
+    batching: str | bool | None = None,
+) -> list[str]:
+    """The command line of TF Serving's binary.
+
+    Args:
+        model: Base path of one model, or None where `models` names the file that lists them.
+        ports: Of the REST API and of gRPC.
+        models: models.config
+        monitoring: monitoring.config
+        batching: batching.config, or True for batching with the defaults.
+
+    Raises:
+        ResourceError: Where it is not installed.
+    """
+    binary = shutil.which(BINARY)
+    if binary is None:
+        raise ResourceError(
+            f"{BINARY} is not installed here. Nothing was started.\n  Leave --real away for the stand-in, or use the "
+            "image tensorflow/serving: deploy/ has a compose file."
+        )
+    words = [binary, f"--rest_api_port={ports[0]}", f"--port={ports[1]}"]
+    words += [f"--model_config_file={models}"] if models else []
+    words += [f"--model_name={model.name}", f"--model_base_path={model}"] if model else []
+    words += [f"--monitoring_config_file={monitoring}"] if monitoring else []
+    words += ["--enable_batching"] if batching else []
+    return words + ([f"--batching_parameters_file={batching}"] if isinstance(batching, str) else [])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from keras_committee.serving.server.limits import Limits
+from keras_committee.tfserving.server.limits import Limits
 from keras_committee.tfserving.tf_protocol import StatusError
 
 Answer = TypeVar("Answer")

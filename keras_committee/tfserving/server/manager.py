@@ -3,16 +3,151 @@
 import contextlib
 import dataclasses
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_committee.serving.server.loading import load_version
-from keras_committee.serving.server.servable import Servable, VersionStatus
-from keras_committee.serving.server.versions import ModelConfig, check_configs, find_versions
+from keras_committee.tfserving.config import lint_models
+from keras_committee.tfserving.server.loading import load_version
 from keras_committee.tfserving.tf_protocol import StatusError
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionStatus:
+    """What GetModelStatus tells of a version: `code` and `message` say why it cannot be served."""
+
+    version: int
+    state: str
+    code: str = "OK"
+    message: str = ""
+
+
+@dataclasses.dataclass(eq=False)
+class Servable:
+    """One version. Who borrows it from the manager reads `name`, `version` and `session`; the rest is the manager's.
+
+    `state` goes from START over LOADING, AVAILABLE and UNLOADING to END.
+    """
+
+    name: str
+    version: int
+    path: Path
+    session: Any = None
+    state: str = "START"
+    error: StatusError | None = None
+    aspired: bool = True
+    users: int = 0
+    tries: int = 0
+    next_try: float = 0.0  # monotonic seconds
+
+    def status(self) -> VersionStatus:
+        failed = self.error if self.state in ("LOADING", "END") else None
+        words = (failed.code, failed.message) if failed else ("OK", "")
+        return VersionStatus(self.version, self.state, *words)
+
+    def due(self) -> bool:
+        """Whether it is time to load it, for the first time or once more."""
+        return self.state in ("START", "LOADING") and time.monotonic() >= self.next_try
+
+    def may_unload(self) -> bool:
+        return self.state == "UNLOADING" and not self.users
+
+
+_NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,128}")
+_NUMBER = re.compile(r"\d{1,19}", re.A)
+_LARGEST = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Which of the versions on disk to serve: `latest(n)`, `everything()` or `specific(...)`."""
+
+    kind: str
+    count: int = 1
+    versions: tuple[int, ...] = ()
+
+    @classmethod
+    def latest(cls, count: int = 1) -> "Policy":
+        """The `count` versions with the largest numbers."""
+        if count < 1:
+            raise StatusError("INVALID_ARGUMENT", f"num_versions is {count}; a policy keeps at least one version")
+        return cls("latest", count=count)
+
+    @classmethod
+    def everything(cls) -> "Policy":
+        """All versions."""
+        return cls("all")
+
+    @classmethod
+    def specific(cls, *versions: int) -> "Policy":
+        """These versions, where they exist."""
+        return cls("specific", versions=versions)
+
+    def choose(self, present: Iterable[int]) -> set[int]:
+        """Those of the versions `present` that should be served."""
+        if self.kind == "all":
+            return set(present)
+        if self.kind == "specific":
+            return set(present) & set(self.versions)
+        return set(sorted(present)[-self.count :])
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A model to serve: what TF Serving's models.config says of it.
+
+    Attributes:
+        name: 1 to 128 of A-Z a-z 0-9 _ . - and no dot in front.
+        base_path: Absolute path of the folder with the version folders.
+        policy: Which versions.
+        labels: dict of label -> version.
+    """
+
+    name: str
+    base_path: Path
+    policy: Policy = dataclasses.field(default_factory=Policy.latest)
+    labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise StatusError(
+                "INVALID_ARGUMENT",
+                f"the model name {self.name!r} is not allowed: 1 to 128 of A-Z a-z 0-9 _ . - and no dot in front",
+            )
+        object.__setattr__(self, "base_path", Path(self.base_path))
+        if not self.base_path.is_absolute():
+            raise StatusError(
+                "INVALID_ARGUMENT", f"Expected model {self.name} to have an absolute path, but got: {self.base_path}"
+            )
+
+
+def check_configs(configs: Iterable[ModelConfig]) -> dict[str, ModelConfig]:
+    """The configs by name. Raises INVALID_ARGUMENT where two have one name."""
+    named: dict[str, ModelConfig] = {}
+    for config in configs:
+        if config.name in named:
+            raise StatusError(
+                "INVALID_ARGUMENT",
+                f"Illegal to list model {config.name} multiple times in config list",
+            )
+        named[config.name] = config
+    return named
+
+
+def find_versions(base_path: Path) -> dict[int, Path]:
+    """The version folders in `base_path`: names that are decimal int64. Raises OSError where it cannot be read.
+
+    What is in them is not looked at, as in TF Serving: a version must appear by a rename.
+    """
+    found: dict[int, Path] = {}
+    for path in sorted(base_path.iterdir()):
+        if _NUMBER.fullmatch(path.name) and int(path.name) <= _LARGEST and (path.is_dir() or path.is_symlink()):
+            found.setdefault(int(path.name), path)
+    return found
+
 
 _log = logging.getLogger(__name__)
 
@@ -278,3 +413,25 @@ class Manager:
         if message not in self._told:
             self._told.add(message)
             _log.warning(message)
+
+
+def read_configs(config: Any) -> list[ModelConfig]:
+    """The models of a parsed `models.config`. Raises INVALID_ARGUMENT with everything that is wrong with it."""
+    problems = lint_models(config)
+    if problems:
+        raise StatusError("INVALID_ARGUMENT", "the configuration is refused: " + "; ".join(problems))
+    return [
+        ModelConfig(model.name, Path(model.base_path), _policy(model.model_version_policy), dict(model.version_labels))
+        for model in config.model_config_list.config
+    ]
+
+
+def _policy(policy: Any) -> Policy:
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            return Policy.everything()
+        case "specific":
+            return Policy.specific(*policy.specific.versions)
+        case "latest":
+            return Policy.latest(policy.latest.num_versions)
+    return Policy.latest()

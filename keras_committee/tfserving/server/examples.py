@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_committee.serving.server.images import check_strings
-from keras_committee.serving.server.limits import Limits, check_shape
+from keras_committee.tfserving.server.limits import Limits, check_shape, check_strings
 from keras_committee.tfserving.tf_protocol import DEFAULT, Signature, StatusError
 
 
