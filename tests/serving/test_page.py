@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from tiny_committee import NAMES, SIZE, expected
 
-from keras_committee.serving.server.page import listed, policy
 from keras_committee.tfserving.server import rest
 from keras_committee.tfserving.server.manager import Manager, ModelConfig, Policy
+from keras_committee.tfserving.server.page import listed, policy
 
 ORANGE = np.broadcast_to(np.array([230, 120, 20], np.uint8), (SIZE, SIZE, 3))
 

@@ -153,9 +153,9 @@ def _hosts(host: str) -> frozenset[str] | None:
 
 
 def _page_routes(manager: Manager) -> list[Any]:
-    if importlib.util.find_spec("keras_committee.serving.server.page") is None:
+    if importlib.util.find_spec("keras_committee.tfserving.server.page") is None:
         return []
-    page = importlib.import_module("keras_committee.serving.server.page")
+    page = importlib.import_module("keras_committee.tfserving.server.page")
     return page.routes(manager)
 
 
