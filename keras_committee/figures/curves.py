@@ -7,9 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from keras_committee import metrics
-from keras_committee.figures.ink import NARROW, QUIET, colour
-from keras_committee.figures.labels import Label, place
-from keras_committee.figures.scales import round_numbers, whole_numbers
+from keras_committee.figures.style import NARROW, QUIET, Label, colour, place, round_numbers, whole_numbers
 
 Curve = tuple[Sequence[float], Sequence[float]]
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from keras_committee.figures.ink import INK, LINE, NARROW, PAPER, QUIET, colour
+from keras_committee.figures.style import INK, LINE, NARROW, PAPER, QUIET, colour
 
 MOST_NAMES = 20  # rows of a matrix that can be read
 MOST_NUMBERS = 12  # rows of a matrix up to which every cell has its number

@@ -8,8 +8,8 @@ import numpy as np
 from keras_committee import metrics
 from keras_committee.data import Splits
 from keras_committee.figures.curves import reliability, reliability_panel
-from keras_committee.figures.ink import Picture
 from keras_committee.figures.matrices import MOST_NAMES, square
+from keras_committee.figures.style import Picture
 from keras_committee.layers import GeometricMean, head_of
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run

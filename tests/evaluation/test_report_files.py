@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams import metadata
 from keras_committee import cli
 from keras_committee.evaluation.report import report as writing
 from keras_committee.evaluation.report.run_data import gather_panel
-from keras_committee.figures.ink import NARROW, WIDE
+from keras_committee.figures.style import NARROW, WIDE
 from keras_committee.run import Run
 
 

@@ -9,9 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from keras_committee.evaluation.report.run_data import Chosen, Point, Series
-from keras_committee.figures.ink import FRONT, INK, NARROW, PAPER, QUIET, colour, marker
-from keras_committee.figures.labels import Label, place
-from keras_committee.figures.scales import round_numbers
+from keras_committee.figures.style import FRONT, INK, NARROW, PAPER, QUIET, Label, colour, marker, place, round_numbers
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from keras_committee.figures.ink import Picture
+from keras_committee.figures.style import Picture
 
 MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")

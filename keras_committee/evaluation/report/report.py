@@ -16,18 +16,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from keras_committee.evaluation.report import sections_accuracy, sections_predictions, sections_runs
 from keras_committee.evaluation.report.layout import Section, percent, plural
 from keras_committee.evaluation.report.run_data import Panel, Source, gather_panel, read_sources
-from keras_committee.figures.ink import (
-    DARK_SERIES,
-    FRONT,
-    INK,
-    LINE,
-    NARROW,
-    PAPER,
-    QUIET,
-    SERIES,
-    WIDE,
-    Picture,
-)
+from keras_committee.figures.style import DARK_SERIES, FRONT, INK, LINE, NARROW, PAPER, QUIET, SERIES, WIDE, Picture
 from keras_committee.files import now, write_file, writing
 from keras_committee.run import Run
 from keras_committee.summaries import knobs_summary, picture_summary

@@ -19,7 +19,7 @@ from keras_committee.evaluation.report.layout import (  # fmt: skip
     spread,
 )
 from keras_committee.evaluation.report.run_data import Chosen, Point, Series, front, trade_points
-from keras_committee.figures.ink import Picture
+from keras_committee.figures.style import Picture
 
 _SCORES = ("accuracy", "nll", "ece", "brier")
 

@@ -12,8 +12,8 @@ from keras_committee import metrics
 from keras_committee.evaluation.report.layout import Block, Section, Table, percent, points
 from keras_committee.evaluation.report.run_data import Panel
 from keras_committee.figures.curves import reliability, reliability_panel
-from keras_committee.figures.ink import Picture
 from keras_committee.figures.matrices import MOST_NAMES, gallery, square
+from keras_committee.figures.style import Picture
 
 
 def reliability_section(panel: Panel) -> Section:

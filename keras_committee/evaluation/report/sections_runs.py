@@ -19,7 +19,7 @@ from keras_committee.evaluation.report.layout import (
 )
 from keras_committee.evaluation.report.run_data import Gates, Source
 from keras_committee.figures.curves import depth, robustness, training
-from keras_committee.figures.ink import Picture
+from keras_committee.figures.style import Picture
 
 
 def learning_section(sources: Sequence[Source]) -> Section | None:
