@@ -8,10 +8,10 @@ those inside `MultiHeadAttention` count.
 `training_memory` and `inference_memory` say how many bytes it takes, from the same shapes.
 """
 
-from keras_committee.flops.ledger import Cost, count
-from keras_committee.flops.memory import TrainingMemory, inference_memory, training_memory
-from keras_committee.flops.totals import (
+from keras_committee.flops.counting import (
+    Cost,
     cascade_multiply_adds,
+    count,
     expected_multiply_adds,
     expected_saving,
     member_multiply_adds,
@@ -19,6 +19,7 @@ from keras_committee.flops.totals import (
     multiply_adds,
     parameters,
 )
+from keras_committee.flops.memory import TrainingMemory, inference_memory, training_memory
 
 __all__ = [
     "Cost",

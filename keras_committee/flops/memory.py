@@ -19,7 +19,7 @@ import math
 
 import keras
 
-from keras_committee.flops.ledger import Call, calls
+from keras_committee.flops.counting import Call, calls
 
 _OF_INPUTS = (
     keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.DepthwiseConv1D,

@@ -1,0 +1,315 @@
+"""What does each layer of a model cost? The shapes flow through the graph, and every call is entered."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one layer costs.
+
+    Attributes:
+        name: The layer's name, after the names of the models it stands in: "member_00/wrn_16_1/logits".
+        kind: The layer's class.
+        parameters: Trainable weights, frozen ones included. A weight shared between layers counts at the first.
+        multiply_adds: For one image, over all calls of the layer.
+        survival: The share of a training step's images that the layer runs for, below 1 in a block that is skipped.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    multiply_adds: int
+    survival: float = 1.0
+
+
+def count(model: keras.Model) -> list[Cost]:
+    """The cost of every layer, in the order in which the layers run.
+
+    A layer with a method `multiply_adds(input_shape, output_shape)` is asked; both shapes are full shapes with a batch
+    of 1. A layer with an attribute `branch` that is a layer costs what its branch costs, and is taken
+    for `StochasticDepth` where it has a `mode`, too.
+
+    Args:
+        model: Functional or built Sequential model, with other models nested as deep as you like. Its input has a fixed
+            shape but for the batch.
+
+    Raises:
+        ValueError: If a dimension is unknown, a nested model has no graph, or a layer with a matrix of weights is not
+            known.
+    """
+    return _filled(model).costs()
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a layer or an operation in a graph: what went in and what came out, for one image.
+
+    A residual block with a `branch` comes after the calls of its branch, whose outputs are among its inputs.
+    """
+
+    operation: Any
+    inputs: list[keras.KerasTensor]
+    outputs: list[keras.KerasTensor]
+
+
+def calls(model: keras.Model) -> tuple[list[keras.KerasTensor], list[Call]]:
+    """The inputs of a model and every call in it, in the order in which they run; arguments and errors as `count`.
+
+    One tensor is one object in all calls.
+    """
+    ledger = _filled(model)
+    return ledger.inputs, ledger.calls
+
+
+def _filled(model):
+    ledger = _Ledger([_one_image(tensor) for tensor in _graph(model, model.name).inputs])
+    ledger.walk(model, ledger.inputs, prefix="")
+    return ledger
+
+
+class _Ledger:
+    """One line per layer, filled in while the shapes flow through the graph."""
+
+    def __init__(self, inputs):
+        self.inputs, self.calls = inputs, []
+        self._lines = {}  # id(layer) -> [name, kind, parameters, multiply-adds, survival]
+        self._seen = set()  # ids of the variables counted
+        self._survival = 1.0  # of the blocks around the layer that is entered
+
+    def costs(self):
+        return [Cost(*line) for line in self._lines.values()]
+
+    def walk(self, model, inputs, prefix):
+        """Sends the shapes `inputs` through a model and enters every call. Returns the outputs' shapes."""
+
+        def enter(operation):
+            return lambda *args, **kwargs: self._enter(operation, args, kwargs, prefix)
+
+        # Keras keeps no public list of the calls in a graph; this one leaves no trace in the layers.
+        return _graph(model, prefix + model.name)._run_through_graph(inputs, operation_fn=enter)
+
+    def _enter(self, operation, args, kwargs, prefix):
+        name = prefix + operation.name
+        if isinstance(operation, keras.Model):
+            return self.walk(operation, keras.tree.flatten(args), f"{name}/")
+        outputs = operation.compute_output_spec(*args, **kwargs)
+        if isinstance(operation, keras.layers.Layer):
+            # In the order of the signature: attention may be called with value=..., query=...
+            given = inspect.signature(operation.call).bind(*args, **kwargs).arguments
+            self._enter_layer(operation, name, _tensors(list(given.values())), _tensors(outputs))
+        else:
+            self.calls.append(Call(operation, _tensors([args, kwargs]), _tensors(outputs)))
+        return outputs
+
+    def _enter_layer(self, layer, name, inputs, outputs):
+        branch = getattr(layer, "branch", None)
+        if not hasattr(layer, "multiply_adds") and isinstance(branch, keras.layers.Layer):
+            around, runs_for_all = self._survival, getattr(layer, "mode", "sample") == "sample"
+            self._survival *= 1.0 if runs_for_all else layer.survival
+            joined = _tensors(self._enter(branch, inputs[:1], {}, f"{name}/"))
+            self._survival = around
+            self.calls.append(Call(layer, [*inputs, *joined], outputs))
+            return
+        self.calls.append(Call(layer, inputs, outputs))
+        shapes = [tuple(tensor.shape) for tensor in inputs]
+        line = self._lines.setdefault(
+            id(layer), [name, type(layer).__name__, self._parameters(layer), 0, self._survival]
+        )
+        line[3] += layer_multiply_adds(layer, shapes, tuple(outputs[0].shape))
+
+    def _parameters(self, layer):
+        new = [w for w in _own_trainable(layer) if id(w) not in self._seen]
+        self._seen.update(id(w) for w in new)
+        return sum(math.prod(w.shape) for w in new)
+
+
+def _graph(model, name):
+    graph = getattr(model, "_functional", model)  # a Sequential keeps its graph there
+    if not hasattr(graph, "_run_through_graph"):
+        raise ValueError(f"Cannot count {name!r}: it has no graph. Build it, or define it as a functional model.")
+    return graph
+
+
+def _one_image(tensor):
+    shape = (1, *tensor.shape[1:])
+    if None in shape:
+        raise ValueError(
+            f"Cannot count for an unknown image shape. Received: {tensor.shape}. Give keras.Input a full one."
+        )
+    return keras.KerasTensor(shape, dtype=tensor.dtype)
+
+
+def _tensors(structure):
+    return [leaf for leaf in keras.tree.flatten(structure) if isinstance(leaf, keras.KerasTensor)]
+
+
+def _own_trainable(layer):
+    """Weights of the layer and its sublayers that training fits; `trainable=False` does not hide them here."""
+    return [weight for part in layer._flatten_layers() for weight in part._trainable_variables]
+
+
+_CONVOLUTIONS = (
+    keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D, keras.layers.SeparableConv2D,
+)  # fmt: skip
+_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+_FREE = (
+    keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization,
+    keras.layers.RMSNormalization, keras.layers.UnitNormalization, keras.layers.Normalization,
+    keras.layers.Embedding, keras.layers.PReLU,
+)  # fmt: skip
+
+
+def layer_multiply_adds(layer: keras.layers.Layer, inputs: list[tuple], output: tuple) -> int:
+    """Of one call, from the full shapes of its inputs and of its first output.
+
+    Raises:
+        ValueError: If a layer with a matrix of weights is not known.
+    """
+    if hasattr(layer, "multiply_adds"):
+        return int(layer.multiply_adds(inputs[0] if len(inputs) == 1 else inputs, output))
+    for kinds, rule in _RULES:
+        if isinstance(layer, kinds):
+            return rule(layer, inputs, output)
+    if any(len(weight.shape) > 1 for weight in layer.weights):
+        raise ValueError(
+            f"Cannot count layer {layer.name!r} of unknown kind {type(layer).__name__}. Define "
+            "`multiply_adds(input_shape, output_shape)` on it: the multiply-adds of one call."
+        )
+    return 0
+
+
+def _convolution(layer, inputs, output):
+    """Each output position applies the kernel once; a kernel holds channels / groups inputs already."""
+    return math.prod(output) // _channels(layer, output) * _kernel_size(layer)
+
+
+def _transposed(layer, inputs, output):
+    """Each input position spreads the kernel once, cropped borders included."""
+    return math.prod(inputs[0]) // _channels(layer, inputs[0]) * _kernel_size(layer)
+
+
+def _channels(layer, shape):
+    return shape[1 if layer.data_format == "channels_first" else -1]
+
+
+def _kernel_size(layer):
+    kernels = ("kernel", "depthwise_kernel", "pointwise_kernel")
+    return sum(math.prod(getattr(layer, name).shape) for name in kernels if getattr(layer, name, None) is not None)
+
+
+def _dense(layer, inputs, output):
+    return math.prod(output) * inputs[0][-1]
+
+
+def _einsum_dense(layer, inputs, output):
+    """The product of the sizes of all the labels of the equation."""
+    labels = layer.equation.split("->")[0].split(",")
+    sizes = {}
+    for term, shape in zip(labels, (inputs[0], tuple(layer.kernel.shape)), strict=True):
+        sizes.update(_label_sizes(term.strip(), shape))
+    return math.prod(sizes.values())
+
+
+def _label_sizes(term, shape):
+    before, dots, after = term.partition("...")
+    named = dict(zip(before, shape, strict=False)) | dict(zip(reversed(after), reversed(shape), strict=False))
+    return {**named, "...": math.prod(shape[len(before) : len(shape) - len(after)])} if dots else named
+
+
+def _attention(layer, inputs, output):
+    """Four projections, the scores and their use; without `attention_axes` every position attends to every other."""
+    query, value, key = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else inputs[1]
+    config = layer.get_config()
+    heads, key_dim, value_dim = config["num_heads"], config["key_dim"], config["value_dim"] or config["key_dim"]
+    axes = config["attention_axes"] or range(1, len(value) - 1)
+    queries, values = math.prod(query[1:-1]), math.prod(value[1:-1])
+    attended = math.prod(value[axis] for axis in axes)
+    projections = queries * query[-1] * key_dim + values * (key[-1] * key_dim + value[-1] * value_dim)
+    return heads * (projections + queries * attended * (key_dim + value_dim) + queries * value_dim * output[-1])
+
+
+def _free(layer, inputs, output):
+    return 0
+
+
+_RULES = (
+    (_TRANSPOSED, _transposed),  # before the convolutions, in case Keras makes them one family
+    (_CONVOLUTIONS, _convolution),
+    (keras.layers.Dense, _dense),
+    (keras.layers.EinsumDense, _einsum_dense),
+    (keras.layers.MultiHeadAttention, _attention),
+    (_FREE, _free),
+)
+
+
+def parameters(model: keras.Model) -> int:
+    """The number of trainable weights, frozen ones included; moving statistics are not among them."""
+    return sum(cost.parameters for cost in count(model))
+
+
+def multiply_adds(model: keras.Model) -> int:
+    """The multiply-adds for one image."""
+    return sum(cost.multiply_adds for cost in count(model))
+
+
+def mflops(model: keras.Model) -> float:
+    """2 * multiply-adds / 1e6 for one image."""
+    return 2 * multiply_adds(model) / 1e6
+
+
+def expected_multiply_adds(model: keras.Model) -> float:
+    """The mean multiply-adds of one image's forward pass in training, with the blocks of stochastic depth skipped.
+
+    At inference every block runs: `multiply_adds`.
+    """
+    return sum(cost.survival * cost.multiply_adds for cost in count(model))
+
+
+def expected_saving(model: keras.Model) -> float:
+    """The share of the multiply-adds that stochastic depth saves in training, in [0, 1): what a step may get faster by.
+
+    0.0 in mode "sample", which runs every branch for every image.
+    """
+    total = multiply_adds(model)
+    return 1.0 - expected_multiply_adds(model) / total if total else 0.0
+
+
+def member_multiply_adds(model: keras.Model) -> list[int]:
+    """Of each member of an `Ensemble` or a `Cascade`, in order, with the resizing of its image.
+
+    Weights that two members share are worked through for each of them.
+    """
+    members = {layer.name: layer for layer in model.layers if layer.name.startswith("member_")}
+    return [multiply_adds(members[name]) for name in sorted(members)]
+
+
+def cascade_multiply_adds(
+    model: keras.Model, rates: Sequence[float], stages: Sequence[int] | None = None
+) -> tuple[float, int]:
+    """What a cascade costs that asks its members one stage after another.
+
+    Args:
+        model: A `Cascade`, or an `Ensemble` that is asked in stages.
+        rates: For each stage the share of the images that it answers; of sum 1.
+        stages: Members asked by the end of each stage; those of the model where None.
+
+    Returns:
+        The multiply-adds for one image `(average, worst)`: at these rates, and of an image that asks all members.
+
+    Raises:
+        ValueError: If there is not one rate for each stage, or they do not sum to 1.
+    """
+    costs = member_multiply_adds(model)
+    if stages is None:
+        stages = model.get_config().get("stages") or range(1, len(costs) + 1)
+    if len(rates) != len(stages) or not math.isclose(sum(rates), 1, abs_tol=1e-6) or min(rates) < 0:
+        raise ValueError(f"rates must be {len(stages)} shares that sum to 1, one a stage. Received: {list(rates)}")
+    return sum(rate * sum(costs[:size]) for rate, size in zip(rates, stages, strict=True)), sum(costs)
