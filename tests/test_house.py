@@ -28,8 +28,8 @@ LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 WITH_TENSORFLOW = ("data", "training", "serving")
 FAST_PATHS = (
     "layers/normalization.py",
-    "layers/gates.py",
-    "layers/pure.py",
+    "layers/row_window.py",
+    "layers/functional_branch.py",
     "layers/graph.py",
     "models/saved_model.py",
 )  # inside functions

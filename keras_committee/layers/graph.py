@@ -1,11 +1,10 @@
 """How does a network that is a TensorFlow graph, and no layers, run as one?"""
 
 import base64
+import math
 from collections.abc import Sequence
 
 import keras
-
-from keras_committee.layers.graph_costs import multiply_adds
 
 # What a network at inference is made of. Whoever writes a `.keras` file writes this graph, too: none of these reads or
 # writes a file, runs Python, keeps a state, or calls a function that would have to be looked into.
@@ -163,3 +162,57 @@ def _read(graph, name):
     functions = [function.signature.name for function in graph_def.library.function]
     check_operations([*functions, *(node.op for node in graph_def.node)], f"the graph of {name!r}")
     return graph_def
+
+
+def multiply_adds(operation) -> int:
+    """Of one `tf.Operation`: convolutions and products of matrices count, all else is free.
+
+    Raises:
+        ValueError: If a shape that it takes to count is not known.
+    """
+    rule = _RULES.get(operation.type)
+    if rule is None:
+        return 0
+    tensors = [*operation.inputs, operation.outputs[0]]
+    shapes = [(None,) if each.shape.rank is None else tuple(each.shape.as_list()) for each in tensors]
+    if any(None in shape for shape in shapes):
+        raise ValueError(f"Cannot count {operation.name!r} ({operation.type}): its shapes are not known.")
+    return rule(operation, shapes[:-1], shapes[-1])
+
+
+def _convolution(operation, inputs, output):
+    return math.prod(output) * math.prod(inputs[1][:-1])
+
+
+def _depthwise(operation, inputs, output):
+    return math.prod(output) * math.prod(inputs[1][:2])
+
+
+def _transposed(operation, inputs, output):
+    return math.prod(inputs[2]) * math.prod(inputs[1][:-1])
+
+
+def _product(operation, inputs, output):
+    turned = operation.get_attr("transpose_a" if operation.type == "MatMul" else "adj_x")
+    return math.prod(output) * inputs[0][-2 if turned else -1]
+
+
+def _einsum(operation, inputs, output):
+    terms = operation.get_attr("equation").decode().split("->")[0].split(",")
+    if "..." in "".join(terms):
+        raise ValueError(f"Cannot count {operation.name!r}: an Einsum with an ellipsis.")
+    pairs = [pair for term, shape in zip(terms, inputs, strict=True) for pair in zip(term, shape, strict=True)]
+    return math.prod(dict(pairs).values())
+
+
+_RULES = {
+    "Conv2D": _convolution,
+    "Conv3D": _convolution,
+    "Conv2DBackpropInput": _transposed,
+    "DepthwiseConv2dNative": _depthwise,
+    "MatMul": _product,
+    "BatchMatMul": _product,
+    "BatchMatMulV2": _product,
+    "BatchMatMulV3": _product,
+    "Einsum": _einsum,
+}

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_committee.layers import gates
+from keras_committee.layers import row_window
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")
@@ -58,7 +58,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and self.axis in (-1, 3)  # the CPU kernel knows channels last only
             and keras.backend.standardize_dtype(inputs.dtype) in ("float32", "bfloat16", "float16")
             and not self.renorm
-            and not (training and self.synchronized and gates.replicas() > 1)
+            and not (training and self.synchronized and row_window.replicas() > 1)
         )
 
     def _fused(self, inputs, training):

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_committee.layers import gates
-from keras_committee.layers.pure import pure_branch, rematerialised, unmoved, values_of, variables_of
+from keras_committee.layers import row_window
+from keras_committee.layers.functional_branch import pure_branch, rematerialised, unmoved, values_of, variables_of
 
 MODES = ("batch", "sample", "subset")
 SCALINGS = ("inference", "training")
@@ -91,8 +91,8 @@ class StochasticDepth(keras.layers.Layer):
         self.rematerialise = rematerialise
         # XLA wants one shape for all steps. Elsewhere the flag would also turn off what JAX needs for inference.
         self.supports_jit = not (mode == "subset" and keras.backend.backend() == "tensorflow")
-        with gates.on_host():
-            self.seed_generator = (keras.random.SeedGenerator if mode == "batch" else gates.ReplicaSeeds)(seed)
+        with row_window.on_host():
+            self.seed_generator = (keras.random.SeedGenerator if mode == "batch" else row_window.ReplicaSeeds)(seed)
             self._survival = self._scalar("survival", _probability(survival))
             self.runs = self._scalar("runs", 0.0)
 
@@ -143,30 +143,30 @@ class StochasticDepth(keras.layers.Layer):
         return cls(**{**config, "branch": keras.saving.deserialize_keras_object(config["branch"])})
 
     def _batch(self, x, shortcut, survival, scale):
-        with gates.on_host():
+        with row_window.on_host():
             is_open = self._uniform(()) < survival
             self.runs.assign_add(ops.cast(is_open, "float32"))
         return self._whole(is_open, x, shortcut, scale, True)
 
     def _sample(self, x, shortcut, survival, scale):
-        with gates.on_host():
+        with row_window.on_host():
             survives = ops.cast(self._uniform(ops.shape(x)[:1]) < survival, "float32")
             self.runs.assign_add(ops.mean(survives))
         gate = survives if scale is None else survives * scale
         return self._whole(None, x, shortcut, ops.reshape(gate, (-1,) + (1,) * (len(x.shape) - 1)), True)
 
     def _subset(self, x, shortcut, survival, scale):
-        with gates.on_host():
+        with row_window.on_host():
             rows = ops.shape(x)[0]
-            window = gates.window(self._uniform((2,)), rows, survival)
+            window = row_window.window(self._uniform((2,)), rows, survival)
             self.runs.assign_add(ops.cast(window[1], "float32") / ops.cast(rows, "float32"))
 
         def residual(window, branch):
-            whole, kept = gates.cut(shortcut, *window)
-            inputs = kept if shortcut is x else gates.rows_of(x, *window)
-            return gates.put(whole, self._sum(kept, branch(inputs), scale), *window)
+            whole, kept = row_window.cut(shortcut, *window)
+            inputs = kept if shortcut is x else row_window.rows_of(x, *window)
+            return row_window.put(whole, self._sum(kept, branch(inputs), scale), *window)
 
-        choice, windows = gates.choices(*window, rows)
+        choice, windows = row_window.choices(*window, rows)
         return self._one_of(choice, [functools.partial(residual, each) for each in windows], shortcut, True)
 
     def _whole(self, predicate, x, shortcut, scale, training):
@@ -233,7 +233,7 @@ class StochasticDepth(keras.layers.Layer):
             raise ValueError(f"A branch cannot carry an activity_regularizer. Received: {', '.join(regularised)}")
 
     def _check_replicas(self):
-        if gates.replicas() == 1:
+        if row_window.replicas() == 1:
             return
         together = [layer.name for layer in _layers(self.branch) if getattr(layer, "synchronized", False)]
         if together:

@@ -103,7 +103,7 @@ def test_a_damaged_graph_is_told():
     ],
 )
 def test_operations_cost_what_their_loops_would(build, expected):
-    from keras_committee.layers.graph_costs import multiply_adds
+    from keras_committee.layers.graph import multiply_adds
 
     with tf.Graph().as_default() as graph:
         build()
