@@ -108,7 +108,7 @@ def _with_places(recipe_file: RecipeFile, folder: str, overrides: list[str], cou
 
 
 def _scale(text: str) -> Any:
-    from keras_committee.models.scales import scale_named
+    from keras_committee.models.external import scale_named
 
     try:
         return scale_named(text)

@@ -13,10 +13,9 @@ import numpy as np
 from keras_committee.errors import RecipeError, VerificationError
 from keras_committee.evaluation.member_info import describe, description_of
 from keras_committee.evaluation.pool import refuse_twins
-from keras_committee.models.foreign import as_member
+from keras_committee.models.external import SCALES, as_member
 from keras_committee.models.loading import save_member
 from keras_committee.models.predict import log_probabilities
-from keras_committee.models.scales import SCALES
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
@@ -31,11 +30,8 @@ import keras
 
 from keras_committee.evaluation.pool import require_equal_classes
 from keras_committee.files import file_hash
-from keras_committee.models.foreign import as_member_told
-from keras_committee.models.keras_file import load_keras_file
-from keras_committee.models.logits import Outputs
+from keras_committee.models.external import Outputs, Scale, as_member_told, load_keras_file
 from keras_committee.models.saved_model import load_saved_model
-from keras_committee.models.scales import Scale
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

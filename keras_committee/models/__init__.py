@@ -1,20 +1,21 @@
 """Which models can be members, and how do members become one model?"""
 
-from keras_committee.models.applications import from_application
-from keras_committee.models.backbones import from_keras_cv
 from keras_committee.models.cascade import Cascade
+from keras_committee.models.committee import Ensemble
 from keras_committee.models.efficientnet import efficientnet, efficientnet_resolution
-from keras_committee.models.ensemble import Ensemble
+from keras_committee.models.external import SCALES, Normalization, as_member, from_keras_file
 from keras_committee.models.folding import fold
-from keras_committee.models.foreign import as_member
-from keras_committee.models.keras_file import from_keras_file
 from keras_committee.models.predict import log_probabilities
-from keras_committee.models.pretrained import from_keras_efficientnet, pretrained_efficientnet
+from keras_committee.models.pretrained import (
+    from_application,
+    from_keras_cv,
+    from_keras_efficientnet,
+    pretrained_efficientnet,
+)
 from keras_committee.models.resnet import resnet, resnet_imagenet
 from keras_committee.models.resolution import at_resolution
 from keras_committee.models.sampling import sample_subnetworks
 from keras_committee.models.saved_model import from_saved_model
-from keras_committee.models.scales import SCALES, Normalization
 from keras_committee.models.wide_resnet import wide_resnet
 
 __all__ = [

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_committee.layers.confidence import check_confidence, confidence
 from keras_committee.layers.heads import GeometricMean, head_of
-from keras_committee.models.members import ImageSize, OfMembers, image_and_logits, settings
+from keras_committee.models.committee import ImageSize, OfMembers, image_and_logits, settings
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")

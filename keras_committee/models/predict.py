@@ -1,11 +1,9 @@
 """How is one model asked about many images, each of them once and in order?"""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
-
-from keras_committee.models.following import followed_by
 
 
 def log_probabilities(model: keras.Model, batches: Iterable) -> np.ndarray:
@@ -50,3 +48,12 @@ class Predictor:
                 "batches must hold at least one batch of images. Received none; an iterator already used up?"
             )
         return np.concatenate(votes)
+
+
+def followed_by(model: keras.Model, function: Callable, name: str | None = None) -> keras.Model:
+    """A new model of the same input whose outputs are `function` of those of `model`, which stays as it is.
+
+    It stands around the model, not at its end: an operation of a loaded model may have the name of one of `function`'s.
+    """
+    image = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
+    return keras.Model(image, function(model(image)), name=name)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_committee.layers.survival import blocks, set_survival
-from keras_committee.models.following import followed_by
+from keras_committee.models.predict import followed_by
 
 
 def sample_subnetworks(model: keras.Model, images, draws: int, seed: int) -> np.ndarray:

@@ -9,8 +9,7 @@ import keras
 
 from keras_committee.errors import VerificationError
 from keras_committee.layers.graph import TensorFlowGraph, check_operations
-from keras_committee.models.foreign import as_member
-from keras_committee.models.scales import Scale
+from keras_committee.models.external import Scale, as_member
 
 
 def from_saved_model(

@@ -9,8 +9,8 @@ import pytest
 
 from keras_committee.errors import DataError
 from keras_committee.models import from_application
-from keras_committee.models.applications import applications, preprocessing
-from keras_committee.models.scales import scaled
+from keras_committee.models.external import scaled
+from keras_committee.models.pretrained import applications, preprocessing
 
 # The smallest of each module: those of one module share its preprocess_input.
 SMALLEST = (

@@ -6,8 +6,7 @@ import pytest
 
 from keras_committee.errors import VerificationError
 from keras_committee.models import SCALES, Normalization, as_member, from_keras_file
-from keras_committee.models.foreign import as_member_told
-from keras_committee.models.scales import scale_named
+from keras_committee.models.external import as_member_told, scale_named
 
 IMAGES = np.random.default_rng(3).uniform(0, 255, (4, 6, 5, 3)).astype("float32")
 
@@ -96,7 +95,7 @@ def test_a_network_that_wants_its_image_in_a_list_or_a_dict_gets_it():
 
 
 def test_C08_rows_are_probabilities_if_they_sum_to_one_within_a_thousandth():
-    from keras_committee.models.logits import are_probabilities
+    from keras_committee.models.external import are_probabilities
 
     assert are_probabilities(np.array([[0.2, 0.7, 0.1009]]))
     assert not are_probabilities(np.array([[0.2, 0.7, 0.1011]]))
