@@ -28,8 +28,8 @@ from keras_committee.evaluation.committee_search import Candidates, look
 from keras_committee.files import owned, writing
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
-from keras_committee.search.ledger import Budget, Spent, minutes_trained, training_gflops
-from keras_committee.search.ranges import Range
+from keras_committee.search.budget import Budget, Spent, minutes_trained, training_gflops
+from keras_committee.search.search_space import Range
 from keras_committee.training import train_committee
 
 MOST_REFUSED = 20  # proposals in a row that are too dear for what is left of the budget

@@ -7,7 +7,7 @@ import pytest
 
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
-from keras_committee.search.ledger import Budget, Spent, minutes_trained, training_gflops
+from keras_committee.search.budget import Budget, Spent, minutes_trained, training_gflops
 
 TINY = RecipeFile.read(Path(__file__).parents[1] / "recipes" / "tiny.py")
 
