@@ -21,8 +21,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee import models
-from keras_committee.training.step import training_step
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.devices import make_strategy
+from keras_committee.training.train_step import training_step
 
 
 def run(depth, batch_size, survival, rematerialise):

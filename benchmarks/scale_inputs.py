@@ -26,8 +26,8 @@ import tensorflow as tf
 
 from keras_committee import data, models
 from keras_committee.training.checkpoint import Checkpoints
-from keras_committee.training.step import training_step
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.devices import make_strategy
+from keras_committee.training.train_step import training_step
 
 
 def photographs(count=24, height=375, width=500):

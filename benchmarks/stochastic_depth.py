@@ -29,9 +29,8 @@ from official.vision.modeling.layers import nn_layers
 
 from keras_committee import flops, models
 from keras_committee.layers.survival import linear_decay
-from keras_committee.training.gauges import BlockGauges
-from keras_committee.training.step import training_step
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.devices import make_strategy
+from keras_committee.training.train_step import BlockGauges, training_step
 
 LAST = 0.5  # p_L, the paper's
 OPEN = "ours, batch, every gate open"

@@ -74,7 +74,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="session")
 def mirrored():
     """The one MirroredStrategy of the process, on two logical CPU devices."""
-    from keras_committee.training.strategy import make_strategy
+    from keras_committee.training.devices import make_strategy
 
     return make_strategy("mirrored", 2)
 

@@ -81,8 +81,8 @@ MEASURED = """
 import pathlib, re, sys
 import keras, numpy as np, tensorflow as tf
 from keras_committee import flops, layers
-from keras_committee.training.step import training_step
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.train_step import training_step
+from keras_committee.training.devices import make_strategy
 
 tf.config.threading.set_inter_op_parallelism_threads(1)  # or the peak depends on what runs side by side
 batch = int(sys.argv[1])

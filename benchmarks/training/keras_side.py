@@ -23,12 +23,10 @@ from keras_committee.data import Split, Splits, pad_crop_flip
 from keras_committee.data.images import Pixels
 from keras_committee.layers.normalization import BatchNormalization
 from keras_committee.member_dir import MemberFolder
-from keras_committee.training.checkpoint import Checkpoints
-from keras_committee.training.gauges import BlockGauges
-from keras_committee.training.logs import MemberLog
-from keras_committee.training.state import MemberState
-from keras_committee.training.step import training_step
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.checkpoint import Checkpoints, MemberState
+from keras_committee.training.devices import make_strategy
+from keras_committee.training.tensorboard import MemberLog
+from keras_committee.training.train_step import BlockGauges, training_step
 
 ENDLESS = 1_000_000
 

@@ -15,11 +15,10 @@ import tensorflow as tf
 from keras_committee import errors
 from keras_committee.errors import CommitteeError
 from keras_committee.run import Run
-from keras_committee.training.interruption import CODES, Interruption, Stopped
-from keras_committee.training.machine import be_deterministic
-from keras_committee.training.member import train_member
-from keras_committee.training.report import Report, Settings
-from keras_committee.training.strategy import make_strategy, memory_told
+from keras_committee.training.devices import be_deterministic, make_strategy, memory_told
+from keras_committee.training.reporting import Report, Settings
+from keras_committee.training.signals import CODES, Interruption, Stopped
+from keras_committee.training.trainer import train_member
 
 _SECONDS_BETWEEN_STEPS = 0.2  # between two lines that tell of steps
 

@@ -12,7 +12,7 @@ import keras_committee
 from keras_committee.errors import ExportError, RecipeError, RunError, VerificationError
 from keras_committee.export.export_members import load_exportable
 from keras_committee.models.loading import load_member
-from keras_committee.training.initial import copy_weights
+from keras_committee.training.trainer import copy_weights
 
 
 def network():

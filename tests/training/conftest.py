@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from keras_committee.training.interruption import Interruption, Stopped
+from keras_committee.training.signals import Interruption, Stopped
 
 
 class StopAt(Interruption):

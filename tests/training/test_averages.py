@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from keras_committee import layers
-from keras_committee.training.averages import Averages
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.devices import make_strategy
+from keras_committee.training.ema import Averages
 
 
 def network(synchronized=True):

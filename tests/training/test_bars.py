@@ -16,8 +16,8 @@ import termios
 import pytest
 from rich.console import Console
 
-from keras_committee.training import monitoring
-from keras_committee.training.bars import Bars
+from keras_committee.training import reporting
+from keras_committee.training.reporting import Bars
 
 TINY = pathlib.Path(__file__).parents[1] / "recipes" / "tiny.py"
 ROW = {"loss": 0.7, "accuracy": 0.2, "validation_accuracy": 0.8125, "images_per_second": 790.0}
@@ -85,8 +85,8 @@ def monitor(monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("sys.stderr", file)
-        monkeypatch.setattr(monitoring, "Board", NoBoard)
-        return monitoring.Monitor(Shown, Shown, Shown, [0, 1])
+        monkeypatch.setattr(reporting, "Board", NoBoard)
+        return reporting.Monitor(Shown, Shown, Shown, [0, 1])
 
     return make
 
@@ -118,7 +118,7 @@ def test_a_log_has_some_fifty_lines_for_each_member_and_no_drawing(monitor, envi
 
 def test_long_epochs_get_a_line_a_minute(monitor, monkeypatch):
     clock = iter(range(0, 10_000, 31))
-    monkeypatch.setattr(monitoring.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: next(clock))
     made = monitor(io.StringIO())
     assert [epoch for epoch in range(1, 12) if made._is_due(0, epoch)] == [1, 3, 4, 6, 8, 10]
 

@@ -6,8 +6,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from keras_committee.training import board
-from keras_committee.training.board import Board
+from keras_committee.training import tensorboard
+from keras_committee.training.tensorboard import Board
 
 
 def found(run, size):
@@ -53,7 +53,7 @@ def test_pictures_come_five_times_in_a_training_and_show_the_whole_committee(new
     for index in range(3):
         copy.member(index).path.mkdir(parents=True)
         (copy.member(index).path / "validation").symlink_to(run.member(index).epoch_votes(1).parent)
-    monkeypatch.setattr(board, "_SECONDS_BEFORE", 0.0)
+    monkeypatch.setattr(tensorboard, "_SECONDS_BEFORE", 0.0)
     shown = Board(copy, recipe, recipe.data.load())
     shown.epoch_ended(1)
     shown.epoch_ended(2)
@@ -66,7 +66,7 @@ def test_pictures_come_five_times_in_a_training_and_show_the_whole_committee(new
 
 def test_a_trial_has_no_pictures(trained, monkeypatch):
     run, recipe = trained
-    monkeypatch.setattr(board, "_SECONDS_BEFORE", 1000.0)
+    monkeypatch.setattr(tensorboard, "_SECONDS_BEFORE", 1000.0)
     shown = Board(run, recipe, recipe.data.load())
     assert not shown._is_due(recipe.epochs)
 
@@ -75,5 +75,5 @@ def test_a_trial_has_no_pictures(trained, monkeypatch):
 def test_a_fifth_of_the_training_lies_between_two_pictures(epochs, due, monkeypatch, trained):
     run, recipe = trained
     shown = Board(run, dataclasses.replace(recipe, epochs=epochs), recipe.data.load())
-    monkeypatch.setattr(board, "_SECONDS_BEFORE", 0.0)
+    monkeypatch.setattr(tensorboard, "_SECONDS_BEFORE", 0.0)
     assert [epoch for epoch in range(1, epochs + 1) if shown._is_due(epoch)] == due

@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 
 from keras_committee.errors import RunError
-from keras_committee.training.claim import Claim, ClaimInterruption, release
-from keras_committee.training.interruption import Stopped
-from keras_committee.training.member import train_member
-from keras_committee.training.report import Settings
+from keras_committee.training.lease import Claim, ClaimInterruption, release
+from keras_committee.training.reporting import Settings
+from keras_committee.training.signals import Stopped
+from keras_committee.training.trainer import train_member
 
 
 class Listener:
@@ -61,7 +61,7 @@ def test_a_lost_process_saves_nothing_once_another_attempt_was_made(train):
 
 def test_a_lost_process_leaves_no_model_either(train, monkeypatch):
     folder, steps, run = train
-    monkeypatch.setattr("keras_committee.training.member._Training.save", lambda *_: None)
+    monkeypatch.setattr("keras_committee.training.trainer._Training.save", lambda *_: None)
     with pytest.raises(RunError, match="was given to another process"):
         run(4 * steps, lambda _: release(folder))
     assert not folder.finished
@@ -69,7 +69,7 @@ def test_a_lost_process_leaves_no_model_either(train, monkeypatch):
 
 def test_a_recalled_process_saves_where_it_is(train, monkeypatch):
     folder, steps, run = train
-    monkeypatch.setattr("keras_committee.training.claim._SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr("keras_committee.training.lease._SECONDS_BETWEEN_LOOKS", 0.0)
     with pytest.raises(Stopped):
         run(steps + 3, Claim.recall)
     assert newest(folder) == steps + 3

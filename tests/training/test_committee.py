@@ -54,7 +54,7 @@ def test_an_interrupted_member_is_journalled_and_the_error_passes(new_run, monke
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("keras_committee.training.member.Predictor.__call__", interrupt)
+    monkeypatch.setattr("keras_committee.training.trainer.Predictor.__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train()
     assert run.events()[-1]["event"] == "member_failed"
@@ -101,7 +101,7 @@ def test_E09_training_goes_on_when_nobody_reads_what_it_tells(new_run, monkeypat
     def gone(*_, **__):
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("keras_committee.training.monitoring.Console.print", gone)
+    monkeypatch.setattr("keras_committee.training.reporting.Console.print", gone)
     run, train = new_run(["members=1", "epochs=1"])
     train()
     assert run.finished_members() == [0]

@@ -7,10 +7,10 @@ import tensorflow as tf
 
 from keras_committee import Recipe, data, layers
 from keras_committee.errors import RecipeError
-from keras_committee.training.averages import Averages
+from keras_committee.training.devices import make_strategy
+from keras_committee.training.ema import Averages
 from keras_committee.training.freezing import Freezer
-from keras_committee.training.step import training_step
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.train_step import training_step
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -12,9 +12,8 @@ from keras_committee import Recipe, data, layers, models
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.training import train_committee
-from keras_committee.training.gauges import BlockGauges
-from keras_committee.training.step import training_step
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.devices import make_strategy
+from keras_committee.training.train_step import BlockGauges, training_step
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -21,8 +21,8 @@ from keras_committee import cli, data
 from keras_committee.data.images import Pixels
 from keras_committee.errors import RecipeError
 from keras_committee.training.checkpoint import Checkpoints
-from keras_committee.training.cluster import Cluster, read_cluster
-from keras_committee.training.strategy import part_of
+from keras_committee.training.devices import part_of
+from keras_committee.training.multihost import Cluster, read_cluster
 
 TINY = "tests/recipes/tiny.py"
 KNOBS = ["members=1", "epochs=12", "batch_size=64"]

@@ -11,7 +11,7 @@ import pytest
 
 from keras_committee import layers
 from keras_committee.errors import RecipeError
-from keras_committee.training.initial import copy_weights
+from keras_committee.training.trainer import copy_weights
 
 
 def network(classes=5, filters=4, layers_before=1, name="ours"):

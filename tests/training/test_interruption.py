@@ -12,7 +12,7 @@ import time
 import pytest
 
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.training.interruption import Interruption, Stopped
+from keras_committee.training.signals import Interruption, Stopped
 
 MODULE = pathlib.Path(__file__).parents[2] / "keras_committee" / "training" / "interruption.py"
 

@@ -12,8 +12,8 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from keras_committee.errors import ResourceError
 from keras_committee.member_dir import MemberFolder
-from keras_committee.training import logs
-from keras_committee.training.logs import Events, MemberLog
+from keras_committee.training import tensorboard
+from keras_committee.training.tensorboard import Events, MemberLog
 
 
 class Clock:
@@ -28,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(logs, "time", clock)
+    monkeypatch.setattr(tensorboard, "time", clock)
     return clock
 
 

@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from keras_committee import layers
 from keras_committee.errors import DivergedError, RecipeError
-from keras_committee.training.building import check_fit
-from keras_committee.training.step import training_step
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.devices import make_strategy
+from keras_committee.training.train_step import training_step
+from keras_committee.training.trainer import check_fit
 
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_committee.training import Settings
-from keras_committee.training.profiling import Profile
+from keras_committee.training.tensorboard import Profile
 
 
 def profiles(folder):

@@ -147,14 +147,14 @@ def test_sigterm_at_the_driver_saves_the_members_on_the_cluster(gated, tmp_path)
     ],
 )
 def test_each_member_asks_for_its_part_of_a_node(nodes, members, asked, gets):
-    from keras_committee.training.ray import needs
+    from keras_committee.training.ray_cluster import needs
 
     there = [{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes]
     assert needs(there, members, *asked) == {"num_cpus": gets[0], "num_gpus": gets[1]}
 
 
 def test_more_than_any_node_has_is_refused():
-    from keras_committee.training.ray import needs
+    from keras_committee.training.ray_cluster import needs
 
     with pytest.raises(RecipeError, match=r"no node has the 3 CPUs and 1 GPUs .* 2 CPUs and 1 GPUs; 8 CPUs and 0 GPUs"):
         needs([{"CPU": 2.0, "GPU": 1.0}, {"CPU": 8.0}], 1, 3, 1.0)
@@ -188,7 +188,7 @@ def test_a_wish_without_ray_is_refused():
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.delitem(sys.modules, "keras_committee.training.ray", raising=False)
+    monkeypatch.delitem(sys.modules, "keras_committee.training.ray_cluster", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RecipeError, match=r"pip install keras-committee\[ray\]"), joined("auto"):
         pass

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from keras_committee.errors import DivergedError, IncompleteError, Interrupted, RecipeError, ResourceError, RunError
 from keras_committee.training import Settings
-from keras_committee.training.building import check_fit
-from keras_committee.training.interruption import Interruption
+from keras_committee.training.signals import Interruption
+from keras_committee.training.trainer import check_fit
 
 KNOBS = ["members=2", "epochs=2"]
 STEPS = 19  # of an epoch
@@ -22,7 +22,7 @@ def stopped_once(run_at, tmp_path_factory, stop_at):
     """The folder of a run that was stopped in the first epoch of member 0."""
     run, train = run_at(tmp_path_factory.mktemp("stopped") / "run", KNOBS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("keras_committee.training.committee.Interruption", lambda: stop_at(9))
+        patch.setattr("keras_committee.training.fit.Interruption", lambda: stop_at(9))
         with pytest.raises(Interrupted, match=r"SIGTERM: 0 of 2 members are finished, the others saved\."):
             train()
     return run.path
@@ -105,7 +105,7 @@ def test_A11_a_device_that_is_out_of_memory_says_what_to_make_smaller(new_run, m
     def exhausted(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[64,32]")
 
-    monkeypatch.setattr("keras_committee.training.member._Training.train_epoch", exhausted)
+    monkeypatch.setattr("keras_committee.training.trainer._Training.train_epoch", exhausted)
     with pytest.raises(ResourceError, match=r"member 0 does not fit into the memory of its device: OOM .*\[64,32\]"):
         train()
     assert steps(run, 0) == [0]

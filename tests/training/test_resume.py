@@ -12,9 +12,9 @@ from tensorflow.python.framework import config as determinism
 from keras_committee import Recipe, data, layers, schedules
 from keras_committee.member_dir import MemberFolder
 from keras_committee.training import Settings
-from keras_committee.training.interruption import Interruption, Stopped
-from keras_committee.training.member import train_member
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.devices import make_strategy
+from keras_committee.training.signals import Interruption, Stopped
+from keras_committee.training.trainer import train_member
 
 pytestmark = pytest.mark.slow
 

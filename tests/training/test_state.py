@@ -6,8 +6,7 @@ import json
 import keras
 import numpy as np
 
-from keras_committee.training.checkpoint import Checkpoint
-from keras_committee.training.state import Best, MemberState
+from keras_committee.training.checkpoint import Best, Checkpoint, MemberState
 
 FIGURES = {
     "step": 7,

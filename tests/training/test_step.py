@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from keras_committee.data.mix import mixed_targets
 from keras_committee.errors import RecipeError
-from keras_committee.training.step import training_step
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.devices import make_strategy
+from keras_committee.training.train_step import training_step
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 RATE = 0.3

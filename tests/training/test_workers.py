@@ -15,7 +15,7 @@ import pytest
 from keras_committee.errors import IncompleteError, RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
-from keras_committee.training import Settings, machine, train_committee
+from keras_committee.training import Settings, devices, train_committee
 
 pytestmark = pytest.mark.slow
 
@@ -98,30 +98,30 @@ def test_a_recipe_that_fails_in_a_worker_is_told_as_in_one_process(tmp_path):
 
 
 def test_cores_and_gpus_are_divided_among_the_workers():
-    shares = machine.shares(2, cores=[0, 1, 4, 5, 6], gpus=[])
+    shares = devices.shares(2, cores=[0, 1, 4, 5, 6], gpus=[])
     assert [share.cores for share in shares] == [(0, 1), (4, 5, 6)]
-    shares = machine.shares(3, cores=[0, 1, 2], gpus=[0, 1])
+    shares = devices.shares(3, cores=[0, 1, 2], gpus=[0, 1])
     assert [share.gpus for share in shares] == [(0,), (1,), (0,)]
-    shares = machine.shares(2, cores=[0, 1], gpus=[0, 1, 2, 3])
+    shares = devices.shares(2, cores=[0, 1], gpus=[0, 1, 2, 3])
     assert [share.gpus for share in shares] == [(0, 1), (2, 3)]
 
 
 def test_auto_takes_a_member_for_each_core_that_finds_memory_and_says_so(monkeypatch):
-    monkeypatch.setattr(machine, "usable_core_count", lambda: 4)
-    monkeypatch.setattr(machine, "free_memory", lambda: 7 * 1024**3)
-    many, why = machine.choose("auto", 8)
+    monkeypatch.setattr(devices, "usable_core_count", lambda: 4)
+    monkeypatch.setattr(devices, "free_memory", lambda: 7 * 1024**3)
+    many, why = devices.choose("auto", 8)
     assert (many, why) == (
         3,
         "3 of 8 members at once, as there are 4 cores and 7 GiB of free memory; --workers N to choose.",
     )
-    assert machine.choose("auto", 2)[0] == 2
-    assert machine.choose(6, 4) == (4, "")
+    assert devices.choose("auto", 2)[0] == 2
+    assert devices.choose(6, 4) == (4, "")
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "many"])
 def test_a_number_of_workers_that_is_none_is_refused(workers):
     with pytest.raises(RecipeError, match=r"workers must be 'auto' or an integer of 1 or more\. Received: "):
-        machine.choose(workers, 4)
+        devices.choose(workers, 4)
 
 
 def start(folder, *options):

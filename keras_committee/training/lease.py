@@ -18,7 +18,7 @@ from typing import Any, Self
 from keras_committee.errors import RunError
 from keras_committee.files import write_json
 from keras_committee.member_dir import MemberFolder
-from keras_committee.training.interruption import Interruption
+from keras_committee.training.signals import Interruption
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 

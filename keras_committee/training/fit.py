@@ -12,18 +12,18 @@ from keras_committee.data import Splits, validation
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
-from keras_committee.training.claim import release
-from keras_committee.training.hosts import Alone, team
-from keras_committee.training.interruption import Interruption, Stopped
-from keras_committee.training.machine import be_deterministic, choose
-from keras_committee.training.member import train_member
-from keras_committee.training.monitoring import Monitor
-from keras_committee.training.report import Settings
-from keras_committee.training.strategy import make_strategy, memory_told
-from keras_committee.training.workers import Supervisor
+from keras_committee.training.devices import be_deterministic, choose, make_strategy, memory_told
+from keras_committee.training.lease import release
+from keras_committee.training.multihost import Alone, team
+from keras_committee.training.reporting import Monitor, Settings
+from keras_committee.training.signals import Interruption, Stopped
+from keras_committee.training.supervisor import Supervisor
+from keras_committee.training.trainer import train_member
 
 if TYPE_CHECKING:
-    from keras_committee.training.ray import Cluster
+    from keras_committee.training.ray_cluster import Cluster
+import re
+from typing import TYPE_CHECKING, Any
 
 
 def train_committee(
@@ -171,3 +171,42 @@ def _tell_end(run: Run, recipe: Recipe, failures: dict[int, CommitteeError]) -> 
         f"{finished} of {recipe.members} members in {run.path} are finished; failed:\n  {told}\n"
         "The same command tries the failed ones again, from their last checkpoints."
     )
+
+
+@contextlib.contextmanager
+def joined(address: str | None, per_member: str | None = None) -> "Iterator[Cluster | None]":
+    """The Ray cluster at `address`, joined inside the `with` block, or None where there is no address.
+
+    Args:
+        address: As in `ray.Cluster`, or None.
+        per_member: What each member asks for: `"cpus=2"`, `"gpus=0.5"` or `"cpus=2,gpus=1"`.
+
+    Raises:
+        RecipeError: If Ray is not installed, or an argument is wrong.
+        ResourceError: If no cluster answers.
+    """
+    asked = _asked(per_member)
+    if address is None:
+        if asked:
+            raise RecipeError(f"--per-member {per_member} is what members ask of --ray. Add --ray ADDRESS.")
+        yield None
+        return
+    try:
+        from keras_committee.training.ray_cluster import Cluster
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise RecipeError("--ray needs the package ray: pip install keras-committee[ray]") from error
+    with Cluster(address, **asked) as cluster:
+        yield cluster
+
+
+def _asked(text: str | None) -> dict[str, Any]:
+    """`"cpus=2,gpus=0.5"` as `{"cpus": 2, "gpus": 0.5}`."""
+    if text is None:
+        return {}
+    cpus, gpus = r"cpus=[1-9]\d*", r"gpus=(\d+|0?\.\d+)"  # Ray gives whole GPUs, or a part of one
+    if not re.fullmatch(f"{cpus}|{gpus}|{cpus},{gpus}", text):
+        raise RecipeError(f"--per-member expected cpus=N, gpus=N or cpus=N,gpus=N. Received: '{text}'")
+    words = dict(word.split("=") for word in text.split(","))
+    return {name: int(number) if name == "cpus" else float(number) for name, number in words.items()}

@@ -11,13 +11,11 @@ from typing import Any, Literal
 from keras_committee.errors import DivergedError, RecipeError, RunError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
-from keras_committee.training.cluster import read_cluster
-from keras_committee.training.hosts import Team
-from keras_committee.training.interruption import Interruption, Stopped
-from keras_committee.training.machine import be_deterministic
-from keras_committee.training.member import train_member
-from keras_committee.training.report import Settings
-from keras_committee.training.strategy import make_strategy
+from keras_committee.training.devices import be_deterministic, make_strategy
+from keras_committee.training.multihost import Team, read_cluster
+from keras_committee.training.reporting import Settings
+from keras_committee.training.signals import Interruption, Stopped
+from keras_committee.training.trainer import train_member
 
 _SECONDS_FOR_FILES = 60.0  # for what the chief wrote to be seen on a network file system
 

@@ -1,20 +1,22 @@
 """What does a committee in training show, on the terminal and in TensorBoard?"""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import TaskID
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
 
 from keras_committee.data import Splits
 from keras_committee.errors import ResourceError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
-from keras_committee.training.bars import Bars
-from keras_committee.training.board import Board
+from keras_committee.training.tensorboard import Board
 
 _LINES = 50
 _SECONDS_BETWEEN_LINES = 60.0
@@ -119,3 +121,128 @@ class Monitor:
             f"  validation {row['validation_accuracy']:.4f}  {row['images_per_second']:.0f} images/s"
             f"  {'?' if left is None else f'{left / 60:.1f}'} min left"
         )
+
+
+class Report(Protocol):
+    """What a member tells while it trains; `index` is that of the member."""
+
+    def resumed(self, index: int, step: int) -> None:
+        """It goes on at `step`, counted over all epochs."""
+        ...
+
+    def steps_ended(self, index: int, steps: int = 1) -> None:
+        """It has been trained on so many more global batches."""
+        ...
+
+    def epoch_ended(self, index: int, row: dict[str, Any]) -> None:
+        """It has ended an epoch with this row of its history; its votes are on the disk."""
+        ...
+
+    def event(self, index: int, name: str, text: str, **fields: Any) -> None:
+        """Something that belongs into the journal, and the sentence that tells it to the user."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A line for the user."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How members are run and kept safe; what comes out is the recipe's affair.
+
+    Args:
+        deterministic: Whether equal runs on equal machines give equal bits, at a price in speed (README).
+        save_seconds: Seconds between two checkpoints within an epoch.
+        rollbacks: How often a diverged member goes back to its last checkpoint before it is given up.
+        retries: How often a worker that died is started again before its member is given up.
+        stall_seconds: Seconds without a word from a worker after which it is killed and counts as dead. The first step
+            of a deep network is traced for minutes. Under `multiworker`: seconds without a step.
+        peer_seconds: Under `multiworker`, seconds after which another host that does not answer is given up.
+        start_seconds: Under `multiworker`, seconds to wait until all hosts have come.
+        profile: The first and the last step that is profiled of each member, as `profiling` counts them, or None.
+    """
+
+    deterministic: bool = False
+    save_seconds: float = 300.0
+    rollbacks: int = 3
+    retries: int = 2
+    stall_seconds: float = 1800.0
+    peer_seconds: float = 60.0
+    start_seconds: float = 600.0
+    profile: tuple[int, int] | None = None
+
+
+_WIDE, _MEDIUM = 72, 46  # places that all columns take, and those without bar and rate
+_BESIDE_THE_BAR = 62
+
+
+class Bars(Progress):
+    """Bars whose columns are chosen anew at each drawing, by the width that the window has then.
+
+    A narrow window loses the bar and the rate first, the words next; never the epoch, the accuracy or the time left.
+
+    Args:
+        batch_size: Examples of a step: a task counts steps.
+        console: Where they are drawn.
+        disable: Whether nothing is drawn at all; tasks are counted nevertheless.
+    """
+
+    def __init__(self, batch_size: int, *, console: Console, disable: bool):
+        self._window, self._batch_size = console, batch_size  # it is drawn, empty, as it is made
+        super().__init__(console=console, disable=disable, speed_estimate_period=60)
+
+    def add_task(self, description: str, *, epoch: str = "", validation: str = "", **settings):
+        return super().add_task(description, epoch=epoch, validation=validation, **settings)
+
+    def make_tasks_table(self, tasks) -> Table:
+        self.columns = self._columns(self._window.width)
+        return super().make_tasks_table(tasks)
+
+    def _columns(self, width: int) -> tuple[ProgressColumn, ...]:
+        left = TimeRemainingColumn(compact=width < _WIDE, table_column=Column(no_wrap=True))
+        if width < _MEDIUM:
+            return _Words(), _text("{task.fields[epoch]}"), _text("{task.fields[validation]}"), left
+        name, epoch = _text("{task.description}"), _text("{task.fields[epoch]}")
+        validation = _Validation()
+        if width < _WIDE:
+            return name, epoch, validation, left
+        return (
+            name,
+            epoch,
+            BarColumn(bar_width=min(40, width - _BESIDE_THE_BAR)),
+            _Rate(self._batch_size),
+            validation,
+            left,
+        )
+
+
+def _text(template: str) -> TextColumn:
+    return TextColumn(template, table_column=Column(no_wrap=True))
+
+
+class _Words(ProgressColumn):
+    """`member 3` as `3`, `4 members` as `all`: what a narrow window can afford."""
+
+    def render(self, task: Task) -> Text:
+        _, _, number = task.description.partition("member ")
+        return Text(number or "all", no_wrap=True)
+
+
+class _Validation(ProgressColumn):
+    """The accuracy on the validation split, once there is one."""
+
+    def render(self, task: Task) -> Text:
+        value = task.fields["validation"]
+        return Text(f"validation {value}" if value else "", no_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    """Images per second of the last minute."""
+
+    def __init__(self, batch_size: int):
+        super().__init__(table_column=Column(no_wrap=True))
+        self._batch_size = batch_size
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{(task.speed or 0) * self._batch_size:.0f} images/s", no_wrap=True)

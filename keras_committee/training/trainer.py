@@ -13,7 +13,9 @@
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -21,22 +23,22 @@ import tensorflow as tf
 
 from keras_committee import metrics
 from keras_committee.data import Splits
-from keras_committee.errors import DivergedError, RunError
+from keras_committee.errors import DivergedError, RecipeError, RunError, VerificationError
+from keras_committee.layers import set_survival
 from keras_committee.member_dir import MemberFolder
+from keras_committee.models.loading import load_member
+from keras_committee.models.precision import under_policy
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
-from keras_committee.training.averages import Averages
-from keras_committee.training.building import build_member
-from keras_committee.training.checkpoint import Checkpoints
-from keras_committee.training.epoch import EpochSteps
-from keras_committee.training.gauges import BlockGauges
-from keras_committee.training.hosts import Alone
-from keras_committee.training.interruption import Interruption, Stopped
-from keras_committee.training.logs import MemberLog
-from keras_committee.training.profiling import Profile
-from keras_committee.training.report import Report, Settings
-from keras_committee.training.state import Best
-from keras_committee.training.strategy import distribute
+from keras_committee.training.checkpoint import Best, Checkpoints, MemberState
+from keras_committee.training.devices import distribute
+from keras_committee.training.ema import Averages
+from keras_committee.training.freezing import Freezer
+from keras_committee.training.multihost import Alone
+from keras_committee.training.reporting import Report, Settings
+from keras_committee.training.signals import Interruption, Stopped
+from keras_committee.training.tensorboard import MemberLog, Profile
+from keras_committee.training.train_step import BlockGauges, training_step
 
 # A rollback asks for other batches than those that led astray; members' own seeds lie close together.
 _SEEDS_APART = 1_000_000_007
@@ -290,3 +292,150 @@ class _Training:
 
 def _averaged(averages: Averages | None):
     return averages.in_place() if averages else contextlib.nullcontext()
+
+
+def build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distribute.Strategy) -> MemberState:
+    """The untrained member, its optimizer and its moving averages, built under `recipe.seed + index`.
+
+    Raises:
+        RecipeError: If the model does not fit the data, or the initial weights do not fit the model.
+    """
+    keras.utils.set_random_seed(recipe.seed + index)
+    with strategy.scope():
+        with under_policy(recipe.precision):
+            model = recipe.member(index)
+        check_fit(model, splits, index)
+        copy_weights(recipe.initial, model, index)
+        optimizer = recipe.optimizer(recipe.epochs * splits.steps_per_epoch)
+        if recipe.precision == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer.build(model.trainable_variables)
+    averages = Averages(model, recipe.ema, strategy) if recipe.ema is not None else None
+    return MemberState(model, optimizer, averages)
+
+
+def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
+    """Raise a RecipeError unless `model` takes the images of `splits` gives one logit for each of its classes, and can
+    be trained."""
+    takes, gives = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
+    has, wants = tuple(splits.train.image_shape), (len(splits.classes),)
+    if takes != has:
+        raise RecipeError(f"member {index} ({model.name}) takes images of shape {takes}; the data has {has}.")
+    if _gives_probabilities(model):
+        raise RecipeError(
+            f"member {index} ({model.name}) ends with a softmax. A member returns logits: leave the activation of its "
+            "last layer out."
+        )
+    if not model.trainable_variables:
+        raise RecipeError(
+            f"member {index} ({model.name}) has no weight to train. `keras-committee adopt` takes it as it is."
+        )
+    if gives != wants:
+        raise RecipeError(
+            f"member {index} ({model.name}) has outputs of shape {gives}; the data has {wants[0]} classes.\n"
+            "  A member returns one logit for each class: give its builder `classes` to match the data."
+        )
+
+
+def _gives_probabilities(model: keras.Model) -> bool:
+    last = model.outputs[0]._keras_history.operation
+    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+
+
+class EpochSteps:
+    """The training step of each epoch: traced again only where other layers train than in the epoch before.
+
+    Raises:
+        RecipeError: If `recipe.trains` names layers that the member does not have.
+    """
+
+    def __init__(self, recipe: Recipe, state: MemberState, strategy: tf.distribute.Strategy, gauges: BlockGauges):
+        self._recipe, self._state, self._strategy, self._gauges = recipe, state, strategy, gauges
+        self._freezer = Freezer(state.model, recipe.trains, recipe.epochs)
+        self._step: Callable | None = None
+        self._trained: tuple[str, ...] = ()
+
+    def begin_epoch(self, epoch: int) -> Callable:
+        """The step for this epoch, once its survival is set and its layers are frozen."""
+        if self._recipe.survival is not None:
+            set_survival(self._state.model, self._recipe.survival(epoch))
+        trained = self._freezer.begin_epoch(epoch)
+        if self._step is None or trained != self._trained:
+            self._step, self._trained = self._make(), trained
+        return self._step
+
+    def end(self) -> None:
+        """Nothing is frozen any more."""
+        self._freezer.thaw()
+
+    def _make(self) -> Callable:
+        recipe, state = self._recipe, self._state
+        return training_step(
+            state.model,
+            state.optimizer,
+            recipe.loss,
+            self._strategy,
+            self._gauges,
+            accumulate=recipe.accumulate,
+            clip_norm=recipe.clip_norm,
+            label_smoothing=recipe.label_smoothing,
+            averages=state.averages,
+        )
+
+
+def copy_weights(initial: str | Callable[[int], str] | None, model: keras.Model, index: int) -> None:
+    """Copy the weights of a trained network into `model` wherever layers of one place have the same shapes.
+
+    The layers that have weights are taken in their order. A layer of other shapes keeps its random weights, such as the
+    logits of another number of classes; there must be as many such layers in both, and at least one must fit.
+
+    Args:
+        initial: A `.keras` file, or a run folder, whose member `index` is taken; or a function of the index that
+            returns one. None leaves the model as it is.
+        model: The member, just built.
+        index: Its index.
+
+    Raises:
+        RecipeError: If there is no such file, or the network in it is another one.
+    """
+    if initial is None:
+        return
+    path = _find(Path(initial(index) if callable(initial) else initial), index)
+    try:
+        source = load_member(path)
+    except (RunError, VerificationError) as error:
+        raise RecipeError(f"Recipe(initial=...): cannot load {path}: {error.__cause__ or error}") from error
+    theirs, ours = _with_weights(source), _with_weights(model)
+    if len(theirs) != len(ours):
+        raise RecipeError(
+            f"Recipe(initial=...): {path} has {len(theirs)} layers with weights; member {index} ({model.name}) has "
+            f"{len(ours)}. Give the weights of a network of the same family and depth."
+        )
+    pairs = [(there, here) for there, here in zip(theirs, ours, strict=True) if _shapes(there) == _shapes(here)]
+    if not pairs:
+        raise RecipeError(f"Recipe(initial=...): no layer of {path} has the shapes of member {index} ({model.name}).")
+    for there, here in pairs:
+        here.set_weights(there.get_weights())
+
+
+def _find(path: Path, index: int) -> Path:
+    file = MemberFolder(path, index).model if path.is_dir() else path
+    if not file.is_file():
+        raise RecipeError(
+            f"Recipe(initial=...): there is no {file}. Give a .keras file or a folder with finished members."
+        )
+    if file.suffix != ".keras":  # what is in an .h5 file runs as code, whatever `safe_mode` says
+        raise RecipeError(
+            f"Recipe(initial=...): {file} is no .keras file. Give one, or a folder with finished members."
+        )
+    return file
+
+
+def _with_weights(model: keras.Model) -> list[keras.layers.Layer]:
+    """The innermost layers that have weights, in their order."""
+    layers = [layer for layer in model._flatten_layers(include_self=False) if layer.weights]
+    return [layer for layer in layers if not any(inner.weights for inner in layer._flatten_layers(include_self=False))]
+
+
+def _shapes(layer) -> list[tuple]:
+    return [tuple(weight.shape) for weight in layer.weights]
