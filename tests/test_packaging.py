@@ -23,7 +23,7 @@ PUBLIC = ("", "data", "flops", "layers", "metrics", "models", "schedules", "serv
 CONSUMER = """
 from pathlib import Path
 from keras_committee import CommitteeError, Recipe, data, flops, layers, metrics, models, schedules
-from keras_committee.serving import Client
+from keras_committee.tfserving import Client
 
 described: data.Data = data.cifar10(128, directory="x", validation=5_000, augment=data.pad_crop_flip(4))
 folder: data.Data = data.image_folder(Path("x"), 4, size=(8, 8), skip_bad=2)

@@ -36,7 +36,7 @@ def served(folder, base):
 
 def ask(places, way, batch, requests, shape):
     """Seconds of each of `requests` requests by `CALLERS` callers at once, and of all together."""
-    from keras_committee.serving import Client
+    from keras_committee.tfserving import Client
 
     url = f"grpc://{places['grpc']}" if way.startswith("gRPC") else places["rest"]
     sent = [png(image) for image in images(batch, shape)] if "PNG" in way else images(batch, shape)

@@ -1,0 +1,1 @@
+"""Export a committee as a SavedModel for TensorFlow Serving, verified before it is published."""

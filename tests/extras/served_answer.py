@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from keras_committee.serving import Client
+from keras_committee.tfserving import Client
 
 command = ["keras-committee", "serve", sys.argv[1], "--rest-port", "0", "--grpc-port", "0", "--json"]
 with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

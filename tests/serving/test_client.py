@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_committee import NAMES, SIZE, expected
 
 from keras_committee.errors import RecipeError
-from keras_committee.serving import Client
+from keras_committee.tfserving import Client
 from keras_committee.tfserving.client import RequestError, VersionStatus
 from keras_committee.tfserving.server import grpc, rest
 from keras_committee.tfserving.server.manager import Manager, ModelConfig, Policy, Settings

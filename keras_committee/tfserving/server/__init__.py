@@ -1,0 +1,1 @@
+"""Local server with the interfaces of TensorFlow Serving."""

@@ -1,1 +1,0 @@
-"""The local stand-in for TF Serving: who answers which request, and with which version?"""
