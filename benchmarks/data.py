@@ -36,7 +36,7 @@ from official.vision.ops import augment as garden
 
 from keras_committee import data
 from keras_committee.data.preprocessing import decode_image, resize_image
-from keras_committee.data.record_writer import write_records
+from keras_committee.data.record_writer import write_tfrecords
 
 BATCH, IMAGES, SIDE = 32, 256, 224
 SIZE = (SIDE, SIDE)
@@ -188,7 +188,7 @@ def run(arguments):
             copy_pictures(Path(arguments.data), folder)
         else:
             write_pictures(folder)
-        write_records(folder, records, shards=2)
+        write_tfrecords(folder, records, shards=2)
         made = sides(folder, records)
         chosen = {name: make for name, make in made.items() if name == PLAIN or (arguments.only or "") in name}
         rows = measure(chosen, rounds, steps)

@@ -1,7 +1,7 @@
 """How much memory does a training step of a very deep network take?
 
     python benchmarks/memory.py                    # ResNet-1202, batch 32, with stochastic depth: minutes to trace
-    python benchmarks/memory.py --rematerialise    # the branches run again for their gradient
+    python benchmarks/memory.py --remat    # the branches run again for their gradient
     python benchmarks/memory.py --quick            # ResNet-110
     python benchmarks/memory.py --json
 
@@ -22,25 +22,25 @@ import tensorflow as tf
 
 from keras_committee import models
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.train_step import training_step
+from keras_committee.training.train_step import make_train_step
 
 
-def run(depth, batch_size, survival, rematerialise):
+def run(depth, batch_size, survival, remat):
     draw = np.random.default_rng(0)
     images = tf.constant(draw.integers(0, 256, size=(batch_size, 32, 32, 3), dtype=np.uint8))
     labels = tf.constant(draw.integers(0, 10, size=batch_size, dtype=np.int32))
     started = time.perf_counter()
-    model = models.resnet(depth, classes=10, survival=survival, rematerialise=rematerialise, l2=5e-5)
+    model = models.resnet(depth, classes=10, survival=survival, remat=remat, l2=5e-5)
     optimizer = keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)
     optimizer.build(model.trainable_variables)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    step = training_step(model, optimizer, loss, make_strategy("one", batch_size))
+    step = make_train_step(model, optimizer, loss, make_strategy("one", batch_size))
     seconds, losses = [time.perf_counter() - started], []
     for _ in range(3):
         started = time.perf_counter()
         losses.append(float(step(images, labels)[0]))
         seconds.append(time.perf_counter() - started)
-    remat = ", rematerialised" if rematerialise else ""
+    remat = ", rematerialized" if remat else ""
     return {
         "machine": f"{os.cpu_count()} cores, TensorFlow {tf.__version__}, Keras {keras.version()}",
         "rows": [
@@ -60,9 +60,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="ResNet-110")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
-    parser.add_argument("--rematerialise", action="store_true")
+    parser.add_argument("--remat", action="store_true")
     arguments = parser.parse_args()
-    result = run(110 if arguments.quick else 1202, 32, 0.5, arguments.rematerialise)
+    result = run(110 if arguments.quick else 1202, 32, 0.5, arguments.remat)
     row = result["rows"][0]
     print(
         json.dumps(result)

@@ -27,7 +27,7 @@ import tensorflow as tf
 from keras_committee import data, models
 from keras_committee.training.checkpoint import Checkpoints
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.train_step import training_step
+from keras_committee.training.train_step import make_train_step
 
 
 def photographs(count=24, height=375, width=500):
@@ -45,7 +45,7 @@ def photographs(count=24, height=375, width=500):
 
 def decoding(size, rounds=5):
     """Seconds of one core for an image, and the mean size of a file."""
-    crop, framing, files = data.random_resized_crop(), data.centre_crop(size), photographs()
+    crop, framing, files = data.random_resized_crop(), data.center_crop(size), photographs()
     draws = crop.draw(np.random.default_rng(1), len(files))
     images = tf.data.Dataset.from_tensor_slices((files, draws)).map(lambda file, row: crop.decode(file, row, framing))
     options = tf.data.Options()
@@ -78,7 +78,7 @@ def training(variant, size, batch, rounds=3):
     optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9, epsilon=1e-3)
     optimizer.build(model.trainable_variables)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    step = training_step(model, optimizer, loss, make_strategy("one", batch))
+    step = make_train_step(model, optimizer, loss, make_strategy("one", batch))
     images, labels = tf.zeros((batch, size, size, 3), tf.uint8), tf.zeros(batch, tf.int32)
     seconds = []
     for _ in range(rounds + 1):

@@ -31,7 +31,7 @@ import real
 import rows
 import wire
 
-from keras_committee.selection import ChosenMember, Selection, Stage
+from keras_committee.selection import SelectedMember, Selection, Stage
 
 SHAPE, CLASSES, MEMBERS = (32, 32, 3), tuple("0123456789"), 3
 NAIVE = "Keras' export, Keras' BatchNormalization"
@@ -80,7 +80,7 @@ def export_all(network, folder):
     members = [member(network, seed) for seed in range(MEMBERS)]
     Ensemble([with_keras_norms(each) for each in members]).export(str(folder / NAIVE), verbose=False)
     Ensemble(members).export(str(folder / NAIVE_OURS), verbose=False)
-    chosen = [ChosenMember(run="", index=i, weights="", name="", parameters=0, mflops=0.0) for i in range(MEMBERS)]
+    chosen = [SelectedMember(run="", index=i, weights="", name="", parameters=0, mflops=0.0) for i in range(MEMBERS)]
     selection = Selection(members=tuple(chosen), head="geometric_mean", classes=CLASSES)
     save_committee(selection, members, folder / "ours")
     first = np.exp(log_probabilities(members[0], [rows.images(128, SHAPE)])).max(axis=1)

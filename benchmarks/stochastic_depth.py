@@ -30,7 +30,7 @@ from official.vision.modeling.layers import nn_layers
 from keras_committee import flops, models
 from keras_committee.layers.survival import linear_decay
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.train_step import BlockGauges, training_step
+from keras_committee.training.train_step import BlockStats, make_train_step
 
 LAST = 0.5  # p_L, the paper's
 OPEN = "ours, batch, every gate open"
@@ -98,10 +98,10 @@ def stepper(build, strategy, batch, gauged=False):
         optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
         optimizer.build(model.trainable_variables)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    gauges = BlockGauges(model)
-    step = training_step(model, optimizer, loss, strategy, gauges if gauged else None)
+    gauges = BlockStats(model)
+    step = make_train_step(model, optimizer, loss, strategy, gauges if gauged else None)
     batches = iter(strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(batch).repeat()))
-    return lambda: float(step(*next(batches))[0]), gauges.runs
+    return lambda: float(step(*next(batches))[0]), gauges.run_counts
 
 
 def measure(steppers, rounds, reference):
@@ -140,7 +140,7 @@ def run(depth, batch_size, rounds):
     del steppers
     replicated = {f"{name}, two replicas": stepper(builders[name], two, batch) for name in (OPEN, "ours, batch")}
     rows += measure(replicated, rounds, f"{OPEN}, two replicas")
-    expected = 1.0 - flops.expected_saving(builders["ours, batch"]())
+    expected = 1.0 - flops.expected_flops_reduction(builders["ours, batch"]())
     return {
         "machine": f"{os.cpu_count()} {platform.machine()} cores, TensorFlow {tf.__version__}, Keras {keras.version()}",
         "network": f"ResNet-{depth}, batch {batch_size}, p_L = {LAST}",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-_SHOWN = 20  # problems of the data that are listed in full
+_MAX_LISTED = 20  # problems of the data that are listed in full
 
 
 class CommitteeError(Exception):
@@ -75,12 +75,12 @@ class ExportError(CommitteeError):
     exit_code = 8
 
 
-def refuse(name: str, problems: Sequence[str], mend: str) -> None:
+def raise_if_problems(name: str, problems: Sequence[str], hint: str) -> None:
     """Raise a `DataError` that lists `problems`, the first 20 in full, and ends with `mend`; return where none."""
     if not problems:
         return
-    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  and {len(problems) - _SHOWN} more")
+    lines = [f"  {problem}" for problem in problems[:_MAX_LISTED]]
+    if len(problems) > _MAX_LISTED:
+        lines.append(f"  and {len(problems) - _MAX_LISTED} more")
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    raise DataError("\n".join([f"{name}: {count} in the data", *lines, mend]))
+    raise DataError("\n".join([f"{name}: {count} in the data", *lines, hint]))

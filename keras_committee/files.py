@@ -23,7 +23,7 @@ def write_json(path: Path, document: Any) -> None:
 def write_file(path: Path, content: bytes) -> None:
     """Writes `content` to `path` atomically and durably, making its folder where needed. Raises ResourceError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
+    with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
@@ -33,7 +33,7 @@ def write_file(path: Path, content: bytes) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        flush_folder(path.parent)
+        fsync_dir(path.parent)
 
 
 def file_hash(path: Path) -> str:
@@ -42,7 +42,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def flush_folder(path: Path) -> None:
+def fsync_dir(path: Path) -> None:
     """Makes the names in folder `path` survive a power loss: what was renamed in it just now."""
     folder = os.open(path, os.O_RDONLY)
     try:
@@ -52,19 +52,19 @@ def flush_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def translate_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f": {error.filename}" if error.filename and str(error.filename) != str(path) else ""
+        location = f": {error.filename}" if error.filename and str(error.filename) != str(path) else ""
         raise ResourceError(
-            f"cannot write {path}: {error.strerror or error}{where}.\n"
+            f"cannot write {path}: {error.strerror or error}{location}.\n"
             "  Make room, mend the permissions, or name another folder."
         ) from error
 
 
 @contextlib.contextmanager
-def owned(path: Path, what: str, *, shared: bool = False, patience: float = 0.0) -> Iterator[None]:
+def file_lock(path: Path, description: str, *, shared: bool = False, timeout: float = 0.0) -> Iterator[None]:
     """Holds the lock file `path`. The kernel frees it when the process ends, in whatever way it ends.
 
     Args:
@@ -77,48 +77,48 @@ def owned(path: Path, what: str, *, shared: bool = False, patience: float = 0.0)
         InUseError: If another process holds it.
         ResourceError: If it cannot be written, or its file system has no locks.
     """
-    with writing(path):
+    with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # noqa: SIM115 - closed below
     with file:
         try:
-            _lock(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + patience)
+            _acquire_lock(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + timeout)
         except BlockingIOError as error:
             raise InUseError(
-                f"{what} is in use by {_owner(file.read())}. Nothing was touched. Wait for it to end, or end it."
+                f"{description} is in use by {_lock_holder(file.read())}. Nothing was touched. Wait for it to end, or end it."
             ) from error
         except OSError as error:
             raise ResourceError(f"the file system of {path} has no locks: {error.strerror}.") from error
-        with writing(path):
-            os.pwrite(file.fileno(), _signature(shared), 0)
+        with translate_os_errors(path):
+            os.pwrite(file.fileno(), _holder_record(shared), 0)
         yield
 
 
-def now() -> str:
+def utc_timestamp() -> str:
     """The time in UTC, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _lock(file: int, kind: int, until: float) -> None:
+def _acquire_lock(fd: int, operation: int, deadline: float) -> None:
     while True:
         try:
-            return fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return fcntl.flock(fd, operation | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() >= until:
+            if time.monotonic() >= deadline:
                 raise
             time.sleep(0.02)
 
 
-def _signature(shared: bool) -> bytes:
+def _holder_record(shared: bool) -> bytes:
     """The name of this process, always as long: one write puts it whole over that of another who shares the lock."""
-    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now(), "shared": shared}
-    return json.dumps(owner).ljust(255).encode() + b"\n"
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": utc_timestamp(), "shared": shared}
+    return json.dumps(holder).ljust(255).encode() + b"\n"
 
 
-def _owner(text: bytes) -> str:
+def _lock_holder(text: bytes) -> str:
     try:
-        owner = json.loads(text)
+        holder = json.loads(text)
     except ValueError:  # it has the lock, and is just writing its name
         return "another process"
-    others = ", or by others that share it" if owner["shared"] else ""
-    return f"pid {owner['pid']} on host {owner['host']} since {owner['since']}{others}"
+    others = ", or by others that share it" if holder["shared"] else ""
+    return f"pid {holder['pid']} on host {holder['host']} since {holder['since']}{others}"

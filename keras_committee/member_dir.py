@@ -5,11 +5,11 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_committee.files import owned
+from keras_committee.files import file_lock
 
 
 @dataclasses.dataclass(frozen=True)
-class MemberFolder:
+class MemberDir:
     """The files of one member of a run."""
 
     run: Path
@@ -45,10 +45,10 @@ class MemberFolder:
             InUseError: If another process owns it.
             ResourceError: If it cannot be written, or its file system has no locks.
         """
-        with owned(self.path / "lock", f"member {self.index} of {self.run}"):
+        with file_lock(self.path / "lock", f"member {self.index} of {self.run}"):
             yield
 
-    def epoch_votes(self, epoch: int) -> Path:
+    def epoch_predictions(self, epoch: int) -> Path:
         """The file of the log probabilities on the validation split after `epoch`, for the committee so far."""
         return self.path / "validation" / f"{epoch:04d}.npy"
 

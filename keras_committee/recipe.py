@@ -62,15 +62,15 @@ class Recipe:
     seed: int = 0
     survival: Callable[[int], float] | None = None
     precision: str = "float32"
-    ema: float | None = None
-    clip_norm: float | None = None
+    ema_momentum: float | None = None
+    global_clipnorm: float | None = None
     label_smoothing: float = 0.0
-    mix: Any = None
-    accumulate: int = 1
-    keep_best: str | None = None
+    batch_augment: Any = None
+    gradient_accumulation_steps: int = 1
+    restore_best: str | None = None
     patience: int | None = None
-    initial: str | Callable[[int], str] | None = None
-    trains: Callable[[int], Sequence[str]] | None = None
+    initial_weights: str | Callable[[int], str] | None = None
+    trainable_layers: Callable[[int], Sequence[str]] | None = None
 
     def __post_init__(self):
         self._require("data", callable(getattr(self.data, "load", None)), "a value such as `data.digits(64)`")
@@ -86,49 +86,66 @@ class Recipe:
         self._require("survival", self.survival is None or callable(self.survival), "a function of the epoch, or None")
         self._require_options()
 
-    def smoke(self) -> Self:
+    def for_smoke_run(self) -> Self:
         """The same recipe cut down to two members, one epoch and four batches a split: does it run at all?
 
         Where layers are frozen there are two epochs, with the layers of the first one and of the last one.
         """
         data = dataclasses.replace(self.data, limit=4 * self.data.batch_size)
         small = dataclasses.replace(self, data=data, members=min(2, self.members), epochs=1)
-        if (trains := self.trains) is None:
+        if (trainable_layers := self.trainable_layers) is None:
             return small
-        return dataclasses.replace(small, epochs=2, trains=lambda epoch: trains((0, self.epochs - 1)[epoch]))
+        return dataclasses.replace(
+            small, epochs=2, trainable_layers=lambda epoch: trainable_layers((0, self.epochs - 1)[epoch])
+        )
 
     def _require_options(self) -> None:
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
-        self._require("ema", self.ema is None or _is_between(self.ema, 0, 1), "a number between 0 and 1, or None")
         self._require(
-            "clip_norm", self.clip_norm is None or _is_between(self.clip_norm, 0, math.inf), "a number above 0, or None"
+            "ema",
+            self.ema_momentum is None or _is_between(self.ema_momentum, 0, 1),
+            "a number between 0 and 1, or None",
         )
-        smooths = self.label_smoothing == 0 or _is_between(self.label_smoothing, 0, 1)
-        self._require("label_smoothing", smooths, "a number of 0 or more and below 1")
-        mixes = self.mix is None or callable(getattr(self.mix, "apply", None))
-        self._require("mix", mixes, "a value such as `data.mixup(0.2)`, or None")
-        divides = _is_count(self.accumulate, 1) and self.data.batch_size % self.accumulate == 0
-        self._require("accumulate", divides, f"an integer that divides the batch of {self.data.batch_size}")
-        self._require("keep_best", self.keep_best in (None, *SCORES), f"one of {', '.join(SCORES)}, or None")
+        self._require(
+            "clip_norm",
+            self.global_clipnorm is None or _is_between(self.global_clipnorm, 0, math.inf),
+            "a number above 0, or None",
+        )
+        valid_smoothing = self.label_smoothing == 0 or _is_between(self.label_smoothing, 0, 1)
+        self._require("label_smoothing", valid_smoothing, "a number of 0 or more and below 1")
+        valid_augment = self.batch_augment is None or callable(getattr(self.batch_augment, "apply", None))
+        self._require("mix", valid_augment, "a value such as `data.mixup(0.2)`, or None")
+        valid_steps = (
+            _is_count(self.gradient_accumulation_steps, 1)
+            and self.data.batch_size % self.gradient_accumulation_steps == 0
+        )
+        self._require("accumulate", valid_steps, f"an integer that divides the batch of {self.data.batch_size}")
+        self._require("keep_best", self.restore_best in (None, *SCORES), f"one of {', '.join(SCORES)}, or None")
         self._require(
             "patience", self.patience is None or _is_count(self.patience, 1), "an integer of 1 or more, or None"
         )
-        self._require("patience", self.patience is None or self.keep_best is not None, "None without a `keep_best`")
-        starts = self.initial is None or isinstance(self.initial, str) or callable(self.initial)
-        self._require("initial", starts, "a path, a function of the index that returns one, or None")
-        self._require("trains", self.trains is None or callable(self.trains), "a function of the epoch, or None")
+        self._require("patience", self.patience is None or self.restore_best is not None, "None without a `keep_best`")
+        valid_initial = (
+            self.initial_weights is None or isinstance(self.initial_weights, str) or callable(self.initial_weights)
+        )
+        self._require("initial", valid_initial, "a path, a function of the index that returns one, or None")
+        self._require(
+            "trains",
+            self.trainable_layers is None or callable(self.trainable_layers),
+            "a function of the epoch, or None",
+        )
 
-    def _require(self, field: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise RecipeError(f"Recipe({field}=...) must be {wanted}. Received: {getattr(self, field)!r}")
+    def _require(self, field: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise RecipeError(f"Recipe({field}=...) must be {expected}. Received: {getattr(self, field)!r}")
 
 
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_count(value: Any, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
-def _is_between(value: Any, least: float, most: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least < value < most
+def _is_between(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low < value < high
 
 
 def _is_function(value: Any) -> bool:

@@ -26,7 +26,7 @@ class RecipeFile:
     path: Path
     name: str
     source: str
-    doc: str
+    docstring: str
     defaults: dict[str, Any]
 
     @classmethod
@@ -46,10 +46,10 @@ class RecipeFile:
         try:
             tree = ast.parse(source.encode(), str(path))
         except SyntaxError as error:
-            raise RecipeError(f"{path}:{error.lineno or 1}: syntax error: {error.msg}{_shown(error)}") from error
+            raise RecipeError(f"{path}:{error.lineno or 1}: syntax error: {error.msg}{_source_line(error)}") from error
         except ValueError as error:  # null bytes
             raise RecipeError(f"{path}: not a Python file: {error}") from error
-        defaults = _literal_defaults(path, _find_function(path, tree))
+        defaults = _literal_defaults(path, _find_recipe_function(path, tree))
         return cls(path, name or path.stem, source, ast.get_docstring(tree) or "", defaults)
 
     def resolve(self, overrides: list[str]) -> dict[str, Any]:
@@ -58,22 +58,22 @@ class RecipeFile:
         Raises:
             RecipeError: If a knob is unknown or a value does not have the type of the default.
         """
-        knobs = dict(self.defaults)
+        parameters = dict(self.defaults)
         for override in overrides:
-            knob, equals, text = override.partition("=")
-            if not equals:
-                raise RecipeError(f"--set expects knob=value. Received: {override!r}\n{self._knob_line()}")
-            if knob not in knobs:
-                guess = did_you_mean(knob, knobs)
-                raise RecipeError(f"{self.path} has no knob {knob!r}.{guess}\n{self._knob_line()}")
-            knobs[knob] = self._typed(knob, text)
-        return knobs
+            name, separator, text = override.partition("=")
+            if not separator:
+                raise RecipeError(f"--set expects knob=value. Received: {override!r}\n{self._parameters_line()}")
+            if name not in parameters:
+                suggestion = did_you_mean(name, parameters)
+                raise RecipeError(f"{self.path} has no knob {name!r}.{suggestion}\n{self._parameters_line()}")
+            parameters[name] = self._convert(name, text)
+        return parameters
 
-    def does_as(self, other: Self) -> bool:
+    def same_program_as(self, other: Self) -> bool:
         """Whether this file and `other` are the same program: they differ in docstrings, comments and layout only."""
-        return _program(self.source) == _program(other.source)
+        return _ast_without_docstrings(self.source) == _ast_without_docstrings(other.source)
 
-    def build(self, knobs: dict[str, Any], *, smoke: bool = False) -> Recipe:
+    def build(self, parameters: dict[str, Any], *, smoke: bool = False) -> Recipe:
         """Executes the file and calls its `recipe(**knobs)`; with `smoke` the recipe is cut down to a trial.
 
         Raises:
@@ -81,47 +81,49 @@ class RecipeFile:
                 than a `Recipe`. A `CommitteeError` of another kind passes through.
         """
         namespace: dict[str, Any] = {"__name__": self.name, "__file__": str(self.path)}
-        self._guarded(exec)(compile(self.source.encode(), str(self.path), "exec", dont_inherit=True), namespace)
-        recipe = self._guarded(namespace["recipe"])(**knobs)
+        self._wrap_errors(exec)(compile(self.source.encode(), str(self.path), "exec", dont_inherit=True), namespace)
+        recipe = self._wrap_errors(namespace["recipe"])(**parameters)
         if not isinstance(recipe, Recipe):
             raise RecipeError(
                 f"{self.path}: recipe() must return a keras_committee.Recipe. Received: {type(recipe).__name__}"
             )
-        guarded = dataclasses.replace(
+        wrapped = dataclasses.replace(
             recipe,
-            member=self._guarded(recipe.member),
-            optimizer=self._guarded(recipe.optimizer),
-            initial=self._guarded(recipe.initial) if callable(recipe.initial) else recipe.initial,
-            trains=self._guarded(recipe.trains) if recipe.trains else None,
+            member=self._wrap_errors(recipe.member),
+            optimizer=self._wrap_errors(recipe.optimizer),
+            initial_weights=self._wrap_errors(recipe.initial_weights)
+            if callable(recipe.initial_weights)
+            else recipe.initial_weights,
+            trainable_layers=self._wrap_errors(recipe.trainable_layers) if recipe.trainable_layers else None,
         )
-        return guarded.smoke() if smoke else guarded
+        return wrapped.for_smoke_run() if smoke else wrapped
 
-    def _guarded(self, function: Callable) -> Callable:
+    def _wrap_errors(self, function: Callable) -> Callable:
         """`function`, whose exceptions are told as mistakes of the recipe: file, line and text."""
 
         @functools.wraps(function)
-        def call(*args, **kwargs):
+        def wrapper(*args, **kwargs):
             try:
                 return function(*args, **kwargs)
             except CommitteeError:
                 raise
             except (Exception, SystemExit) as error:
-                place = _last_line(error, str(self.path))
-                raise RecipeError(f"{place}: {type(error).__name__}: {error}") from error
+                location = _recipe_location(error, str(self.path))
+                raise RecipeError(f"{location}: {type(error).__name__}: {error}") from error
 
-        return call
+        return wrapper
 
-    def _typed(self, knob: str, text: str) -> Any:
-        default = self.defaults[knob]
+    def _convert(self, name: str, text: str) -> Any:
+        default = self.defaults[name]
         try:
-            return _parse(text, default)
+            return _parse_value(text, default)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            wanted = f"{_TYPE_NAMES[type(default)]}, like its default {default!r}"
-            raise RecipeError(f"{self.path}: knob {knob!r} expects {wanted}. Received: {text!r}") from error
+            expected = f"{_TYPE_NAMES[type(default)]}, like its default {default!r}"
+            raise RecipeError(f"{self.path}: knob {name!r} expects {expected}. Received: {text!r}") from error
 
-    def _knob_line(self) -> str:
-        knobs = ", ".join(f"{knob}={default!r}" for knob, default in self.defaults.items())
-        return f"  knobs: {knobs or 'none'}"
+    def _parameters_line(self) -> str:
+        listing = ", ".join(f"{name}={default!r}" for name, default in self.defaults.items())
+        return f"  knobs: {listing or 'none'}"
 
 
 def did_you_mean(word: str, known) -> str:
@@ -141,7 +143,7 @@ _TYPE_NAMES = {
 }
 
 
-def _program(source: str) -> str:
+def _ast_without_docstrings(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
@@ -154,20 +156,20 @@ def _read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
         recipes = sorted(file.name for file in path.parent.glob("*.py"))
-        near = did_you_mean(path.name, recipes) or did_you_mean(path.name + ".py", recipes)
+        suggestion = did_you_mean(path.name, recipes) or did_you_mean(path.name + ".py", recipes)
         listing = f"\n  recipes in {path.parent}: {', '.join(recipes)}" if recipes else ""
-        raise RecipeError(f"no such recipe: {path}.{near}{listing}") from error
+        raise RecipeError(f"no such recipe: {path}.{suggestion}{listing}") from error
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a Python file: {error}") from error
 
 
-def _shown(error: SyntaxError) -> str:
+def _source_line(error: SyntaxError) -> str:
     return f"\n  {error.text.strip()}" if error.text else ""
 
 
-def _find_function(path: Path, tree: ast.Module) -> ast.FunctionDef:
+def _find_recipe_function(path: Path, tree: ast.Module) -> ast.FunctionDef:
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "recipe"]
     if not functions:
         raise RecipeError(f"{path} has no function `recipe`. Its arguments are the knobs; it returns a Recipe.")
@@ -176,17 +178,21 @@ def _find_function(path: Path, tree: ast.Module) -> ast.FunctionDef:
 
 def _literal_defaults(path: Path, function: ast.FunctionDef) -> dict[str, Any]:
     """The knobs in the order they are written, with the values of their defaults."""
-    given = function.args
-    if given.posonlyargs or given.vararg or given.kwarg:
+    arguments = function.args
+    if arguments.posonlyargs or arguments.vararg or arguments.kwarg:
         raise RecipeError(
             f"{path}:{function.lineno}: recipe() takes named knobs only: no `/`, no `*args`, no `**kwargs`."
         )
-    required = [None] * (len(given.args) - len(given.defaults))
-    pairs = zip([*given.args, *given.kwonlyargs], [*required, *given.defaults, *given.kw_defaults], strict=True)
-    return {argument.arg: _literal(path, argument, default) for argument, default in pairs}
+    without_default = [None] * (len(arguments.args) - len(arguments.defaults))
+    pairs = zip(
+        [*arguments.args, *arguments.kwonlyargs],
+        [*without_default, *arguments.defaults, *arguments.kw_defaults],
+        strict=True,
+    )
+    return {argument.arg: _literal_default(path, argument, default) for argument, default in pairs}
 
 
-def _literal(path: Path, argument: ast.arg, default: ast.expr | None) -> Any:
+def _literal_default(path: Path, argument: ast.arg, default: ast.expr | None) -> Any:
     if default is None:
         raise RecipeError(
             f"{path}:{argument.lineno}: knob {argument.arg!r} has no default; it gives the knob its type."
@@ -195,7 +201,7 @@ def _literal(path: Path, argument: ast.arg, default: ast.expr | None) -> Any:
         value = ast.literal_eval(default)
     except ValueError:
         value = ...
-    if not _is_plain(value):
+    if not _is_json_value(value):
         raise RecipeError(
             f"{path}:{default.lineno}: the default of knob {argument.arg!r} must be a literal None, bool, int, float, "
             f"str, tuple or list. Received: {ast.unparse(default)}"
@@ -203,43 +209,51 @@ def _literal(path: Path, argument: ast.arg, default: ast.expr | None) -> Any:
     return value
 
 
-def _is_plain(value: Any) -> bool:
+def _is_json_value(value: Any) -> bool:
     """Whether JSON keeps `value`: knobs are stored as JSON."""
     if isinstance(value, tuple | list):
-        return all(_is_plain(part) for part in value)
+        return all(_is_json_value(item) for item in value)
     return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _parse(text: str, default: Any) -> Any:
+def _parse_value(text: str, default: Any) -> Any:
     """`text` as a value of the type of `default`; raises ValueError, SyntaxError or TypeError where it is none."""
     if default is None:
-        return _literal_or_text(text)
+        return _parse_literal_or_text(text)
     if isinstance(default, bool):
-        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _reject(text)
+        return (
+            {"true": True, "false": False}[text.lower()]
+            if text.lower() in ("true", "false")
+            else _raise_value_error(text)
+        )
     if isinstance(default, tuple | list):
         value = ast.literal_eval(text)
-        return type(default)(value) if isinstance(value, tuple | list) and _is_plain(value) else _reject(text)
+        return (
+            type(default)(value)
+            if isinstance(value, tuple | list) and _is_json_value(value)
+            else _raise_value_error(text)
+        )
     value = type(default)(text)
-    return value if _is_plain(value) else _reject(text)
+    return value if _is_json_value(value) else _raise_value_error(text)
 
 
-def _literal_or_text(text: str) -> Any:
+def _parse_literal_or_text(text: str) -> Any:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
-    return value if _is_plain(value) else text
+    return value if _is_json_value(value) else text
 
 
-def _reject(text: str):
+def _raise_value_error(text: str):
     raise ValueError(text)
 
 
-def _last_line(error: BaseException, path: str) -> str:
+def _recipe_location(error: BaseException, path: str) -> str:
     """`path:line` of the innermost frame of `error` that lies in the recipe, or the path alone."""
-    place, frame = path, error.__traceback__
+    location, frame = path, error.__traceback__
     while frame is not None:
         if frame.tb_frame.f_code.co_filename == path:
-            place = f"{path}:{frame.tb_lineno}"
+            location = f"{path}:{frame.tb_lineno}"
         frame = frame.tb_next
-    return place
+    return location

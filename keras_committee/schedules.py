@@ -11,7 +11,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import CosineDecay, ExponentialDecay, LearningRateSchedule, PiecewiseConstantDecay
 
-__all__ = ["WarmUp", "cosine", "efficientnet", "step_decay", "stochastic_depth", "wide_resnet"]
+__all__ = ["WarmUp", "cosine", "lr_efficientnet", "step_decay", "lr_stochastic_depth", "lr_wide_resnet"]
 
 
 def step_decay(steps: int, rate: float, drops: Sequence[float], factor: float) -> PiecewiseConstantDecay:
@@ -27,10 +27,10 @@ def step_decay(steps: int, rate: float, drops: Sequence[float], factor: float) -
     Raises:
         ValueError: If an argument is out of range.
     """
-    return PiecewiseConstantDecay(_borders(steps, drops), _rates(rate, drops, factor))
+    return PiecewiseConstantDecay(_boundaries(steps, drops), _decayed_rates(rate, drops, factor))
 
 
-def wide_resnet(steps: int, rate: float = 0.1) -> PiecewiseConstantDecay:
+def lr_wide_resnet(steps: int, rate: float = 0.1) -> PiecewiseConstantDecay:
     """A fifth after 30 %, 60 % and 80 % of the training: epochs 60, 120 and 160 of the paper's 200.
 
     Raises:
@@ -41,8 +41,8 @@ def wide_resnet(steps: int, rate: float = 0.1) -> PiecewiseConstantDecay:
     return step_decay(steps, rate, drops=(0.3, 0.6, 0.8), factor=0.2)
 
 
-def stochastic_depth(
-    steps: int, rate: float = 0.1, drops: Sequence[float] = (0.5, 0.75), warm_up: int = 0
+def lr_stochastic_depth(
+    steps: int, rate: float = 0.1, drops: Sequence[float] = (0.5, 0.75), warmup_steps: int = 0
 ) -> PiecewiseConstantDecay:
     """A tenth after half and three quarters of the training: epochs 250 and 375 of the paper's 500 on CIFAR.
 
@@ -58,18 +58,18 @@ def stochastic_depth(
 
     Source: Huang et al. 2016, arXiv:1603.09382, section 4.
     """
-    borders, rates = _borders(steps, drops), _rates(rate, drops, factor=0.1)
-    if not 0 <= warm_up <= borders[0]:
+    boundaries, rates = _boundaries(steps, drops), _decayed_rates(rate, drops, factor=0.1)
+    if not 0 <= warmup_steps <= boundaries[0]:
         raise ValueError(
-            f"warm_up must be 0 or more and end by the first drop, step {borders[0]}. "
-            f"Received: {warm_up=}, {steps=}, {drops=}"
+            f"warm_up must be 0 or more and end by the first drop, step {boundaries[0]}. "
+            f"Received: {warmup_steps=}, {steps=}, {drops=}"
         )
-    if warm_up:
-        borders, rates = [warm_up, *borders], [rate / 10, *rates]
-    return PiecewiseConstantDecay(borders, rates)
+    if warmup_steps:
+        boundaries, rates = [warmup_steps, *boundaries], [rate / 10, *rates]
+    return PiecewiseConstantDecay(boundaries, rates)
 
 
-def cosine(steps: int, rate: float, warm_up: int = 0) -> CosineDecay:
+def cosine(steps: int, rate: float, warmup_steps: int = 0) -> CosineDecay:
     """Half a cosine from `rate` to 0, after `warm_up` steps in which the rate rises in equal steps from 0.
 
     Args:
@@ -82,20 +82,20 @@ def cosine(steps: int, rate: float, warm_up: int = 0) -> CosineDecay:
 
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts; warm-up: Goyal et al. 2017, arXiv:1706.02677.
     """
-    _above_zero(steps=steps, rate=rate)
-    if not 0 <= warm_up < steps:
-        raise ValueError(f"warm_up must be at least 0 and less than steps. Received: {warm_up=}, {steps=}")
-    if not warm_up:
+    _check_positive(steps=steps, rate=rate)
+    if not 0 <= warmup_steps < steps:
+        raise ValueError(f"warm_up must be at least 0 and less than steps. Received: {warmup_steps=}, {steps=}")
+    if not warmup_steps:
         return CosineDecay(rate, steps)
-    return CosineDecay(0.0, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
+    return CosineDecay(0.0, steps - warmup_steps, warmup_target=rate, warmup_steps=warmup_steps)
 
 
-def efficientnet(
+def lr_efficientnet(
     steps_per_epoch: int,
     batch_size: int,
     *,
     rate: float = 0.016,
-    warm_up_epochs: float = 5,
+    warmup_epochs: float = 5,
     decay_epochs: float = 2.4,
     factor: float = 0.97,
 ) -> LearningRateSchedule:
@@ -118,13 +118,13 @@ def efficientnet(
 
     Source: Tan & Le 2019, arXiv:1905.11946, section 5.2; warm-up: the authors' tensorflow/tpu, efficientnet/utils.py.
     """
-    _above_zero(steps_per_epoch=steps_per_epoch, batch_size=batch_size, rate=rate, decay_epochs=decay_epochs)
-    _is_factor(factor)
-    if not warm_up_epochs >= 0:
-        raise ValueError(f"warm_up_epochs must be 0 or more. Received: {warm_up_epochs=}")
+    _check_positive(steps_per_epoch=steps_per_epoch, batch_size=batch_size, rate=rate, decay_epochs=decay_epochs)
+    _check_factor(factor)
+    if not warmup_epochs >= 0:
+        raise ValueError(f"warm_up_epochs must be 0 or more. Received: {warmup_epochs=}")
     decay = ExponentialDecay(rate * batch_size / 256, steps_per_epoch * decay_epochs, factor, staircase=True)
-    warm_up = int(steps_per_epoch * warm_up_epochs)
-    return WarmUp(warm_up, decay, delay=False) if warm_up else decay
+    warmup_steps = int(steps_per_epoch * warmup_epochs)
+    return WarmUp(warmup_steps, decay, delay=False) if warmup_steps else decay
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")
@@ -147,18 +147,18 @@ class WarmUp(LearningRateSchedule):
         super().__init__()
         if steps < 1:
             raise ValueError(f"steps must be 1 or more. Received: steps={steps}")
-        _is_schedule(after)
+        _check_schedule(after)
         self.steps = steps
         self.after = after
         self.delay = delay
 
     def __call__(self, step):
         step = ops.convert_to_tensor(step)
-        rising = ops.convert_to_tensor(self.after(0))
-        rising = rising * (ops.cast(step, rising.dtype) / self.steps)
+        warmup_rate = ops.convert_to_tensor(self.after(0))
+        warmup_rate = warmup_rate * (ops.cast(step, warmup_rate.dtype) / self.steps)
         # Both are computed, and the unused one must be a number too.
         following = self.after(ops.maximum(step - self.steps, 0) if self.delay else step)
-        return ops.where(step < self.steps, rising, following)
+        return ops.where(step < self.steps, warmup_rate, following)
 
     def get_config(self):
         after = keras.saving.serialize_keras_object(self.after)
@@ -170,7 +170,7 @@ class WarmUp(LearningRateSchedule):
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")
-class Joined(LearningRateSchedule):
+class SequentialSchedule(LearningRateSchedule):
     """One rate until a step, then a schedule that counts from there: frozen layers first, then all of them.
 
     Args:
@@ -184,8 +184,8 @@ class Joined(LearningRateSchedule):
 
     def __init__(self, rate: float, steps: int, after: LearningRateSchedule):
         super().__init__()
-        _above_zero(rate=rate, steps=steps)
-        _is_schedule(after)
+        _check_positive(rate=rate, steps=steps)
+        _check_schedule(after)
         self.rate, self.steps, self.after = rate, steps, after
 
     def __call__(self, step):
@@ -202,31 +202,31 @@ class Joined(LearningRateSchedule):
         return cls(**{**config, "after": keras.saving.deserialize_keras_object(config["after"])})
 
 
-def _is_schedule(after):
+def _check_schedule(after):
     if not isinstance(after, LearningRateSchedule):
         raise ValueError(f"after must be a Keras LearningRateSchedule. Received: after={after}")
 
 
-def _borders(steps, drops):
-    _above_zero(steps=steps)
+def _boundaries(steps, drops):
+    _check_positive(steps=steps)
     edges = [0.0, *drops, 1.0]
     if not drops or any(low >= high for low, high in itertools.pairwise(edges)):
         raise ValueError(f"drops must be parts of the training, ascending within (0, 1). Received: {drops=}")
     return [round(steps * drop) for drop in drops]
 
 
-def _rates(rate, drops, factor):
-    _above_zero(rate=rate)
-    _is_factor(factor)
+def _decayed_rates(rate, drops, factor):
+    _check_positive(rate=rate)
+    _check_factor(factor)
     return [rate * factor**number for number in range(len(drops) + 1)]
 
 
-def _above_zero(**values):
+def _check_positive(**values):
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name} must be above 0. Received: {name}={value}")
 
 
-def _is_factor(factor):
+def _check_factor(factor):
     if not 0 < factor < 1:
         raise ValueError(f"factor must lie within (0, 1). Received: {factor=}")

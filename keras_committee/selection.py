@@ -11,12 +11,12 @@ from keras_committee.errors import RunError
 from keras_committee.files import write_json
 
 FORMAT = 1
-_SHOWN = 60  # characters of a value that is refused
-_WEIGHTED = "weighted_geometric_mean"
+_MAX_SHOWN_CHARS = 60  # characters of a value that is refused
+_WEIGHTED_HEAD = "weighted_geometric_mean"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChosenMember:
+class SelectedMember:
     """One member of the selection.
 
     Attributes:
@@ -66,7 +66,7 @@ class Selection:
         report: How it was chosen and what it measured: objective, budget, validation, test, front.
     """
 
-    members: tuple[ChosenMember, ...]
+    members: tuple[SelectedMember, ...]
     head: str
     classes: tuple[str, ...]
     weights: tuple[float, ...] | None = None
@@ -77,8 +77,8 @@ class Selection:
     def __post_init__(self):
         if not self.members:
             raise ValueError("a selection has at least one member. Received: none")
-        if (self.head == _WEIGHTED) != (self.weights is not None):
-            raise ValueError(f"{_WEIGHTED} has weights, and no other head. Received: {self.head}, {self.weights}")
+        if (self.head == _WEIGHTED_HEAD) != (self.weights is not None):
+            raise ValueError(f"{_WEIGHTED_HEAD} has weights, and no other head. Received: {self.head}, {self.weights}")
         if self.weights is not None and len(self.weights) != len(self.members):
             raise ValueError(f"{len(self.members)} members have as many weights. Received: {len(self.weights)}")
         if self.stages is None:
@@ -98,9 +98,9 @@ class Selection:
 
     def head_layer(self) -> Any:
         """The layer that combines the votes of all members. Raises ValueError where there is no such head."""
-        from keras_committee.layers import head_named
+        from keras_committee.layers import get_head
 
-        return head_named(self.head, **({} if self.weights is None else {"weights": self.weights}))
+        return get_head(self.head, **({} if self.weights is None else {"weights": self.weights}))
 
     def write(self, path: str | Path) -> None:
         """Writes `selection.json`, whole or not at all. Raises ResourceError."""
@@ -110,34 +110,34 @@ class Selection:
     def read(cls, path: str | Path) -> Self:
         """The selection in file `path`. Raises RunError where it is none."""
         try:
-            selection = cls._of(json.loads(Path(path).read_bytes()))
-            selection._require_known_names()
+            selection = cls._from_document(json.loads(Path(path).read_bytes()))
+            selection._check_known_names()
         except (OSError, ValueError, RecursionError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise RunError(f"{path} is no selection: {why}.\n  `keras-committee select RUN` makes one.") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RunError(f"{path} is no selection: {reason}.\n  `keras-committee select RUN` makes one.") from error
         return selection
 
     @classmethod
-    def _of(cls, document: Any) -> Self:
+    def _from_document(cls, document: Any) -> Self:
         if isinstance(document, dict) and document.get("format") != FORMAT:
             raise ValueError(f"its format is {document.get('format')!r}; this version reads {FORMAT}")
-        fields: dict[str, Any] = _checked("", document, _SELECTION)
-        members = [_checked(f"members[{i}]", each, _MEMBER) for i, each in enumerate(fields["members"])]
-        stages = [_checked(f"stages[{i}]", each, _STAGE) for i, each in enumerate(fields["stages"] or ())]
-        fields["members"] = tuple(ChosenMember(**member) for member in members)
+        fields: dict[str, Any] = _validated("", document, _SELECTION_SCHEMA)
+        members = [_validated(f"members[{i}]", item, _MEMBER_SCHEMA) for i, item in enumerate(fields["members"])]
+        stages = [_validated(f"stages[{i}]", each, _STAGE_SCHEMA) for i, each in enumerate(fields["stages"] or ())]
+        fields["members"] = tuple(SelectedMember(**member) for member in members)
         fields["stages"] = None if fields["stages"] is None else tuple(Stage(**stage) for stage in stages)
         fields["weights"] = None if fields["weights"] is None else tuple(fields["weights"])
         fields["classes"] = tuple(fields["classes"])
         return cls(**fields)
 
-    def _require_known_names(self) -> None:
+    def _check_known_names(self) -> None:
         from keras_committee.layers.confidence import check_confidence
 
         self.head_layer()
         check_confidence(self.confidence)
 
 
-def _is_text(value: Any) -> bool:
+def _is_string(value: Any) -> bool:
     return isinstance(value, str)
 
 
@@ -149,46 +149,48 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and _is_number(value) and value >= 0
 
 
-def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(fits, value))
+def _is_list_of(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_valid, value))
 
 
-def _or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or fits(value)
+def _is_null_or(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_valid(value)
 
 
 # What each key holds, and how that is said.
-_TEXT, _NUMBER, _COUNT = (_is_text, "a text"), (_is_number, "a finite number"), (_is_count, "a whole number from 0")
-_SELECTION = {
-    "members": (_list_of(lambda _: True), "a list"),
-    "head": _TEXT,
-    "classes": (_list_of(_is_text), "a list of texts"),
-    "weights": (_or_null(_list_of(_is_number)), "null or a list of finite numbers"),
-    "stages": (_or_null(_list_of(lambda _: True)), "null or a list"),
-    "confidence": _TEXT,
+_STRING, _NUMBER, _COUNT = (_is_string, "a text"), (_is_number, "a finite number"), (_is_count, "a whole number from 0")
+_SELECTION_SCHEMA = {
+    "members": (_is_list_of(lambda _: True), "a list"),
+    "head": _STRING,
+    "classes": (_is_list_of(_is_string), "a list of texts"),
+    "weights": (_is_null_or(_is_list_of(_is_number)), "null or a list of finite numbers"),
+    "stages": (_is_null_or(_is_list_of(lambda _: True)), "null or a list"),
+    "confidence": _STRING,
     "report": (lambda value: isinstance(value, dict), "an object"),
 }
-_MEMBER = {
-    **dict.fromkeys(("run", "weights", "name"), _TEXT),
+_MEMBER_SCHEMA = {
+    **dict.fromkeys(("run", "weights", "name"), _STRING),
     **dict.fromkeys(("index", "parameters"), _COUNT),
     "mflops": _NUMBER,
     "temperature": (lambda value: _is_number(value) and value > 0, "a finite number above 0"),
 }
-_STAGE = {"members": _COUNT, "threshold": (_or_null(_is_number), "null or a finite number")}
+_STAGE_SCHEMA = {"members": _COUNT, "threshold": (_is_null_or(_is_number), "null or a finite number")}
 
 
-def _checked(place: str, document: Any, keys: dict[str, tuple[Callable[[Any], bool], str]]) -> dict[str, Any]:
+def _validated(location: str, document: Any, schema: dict[str, tuple[Callable[[Any], bool], str]]) -> dict[str, Any]:
     """The values of `keys` in what was read at `place`. Raises ValueError where one is missing or of another kind."""
     if not isinstance(document, dict):
-        raise ValueError(f"{place or 'it'} must be an object. Received: {_shown(document)}")
-    for key, (fits, wanted) in keys.items():
+        raise ValueError(f"{location or 'it'} must be an object. Received: {_truncated(document)}")
+    for key, (is_valid, expected) in schema.items():
         if key not in document:
-            raise ValueError(f"{place or 'it'} has no {key!r}")
-        if not fits(document[key]):
-            raise ValueError(f"{place}{'.' * bool(place)}{key} must be {wanted}. Received: {_shown(document[key])}")
-    return {key: document[key] for key in keys}
+            raise ValueError(f"{location or 'it'} has no {key!r}")
+        if not is_valid(document[key]):
+            raise ValueError(
+                f"{location}{'.' * bool(location)}{key} must be {expected}. Received: {_truncated(document[key])}"
+            )
+    return {key: document[key] for key in schema}
 
 
-def _shown(value: Any) -> str:
+def _truncated(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}..."

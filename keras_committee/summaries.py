@@ -9,20 +9,20 @@ from tensorboard.plugins.graph.keras_util import keras_model_to_graph_def
 from tensorboard.plugins.hparams import summary_v2 as hparams
 
 
-def knobs_summary(knobs: Mapping[str, Any], trial: str) -> Summary:
+def hparams_summary(parameters: Mapping[str, Any], trial: str) -> Summary:
     """The knobs of a run, for the table of HParams: a row for each `trial`, beside the scalars of the same folder.
 
     Which knobs and scalars there are TensorBoard gathers from all runs it is shown. It takes numbers, words and
     switches; every other value becomes JSON.
     """
-    plain = {
-        knob: value if isinstance(value, bool | int | float | str) else json.dumps(value)
-        for knob, value in knobs.items()
+    hparam_values = {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for name, value in parameters.items()
     }
-    return hparams.hparams_pb(plain, trial_id=trial)
+    return hparams.hparams_pb(hparam_values, trial_id=trial)
 
 
-def picture_summary(tag: str, png: bytes) -> Summary:
+def image_summary(tag: str, png: bytes) -> Summary:
     """A picture, the content of a PNG file."""
     width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))  # where PNG keeps them
     image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
@@ -35,8 +35,8 @@ def network_graph(config: str) -> bytes:
     TensorBoard takes Keras' own form, too, but opens its page with an error unless there is a graph of operations.
     """
     model = json.loads(config)
-    graph, outermost = keras_model_to_graph_def(model), f"{model['config']['name']}/"
+    graph, prefix = keras_model_to_graph_def(model), f"{model['config']['name']}/"
     for node in graph.node:  # or all would be hidden in one box
-        inputs = [name.removeprefix(outermost) for name in node.input]
-        node.name, node.input[:] = node.name.removeprefix(outermost), inputs
+        inputs = [name.removeprefix(prefix) for name in node.input]
+        node.name, node.input[:] = node.name.removeprefix(prefix), inputs
     return graph.SerializeToString()

@@ -6,18 +6,18 @@ from typing import Any
 
 import click
 
-_TOLD = ("accuracy", "nll", "ece")
-_MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
+_REPORTED_SCORES = ("accuracy", "nll", "ece")
+_MFLOPS_NOTE = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
 _QUARTILES = ("lower", "median", "upper")
 
 
 def print_members(members: list[dict[str, Any]]) -> None:
     """The table of the members that `show` describes."""
-    cells = [[*_member_cells(member), *_skipping_cells(member), *_memory_cells(member)] for member in members]
+    rows = [[*_member_cells(member), *_stochastic_depth_cells(member), *_memory_cells(member)] for member in members]
     columns = ["member", "name", "parameters", "MFLOPs", "expected depth", "expected saving"]
     batch = members[0]["batch_size"]
     note = f"Memory: foretold from the shapes, of a training step of {batch:,} images and of answering one. "
-    print_table([*columns, "training memory", "inference memory"], cells, note)
+    print_table([*columns, "training memory", "inference memory"], rows, note)
 
 
 def print_evaluation(result: dict[str, Any]) -> None:
@@ -28,13 +28,13 @@ def print_evaluation(result: dict[str, Any]) -> None:
     _print_latency(result["members"])
     committees = [
         [
-            str(each["size"]),
-            str(each["accuracy"]["subsets"]),
-            f"{each['mflops']:.2f}",
-            f"{each['accuracy']['min']:.4f} .. {each['accuracy']['max']:.4f}",
-            *(_spread(each[score]) for score in scores),
+            str(committee["size"]),
+            str(committee["accuracy"]["subsets"]),
+            f"{committee['mflops']:.2f}",
+            f"{committee['accuracy']['min']:.4f} .. {committee['accuracy']['max']:.4f}",
+            *(_format_mean_std(committee[score]) for score in scores),
         ]
-        for each in result["committees"]
+        for committee in result["committees"]
     ]
     print_table(
         ["size", "subsets", "MFLOPs", "accuracy of each", "accuracy", "NLL", "ECE", "Brier"],
@@ -46,73 +46,76 @@ def print_evaluation(result: dict[str, Any]) -> None:
 def print_selection(selection: dict[str, Any]) -> None:
     """What was chosen, beside the best member and, of a cascade, the committee that it is measured against."""
     report = selection["report"]
-    rows = [_chosen_row(f"the {selection['kind']}", report)]
+    rows = [_selection_row(f"the {selection['kind']}", report)]
     if "cascade" in report:
-        rows.append(_described_row("best committee", report["cascade"]["committee"]))
-    rows.append(_described_row("best member", report["best_member"]))
+        rows.append(_summary_row("best committee", report["cascade"]["committee"]))
+    rows.append(_summary_row("best member", report["best_member"]))
     columns = ["", "members", "MFLOPs", "validation accuracy", "test accuracy", "test NLL", "test ECE"]
     print_table(columns, rows, "Chosen on validation; [95 % interval of the bootstrap]. ")
 
 
-def _chosen_row(name: str, report: dict[str, Any]) -> list[str]:
+def _selection_row(name: str, report: dict[str, Any]) -> list[str]:
     test = report["test"]
     return [
         name,
-        _names(report["members"]),
+        _format_names(report["members"]),
         f"{report['mflops']:.2f}",
         f"{report['validation']['accuracy']['value']:.4f}",
-        *(f"{test[score]['value']:.4f} [{test[score]['low']:.4f}, {test[score]['high']:.4f}]" for score in _TOLD),
+        *(
+            f"{test[score]['value']:.4f} [{test[score]['low']:.4f}, {test[score]['high']:.4f}]"
+            for score in _REPORTED_SCORES
+        ),
     ]
 
 
-def _described_row(name: str, described: dict[str, Any]) -> list[str]:
+def _summary_row(name: str, summary: dict[str, Any]) -> list[str]:
     return [
         name,
-        _names(described["members"]),
-        f"{described['mflops']:.2f}",
-        f"{described['validation']['accuracy']:.4f}",
-        *(f"{described['test'][score]:.4f}" for score in _TOLD),
+        _format_names(summary["members"]),
+        f"{summary['mflops']:.2f}",
+        f"{summary['validation']['accuracy']:.4f}",
+        *(f"{summary['test'][score]:.4f}" for score in _REPORTED_SCORES),
     ]
 
 
-def _names(members: list[dict[str, Any]]) -> str:
+def _format_names(members: list[dict[str, Any]]) -> str:
     """`"wrn_16_1 (0, 2), wrn_16_2 (1)"`: the members by their names, with their indices."""
-    indices: dict[str, list[str]] = {}
+    indices_by_name: dict[str, list[str]] = {}
     for member in members:
-        times = f" x{member['share']}" if member["share"] > 1 else ""
-        indices.setdefault(member["name"], []).append(f"{member['index']}{times}")
-    return ", ".join(f"{name} ({', '.join(places)})" for name, places in indices.items())
+        suffix = f" x{member['share']}" if member["share"] > 1 else ""
+        indices_by_name.setdefault(member["name"], []).append(f"{member['index']}{suffix}")
+    return ", ".join(f"{name} ({', '.join(member_indices)})" for name, member_indices in indices_by_name.items())
 
 
 def _print_latency(members: list[dict[str, Any]]) -> None:
-    cells = [
-        [str(member["index"]), member["name"], str(each["batch"]), *(f"{each[name]:.2f}" for name in _QUARTILES)]
+    rows = [
+        [str(member["index"]), member["name"], str(timing["batch"]), *(f"{timing[name]:.2f}" for name in _QUARTILES)]
         for member in members
-        for each in member.get("latency", ())
+        for timing in member.get("latency", ())
     ]
-    if cells:
-        print_table(["member", "name", "images", "lower quartile", "median", "upper quartile"], cells, "Milliseconds. ")
+    if rows:
+        print_table(["member", "name", "images", "lower quartile", "median", "upper quartile"], rows, "Milliseconds. ")
 
 
 def _member_cells(member: dict[str, Any]) -> list[str]:
     return [str(member["index"]), member["name"], f"{member['parameters']:,}", f"{member['mflops']:.2f}"]
 
 
-def _skipping_cells(member: dict[str, Any]) -> list[str]:
+def _stochastic_depth_cells(member: dict[str, Any]) -> list[str]:
     if member["expected_depth"] is None:
         return ["-", "-"]
     return [f"{member['expected_depth']:.2f} blocks", f"{member['expected_saving']:.1%} in training"]
 
 
 def _memory_cells(member: dict[str, Any]) -> list[str]:
-    return [_bytes(member["memory"][name]) for name in ("training", "inference")]
+    return [_format_bytes(member["memory"][name]) for name in ("training", "inference")]
 
 
-def _bytes(count: int) -> str:
+def _format_bytes(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-def _spread(score: dict[str, float]) -> str:
+def _format_mean_std(score: dict[str, float]) -> str:
     return f"{score['mean']:.4f} ± {score['std']:.4f}"
 
 
@@ -127,40 +130,40 @@ def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> No
 
     console = Console(markup=False, emoji=False, highlight=False)
     headers = columns if not sys.stdout.isatty() else [max(column.split(), key=len, default="") for column in columns]
-    widths = [max(map(_width, cells)) for cells in zip(headers, *rows, strict=True)]
-    least = sum(widths) + 3 * (len(columns) - 1)  # between two columns stand a line and two blanks
+    widths = [max(map(_display_width, cells)) for cells in zip(headers, *rows, strict=True)]
+    min_width = sum(widths) + 3 * (len(columns) - 1)  # between two columns stand a line and two blanks
     if not sys.stdout.isatty():
-        console.width = least + 4
-    if least > console.width:
-        click.echo("\n".join(_paragraphs(columns, rows, console.width)))
+        console.width = min_width + 4
+    if min_width > console.width:
+        click.echo("\n".join(_wrap_rows(columns, rows, console.width)))
     else:
-        edge = least + 4 <= console.width
-        table = Table(show_edge=edge, pad_edge=edge)
+        show_edge = min_width + 4 <= console.width
+        table = Table(show_edge=show_edge, pad_edge=show_edge)
         for column, width in zip(columns, widths, strict=True):
             table.add_column(column, min_width=width)
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    if words := f"{note}{_MFLOPS if 'MFLOPs' in columns else ''}".strip():
-        click.echo(f"{words}\n")
+    if footer := f"{note}{_MFLOPS_NOTE if 'MFLOPs' in columns else ''}".strip():
+        click.echo(f"{footer}\n")
 
 
-def _width(text: str) -> int:
+def _display_width(text: str) -> int:
     """Places that `text` takes in a terminal: some characters take two."""
     from rich.cells import cell_len
 
     return cell_len(text)
 
 
-def _paragraphs(columns: list[str], rows: list[list[str]], width: int) -> Iterator[str]:
+def _wrap_rows(columns: list[str], rows: list[list[str]], width: int) -> Iterator[str]:
     """The lines of each row: its first cell, then what the other columns say, broken between columns only."""
     for row in rows:
-        head = f"{columns[0]} {row[0]}".strip()
-        line = f"{head}:" if head else " "
+        title = f"{columns[0]} {row[0]}".strip()
+        line = f"{title}:" if title else " "
         for column, cell in zip(columns[1:], row[1:], strict=True):
-            said = f" {column} {cell}".rstrip() + ";"
-            if len(line) + len(said) > width and line.strip():
+            field = f" {column} {cell}".rstrip() + ";"
+            if len(line) + len(field) > width and line.strip():
                 yield line
                 line = " "
-            line += said if cell else ""
+            line += field if cell else ""
         yield f"{line.rstrip(';')}\n"

@@ -26,7 +26,7 @@ def recipe(
     learning_rate=0.1,
     drops=(0.5, 0.75),
     warm_up=0,
-    rematerialise=False,
+    remat=False,
     data_dir=None,
     seed=0,
 ):
@@ -43,11 +43,11 @@ def recipe(
             survival=survival if survival < 1 else None,
             mode=mode,
             l2=5e-5,  # Keras adds l2 * sum(w^2): the paper's 1e-4
-            rematerialise=rematerialise,
+            remat=remat,
         )
 
     def optimizer(steps):  # steps = epochs * batches per epoch
-        rate = schedules.stochastic_depth(steps, learning_rate, drops, warm_up=round(steps * warm_up / epochs))
+        rate = schedules.lr_stochastic_depth(steps, learning_rate, drops, warmup_steps=round(steps * warm_up / epochs))
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
 
     return Recipe(

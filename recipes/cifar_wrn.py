@@ -24,7 +24,7 @@ def recipe(members=8, depth=16, width=4, epochs=200, batch_size=128, learning_ra
         return models.wide_resnet(depth, width, classes=10, l2=2.5e-4)  # Keras adds l2 * sum(w^2): the paper's 5e-4
 
     def optimizer(steps):  # steps = epochs * batches per epoch
-        return keras.optimizers.SGD(schedules.wide_resnet(steps, learning_rate), momentum=0.9, nesterov=True)
+        return keras.optimizers.SGD(schedules.lr_wide_resnet(steps, learning_rate), momentum=0.9, nesterov=True)
 
     return Recipe(
         data=data.cifar10(batch_size, directory=data_dir, validation=5_000, augment=data.pad_crop_flip(4)),

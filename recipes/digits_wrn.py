@@ -25,7 +25,7 @@ def recipe(members=4, depth=10, width=1, epochs=12, batch_size=64, learning_rate
         return models.wide_resnet(depth, width, classes=10, l2=2.5e-4, mean=77.9, std=95.9)
 
     def optimizer(steps):  # steps = epochs * batches per epoch
-        rate = schedules.cosine(steps, learning_rate, warm_up=steps // 10)
+        rate = schedules.cosine(steps, learning_rate, warmup_steps=steps // 10)
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
 
     return Recipe(

@@ -46,7 +46,9 @@ def recipe(
     if not 0 <= frozen_epochs < epochs:
         raise ValueError(f"frozen_epochs must be 0 or more and below epochs={epochs}. Received: {frozen_epochs}")
     size = resolution or models.efficientnet_resolution(variant)
-    images = data.image_folder(data_dir, batch_size, framing=data.centre_crop(size), augment=data.random_resized_crop())
+    images = data.image_folder(
+        data_dir, batch_size, transform=data.center_crop(size), augment=data.random_resized_crop()
+    )
     from_keras = weights == "imagenet" or weights.endswith(".h5")
 
     def member(index):  # built under seed + index, so the logits start apart
@@ -58,7 +60,7 @@ def recipe(
     def optimizer(steps):  # steps = epochs * batches per epoch
         frozen = steps * frozen_epochs // epochs
         low = schedules.cosine(steps - frozen, learning_rate)
-        rate = schedules.Joined(head_rate, frozen, low) if frozen else low
+        rate = schedules.SequentialSchedule(head_rate, frozen, low) if frozen else low
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
 
     return Recipe(
@@ -69,10 +71,10 @@ def recipe(
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         label_smoothing=0.1,
-        initial=None if from_keras or weights == "none" else weights,
-        trains=lambda epoch: ["logits"] if epoch < frozen_epochs else ["*"],
+        initial_weights=None if from_keras or weights == "none" else weights,
+        trainable_layers=lambda epoch: ["logits"] if epoch < frozen_epochs else ["*"],
         survival=lambda epoch: 1.0 if epoch < frozen_epochs else survival,
-        keep_best="accuracy",
+        restore_best="accuracy",
         precision=precision,
         seed=seed,
     )

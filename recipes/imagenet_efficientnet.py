@@ -1,7 +1,7 @@
 """Three EfficientNets vote on ImageNet: B0 to B7, without AutoAugment, as in the paper on committees.
 
-    keras-committee show recipes/imagenet_efficientnet.py --set variant=b5
-    keras-committee records imagenet imagenet-records --shards 1024
+    keras-committee describe recipes/imagenet_efficientnet.py --set variant=b5
+    keras-committee make-tfrecords imagenet imagenet-records --shards 1024
     keras-committee train recipes/imagenet_efficientnet.py --set data_dir=imagenet-records
     keras-committee train recipes/imagenet_efficientnet.py --set variant=b3 --set precision=mixed_bfloat16 \
         --set data_dir=imagenet-records
@@ -68,14 +68,14 @@ def recipe(
         )
 
     def optimizer(steps):  # steps = epochs * batches per epoch
-        rate = schedules.efficientnet(max(1, steps // epochs), batch_size, rate=learning_rate)
+        rate = schedules.lr_efficientnet(max(1, steps // epochs), batch_size, rate=learning_rate)
         return keras.optimizers.RMSprop(rate, rho=0.9, momentum=0.9, epsilon=1e-3)
 
     return Recipe(
         data=read(
             data_dir,
             batch_size,
-            framing=data.centre_crop(size, method="bicubic"),
+            transform=data.center_crop(size, method="bicubic"),
             validation=validation,  # of the training images: ImageNet's own validation images are the test split
             augment=pictures,
         ),
@@ -85,8 +85,8 @@ def recipe(
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         label_smoothing=0.1,
-        ema=ema,
+        ema_momentum=ema,
         precision=precision,
-        accumulate=accumulate,
+        gradient_accumulation_steps=accumulate,
         seed=seed,
     )

@@ -20,9 +20,7 @@ from pathlib import Path
 EXTRAS = Path(__file__).parent / "extras"
 ROOT = EXTRAS.parents[1]
 TRAIN = "keras-committee train {recipes}/digits_wrn.py --smoke --run run --workers 1"
-SEARCH = (
-    "keras-committee search {recipes}/digits_wrn.py --range width=1:2 --budget-minutes 0.1 --set epochs=1 --out out"
-)
+SEARCH = "keras-committee search {recipes}/digits_wrn.py --search-space width=1:2 --budget-minutes 0.1 --set epochs=1 --out out"
 INSTALLERS = {
     "pip": "python -m pip install --quiet --disable-pip-version-check",
     "uv": "uv pip install --quiet --python env/bin/python",
@@ -33,13 +31,13 @@ RUNS = {  # what each is for
         "keras-committee evaluate run",
         "keras-committee report run",
     ],
-    "sdist": ["keras-committee show {recipes}/digits_wrn.py", "keras-committee doctor"],
-    "serving": [TRAIN, "keras-committee export run --to model", "python {extras}/served_answer.py model"],
+    "sdist": ["keras-committee describe {recipes}/digits_wrn.py", "keras-committee doctor"],
+    "serving": [TRAIN, "keras-committee export run --out model", "python {extras}/served_answer.py model"],
     "search": [SEARCH],
-    "ray": ["keras-committee train {recipes}/digits_wrn.py --smoke --run other --ray local"],
+    "ray": ["keras-committee train {recipes}/digits_wrn.py --smoke --run other --ray-address local"],
     "cv": [
         "python {extras}/cv_member.py",
-        "keras-committee adopt {recipes}/digits_wrn.py member.keras --run adopted",
+        "keras-committee import {recipes}/digits_wrn.py member.keras --run adopted",
         "keras-committee evaluate adopted",
     ],
     "model-garden": ["python {extras}/garden_policy.py"],

@@ -23,7 +23,7 @@ def alone(path, file, racer, wait):
     """Begins the folder and owns it; the winner keeps it until all have spoken."""
     run = Run.create(path, file, file.resolve([]), command="train")
     with run.lock():
-        run.journal("won", racer=racer)
+        run.append_event("won", racer=racer)
         wait("won")
 
 
@@ -32,7 +32,7 @@ def together(path, file, racer, wait):
     run = Run.create(path, file, file.resolve([]), command="train", shared=True)
     with run.lock(shared=True), run.member(racer).lock():
         for place in range(5):
-            run.journal("step", racer=racer, place=place, text="é" * 700)
+            run.append_event("step", racer=racer, place=place, text="é" * 700)
         wait("won")
 
 
@@ -41,7 +41,7 @@ def writing(path, file, racer, wait):
     run = Run.open(path)
     with run.lock(shared=True):
         for place in range(50):
-            run.journal("step", racer=racer, place=place, text="x" * (racer * 900))
+            run.append_event("step", racer=racer, place=place, text="x" * (racer * 900))
         wait("won")
 
 
@@ -97,7 +97,7 @@ def main(scratch, scene, rounds):
         words = race(act, racers, folder, file)
         run = Run.open(folder)
         left = sorted(path.name for path in folder.iterdir())
-        record = [run.recipe_file().source == SOURCE, run.knobs(), run.environment()["recipe"]]
+        record = [run.recipe_file().source == SOURCE, run.parameters(), run.environment()["recipe"]]
         print(json.dumps({"words": words, "events": run.events(), "left": left, "record": record}))
 
 

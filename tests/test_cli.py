@@ -85,12 +85,16 @@ HELP_AND_MISTAKES = [
     (["train", "--help"], 0, ""),
     (["--version"], 0, ""),
     (["train", "missing.py"], 2, "error: no such recipe: missing.py"),
-    (["show", "tiny.py", "--set", "unit=3"], 2, "error: tiny.py has no knob 'unit'. Did you mean 'units'?"),
+    (["describe", "tiny.py", "--set", "unit=3"], 2, "error: tiny.py has no knob 'unit'. Did you mean 'units'?"),
     (["train", "tiny.py", "--set", "units=few"], 2, "error: tiny.py: knob 'units' expects an integer"),
     (["train", "tiny.py", "--run", "tiny.py/run"], 7, "error: cannot write tiny.py/run"),
     (["evaluate", "runs/none"], 4, "error: runs/none is not a run folder"),
     (["calibrate", "runs/none"], 4, "error: runs/none is not a run folder"),
-    (["robustness", "runs/none", "--kinds", "fog,rain"], 2, "error: Invalid value for '--kinds': 'rain' is not"),
+    (
+        ["robustness", "runs/none", "--corruptions", "fog,rain"],
+        2,
+        "error: Invalid value for '--corruptions': 'rain' is not",
+    ),
     (["predict", "runs/none", "a.png"], 4, "error: runs/none is not a run folder"),
     (["trian"], 2, "error: No such command 'trian'. Did you mean 'train'?\n  see: keras-committee --help"),
 ]
@@ -137,7 +141,7 @@ def test_the_list_of_commands_says_whole_sentences_in_the_order_of_work(capsys):
     listed = [line.split(maxsplit=1) for line in capsys.readouterr().out.partition("Commands:\n")[2].splitlines()]
     assert [name for name, _ in listed] == list(cli.cli.commands)
     assert [name for name, sentence in listed if sentence.endswith("...") or not sentence.endswith(".")] == []
-    assert (listed[0][0], listed[1][0]) == ("doctor", "new")
+    assert (listed[0][0], listed[1][0]) == ("doctor", "init")
 
 
 def test_no_command_shows_the_help_and_is_a_usage_error(capsys):
@@ -177,7 +181,7 @@ def test_every_public_name_can_be_reached_and_no_other():
 
 
 def test_show_prints_docstring_knobs_and_members(folder, capsys):
-    assert cli.main(["show", "tiny.py", "--set", "members=3"]) == 0
+    assert cli.main(["describe", "tiny.py", "--set", "members=3"]) == 0
     text = capsys.readouterr().out
     assert "tiny: Two linear members look at digits." in text
     assert "--set members=3" in text
@@ -188,7 +192,7 @@ def test_show_prints_docstring_knobs_and_members(folder, capsys):
 
 
 def test_show_as_json_is_one_document_with_the_agreed_keys(folder, capsys):
-    assert cli.main(["show", "tiny.py", "--set", "units=12", "--json"]) == 0
+    assert cli.main(["describe", "tiny.py", "--set", "units=12", "--json"]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert list(document) == ["recipe", "doc", "knobs", "members"]
@@ -209,13 +213,13 @@ def test_show_as_json_is_one_document_with_the_agreed_keys(folder, capsys):
 
 
 def test_train_makes_the_run_and_hands_over_recipe_and_strategy(folder, untrained, capsys):
-    options = ["--workers", "2", "--members", "1,0", "--save-every", "7", "--deterministic", "--from-scratch"]
-    assert cli.main(["train", "tiny.py", "--set", "epochs=7", "--strategy", "one", *options]) == 0
+    options = ["--workers", "2", "--members", "1,0", "--checkpoint-every", "7", "--deterministic", "--restart"]
+    assert cli.main(["train", "tiny.py", "--set", "epochs=7", "--strategy", "single", *options]) == 0
     [(run, recipe, strategy, told)] = untrained
     assert (told["workers"], told["members"], told["from_scratch"]) == (2, [1, 0], True)
-    assert told["settings"] == training.Settings(save_seconds=7.0, deterministic=True)
-    assert (str(run.path), recipe.epochs, recipe.members, strategy) == ("runs/tiny", 7, 2, "one")
-    begun = "keras-committee train tiny.py --set epochs=7 --strategy one --workers 2"
+    assert told["settings"] == training.TrainingOptions(checkpoint_seconds=7.0, deterministic=True)
+    assert (str(run.path), recipe.epochs, recipe.members, strategy) == ("runs/tiny", 7, 2, "single")
+    begun = "keras-committee train tiny.py --set epochs=7 --strategy single --workers 2"
     assert run.environment()["command"].startswith(begun)
     assert "\nNext: keras-committee evaluate runs/tiny" in capsys.readouterr().out
 
@@ -363,8 +367,8 @@ def test_evaluate_uses_the_recipe_and_the_knobs_of_the_run(folder, monkeypatch):
 
 
 def test_a_missing_argument_is_told_in_our_form(capsys):
-    assert cli.main(["show"]) == 2
-    assert capsys.readouterr().err == "error: Missing argument 'RECIPE'.\n  see: keras-committee show --help\n"
+    assert cli.main(["describe"]) == 2
+    assert capsys.readouterr().err == "error: Missing argument 'RECIPE'.\n  see: keras-committee describe --help\n"
 
 
 def test_E09_a_reader_that_has_gone_away_is_no_failure(folder):

@@ -32,7 +32,7 @@ def test_select_writes_the_selection_and_says_how_to_go_on(copied, capfd):
 
 def test_select_a_cascade_as_one_json_document_elsewhere(copied, tmp_path, capfd):
     file = tmp_path / "elsewhere" / "cascade.json"
-    assert main(["select", str(copied), "--cascade", "--target-drop", "1", "--json", "--out", str(file)]) == 0
+    assert main(["select", str(copied), "--cascade", "--max-accuracy-drop", "1", "--json", "--out", str(file)]) == 0
     document = json.loads(capfd.readouterr().out)
     assert (document["file"], document["kind"]) == (str(file), "cascade")
     assert document["report"] == Selection.read(file).report
@@ -44,9 +44,12 @@ def test_select_a_cascade_as_one_json_document_elsewhere(copied, tmp_path, capfd
     [
         (["--max-mflops", "2", "--max-latency", "3"], "--max-mflops and --max-latency are two budgets: give one."),
         (["--max-latency", "3", "--cascade"], "bound a --cascade by --max-mflops"),
-        (["--target-drop", "0.1"], "--target-drop is for a --cascade"),
-        (["--cascade", "--target-drop", "0.1", "--objective", "nll"], "--target-drop is of accuracy"),
-        (["--cascade", "--target-drop", "0.1", "--max-mflops", "2"], "--target-drop and a budget are two goals"),
+        (["--max-accuracy-drop", "0.1"], "--max-accuracy-drop is for a --cascade"),
+        (["--cascade", "--max-accuracy-drop", "0.1", "--objective", "nll"], "--max-accuracy-drop is of accuracy"),
+        (
+            ["--cascade", "--max-accuracy-drop", "0.1", "--max-mflops", "2"],
+            "--max-accuracy-drop and a budget are two goals",
+        ),
         (["--cascade", "--min-accuracy", "0.7", "--max-mflops", "2"], "takes --max-mflops or --min-accuracy, not both"),
         (["--cascade", "--min-accuracy", "0.7", "--objective", "brier"], "is its target: leave out --objective"),
         (["--min-accuracy", "70"], "is not in the range 0<=x<=1"),
@@ -62,8 +65,8 @@ def test_a_budget_that_buys_nothing_ends_with_2_and_a_run_that_is_not_whole_with
     assert "buys no member: the cheapest, member 0 (linear_0)" in capfd.readouterr().err
     Run.open(copied).member(1).model.unlink()
     assert main(["select", str(copied)]) == 6
-    assert "--min-members 2" in capfd.readouterr().err
-    assert main(["select", str(copied), "--min-members", "2", "--json"]) == 0
+    assert "--allow-incomplete 2" in capfd.readouterr().err
+    assert main(["select", str(copied), "--allow-incomplete", "2", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["report"]["missing"] == {str(copied): [1]}
 
 

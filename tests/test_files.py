@@ -15,7 +15,7 @@ import time
 import pytest
 
 from keras_committee.errors import InUseError, ResourceError, RunError
-from keras_committee.files import owned, write_file, writing
+from keras_committee.files import file_lock, translate_os_errors, write_file
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 
@@ -49,7 +49,7 @@ def hold():
 
 
 def take(path, **how):
-    with owned(path, "the house", **how):
+    with file_lock(path, "the house", **how):
         return "taken"
 
 
@@ -74,7 +74,10 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
 
 
 def test_an_error_without_a_reason_of_the_system_tells_its_text(tmp_path):
-    with pytest.raises(ResourceError, match="votes: 3 requested and 2 written"), writing(tmp_path / "votes"):
+    with (
+        pytest.raises(ResourceError, match="votes: 3 requested and 2 written"),
+        translate_os_errors(tmp_path / "votes"),
+    ):
         raise OSError("3 requested and 2 written")
 
 
@@ -128,7 +131,7 @@ def test_the_name_of_an_earlier_owner_is_gone(tmp_path):
 
 def test_an_owner_who_has_not_written_its_name_is_another_process(tmp_path):
     path = tmp_path / "lock"
-    with owned(path, "the house"):
+    with file_lock(path, "the house"):
         path.write_text("")
         with pytest.raises(InUseError, match=r"the house is in use by another process\."):
             take(path)
@@ -193,7 +196,7 @@ def test_A15_of_two_who_start_one_run_at_once_exactly_one_wins_in_each_of_50_rac
         assert [event["event"] for event in result["events"]] == ["won"]
         assert result["record"] == RECORD
         assert result["left"] == [
-            *(".record.lock", "environment.json", "journal.jsonl", "knobs.json", "lock", "recipe.py")
+            *(".record.lock", "environment.json", "journal.jsonl", "parameters.json", "lock", "recipe.py")
         ]
 
 
@@ -213,7 +216,7 @@ def test_A15_who_shares_waits_while_another_job_writes_the_record(tmp_path, hold
     holder = hold(tmp_path / "run" / ".record.lock", "alone")
     threading.Timer(0.3, holder.kill).start()
     run = Run.create(tmp_path / "run", file, file.resolve([]), command="train", shared=True)
-    assert run.knobs() == {"members": 2}
+    assert run.parameters() == {"members": 2}
 
 
 def test_lines_that_four_processes_append_to_the_journal_at_once_are_whole_and_none_is_lost(race):

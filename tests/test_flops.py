@@ -223,8 +223,8 @@ def test_a_block_that_is_skipped_costs_its_survival_in_training():
     for mode in ("batch", "subset"):
         assert flops.multiply_adds(block(mode)) == convolution + dense
         assert flops.expected_multiply_adds(block(mode)) == pytest.approx(0.2 * convolution + dense)
-        assert flops.expected_saving(block(mode)) == pytest.approx(0.8 * convolution / (convolution + dense))
-    assert flops.expected_saving(block("sample")) == 0.0
+        assert flops.expected_flops_reduction(block(mode)) == pytest.approx(0.8 * convolution / (convolution + dense))
+    assert flops.expected_flops_reduction(block("sample")) == 0.0
 
 
 def test_blocks_within_blocks_multiply_their_survival():

@@ -25,7 +25,7 @@ def test_a_small_network_takes_what_one_counts_by_hand():
     optimizer.build(model.trainable_variables)
 
     trainable = 3 * 3 * 3 * 4 + 2 * 4 + 3 * 3 * 4 * 4 + 4 + 64 * 5 + 5
-    memory = flops.training_memory(model, 7, optimizer=optimizer, averages=True)
+    memory = flops.training_memory(model, 7, optimizer=optimizer, use_ema=True)
     assert memory.weights == memory.averages == 4 * (trainable + 2 * 4)
     assert memory.gradients == 4 * trainable
     assert memory.slots == 4 * trainable + 8 + 4  # iterations, and the rate
@@ -37,7 +37,7 @@ def test_a_small_network_takes_what_one_counts_by_hand():
 def test_a_batch_in_parts_keeps_the_activations_of_one_part_and_two_gradients():
     image = keras.Input((6,), name="image")
     model = keras.Model(image, keras.layers.Dense(3)(image))
-    whole, parts = flops.training_memory(model, 12), flops.training_memory(model, 12, parts=4)
+    whole, parts = flops.training_memory(model, 12), flops.training_memory(model, 12, gradient_accumulation_steps=4)
     assert (whole.activations, parts.activations) == (12 * 6 * 4, 3 * 6 * 4)
     assert (whole.gradients, parts.gradients) == (4 * 21, 2 * 4 * 21)
     assert (whole.slots, whole.averages) == (0, 0)
@@ -52,11 +52,11 @@ def test_inference_holds_the_weights_and_what_is_alive_at_once():
     assert flops.inference_memory(model, 3) == 4 * (weights + 3 * (10 + 100 + 20))  # the image is asked for again
 
 
-def blocks_of(rematerialise, sizes=(30, 50)):
+def blocks_of(remat, sizes=(30, 50)):
     x = image = keras.Input((8,), name="image")
     for size in sizes:
         branch = keras.Sequential([keras.layers.Dense(size, activation="relu"), keras.layers.Dense(8)])
-        x = layers.StochasticDepth(branch, survival=0.7, rematerialise=rematerialise)(x)
+        x = layers.StochasticDepth(branch, survival=0.7, remat=remat)(x)
     return keras.Model(image, keras.layers.Dense(2)(x))
 
 
@@ -65,7 +65,7 @@ def test_branches_that_may_be_skipped_count_whole():
     assert flops.training_memory(blocks_of(False), 1).activations == 4 * (8 + 30 + 8 + 50 + 8)
 
 
-def test_rematerialised_branches_keep_their_inputs_and_the_largest_one_is_there_once():
+def test_rematerialized_branches_keep_their_inputs_and_the_largest_one_is_there_once():
     assert flops.training_memory(blocks_of(True), 1).activations == 4 * (8 + 8 + 8) + 4 * (8 + 50)
 
 
@@ -94,7 +94,7 @@ model = keras.Model(image, keras.layers.Dense(5)(keras.layers.GlobalAveragePooli
 optimizer = keras.optimizers.SGD(0.1)
 optimizer.build(model.trainable_variables)
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-step = training_step(model, optimizer, loss, make_strategy("one", batch))
+step = training_step(model, optimizer, loss, make_strategy("single", batch))
 images, labels = np.zeros((batch, 64, 64, 3), "float32"), np.zeros(batch, "int32")
 for _ in range(3):
     step(images, labels)

@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from keras_committee import flops
-from keras_committee.models import Cascade, Ensemble, at_resolution, resnet, wide_resnet
+from keras_committee.models import Cascade, Ensemble, resnet, wide_resnet, with_input_size
 
 COUNTED = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "BatchMatMulV2")
 
@@ -76,7 +76,7 @@ def test_the_profiler_agrees_on_published_networks(make):
 @backend
 def test_the_profiler_agrees_on_committees_and_cascades_of_several_resolutions():
     net = wide_resnet(10, 1, classes=7)
-    small, members = at_resolution(net, (20, 24)), [at_resolution(net, (20, 24)), wide_resnet(10, 2, classes=7)]
+    small, members = with_input_size(net, (20, 24)), [with_input_size(net, (20, 24)), wide_resnet(10, 2, classes=7)]
     for model in (small, Ensemble(members, image_size="largest"), Cascade(members, (0.5,), image_size="largest")):
         assert profiled(model) == 2 * flops.multiply_adds(model)
 
@@ -117,7 +117,7 @@ def test_a_network_asked_at_two_resolutions_pays_twice_and_for_resizing():
     image = keras.Input((8, 6, 3))
     pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(5, 3, padding="same", use_bias=False)(image))
     net = keras.Model(image, pooled, name="net")
-    cascade = Cascade([at_resolution(net, (4, 3)), net], (0.5,), image_size="largest")
+    cascade = Cascade([with_input_size(net, (4, 3)), net], (0.5,), image_size="largest")
     resize = 4 * 6 * 3 * 8 + 4 * 3 * 3 * 6
     assert flops.member_multiply_adds(cascade) == [resize + 4 * 3 * 27 * 5, 8 * 6 * 27 * 5]
     assert flops.multiply_adds(cascade) == sum(flops.member_multiply_adds(cascade))

@@ -36,7 +36,7 @@ def test_the_metrics_of_two_examples_by_hand():
 
 
 def test_the_summary_has_the_four_metrics_as_python_floats():
-    summary = metrics.summary(*TWO)
+    summary = metrics.classification_metrics(*TWO)
     assert summary == {
         "accuracy": metrics.accuracy(*TWO),
         "nll": metrics.nll(*TWO),
@@ -106,13 +106,15 @@ def test_the_metrics_do_not_depend_on_the_order_of_examples_or_classes(seed, cla
     rows, columns = generator.permutation(examples), generator.permutation(classes)
     shuffled = probabilities[rows][:, columns]
     renamed = np.argsort(columns)[labels[rows]]
-    assert metrics.summary(shuffled, renamed) == pytest.approx(metrics.summary(probabilities, labels))
+    assert metrics.classification_metrics(shuffled, renamed) == pytest.approx(
+        metrics.classification_metrics(probabilities, labels)
+    )
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 1000), st.integers(2, 7), st.integers(1, 40))
 def test_the_metrics_stay_in_their_ranges(seed, classes, examples):
-    summary = metrics.summary(*draw(seed, examples, classes))
+    summary = metrics.classification_metrics(*draw(seed, examples, classes))
     assert 0 <= summary["accuracy"] <= 1
     assert 0 <= summary["ece"] <= 1
     assert 0 <= summary["brier"] <= 2
@@ -123,7 +125,12 @@ def test_the_metrics_stay_in_their_ranges(seed, classes, examples):
 @given(st.integers(0, 1000))
 def test_a_certain_and_right_prediction_is_without_fault(seed):
     labels = draw(seed)[1]
-    assert metrics.summary(np.eye(5)[labels], labels) == {"accuracy": 1.0, "nll": 0.0, "ece": 0.0, "brier": 0.0}
+    assert metrics.classification_metrics(np.eye(5)[labels], labels) == {
+        "accuracy": 1.0,
+        "nll": 0.0,
+        "ece": 0.0,
+        "brier": 0.0,
+    }
 
 
 def test_disagreement_and_double_fault_are_the_loops_over_pairs():
@@ -173,7 +180,15 @@ FINE, LABELS = draw(8, examples=6, classes=3)
     ],
 )
 @pytest.mark.parametrize(
-    "metric", [metrics.accuracy, metrics.nll, metrics.brier, metrics.ece, metrics.summary, metrics.confusion_matrix]
+    "metric",
+    [
+        metrics.accuracy,
+        metrics.nll,
+        metrics.brier,
+        metrics.ece,
+        metrics.classification_metrics,
+        metrics.confusion_matrix,
+    ],
 )
 def test_what_are_no_probabilities_or_labels_is_refused(metric, probabilities, labels, wanted):
     with pytest.raises(ValueError, match=wanted):

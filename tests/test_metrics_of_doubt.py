@@ -147,7 +147,7 @@ def test_the_ambiguities_are_the_distances_of_the_members_from_their_committee()
 
 def test_uncertainty_is_that_of_scipy_and_its_parts_add_up():
     votes, _ = draw_votes(9)
-    parts = metrics.uncertainty(votes)
+    parts = metrics.uncertainty_decomposition(votes)
     np.testing.assert_allclose(parts["total"], scipy.stats.entropy(votes.mean(axis=1), axis=1))
     np.testing.assert_allclose(parts["expected"], scipy.stats.entropy(votes, axis=2).mean(axis=1))
     np.testing.assert_allclose(parts["total"], parts["expected"] + parts["mutual"])
@@ -157,14 +157,17 @@ def test_uncertainty_is_that_of_scipy_and_its_parts_add_up():
 
 def test_a_member_of_twice_the_weight_counts_as_two():
     votes, _ = draw_votes(10)
-    parts, wanted = metrics.uncertainty(votes, [0.5, 0.25, 0.25]), metrics.uncertainty(votes[:, [0, 0, 1, 2]])
+    parts, wanted = (
+        metrics.uncertainty_decomposition(votes, [0.5, 0.25, 0.25]),
+        metrics.uncertainty_decomposition(votes[:, [0, 0, 1, 2]]),
+    )
     for name, values in parts.items():
         np.testing.assert_allclose(values, wanted[name])
 
 
 def test_two_certain_members_who_differ_have_one_bit_of_mutual_information_and_no_noise():
     votes = np.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [[0.2, 0.7, 0.1], [0.2, 0.7, 0.1]]])
-    parts = metrics.uncertainty(votes)
+    parts = metrics.uncertainty_decomposition(votes)
     assert parts["mutual"] == pytest.approx([np.log(2), 0])
     assert parts["expected"] == pytest.approx([0, scipy.stats.entropy([0.2, 0.7, 0.1])])
 

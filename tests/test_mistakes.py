@@ -149,7 +149,7 @@ def test_a_run_folder_of_another_recipe(fail, folder):
     assert "error: runs/a was trained with something else:\n  learning_rate 0.1 -> 0.05\n" in err
     assert err.endswith(
         "Nothing was touched. Keep both: keras-committee train others.py --run runs/a-2 ...\n"
-        "or train what is missing with the change, and keep what is finished: --allow-change.\n"
+        "or train what is missing with the change, and keep what is finished: --allow-config-change.\n"
     )
 
 

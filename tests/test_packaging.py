@@ -99,7 +99,7 @@ def test_the_source_distribution_has_the_recipes_and_no_tests_runs_or_data(built
 def test_the_installed_command_answers(installed, tmp_path):
     shutil.copy(ROOT / "recipes" / "digits_wrn.py", tmp_path)
     assert "Usage: keras-committee" in run(installed / "keras-committee", "--help", folder=tmp_path)
-    shown = run(installed / "keras-committee", "show", "digits_wrn.py", "--json", folder=tmp_path)
+    shown = run(installed / "keras-committee", "describe", "digits_wrn.py", "--json", folder=tmp_path)
     assert json.loads(shown)["recipe"] == "digits_wrn"
     where = run(installed / "python", "-c", "import keras_committee; print(keras_committee.__file__)", folder=tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parent)

@@ -81,7 +81,7 @@ def write(tmp_path):
 def test_reading_gives_docstring_name_and_knobs_in_order_without_running_the_file(write):
     path = write(KNOBS)
     file = RecipeFile.read(path)
-    assert file.doc == "Two of something.\n\nMore of it."
+    assert file.docstring == "Two of something.\n\nMore of it."
     assert file.name == "wrn"
     assert file.source == KNOBS
     assert list(file.defaults.items()) == [
@@ -96,7 +96,7 @@ def test_reading_gives_docstring_name_and_knobs_in_order_without_running_the_fil
 
 
 def test_a_recipe_without_docstring_has_an_empty_one(write):
-    assert RecipeFile.read(write("def recipe(): ...")).doc == ""
+    assert RecipeFile.read(write("def recipe(): ...")).docstring == ""
 
 
 def test_a_name_can_be_given_to_a_copied_file(write):
@@ -319,6 +319,6 @@ def test_a_recipe_cannot_be_changed_nor_made_by_position():
 
 
 def test_a_smoke_recipe_has_two_members_one_epoch_and_four_batches():
-    smoke = Recipe(**fields(seed=3)).smoke()
+    smoke = Recipe(**fields(seed=3)).for_smoke_run()
     assert (smoke.members, smoke.epochs, smoke.data.limit, smoke.data.batch_size, smoke.seed) == (2, 1, 128, 32, 3)
-    assert Recipe(**fields(members=1)).smoke().members == 1
+    assert Recipe(**fields(members=1)).for_smoke_run().members == 1

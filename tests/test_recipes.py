@@ -77,7 +77,7 @@ def test_a_recipe_becomes_an_evaluated_committee(name, cifar, photos, tmp_path, 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_recipe_says_its_command_its_result_and_its_source(name):
-    doc = RecipeFile.read(ROOT / "recipes" / f"{name}.py").doc
+    doc = RecipeFile.read(ROOT / "recipes" / f"{name}.py").docstring
     assert f"keras-committee train recipes/{name}.py" in doc
     assert re.search(r"^Expected: .*\d", doc, flags=re.MULTILINE)
     assert re.search(r"^Source: .*arXiv:\d{4}\.\d{5}", doc, flags=re.MULTILINE | re.DOTALL)
@@ -91,7 +91,7 @@ def test_one_s_own_classes_need_a_folder():
 
 def shown_commands():
     """The keras-committee commands of the recipes' docstrings; tests/docs runs those of the pages."""
-    texts = [RecipeFile.read(file).doc for file in sorted((ROOT / "recipes").glob("*.py"))]
+    texts = [RecipeFile.read(file).docstring for file in sorted((ROOT / "recipes").glob("*.py"))]
     joined = "\n".join(texts).replace("\\\n", " ")
     lines = re.findall(r"^ *(keras-committee .*)$", joined, flags=re.MULTILINE)
     return sorted({line.split("#")[0].strip() for line in lines})

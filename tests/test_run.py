@@ -42,7 +42,7 @@ def create(recipe_file, tmp_path):
 def test_a_new_run_records_recipe_knobs_and_environment(create, tmp_path):
     run = create(["learning_rate=0.05"])
     assert (tmp_path / "runs/tiny/recipe.py").read_text() == SOURCE
-    assert json.loads((tmp_path / "runs/tiny/knobs.json").read_text())["learning_rate"] == 0.05
+    assert json.loads((tmp_path / "runs/tiny/parameters.json").read_text())["learning_rate"] == 0.05
     environment = run.environment()
     assert environment["recipe"] == "tiny"
     assert environment["command"] == "keras-committee train tiny.py"
@@ -59,9 +59,9 @@ def test_the_run_folder_is_for_its_owner_only(create):
 def test_an_opened_run_gives_back_what_it_was_made_from(create):
     run = Run.open(create(["widths=(4, 5)", "members=2"], smoke=True).path)
     assert run.smoke is True
-    assert run.knobs() == {"members": 2, "learning_rate": 0.1, "widths": (4, 5), "data_dir": None, "seed": 3}
+    assert run.parameters() == {"members": 2, "learning_rate": 0.1, "widths": (4, 5), "data_dir": None, "seed": 3}
     file = run.recipe_file()
-    assert (file.name, file.doc, file.source) == ("tiny", "Tiny.", SOURCE)
+    assert (file.name, file.docstring, file.source) == ("tiny", "Tiny.", SOURCE)
 
 
 def test_the_same_recipe_and_knobs_continue_a_run_and_keep_its_first_environment(create):
@@ -146,7 +146,7 @@ def test_A17_a_knob_that_changes_results_is_refused_and_told(create, change, tol
     assert str(caught.value).splitlines()[1:] == [
         f"  {told}",
         f"Nothing was touched. Keep both: keras-committee train {run.path.parents[1]}/tiny.py --run {run.path}-2 ...",
-        "or train what is missing with the change, and keep what is finished: --allow-change.",
+        "or train what is missing with the change, and keep what is finished: --allow-config-change.",
     ]
     assert snapshot(run.path) == before
 
@@ -161,7 +161,7 @@ def test_A17_a_knob_that_changes_results_is_refused_and_told(create, change, tol
 )
 def test_A17_a_change_that_is_allowed_is_recorded_and_journaled(create, change, knob, value, told):
     environment = create().environment()
-    run = create([change], allow_change=True)
+    run = create([change], allow_config_change=True)
     assert run.knobs()[knob] == value
     assert run.environment() == environment
     assert [(event["event"], event["changes"]) for event in run.events()] == [("changed", [told])]
@@ -173,7 +173,7 @@ def test_A17_a_change_that_is_allowed_is_recorded_and_journaled(create, change, 
 
 def test_A17_fewer_members_go_on_where_change_is_allowed_and_more_again_anyway(create):
     create()
-    assert create(["members=2"], allow_change=True).knobs()["members"] == 2
+    assert create(["members=2"], allow_config_change=True).knobs()["members"] == 2
     run = create(["members=5"])
     assert [event["changes"] for event in run.events()] == [["members 8 -> 2"], ["members 2 -> 5"]]
 
@@ -217,7 +217,7 @@ def test_A17_a_recipe_that_does_otherwise_is_refused_unless_it_may(create, edite
         create(file=file)
     assert caught.value.exit_code == 4
     assert snapshot(create().path) == before
-    run = create(file=file, allow_change=True)
+    run = create(file=file, allow_config_change=True)
     assert run.recipe_file().source == EDITED[kind]
     assert line in str(run.events()[0]["changes"])
 
@@ -235,8 +235,8 @@ def test_A17_a_smoke_run_never_mixes_even_where_change_is_allowed(create, first)
     before = snapshot(create(smoke=first).path)
     for allow_change in (False, True):
         with pytest.raises(RunError, match=f"--smoke {first} -> {not first}") as caught:
-            create(smoke=not first, allow_change=allow_change)
-        assert "--allow-change" not in str(caught.value)
+            create(smoke=not first, allow_config_change=allow_change)
+        assert "--allow-config-change" not in str(caught.value)
     assert snapshot(create(smoke=first).path) == before
 
 
@@ -269,7 +269,7 @@ def test_opening_what_is_no_run_folder_is_an_error_that_says_why(tmp_path, creat
     with pytest.raises(RunError, match="is not a run folder: there is no such folder"):
         Run.open(tmp_path / "missing")
     run = create()
-    (run.path / "knobs.json").unlink()
+    (run.path / "parameters.json").unlink()
     with pytest.raises(RunError, match=r"is not a run folder: it has no knobs\.json"):
         Run.open(run.path)
 
@@ -295,7 +295,7 @@ def test_what_was_typed_in_place_of_a_run_is_told_with_the_command_that_was_mean
 
 def test_a_damaged_record_is_a_run_error_with_its_path(create):
     run = create()
-    (run.path / "knobs.json").write_text('{"members": 8')
+    (run.path / "parameters.json").write_text('{"members": 8')
     with pytest.raises(RunError, match=r"tiny/knobs\.json cannot be read"):
         run.knobs()
 

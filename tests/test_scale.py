@@ -41,7 +41,9 @@ def test_no_table_is_missing_here(result):
 
 
 def test_every_input_is_said_to_be_measured_published_or_assumed(scale):
-    words = r"measured|published|assumption|`show|ImageNet|authors|A100|committee|slots|train --save-every|the same"
+    words = (
+        r"measured|published|assumption|`show|ImageNet|authors|A100|committee|slots|train --checkpoint-every|the same"
+    )
     assert [f.name for f in dataclasses.fields(scale.Inputs) if not re.search(words, f.metadata["source"])] == []
 
 

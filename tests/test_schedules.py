@@ -9,7 +9,7 @@ import pytest
 
 from keras_committee import schedules
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.schedules import Joined, WarmUp
+from keras_committee.schedules import SequentialSchedule, WarmUp
 
 RECIPES = pathlib.Path(__file__).parent.parent / "recipes"
 
@@ -38,22 +38,22 @@ def test_step_decay_multiplies_by_the_factor_after_each_drop():
 
 def test_wide_resnet_drops_at_epochs_60_120_and_160():
     changes = [(0, 0.1), (60, 0.02), (120, 0.004), (160, 0.0008)]
-    assert_table(schedules.wide_resnet(200 * 391), paper_table(200, 391, changes))
+    assert_table(schedules.lr_wide_resnet(200 * 391), paper_table(200, 391, changes))
 
 
 def test_stochastic_depth_drops_at_epochs_250_and_375():
     changes = [(0, 0.1), (250, 0.01), (375, 0.001)]
-    assert_table(schedules.stochastic_depth(500 * 352), paper_table(500, 352, changes))
+    assert_table(schedules.lr_stochastic_depth(500 * 352), paper_table(500, 352, changes))
 
 
 def test_stochastic_depth_drops_at_epochs_30_and_35_on_svhn():
     changes = [(0, 0.1), (30, 0.01), (35, 0.001)]
-    assert_table(schedules.stochastic_depth(50 * 4_675, drops=(0.6, 0.7)), paper_table(50, 4_675, changes))
+    assert_table(schedules.lr_stochastic_depth(50 * 4_675, drops=(0.6, 0.7)), paper_table(50, 4_675, changes))
 
 
 def test_stochastic_depth_warms_up_1202_layers_for_10_epochs():
     changes = [(0, 0.01), (10, 0.1), (150, 0.01), (225, 0.001)]
-    schedule = schedules.stochastic_depth(300 * 1_407, warm_up=10 * 1_407)
+    schedule = schedules.lr_stochastic_depth(300 * 1_407, warmup_steps=10 * 1_407)
     assert_table(schedule, paper_table(300, 1_407, changes))
 
 
@@ -66,12 +66,12 @@ def test_cosine_rises_in_a_line_and_falls_as_half_a_cosine_to_zero(warm_up):
 
 def test_efficientnet_rises_for_5_epochs_and_falls_every_2_point_4():
     table = [(0, 0.0), (10, 0.0512), (49, 0.25088), (50, 0.256 * 0.97**2), (71, 0.256 * 0.97**2), (72, 0.256 * 0.97**3)]
-    schedule = schedules.efficientnet(10, 4_096)
+    schedule = schedules.lr_efficientnet(10, 4_096)
     assert_table(schedule, [*table, (350 * 10 - 1, 0.256 * 0.97**145)])
 
 
 def test_efficientnet_scales_with_the_batch_and_needs_no_warm_up():
-    schedule = schedules.efficientnet(10, 64, rate=0.02, warm_up_epochs=0, decay_epochs=0.7, factor=0.2)
+    schedule = schedules.lr_efficientnet(10, 64, rate=0.02, warmup_epochs=0, decay_epochs=0.7, factor=0.2)
     assert_table(schedule, [(0, 0.005), (6, 0.005), (7, 0.001), (14, 0.0002)])
 
 
@@ -101,12 +101,12 @@ def test_the_registered_name_is_file_format():
 
 
 def test_two_parts_of_a_training_join_and_the_second_counts_from_its_start():
-    joined = Joined(0.3, 2, AFTER)
+    joined = SequentialSchedule(0.3, 2, AFTER)
     wanted = [0.3] * 2 + [0.7] * 4 + [0.2] * 3 + [0.05] * 2
     np.testing.assert_allclose(rates(joined, range(11)), wanted, rtol=1e-6)
     again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(joined))
     assert rates(again, range(11)) == rates(joined, range(11))
-    assert keras.saving.get_registered_name(Joined) == "keras_committee>Joined"
+    assert keras.saving.get_registered_name(SequentialSchedule) == "keras_committee>Joined"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_two_parts_of_a_training_join_and_the_second_counts_from_its_start():
 )  # fmt: skip
 def test_parts_that_cannot_join_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
-        Joined(*arguments)
+        SequentialSchedule(*arguments)
 
 
 def test_a_warm_up_drives_a_compiled_training_step():
@@ -138,7 +138,7 @@ def optimizer_rates(optimizer, steps):
 
 
 @pytest.mark.parametrize(
-    "schedule", [schedules.wide_resnet(100), schedules.cosine(100, 0.7, 20), schedules.efficientnet(7, 256)]
+    "schedule", [schedules.lr_wide_resnet(100), schedules.cosine(100, 0.7, 20), schedules.lr_efficientnet(7, 256)]
 )
 def test_a_rate_is_a_function_of_the_iterations_alone(schedule):
     steps = [0, 61, 20, 99, 3, 61]
@@ -191,18 +191,21 @@ def test_the_digits_recipe_has_the_rates_it_had(steps):
         (lambda: schedules.step_decay(10, 0.1, (0.2, 1.0), 0.2), r"ascending .* Received: drops=\(0.2, 1.0\)"),
         (lambda: schedules.step_decay(10, 0.1, (0.0, 0.2), 0.2), r"ascending .* Received: drops=\(0.0, 0.2\)"),
         (lambda: schedules.step_decay(10, 0.1, (0.3,), 1.0), r"factor must lie within \(0, 1\). Received: factor=1.0"),
-        (lambda: schedules.wide_resnet(0), "steps must be above 0. Received: steps=0"),
-        (lambda: schedules.wide_resnet(10, math.nan), "rate must be above 0. Received: rate=nan"),
-        (lambda: schedules.stochastic_depth(10, warm_up=6), "first drop, step 5. Received: warm_up=6, steps=10"),
-        (lambda: schedules.stochastic_depth(10, warm_up=-1), "first drop, step 5. Received: warm_up=-1"),
-        (lambda: schedules.cosine(10, 0.1, warm_up=10), "less than steps. Received: warm_up=10, steps=10"),
-        (lambda: schedules.cosine(10, 0.1, warm_up=-1), "less than steps. Received: warm_up=-1"),
+        (lambda: schedules.lr_wide_resnet(0), "steps must be above 0. Received: steps=0"),
+        (lambda: schedules.lr_wide_resnet(10, math.nan), "rate must be above 0. Received: rate=nan"),
+        (
+            lambda: schedules.lr_stochastic_depth(10, warmup_steps=6),
+            "first drop, step 5. Received: warm_up=6, steps=10",
+        ),
+        (lambda: schedules.lr_stochastic_depth(10, warmup_steps=-1), "first drop, step 5. Received: warm_up=-1"),
+        (lambda: schedules.cosine(10, 0.1, warmup_steps=10), "less than steps. Received: warm_up=10, steps=10"),
+        (lambda: schedules.cosine(10, 0.1, warmup_steps=-1), "less than steps. Received: warm_up=-1"),
         (lambda: schedules.cosine(10, -0.1), "rate must be above 0. Received: rate=-0.1"),
-        (lambda: schedules.efficientnet(0, 256), "steps_per_epoch must be above 0. Received: steps_per_epoch=0"),
-        (lambda: schedules.efficientnet(10, 0), "batch_size must be above 0. Received: batch_size=0"),
-        (lambda: schedules.efficientnet(10, 8, decay_epochs=0), "decay_epochs must be above 0"),
-        (lambda: schedules.efficientnet(10, 8, factor=0.0), "factor must lie within"),
-        (lambda: schedules.efficientnet(10, 8, warm_up_epochs=-1), "0 or more. Received: warm_up_epochs=-1"),
+        (lambda: schedules.lr_efficientnet(0, 256), "steps_per_epoch must be above 0. Received: steps_per_epoch=0"),
+        (lambda: schedules.lr_efficientnet(10, 0), "batch_size must be above 0. Received: batch_size=0"),
+        (lambda: schedules.lr_efficientnet(10, 8, decay_epochs=0), "decay_epochs must be above 0"),
+        (lambda: schedules.lr_efficientnet(10, 8, factor=0.0), "factor must lie within"),
+        (lambda: schedules.lr_efficientnet(10, 8, warmup_epochs=-1), "0 or more. Received: warm_up_epochs=-1"),
         (lambda: WarmUp(0, AFTER), "steps must be 1 or more. Received: steps=0"),
         (lambda: WarmUp(3, 0.1), "LearningRateSchedule. Received: after=0.1"),
     ],

@@ -8,10 +8,12 @@ import operator
 import pytest
 
 from keras_committee.errors import RunError
-from keras_committee.selection import ChosenMember, Selection, Stage
+from keras_committee.selection import SelectedMember, Selection, Stage
 
 MEMBERS = tuple(
-    ChosenMember(run="runs/a", index=i, weights=f"{i}" * 64, name=f"a/{i}", parameters=7, mflops=2.5, temperature=1.25)
+    SelectedMember(
+        run="runs/a", index=i, weights=f"{i}" * 64, name=f"a/{i}", parameters=7, mflops=2.5, temperature=1.25
+    )
     for i in range(3)
 )
 CASCADE = Selection(

@@ -9,12 +9,12 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.plugins.hparams import metadata
 
 from keras_committee import layers
-from keras_committee.summaries import knobs_summary, network_graph, picture_summary
+from keras_committee.summaries import hparams_summary, image_summary, network_graph
 
 
 def test_knobs_are_numbers_words_and_switches_and_json_of_all_else():
     knobs = {"rate": 0.7, "members": 3, "mode": "batch", "pre": True, "drops": (0.3, 0.6), "data_dir": None}
-    [value] = knobs_summary(knobs, "first").value
+    [value] = hparams_summary(knobs, "first").value
     info = metadata.parse_session_start_info_plugin_data(value.metadata.plugin_data.content)
     assert info.group_name == "first"
     told = {knob: getattr(value, value.WhichOneof("kind")) for knob, value in info.hparams.items()}
@@ -31,7 +31,7 @@ def test_knobs_are_numbers_words_and_switches_and_json_of_all_else():
 def test_a_picture_keeps_its_bytes_and_tells_its_size():
     png = io.BytesIO()
     Figure((3, 2)).savefig(png, format="png", dpi=50)
-    [value] = picture_summary("confusion", png.getvalue()).value
+    [value] = image_summary("confusion", png.getvalue()).value
     assert (value.tag, value.image.width, value.image.height) == ("confusion", 150, 100)
     assert value.image.encoded_image_string == png.getvalue()
 

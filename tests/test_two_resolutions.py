@@ -50,7 +50,7 @@ def selection(runs):
     """A cascade of both, whatever `select` would prefer of members that know so little."""
     file = runs[0] / "selection.json"
     both = list(map(str, runs))
-    assert main(["select", *both, "--cascade", "--min-members", "1", "--out", str(file)]) == 0
+    assert main(["select", *both, "--cascade", "--allow-incomplete", "1", "--out", str(file)]) == 0
     document = json.loads(file.read_text())
     document |= {"kind": "cascade", "members": _members(runs), "weights": None}
     document |= {"head": "geometric_mean", "confidence": "max_probability"}
@@ -60,12 +60,12 @@ def selection(runs):
 
 
 def _members(runs):
-    from keras_committee.evaluation.pool import gather
-    from keras_committee.evaluation.select import listed
+    from keras_committee.evaluation.pool import load_pool
+    from keras_committee.evaluation.select import to_selection_members
 
-    pool = gather([Run.open(run) for run in runs])
-    assert pool.votes["test"].shape == (48, 2, 3)
-    return [vars(each) for each in listed(pool, [0, 1], runs[0] / "selection.json")]
+    pool = load_pool([Run.open(run) for run in runs])
+    assert pool.predictions["test"].shape == (48, 2, 3)
+    return [vars(each) for each in to_selection_members(pool, [0, 1], runs[0] / "selection.json")]
 
 
 def votes(run):
@@ -83,7 +83,7 @@ def _median(run):
 @pytest.fixture(scope="module")
 def exported(runs, selection, tmp_path_factory):
     to = tmp_path_factory.mktemp("saved_models") / "both"
-    assert main(["export", *map(str, runs), "--selection", str(selection), "--to", str(to)]) == 0
+    assert main(["export", *map(str, runs), "--selection", str(selection), "--out", str(to)]) == 0
     return to
 
 
@@ -98,10 +98,10 @@ def definition(runs):
 
 @pytest.mark.slow
 def test_a_cascade_of_two_resolutions_answers_files_as_the_members_voted_on_the_test_split(runs, photos, exported):
-    from keras_committee.export.predict import Export
+    from keras_committee.export.predict import ExportedCommittee
 
     files = [file for name in CLASSES for file in sorted((photos / "test" / name).iterdir())]
-    answers = Export.of_folder(exported).answer([file.read_bytes() for file in files])
+    answers = ExportedCommittee.from_folder(exported).predict([file.read_bytes() for file in files])
     probabilities, used = definition(runs)
     assert set(used) == {1, 2}
     np.testing.assert_array_equal(answers["members_used"], used)
@@ -129,17 +129,17 @@ def test_predict_says_the_same_of_the_runs_and_of_the_export(runs, photos, selec
 def test_one_report_shows_both_and_the_corruptions_of_a_framed_run_are_measured(runs, selection, tmp_path):
     assert main(["report", *map(str, runs), "--selection", str(selection), "--out", str(tmp_path / "report")]) == 0
     assert (tmp_path / "report" / "index.html").stat().st_size > 10_000
-    arguments = ["--kinds", "brightness", "--severities", "1", "--examples", "12"]
+    arguments = ["--corruptions", "brightness", "--severities", "1", "--max-examples", "12"]
     assert main(["robustness", str(runs[0]), *arguments]) == 0
 
 
 @pytest.mark.slow
 def test_the_whole_committee_of_both_runs_is_exported_without_a_selection(runs, photos, tmp_path):
-    from keras_committee.export.predict import Export
+    from keras_committee.export.predict import ExportedCommittee
 
-    assert main(["export", *map(str, runs), "--to", str(tmp_path / "all")]) == 0
+    assert main(["export", *map(str, runs), "--out", str(tmp_path / "all")]) == 0
     files = sorted((photos / "test" / "bee").iterdir())
-    answers = Export.of_folder(tmp_path / "all").answer([file.read_bytes() for file in files])
+    answers = ExportedCommittee.from_folder(tmp_path / "all").predict([file.read_bytes() for file in files])
     small, large = (votes(run)[16:32] for run in runs)
     both = np.sqrt(small * large)
     np.testing.assert_allclose(answers["probabilities"], both / both.sum(axis=1, keepdims=True), atol=1e-5)

@@ -39,7 +39,7 @@ def serve(folder):
     from keras_committee.tfserving import session
     from keras_committee.tfserving.session import Session
 
-    session.library()
+    session.load_library()
     before = resident()
     session = Session.load(Path(folder))
     ((name, info),) = session.signatures["serving_default"].inputs.items()

@@ -20,13 +20,13 @@ from turns import turns
 
 from keras_committee import models
 from keras_committee.data import Split, Splits, pad_crop_flip
-from keras_committee.data.images import Pixels
+from keras_committee.data.images import InMemoryImages
 from keras_committee.layers.normalization import BatchNormalization
-from keras_committee.member_dir import MemberFolder
+from keras_committee.member_dir import MemberDir
 from keras_committee.training.checkpoint import Checkpoints, MemberState
 from keras_committee.training.devices import make_strategy
 from keras_committee.training.tensorboard import MemberLog
-from keras_committee.training.train_step import BlockGauges, training_step
+from keras_committee.training.train_step import BlockStats, make_train_step
 
 ENDLESS = 1_000_000
 
@@ -89,7 +89,7 @@ def usual_pipeline(images, labels, batch_size):
 def member(spec):
     """Our step on our stream, as a member trains between two epoch ends; on one batch again and again if "cached"."""
     images, labels = examples(spec)
-    split = Split(images=Pixels(images), labels=labels)
+    split = Split(images=InMemoryImages(images), labels=labels)
     splits = Splits(
         classes=tuple("0123456789"), train=split, validation=split, test=split,
         batch_size=spec["batch"], augment=pad_crop_flip(4),
@@ -97,11 +97,11 @@ def member(spec):
     keras.utils.set_random_seed(spec["member"])
     model, descent = network(), optimizer()
     descent.build(model.trainable_variables)
-    step = training_step(model, descent, loss(), make_strategy("one", spec["batch"]), BlockGauges(model))
+    step = make_train_step(model, descent, loss(), make_strategy("one", spec["batch"]), BlockStats(model))
     stream = iter(splits.stream(spec["member"], 0, ENDLESS))
     cached = next(stream)
     with tempfile.TemporaryDirectory() as folder:
-        keep = keeper(MemberState(model, descent), MemberFolder(Path(folder), spec["member"]))
+        keep = keeper(MemberState(model, descent), MemberDir(Path(folder), spec["member"]))
         for mode in turns(spec["warm_up"]):
             keep() if mode == "keep" else step(*(cached if mode == "cached" else next(stream)))
 
@@ -115,7 +115,7 @@ def keeper(state, folder):
         state.step += 1
         state.history.append({"epoch": state.step, "loss": 0.5, "accuracy": 0.5, "validation_accuracy": 0.5})
         checkpoints.save(state.step, state.arrays(), state.document())
-        log.epoch_ended(state.history, votes, {})
+        log.on_epoch_end(state.history, votes, {})
 
     return keep
 

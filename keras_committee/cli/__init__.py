@@ -15,13 +15,13 @@ import click
 
 from keras_committee.cli.calibrate import calibrate
 from keras_committee.cli.completion import completion
-from keras_committee.cli.describe import show
+from keras_committee.cli.describe import describe
 from keras_committee.cli.doctor import doctor
 from keras_committee.cli.evaluate import evaluate
 from keras_committee.cli.export import export
-from keras_committee.cli.import_models import adopt
-from keras_committee.cli.init import new
-from keras_committee.cli.make_tfrecords import records
+from keras_committee.cli.import_models import import_models
+from keras_committee.cli.init import init
+from keras_committee.cli.make_tfrecords import make_tfrecords
 from keras_committee.cli.options import standard_options
 from keras_committee.cli.predict import predict
 from keras_committee.cli.report import report
@@ -29,7 +29,7 @@ from keras_committee.cli.robustness import robustness
 from keras_committee.cli.search import search
 from keras_committee.cli.select import select
 from keras_committee.cli.serve import serve
-from keras_committee.cli.serving_config import config
+from keras_committee.cli.serving_config import serving_config
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError
 
@@ -39,7 +39,7 @@ __all__ = ["cli", "main"]
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, that of a `CommitteeError`, 2 for usage, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    _print_anything()
+    _escape_unencodable_output()
     # TensorFlow's C++ log greets and, without a GPU, complains; what goes wrong comes as a Python exception, too.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Its Python log warns of retracing where several models predict, each of them once.
@@ -51,22 +51,22 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        return _report(error, _usage(error), error.exit_code, settings)
+        return _print_error(error, _usage_message(error), error.exit_code, settings)
     except CommitteeError as error:
-        return _report(error, str(error), error.exit_code, settings)
+        return _print_error(error, str(error), error.exit_code, settings)
     except click.Abort as error:
         if isinstance(error.__cause__, EOFError):  # click takes it for Ctrl-D; here it is a file cut short
             raise error.__cause__ from None
-        return _report(error, f"interrupted. To go on: {settings['command']}", 130, settings)
+        return _print_error(error, f"interrupted. To go on: {settings['command']}", 130, settings)
 
 
-class _InOrder(click.Group):
+class _OrderedGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which they are needed, not of the alphabet."""
         return list(self.commands)
 
 
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_OrderedGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @standard_options
 def cli() -> None:
     """Train a committee of small image classifiers, and see what its votes are worth.
@@ -76,14 +76,14 @@ def cli() -> None:
     """
 
 
-for each in (
+for command in (
     doctor,
-    new,
-    records,
-    show,
+    init,
+    make_tfrecords,
+    describe,
     train,
     search,
-    adopt,
+    import_models,
     evaluate,
     calibrate,
     robustness,
@@ -92,24 +92,24 @@ for each in (
     predict,
     export,
     serve,
-    config,
+    serving_config,
     completion,
 ):
-    cli.add_command(each)
+    cli.add_command(command)
 
 
-def _print_anything() -> None:
+def _escape_unencodable_output() -> None:
     """What the encoding of stdout lacks, as in odd names of files, is printed as `\\udcff`: it ends no command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _usage(error: click.ClickException) -> str:
+def _usage_message(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     return error.format_message() + (f"\n  see: {context.command_path} --help" if context else "")
 
 
-def _report(error: BaseException, message: str, exit_code: int, settings: dict[str, Any]) -> int:
+def _print_error(error: BaseException, message: str, exit_code: int, settings: dict[str, Any]) -> int:
     if settings["debug"]:
         traceback.print_exception(error)
     click.echo(f"error: {message}", err=True)

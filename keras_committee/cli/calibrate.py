@@ -7,7 +7,7 @@ import click
 
 from keras_committee.cli import options
 from keras_committee.cli.options import json_option, min_members_option, standard_options
-from keras_committee.cli.output import carried, only_json, print_json, say_next
+from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.run import Run
 from keras_committee.tables import print_table
 
@@ -15,7 +15,7 @@ _SCORES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "adaptive_ece": "
 
 
 @click.command()
-@click.argument("run", type=click.Path(), shell_complete=options.runs)
+@click.argument("run", type=click.Path(), shell_complete=options.complete_runs)
 @min_members_option
 @json_option
 @standard_options
@@ -25,7 +25,7 @@ def calibrate(run: str, min_members: int | None, as_json: bool) -> None:
     They are fitted on its validation split, for the members and for the committee, and measured on its test split.
     """
     opened = Run.open(run)
-    with opened.lock(), only_json(as_json):
+    with opened.lock(), reserve_stdout_for_json(as_json):
         built = opened.recipe()
         from keras_committee import evaluation
 
@@ -33,28 +33,32 @@ def calibrate(run: str, min_members: int | None, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    _print(result)
+    _print_result(result)
     click.echo(
         f"Fitted on {result['fitted_on']['examples']} examples of validation, measured on"
         f" {result['measured_on']['examples']} of test. All of it: {Path(run, 'calibration.json')}"
     )
-    say_next("report", run, *carried(min_members))
+    print_next_steps("report", run, *forwarded_options(min_members))
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print_result(result: dict[str, Any]) -> None:
     committee = result["committee"]
     weights = " ".join(f"{weight:.3f}" for weight in committee["weights"])
-    settings = {"member_temperatures": "each its own", "temperature": f"{committee['temperature']:.3f}", "weights": "1"}
+    temperatures = {
+        "member_temperatures": "each its own",
+        "temperature": f"{committee['temperature']:.3f}",
+        "weights": "1",
+    }
     rows = []
     for member in result["members"]:
-        rows.append([f"member {member['index']}", "1", *_cells(member["before"])])
-        rows.append(["", f"{member['temperature']:.3f}", *_cells(member["after"])])
-    rows.append([f"committee, {result['head']}", "1", *_cells(committee["before"])])
+        rows.append([f"member {member['index']}", "1", *_score_cells(member["before"])])
+        rows.append(["", f"{member['temperature']:.3f}", *_score_cells(member["after"])])
+    rows.append([f"committee, {result['head']}", "1", *_score_cells(committee["before"])])
     for name, after in committee["after"].items():
-        what = f"weights {weights}" if name == "weights" else ""
-        rows.append([what, settings[name], *_cells(after)])
+        label = f"weights {weights}" if name == "weights" else ""
+        rows.append([label, temperatures[name], *_score_cells(after)])
     print_table(["", "temperature", *_SCORES.values()], rows)
 
 
-def _cells(scores: dict[str, float]) -> list[str]:
+def _score_cells(scores: dict[str, float]) -> list[str]:
     return [f"{scores[name]:.4f}" for name in _SCORES]

@@ -5,15 +5,15 @@ from click.shell_completion import get_completion_class
 
 from keras_committee.cli.options import standard_options
 
-VARIABLE = "_KERAS_COMMITTEE_COMPLETE"
+COMPLETION_VARIABLE = "_KERAS_COMMITTEE_COMPLETE"
 PROGRAM = "keras-committee"
-_INSTALL = {
+_INSTALL_HINTS = {
     "bash": f'# In ~/.bashrc: eval "$({PROGRAM} completion bash)"',
     "zsh": f'# In ~/.zshrc: eval "$({PROGRAM} completion zsh)"',
     "fish": f"# Once: {PROGRAM} completion fish > ~/.config/fish/completions/{PROGRAM}.fish",
 }
 # A knob goes on with its value: no blank after the equals sign. fish knows.
-_NO_BLANK = {
+_NO_SPACE_PATCH = {
     "bash": (
         "    return 0\n",
         "    [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2> /dev/null\n    return 0\n",
@@ -27,7 +27,7 @@ _NO_BLANK = {
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(list(_INSTALL)))
+@click.argument("shell", type=click.Choice(list(_INSTALL_HINTS)))
 @standard_options
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
@@ -37,10 +37,10 @@ def completion(context: click.Context, shell: str) -> None:
 
     For bash: eval "$(keras-committee completion bash)", in ~/.bashrc.
     """
-    made = get_completion_class(shell)
-    if made is None:
+    completion_class = get_completion_class(shell)
+    if completion_class is None:
         raise click.UsageError(f"click knows no completion for {shell}.")
-    script = made(context.find_root().command, {}, PROGRAM, VARIABLE).source()
-    if shell in _NO_BLANK:
-        script = script.replace(*_NO_BLANK[shell], 1)
-    click.echo(f"{_INSTALL[shell]}\n{script}")
+    script = completion_class(context.find_root().command, {}, PROGRAM, COMPLETION_VARIABLE).source()
+    if shell in _NO_SPACE_PATCH:
+        script = script.replace(*_NO_SPACE_PATCH[shell], 1)
+    click.echo(f"{_INSTALL_HINTS[shell]}\n{script}")

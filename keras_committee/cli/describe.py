@@ -1,4 +1,4 @@
-"""`keras-committee show`: what is a recipe, and what will its members cost?"""
+"""`keras-committee describe`: what is a recipe, and what will its members cost?"""
 
 import dataclasses
 from typing import Any
@@ -7,69 +7,69 @@ import click
 
 from keras_committee.cli import options
 from keras_committee.cli.options import json_option, set_option, standard_options
-from keras_committee.cli.output import only_json, print_json
+from keras_committee.cli.output import print_json, reserve_stdout_for_json
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.tables import print_members
 
-_STEPS = 1_000  # of an epoch; the memory of an optimizer does not depend on them
+_STEPS_PER_EPOCH = 1_000  # of an epoch; the memory of an optimizer does not depend on them
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(), shell_complete=options.recipes)
+@click.argument("recipe", type=click.Path(), shell_complete=options.complete_recipes)
 @set_option
 @json_option
 @standard_options
-def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def describe(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show the docstring, the knobs and the members of RECIPE."""
     recipe_file = RecipeFile.read(recipe)
-    knobs = recipe_file.resolve(list(overrides))
-    with only_json(as_json):
-        built = recipe_file.build(knobs)
-        members = [_describe(built, index) for index in range(built.members)]
+    parameters = recipe_file.resolve(list(overrides))
+    with reserve_stdout_for_json(as_json):
+        built = recipe_file.build(parameters)
+        members = [_describe_member(built, index) for index in range(built.members)]
     if as_json:
-        print_json({"recipe": recipe_file.name, "doc": recipe_file.doc, "knobs": knobs, "members": members})
+        print_json({"recipe": recipe_file.name, "doc": recipe_file.docstring, "knobs": parameters, "members": members})
         return
-    click.echo(f"{recipe_file.name}: {recipe_file.doc}\n")
-    click.echo("\n".join(f"  --set {knob}={value!r}" for knob, value in knobs.items()) + "\n")
+    click.echo(f"{recipe_file.name}: {recipe_file.docstring}\n")
+    click.echo("\n".join(f"  --set {name}={value!r}" for name, value in parameters.items()) + "\n")
     print_members(members)
 
 
-def _describe(recipe: Recipe, index: int) -> dict[str, Any]:
+def _describe_member(recipe: Recipe, index: int) -> dict[str, Any]:
     import keras
 
     from keras_committee import flops
-    from keras_committee.layers import blocks, expected_depth
-    from keras_committee.models.precision import under_policy
+    from keras_committee.layers import expected_depth, stochastic_depth_blocks
+    from keras_committee.models.precision import dtype_policy_scope
 
     keras.utils.set_random_seed(recipe.seed + index)
-    with under_policy(recipe.precision):
+    with dtype_policy_scope(recipe.precision):
         model = recipe.member(index)
-    skips = bool(blocks(model))
+    has_stochastic_depth = bool(stochastic_depth_blocks(model))
     return {
         "index": index,
         "name": model.name,
         "parameters": flops.parameters(model),
         "mflops": flops.mflops(model),
         # Residual blocks that run in a training step, and the share of the multiply-adds saved by skipping the others.
-        "expected_depth": expected_depth(model) if skips else None,
-        "expected_saving": flops.expected_saving(model) if skips else None,
+        "expected_depth": expected_depth(model) if has_stochastic_depth else None,
+        "expected_saving": flops.expected_flops_reduction(model) if has_stochastic_depth else None,
         "batch_size": recipe.data.batch_size,
-        "memory": _memory(recipe, model),
+        "memory": _memory_bytes(recipe, model),
     }
 
 
-def _memory(recipe: Recipe, model) -> dict[str, int]:
+def _memory_bytes(recipe: Recipe, model) -> dict[str, int]:
     """Bytes by what they are for, on one device that takes the recipe's whole batch; `inference` is of one image."""
     from keras_committee import flops
 
-    optimizer = recipe.optimizer(recipe.epochs * _STEPS)
+    optimizer = recipe.optimizer(recipe.epochs * _STEPS_PER_EPOCH)
     optimizer.build(model.trainable_variables)
     training = flops.training_memory(
         model,
         recipe.data.batch_size,
         optimizer=optimizer,
-        averages=recipe.ema is not None,
-        parts=recipe.accumulate,
+        use_ema=recipe.ema_momentum is not None,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
     )
     return {**dataclasses.asdict(training), "training": training.total, "inference": flops.inference_memory(model)}

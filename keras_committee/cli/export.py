@@ -7,47 +7,49 @@ import click
 
 from keras_committee.cli import options
 from keras_committee.cli.options import json_option, min_members_option, standard_options
-from keras_committee.cli.output import command, only_json, print_json, say_next
+from keras_committee.cli.output import command_line, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.run import Run
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", type=click.Path(), nargs=-1, required=True, shell_complete=options.runs)
-@click.option("--to", type=click.Path(), metavar="DIR", help="The model's folder. [default: saved_models/RUN]")
+@click.argument(
+    "runs", metavar="RUN...", type=click.Path(), nargs=-1, required=True, shell_complete=options.complete_runs
+)
+@click.option("--out", type=click.Path(), metavar="DIR", help="The model's folder. [default: saved_models/RUN]")
 @click.option("--selection", type=click.Path(), metavar="FILE", help="A selection.json. [default: all members]")
 @min_members_option
 @json_option
 @standard_options
 def export(
-    runs: tuple[str, ...], to: str | None, selection: str | None, min_members: int | None, as_json: bool
+    runs: tuple[str, ...], out: str | None, selection: str | None, min_members: int | None, as_json: bool
 ) -> None:
     """Publish the committee of all RUNs as a version for TF Serving.
 
     It is verified before it appears: asked again in a process of its own, it must answer as the members do.
     """
     opened = [Run.open(run) for run in runs]
-    with only_json(as_json):
+    with reserve_stdout_for_json(as_json):
         from keras_committee.export.export import export as publish
 
-        version = publish(opened, to, selection, min_members=min_members)
-    record = json.loads((version / "committee.json").read_bytes())
+        version = publish(opened, out, selection, min_members=min_members)
+    manifest = json.loads((version / "committee.json").read_bytes())
     if as_json:
-        print_json({"version": str(version), **record})
+        print_json({"version": str(version), **manifest})
         return
-    click.echo(_summary(version, record))
-    say_next("serve", str(version.parent))
+    click.echo(_format_summary(version, manifest))
+    print_next_steps("serve", str(version.parent))
 
 
-def _summary(version: Path, record: dict) -> str:
+def _format_summary(version: Path, manifest: dict) -> str:
     model = version.parent
     image = '{"signature_name": "predict_bytes", "instances": [{"b64": "\'$(base64 -w0 IMAGE)\'"}]}'
     url = f"http://127.0.0.1:8501/v1/models/{model.name}:predict"
     return "\n".join(
         [
             f"{version}",
-            f"{record['kind']} of {len(record['members'])}, verified: {record['verified']['outputs']} outputs, "
-            f"largest difference {record['verified']['largest_difference']:.1e}. Ask it, or once it is served:",
-            f"  {command('predict', str(model), 'IMAGE')}",
+            f"{manifest['kind']} of {len(manifest['members'])}, verified: {manifest['verified']['outputs']} outputs, "
+            f"largest difference {manifest['verified']['largest_difference']:.1e}. Ask it, or once it is served:",
+            f"  {command_line('predict', str(model), 'IMAGE')}",
             f"  curl -d '{image}' {url}",
         ]
     )

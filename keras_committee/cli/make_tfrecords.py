@@ -1,4 +1,4 @@
-"""`keras-committee records`: how do class folders become TFRecords?"""
+"""`keras-committee make-tfrecords`: how do class folders become TFRecords?"""
 
 import shlex
 import time
@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from keras_committee.cli.options import json_option, standard_options
-from keras_committee.cli.output import only_json, print_json
+from keras_committee.cli.output import print_json, reserve_stdout_for_json
 
-SECONDS_BETWEEN_LINES = 10.0  # where there is no terminal to draw a bar on
+PROGRESS_INTERVAL_SECONDS = 10.0  # where there is no terminal to draw a bar on
 
 
 @click.command()
@@ -32,7 +32,7 @@ SECONDS_BETWEEN_LINES = 10.0  # where there is no terminal to draw a bar on
 @click.option("--keep-encoding", is_flag=True, help="Leave PNG and CMYK as they are; Model Garden reads only RGB JPEG.")
 @json_option
 @standard_options
-def records(
+def make_tfrecords(
     source: Path,
     destination: Path,
     shards: int,
@@ -47,21 +47,21 @@ def records(
     shuffled, with the class names in labels.txt; data.imagenet_records reads them. DEST is a new folder, which appears
     when all of it is written; where the command was killed, the same one goes on.
     """
-    began = time.monotonic()
-    with only_json(as_json), _progress() as report:
-        from keras_committee.data.record_writer import write_records
+    start = time.monotonic()
+    with reserve_stdout_for_json(as_json), _progress_reporter() as report:
+        from keras_committee.data.record_writer import write_tfrecords
 
-        written = write_records(
+        written = write_tfrecords(
             source,
             destination,
             shards=shards,
             validation_shards=validation_shards,
             workers=workers,
-            keep=keep_encoding,
-            report=report,
+            keep_encoding=keep_encoding,
+            on_progress=report,
         )
     if as_json:
-        print_json({"destination": str(destination), "seconds": round(time.monotonic() - began, 3), **written})
+        print_json({"destination": str(destination), "seconds": round(time.monotonic() - start, 3), **written})
         return
     parts = [f"{split['examples']} {name} in {split['shards']} shards" for name, split in written["splits"].items()]
     click.echo(f"{', '.join(parts)}; {written['classes']} classes")
@@ -71,7 +71,7 @@ def records(
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress_reporter() -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal, else a line every ten seconds, on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -79,15 +79,15 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task, told = progress.add_task("images", total=None), None
+        task, last_report = progress.add_task("images", total=None), None
 
         def report(done: int, total: int) -> None:
-            nonlocal told
+            nonlocal last_report
             progress.update(task, completed=done, total=total)
             now = time.monotonic()
-            told = told or now
-            if not console.is_terminal and (done == total or now - told > SECONDS_BETWEEN_LINES):
-                told = now
+            last_report = last_report or now
+            if not console.is_terminal and (done == total or now - last_report > PROGRESS_INTERVAL_SECONDS):
+                last_report = now
                 console.print(f"{done} of {total} images")
 
         yield report

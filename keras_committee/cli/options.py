@@ -11,30 +11,32 @@ from keras_committee.errors import CommitteeError
 from keras_committee.recipe_file import RecipeFile
 
 
-def recipes(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_recipes(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The recipes in recipes/ and in the current folder; other files where none fits."""
     files = [*sorted(Path("recipes").glob("*.py")), *sorted(Path().glob("*.py"))]
-    return _matching(map(str, files), incomplete) or [CompletionItem(incomplete, type="file")]
+    return _completion_items(map(str, files), incomplete) or [CompletionItem(incomplete, type="file")]
 
 
-def runs(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_runs(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The run folders in runs/; other folders where none fits."""
-    return _matching(_run_folders(), incomplete) or [CompletionItem(incomplete, type="dir")]
+    return _completion_items(_run_folders(), incomplete) or [CompletionItem(incomplete, type="dir")]
 
 
-def models(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_exports(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The exported models in saved_models/; other folders where none fits."""
-    return _matching(_model_folders(), incomplete) or [CompletionItem(incomplete, type="dir")]
+    return _completion_items(_export_folders(), incomplete) or [CompletionItem(incomplete, type="dir")]
 
 
-def runs_or_models(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_runs_or_exports(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
     """For `predict`: whom to ask, and then pictures."""
-    asked = context.params.get("what") or context.params.get("url")
-    folders = [] if asked else _matching([*_run_folders(), *_model_folders()], incomplete)
+    source = context.params.get("source_and_images") or context.params.get("url")
+    folders = [] if source else _completion_items([*_run_folders(), *_export_folders()], incomplete)
     return folders or [CompletionItem(incomplete, type="file")]
 
 
-def knobs(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_parameters(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The knobs of the recipe that stands on the line, read from its signature; with their defaults as help."""
     words = [context.params.get("recipe"), *context.args]  # click leaves it there while --set has no value yet
     try:
@@ -42,21 +44,21 @@ def knobs(context: click.Context, _parameter: click.Parameter, incomplete: str) 
     except CommitteeError:
         return []
     return [
-        CompletionItem(f"{knob}=", help=f"default {default!r}")
-        for knob, default in defaults.items()
-        if knob.startswith(incomplete)
+        CompletionItem(f"{name}=", help=f"default {default!r}")
+        for name, default in defaults.items()
+        if name.startswith(incomplete)
     ]
 
 
 def _run_folders() -> list[str]:
-    return sorted(str(file.parent) for file in Path("runs").glob("*/knobs.json"))
+    return sorted(str(file.parent) for file in Path("runs").glob("*/parameters.json"))
 
 
-def _model_folders() -> list[str]:
+def _export_folders() -> list[str]:
     return sorted({str(file.parent.parent) for file in Path("saved_models").glob("*/*/saved_model.pb")})
 
 
-def _matching(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
+def _completion_items(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
@@ -65,18 +67,23 @@ def standard_options(command):
 
 
 def _debug_option(command):
-    def remember(context: click.Context, _parameter, debug: bool) -> None:
+    def set_debug(context: click.Context, _parameter, debug: bool) -> None:
         if debug:
             context.obj["debug"] = True
 
     return click.option(
-        "--debug", is_flag=True, is_eager=True, expose_value=False, callback=remember, help="Show tracebacks of errors."
+        "--debug",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=set_debug,
+        help="Show tracebacks of errors.",
     )(command)
 
 
 def _version_option(command):
-    def show_version(context: click.Context, _parameter, asked: bool) -> None:
-        if asked:
+    def show_version(context: click.Context, _parameter, requested: bool) -> None:
+        if requested:
             click.echo(f"keras-committee {keras_committee.__version__}")
             context.exit()
 
@@ -86,7 +93,12 @@ def _version_option(command):
 
 
 set_option = click.option(
-    "--set", "overrides", metavar="KNOB=VALUE", multiple=True, help="Turn a knob of the recipe.", shell_complete=knobs
+    "--set",
+    "overrides",
+    metavar="KNOB=VALUE",
+    multiple=True,
+    help="Turn a knob of the recipe.",
+    shell_complete=complete_parameters,
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document; all else goes to stderr.")
 
@@ -95,6 +107,12 @@ split_option = click.option(
     help="The examples to measure on.",
 )  # fmt: skip
 min_members_option = click.option(
-    "--min-members", type=click.IntRange(1), metavar="N", help="Take a run as it is with so many members."
+    "--allow-incomplete",
+    "min_members",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Take a run as it is with so many members.",
 )
-allow_twins_option = click.option("--allow-twins", is_flag=True, help="Members may have identical weights.")
+allow_duplicate_weights_option = click.option(
+    "--allow-duplicate-weights", is_flag=True, help="Members may have identical weights."
+)

@@ -10,17 +10,17 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def only_json(as_json: bool) -> Iterator[None]:
+def reserve_stdout_for_json(as_json: bool) -> Iterator[None]:
     """Keeps stdout for the one document where `as_json`: whatever else is printed inside goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         yield
 
 
 def print_json(document: dict[str, Any]) -> None:
-    say(json.dumps(document, ensure_ascii=False, allow_nan=False))
+    print_message(json.dumps(document, ensure_ascii=False, allow_nan=False))
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """A last word on stdout. The work is done: nobody need be there to read it, as after `| head`."""
     try:
         print(text, flush=True)
@@ -28,15 +28,18 @@ def say(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python fails to flush as it ends
 
 
-def say_next(*words: str) -> None:
+def print_next_steps(*arguments: str) -> None:
     """The very last line: the command that comes next, to be copied."""
-    say(f"Next: {command(*words)}")
+    print_message(f"Next: {command_line(*arguments)}")
 
 
-def carried(min_members: int | None = None, allow_twins: bool = False) -> list[str]:
+def forwarded_options(min_members: int | None = None, allow_duplicate_weights: bool = False) -> list[str]:
     """The options of this command that the next one needs too."""
-    return [*(["--min-members", str(min_members)] if min_members else []), *(["--allow-twins"] if allow_twins else [])]
+    return [
+        *(["--allow-incomplete", str(min_members)] if min_members else []),
+        *(["--allow-duplicate-weights"] if allow_duplicate_weights else []),
+    ]
 
 
-def command(*words: str) -> str:
-    return shlex.join(["keras-committee", *words])
+def command_line(*arguments: str) -> str:
+    return shlex.join(["keras-committee", *arguments])

@@ -9,7 +9,7 @@ import click
 
 from keras_committee.cli import options
 from keras_committee.cli.options import json_option, min_members_option, standard_options
-from keras_committee.cli.output import only_json, print_json
+from keras_committee.cli.output import print_json, reserve_stdout_for_json
 from keras_committee.errors import DataError, RecipeError
 from keras_committee.run import Run
 from keras_committee.selection import Selection
@@ -18,12 +18,12 @@ from keras_committee.tables import print_table
 
 @click.command()
 @click.argument(
-    "what",
+    "source_and_images",
     nargs=-1,
     required=True,
     type=click.Path(path_type=Path),
     metavar="[RUN_OR_MODEL_DIR] IMAGE...",
-    shell_complete=options.runs_or_models,
+    shell_complete=options.complete_runs_or_exports,
 )
 @click.option(
     "--top", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="So many classes of each picture."
@@ -36,7 +36,7 @@ from keras_committee.tables import print_table
 @json_option
 @standard_options
 def predict(
-    what: tuple[Path, ...],
+    source_and_images: tuple[Path, ...],
     top: int,
     selection: Path | None,
     url: str | None,
@@ -49,55 +49,57 @@ def predict(
     that agree. RUN_OR_MODEL_DIR is a run folder or an exported model, such as saved_models/NAME. A picture that cannot
     be read is named, the others are answered, and the exit code is 3.
     """
-    images = what if url else what[1:]
+    images = source_and_images if url else source_and_images[1:]
     if not images:
         raise click.UsageError("name a run folder or a model folder, and one or more images.")
     if selection is not None and (url or min_members):
-        raise click.UsageError("--selection says who is asked: it goes with neither --url nor --min-members.")
-    with only_json(as_json):
-        ask = _server(url) if url else _whom(what[0], selection, min_members)
-        names, answers, refused = ask(images)
+        raise click.UsageError("--selection says who is asked: it goes with neither --url nor --allow-incomplete.")
+    with reserve_stdout_for_json(as_json):
+        predict_images = _resolve_server(url) if url else _resolve_source(source_and_images[0], selection, min_members)
+        class_names, predictions, unreadable = predict_images(images)
     result = {
-        "source": url or str(what[0]),
-        "answers": [_answer(image, names, each, top) for image, each in answers],
-        "refused": [{"image": str(image), "problem": problem} for image, problem in refused],
+        "source": url or str(source_and_images[0]),
+        "answers": [_format_prediction(image, class_names, prediction, top) for image, prediction in predictions],
+        "refused": [{"image": str(image), "problem": problem} for image, problem in unreadable],
     }
     if as_json:
         print_json(result)
     else:
-        _print(result["answers"], top)
-    if refused:
-        count = "1 picture" if len(refused) == 1 else f"{len(refused)} pictures"
-        listing = "\n  ".join(problem for _, problem in refused)
+        _print_predictions(result["answers"], top)
+    if unreadable:
+        count = "1 picture" if len(unreadable) == 1 else f"{len(unreadable)} pictures"
+        listing = "\n  ".join(problem for _, problem in unreadable)
         raise DataError(f"{count} of {len(images)} cannot be read; the others are answered:\n  {listing}")
 
 
-def _whom(what: Path, selection: Path | None, min_members: int | None) -> Callable:
+def _resolve_source(source: Path, selection: Path | None, min_members: int | None) -> Callable:
     """Who answers: a function of the paths to the names of the classes, the answers, and the pictures refused."""
-    if _is_export(what):
+    if _is_export(source):
         if selection is not None or min_members:
-            raise RecipeError(f"{what} is an exported committee: --selection and --min-members are those of a run.")
-        from keras_committee.export.predict import Export
+            raise RecipeError(
+                f"{source} is an exported committee: --selection and --allow-incomplete are those of a run."
+            )
+        from keras_committee.export.predict import ExportedCommittee
 
-        return functools.partial(_ask_export, Export.of_folder(what))
-    run = Run.open(what)
-    from keras_committee.evaluation.predict import Panel
+        return functools.partial(_predict_with_export, ExportedCommittee.from_folder(source))
+    run = Run.open(source)
+    from keras_committee.evaluation.predict import CommitteePredictor
 
     if selection is not None:
-        _require_member(selection, run)
-        return functools.partial(_ask_panel, Panel.of_selection(selection))
+        _check_selection_uses_run(selection, run)
+        return functools.partial(_predict_with_run, CommitteePredictor.from_selection(selection))
     recipe = run.recipe()
-    return functools.partial(_ask_panel, Panel.of_run(run, recipe, min_members))
+    return functools.partial(_predict_with_run, CommitteePredictor.from_run(run, recipe, min_members))
 
 
-def _server(url: str) -> Callable:
+def _resolve_server(url: str) -> Callable:
     """The same of the model behind `url`."""
-    from keras_committee.export.predict import Export
+    from keras_committee.export.predict import ExportedCommittee
 
-    return functools.partial(_ask_export, Export.of_url(url))
+    return functools.partial(_predict_with_export, ExportedCommittee.from_url(url))
 
 
-def _require_member(file: Path, run: Run) -> None:
+def _check_selection_uses_run(file: Path, run: Run) -> None:
     """Raises RecipeError where the selection in `file` chose none of the members of `run`."""
     runs = {(file.parent / member.run).resolve() for member in Selection.read(file).members}
     if run.path.resolve() not in runs:
@@ -108,68 +110,87 @@ def _is_export(folder: Path) -> bool:
     return (folder / "saved_model.pb").is_file() or any(folder.glob("*/saved_model.pb"))
 
 
-def _ask_panel(panel: Any, images: tuple[Path, ...]) -> tuple[tuple[str, ...], list, list]:
+def _predict_with_run(predictor: Any, images: tuple[Path, ...]) -> tuple[tuple[str, ...], list, list]:
     import numpy as np
 
-    from keras_committee.data.image_files import frame_picture
+    from keras_committee.data.image_files import read_image_with_transforms
 
-    pixels, refused = _each(images, lambda image: frame_picture(image, panel.framings))
-    if not pixels:
-        return panel.classes, [], refused
-    seen = zip(*pixels.values(), strict=True)
-    answers = panel.answer({each: np.stack(rows) for each, rows in zip(panel.framings, seen, strict=True)})
-    return panel.classes, _rows(pixels, answers), refused
+    pixels_by_image, unreadable = _read_images(
+        images, lambda image: read_image_with_transforms(image, predictor.framings)
+    )
+    if not pixels_by_image:
+        return predictor.classes, [], unreadable
+    batches = zip(*pixels_by_image.values(), strict=True)
+    predictions = predictor.answer(
+        {transform: np.stack(rows) for transform, rows in zip(predictor.framings, batches, strict=True)}
+    )
+    return predictor.classes, _rows_per_image(pixels_by_image, predictions), unreadable
 
 
-def _ask_export(export: Any, images: tuple[Path, ...]) -> tuple[tuple[str, ...], list, list]:
-    from keras_committee.data.image_files import read_content
+def _predict_with_export(export: Any, images: tuple[Path, ...]) -> tuple[tuple[str, ...], list, list]:
+    from keras_committee.data.image_files import read_image_bytes
 
-    contents, refused = _each(images, read_content)
+    contents, unreadable = _read_images(images, read_image_bytes)
     if not contents:
-        return (), [], refused
-    answers = export.answer(list(contents.values()))
-    rows = _rows(contents, answers)
+        return (), [], unreadable
+    predictions = export.answer(list(contents.values()))
+    rows = _rows_per_image(contents, predictions)
     problem = "damaged or cut off, it cannot be decoded"
-    refused += [(image, f"{image}: {problem}") for image, row in rows if not row["valid"]]
+    unreadable += [(image, f"{image}: {problem}") for image, row in rows if not row["valid"]]
     rows = [(image, row) for image, row in rows if row["valid"]]
-    names = export.classes(contents[rows[0][0]], answers["probabilities"].shape[1]) if rows else ()
-    return names, rows, refused
+    class_names = export.classes(contents[rows[0][0]], predictions["probabilities"].shape[1]) if rows else ()
+    return class_names, rows, unreadable
 
 
-def _each(images: tuple[Path, ...], read: Callable[[Path], Any]) -> tuple[dict[Path, Any], list[tuple[Path, str]]]:
+def _read_images(
+    images: tuple[Path, ...], read: Callable[[Path], Any]
+) -> tuple[dict[Path, Any], list[tuple[Path, str]]]:
     """What could be read of the pictures, and what is wrong with the others."""
-    contents, refused = {}, []
+    contents, unreadable = {}, []
     for image in dict.fromkeys(images):
         try:
             contents[image] = read(image)
         except DataError as error:
-            refused.append((image, str(error)))
-    return contents, refused
+            unreadable.append((image, str(error)))
+    return contents, unreadable
 
 
-def _rows(images: dict[Path, Any], answers: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    return [(image, {name: values[row] for name, values in answers.items()}) for row, image in enumerate(images)]
+def _rows_per_image(images: dict[Path, Any], predictions: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    return [(image, {name: values[row] for name, values in predictions.items()}) for row, image in enumerate(images)]
 
 
-def _answer(image: Path, names: tuple[str, ...], answer: dict[str, Any], top: int) -> dict[str, Any]:
-    probabilities = answer["probabilities"]
+def _format_prediction(
+    image: Path, class_names: tuple[str, ...], prediction: dict[str, Any], top: int
+) -> dict[str, Any]:
+    probabilities = prediction["probabilities"]
     best = (-probabilities).argsort(kind="stable")[:top].tolist()
     return {
         "image": str(image),
-        "top": [{"class": names[k], "class_id": k, "probability": float(probabilities[k])} for k in best],
-        "confidence": float(answer["confidence"]),
-        "members_used": int(answer["members_used"]),
-        "agreement": float(answer["agreement"]) if "agreement" in answer else None,
-        "mutual_information": float(answer["mutual_information"]),
+        "top": [
+            {"class": class_names[class_id], "class_id": class_id, "probability": float(probabilities[class_id])}
+            for class_id in best
+        ],
+        "confidence": float(prediction["confidence"]),
+        "members_used": int(prediction["members_used"]),
+        "agreement": float(prediction["agreement"]) if "agreement" in prediction else None,
+        "mutual_information": float(prediction["mutual_information"]),
     }
 
 
-def _print(answers: list[dict[str, Any]], top: int) -> None:
+def _print_predictions(predictions: list[dict[str, Any]], top: int) -> None:
     rows = []
-    for each in answers:
-        classes = ", ".join(f"{best['class']} {best['probability']:.1%}" for best in each["top"])
-        agreement = "-" if each["agreement"] is None else f"{each['agreement']:.0%}"
-        rows.append([each["image"], classes, f"{each['confidence']:.3f}", str(each["members_used"]), agreement])
+    for prediction in predictions:
+        classes = ", ".join(f"{best['class']} {best['probability']:.1%}" for best in prediction["top"])
+        agreement = "-" if prediction["agreement"] is None else f"{prediction['agreement']:.0%}"
+        rows.append(
+            [
+                prediction["image"],
+                classes,
+                f"{prediction['confidence']:.3f}",
+                str(prediction["members_used"]),
+                agreement,
+            ]
+        )
     if rows:
         columns = ["image", "class" if top == 1 else "classes", "confidence", "members asked", "agree"]
         print_table(columns, rows)

@@ -8,18 +8,26 @@ import click
 
 from keras_committee.cli import options
 from keras_committee.cli.options import (
-    allow_twins_option,
+    allow_duplicate_weights_option,
     json_option,
     min_members_option,
     split_option,
     standard_options,
 )
-from keras_committee.cli.output import carried, only_json, print_json, say, say_next
+from keras_committee.cli.output import (
+    forwarded_options,
+    print_json,
+    print_message,
+    print_next_steps,
+    reserve_stdout_for_json,
+)
 from keras_committee.run import Run
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=options.runs)
+@click.argument(
+    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=options.complete_runs
+)
 @click.option("--out", type=click.Path(), metavar="DIR", help="Folder of the report; RUN/report of a single run.")
 @click.option(
     "--selection",
@@ -31,12 +39,12 @@ from keras_committee.run import Run
 )
 @split_option
 @min_members_option
-@allow_twins_option
+@allow_duplicate_weights_option
 @json_option
 @standard_options
 def report(
     runs: tuple[str, ...], out: str | None, selections: tuple[str, ...], split: str, min_members: int | None,
-    allow_twins: bool, as_json: bool,
+    allow_duplicate_weights: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write one page on RUNs: what accuracy costs, and why.
 
@@ -45,14 +53,16 @@ def report(
     files, and in its folder `tensorboard`.
     """
     opened = [Run.open(run) for run in dict.fromkeys(runs)]
-    folder = Path(out) if out else _folder(opened)
-    with contextlib.ExitStack() as locks, only_json(as_json):
+    folder = Path(out) if out else _default_folder(opened)
+    with contextlib.ExitStack() as locks, reserve_stdout_for_json(as_json):
         for run in opened:
             locks.enter_context(run.lock())
         from keras_committee.evaluation.report import write_report
 
         files = [Path(selection) for selection in selections]
-        written = write_report(opened, folder, files, split=split, min_members=min_members, allow_twins=allow_twins)
+        written = write_report(
+            opened, folder, files, split=split, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights
+        )
     if as_json:
         print_json(
             {
@@ -64,17 +74,17 @@ def report(
             }
         )
         return
-    say(f"{written.sentences['cost']}\n\nReport: {written.page}")
-    say_next(*_next(opened, selections, carried(min_members, allow_twins)))
+    print_message(f"{written.sentences['cost']}\n\nReport: {written.page}")
+    print_next_steps(*_next_command(opened, selections, forwarded_options(min_members, allow_duplicate_weights)))
 
 
-def _folder(runs: list[Run]) -> Path:
+def _default_folder(runs: list[Run]) -> Path:
     """That of the one run, or beside several."""
     if len(runs) == 1:
         return runs[0].path / "report"
     return Path(os.path.commonpath([run.path.absolute().parent for run in runs])) / "report"
 
 
-def _next(runs: list[Run], selections: tuple[str, ...], options: list[str]) -> list[str]:
+def _next_command(runs: list[Run], selections: tuple[str, ...], options: list[str]) -> list[str]:
     paths = [str(run.path) for run in runs]
     return ["export", paths[0], "--selection", selections[0]] if selections else ["select", *paths, *options]

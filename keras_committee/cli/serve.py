@@ -12,30 +12,32 @@ import click
 
 from keras_committee.cli import options
 from keras_committee.cli.options import json_option, standard_options
-from keras_committee.cli.output import print_json, say
+from keras_committee.cli.output import print_json, print_message
 from keras_committee.errors import RecipeError
 
-_FILE = click.Path(exists=True, dir_okay=False)
+_EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 
 
 @click.command()
-@click.argument("model_dir", type=click.Path(), required=False, shell_complete=options.models)
+@click.argument("model_dir", type=click.Path(), required=False, shell_complete=options.complete_exports)
 @click.option("--rest-port", type=click.IntRange(0, 65535), default=8501, show_default=True, metavar="PORT")
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=8500, show_default=True, metavar="PORT")
 @click.option(
     "--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Who asks from elsewhere needs another one."
 )
-@click.option("--model-config-file", type=_FILE, help="A models.config instead of MODEL_DIR.")
-@click.option("--monitoring-config-file", type=_FILE, help="A monitoring.config: the path of the Prometheus page.")
+@click.option("--model-config-file", type=_EXISTING_FILE, help="A models.config instead of MODEL_DIR.")
+@click.option(
+    "--monitoring-config-file", type=_EXISTING_FILE, help="A monitoring.config: the path of the Prometheus page."
+)
 @click.option("--enable-batching", is_flag=True, help="Requests that come together run as one batch.")
-@click.option("--batching-parameters-file", type=_FILE, help="A batching.config.")
+@click.option("--batching-parameters-file", type=_EXISTING_FILE, help="A batching.config.")
 @click.option(
     "--allow-version-labels-for-unavailable-models",
     "allow_labels",
     is_flag=True,
     help="A label of models.config may name a version that is not loaded yet.",
 )
-@click.option("--real", is_flag=True, help="Run tensorflow_model_server itself, where it is installed.")
+@click.option("--use-tf-serving", is_flag=True, help="Run tensorflow_model_server itself, where it is installed.")
 @json_option
 @standard_options
 def serve(
@@ -48,7 +50,7 @@ def serve(
     enable_batching: bool,
     batching_parameters_file: str | None,
     allow_labels: bool,
-    real: bool,
+    use_tf_serving: bool,
     as_json: bool,
 ) -> None:
     """Serve MODEL_DIR as TF Serving would, until Ctrl-C or SIGTERM.
@@ -62,57 +64,64 @@ def serve(
     if batching_parameters_file and not enable_batching:
         raise RecipeError("--batching-parameters-file does nothing without --enable-batching. Nothing was started.")
     batching = batching_parameters_file or enable_batching
-    if real:
+    if use_tf_serving:
         folder = Path(model_dir).resolve() if model_dir else None
-        _run_real(folder, (rest_port, grpc_port), model_config_file, monitoring_config_file, batching)
+        _run_tf_serving(folder, (rest_port, grpc_port), model_config_file, monitoring_config_file, batching)
         return
-    from keras_committee.tfserving.server.local_server import Options, StandIn
-    from keras_committee.tfserving.server.manager import Settings
+    from keras_committee.tfserving.server.local_server import LocalServer, ServerOptions
+    from keras_committee.tfserving.server.manager import ManagerOptions
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    options = Options(
+    options = ServerOptions(
         host=host,
         rest_port=rest_port,
         grpc_port=grpc_port,
-        monitoring=_monitoring(monitoring_config_file),
-        batching=_batching(enable_batching, batching_parameters_file),
-        settings=Settings(labels_for_unavailable=allow_labels, retry_seconds=2.0),
+        metrics_path=_prometheus_path(monitoring_config_file),
+        batching=_batching_parameters(enable_batching, batching_parameters_file),
+        manager_options=ManagerOptions(allow_labels_for_unavailable=allow_labels, retry_seconds=2.0),
     )
-    configs = _configs(model_dir, model_config_file)
-    with _signals() as stop, StandIn(configs, options) as server:
-        _tell(server, host, as_json)
+    configs = _model_configs(model_dir, model_config_file)
+    with _stop_on_signals() as stop, LocalServer(configs, options) as server:
+        _print_summary(server, host, as_json)
         stop.wait()
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
+def _stop_on_signals() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set."""
     stop = threading.Event()
-    before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {
+        signal_number: signal.signal(signal_number, lambda *_: stop.set())
+        for signal_number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield stop
     finally:
-        for each, handler in before.items():
+        for each, handler in previous_handlers.items():
             signal.signal(each, handler)
 
 
-def _configs(model_dir: str | None, file: str | None) -> list:
+def _model_configs(model_dir: str | None, file: str | None) -> list:
     from keras_committee.tfserving.config import parse_models
-    from keras_committee.tfserving.server.local_server import one_model
-    from keras_committee.tfserving.server.manager import read_configs
+    from keras_committee.tfserving.server.local_server import config_from_folder
+    from keras_committee.tfserving.server.manager import configs_from_proto
 
-    return one_model(Path(model_dir)) if model_dir else read_configs(parse_models(Path(str(file)).read_text()))
+    return (
+        config_from_folder(Path(model_dir))
+        if model_dir
+        else configs_from_proto(parse_models(Path(str(file)).read_text()))
+    )
 
 
-def _monitoring(file: str | None) -> str:
+def _prometheus_path(file: str | None) -> str:
     from keras_committee.tfserving.config import parse_monitoring
-    from keras_committee.tfserving.server.rest import MONITORING
+    from keras_committee.tfserving.server.rest import METRICS_PATH
 
-    return parse_monitoring(Path(file).read_text()).prometheus_config.path or MONITORING if file else MONITORING
+    return parse_monitoring(Path(file).read_text()).prometheus_config.path or METRICS_PATH if file else METRICS_PATH
 
 
-def _batching(enabled: bool, file: str | None):
+def _batching_parameters(enabled: bool, file: str | None):
     from keras_committee.tfserving.config import parse_batching
     from keras_committee.tfserving.server.batching import BatchingParameters
 
@@ -121,17 +130,19 @@ def _batching(enabled: bool, file: str | None):
     return BatchingParameters.from_proto(parse_batching(Path(file).read_text() if file else ""))
 
 
-def _tell(server, host: str, as_json: bool) -> None:
+def _print_summary(server, host: str, as_json: bool) -> None:
     rest = f"http://{host}:{server.rest_port}"
     grpc = f"{host}:{server.grpc_port}" if server.grpc_port else None
     if as_json:
         print_json({"rest": rest, "grpc": grpc, "models": server.manager.names(), "stand_in": True})
         return
-    say(f"{', '.join(server.manager.names())} at {rest}" + (f", gRPC at {grpc}" if grpc else "") + "; Ctrl-C ends it")
+    print_message(
+        f"{', '.join(server.manager.names())} at {rest}" + (f", gRPC at {grpc}" if grpc else "") + "; Ctrl-C ends it"
+    )
 
 
-def _run_real(folder: Path | None, ports: tuple[int, int], *files: str | bool | None) -> None:
-    from keras_committee.tfserving.server.local_server import command
+def _run_tf_serving(folder: Path | None, ports: tuple[int, int], *files: str | bool | None) -> None:
+    from keras_committee.tfserving.server.local_server import tf_serving_command
 
-    words = command(folder, ports, *files)  # pyright: ignore[reportArgumentType]
-    os.execv(words[0], words)
+    arguments = tf_serving_command(folder, ports, *files)  # pyright: ignore[reportArgumentType]
+    os.execv(arguments[0], arguments)

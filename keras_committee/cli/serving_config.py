@@ -1,4 +1,4 @@
-"""`keras-committee config`: with which files does TF Serving serve an exported model?"""
+"""`keras-committee serving-config`: with which files does TF Serving serve an exported model?"""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from keras_committee.errors import RecipeError
 
 
 @click.command()
-@click.argument("model_dir", type=click.Path(), shell_complete=options.models)
+@click.argument("model_dir", type=click.Path(), shell_complete=options.complete_exports)
 @click.option(
     "--out", required=True, type=click.Path(), metavar="DIR", help="Folder for models, batching and monitoring.config."
 )
@@ -21,7 +21,13 @@ from keras_committee.errors import RecipeError
 @click.option(
     "--versions", metavar="N,...", help="Serve these, such as 3 or 3,4.  [default: the labelled ones, else the newest]"
 )
-@click.option("--label", "labels", metavar="NAME=VERSION", multiple=True, help="Such as stable=3; may be repeated.")
+@click.option(
+    "--version-label",
+    "version_labels",
+    metavar="NAME=VERSION",
+    multiple=True,
+    help="Such as stable=3; may be repeated.",
+)
 @click.option(
     "--batch-sizes",
     default="1,8,32",
@@ -30,38 +36,64 @@ from keras_committee.errors import RecipeError
     help="Sizes of a batch; the last is the most.",
 )
 @click.option(
-    "--batch-timeout", default=2000, show_default=True, type=click.IntRange(0, 10**7), metavar="N", help="Microseconds."
+    "--batch-timeout-micros",
+    default=2000,
+    show_default=True,
+    type=click.IntRange(0, 10**7),
+    metavar="N",
+    help="Microseconds.",
 )
 @click.option(
-    "--batch-threads", default=2, show_default=True, type=click.IntRange(1, 1024), metavar="N", help="Batches at once."
+    "--num-batch-threads",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Batches at once.",
 )
 @json_option
 @standard_options
-def config(model_dir, out, name, base_path, versions, labels, batch_sizes, batch_timeout, batch_threads, as_json):
+def serving_config(
+    model_dir,
+    out,
+    name,
+    base_path,
+    versions,
+    version_labels,
+    batch_sizes,
+    batch_timeout_micros,
+    num_batch_threads,
+    as_json,
+):
     """Write and check the files that TF Serving starts with.
 
     A rollback is `--versions` with an older one. New or moved labels take two steps: the server loads models.config
     first, and models.labels.config replaces it once every version is AVAILABLE.
     """
-    from keras_committee.tfserving.config import Batching, ServedModel, ServerConfig, write_config
+    from keras_committee.tfserving.config import BatchingConfig, ServedModel, ServerConfig, write_config
 
-    labelled = dict(_label(each) for each in labels)
-    asked = _numbers("--versions", versions) if versions else tuple(sorted(set(labelled.values())))
-    _check_there(model_dir, {*asked, *labelled.values()})
+    labeled_versions = dict(_parse_label(label) for label in version_labels)
+    requested = _parse_numbers("--versions", versions) if versions else tuple(sorted(set(labeled_versions.values())))
+    _check_versions_exist(model_dir, {*requested, *labeled_versions.values()})
     folder = Path(model_dir).absolute()
     model = ServedModel(
-        name=name or folder.name, base_path=base_path or str(folder.resolve()), versions=asked, labels=labelled
+        name=name or folder.name,
+        base_path=base_path or str(folder.resolve()),
+        versions=requested,
+        labels=labeled_versions,
     )
-    batching = Batching(
-        sizes=_numbers("--batch-sizes", batch_sizes), timeout_micros=batch_timeout, threads=batch_threads
+    batching = BatchingConfig(
+        allowed_batch_sizes=_parse_numbers("--batch-sizes", batch_sizes),
+        batch_timeout_micros=batch_timeout_micros,
+        num_batch_threads=num_batch_threads,
     )
     written = write_config(ServerConfig(models=(model,), batching=batching), out)
     if as_json:
         return print_json({"files": [str(path) for path in written], "steps": len(written) - 2})
-    return _tell(written)
+    return _print_summary(written)
 
 
-def _tell(written: list[Path]) -> None:
+def _print_summary(written: list[Path]) -> None:
     for path in written:
         click.echo(f"wrote {path}")
     if len(written) > 3:
@@ -71,24 +103,24 @@ def _tell(written: list[Path]) -> None:
         )
 
 
-def _check_there(model_dir: str, versions: set[int]) -> None:
-    from keras_committee.tfserving.config import versions_in
+def _check_versions_exist(model_dir: str, versions: set[int]) -> None:
+    from keras_committee.tfserving.config import list_versions
 
-    there = versions_in(model_dir)
-    missing = sorted(versions - set(there))
-    if missing or not there:
+    available = list_versions(model_dir)
+    missing = sorted(versions - set(available))
+    if missing or not available:
         raise RecipeError(
             f"{model_dir} has no version {missing[0] if missing else 'at all'}. It has: "
-            f"{', '.join(map(str, there)) or 'none'}. Nothing was written."
+            f"{', '.join(map(str, available)) or 'none'}. Nothing was written."
         )
 
 
-def _label(text: str) -> tuple[str, int]:
+def _parse_label(text: str) -> tuple[str, int]:
     name, _, version = text.partition("=")
-    return name, _numbers("--label", version)[0]
+    return name, _parse_numbers("--version-label", version)[0]
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...]:
+def _parse_numbers(option: str, text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[0-9]{1,18}(,[0-9]{1,18})*", text):
         raise RecipeError(f"{option} takes whole numbers of at most 18 digits. Received: {text!r}")
     return tuple(int(part) for part in text.split(","))

@@ -5,12 +5,12 @@ A data function such as `cifar10(128, validation=5_000)` only describes; nothing
 
 from keras_committee.data.augment import Compose, PadCropFlip, compose, pad_crop_flip
 from keras_committee.data.cifar import cifar10, cifar100
-from keras_committee.data.dataset import Data
+from keras_committee.data.dataset import DataConfig
 from keras_committee.data.digits import digits
 from keras_committee.data.image_folder import image_folder
 from keras_committee.data.mix import CutMix, Mixup, cutmix, mixup
 from keras_committee.data.policies import AutoAugment, KerasRandAugment, RandAugment, autoaugment, randaugment
-from keras_committee.data.preprocessing import Framing, centre_crop, decode_image, resize_image, resized
+from keras_committee.data.preprocessing import ImageTransform, center_crop, decode_image, resize, resize_image
 from keras_committee.data.random_crop import RandomResizedCrop, random_resized_crop
 from keras_committee.data.splits import Split, Splits
 from keras_committee.data.tfds import tfds
@@ -19,8 +19,8 @@ from keras_committee.data.tfrecords import imagenet_records, tfrecords
 __all__ = [
     "AutoAugment",
     "CutMix",
-    "Data",
-    "Framing",
+    "DataConfig",
+    "ImageTransform",
     "KerasRandAugment",
     "Mixup",
     "PadCropFlip",
@@ -30,7 +30,7 @@ __all__ = [
     "Split",
     "Splits",
     "autoaugment",
-    "centre_crop",
+    "center_crop",
     "cifar10",
     "cifar100",
     "cutmix",
@@ -43,7 +43,7 @@ __all__ = [
     "randaugment",
     "random_resized_crop",
     "resize_image",
-    "resized",
+    "resize",
     "compose",
     "tfds",
     "tfrecords",

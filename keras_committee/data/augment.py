@@ -14,7 +14,7 @@ from keras_committee.errors import RecipeError
 class Augmentation(Protocol):
     """Two methods, kept apart so that a resumed run can repeat any draw."""
 
-    def draw(self, generator: np.random.Generator, examples: int) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
         """One row of draws for each training example of a pass, int32 `(examples, k)`; `generator` decides alone."""
         ...
 
@@ -46,20 +46,20 @@ class PadCropFlip:
         if self.pad < 0:
             raise RecipeError(f"pad_crop_flip needs a pad of 0 or more pixels. Received: pad={self.pad!r}")
 
-    def draw(self, generator: np.random.Generator, examples: int) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
         """Top and left edge of the crop in the padded image, and 1 where flipped: int32 `(examples, 3)`."""
         values = [2 * self.pad + 1, 2 * self.pad + 1, 2 if self.flip else 1]
-        return generator.integers(0, values, size=(examples, 3), dtype=np.int32)
+        return rng.integers(0, values, size=(examples, 3), dtype=np.int32)
 
     def apply(self, images, draws):
         """The cropped and flipped images. No padded copy is made: rows and columns are looked up, reflected."""
         height, width = images.shape[1:3]
-        rows = self._crop(height, draws[:, 0])
-        columns = self._crop(width, draws[:, 1])
+        rows = self._source_indices(height, draws[:, 0])
+        columns = self._source_indices(width, draws[:, 1])
         columns = tf.where(draws[:, 2:] == 1, columns[:, ::-1], columns)
         return tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 
-    def _crop(self, length, starts):
+    def _source_indices(self, length, starts):
         """Which source row (or column) stands at each place of the crop: int32 `(batch, length)`."""
         reflected = tf.constant(np.pad(np.arange(length, dtype=np.int32), self.pad, mode="reflect"))
         return tf.gather(reflected, starts[:, None] + tf.range(length)[None, :])
@@ -117,7 +117,7 @@ def leading_crop(augment: Augmentation | None) -> RandomResizedCrop | None:
     return first if isinstance(first, RandomResizedCrop) else None
 
 
-def augmented(images, augment: Augmentation | None):
+def make_augment_fn(images, augment: Augmentation | None):
     """A graph function from indices `(batch,)` and draws `(batch, k)` to augmented uint8 images of a split.
 
     Args:
@@ -128,40 +128,44 @@ def augmented(images, augment: Augmentation | None):
     if crop is None:
         gather = images.gatherer()
         return lambda indices, draws: gather(indices) if augment is None else augment.apply(gather(indices), draws)
-    read = images.cropper(crop)
+    read_crops = images.cropper(crop)
     if not isinstance(augment, Compose) or len(augment.parts) == 1:
-        return read
-    width, later = augment.columns()[0].stop, Compose(augment.parts[1:])
-    return lambda indices, draws: later.apply(read(indices, draws[:, :width]), draws[:, width:])
+        return read_crops
+    width, remaining = augment.columns()[0].stop, Compose(augment.parts[1:])
+    return lambda indices, draws: remaining.apply(read_crops(indices, draws[:, :width]), draws[:, width:])
 
 
-BRANCHES = 8  # of one choice
+MAX_BRANCHES = 8  # of one choice
 
 
-def for_each_image(vary: Callable, images, draws):
+def for_each_image(augment_image: Callable, images, draws):
     """`vary(image, row)` of each image, uint8 `(height, width, channels)`, and its draws: uint8, of the same shape."""
 
-    def one(example):
-        return tf.ensure_shape(vary(*example), images.shape[1:])
+    def augment_one(example):
+        return tf.ensure_shape(augment_image(*example), images.shape[1:])
 
-    return tf.map_fn(one, (images, draws), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8))
+    return tf.map_fn(augment_one, (images, draws), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8))
 
 
-def chooser(functions: Sequence[Callable]) -> Callable:
+def branch_switch(functions: Sequence[Callable]) -> Callable:
     """A graph function `(number, ...)` that is the one of `functions` with that number; all give tensors of one kind.
 
     TensorFlow visits each node of every branch that is not taken, 2.4 ms for an image and the 46 branches of policy v0.
     A call that may not be inlined is one node, and a tree of calls has few branches to visit.
     """
-    calls = [tf.function(each, autograph=False, experimental_attributes={"_noinline": True}) for each in functions]
-    if len(calls) > BRANCHES:
-        groups = [chooser(functions[start : start + BRANCHES]) for start in range(0, len(functions), BRANCHES)]
-        inner = chooser([lambda number, *rest, group=group: group(number, *rest) for group in groups])
-        return lambda number, *rest: inner(number // BRANCHES, number % BRANCHES, *rest)
+    calls = [
+        tf.function(function, autograph=False, experimental_attributes={"_noinline": True}) for function in functions
+    ]
+    if len(calls) > MAX_BRANCHES:
+        groups = [
+            branch_switch(functions[start : start + MAX_BRANCHES]) for start in range(0, len(functions), MAX_BRANCHES)
+        ]
+        inner = branch_switch([lambda number, *rest, group=group: group(number, *rest) for group in groups])
+        return lambda number, *rest: inner(number // MAX_BRANCHES, number % MAX_BRANCHES, *rest)
     return lambda number, *rest: tf.switch_case(number, [lambda call=call: call(*rest) for call in calls])
 
 
-def check_coloured(images, name: str) -> None:
+def check_rgb(images, name: str) -> None:
     """Raise a `RecipeError` where images, `(batch, height, width, channels)`, have not three channels."""
     if images.shape[-1] != 3:
         raise RecipeError(

@@ -11,17 +11,17 @@ import keras
 import numpy as np
 
 from keras_committee.data import validation
-from keras_committee.data.dataset import Data, Found
+from keras_committee.data.dataset import DataConfig, ReadResult
 from keras_committee.data.image_folder import ClassFolders
-from keras_committee.data.images import Pixels
-from keras_committee.data.preprocessing import resized
+from keras_committee.data.images import InMemoryImages
+from keras_committee.data.preprocessing import resize
 from keras_committee.data.splits import Split
-from keras_committee.errors import DataError, refuse
+from keras_committee.errors import DataError, raise_if_problems
 from keras_committee.files import file_hash
 
-SHAPE = (32, 32, 3)
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-FORMS = (
+IMAGE_SHAPE = (32, 32, 3)
+ARRAY_NAMES = ("x_train", "y_train", "x_test", "y_test")
+ACCEPTED_FORMATS = (
     "a folder with train/<class>/*.jpg|png and test/<class>/*.jpg|png, "
     "or an .npz file with the arrays x_train, y_train, x_test, y_test"
 )
@@ -39,7 +39,7 @@ CLASS_NAMES = {
 }
 
 
-def cifar10(batch_size: int, *, directory=None, validation: float = 5_000, augment=None) -> Data:
+def cifar10(batch_size: int, *, directory=None, validation: float = 5_000, augment=None) -> DataConfig:
     """CIFAR-10: 50,000 training and 10,000 test images, 32x32x3, ten classes.
 
     3.25 % of its test images (10 % in CIFAR-100) are near duplicates of training images: Barz and Denzler 2020.
@@ -53,42 +53,44 @@ def cifar10(batch_size: int, *, directory=None, validation: float = 5_000, augme
 
     Source: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html
     """
-    return _data("cifar10", batch_size, directory, validation, augment)
+    return _cifar_config("cifar10", batch_size, directory, validation, augment)
 
 
-def cifar100(batch_size: int, *, directory=None, validation: float = 5_000, augment=None) -> Data:
+def cifar100(batch_size: int, *, directory=None, validation: float = 5_000, augment=None) -> DataConfig:
     """CIFAR-100 with its hundred fine classes; the arguments and the sizes are those of `cifar10`."""
-    return _data("cifar100", batch_size, directory, validation, augment)
+    return _cifar_config("cifar100", batch_size, directory, validation, augment)
 
 
-def _data(name, batch_size, directory, validation, augment):
+def _cifar_config(name, batch_size, directory, validation, augment):
     classes = tuple(CLASS_NAMES[name].split())
-    return Data(
+    return DataConfig(
         name=name,
         batch_size=batch_size,
-        reader=_reader(name, classes, directory),
+        reader=_make_reader(name, classes, directory),
         validation=validation,
         augment=augment,
     )
 
 
-def _reader(name, classes, directory):
+def _make_reader(name, classes, directory):
     if directory is None:
-        return Download(name=name, classes=classes)
+        return CifarDownload(name=name, classes=classes)
     if os.fspath(directory).endswith(".npz"):
-        return ArrayFile(name=name, classes=classes, path=Path(directory))
-    return ClassFolders(directory=Path(directory), framing=resized(SHAPE[:2]), exact=True, classes=len(classes))
+        return CifarArrayFile(name=name, classes=classes, path=Path(directory))
+    return ClassFolders(
+        directory=Path(directory), transform=resize(IMAGE_SHAPE[:2]), require_exact_size=True, classes=len(classes)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Download:
+class CifarDownload:
     """Reads what Keras downloads and keeps under its own home."""
 
     name: str
     classes: tuple[str, ...]
-    mend: str = "Delete Keras' copy under ~/.keras/datasets, or change the recipe's sizes, then run the command again."
+    hint: str = "Delete Keras' copy under ~/.keras/datasets, or change the recipe's sizes, then run the command again."
 
-    def find(self) -> Found:
+    def find(self) -> ReadResult:
         module = getattr(keras.datasets, self.name)
         try:
             with (
@@ -100,60 +102,64 @@ class Download:
             if (
                 expected := re.search("file hash does not match the provided value of ([0-9a-f]+)", str(error))
             ) is not None:
-                raise DataError(_discarded(self.name, expected[1])) from error
+                raise DataError(_delete_bad_download(self.name, expected[1])) from error
             raise DataError(
                 f"{self.name}: Keras could not download the data ({error}).\n"
-                f"Name a local copy with `directory` (the recipes' knob data_dir): {FORMS}."
+                f"Name a local copy with `directory` (the recipes' knob data_dir): {ACCEPTED_FORMATS}."
             ) from error
-        return _found(dict(zip(ARRAYS, (x_train, y_train, x_test, y_test), strict=True)), self.classes)
+        return _make_result(dict(zip(ARRAY_NAMES, (x_train, y_train, x_test, y_test), strict=True)), self.classes)
 
 
-def _discarded(name: str, expected: str) -> str:
+def _delete_bad_download(name: str, expected_hash: str) -> str:
     """What became of a download whose checksum is wrong: it is deleted, so that nothing uses it."""
     datasets = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "datasets"
-    told = [f"{name}: the download is not what Keras expects: SHA-256 {expected}. It was deleted."]
+    lines = [f"{name}: the download is not what Keras expects: SHA-256 {expected_hash}. It was deleted."]
     for archive in datasets.glob(f"{name.replace('cifar', 'cifar-')}-*_archive"):
-        told.append(f"  {archive} had SHA-256 {file_hash(archive)}")
+        lines.append(f"  {archive} had SHA-256 {file_hash(archive)}")
         archive.unlink()
-    return "\n".join([*told, "The same command downloads it again; or name a local copy with the knob data_dir."])
+    return "\n".join([*lines, "The same command downloads it again; or name a local copy with the knob data_dir."])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ArrayFile:
+class CifarArrayFile:
     """Reads an .npz file; pickled arrays are refused, since loading one can run any code."""
 
     name: str
     classes: tuple[str, ...]
     path: Path
-    mend: str = "Mend the arrays named above (or change the recipe's sizes), then run the command again."
+    hint: str = "Mend the arrays named above (or change the recipe's sizes), then run the command again."
 
-    def find(self) -> Found:
+    def find(self) -> ReadResult:
         try:
             with open(self.path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                missing = [name for name in ARRAYS if name not in file]
-                arrays = {name: file[name] for name in ARRAYS if name in file}
+                missing = [name for name in ARRAY_NAMES if name not in file]
+                arrays = {name: file[name] for name in ARRAY_NAMES if name in file}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.name}: cannot read {self.path} ({error}).\nGive {FORMS}.") from error
-        refuse(str(self.path), [f"{name}: there is no such array" for name in missing], f"Give {FORMS}.")
-        return _found(arrays, self.classes)
+            raise DataError(f"{self.name}: cannot read {self.path} ({error}).\nGive {ACCEPTED_FORMATS}.") from error
+        raise_if_problems(
+            str(self.path), [f"{name}: there is no such array" for name in missing], f"Give {ACCEPTED_FORMATS}."
+        )
+        return _make_result(arrays, self.classes)
 
 
-def _found(arrays, classes):
+def _make_result(arrays, classes):
     """The examples of four arrays, and what is wrong with them."""
     problems, splits = [], {}
-    for part in ("train", "test"):
-        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+    for split_name in ("train", "test"):
+        images, labels = arrays[f"x_{split_name}"], arrays[f"y_{split_name}"]
         labels = labels[:, 0] if labels.shape[1:] == (1,) else labels  # Keras gives (examples, 1)
-        wrong = validation.check_images(images, SHAPE, f"x_{part}")
-        wrong += validation.check_labels(labels, len(classes), f"y_{part}")
+        split_problems = validation.check_images(images, IMAGE_SHAPE, f"x_{split_name}")
+        split_problems += validation.check_labels(labels, len(classes), f"y_{split_name}")
         if len(images) != len(labels):
-            wrong.append(f"x_{part} has {len(images)} images, y_{part} has {len(labels)} labels")
-        wrong = wrong or validation.check_classes(labels, classes, f"y_{part}")
-        problems += wrong
-        splits[part] = _nothing() if wrong else Split(images=Pixels(images), labels=labels.astype(np.int32))
-    return Found(classes=classes, problems=problems, **splits)
+            split_problems.append(f"x_{split_name} has {len(images)} images, y_{split_name} has {len(labels)} labels")
+        split_problems = split_problems or validation.check_classes(labels, classes, f"y_{split_name}")
+        problems += split_problems
+        splits[split_name] = (
+            _empty_split() if split_problems else Split(images=InMemoryImages(images), labels=labels.astype(np.int32))
+        )
+    return ReadResult(classes=classes, problems=problems, **splits)
 
 
-def _nothing():
+def _empty_split():
     """A split without examples, in place of arrays that cannot be used."""
-    return Split(images=Pixels(np.zeros((0, *SHAPE), np.uint8)), labels=np.zeros(0, np.int32))
+    return Split(images=InMemoryImages(np.zeros((0, *IMAGE_SHAPE), np.uint8)), labels=np.zeros(0, np.int32))

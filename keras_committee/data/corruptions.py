@@ -16,10 +16,12 @@ import numpy as np
 from PIL import Image
 
 SEVERITIES = (1, 2, 3, 4, 5)
-SIDE = 32  # pixels, which the lengths below are for
+REFERENCE_SIDE = 32  # pixels, which the lengths below are for
 
 
-def corrupted(images: np.ndarray, kind: str, severity: int, seed: int = 0, first: int = 0) -> np.ndarray:
+def corrupt_images(
+    images: np.ndarray, corruption: str, severity: int, seed: int = 0, first_index: int = 0
+) -> np.ndarray:
     """The images with one corruption each; what is drawn for an image follows from its place, kind, severity and seed.
 
     Args:
@@ -39,101 +41,103 @@ def corrupted(images: np.ndarray, kind: str, severity: int, seed: int = 0, first
         raise ValueError(
             f"images must be uint8 (examples, height, width, 3). Received: {images.dtype} of shape {images.shape}"
         )
-    if kind not in KINDS or severity not in SEVERITIES:
+    if corruption not in CORRUPTIONS or severity not in SEVERITIES:
         raise ValueError(
-            f"a corruption is one of {', '.join(KINDS)} at a severity of 1 to 5. Received: {kind!r} at {severity!r}"
+            f"a corruption is one of {', '.join(CORRUPTIONS)} at a severity of 1 to 5. Received: {corruption!r} at {severity!r}"
         )
-    corrupt, constants = _TABLE[kind]
+    corrupt, constants = _SEVERITY_TABLE[corruption]
     out = np.empty_like(images)
-    for place, image in enumerate(images, first):
-        draw = np.random.default_rng((seed, KINDS.index(kind), severity, place))
-        floats = corrupt(image / 255.0, constants[severity - 1], draw)
-        out[place - first] = np.rint(np.clip(floats, 0, 1) * 255)
+    for index, image in enumerate(images, first_index):
+        rng = np.random.default_rng((seed, CORRUPTIONS.index(corruption), severity, index))
+        pixels = corrupt(image / 255.0, constants[severity - 1], rng)
+        out[index - first_index] = np.rint(np.clip(pixels, 0, 1) * 255)
     return out
 
 
 # Each takes a float image (height, width, 3) in [0, 1], the constant of its severity and a numpy generator.
 
 
-def _gaussian_noise(image, scale, draw):
-    return image + draw.normal(scale=scale, size=image.shape)
+def _gaussian_noise(image, scale, rng):
+    return image + rng.normal(scale=scale, size=image.shape)
 
 
-def _shot_noise(image, photons, draw):
-    return draw.poisson(image * photons) / photons
+def _shot_noise(image, photons, rng):
+    return rng.poisson(image * photons) / photons
 
 
-def _impulse_noise(image, amount, draw):
+def _impulse_noise(image, probability, rng):
     """Salt and pepper, in each channel by itself."""
-    hit, salt = draw.random((2, *image.shape))
-    return np.where(hit < amount, (salt < 0.5).astype(float), image)
+    hit, salt = rng.random((2, *image.shape))
+    return np.where(hit < probability, (salt < 0.5).astype(float), image)
 
 
-def _speckle_noise(image, scale, draw):
-    return image + image * draw.normal(scale=scale, size=image.shape)
+def _speckle_noise(image, scale, rng):
+    return image + image * rng.normal(scale=scale, size=image.shape)
 
 
-def _gaussian_blur(image, sigma, draw):
-    return gaussian_blur(image, sigma * _scale(image))
+def _gaussian_blur(image, sigma, rng):
+    return gaussian_blur(image, sigma * _length_scale(image))
 
 
-def _defocus_blur(image, constants, draw):
+def _defocus_blur(image, constants, rng):
     """A disk, its rim softened by a Gaussian over the nearest pixels."""
-    radius, sigma = (value * _scale(image) for value in constants)
-    reach = int(np.ceil(radius)) + 1
-    row, column = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    radius, sigma = (value * _length_scale(image) for value in constants)
+    half_width = int(np.ceil(radius)) + 1
+    row, column = np.mgrid[-half_width : half_width + 1, -half_width : half_width + 1]
     disk = (row**2 + column**2 <= radius**2).astype(float)
-    near = np.exp(-0.5 * (np.array([-1, 0, 1]) / sigma) ** 2)
-    return filtered(image, filtered(disk[..., None], np.outer(near, near))[..., 0])
+    edge_kernel = np.exp(-0.5 * (np.array([-1, 0, 1]) / sigma) ** 2)
+    return filter2d(image, filter2d(disk[..., None], np.outer(edge_kernel, edge_kernel))[..., 0])
 
 
-def _glass_blur(image, constants, draw):
+def _glass_blur(image, constants, rng):
     """Pixels take the place of a neighbour up or left, between two blurs.
 
     The program there means to swap the two, but numpy's views make it a copy; its images, and these, show the copy.
     """
-    sigma, reach, rounds = constants
-    sigma, reach = sigma * _scale(image), max(1, round(reach * _scale(image)))
+    sigma, max_shift, iterations = constants
+    sigma, max_shift = sigma * _length_scale(image), max(1, round(max_shift * _length_scale(image)))
     image = gaussian_blur(image, sigma)
     height, width = image.shape[:2]
-    for _ in range(rounds):
-        rows, columns = np.mgrid[reach + 1 : height, reach + 1 : width]
-        rows, columns = (places + draw.integers(-reach, reach, places.shape) for places in (rows, columns))
-        inner = image[np.minimum(rows, height - 1), np.minimum(columns, width - 1)]
+    for _ in range(iterations):
+        rows, columns = np.mgrid[max_shift + 1 : height, max_shift + 1 : width]
+        rows, columns = (
+            coordinates + rng.integers(-max_shift, max_shift, coordinates.shape) for coordinates in (rows, columns)
+        )
+        shifted = image[np.minimum(rows, height - 1), np.minimum(columns, width - 1)]
         image = image.copy()
-        image[reach + 1 :, reach + 1 :] = inner
+        image[max_shift + 1 :, max_shift + 1 :] = shifted
     return gaussian_blur(image, sigma)
 
 
-def _motion_blur(image, constants, draw):
+def _motion_blur(image, constants, rng):
     radius, sigma = constants
-    return motion_blur(image, round(radius * _scale(image)), sigma * _scale(image), draw.uniform(-45, 45))
+    return motion_blur(image, round(radius * _length_scale(image)), sigma * _length_scale(image), rng.uniform(-45, 45))
 
 
-def _zoom_blur(image, largest, draw):
-    factors = np.arange(1, largest, 0.01)
-    return (image + sum(zoomed(image, factor) for factor in factors)) / (len(factors) + 1)
+def _zoom_blur(image, max_factor, rng):
+    factors = np.arange(1, max_factor, 0.01)
+    return (image + sum(zoom(image, factor) for factor in factors)) / (len(factors) + 1)
 
 
-def _snow(image, constants, draw):
+def _snow(image, constants, rng):
     """Flakes that fall, motion-blurred, over an image that is whitened."""
-    mean, spread, zoom, least, radius, sigma, share = constants
-    flakes = zoomed(draw.normal(mean, spread, (*image.shape[:2], 1)), zoom * max(1, _scale(image)))
-    flakes = np.clip(np.where(flakes < least, 0, flakes), 0, 1)
-    angle = draw.uniform(-135, -45)
-    flakes = motion_blur(flakes, round(radius * _scale(image)), sigma * _scale(image), angle)
-    grey = image @ np.array([[0.299], [0.587], [0.114]])
-    whitened = share * image + (1 - share) * np.maximum(image, grey * 1.5 + 0.5)
+    mean, std, zoom_factor, threshold, radius, sigma, image_weight = constants
+    flakes = zoom(rng.normal(mean, std, (*image.shape[:2], 1)), zoom_factor * max(1, _length_scale(image)))
+    flakes = np.clip(np.where(flakes < threshold, 0, flakes), 0, 1)
+    angle = rng.uniform(-135, -45)
+    flakes = motion_blur(flakes, round(radius * _length_scale(image)), sigma * _length_scale(image), angle)
+    gray = image @ np.array([[0.299], [0.587], [0.114]])
+    whitened = image_weight * image + (1 - image_weight) * np.maximum(image, gray * 1.5 + 0.5)
     return whitened + flakes + np.rot90(flakes, 2)
 
 
-def _fog(image, constants, draw):
+def _fog(image, constants, rng):
     amount, decay = constants
-    most = image.max()
-    return (image + amount * _plasma(image.shape[:2], decay, draw)) * most / (most + amount)
+    max_value = image.max()
+    return (image + amount * _plasma(image.shape[:2], decay, rng)) * max_value / (max_value + amount)
 
 
-def _plasma(shape, decay, draw):
+def _plasma(shape, decay, rng):
     """A height map `(height, width, 1)` in [0, 1]: ever finer grids of noise, each `decay` squared times as weak.
 
     There it is a diamond-square fractal, whose noise falls by that from one grid to the next.
@@ -142,74 +146,76 @@ def _plasma(shape, decay, draw):
     heights = np.zeros((*shape, 1))
     for level in range(1, max(2, int(np.ceil(np.log2(max(shape)))) + 1)):
         cells = 2**level
-        grid = draw.uniform(-1, 1, (cells + 1, cells + 1, 1))
-        heights += sampled(grid, rows * cells, columns * cells) / decay ** (2 * level)
+        grid = rng.uniform(-1, 1, (cells + 1, cells + 1, 1))
+        heights += map_coordinates(grid, rows * cells, columns * cells) / decay ** (2 * level)
     heights -= heights.min()
     return heights / max(heights.max(), 1e-12)
 
 
-def _brightness(image, amount, draw):
+def _brightness(image, amount, rng):
     """The value of hue, saturation and value, raised; black becomes grey."""
     value = image.max(axis=2, keepdims=True)
     brighter = np.minimum(value + amount, 1)
     return np.where(value > 0, image * brighter / np.maximum(value, 1e-12), brighter)
 
 
-def _contrast(image, share, draw):
+def _contrast(image, factor, rng):
     mean = image.mean(axis=(0, 1), keepdims=True)
-    return (image - mean) * share + mean
+    return (image - mean) * factor + mean
 
 
-def _saturate(image, constants, draw):
+def _saturate(image, constants, rng):
     """The saturation of hue, saturation and value, stretched and raised; the hue of grey is red."""
-    factor, more = constants
+    factor, offset = constants
     value = image.max(axis=2, keepdims=True)
     saturation = 1 - image.min(axis=2, keepdims=True) / np.maximum(value, 1e-12)
     hue = np.where(saturation > 0, (value - image) / np.maximum(value * saturation, 1e-12), np.array([0.0, 1, 1]))
-    return value * (1 - np.clip(saturation * factor + more, 0, 1) * hue)
+    return value * (1 - np.clip(saturation * factor + offset, 0, 1) * hue)
 
 
-def _elastic(image, constants, draw):
+def _elastic(image, constants, rng):
     """Three points of the image are moved, and each of its pixels by a smooth field."""
-    amount, smooth, shift = (value * min(image.shape[:2]) for value in constants)
+    amplitude, sigma, max_shift = (value * min(image.shape[:2]) for value in constants)
     height, width = image.shape[:2]
-    third, middle = min(height, width) // 3, np.array([width // 2, height // 2])
-    before = middle + np.array([[third, third], [third, -third], [-third, -third]])
-    after = before + draw.uniform(-shift, shift, (3, 2))
+    point_offset, center = min(height, width) // 3, np.array([width // 2, height // 2])
+    source_points = center + np.array(
+        [[point_offset, point_offset], [point_offset, -point_offset], [-point_offset, -point_offset]]
+    )
+    target_points = source_points + rng.uniform(-max_shift, max_shift, (3, 2))
     # Where each pixel of the new image lies in the old one: the map from `after` to `before`.
-    affine = np.linalg.solve(np.column_stack([after, np.ones(3)]), before)
+    affine = np.linalg.solve(np.column_stack([target_points, np.ones(3)]), source_points)
     grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
-    old = grid @ affine[:2] + affine[2]
-    moved = sampled(image, old[..., 1], old[..., 0])
-    field = gaussian_blur(draw.uniform(-1, 1, (height, width, 2)), smooth) * amount
-    return sampled(moved, grid[..., 1] + field[..., 1], grid[..., 0] + field[..., 0])
+    source = grid @ affine[:2] + affine[2]
+    moved = map_coordinates(image, source[..., 1], source[..., 0])
+    field = gaussian_blur(rng.uniform(-1, 1, (height, width, 2)), sigma) * amplitude
+    return map_coordinates(moved, grid[..., 1] + field[..., 1], grid[..., 0] + field[..., 0])
 
 
-def _pixelate(image, share, draw):
+def _pixelate(image, scale, rng):
     height, width = image.shape[:2]
-    small = (max(1, int(width * share)), max(1, int(height * share)))
-    return _floats(_picture(image).resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.BOX))
+    small = (max(1, int(width * scale)), max(1, int(height * scale)))
+    return _to_float(_to_pil(image).resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.BOX))
 
 
-def _jpeg(image, quality, draw):
+def _jpeg(image, quality, rng):
     content = io.BytesIO()
-    _picture(image).save(content, "JPEG", quality=quality)
-    return _floats(Image.open(content))
+    _to_pil(image).save(content, "JPEG", quality=quality)
+    return _to_float(Image.open(content))
 
 
-def _picture(image):
+def _to_pil(image):
     return Image.fromarray(np.rint(image * 255).astype(np.uint8))
 
 
-def _floats(picture):
-    return np.asarray(picture) / 255.0
+def _to_float(image):
+    return np.asarray(image) / 255.0
 
 
-def _scale(image):
-    return min(image.shape[:2]) / SIDE
+def _length_scale(image):
+    return min(image.shape[:2]) / REFERENCE_SIDE
 
 
-_TABLE = types.MappingProxyType(
+_SEVERITY_TABLE = types.MappingProxyType(
     {
         "gaussian_noise": (_gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
         "shot_noise": (_shot_noise, (500, 250, 100, 75, 50)),
@@ -250,36 +256,36 @@ _TABLE = types.MappingProxyType(
         "jpeg_compression": (_jpeg, (80, 65, 58, 50, 40)),
     }
 )
-KINDS = tuple(_TABLE)
+CORRUPTIONS = tuple(_SEVERITY_TABLE)
 
 
 def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Blurred by a Gaussian of `sigma` pixels that ends at four of them, as in SciPy and scikit-image."""
     if sigma <= 0:
         return image
-    reach = int(4 * sigma + 0.5)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    steps = range(-reach, reach + 1)
-    down = weighted(image, kernel, [(step, 0) for step in steps])
-    return weighted(down, kernel, [(0, step) for step in steps])
+    radius = int(4 * sigma + 0.5)
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    steps = range(-radius, radius + 1)
+    down = convolve(image, kernel, [(step, 0) for step in steps])
+    return convolve(down, kernel, [(0, step) for step in steps])
 
 
-def filtered(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+def filter2d(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Each pixel the mean of its surroundings, weighted by `kernel`, of odd height and width."""
     rows, columns = (np.arange(length) - length // 2 for length in kernel.shape)
-    places = [(int(row), int(column)) for row in rows for column in columns]
-    return weighted(image, kernel.ravel(), places)
+    offsets = [(int(row), int(column)) for row in rows for column in columns]
+    return convolve(image, kernel.ravel(), offsets)
 
 
-def weighted(image: np.ndarray, weights: np.ndarray, places: Sequence[tuple[int, int]]) -> np.ndarray:
+def convolve(image: np.ndarray, weights: np.ndarray, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     """The mean of `image` seen from each of `places`, (rows down, columns right), by their `weights`."""
-    reach = max(max(abs(row), abs(column)) for row, column in places)
+    margin = max(max(abs(row), abs(column)) for row, column in offsets)
     height, width = image.shape[:2]
-    padded = np.pad(image, [(reach, reach), (reach, reach), (0, 0)], mode="edge")
+    padded = np.pad(image, [(margin, margin), (margin, margin), (0, 0)], mode="edge")
     out = np.zeros_like(image)
-    for weight, (row, column) in zip(weights / np.sum(weights), places, strict=True):
+    for weight, (row, column) in zip(weights / np.sum(weights), offsets, strict=True):
         if weight:
-            out += weight * padded[reach + row :, reach + column :][:height, :width]
+            out += weight * padded[margin + row :, margin + column :][:height, :width]
     return out
 
 
@@ -291,40 +297,41 @@ def motion_blur(image: np.ndarray, radius: int, sigma: float, angle: float) -> n
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-0.5 * (steps / sigma) ** 2)
     down, right = np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))
-    places = [(round(step * down), round(step * right)) for step in steps.tolist()]
-    return weighted(image, weights, places)
+    offsets = [(round(step * down), round(step * right)) for step in steps.tolist()]
+    return convolve(image, weights, offsets)
 
 
-def zoomed(image: np.ndarray, factor: float) -> np.ndarray:
+def zoom(image: np.ndarray, factor: float) -> np.ndarray:
     """The middle of the image, `factor` times as large, in its old size, bilinear."""
-    down, right = (_stretch(length, factor) for length in image.shape[:2])
-    return right @ (down @ image.reshape(len(image), -1)).reshape(image.shape)
+    row_matrix, column_matrix = (_zoom_matrix(length, factor) for length in image.shape[:2])
+    return column_matrix @ (row_matrix @ image.reshape(len(image), -1)).reshape(image.shape)
 
 
-def sampled(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def map_coordinates(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The image at places between its pixels, bilinear: `(h, w, channels)` for `rows` and `columns` of `(h, w)`.
 
     Beyond its edge the image is mirrored at its last pixel.
     """
-    (top, below, down), (left, beside, right) = (
-        _between(places, length) for places, length in ((rows, image.shape[0]), (columns, image.shape[1]))
+    (above, below, row_weight), (left, right_neighbor, column_weight) = (
+        _lerp_coordinates(coordinates, length)
+        for coordinates, length in ((rows, image.shape[0]), (columns, image.shape[1]))
     )
-    upper = image[top, left] * (1 - right) + image[top, beside] * right
-    lower = image[below, left] * (1 - right) + image[below, beside] * right
-    return upper * (1 - down) + lower * down
+    upper = image[above, left] * (1 - column_weight) + image[above, right_neighbor] * column_weight
+    lower = image[below, left] * (1 - column_weight) + image[below, right_neighbor] * column_weight
+    return upper * (1 - row_weight) + lower * row_weight
 
 
-def _between(places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _lerp_coordinates(coordinates: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The pixels before and after each place, and how far it is from the first to the second, `(h, w, 1)`."""
     period = max(2 * (length - 1), 1)
-    folded = np.abs(places) % period
+    folded = np.abs(coordinates) % period
     folded = np.clip(np.where(folded > length - 1, period - folded, folded), 0, length - 1)
-    before = np.floor(folded).astype(int)
-    return before, np.minimum(before + 1, length - 1), (folded - before)[..., None]
+    lower = np.floor(folded).astype(int)
+    return lower, np.minimum(lower + 1, length - 1), (folded - lower)[..., None]
 
 
-def _stretch(length: int, factor: float) -> np.ndarray:
+def _zoom_matrix(length: int, factor: float) -> np.ndarray:
     """The matrix `(length, length)` that makes a row of pixels `factor` times as long about its middle."""
     middle = (length - 1) / 2
-    places = ((np.arange(length) - middle) / factor + middle)[:, None]
-    return np.maximum(0, 1 - np.abs(places - np.arange(length)))
+    coordinates = ((np.arange(length) - middle) / factor + middle)[:, None]
+    return np.maximum(0, 1 - np.abs(coordinates - np.arange(length)))

@@ -10,9 +10,9 @@ from sklearn.model_selection import train_test_split
 
 from keras_committee.data import validation
 from keras_committee.data.augment import Augmentation, leading_crop
-from keras_committee.data.images import Encoded
+from keras_committee.data.images import EncodedImages
 from keras_committee.data.splits import Split, Splits
-from keras_committee.errors import RecipeError, refuse
+from keras_committee.errors import RecipeError, raise_if_problems
 
 # Decoded images of all splits together are kept in memory up to 2 GiB: CIFAR takes 0.2 GiB and must be, ImageNet at
 # 224 pixels takes 180 GiB and cannot be; 2 GiB for each member's process still leaves a small machine its memory.
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class ReadResult:
     """What a reader found, before any hold-out is made and any file is decoded.
 
     Args:
@@ -38,19 +38,19 @@ class Found:
     problems: Sequence[str] = ()
 
 
-class Reader(Protocol):
+class DataReader(Protocol):
     """Where the examples come from."""
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """The last line of an error message: what the user can do."""
         ...
 
-    def find(self) -> Found: ...
+    def find(self) -> ReadResult: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
+class DataConfig:
     """A description of data; nothing is read until `load()`.
 
     Args:
@@ -71,7 +71,7 @@ class Data:
 
     name: str
     batch_size: int
-    reader: Reader
+    reader: DataReader
     validation: float = 0
     test: float = 0
     augment: Augmentation | None = None
@@ -110,14 +110,14 @@ class Data:
         """
         found = self.reader.find()
         problems = [*found.problems, *self._size_problems(found)]
-        whole = [split for split in (found.train, found.validation, found.test) if split is not None]
-        parts = whole if problems else [self._limited(split) for split in self._parts(found)]
-        parts, unreadable = self._read(parts)
+        available = [split for split in (found.train, found.validation, found.test) if split is not None]
+        splits = available if problems else [self._apply_limit(split) for split in self._make_splits(found)]
+        splits, unreadable = self._load_images(splits)
         if 0 < len(unreadable) <= self.skip_bad:
             _log.warning("%s: skipped, as skip_bad=%d allows: %s", self.name, self.skip_bad, "; ".join(unreadable))
             unreadable = []
-        refuse(self.name, [*problems, *unreadable], self.reader.mend)
-        train, validation, test = parts
+        raise_if_problems(self.name, [*problems, *unreadable], self.reader.hint)
+        train, validation, test = splits
         return Splits(
             classes=found.classes,
             train=train,
@@ -127,83 +127,93 @@ class Data:
             augment=self.augment,
         )
 
-    def _counts(self, found):
+    def _hold_out_counts(self, found):
         """Examples to hold out from training, for test and for validation."""
-        test = 0 if found.test is not None else amount(self.test, len(found.train))
-        validation = 0 if found.validation is not None else amount(self.validation, len(found.train) - test)
+        test = 0 if found.test is not None else resolve_count(self.test, len(found.train))
+        validation = 0 if found.validation is not None else resolve_count(self.validation, len(found.train) - test)
         return test, validation
 
     def _size_problems(self, found):
         empty = [
-            part for part in ("train", "test") if getattr(found, part) is not None and not len(getattr(found, part))
+            split_name
+            for split_name in ("train", "test")
+            if getattr(found, split_name) is not None and not len(getattr(found, split_name))
         ]
         if empty:
             return [] if found.problems else [f"there are no {part} examples" for part in empty]
-        test, validation = self._counts(found)
+        test, validation = self._hold_out_counts(found)
         problems = check_hold_out(found.train.labels, test, found.classes, "the test split")
         if problems:
             return problems
-        rest = hold_out(found.train.labels, test)[0]
-        problems = check_hold_out(found.train.labels[rest], validation, found.classes, "the validation split")
-        left = min(len(rest) - validation, self.limit or len(rest))
-        if not problems and left < self.batch_size:
-            problems = [f"{left} training examples do not fill one batch of {self.batch_size}"]
+        remaining = hold_out(found.train.labels, test)[0]
+        problems = check_hold_out(found.train.labels[remaining], validation, found.classes, "the validation split")
+        num_train = min(len(remaining) - validation, self.limit or len(remaining))
+        if not problems and num_train < self.batch_size:
+            problems = [f"{num_train} training examples do not fill one batch of {self.batch_size}"]
         return problems
 
-    def _parts(self, found):
+    def _make_splits(self, found):
         """Train, validation and test."""
-        test_count, validation_count = self._counts(found)
-        rest, held = hold_out(found.train.labels, test_count)
-        test = found.train.take(held) if found.test is None else found.test
-        stay, held = hold_out(found.train.labels[rest], validation_count)
-        validation = found.train.take(rest[held]) if found.validation is None else found.validation
-        return found.train.take(rest[stay]), validation, test
+        test_count, validation_count = self._hold_out_counts(found)
+        remaining, held_out = hold_out(found.train.labels, test_count)
+        test = found.train.take(held_out) if found.test is None else found.test
+        kept, held_out = hold_out(found.train.labels[remaining], validation_count)
+        validation = found.train.take(remaining[held_out]) if found.validation is None else found.validation
+        return found.train.take(remaining[kept]), validation, test
 
-    def _limited(self, split):
-        return split if self.limit is None else split.take(evenly(split.labels, self.limit))
+    def _apply_limit(self, split):
+        return split if self.limit is None else split.take(stratified_indices(split.labels, self.limit))
 
-    def _read(self, splits):
+    def _load_images(self, splits):
         """The splits without their unreadable files, in memory where they fit, and what is wrong with those files.
 
         Training images whose windows are decoded stay in their files: memory would hold them framed.
         """
-        stays = [place == 0 and self._reads_windows(split) for place, split in enumerate(splits)]
+        keep_encoded = [index == 0 and self._decodes_crops(split) for index, split in enumerate(splits)]
         sizes = [len(split) * int(np.prod(split.image_shape)) for split in splits]
-        small = sum(size for size, stay in zip(sizes, stays, strict=True) if not stay) <= self.memory_limit
-        read, problems = [], []
-        for split, stay in zip(splits, stays, strict=True):
-            images, wrong = _read_images(split.images, small and not stay)
-            whole = dataclasses.replace(split, images=images)
-            read.append(whole.take(np.delete(np.arange(len(split)), list(wrong))) if wrong else whole)
-            problems += wrong.values()
-        return read, problems
+        fits_in_memory = (
+            sum(size for size, encoded in zip(sizes, keep_encoded, strict=True) if not encoded) <= self.memory_limit
+        )
+        loaded_splits, problems = [], []
+        for split, stay in zip(splits, keep_encoded, strict=True):
+            images, bad_files = _read_images(split.images, fits_in_memory and not stay)
+            loaded = dataclasses.replace(split, images=images)
+            loaded_splits.append(
+                loaded.take(np.delete(np.arange(len(split)), list(bad_files))) if bad_files else loaded
+            )
+            problems += bad_files.values()
+        return loaded_splits, problems
 
-    def _reads_windows(self, split):
+    def _decodes_crops(self, split):
         """Not where the files have the size of the images: then memory holds all that they do."""
-        return leading_crop(self.augment) is not None and isinstance(split.images, Encoded) and not split.images.exact
+        return (
+            leading_crop(self.augment) is not None
+            and isinstance(split.images, EncodedImages)
+            and not split.images.require_exact_size
+        )
 
 
-def _read_images(images, small):
-    if not isinstance(images, Encoded):
+def _read_images(images, into_memory):
+    if not isinstance(images, EncodedImages):
         return images, {}
-    return validation.read_files(images) if small else (images, validation.check_files(images))
+    return validation.read_files(images) if into_memory else (images, validation.check_files(images))
 
 
-def amount(part: float, examples: int) -> int:
+def resolve_count(count_or_fraction: float, num_examples: int) -> int:
     """Examples that `part` stands for: a fraction where it is a float, a count where it is an integer."""
-    return round(part * examples) if isinstance(part, float) else part
+    return round(count_or_fraction * num_examples) if isinstance(count_or_fraction, float) else count_or_fraction
 
 
 def hold_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices that stay and `count` indices held out, both ascending, with the class shares of `labels`."""
-    everything = np.arange(len(labels))
+    indices = np.arange(len(labels))
     if count == 0:
-        return everything, everything[:0]
-    stay, held = train_test_split(everything, test_size=count, stratify=labels, random_state=0)
-    return np.sort(stay), np.sort(held)
+        return indices, indices[:0]
+    kept, held_out = train_test_split(indices, test_size=count, stratify=labels, random_state=0)
+    return np.sort(kept), np.sort(held_out)
 
 
-def check_hold_out(labels: np.ndarray, count: int, classes: Sequence[str], name: str) -> list[str]:
+def check_hold_out(labels: np.ndarray, count: int, classes: Sequence[str], split_name: str) -> list[str]:
     """Why `count` examples cannot be held out from `labels` with every class on both sides; empty if they can.
 
     `classes` are the class names in label order, `name` is what the message calls the held-out part.
@@ -212,17 +222,19 @@ def check_hold_out(labels: np.ndarray, count: int, classes: Sequence[str], name:
         return []
     present, sizes = np.unique(labels, return_counts=True)
     if count >= len(labels):
-        return [f"{name} takes {count} of {len(labels)} examples: none are left for training"]
+        return [f"{split_name} takes {count} of {len(labels)} examples: none are left for training"]
     if min(count, len(labels) - count) < len(present):
-        return [f"{name} takes {count} of {len(labels)} examples: too few for {len(present)} classes on both sides"]
+        return [
+            f"{split_name} takes {count} of {len(labels)} examples: too few for {len(present)} classes on both sides"
+        ]
     return [
-        f"class {classes[label]} has only one example to share between training and {name}"
+        f"class {classes[label]} has only one example to share between training and {split_name}"
         for label, size in zip(present, sizes, strict=True)
         if size < 2
     ]
 
 
-def evenly(labels: np.ndarray, limit: int) -> np.ndarray:
+def stratified_indices(labels: np.ndarray, limit: int) -> np.ndarray:
     """At most `limit` indices, ascending, spread evenly over the classes and within each.
 
     Every class keeps an example where `limit` is at least the number of classes.
@@ -230,14 +242,14 @@ def evenly(labels: np.ndarray, limit: int) -> np.ndarray:
     if len(labels) <= limit:
         return np.arange(len(labels))
     by_class = np.argsort(labels, kind="stable")
-    _, firsts = np.unique(labels[by_class], return_index=True)
-    if limit < len(firsts):
-        return np.sort(by_class[_spread(len(labels), limit)])
-    rest = np.delete(by_class, firsts)
-    chosen = rest[_spread(len(rest), limit - len(firsts))]
-    return np.sort(np.concatenate([by_class[firsts], chosen]))
+    _, first_per_class = np.unique(labels[by_class], return_index=True)
+    if limit < len(first_per_class):
+        return np.sort(by_class[_evenly_spaced(len(labels), limit)])
+    remaining = np.delete(by_class, first_per_class)
+    chosen = remaining[_evenly_spaced(len(remaining), limit - len(first_per_class))]
+    return np.sort(np.concatenate([by_class[first_per_class], chosen]))
 
 
-def _spread(length, count):
+def _evenly_spaced(length, count):
     """`count` different places, evenly over `range(length)`; `count` is at most `length`."""
     return (np.arange(count) * 2 + 1) * length // (2 * max(count, 1))

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import sklearn.datasets
 
-from keras_committee.data.dataset import Data, Found
-from keras_committee.data.images import Pixels
+from keras_committee.data.dataset import DataConfig, ReadResult
+from keras_committee.data.images import InMemoryImages
 from keras_committee.data.splits import Split
 
 
-def digits(batch_size: int, *, validation: float = 180, test: float = 360, augment=None) -> Data:
+def digits(batch_size: int, *, validation: float = 180, test: float = 360, augment=None) -> DataConfig:
     """The optical recognition of handwritten digits: 1,797 images, 32x32x3, classes "0" to "9".
 
     The bundled 8x8 images with values 0..16 are repeated to 32x32, scaled to 0..255 and repeated over three channels,
@@ -24,7 +24,7 @@ def digits(batch_size: int, *, validation: float = 180, test: float = 360, augme
 
     Source: Alpaydin & Kaynak 1998, https://archive.ics.uci.edu/dataset/80
     """
-    return Data(
+    return DataConfig(
         name="digits",
         batch_size=batch_size,
         reader=BundledDigits(),
@@ -38,12 +38,12 @@ def digits(batch_size: int, *, validation: float = 180, test: float = 360, augme
 class BundledDigits:
     """Reads scikit-learn's copy."""
 
-    mend: str = "Choose a smaller batch_size, validation or test: there are 1,797 digits in all."
+    hint: str = "Choose a smaller batch_size, validation or test: there are 1,797 digits in all."
 
-    def find(self) -> Found:
+    def find(self) -> ReadResult:
         values, labels = sklearn.datasets.load_digits(return_X_y=True)
-        grey = np.rint(np.reshape(values, (-1, 8, 8)) * (255 / 16)).astype(np.uint8)
-        large = grey.repeat(4, axis=1).repeat(4, axis=2)
+        gray = np.rint(np.reshape(values, (-1, 8, 8)) * (255 / 16)).astype(np.uint8)
+        large = gray.repeat(4, axis=1).repeat(4, axis=2)
         images = np.repeat(large[..., None], 3, axis=3)
-        train = Split(images=Pixels(images), labels=np.asarray(labels, np.int32))
-        return Found(classes=tuple(map(str, range(10))), train=train)
+        train = Split(images=InMemoryImages(images), labels=np.asarray(labels, np.int32))
+        return ReadResult(classes=tuple(map(str, range(10))), train=train)

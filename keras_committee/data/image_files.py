@@ -8,15 +8,15 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
-from keras_committee.class_folders import SUFFIXES
-from keras_committee.data.dataset import evenly
-from keras_committee.data.preprocessing import Framing, decode_image
-from keras_committee.errors import DataError, refuse
+from keras_committee.class_folders import IMAGE_SUFFIXES
+from keras_committee.data.dataset import stratified_indices
+from keras_committee.data.preprocessing import ImageTransform, decode_image
+from keras_committee.errors import DataError, raise_if_problems
 
-MOST_PIXELS = 25_000_000  # told by the header: a PNG of 240 kB may hold 240 MB of pixels
+MAX_PIXELS = 25_000_000  # told by the header: a PNG of 240 kB may hold 240 MB of pixels
 
 
-def read_content(path: str | Path) -> bytes:
+def read_image_bytes(path: str | Path) -> bytes:
     """The bytes of a JPEG or PNG file, whose header says that it is one and not too large.
 
     Raises:
@@ -29,34 +29,34 @@ def read_content(path: str | Path) -> bytes:
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: neither a JPEG nor a PNG, whatever its name says") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: too large; at most {MOST_PIXELS:,} pixels are read") from error
+        raise DataError(f"{path}: too large; at most {MAX_PIXELS:,} pixels are read") from error
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's words for a damaged header
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if width * height > MOST_PIXELS:
-        raise DataError(f"{path}: {width}x{height} pixels are too large; at most {MOST_PIXELS:,} are read")
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{path}: {width}x{height} pixels are too large; at most {MAX_PIXELS:,} are read")
     return content
 
 
-def read_picture(path: str | Path, framing: Framing) -> np.ndarray:
+def read_image(path: str | Path, transform: ImageTransform) -> np.ndarray:
     """The pixels of one JPEG or PNG file, uint8 `(height, width, 3)`, decoded and framed as in evaluation.
 
     Raises:
         DataError: If it is none, damaged, or too large.
     """
-    return frame_picture(path, [framing])[0]
+    return read_image_with_transforms(path, [transform])[0]
 
 
-def frame_picture(path: str | Path, framings: Sequence[Framing]) -> list[np.ndarray]:
+def read_image_with_transforms(path: str | Path, transforms: Sequence[ImageTransform]) -> list[np.ndarray]:
     """The same under several framings; the file is decoded once."""
     try:
         with tf.device("CPU:0"):
-            pixels = decode_image(read_content(path))
-            return [framing.apply(pixels).numpy() for framing in framings]
+            pixels = decode_image(read_image_bytes(path))
+            return [transform.apply(pixels).numpy() for transform in transforms]
     except tf.errors.InvalidArgumentError as error:
         raise DataError(f"{path}: damaged or cut off, it cannot be decoded") from error
 
 
-def read_folder(folder: Path, most: int, framing: Framing) -> np.ndarray:
+def read_image_folder(folder: Path, max_images: int, transform: ImageTransform) -> np.ndarray:
     """The JPEG and PNG images in a folder and in those inside it: uint8 `(examples, height, width, 3)`.
 
     Args:
@@ -67,19 +67,19 @@ def read_folder(folder: Path, most: int, framing: Framing) -> np.ndarray:
     Raises:
         DataError: If there are none, or names each that cannot be read.
     """
-    mend = "Name a folder of JPEG or PNG images, and remove what is named above."
-    files = sorted(path for path in folder.rglob("*") if _is_picture(path))
+    hint = "Name a folder of JPEG or PNG images, and remove what is named above."
+    files = sorted(path for path in folder.rglob("*") if _is_image_file(path))
     if not files:
-        refuse(str(folder), ["it holds no JPEG or PNG image" if folder.is_dir() else "no such folder"], mend)
+        raise_if_problems(str(folder), ["it holds no JPEG or PNG image" if folder.is_dir() else "no such folder"], hint)
     images, problems = [], []
-    for place in evenly(np.zeros(len(files), np.int32), most):
+    for index in stratified_indices(np.zeros(len(files), np.int32), max_images):
         try:
-            images.append(read_picture(files[place], framing))
+            images.append(read_image(files[index], transform))
         except DataError as error:
             problems.append(str(error))
-    refuse(str(folder), problems, mend)
+    raise_if_problems(str(folder), problems, hint)
     return np.stack(images)
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _is_image_file(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()

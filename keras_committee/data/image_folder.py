@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_committee.class_folders import MEND, list_images
-from keras_committee.data.dataset import Data, Found
-from keras_committee.data.images import Files
-from keras_committee.data.preprocessing import Framing, chosen_framing
+from keras_committee.class_folders import HINT, list_images
+from keras_committee.data.dataset import DataConfig, ReadResult
+from keras_committee.data.images import ImageFiles
+from keras_committee.data.preprocessing import ImageTransform, resolve_transform
 from keras_committee.data.splits import Split
 
 
@@ -18,12 +18,12 @@ def image_folder(
     batch_size: int,
     *,
     size: tuple[int, int] | None = None,
-    framing: Framing | None = None,
+    transform: ImageTransform | None = None,
     validation: float = 0.1,
     test: float = 0.2,
     augment=None,
     skip_bad: int = 0,
-) -> Data:
+) -> DataConfig:
     """JPEG and PNG images in one folder for each class; the sorted folder names are the classes.
 
     Two forms are read: `directory/<class>/...`, from which a test split is held out, and `directory/train/<class>/...`
@@ -41,8 +41,8 @@ def image_folder(
         augment: Augmentation of the training images, or None.
         skip_bad: So many unreadable images are left out and named in a warning; one more is an error that names all.
     """
-    reader = ClassFolders(directory=Path(directory), framing=chosen_framing("image_folder", size, framing))
-    return Data(
+    reader = ClassFolders(directory=Path(directory), transform=resolve_transform("image_folder", size, transform))
+    return DataConfig(
         name=f"image_folder({os.fspath(directory)!r})",
         batch_size=batch_size,
         reader=reader,
@@ -65,19 +65,26 @@ class ClassFolders:
     """
 
     directory: Path
-    framing: Framing
-    exact: bool = False
+    transform: ImageTransform
+    require_exact_size: bool = False
     classes: int | None = None
-    mend: str = MEND
+    hint: str = HINT
 
-    def find(self) -> Found:
+    def find(self) -> ReadResult:
         listing = list_images(self.directory, self.classes)
-        splits = {part: self._split(images, listing.classes) for part, images in listing.splits.items()}
-        return Found(classes=listing.classes, problems=listing.problems, **splits)
+        splits = {
+            split_name: self._make_split(images, listing.classes) for split_name, images in listing.splits.items()
+        }
+        return ReadResult(classes=listing.classes, problems=listing.problems, **splits)
 
-    def _split(self, images, classes):
+    def _make_split(self, images, classes):
         """The images of one split, by class and name."""
-        names = [name for each in classes for name in images.get(each, ())]
+        names = [name for class_name in classes for name in images.get(class_name, ())]
         labels = [label for label, each in enumerate(classes) for _ in images.get(each, ())]
-        files = Files(root=self.directory, names=tuple(names), framing=self.framing, exact=self.exact)
+        files = ImageFiles(
+            root=self.directory,
+            names=tuple(names),
+            transform=self.transform,
+            require_exact_size=self.require_exact_size,
+        )
         return Split(images=files, labels=np.array(labels, np.int32))

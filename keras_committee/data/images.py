@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.preprocessing import Framing, decode_image
+from keras_committee.data.preprocessing import ImageTransform, decode_image
 
 if TYPE_CHECKING:
     from keras_committee.data.random_crop import RandomResizedCrop
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TAIL_BYTES = 1024
 
 
-class Pixels:
+class InMemoryImages:
     """Images held in memory as one uint8 tensor `(examples, height, width, channels)` on the CPU.
 
     The tensor is captured once by each pipeline; numpy would be copied anew for every pipeline.
@@ -35,7 +35,7 @@ class Pixels:
 
     parallel_calls = 2  # a gathered batch of 128 CIFAR images takes about 0.3 ms: more threads would only wait
 
-    def __init__(self, array, encoded: "Encoded | None" = None):
+    def __init__(self, array, encoded: "EncodedImages | None" = None):
         self._encoded = encoded
         self._array_shape: tuple[int, ...] = array.shape
         with tf.device("CPU:0"):  # a GPU's memory is for the members
@@ -50,21 +50,21 @@ class Pixels:
         return self._array_shape[1:]
 
     @property
-    def framing(self) -> Framing:
+    def transform(self) -> ImageTransform:
         """How another image becomes one of these."""
-        return Framing((self.shape[0], self.shape[1])) if self._encoded is None else self._encoded.framing
+        return ImageTransform((self.shape[0], self.shape[1])) if self._encoded is None else self._encoded.transform
 
-    def take(self, indices: np.ndarray) -> "Pixels":
-        return Pixels(self._tensor.numpy()[indices], self._encoded and self._encoded.take(indices))
+    def subset(self, indices: np.ndarray) -> "InMemoryImages":
+        return InMemoryImages(self._tensor.numpy()[indices], self._encoded and self._encoded.subset(indices))
 
-    def gatherer(self) -> Callable:
+    def make_gather_fn(self) -> Callable:
         """A graph function from int64 indices `(batch,)` to uint8 images `(batch, height, width, channels)`."""
         tensor = self._tensor
         return lambda indices: tf.gather(tensor, indices)
 
-    def cropper(self, crop: "RandomResizedCrop") -> Callable:
+    def make_crop_fn(self, crop: "RandomResizedCrop") -> Callable:
         """The same from indices and the crop's draws `(batch, k)`: windows of the pixels in memory."""
-        gather = self.gatherer()
+        gather = self.make_gather_fn()
         return lambda indices, draws: crop.apply(gather(indices), draws)
 
     def digest(self) -> bytes:
@@ -72,20 +72,20 @@ class Pixels:
         array = np.ascontiguousarray(self._tensor.numpy())
         return hashlib.sha256(repr(array.shape).encode() + array.data).digest()
 
-    def origin(self) -> bytes:
+    def source_id(self) -> bytes:
         """SHA-256 of what the pixels were made from, whatever their framing."""
-        return self.digest() if self._encoded is None else self._encoded.origin()
+        return self.digest() if self._encoded is None else self._encoded.source_id()
 
-    def digests(self, places: Sequence[int], *, glance: bool = False) -> Iterator[bytes]:
+    def hashes(self, indices: Sequence[int], *, ends_only: bool = False) -> Iterator[bytes]:
         """SHA-256 of the pixels of the image at each of `places`."""
         array = self._tensor.numpy()
-        return (hashlib.sha256(array[place].tobytes()).digest() for place in places)
+        return (hashlib.sha256(array[index].tobytes()).digest() for index in indices)
 
-    def name(self, place: int) -> str:
-        return str(place)
+    def name(self, index: int) -> str:
+        return str(index)
 
 
-class Encoded(abc.ABC):
+class EncodedImages(abc.ABC):
     """Images that stay encoded and are decoded each time they are asked for. Where they lie is for a subclass to say.
 
     Attributes:
@@ -93,17 +93,17 @@ class Encoded(abc.ABC):
         exact: Whether the images must have the framing's size already; they are framed otherwise.
     """
 
-    framing: Framing
-    exact: bool
+    transform: ImageTransform
+    require_exact_size: bool
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
-    def take(self, indices: np.ndarray) -> Self: ...
+    def subset(self, indices: np.ndarray) -> Self: ...
 
     @abc.abstractmethod
-    def contents(self) -> Callable:
+    def make_read_fn(self) -> Callable:
         """A graph function from int64 indices `(batch,)` to the encoded images, string `(batch,)`."""
 
     @abc.abstractmethod
@@ -115,11 +115,11 @@ class Encoded(abc.ABC):
         """One encoded image. Raises OSError."""
 
     @abc.abstractmethod
-    def ends(self, index: int) -> tuple[bytes, bytes]:
+    def head_and_tail(self, index: int) -> tuple[bytes, bytes]:
         """The first and the last 16 bytes of an encoded image, fewer where it is shorter. Raises OSError."""
 
     @abc.abstractmethod
-    def origin(self) -> bytes:
+    def source_id(self) -> bytes:
         """SHA-256 of what is encoded, in its order, whatever the framing."""
 
     @property
@@ -129,22 +129,22 @@ class Encoded(abc.ABC):
     @property
     def shape(self) -> tuple[int, ...]:
         """Height, width, channels."""
-        return (*self.framing.size, 3)
+        return (*self.transform.size, 3)
 
-    def gatherer(self) -> Callable:
+    def make_gather_fn(self) -> Callable:
         """A graph function from int64 indices `(batch,)` to uint8 images `(batch, height, width, channels)`."""
-        contents = self.contents()
-        return lambda indices: self.decode(contents(indices))
+        read_fn = self.make_read_fn()
+        return lambda indices: self.decode(read_fn(indices))
 
-    def cropper(self, crop: "RandomResizedCrop") -> Callable:
+    def make_crop_fn(self, crop: "RandomResizedCrop") -> Callable:
         """The same from indices and the crop's draws `(batch, k)`: only the windows are decoded."""
-        contents, spec = self.contents(), tf.TensorSpec(self.shape, tf.uint8)
+        read_fn, spec = self.make_read_fn(), tf.TensorSpec(self.shape, tf.uint8)
 
-        def image(pair):
-            content, draw = pair
-            return crop.decode(content, draw, self.framing)
+        def decode_crop(pair):
+            content, row = pair
+            return crop.decode(content, row, self.transform)
 
-        return lambda indices, draws: tf.map_fn(image, (contents(indices), draws), fn_output_signature=spec)
+        return lambda indices, draws: tf.map_fn(decode_crop, (read_fn(indices), draws), fn_output_signature=spec)
 
     def decode(self, contents):
         """Images, uint8 `(batch, height, width, channels)`, of encoded ones, string `(batch,)`; for graphs.
@@ -153,27 +153,31 @@ class Encoded(abc.ABC):
             tf.errors.InvalidArgumentError: When run, if one is damaged or has another size where that matters.
         """
 
-        def image(content):
+        def decode_one(content):
             pixels = decode_image(content)
-            return tf.ensure_shape(pixels if self.exact else self.framing.apply(pixels), self.shape)
+            return tf.ensure_shape(pixels if self.require_exact_size else self.transform.apply(pixels), self.shape)
 
-        return tf.map_fn(image, contents, fn_output_signature=tf.TensorSpec(self.shape, tf.uint8))
+        return tf.map_fn(decode_one, contents, fn_output_signature=tf.TensorSpec(self.shape, tf.uint8))
 
     def digest(self) -> bytes:
         """SHA-256 that changes with the encoded images and how they are framed."""
         # The plain framing adds nothing: votes and runs from before there was another keep their fingerprints.
-        origin = self.origin()
-        return origin if self.framing.plain else hashlib.sha256(origin + repr(self.framing).encode()).digest()
+        source_id = self.source_id()
+        return (
+            source_id
+            if self.transform.is_plain_resize
+            else hashlib.sha256(source_id + repr(self.transform).encode()).digest()
+        )
 
-    def digests(self, places: Sequence[int], *, glance: bool = False) -> Iterator[bytes]:
+    def hashes(self, indices: Sequence[int], *, ends_only: bool = False) -> Iterator[bytes]:
         """SHA-256 of the encoded image at each of `places`; with `glance` of its first and last bytes only."""
-        for place in places:
-            content = b"".join(self.ends(place)) if glance else self.read(place)
+        for index in indices:
+            content = b"".join(self.head_and_tail(index)) if ends_only else self.read(index)
             yield hashlib.sha256(content).digest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Files(Encoded):
+class ImageFiles(EncodedImages):
     """Images in files, one each.
 
     Args:
@@ -185,16 +189,16 @@ class Files(Encoded):
 
     root: Path
     names: tuple[str, ...]
-    framing: Framing
-    exact: bool = False
+    transform: ImageTransform
+    require_exact_size: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def take(self, indices: np.ndarray) -> Self:
+    def subset(self, indices: np.ndarray) -> Self:
         return dataclasses.replace(self, names=tuple(self.names[i] for i in indices))
 
-    def contents(self) -> Callable:
+    def make_read_fn(self) -> Callable:
         """A graph function from int64 indices `(batch,)` to the files' contents, string `(batch,)`."""
         with tf.device("CPU:0"):
             paths = tf.constant([str(self.root / name) for name in self.names], dtype=tf.string)
@@ -206,13 +210,13 @@ class Files(Encoded):
     def read(self, index: int) -> bytes:
         return (self.root / self.names[index]).read_bytes()
 
-    def ends(self, index: int) -> tuple[bytes, bytes]:
+    def head_and_tail(self, index: int) -> tuple[bytes, bytes]:
         with open(self.root / self.names[index], "rb") as file:
             head = file.read(16)
             file.seek(-min(16, file.seek(0, os.SEEK_END)), os.SEEK_END)
             return head, file.read()
 
-    def origin(self) -> bytes:
+    def source_id(self) -> bytes:
         """SHA-256 of every name, size in bytes and last kilobyte.
 
         Not of the whole content: a data set that does not fit into memory takes minutes to read. Times are left out,

@@ -10,10 +10,10 @@ import tensorflow as tf
 from keras_committee.errors import RecipeError
 
 
-class Mix(Protocol):
+class BatchMix(Protocol):
     """Two methods, kept apart as in `Augmentation`, so that a resumed run can repeat any draw."""
 
-    def draw(self, generator: np.random.Generator, batches: int, image_shape: tuple[int, ...]) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, batches: int, image_shape: tuple[int, ...]) -> np.ndarray:
         """One row of draws for each batch, `(batches, k)` of one dtype; `generator` decides alone.
 
         Args:
@@ -48,13 +48,13 @@ class Mixup:
     def __post_init__(self):
         _check_alpha("mixup", self.alpha)
 
-    def draw(self, generator: np.random.Generator, batches: int, image_shape: tuple[int, ...]) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, batches: int, image_shape: tuple[int, ...]) -> np.ndarray:
         """Lambda of each batch: float32 `(batches, 1)`."""
-        return generator.beta(self.alpha, self.alpha, size=(batches, 1)).astype(np.float32)
+        return rng.beta(self.alpha, self.alpha, size=(batches, 1)).astype(np.float32)
 
     def apply(self, images, draws):
         """The mixed images and lambda."""
-        own, other = (tf.cast(pixels, tf.float32) for pixels in (images, partner(images)))
+        own, other = (tf.cast(pixels, tf.float32) for pixels in (images, mix_partners(images)))
         return tf.cast(tf.round(other + draws[0] * (own - other)), tf.uint8), draws[0]
 
 
@@ -76,24 +76,26 @@ class CutMix:
     def __post_init__(self):
         _check_alpha("cutmix", self.alpha)
 
-    def draw(self, generator: np.random.Generator, batches: int, image_shape: tuple[int, ...]) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, batches: int, image_shape: tuple[int, ...]) -> np.ndarray:
         """Top, left, bottom and right edge of each batch's box, the last two exclusive: int32 `(batches, 4)`."""
         size = np.array(image_shape[:2])
-        part = np.sqrt(1.0 - generator.beta(self.alpha, self.alpha, size=(batches, 1)))
-        half = (size * part).astype(np.int64) // 2
-        centre = generator.integers(0, size, size=(batches, 2))
-        return np.concatenate([np.maximum(centre - half, 0), np.minimum(centre + half, size)], axis=1).astype(np.int32)
+        side_fraction = np.sqrt(1.0 - rng.beta(self.alpha, self.alpha, size=(batches, 1)))
+        half_size = (size * side_fraction).astype(np.int64) // 2
+        center = rng.integers(0, size, size=(batches, 2))
+        return np.concatenate([np.maximum(center - half_size, 0), np.minimum(center + half_size, size)], axis=1).astype(
+            np.int32
+        )
 
     def apply(self, images, draws):
         """The mixed images and the share of the pixels outside the box."""
         # Pieces put together: a mask over all pixels takes about seven times as long.
         top, left, bottom, right = tf.unstack(draws)
-        box = partner(images[:, top:bottom, left:right])
+        box = mix_partners(images[:, top:bottom, left:right])
         middle = tf.concat([images[:, top:bottom, :left], box, images[:, top:bottom, right:]], axis=2)
         mixed = tf.concat([images[:, :top], middle, images[:, bottom:]], axis=1)
         pixels = images.shape[1] * images.shape[2]
-        kept = tf.cast(pixels - (bottom - top) * (right - left), tf.float32) / pixels
-        return tf.ensure_shape(mixed, images.shape), kept
+        own_weight = tf.cast(pixels - (bottom - top) * (right - left), tf.float32) / pixels
+        return tf.ensure_shape(mixed, images.shape), own_weight
 
 
 def mixup(alpha: float = 0.2) -> Mixup:
@@ -106,7 +108,7 @@ def cutmix(alpha: float = 1.0) -> CutMix:
     return CutMix(alpha=alpha)
 
 
-def partner(batch):
+def mix_partners(batch):
     """What each example of a batch is mixed with: the next one, and the first for the last; of any `(batch, ...)`.
 
     The papers shuffle the batch for it. A batch is a piece of a random order already, so its neighbour is as random a
@@ -115,14 +117,14 @@ def partner(batch):
     return tf.roll(batch, shift=-1, axis=0)
 
 
-def mixed_targets(labels, share, classes: int):
+def mix_targets(labels, own_weight, classes: int):
     """`share * one_hot(label) + (1 - share) * one_hot(partner's label)`: float32 `(batch, classes)`.
 
     Labels are int32 `(batch,)`. Written so that the entry is exactly 1 where both labels are the same.
     """
     own = tf.one_hot(labels, classes)
-    other = partner(own)
-    return other + share * (own - other)
+    other = mix_partners(own)
+    return other + own_weight * (own - other)
 
 
 def _check_alpha(name, alpha):

@@ -13,10 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.augment import check_coloured, chooser, for_each_image
+from keras_committee.data.augment import branch_switch, check_rgb, for_each_image
 from keras_committee.errors import RecipeError
 
-OPERATIONS = (
+KERAS_OPERATIONS = (
     "random_shear",
     "random_translation",
     "random_rotation",
@@ -55,42 +55,42 @@ class KerasRandAugment:
     def __post_init__(self):
         check_strength(self.layers, self.magnitude)
 
-    def draw(self, generator: np.random.Generator, examples: int) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
         """The operations, then a seed of two numbers for each: int32 `(examples, layers * 3)`."""
-        operations = generator.integers(len(OPERATIONS), size=(examples, self.layers), dtype=np.int32)
-        seeds = generator.integers(2**31, size=(examples, 2 * self.layers), dtype=np.int32)
+        operations = rng.integers(len(KERAS_OPERATIONS), size=(examples, self.layers), dtype=np.int32)
+        seeds = rng.integers(2**31, size=(examples, 2 * self.layers), dtype=np.int32)
         return np.concatenate([operations, seeds], axis=1)
 
     def apply(self, images, draws):
         """The varied images."""
-        check_coloured(images, "randaugment")
+        check_rgb(images, "randaugment")
 
-        def vary(image, row):
+        def augment_image(image, row):
             image = tf.cast(image, tf.float32)[None]
-            for number in range(self.layers):
-                place = self.layers + 2 * number
-                image = self._chosen(row[number], image, row[place : place + 2])
+            for step in range(self.layers):
+                seed_column = self.layers + 2 * step
+                image = self._operation_switch(row[step], image, row[seed_column : seed_column + 2])
             return tf.cast(tf.clip_by_value(tf.round(image[0]), 0.0, 255.0), tf.uint8)
 
-        return for_each_image(vary, images, draws)
+        return for_each_image(augment_image, images, draws)
 
     @functools.cached_property
-    def _chosen(self):
+    def _operation_switch(self):
         """Kept, since a stream of its own for each epoch would trace all of them again."""
-        return chooser([self._function(layer) for layer in self._layers()])
+        return branch_switch([self._make_operation(layer) for layer in self._operation_layers()])
 
-    def _layers(self):
+    def _operation_layers(self):
         """Keras' layers, in the order of `OPERATIONS`."""
         with tf.Graph().as_default():  # their seeds are variables, never read, that a pipeline's graph cannot make
             layer = keras.layers.RandAugment(factor=self.magnitude / 10, seed=0, dtype="float32")
-        return [getattr(layer, name) for name in OPERATIONS]
+        return [getattr(layer, name) for name in KERAS_OPERATIONS]
 
-    def _function(self, layer):
-        def function(image, seed):
-            numbers = layer.get_random_transformation(image, training=True, seed=Drawn(seed))
+    def _make_operation(self, layer):
+        def operation(image, seed):
+            numbers = layer.get_random_transformation(image, training=True, seed=FixedSeedGenerator(seed))
             return tf.ensure_shape(layer.transform_images(image, numbers), image.shape)
 
-        return function
+        return operation
 
 
 def check_strength(layers: int, magnitude: float) -> None:
@@ -101,7 +101,7 @@ def check_strength(layers: int, magnitude: float) -> None:
         )
 
 
-class Drawn(keras.random.SeedGenerator):
+class FixedSeedGenerator(keras.random.SeedGenerator):
     """A source of seeds that begins with a given one and needs no variable.
 
     Args:
@@ -145,29 +145,29 @@ class AutoAugment:
     def __post_init__(self):
         if self.policy not in POLICIES:
             raise RecipeError(f"autoaugment knows the policies {', '.join(POLICIES)}. Received: policy={self.policy!r}")
-        need_model_garden("autoaugment")
+        require_model_garden("autoaugment")
 
-    def draw(self, generator: np.random.Generator, examples: int) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
         """The columns of `Operations.apply` for each operation of the longest sub-policy: int32 `(examples, k)`."""
         numbers, probabilities = self._tables()
-        policies = generator.integers(len(numbers), size=examples)
-        applied = generator.random((examples, numbers.shape[1])) < probabilities[policies]
-        return _rows(generator, numbers[policies] * applied)
+        policies = rng.integers(len(numbers), size=examples)
+        applied = rng.random((examples, numbers.shape[1])) < probabilities[policies]
+        return _make_draws(rng, numbers[policies] * applied)
 
     def apply(self, images, draws):
         """The varied images."""
-        check_coloured(images, "autoaugment")
+        check_rgb(images, "autoaugment")
         return self._operations.apply(images, draws)
 
-    def _policies(self):
+    def _sub_policies(self):
         """A list of sub-policies, each a list of `(name, probability, level)`."""
-        return model_garden().AutoAugment(self.policy).policies
+        return import_model_garden().AutoAugment(self.policy).policies
 
     @functools.cached_property
     def _operations(self):
         """Each pair of a name and a level once."""
-        pairs = dict.fromkeys((name, level) for steps in self._policies() for name, _, level in steps)
-        return Operations(
+        pairs = dict.fromkeys((name, level) for steps in self._sub_policies() for name, _, level in steps)
+        return ModelGardenOperations(
             names_and_levels=tuple(pairs),
             cutout_const=float(self.cutout_const),
             translate_const=float(self.translate_const),
@@ -175,10 +175,10 @@ class AutoAugment:
 
     def _tables(self):
         """Number and probability of the operation of each step of each sub-policy: `(sub-policies, steps)` both."""
-        policies, pairs = self._policies(), self._operations.names_and_levels
-        numbers = np.zeros((len(policies), max(map(len, policies))), np.int64)
+        sub_policies, pairs = self._sub_policies(), self._operations.names_and_levels
+        numbers = np.zeros((len(sub_policies), max(map(len, sub_policies))), np.int64)
         probabilities = np.zeros(numbers.shape)
-        for row, steps in enumerate(policies):
+        for row, steps in enumerate(sub_policies):
             for column, (name, probability, level) in enumerate(steps):
                 numbers[row, column] = 1 + pairs.index((name, level))
                 probabilities[row, column] = probability
@@ -208,22 +208,22 @@ class RandAugment:
 
     def __post_init__(self):
         check_strength(self.layers, self.magnitude)
-        need_model_garden("randaugment(source='model-garden')")
+        require_model_garden("randaugment(source='model-garden')")
 
-    def draw(self, generator: np.random.Generator, examples: int) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
         """The columns of `Operations.apply` for each of the layers: int32 `(examples, layers * 4)`."""
         count = len(self._operations.names_and_levels)
-        return _rows(generator, generator.integers(count + 1, size=(examples, self.layers)))
+        return _make_draws(rng, rng.integers(count + 1, size=(examples, self.layers)))
 
     def apply(self, images, draws):
         """The varied images."""
-        check_coloured(images, "randaugment")
+        check_rgb(images, "randaugment")
         return self._operations.apply(images, draws)
 
     @functools.cached_property
     def _operations(self):
-        names = model_garden().RandAugment().available_ops
-        return Operations(
+        names = import_model_garden().RandAugment().available_ops
+        return ModelGardenOperations(
             names_and_levels=tuple((name, float(self.magnitude)) for name in names),
             cutout_const=float(self.cutout_const),
             translate_const=float(self.translate_const),
@@ -255,23 +255,23 @@ def randaugment(
     return sources[source](layers=layers, **strength)
 
 
-def _rows(generator, numbers):
+def _make_draws(rng, operations):
     """The draws of `Operations.apply` for its operations' numbers, `(examples, steps)`."""
-    rows = np.empty((*numbers.shape, COLUMNS), np.int32)
-    rows[..., 0] = numbers
-    rows[..., 1] = generator.integers(2, size=numbers.shape)
-    rows[..., 2:] = generator.integers(PLACES, size=(*numbers.shape, 2))
-    return rows.reshape(len(numbers), COLUMNS * numbers.shape[1])
+    draws = np.empty((*operations.shape, DRAWS_PER_STEP), np.int32)
+    draws[..., 0] = operations
+    draws[..., 1] = rng.integers(2, size=operations.shape)
+    draws[..., 2:] = rng.integers(POSITION_SCALE, size=(*operations.shape, 2))
+    return draws.reshape(len(operations), DRAWS_PER_STEP * operations.shape[1])
 
 
 MAX_LEVEL = 10.0
-GREY = [128] * 3  # what Model Garden fills with
-COLUMNS = 4  # of a step's draws: operation, whether its argument is negative, row and column
-PLACES = 2**31  # so many rows, or columns, from the first to the last of an image
+GRAY_FILL = [128] * 3  # what Model Garden fills with
+DRAWS_PER_STEP = 4  # of a step's draws: operation, whether its argument is negative, row and column
+POSITION_SCALE = 2**31  # so many rows, or columns, from the first to the last of an image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Operations:
+class ModelGardenOperations:
     """Operations of `official.vision.ops.augment` by number; 0 leaves the image as it is.
 
     Args:
@@ -291,58 +291,61 @@ class Operations:
         negative, and row and column of a cut-out square's middle, in 2**31 parts of the height and the width.
         """
 
-        def vary(image, row):
-            for start in range(0, draws.shape[1], COLUMNS):
-                number, negative, *place = tf.unstack(row[start : start + COLUMNS])
-                image = self._chosen(number, image, negative == 1, _pixel(image, place))
+        def augment_image(image, row):
+            for start in range(0, draws.shape[1], DRAWS_PER_STEP):
+                number, negative, *position = tf.unstack(row[start : start + DRAWS_PER_STEP])
+                image = self._operation_switch(number, image, negative == 1, _to_pixel(image, position))
             return image
 
-        return for_each_image(vary, images, draws)
+        return for_each_image(augment_image, images, draws)
 
     @functools.cached_property
-    def _chosen(self):
+    def _operation_switch(self):
         """Kept, since a stream of its own for each epoch would trace all of them again."""
-        return chooser([_unchanged, *(self._function(name, level) for name, level in self.names_and_levels)])
+        return branch_switch([_identity, *(self._make_operation(name, level) for name, level in self.names_and_levels)])
 
-    def _function(self, name, level) -> Callable:
+    def _make_operation(self, name, level) -> Callable:
         """A function of one image, whether its argument is negative, and the place of a cut-out square."""
-        garden = model_garden()
+        garden = import_model_garden()
         function = garden.NAME_TO_FUNC[name]
-        largest = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3}  # theirs come with a random sign
-        largest |= dict.fromkeys(["TranslateX", "TranslateY"], self.translate_const)
-        if name in largest:
-            size = level / MAX_LEVEL * largest[name]
-            return lambda image, negative, place: function(image, _signed(size, negative), GREY)
+        max_arguments = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3}  # theirs come with a random sign
+        max_arguments |= dict.fromkeys(["TranslateX", "TranslateY"], self.translate_const)
+        if name in max_arguments:
+            argument = level / MAX_LEVEL * max_arguments[name]
+            return lambda image, negative, place: function(image, _signed(argument, negative), GRAY_FILL)
         arguments = garden.level_to_arg(self.cutout_const, self.translate_const)[name](level)
         if name == "Cutout":  # theirs draws the place itself, then calls this
-            return lambda image, negative, place: garden._fill_rectangle(image, *place, *arguments * 2, GREY)
+            return lambda image, negative, place: garden._fill_rectangle(image, *place, *arguments * 2, GRAY_FILL)
         return lambda image, negative, place: function(image, *arguments)
 
 
-def model_garden():
+def import_model_garden():
     """The module `official.vision.ops.augment`, whose import takes seconds."""
     from official.vision.ops import augment
 
     return augment
 
 
-def need_model_garden(wanted: str) -> None:
+def require_model_garden(feature: str) -> None:
     """Raise a `RecipeError` that names the extra where Model Garden is not installed; imports nothing heavy."""
     if importlib.util.find_spec("official") is None:
         raise RecipeError(
-            f"{wanted} is Model Garden's, which is not installed. Install it and run the command again:\n"
+            f"{feature} is Model Garden's, which is not installed. Install it and run the command again:\n"
             '  pip install "keras-committee[model-garden]"'
         )
 
 
-def _unchanged(image, negative, place):
+def _identity(image, negative, position):
     return tf.identity(image)
 
 
-def _pixel(image, place):
+def _to_pixel(image, position):
     """Column and row, int32, of a place in 2**31 parts of the height and the width."""
     size = tf.shape(image, out_type=tf.int64)
-    row, column = (tf.cast(tf.cast(part, tf.int64) * size[axis] // PLACES, tf.int32) for axis, part in enumerate(place))
+    row, column = (
+        tf.cast(tf.cast(fraction, tf.int64) * size[axis] // POSITION_SCALE, tf.int32)
+        for axis, fraction in enumerate(position)
+    )
     return column, row
 
 

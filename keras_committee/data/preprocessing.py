@@ -8,11 +8,11 @@ import tensorflow as tf
 
 from keras_committee.errors import RecipeError
 
-METHODS = ("bilinear", "bicubic")
+RESIZE_METHODS = ("bilinear", "bicubic")
 
 
 @dataclasses.dataclass(frozen=True)
-class Framing:
+class ImageTransform:
     """How an image of any size becomes one of `size`, in evaluation, in serving and, without a crop, in training.
 
     Args:
@@ -35,17 +35,17 @@ class Framing:
             raise RecipeError(f"an image's size is height and width, 1 or more each. Received: size={self.size}")
         if self.padding is not None and self.padding < 0:
             raise RecipeError(f"centre_crop needs a padding of 0 or more pixels. Received: padding={self.padding}")
-        if self.method not in METHODS:
-            raise RecipeError(f"images are resized by {' or '.join(METHODS)}. Received: method={self.method!r}")
+        if self.method not in RESIZE_METHODS:
+            raise RecipeError(f"images are resized by {' or '.join(RESIZE_METHODS)}. Received: method={self.method!r}")
 
     @classmethod
-    def of(cls, document: Mapping[str, Any]) -> Self:
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
         """What `dataclasses.asdict` wrote, also after it was JSON."""
-        height, width = document["size"]
-        return cls((height, width), document["padding"], document["method"])
+        height, width = config["size"]
+        return cls((height, width), config["padding"], config["method"])
 
     @property
-    def plain(self) -> bool:
+    def is_plain_resize(self) -> bool:
         """Whether it is what `resized(size)` gives: the whole image, bilinear."""
         return self.padding is None and self.method == "bilinear"
 
@@ -65,19 +65,24 @@ class Framing:
             shape: int32 `(2 or more,)`: height and width of the image.
         """
         height, width = tf.unstack(tf.cast(shape[:2], tf.float32))
-        rows, columns = (each + (self.padding or 0) for each in self.size)
-        tall = self.size[0] / rows * tf.minimum(height, width * (rows / columns))
-        wide = self.size[1] / columns * tf.minimum(width, height * (columns / rows))
-        top, left = tf.cast((height - tall) / 2.0, tf.int32), tf.cast((width - wide) / 2.0, tf.int32)
-        return top, left, tf.maximum(tf.cast(tall, tf.int32), 1), tf.maximum(tf.cast(wide, tf.int32), 1)
+        padded_height, padded_width = (side + (self.padding or 0) for side in self.size)
+        window_height = self.size[0] / padded_height * tf.minimum(height, width * (padded_height / padded_width))
+        window_width = self.size[1] / padded_width * tf.minimum(width, height * (padded_width / padded_height))
+        top, left = tf.cast((height - window_height) / 2.0, tf.int32), tf.cast((width - window_width) / 2.0, tf.int32)
+        return (
+            top,
+            left,
+            tf.maximum(tf.cast(window_height, tf.int32), 1),
+            tf.maximum(tf.cast(window_width, tf.int32), 1),
+        )
 
 
-def resized(size: int | tuple[int, int], *, method: str = "bilinear") -> Framing:
+def resize(size: int | tuple[int, int], *, method: str = "bilinear") -> ImageTransform:
     """The whole image, stretched to `size`: a side of a square, or height and width."""
-    return Framing(_pair(size), None, method)
+    return ImageTransform(_height_and_width(size), None, method)
 
 
-def centre_crop(size: int | tuple[int, int], *, padding: int = 32, method: str = "bilinear") -> Framing:
+def center_crop(size: int | tuple[int, int], *, padding: int = 32, method: str = "bilinear") -> ImageTransform:
     """The middle of the image at `size`, a side of a square or height and width; see `Framing`.
 
     What EfficientNet is evaluated with. It is drawn for each resolution anew: at 224 pixels and a padding of 32 the
@@ -86,24 +91,24 @@ def centre_crop(size: int | tuple[int, int], *, padding: int = 32, method: str =
     Source: Tan & Le 2019, arXiv:1905.11946, their preprocessing.py; Model Garden's `center_crop_image`, whose window
     this is where padding / (size + padding) is 1/8.
     """
-    return Framing(_pair(size), padding, method)
+    return ImageTransform(_height_and_width(size), padding, method)
 
 
-def chosen_framing(name: str, size: tuple[int, int] | None, framing: Framing | None) -> Framing:
+def resolve_transform(name: str, size: tuple[int, int] | None, transform: ImageTransform | None) -> ImageTransform:
     """`framing`, or the plain one of `size`; raises RecipeError unless just one is given. `name` is the function's."""
-    if size is not None and framing is None:
-        return resized(size)
-    if size is None and framing is not None:
-        return framing
+    if size is not None and transform is None:
+        return resize(size)
+    if size is None and transform is not None:
+        return transform
     raise RecipeError(
         f"{name} needs the images' size, or a framing such as centre_crop(224): one of them. "
-        f"Received: {size=}, {framing=}"
+        f"Received: {size=}, {transform=}"
     )
 
 
-def framing_of_member(
+def transform_for_member(
     recorded: Mapping[str, Any] | None, shape: Sequence[int | None], size: tuple[int, int] | None = None
-) -> Framing | None:
+) -> ImageTransform | None:
     """What a member sees; None where nothing tells the size.
 
     Args:
@@ -111,21 +116,21 @@ def framing_of_member(
         shape: Of the member's input, `(batch, height, width, channels)`, None where it takes any.
         size: Height and width of members that take any.
     """
-    framing = None if recorded is None else Framing.of(recorded)
+    transform = None if recorded is None else ImageTransform.from_dict(recorded)
     height, width = shape[1:3]
     if height is not None and width is not None:
         size = (height, width)
     if size is None:
-        return framing
-    return resized(size) if framing is None else dataclasses.replace(framing, size=tuple(size))
+        return transform
+    return resize(size) if transform is None else dataclasses.replace(transform, size=tuple(size))
 
 
-def _pair(size):
+def _height_and_width(size):
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # what their files begin with
-RIM = 2  # columns
+PNG_MAGIC, JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # what their files begin with
+JPEG_CROP_MARGIN = 2  # columns
 
 
 def decode_image(contents):
@@ -170,28 +175,28 @@ def decode_window(contents, window):
     """
     top, left, height, width = tf.unstack(window)
 
-    def blocks():
+    def decode_cropped():
         # Colours are stored at half the width, and a pixel's depend on its neighbours': at the rim of what it decodes
         # libjpeg makes them up. Two columns more on each side, and the rim is none of ours.
         columns = tf.image.extract_jpeg_shape(contents)[1]
-        first, last = tf.maximum(left - RIM, 0), tf.minimum(left + width + RIM, columns)
-        wider = tf.stack([top, first, height, last - first])
-        pixels = tf.image.decode_and_crop_jpeg(contents, wider, channels=3, dct_method="INTEGER_ACCURATE")
+        first, last = tf.maximum(left - JPEG_CROP_MARGIN, 0), tf.minimum(left + width + JPEG_CROP_MARGIN, columns)
+        padded_window = tf.stack([top, first, height, last - first])
+        pixels = tf.image.decode_and_crop_jpeg(contents, padded_window, channels=3, dct_method="INTEGER_ACCURATE")
         return pixels[:, left - first : left - first + width]
 
-    def whole():
+    def decode_full():
         return decode_image(contents)[top : top + height, left : left + width]
 
-    return tf.cond(begins_with(contents, JPEG), blocks, whole)
+    return tf.cond(has_magic(contents, JPEG_MAGIC), decode_cropped, decode_full)
 
 
-def encoded_size(contents):
+def image_size_from_header(contents):
     """Height and width, int64 scalars, that the header of a JPEG or PNG tells; nothing is decoded."""
-    height, width = tf.cond(begins_with(contents, PNG), lambda: _png_size(contents), lambda: _jpeg_size(contents))
+    height, width = tf.cond(has_magic(contents, PNG_MAGIC), lambda: _png_size(contents), lambda: _jpeg_size(contents))
     return height, width
 
 
-def begins_with(contents, magic: bytes):
+def has_magic(contents, magic: bytes):
     """Whether a scalar string tensor begins with these bytes."""
     return tf.equal(tf.strings.substr(contents, 0, len(magic)), magic)
 
@@ -199,8 +204,8 @@ def begins_with(contents, magic: bytes):
 def _png_size(content):
     """Width and height are the first two big-endian integers of the first chunk."""
     header = tf.io.decode_raw(tf.strings.substr(content, 16, 8), tf.uint8)
-    places = tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64)
-    width, height = tf.unstack(tf.reduce_sum(tf.reshape(tf.cast(header, tf.int64), (2, 4)) * places, -1))
+    byte_weights = tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64)
+    width, height = tf.unstack(tf.reduce_sum(tf.reshape(tf.cast(header, tf.int64), (2, 4)) * byte_weights, -1))
     return height, width
 
 

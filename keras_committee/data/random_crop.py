@@ -6,10 +6,10 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.preprocessing import Framing, decode_window, encoded_size, resize_image
+from keras_committee.data.preprocessing import ImageTransform, decode_window, image_size_from_header, resize_image
 from keras_committee.errors import RecipeError
 
-ATTEMPTS = 10  # as Model Garden
+MAX_ATTEMPTS = 10  # as Model Garden
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,33 +40,33 @@ class RandomResizedCrop:
     flip: bool = True
 
     def __post_init__(self):
-        for name, most in (("area", 1.0), ("ratio", math.inf)):
+        for name, upper_bound in (("area", 1.0), ("ratio", math.inf)):
             low, high = getattr(self, name)
-            if not 0 < low <= high <= most or math.isinf(high):
-                bound = " and at most 1" if most == 1 else ""
+            if not 0 < low <= high <= upper_bound or math.isinf(high):
+                bound = " and at most 1" if upper_bound == 1 else ""
                 raise RecipeError(
                     f"random_resized_crop needs {name} as two rising numbers above 0{bound}. "
                     f"Received: {name}={getattr(self, name)}"
                 )
 
-    def draw(self, generator: np.random.Generator, examples: int) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
         """The seed of each window, and 1 where it is flipped: int32 `(examples, 2)`."""
         values = [2**31 - 1, 2 if self.flip else 1]
-        return generator.integers(0, values, size=(examples, 2), dtype=np.int32)
+        return rng.integers(0, values, size=(examples, 2), dtype=np.int32)
 
     def apply(self, images, draws):
         """The windows of images in memory, uint8 `(batch, height, width, channels)`, resized to the same shape."""
         size = tuple(images.shape[1:3])
 
         def crop(pair):
-            image, draw = pair
-            top, left, height, width = tf.unstack(self.window(tf.shape(image)[:2], draw))
-            seen = resize_image(image[top : top + height, left : left + width], size)
-            return tf.ensure_shape(_flipped(seen, draw), images.shape[1:])
+            image, row = pair
+            top, left, height, width = tf.unstack(self.window(tf.shape(image)[:2], row))
+            cropped = resize_image(image[top : top + height, left : left + width], size)
+            return tf.ensure_shape(_maybe_flip(cropped, row), images.shape[1:])
 
         return tf.map_fn(crop, (images, draws), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8))
 
-    def decode(self, content, draws, framing: Framing):
+    def decode(self, content, draws, transform: ImageTransform):
         """The window of one encoded image, uint8 `(*framing.size, 3)`, resized by the framing's method.
 
         Args:
@@ -74,32 +74,42 @@ class RandomResizedCrop:
             draws: int32 `(2,)`, a row of `draw`.
             framing: Tells size and method; what it leaves out in evaluation may be seen in training.
         """
-        window = self.window(tf.stack(encoded_size(content)), draws)
-        seen = resize_image(decode_window(content, window), framing.size, framing.method)
-        return tf.ensure_shape(_flipped(seen, draws), (*framing.size, 3))
+        window = self.window(tf.stack(image_size_from_header(content)), draws)
+        cropped = resize_image(decode_window(content, window), transform.size, transform.method)
+        return tf.ensure_shape(_maybe_flip(cropped, draws), (*transform.size, 3))
 
     def window(self, shape, draws):
         """Top, left, height and width, int32 `(4,)`, in an image of `shape`, integers `(2,)`: height and width."""
-        chances = tf.random.stateless_uniform((ATTEMPTS, 4), seed=tf.stack([draws[0], 0]), alg="philox")
-        return self.window_at(shape, chances)
+        uniforms = tf.random.stateless_uniform((MAX_ATTEMPTS, 4), seed=tf.stack([draws[0], 0]), alg="philox")
+        return self.window_from_uniforms(shape, uniforms)
 
-    def window_at(self, shape, chances):
+    def window_from_uniforms(self, shape, uniforms):
         """The same from the numbers in [0, 1) that decide, float32 `(attempts, 4)`: ratio, height, top and left."""
-        rows, columns = tf.unstack(tf.cast(shape, tf.float32))
-        ratio = self.ratio[0] + chances[:, 0] * (self.ratio[1] - self.ratio[0])
-        least, most = (tf.sqrt(part * rows * columns / ratio) for part in self.area)
-        least, most = tf.round(least), tf.minimum(tf.minimum(tf.round(most), rows), _widest(columns, ratio))
-        least = tf.minimum(least, most)
-        height = least + tf.floor(chances[:, 1] * (most - least + 1))
-        height, width = self._within(height, ratio, rows * columns)
-        fits = self._has_area(height, width, rows * columns)
-        fits &= (height <= rows) & (width <= columns) & (height >= 1) & (width >= 1)
-        top, left = tf.floor(chances[:, 2] * (rows - height + 1)), tf.floor(chances[:, 3] * (columns - width + 1))
-        windows = tf.concat([tf.stack([top, left, height, width], axis=1), [[0.0, 0.0, rows, columns]]], axis=0)
-        first = tf.argmax(tf.concat([fits, [True]], axis=0))  # the whole image where none fits
-        return tf.cast(windows[first], tf.int32)
+        image_height, image_width = tf.unstack(tf.cast(shape, tf.float32))
+        ratio = self.ratio[0] + uniforms[:, 0] * (self.ratio[1] - self.ratio[0])
+        min_height, max_height = (
+            tf.sqrt(area_fraction * image_height * image_width / ratio) for area_fraction in self.area
+        )
+        min_height, max_height = (
+            tf.round(min_height),
+            tf.minimum(tf.minimum(tf.round(max_height), image_height), _max_height_for_width(image_width, ratio)),
+        )
+        min_height = tf.minimum(min_height, max_height)
+        height = min_height + tf.floor(uniforms[:, 1] * (max_height - min_height + 1))
+        height, width = self._adjust_height_to_area(height, ratio, image_height * image_width)
+        is_valid = self._area_in_range(height, width, image_height * image_width)
+        is_valid &= (height <= image_height) & (width <= image_width) & (height >= 1) & (width >= 1)
+        top, left = (
+            tf.floor(uniforms[:, 2] * (image_height - height + 1)),
+            tf.floor(uniforms[:, 3] * (image_width - width + 1)),
+        )
+        windows = tf.concat(
+            [tf.stack([top, left, height, width], axis=1), [[0.0, 0.0, image_height, image_width]]], axis=0
+        )
+        first_valid = tf.argmax(tf.concat([is_valid, [True]], axis=0))  # the whole image where none fits
+        return tf.cast(windows[first_valid], tf.int32)
 
-    def _within(self, height, ratio, pixels):
+    def _adjust_height_to_area(self, height, ratio, pixels):
         """Height and width, one row more or less where rounding put the area out of its range."""
         area = height * tf.round(height * ratio)
         height = tf.where(area < self.area[0] * pixels, height + 1, height)
@@ -107,7 +117,7 @@ class RandomResizedCrop:
         height = tf.where(area > self.area[1] * pixels, height - 1, height)
         return height, tf.round(height * ratio)
 
-    def _has_area(self, height, width, pixels):
+    def _area_in_range(self, height, width, pixels):
         return (height * width >= self.area[0] * pixels) & (height * width <= self.area[1] * pixels)
 
 
@@ -118,12 +128,12 @@ def random_resized_crop(
     return RandomResizedCrop(area=area, ratio=ratio, flip=flip)
 
 
-def _widest(columns, ratio):
+def _max_height_for_width(image_width, ratio):
     """The largest height whose width, rounded, fits into the columns."""
-    height = tf.floor((columns + 0.5) / ratio)
-    return tf.where(tf.round(height * ratio) > columns, height - 1, height)
+    height = tf.floor((image_width + 0.5) / ratio)
+    return tf.where(tf.round(height * ratio) > image_width, height - 1, height)
 
 
-def _flipped(image, draws):
+def _maybe_flip(image, draws):
     # `image[:, ::-1]` takes as long as all the decoding.
     return tf.cond(tf.equal(draws[1], 1), lambda: tf.reverse(image, [1]), lambda: image)

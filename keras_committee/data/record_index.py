@@ -21,10 +21,10 @@ from google.protobuf.message import DecodeError
 from tensorflow.python.lib.io import tf_record  # a `tf.data` pipeline cannot go on after a damaged record
 
 from keras_committee.errors import ResourceError
-from keras_committee.files import owned, write_file
+from keras_committee.files import file_lock, write_file
 
-HEADER, FOOTER = 12, 4  # bytes before and after a payload
-ROW = np.dtype([("offset", "<i8"), ("length", "<i8"), ("label", "<i8"), ("checksum", "<u4")])
+HEADER_BYTES, FOOTER_BYTES = 12, 4  # bytes before and after a payload
+ROW_DTYPE = np.dtype([("offset", "<i8"), ("length", "<i8"), ("label", "<i8"), ("checksum", "<u4")])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Fields:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scan:
+class ShardScan:
     """What was found in one shard.
 
     Args:
@@ -55,77 +55,79 @@ class Scan:
     """
 
     rows: np.ndarray
-    names: dict[int, tuple[str, str]]
+    class_names: dict[int, tuple[str, str]]
     problems: list[str]
 
 
-def scan_shard(path: Path, fields: Fields) -> Scan:
+def scan_shard(path: Path, fields: Fields) -> ShardScan:
     """Reads a shard from end to end."""
     try:
-        return _scan(path, fields)
+        return _scan_records(path, fields)
     except OSError as error:
         problem = f"{path.name}: the shard cannot be read ({error.strerror})"
-        return Scan(rows=np.zeros(0, ROW), names={}, problems=[problem])
+        return ShardScan(rows=np.zeros(0, ROW_DTYPE), class_names={}, problems=[problem])
 
 
-def _scan(path, fields):
-    rows, names, problems = [], {}, []
+def _scan_records(path, fields):
+    rows, class_names, problems = [], {}, []
     with open(path, "rb", buffering=0) as file:
-        for number, (offset, payload) in enumerate(_payloads(path)):
+        for number, (offset, payload) in enumerate(_iter_payloads(path)):
             try:
                 if isinstance(payload, ValueError):
                     raise payload
-                begin, length, label, called = _example(payload, fields)
+                start, length, label, class_name = _parse_example(payload, fields)
             except ValueError as error:
                 problems.append(f"{path.name}, record {number}: {error}")
                 continue
-            checksum = os.pread(file.fileno(), FOOTER, offset + HEADER + len(payload))
-            rows.append((offset + HEADER + begin, length, label, int.from_bytes(checksum, "little")))
-            names.setdefault(label, called)
+            checksum = os.pread(file.fileno(), FOOTER_BYTES, offset + HEADER_BYTES + len(payload))
+            rows.append((offset + HEADER_BYTES + start, length, label, int.from_bytes(checksum, "little")))
+            class_names.setdefault(label, class_name)
     if not rows and not problems:
         problems.append(f"{path.name}: the shard is empty")
-    return Scan(rows=np.array(rows, ROW), names=names, problems=problems)
+    return ShardScan(rows=np.array(rows, ROW_DTYPE), class_names=class_names, problems=problems)
 
 
-def _payloads(path: Path) -> Iterator[tuple[int, bytes | ValueError]]:
+def _iter_payloads(path: Path) -> Iterator[tuple[int, bytes | ValueError]]:
     """Where each record begins, and its payload or what is wrong with it."""
     reader, offset = tf_record.tf_record_random_reader(str(path)), 0
     try:
         while True:
             try:
-                payload, following = reader.read(offset)
+                payload, next_offset = reader.read(offset)
             except tf.errors.DataLossError as error:
-                following = _after_damage(path, offset, error.message)
-                payload = ValueError(_loss(error.message, following))
+                next_offset = _offset_after_damage(path, offset, error.message)
+                payload = ValueError(_damage_reason(error.message, next_offset))
             yield offset, payload
-            if following is None:
+            if next_offset is None:
                 return
-            offset = following
+            offset = next_offset
     except IndexError:  # the end, or less than a header before it
         if offset < path.stat().st_size:
-            yield offset, ValueError(_loss("truncated", None))
+            yield offset, ValueError(_damage_reason("truncated", None))
     finally:
         reader.close()
 
 
-def _after_damage(path, offset, message):
+def _offset_after_damage(path, offset, message):
     """Where the record after a damaged one begins, or None where its length is not known for sure."""
-    if f"corrupted record at {offset + HEADER}" not in message:  # it is the length that is damaged, or something is cut
+    if (
+        f"corrupted record at {offset + HEADER_BYTES}" not in message
+    ):  # it is the length that is damaged, or something is cut
         return None
     with open(path, "rb") as file:
         file.seek(offset)
-        return offset + HEADER + int.from_bytes(file.read(8), "little") + FOOTER
+        return offset + HEADER_BYTES + int.from_bytes(file.read(8), "little") + FOOTER_BYTES
 
 
-def _loss(message, following):
-    if following is not None:
+def _damage_reason(message, next_offset):
+    if next_offset is not None:
         return "damaged: its checksum is wrong"
     if "truncated" in message:
         return "cut off: the shard ends before the record does"
     return "no TFRecord (is the file compressed?), or damaged: neither it nor what follows can be read"
 
 
-def _example(payload, fields):
+def _parse_example(payload, fields):
     """Where in the payload the encoded image lies, offset and length; the label; what the class is called."""
     try:
         features = tf.train.Example.FromString(payload).features.feature
@@ -138,16 +140,16 @@ def _example(payload, fields):
     for name, kind, values in ((fields.image, "string", images), (fields.label, "integer", labels)):
         if len(values) != 1:
             raise ValueError(f"{name!r} holds {len(values)} {kind}s, expected one")
-    called = tuple(_text(features, name) for name in (fields.text, fields.synset))
-    return payload.find(images[0]), len(images[0]), labels[0], called
+    class_name = tuple(_text_feature(features, name) for name in (fields.text, fields.synset))
+    return payload.find(images[0]), len(images[0]), labels[0], class_name
 
 
-def _text(features, name):
+def _text_feature(features, name):
     values = features[name].bytes_list.value if name in features else ()
     return values[0].decode(errors="replace") if values else ""
 
 
-FORMAT = 1
+INDEX_VERSION = 1
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what `np.load` raises for such a file
 
 
@@ -164,105 +166,111 @@ class RecordIndex:
     """
 
     shards: tuple[Path, ...]
-    stamps: tuple[tuple[int, int], ...]
-    starts: np.ndarray
+    sizes_and_mtimes: tuple[tuple[int, int], ...]
+    row_offsets: np.ndarray
     rows: np.ndarray
-    names: dict[int, tuple[str, str]]
+    class_names: dict[int, tuple[str, str]]
 
-    def shard_of(self, rows: np.ndarray) -> np.ndarray:
+    def shard_numbers(self, rows: np.ndarray) -> np.ndarray:
         """Number of the shard that each row lies in."""
-        return np.searchsorted(self.starts, rows, side="right") - 1
+        return np.searchsorted(self.row_offsets, rows, side="right") - 1
 
     def name(self, row: int) -> str:
         """What messages call a record; its number counts from 0 in its shard."""
-        shard = int(self.shard_of(np.array([row]))[0])
-        return f"{self.shards[shard].name}, record {row - self.starts[shard]}"
+        shard = int(self.shard_numbers(np.array([row]))[0])
+        return f"{self.shards[shard].name}, record {row - self.row_offsets[shard]}"
 
 
-def record_index(shards: Sequence[Path], fields: Fields) -> tuple[RecordIndex, list[str]]:
+def load_or_build_index(shards: Sequence[Path], fields: Fields) -> tuple[RecordIndex, list[str]]:
     """The index of `shards`, from the cache where it is fresh, and what is wrong with them."""
-    keys = [_key(path) for path in shards]
-    places = _places(shards, fields)
-    for place in places:
-        if len(kept := _load(place)) and all(key in kept for key in keys):
-            return _joined(shards, keys, [kept[key] for key in keys])
-    for place in places:
+    keys = [_shard_key(path) for path in shards]
+    cache_paths = _cache_paths(shards, fields)
+    for cache_path in cache_paths:
+        if len(cached := _load(cache_path)) and all(key in cached for key in keys):
+            return _build_index(shards, keys, [cached[key] for key in keys])
+    for cache_path in cache_paths:
         try:
-            with owned(place.with_suffix(".lock"), f"the index {place}", patience=float("inf")):
-                return _joined(shards, keys, _refreshed(place, shards, keys, fields))
+            with file_lock(cache_path.with_suffix(".lock"), f"the index {cache_path}", timeout=float("inf")):
+                return _build_index(shards, keys, _update_cache(cache_path, shards, keys, fields))
         except ResourceError:  # a folder that is only read, or a file system without locks
             continue
-    return _joined(shards, keys, _scanned(shards, fields))
+    return _build_index(shards, keys, _scan_shards(shards, fields))
 
 
-def _key(path):
+def _shard_key(path):
     stat = path.stat()
     return path.name, stat.st_size, stat.st_mtime_ns
 
 
-def _places(shards, fields):
+def _cache_paths(shards, fields):
     """Where the index may lie: beside the shards, or in the user's cache."""
     parts = [path.name for path in shards] + list(dataclasses.astuple(fields))
-    name = f".{shards[0].name.split('-')[0]}-{_short(parts)}.index.npz"
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    away = Path(caches, "keras-committee", _short([str(shards[0].parent.resolve())]), name.lstrip("."))
-    return shards[0].parent / name, away
+    name = f".{shards[0].name.split('-')[0]}-{_short_hash(parts)}.index.npz"
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    user_cache_path = Path(
+        user_cache, "keras-committee", _short_hash([str(shards[0].parent.resolve())]), name.lstrip(".")
+    )
+    return shards[0].parent / name, user_cache_path
 
 
-def _short(parts):
+def _short_hash(parts):
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
-def _refreshed(place, shards, keys, fields):
+def _update_cache(cache_path, shards, keys, fields):
     """The scans of the shards; what is not in the index at `place` is read, and what is sound is kept there."""
-    kept = _load(place)
-    stale = [path for path, key in zip(shards, keys, strict=True) if key not in kept]
+    cached = _load(cache_path)
+    stale = [path for path, key in zip(shards, keys, strict=True) if key not in cached]
     if not stale:
-        return [kept[key] for key in keys]
-    read = dict(zip(stale, _scanned(stale, fields), strict=True))
-    scans = [read.get(path) or kept[key] for path, key in zip(shards, keys, strict=True)]
-    _save(place, {key: scan for key, scan in zip(keys, scans, strict=True) if not scan.problems})
+        return [cached[key] for key in keys]
+    new_scans = dict(zip(stale, _scan_shards(stale, fields), strict=True))
+    scans = [new_scans.get(path) or cached[key] for path, key in zip(shards, keys, strict=True)]
+    _save(cache_path, {key: scan for key, scan in zip(keys, scans, strict=True) if not scan.problems})
     return scans
 
 
-def _scanned(shards, fields):
+def _scan_shards(shards, fields):
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as threads:
         return list(threads.map(lambda path: scan_shard(path, fields), shards))
 
 
-def _joined(shards, keys, scans):
-    stamps = tuple(key[1:] for key in keys)
-    starts = np.cumsum([0, *(len(scan.rows) for scan in scans)])
-    names = {label: called for scan in reversed(scans) for label, called in scan.names.items()}
+def _build_index(shards, keys, scans):
+    sizes_and_mtimes = tuple(key[1:] for key in keys)
+    row_offsets = np.cumsum([0, *(len(scan.rows) for scan in scans)])
+    names = {label: class_name for scan in reversed(scans) for label, class_name in scan.names.items()}
     rows = np.concatenate([scan.rows for scan in scans])
-    index = RecordIndex(shards=tuple(shards), stamps=stamps, starts=starts, rows=rows, names=names)
+    index = RecordIndex(
+        shards=tuple(shards), sizes_and_mtimes=sizes_and_mtimes, row_offsets=row_offsets, rows=rows, class_names=names
+    )
     return index, [problem for scan in scans for problem in scan.problems]
 
 
-def _save(place, scans):
+def _save(cache_path, scans):
     keys = list(scans)
     buffer = io.BytesIO()
     arrays = {
-        "format": np.array(FORMAT),
+        "format": np.array(INDEX_VERSION),
         "keys": np.array([json.dumps(key) for key in keys], np.str_),
         "names": np.array([json.dumps(list(scans[key].names.items())) for key in keys], np.str_),
         "counts": np.array([len(scans[key].rows) for key in keys], np.int64),
     }
-    rows = np.concatenate([np.zeros(0, ROW), *(scans[key].rows for key in keys)])
+    rows = np.concatenate([np.zeros(0, ROW_DTYPE), *(scans[key].rows for key in keys)])
     np.savez(buffer, **arrays, rows=rows)
-    write_file(place, buffer.getvalue())
+    write_file(cache_path, buffer.getvalue())
 
 
-def _load(place):
+def _load(cache_path):
     """Shard's name, size and time -> `Scan`; empty where there is no index, or one that cannot be read."""
     try:
-        with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as file:
-            if file["format"] != FORMAT:
+        with np.load(io.BytesIO(cache_path.read_bytes()), allow_pickle=False) as file:
+            if file["format"] != INDEX_VERSION:
                 return {}
             keys = [tuple(json.loads(str(key))) for key in file["keys"]]
-            names = [{label: tuple(called) for label, called in json.loads(str(text))} for text in file["names"]]
-            parts = np.split(file["rows"].astype(ROW), np.cumsum(file["counts"])[:-1])
+            names = [
+                {label: tuple(class_name) for label, class_name in json.loads(str(text))} for text in file["names"]
+            ]
+            rows_by_shard = np.split(file["rows"].astype(ROW_DTYPE), np.cumsum(file["counts"])[:-1])
     except DAMAGED:
         return {}
-    triples = zip(keys, parts, names, strict=True)
-    return {key: Scan(rows=rows, names=called, problems=[]) for key, rows, called in triples}
+    triples = zip(keys, rows_by_shard, names, strict=True)
+    return {key: ShardScan(rows=rows, class_names=called, problems=[]) for key, rows, called in triples}

@@ -22,26 +22,26 @@ from PIL import Image
 
 from keras_committee.data import validation
 from keras_committee.data.image_folder import ClassFolders
-from keras_committee.data.preprocessing import decode_image, resized
-from keras_committee.data.record_index import Fields, record_index
+from keras_committee.data.preprocessing import decode_image, resize
+from keras_committee.data.record_index import Fields, load_or_build_index
 from keras_committee.data.splits import Split
 from keras_committee.data.tfrecords import is_shard, shard_name
-from keras_committee.errors import DataError, RecipeError, ResourceError, VerificationError, refuse
-from keras_committee.files import flush_folder, owned, write_file, write_json, writing
+from keras_committee.errors import DataError, RecipeError, ResourceError, VerificationError, raise_if_problems
+from keras_committee.files import file_lock, fsync_dir, translate_os_errors, write_file, write_json
 
-LABELS, PLAN, LOCK = "labels.txt", "records.json", "lock"
-MEND = "Mend or remove what is named above, then run the command again. Nothing was written."
+LABELS_FILE, PLAN_FILE, LOCK_FILE = "labels.txt", "records.json", "lock"
+HINT = "Mend or remove what is named above, then run the command again. Nothing was written."
 
 
-def write_records(
+def write_tfrecords(
     source: Path,
     destination: Path,
     *,
     shards: int,
     validation_shards: int | None = None,
     workers: int | None = None,
-    keep: bool = False,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    keep_encoding: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Writes the images of class folders as shards named `train-00000-of-00008`, shuffled, the same way each time.
 
@@ -68,66 +68,66 @@ def write_records(
     """
     splits, classes = _read_source(source)
     counts = _shard_counts(splits, shards, validation_shards)
-    _refuse_existing(destination)
+    _check_destination_free(destination)
     staging = destination.with_name(f".{destination.name}.unfinished")
-    with owned(staging / LOCK, str(staging)):
-        plan = _begin(staging, source, splits, counts, classes, keep)
-        anew = _write_all(staging, splits, counts, classes, keep, workers, report)
-        write_file(staging / LABELS, "".join(f"{name}\n" for name in classes).encode())
-        _check(staging, plan)
-        _publish(staging, destination)
-    return {**plan, "encoded_anew": anew}
+    with file_lock(staging / LOCK_FILE, str(staging)):
+        plan = _begin(staging, source, splits, counts, classes, keep_encoding)
+        num_reencoded = _write_shards(staging, splits, counts, classes, keep_encoding, workers, on_progress)
+        write_file(staging / LABELS_FILE, "".join(f"{name}\n" for name in classes).encode())
+        _verify_shards(staging, plan)
+        _move_into_place(staging, destination)
+    return {**plan, "encoded_anew": num_reencoded}
 
 
 def _read_source(source):
     """The splits by the names of their shards, and the class names; refuses a source with a broken image."""
-    reader = ClassFolders(directory=source, framing=resized(1))
+    reader = ClassFolders(directory=source, transform=resize(1))
     found = reader.find()
-    held = {"test": found.test} if found.validation is not None else {"validation": found.test}
-    splits = {"train": found.train, "validation": found.validation, **held}
+    held_out = {"test": found.test} if found.validation is not None else {"validation": found.test}
+    splits = {"train": found.train, "validation": found.validation, **held_out}
     splits = {name: split for name, split in splits.items() if split is not None}
-    broken = [problem for split in splits.values() for problem in validation.check_files(split.images).values()]
-    refuse(str(source), [*found.problems, *broken], MEND)
+    unreadable = [problem for split in splits.values() for problem in validation.check_files(split.images).values()]
+    raise_if_problems(str(source), [*found.problems, *unreadable], HINT)
     if lines := [name for name in found.classes if "\n" in name]:
-        raise DataError(f"{source}: a class name with a line break cannot stand in {LABELS}: {lines[0]!r}")
+        raise DataError(f"{source}: a class name with a line break cannot stand in {LABELS_FILE}: {lines[0]!r}")
     return splits, found.classes
 
 
-def _shard_counts(splits: Mapping[str, Split], shards, others):
-    counts = {name: shards if name == "train" else others or max(1, shards // 8) for name in splits}
+def _shard_counts(splits: Mapping[str, Split], shards, other_shards):
+    counts = {name: shards if name == "train" else other_shards or max(1, shards // 8) for name in splits}
     for name, count in counts.items():
         if not 1 <= count <= len(splits[name]):
             raise RecipeError(f"{len(splits[name])} {name} images cannot fill {count} shards. Ask for fewer.")
     return counts
 
 
-def _refuse_existing(destination):
+def _check_destination_free(destination):
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise RecipeError(f"{destination} exists. It was left as it is: name another folder, or remove it.")
 
 
-def _begin(staging, source, splits, counts, classes, keep):
+def _begin(staging, source, splits, counts, classes, keep_encoding):
     """The plan, in the staging folder; what was written after another plan is removed."""
     plan = {
         "images": _listing_hash(source, splits),
-        "png_and_cmyk": "kept" if keep else "JPEG",
+        "png_and_cmyk": "kept" if keep_encoding else "JPEG",
         "first_label": FIRST_LABEL,
         "classes": len(classes),
         "splits": {name: {"examples": len(splits[name]), "shards": counts[name]} for name in splits},
     }
-    if _plan(staging) != plan:
+    if _read_plan(staging) != plan:
         for path in staging.iterdir():
-            if path.name != LOCK:
+            if path.name != LOCK_FILE:
                 path.unlink()
-        write_json(staging / PLAN, plan)
+        write_json(staging / PLAN_FILE, plan)
     for path in staging.glob(".*.tmp"):
         path.unlink()
     return plan
 
 
-def _plan(staging):
+def _read_plan(staging):
     try:
-        return json.loads((staging / PLAN).read_text())
+        return json.loads((staging / PLAN_FILE).read_text())
     except (OSError, ValueError):
         return None
 
@@ -143,100 +143,106 @@ def _listing_hash(source, splits):
     return digest.hexdigest()
 
 
-def _write_all(staging, splits, counts, classes, keep, workers, report):
+def _write_shards(staging, splits, counts, classes, keep_encoding, workers, on_progress):
     """Writes the shards that are not there; returns how many images were encoded anew in this process."""
-    total, done, lock, stopped = sum(map(len, splits.values())), 0, threading.Lock(), threading.Event()
+    total, num_done, lock, stopped = sum(map(len, splits.values())), 0, threading.Lock(), threading.Event()
 
-    def advance(images):
-        nonlocal done
+    def on_images_done(images):
+        nonlocal num_done
         if stopped.is_set():  # another thread failed, or Ctrl-C: a large shard would go on for a while
             raise CancelledError
         with lock:
-            done += images
-            report(done, total)
+            num_done += images
+            on_progress(num_done, total)
 
-    def write(job):
+    def write_job(job):
         path, split, rows = job
         if path.exists():  # from before the conversion was killed
-            advance(len(rows))
+            on_images_done(len(rows))
             return 0
         try:
-            return _write_shard(path, split, rows, classes, keep, advance)
+            return _write_shard(path, split, rows, classes, keep_encoding, on_images_done)
         except BaseException:
             stopped.set()
             raise
 
-    jobs = [job for name, split in splits.items() for job in _jobs(staging, name, split, counts[name])]
+    jobs = [job for name, split in splits.items() for job in _shard_jobs(staging, name, split, counts[name])]
     threads = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
     try:
-        return sum(threads.map(write, jobs))
+        return sum(threads.map(write_job, jobs))
     finally:
         stopped.set()
         threads.shutdown(cancel_futures=True)
 
 
-def _jobs(staging, name, split, count):
+def _shard_jobs(staging, name, split, count):
     """Path and examples of each shard of a split. The order is random, but not for a reader to choose."""
     order = np.random.default_rng(0).permutation(len(split))
-    parts = np.array_split(order, count)
-    return [(staging / shard_name(name, number, count), split, rows) for number, rows in enumerate(parts)]
+    rows_by_shard = np.array_split(order, count)
+    return [(staging / shard_name(name, number, count), split, rows) for number, rows in enumerate(rows_by_shard)]
 
 
-def _write_shard(path, split, rows, classes, keep, advance):
-    temporary, anew = path.with_name(f".{path.name}.tmp"), 0
+def _write_shard(path, split, rows, classes, keep_encoding, on_images_done):
+    temporary, num_reencoded = path.with_name(f".{path.name}.tmp"), 0
     try:
         with tf.io.TFRecordWriter(str(temporary)) as writer:
             for row in rows:
-                example, again = _example(split.images, int(row), int(split.labels[row]), classes, keep)
+                example, reencoded = _read_and_serialize(
+                    split.images, int(row), int(split.labels[row]), classes, keep_encoding
+                )
                 writer.write(example)
-                anew += again
-                advance(1)
+                num_reencoded += reencoded
+                on_images_done(1)
     except tf.errors.OpError as error:
         raise ResourceError(
             f"cannot write {path}: {error.message}.\n  Make room, then run the same command."
         ) from error
-    with writing(path):
+    with translate_os_errors(path):
         descriptor = os.open(temporary, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
         os.replace(temporary, path)
-        flush_folder(path.parent)
-    return anew
+        fsync_dir(path.parent)
+    return num_reencoded
 
 
-def _example(images, index, label, classes, keep):
+def _read_and_serialize(images, index, label, classes, keep_encoding):
     name = images.name(index)
     try:
-        return encoded_example(images.read(index), Path(name).name, label, classes[label], keep=keep)
+        return serialize_example(
+            images.read(index), Path(name).name, label, classes[label], keep_encoding=keep_encoding
+        )
     except (OSError, tf.errors.InvalidArgumentError) as error:
         raise DataError(f"{name} cannot be read: {error}. Mend or remove it, then run the command again.") from error
 
 
-def _check(staging, plan):
+def _verify_shards(staging, plan):
     """Reads everything back, which makes the index too. Raises VerificationError."""
-    for name, wanted in plan["splits"].items():
+    for name, expected in plan["splits"].items():
         shards = sorted(path for path in staging.glob(f"{name}-*") if is_shard(path.name))
-        index, problems = record_index(shards, Fields())
-        if problems or len(index.rows) != wanted["examples"]:
-            first = problems[0] if problems else f"{len(index.rows)} records, expected {wanted['examples']}"
+        index, problems = load_or_build_index(shards, Fields())
+        if problems or len(index.rows) != expected["examples"]:
+            first = problems[0] if problems else f"{len(index.rows)} records, expected {expected['examples']}"
             raise VerificationError(f"what was written to {staging} cannot be read back: {first}.\n  Remove it.")
 
 
-def _publish(staging, destination):
-    with writing(destination):
-        _refuse_existing(destination)
-        (staging / LOCK).unlink()
+def _move_into_place(staging, destination):
+    with translate_os_errors(destination):
+        _check_destination_free(destination)
+        (staging / LOCK_FILE).unlink()
         if destination.exists():
             shutil.rmtree(destination)  # it is empty
         os.rename(staging, destination)
-        flush_folder(destination.parent)
+        fsync_dir(destination.parent)
 
 
 FIRST_LABEL = 1  # Model Garden keeps 0 for the background
 _WORDNET = re.compile(r"(?P<synset>n\d{8})(?:[_ -]+(?P<text>.+))?")
 
 
-def encoded_example(content: bytes, filename: str, label: int, name: str, *, keep: bool = False) -> tuple[bytes, bool]:
+def serialize_example(
+    content: bytes, filename: str, label: int, class_name: str, *, keep_encoding: bool = False
+) -> tuple[bytes, bool]:
     """A serialized `tf.train.Example`, and whether the image was encoded anew.
 
     Args:
@@ -252,35 +258,35 @@ def encoded_example(content: bytes, filename: str, label: int, name: str, *, kee
         OSError: If it is no image.
     """
     with Image.open(io.BytesIO(content)) as image:
-        (width, height), kind, mode = image.size, image.format, image.mode
-    again = not keep and (kind == "PNG" or mode == "CMYK")
-    if again:
+        (width, height), file_format, mode = image.size, image.format, image.mode
+    reencoded = not keep_encoding and (file_format == "PNG" or mode == "CMYK")
+    if reencoded:
         content = tf.io.encode_jpeg(decode_image(content), format="rgb", quality=100).numpy()
-    synset, text = class_words(name)
+    synset, text = synset_and_text(class_name)
     features = {
-        "image/height": _integer(height),
-        "image/width": _integer(width),
-        "image/colorspace": _bytes(b"RGB"),
-        "image/channels": _integer(3),
-        "image/class/label": _integer(label + FIRST_LABEL),
-        "image/class/synset": _bytes(synset.encode()),
-        "image/class/text": _bytes(text.encode()),
-        "image/format": _bytes(b"PNG" if kind == "PNG" and not again else b"JPEG"),
-        "image/filename": _bytes(filename.encode(errors="surrogateescape")),
-        "image/encoded": _bytes(content),
+        "image/height": _int64_feature(height),
+        "image/width": _int64_feature(width),
+        "image/colorspace": _bytes_feature(b"RGB"),
+        "image/channels": _int64_feature(3),
+        "image/class/label": _int64_feature(label + FIRST_LABEL),
+        "image/class/synset": _bytes_feature(synset.encode()),
+        "image/class/text": _bytes_feature(text.encode()),
+        "image/format": _bytes_feature(b"PNG" if file_format == "PNG" and not reencoded else b"JPEG"),
+        "image/filename": _bytes_feature(filename.encode(errors="surrogateescape")),
+        "image/encoded": _bytes_feature(content),
     }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(), again
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(), reencoded
 
 
-def class_words(name: str) -> tuple[str, str]:
+def synset_and_text(class_name: str) -> tuple[str, str]:
     """Synset and text of the class in a folder of this name."""
-    match = _WORDNET.fullmatch(name)
-    return (match["synset"], match["text"] or name) if match else (name, name)
+    match = _WORDNET.fullmatch(class_name)
+    return (match["synset"], match["text"] or class_name) if match else (class_name, class_name)
 
 
-def _integer(value):
+def _int64_feature(value):
     return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
 
 
-def _bytes(value):
+def _bytes_feature(value):
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))

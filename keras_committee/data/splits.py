@@ -13,13 +13,15 @@ import hashlib
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.augment import Augmentation, augmented
-from keras_committee.data.images import Encoded, Pixels
-from keras_committee.data.mix import Mix, mixed_targets
-from keras_committee.data.preprocessing import Framing
+from keras_committee.data.augment import Augmentation, make_augment_fn
+from keras_committee.data.images import EncodedImages, InMemoryImages
+from keras_committee.data.mix import BatchMix, mix_targets
+from keras_committee.data.preprocessing import ImageTransform
 from keras_committee.errors import DataError
 
-MIX_TABLE = 1024  # draws of so many steps are made at once: a python call for each step would cost more than the mixing
+MIX_TABLE_ROWS = (
+    1024  # draws of so many steps are made at once: a python call for each step would cost more than the mixing
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Split:
         labels: Class of each image, int32 `(examples,)`.
     """
 
-    images: Pixels | Encoded
+    images: InMemoryImages | EncodedImages
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -43,31 +45,31 @@ class Split:
         return self.images.shape
 
     @property
-    def framing(self) -> Framing:
+    def transform(self) -> ImageTransform:
         """How an image of any size becomes one of these."""
-        return self.images.framing
+        return self.images.transform
 
-    def take(self, indices: np.ndarray) -> "Split":
+    def subset(self, indices: np.ndarray) -> "Split":
         """The examples at `indices`, in that order."""
-        return Split(images=self.images.take(indices), labels=self.labels[indices])
+        return Split(images=self.images.subset(indices), labels=self.labels[indices])
 
     def batches(self, batch_size: int) -> tf.data.Dataset:
         """Every example once, in order: uint8 `(b, h, w, c)` and int32 `(b,)`; the last batch may be smaller."""
-        gather, labels = self.images.gatherer(), _on_cpu(self.labels)
+        gather, labels = self.images.make_gather_fn(), _cpu_constant(self.labels)
         dataset = tf.data.Dataset.range(len(self)).batch(batch_size)
         dataset = dataset.map(
             lambda indices: (gather(indices), tf.gather(labels, indices)),
             num_parallel_calls=self.images.parallel_calls,
         )
-        return _fixed(dataset)
+        return _prefetch_deterministic(dataset)
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the images' digest and the labels: two equal ones mean the same examples in order."""
         return self._hash(self.images.digest())
 
-    def origin(self) -> str:
+    def source_id(self) -> str:
         """The same of what the images were made from: equal for the same files at two sizes."""
-        return self._hash(self.images.origin())
+        return self._hash(self.images.source_id())
 
     def _hash(self, digest):
         return hashlib.sha256(digest + self.labels.astype("<i4").tobytes()).hexdigest()
@@ -106,7 +108,12 @@ class Splits:
         return steps
 
     def stream(
-        self, seed: int, first_step: int, steps: int, mix: Mix | None = None, part: tuple[int, int] = (0, 1)
+        self,
+        seed: int,
+        first_step: int,
+        steps: int,
+        batch_augment: BatchMix | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
         """`steps` full training batches from `first_step` on: augmented uint8 `(B, h, w, c)` and int32 `(B,)`.
 
@@ -131,74 +138,77 @@ class Splits:
             )
         if len(self.train) == 0:
             raise DataError("There are no training examples to stream. Give more data.")
-        images, labels = augmented(self.train.images, self.augment), _on_cpu(self.train.labels)
+        images, labels = make_augment_fn(self.train.images, self.augment), _cpu_constant(self.train.labels)
 
-        def batch(indices, draws):
+        def load_batch(indices, draws):
             return images(indices, draws), tf.gather(labels, indices)
 
-        dataset, count = self._positions(seed, first_step, steps), self.batch_size // part[1]
-        if part[1] > 1:
-            rows = np.arange(part[0] * count, (part[0] + 1) * count + (mix is not None)) % self.batch_size
+        dataset, shard_size = self._index_batches(seed, first_step, steps), self.batch_size // shard[1]
+        if shard[1] > 1:
+            rows = (
+                np.arange(shard[0] * shard_size, (shard[0] + 1) * shard_size + (batch_augment is not None))
+                % self.batch_size
+            )
             dataset = dataset.map(lambda *batch: tuple(tf.gather(tensor, rows) for tensor in batch))
-        dataset = dataset.map(batch, num_parallel_calls=self.train.images.parallel_calls)
-        if mix:
-            dataset = self._mixed(dataset, mix, seed, first_step, steps, count)
-        return _fixed(dataset)
+        dataset = dataset.map(load_batch, num_parallel_calls=self.train.images.parallel_calls)
+        if batch_augment:
+            dataset = self._mix_batches(dataset, batch_augment, seed, first_step, steps, shard_size)
+        return _prefetch_deterministic(dataset)
 
-    def _positions(self, seed, first_step, steps):
+    def _index_batches(self, seed, first_step, steps):
         """Batches of example indices, int64 `(B,)`, and the examples' draws, int32 `(B, k)`."""
-        first, last = first_step * self.batch_size, (first_step + steps) * self.batch_size
+        first_position, end_position = first_step * self.batch_size, (first_step + steps) * self.batch_size
 
-        def passes():  # python runs once a pass, never once an example or a batch
-            for number in range(first // len(self.train), -(-last // len(self.train))):
-                order, draws = self._pass(seed, number)
-                start = max(0, first - number * len(self.train))
+        def generate_epochs():  # python runs once a pass, never once an example or a batch
+            for epoch in range(first_position // len(self.train), -(-end_position // len(self.train))):
+                order, draws = self._epoch(seed, epoch)
+                start = max(0, first_position - epoch * len(self.train))
                 yield order[start:], draws[start:]
 
-        width = self._pass(seed, 0)[1].shape[1]
+        width = self._epoch(seed, 0)[1].shape[1]
         signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, width), tf.int32))
-        dataset = tf.data.Dataset.from_generator(passes, output_signature=signature)
+        dataset = tf.data.Dataset.from_generator(generate_epochs, output_signature=signature)
         dataset = dataset.rebatch(self.batch_size, drop_remainder=True).take(steps)
         return dataset.apply(tf.data.experimental.assert_cardinality(steps))
 
-    def _mixed(self, dataset, mix, seed, first_step, steps, count):
+    def _mix_batches(self, dataset, batch_augment, seed, first_step, steps, num_rows):
         """The first `count` rows of each batch, mixed: step `s` takes row `s % MIX_TABLE` of table `s // MIX_TABLE`."""
 
-        def table(number, rows=MIX_TABLE):
-            return mix.draw(np.random.default_rng((seed, number, 2)), rows, self.train.image_shape)
+        def draw_table(table_index, rows=MIX_TABLE_ROWS):
+            return batch_augment.draw(np.random.default_rng((seed, table_index, 2)), rows, self.train.image_shape)
 
-        def tables():  # python runs once a table
-            for number in range(first_step // MIX_TABLE, -(-(first_step + steps) // MIX_TABLE)):
-                yield table(number)[max(0, first_step - number * MIX_TABLE) :]
+        def generate_tables():  # python runs once a table
+            for table_index in range(first_step // MIX_TABLE_ROWS, -(-(first_step + steps) // MIX_TABLE_ROWS)):
+                yield draw_table(table_index)[max(0, first_step - table_index * MIX_TABLE_ROWS) :]
 
-        def batch(examples, draws):
-            images, share = mix.apply(examples[0], draws)
-            return images[:count], mixed_targets(examples[1], share, len(self.classes))[:count]
+        def mix_batch(examples, draws):
+            images, own_weight = batch_augment.apply(examples[0], draws)
+            return images[:num_rows], mix_targets(examples[1], own_weight, len(self.classes))[:num_rows]
 
-        empty = table(0, rows=0)
-        signature = tf.TensorSpec((None, empty.shape[1]), empty.dtype)
-        draws = tf.data.Dataset.from_generator(tables, output_signature=signature).unbatch()
-        dataset = tf.data.Dataset.zip(dataset, draws).map(batch, num_parallel_calls=2)
+        empty_table = draw_table(0, rows=0)
+        signature = tf.TensorSpec((None, empty_table.shape[1]), empty_table.dtype)
+        draws = tf.data.Dataset.from_generator(generate_tables, output_signature=signature).unbatch()
+        dataset = tf.data.Dataset.zip(dataset, draws).map(mix_batch, num_parallel_calls=2)
         return dataset.apply(tf.data.experimental.assert_cardinality(steps))
 
-    def _pass(self, seed, number):
+    def _epoch(self, seed, epoch):
         """Order of one pass, int64 `(n,)`, and the draws of the examples in that order, int32 `(n, k)`.
 
         The draws are a table over the examples, not over the places, so they do not depend on the order.
         """
-        examples = len(self.train)
-        order = np.random.default_rng((seed, number, 0)).permutation(examples)
+        num_examples = len(self.train)
+        order = np.random.default_rng((seed, epoch, 0)).permutation(num_examples)
         if self.augment is None:
-            return order, np.zeros((examples, 0), np.int32)
-        return order, self.augment.draw(np.random.default_rng((seed, number, 1)), examples)[order]
+            return order, np.zeros((num_examples, 0), np.int32)
+        return order, self.augment.draw(np.random.default_rng((seed, epoch, 1)), num_examples)[order]
 
 
-def _on_cpu(array):
+def _cpu_constant(array):
     with tf.device("CPU:0"):
         return tf.constant(array)
 
 
-def _fixed(dataset):
+def _prefetch_deterministic(dataset):
     """Two batches ahead, in order, without the autotuner.
 
     The autotuner sleeps up to a minute between two looks, and an iterator's destruction waits for it: an epoch's end

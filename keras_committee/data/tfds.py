@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_committee.data.dataset import Data
-from keras_committee.data.preprocessing import Framing, chosen_framing
+from keras_committee.data.dataset import DataConfig
+from keras_committee.data.preprocessing import ImageTransform, resolve_transform
 from keras_committee.data.record_index import Fields
-from keras_committee.data.tfrecords import ShardReader, named_or_held
+from keras_committee.data.tfrecords import ShardReader, named_splits_and_counts
 from keras_committee.errors import DataError, RecipeError
 
 
@@ -18,13 +18,13 @@ def tfds(
     batch_size: int,
     *,
     size: tuple[int, int] | None = None,
-    framing: Framing | None = None,
+    transform: ImageTransform | None = None,
     data_dir: str | os.PathLike | None = None,
     train: str = "train",
     validation: float | str = 0.1,
     test: float | str = "test",
     augment=None,
-) -> Data:
+) -> DataConfig:
     """Images of a data set that TensorFlow Datasets has prepared; the extra is `datasets`.
 
     Nothing is downloaded: `tfds build NAME` prepares a data set. Its files are TFRecords, which are read as
@@ -41,14 +41,14 @@ def tfds(
         test: The same for the test split. ImageNet's own has no labels: take `test="validation"`.
         augment: Augmentation of the training images, or None.
     """
-    splits, counts = named_or_held(validation=validation, test=test)
-    reader = Prepared(
+    splits, counts = named_splits_and_counts(validation=validation, test=test)
+    reader = TfdsReader(
         name=name,
         data_dir=None if data_dir is None else Path(data_dir),
         splits={"train": train, **splits},
-        framing=chosen_framing("tfds", size, framing),
+        transform=resolve_transform("tfds", size, transform),
     )
-    return Data(
+    return DataConfig(
         name=f"tfds({name!r})",
         batch_size=batch_size,
         reader=reader,
@@ -59,7 +59,7 @@ def tfds(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepared(ShardReader):
+class TfdsReader(ShardReader):
     """Reads what lies in TensorFlow Datasets' folder, without the code that prepared it.
 
     Args:
@@ -78,18 +78,21 @@ class Prepared(ShardReader):
         for split in self.splits.values():
             if split not in info.splits:
                 raise DataError(f"{self.name} has no split {split!r}, but {', '.join(info.splits)}. Name one of them.")
-        return {part: [Path(path) for path in info.splits[split].filepaths] for part, split in self.splits.items()}
+        return {
+            split_name: [Path(path) for path in info.splits[split].filepaths]
+            for split_name, split in self.splits.items()
+        }
 
-    def promised(self) -> dict[str, int]:
+    def expected_counts(self) -> dict[str, int]:
         info = self._info()
-        return {part: info.splits[split].num_examples for part, split in self.splits.items()}
+        return {split_name: info.splits[split].num_examples for split_name, split in self.splits.items()}
 
     def class_names(self) -> Sequence[str]:
         info = self._info()
-        return info.features[_keys(info)[1]].names
+        return info.features[_image_and_label_keys(info)[1]].names
 
     def field_names(self) -> Fields:
-        image, label = _keys(self._info())
+        image, label = _image_and_label_keys(self._info())
         return Fields(image=image, label=label, text="", synset="")
 
     def _info(self) -> Any:
@@ -103,30 +106,34 @@ def _builder(name, data_dir):
         from tensorflow_datasets.core.registered import DatasetNotFoundError
     except ImportError as error:
         raise RecipeError(f'tfds({name!r}) needs pip install "keras-committee[datasets]": {error}') from error
-    where = {} if data_dir is None else {"data_dir": str(data_dir)}
+    options = {} if data_dir is None else {"data_dir": str(data_dir)}
     try:
-        builder = read_only_builder.builder_from_files(name, **where)
+        builder = read_only_builder.builder_from_files(name, **options)
     except DatasetNotFoundError as error:
-        place = f" --data_dir={data_dir}" if data_dir else ""
+        data_dir_option = f" --data_dir={data_dir}" if data_dir else ""
         raise DataError(
             f"{name} is not prepared in {data_dir or '~/tensorflow_datasets'}, and nothing is downloaded here.\n"
-            f"  Prepare it: tfds build {name}{place}"
+            f"  Prepare it: tfds build {name}{data_dir_option}"
         ) from error
-    _refuse_other_kinds(name, builder.info)
+    _check_features(name, builder.info)
     return builder
 
 
-def _refuse_other_kinds(name, info):
-    kind = info.file_format.value if info.file_format else "tfrecord"
-    if kind != "tfrecord":
-        raise DataError(f"{name} is prepared as {kind}. Prepare it with --file_format=tfrecord, which is read here.")
+def _check_features(name, info):
+    file_format = info.file_format.value if info.file_format else "tfrecord"
+    if file_format != "tfrecord":
+        raise DataError(
+            f"{name} is prepared as {file_format}. Prepare it with --file_format=tfrecord, which is read here."
+        )
     features = {key: type(info.features[key]).__name__ for key in info.features}
-    image, label = _keys(info)
+    image, label = _image_and_label_keys(info)
     if features.get(image) != "Image" or features.get(label) != "ClassLabel":
-        told = ", ".join(f"{key}: {kind}" for key, kind in features.items())
-        raise DataError(f"{name} is no image classification, which has an Image and a ClassLabel. Its features: {told}")
+        feature_list = ", ".join(f"{key}: {kind}" for key, kind in features.items())
+        raise DataError(
+            f"{name} is no image classification, which has an Image and a ClassLabel. Its features: {feature_list}"
+        )
 
 
-def _keys(info):
+def _image_and_label_keys(info):
     """The features that hold image and label."""
     return info.supervised_keys if info.supervised_keys and len(info.supervised_keys) == 2 else ("image", "label")

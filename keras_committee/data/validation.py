@@ -11,109 +11,114 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.images import Encoded, Pixels
-from keras_committee.data.preprocessing import JPEG, PNG, decode_image
+from keras_committee.data.images import EncodedImages, InMemoryImages
+from keras_committee.data.preprocessing import JPEG_MAGIC, PNG_MAGIC, decode_image
 from keras_committee.data.splits import Split, Splits
 
-CHUNK = 256  # files a thread takes at once
-SIGNATURES = {JPEG: "JPEG", PNG: "PNG"}
-ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+CHUNK_SIZE = 256  # files a thread takes at once
+FORMAT_BY_MAGIC = {JPEG_MAGIC: "JPEG", PNG_MAGIC: "PNG"}
+END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
-def check_labels(labels: np.ndarray, classes: int, where: str) -> list[str]:
+def check_labels(labels: np.ndarray, classes: int, array_name: str) -> list[str]:
     """Labels that are not integers in `0 .. classes - 1`, with their rows; `where` names the array."""
     if labels.ndim != 1:
-        return [f"{where}: shape {labels.shape}, expected one label for each image"]
+        return [f"{array_name}: shape {labels.shape}, expected one label for each image"]
     if labels.dtype.kind not in "iuf":
-        return [f"{where}: {labels.dtype} labels, expected integers"]
-    kind = [f"{where}: {labels.dtype} labels, expected integers"] if labels.dtype.kind == "f" else []
-    wrong = np.flatnonzero(~((labels >= 0) & (labels < classes)))  # written so that NaN is wrong
-    return kind + [f"{where}: label {labels[row]} at row {row}, classes 0..{classes - 1}" for row in wrong]
-
-
-def check_classes(labels: np.ndarray, classes: Sequence[str], where: str) -> list[str]:
-    """Classes without an example among `labels`, integers below the number of classes; `where` names the array."""
-    counts = np.bincount(labels, minlength=len(classes))
-    empty = zip(classes, counts, strict=True)
-    return [
-        f"{where}: class {label} ({name}) has no examples" for label, (name, count) in enumerate(empty) if not count
+        return [f"{array_name}: {labels.dtype} labels, expected integers"]
+    dtype_problems = [f"{array_name}: {labels.dtype} labels, expected integers"] if labels.dtype.kind == "f" else []
+    bad_rows = np.flatnonzero(~((labels >= 0) & (labels < classes)))  # written so that NaN is wrong
+    return dtype_problems + [
+        f"{array_name}: label {labels[row]} at row {row}, classes 0..{classes - 1}" for row in bad_rows
     ]
 
 
-def check_images(images: np.ndarray, shape: tuple[int, ...], where: str) -> list[str]:
+def check_classes(labels: np.ndarray, classes: Sequence[str], array_name: str) -> list[str]:
+    """Classes without an example among `labels`, integers below the number of classes; `where` names the array."""
+    counts = np.bincount(labels, minlength=len(classes))
+    class_counts = zip(classes, counts, strict=True)
+    return [
+        f"{array_name}: class {label} ({name}) has no examples"
+        for label, (name, count) in enumerate(class_counts)
+        if not count
+    ]
+
+
+def check_images(images: np.ndarray, shape: tuple[int, ...], array_name: str) -> list[str]:
     """Whether `images` is uint8 `(examples, *shape)`; `where` names the array."""
     if images.dtype == np.uint8 and images.shape[1:] == shape:
         return []
-    wanted = ", ".join(map(str, ("examples", *shape)))
-    return [f"{where}: {images.dtype} of shape {images.shape}, expected uint8 of shape ({wanted})"]
+    expected_shape = ", ".join(map(str, ("examples", *shape)))
+    return [f"{array_name}: {images.dtype} of shape {images.shape}, expected uint8 of shape ({expected_shape})"]
 
 
-def read_files(files: Encoded) -> tuple[Pixels, dict[int, str]]:
+def read_files(files: EncodedImages) -> tuple[InMemoryImages, dict[int, str]]:
     """Decode every file into memory, and say which cannot be, by their places."""
     array = np.zeros((len(files), *files.shape), np.uint8)
     signature = [tf.TensorSpec([None], tf.string)]
     # A method's name in TensorFlow's warnings would be that of its object, with every file.
     decode = tf.function(lambda contents: files.decode(contents), input_signature=signature)
 
-    def read(start):
-        indices = _chunk(files, start)
-        contents, problems = zip(*(_contents(files, index) for index in indices), strict=True)
+    def read_chunk(start):
+        indices = _chunk_indices(files, start)
+        contents, problems = zip(*(_read_file(files, index) for index in indices), strict=True)
         try:
             if not any(problems):
-                array[start : start + CHUNK] = decoded(contents)
+                array[start : start + CHUNK_SIZE] = decode_batch(contents)
                 return problems
         except tf.errors.InvalidArgumentError:  # it does not say which file
             pass
         problems = [
-            problem or _undecodable(files, *pair) for problem, *pair in zip(problems, indices, contents, strict=True)
+            problem or _decoding_problem(files, *pair)
+            for problem, *pair in zip(problems, indices, contents, strict=True)
         ]
-        whole = [place for place, problem in enumerate(problems) if problem is None]
-        array[[start + place for place in whole]] = decoded([contents[place] for place in whole])
+        valid = [index_in_chunk for index_in_chunk, problem in enumerate(problems) if problem is None]
+        array[[start + place for place in valid]] = decode_batch([contents[place] for place in valid])
         return problems
 
-    def decoded(contents):
+    def decode_batch(contents):
         with tf.device("CPU:0"):
             return decode(tf.constant(contents, tf.string, shape=[len(contents)]))
 
-    problems = _each_chunk(files, read)
-    return Pixels(array, files), problems
+    problems = _check_chunks(files, read_chunk)
+    return InMemoryImages(array, files), problems
 
 
-def check_files(files: Encoded) -> dict[int, str]:
+def check_files(files: EncodedImages) -> dict[int, str]:
     """Which files cannot be decoded, by their places, told from their first and last bytes.
 
     For data too large to decode beforehand. A file is decoded only where its end looks cut off.
     """
 
-    def glance(start):
-        return [_glance(files, index) for index in _chunk(files, start)]
+    def check_chunk(start):
+        return [_check_header(files, index) for index in _chunk_indices(files, start)]
 
-    return _each_chunk(files, glance)
-
-
-def _chunk(files, start):
-    return range(start, min(start + CHUNK, len(files)))
+    return _check_chunks(files, check_chunk)
 
 
-def _each_chunk(files, check):
+def _chunk_indices(files, start):
+    return range(start, min(start + CHUNK_SIZE, len(files)))
+
+
+def _check_chunks(files, check):
     """The problems among those, one or None for each file, that `check(start)` returns for each chunk of files."""
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as threads:
-        found = threads.map(check, range(0, len(files), CHUNK))
-        problems = [problem for part in found for problem in part]
-    return {place: problem for place, problem in enumerate(problems) if problem is not None}
+        chunk_problems = threads.map(check, range(0, len(files), CHUNK_SIZE))
+        problems = [problem for chunk in chunk_problems for problem in chunk]
+    return {index: problem for index, problem in enumerate(problems) if problem is not None}
 
 
-def _contents(files, index):
+def _read_file(files, index):
     """The bytes of one file and None, or None and what is wrong with it."""
     try:
         contents = files.read(index)
     except OSError as error:
         return None, f"{files.name(index)}: cannot be read ({error.strerror})"
-    problem = _signature(contents)[1]
+    problem = _detect_format(contents)[1]
     return contents, problem and f"{files.name(index)}: {problem}"
 
 
-def _undecodable(files, index, contents):
+def _decoding_problem(files, index, contents):
     """Why the content of one file cannot be used, or None."""
     try:
         height, width, _ = decode_image(contents).shape
@@ -124,26 +129,26 @@ def _undecodable(files, index, contents):
     return None
 
 
-def _glance(files, index):
+def _check_header(files, index):
     """What is wrong with one file, or None."""
     try:
         head, tail = files.ends(index)
     except OSError as error:
         return f"{files.name(index)}: cannot be read ({error.strerror})"
-    kind, problem = _signature(head)
+    format_name, problem = _detect_format(head)
     if problem:
         return f"{files.name(index)}: {problem}"
-    if tail.endswith(ENDINGS[kind]) and not files.exact:
+    if tail.endswith(END_MARKERS[format_name]) and not files.exact:
         return None
-    contents, problem = _contents(files, index)
-    return problem or _undecodable(files, index, contents)
+    contents, problem = _read_file(files, index)
+    return problem or _decoding_problem(files, index, contents)
 
 
-def _signature(head):
+def _detect_format(head):
     """The format that a file's first bytes tell, and what is wrong with it."""
-    for signature, kind in SIGNATURES.items():
-        if head.startswith(signature):
-            return kind, None
+    for magic, format_name in FORMAT_BY_MAGIC.items():
+        if head.startswith(magic):
+            return format_name, None
     if not head:
         return "", "the file is empty"
     if head.startswith(b"GIF8"):
@@ -151,46 +156,50 @@ def _signature(head):
     return "", "neither a JPEG nor a PNG, whatever its name says"
 
 
-SHOWN = 5
+MAX_SHOWN = 5
 
 
-def told(splits: Splits) -> str | None:
+def duplicates_warning(splits: Splits) -> str | None:
     """A sentence on the test images that are training or validation images too, or None where there are none."""
-    parts = {"train": splits.train, "validation": splits.validation}
-    pairs = zip(parts.items(), twins(list(parts.values()), splits.test), strict=True)
-    found = [
-        f"{splits.test.images.name(test)} is {name} image {part.images.name(place)}"
-        for (name, part), places in pairs
-        for test, place in places
+    splits_by_name = {"train": splits.train, "validation": splits.validation}
+    pairs = zip(splits_by_name.items(), find_duplicates(list(splits_by_name.values()), splits.test), strict=True)
+    duplicates = [
+        f"{splits.test.images.name(test_index)} is {name} image {split.images.name(index)}"
+        for (name, split), index_pairs in pairs
+        for test_index, index in index_pairs
     ]
-    if not found:
+    if not duplicates:
         return None
-    more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    more = f", and {len(duplicates) - MAX_SHOWN} more" if len(duplicates) > MAX_SHOWN else ""
     return (
-        f"{len(found)} of {len(splits.test)} test images are trained on as well: {', '.join(found[:SHOWN])}{more}.\n"
+        f"{len(duplicates)} of {len(splits.test)} test images are trained on as well: {', '.join(duplicates[:MAX_SHOWN])}{more}.\n"
         "  What is measured on them is too good: take them out of one of the splits."
     )
 
 
-def twins(parts: Sequence[Split], test: Split) -> list[list[tuple[int, int]]]:
+def find_duplicates(other_splits: Sequence[Split], test: Split) -> list[list[tuple[int, int]]]:
     """For each of `parts` the places (in `test`, in the part) of equal images.
 
     Equal are those of equal pixels in memory, of equal bytes in files.
     """
-    glances = _digests(test, range(len(test)), glance=True)
-    return [_twins(part, test, glances) for part in parts]
+    test_quick_hashes = _hashes_by_index(test, range(len(test)), ends_only=True)
+    return [_find_duplicates_in(split, test, test_quick_hashes) for split in other_splits]
 
 
-def _twins(part: Split, test: Split, glances: dict[int, bytes]) -> list[tuple[int, int]]:
-    seen = _digests(part, range(len(part)), glance=True)
-    both = set(glances.values()) & set(seen.values())
-    seen = _digests(part, (place for place, glance in seen.items() if glance in both))
-    places = {digest: place for place, digest in reversed(seen.items())}  # the first of several
-    near = _digests(test, (place for place, glance in glances.items() if glance in both))
-    return [(place, places[digest]) for place, digest in near.items() if digest in places]
+def _find_duplicates_in(split: Split, test: Split, test_quick_hashes: dict[int, bytes]) -> list[tuple[int, int]]:
+    split_hashes = _hashes_by_index(split, range(len(split)), ends_only=True)
+    shared_hashes = set(test_quick_hashes.values()) & set(split_hashes.values())
+    split_hashes = _hashes_by_index(
+        split, (index for index, quick_hash in split_hashes.items() if quick_hash in shared_hashes)
+    )
+    index_by_hash = {digest: place for place, digest in reversed(split_hashes.items())}  # the first of several
+    test_hashes = _hashes_by_index(
+        test, (place for place, glance in test_quick_hashes.items() if glance in shared_hashes)
+    )
+    return [(place, index_by_hash[digest]) for place, digest in test_hashes.items() if digest in index_by_hash]
 
 
-def _digests(split: Split, places: Iterable[int], *, glance: bool = False) -> dict[int, bytes]:
+def _hashes_by_index(split: Split, indices: Iterable[int], *, ends_only: bool = False) -> dict[int, bytes]:
     """Of the images at `places`; with `glance` of the little of them that was read before."""
-    places = list(places)
-    return dict(zip(places, split.images.digests(places, glance=glance), strict=True))
+    indices = list(indices)
+    return dict(zip(indices, split.images.hashes(indices, ends_only=ends_only), strict=True))

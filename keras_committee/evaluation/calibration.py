@@ -7,9 +7,9 @@ import numpy as np
 
 from keras_committee import metrics
 from keras_committee.errors import DataError
-from keras_committee.evaluation.predictions import Votes, cast_votes, loaded
+from keras_committee.evaluation.predictions import SplitPredictions, load_or_compute_predictions, preload
 from keras_committee.files import write_json
-from keras_committee.layers import GeometricMean, WeightedGeometricMean, head_name, head_of
+from keras_committee.layers import GeometricMean, WeightedGeometricMean, head_name, subset_head
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
@@ -49,38 +49,40 @@ def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> di
 
     Source: temperatures after the head: Rahaman & Thiery 2021, arXiv:2007.08792.
     """
-    recipe, splits = loaded(recipe)
+    recipe, splits = preload(recipe)
     for split in ("validation", "test"):
-        _require(run, split, len(getattr(splits, split)))
-    fitted, measured = (cast_votes(run, recipe, split, min_members) for split in ("validation", "test"))
-    head = head_of(recipe.head or GeometricMean(), fitted.members)
-    committee, reliability = _committee(head, fitted, measured)
+        _check_split_not_empty(run, split, len(getattr(splits, split)))
+    validation, test = (
+        load_or_compute_predictions(run, recipe, split, min_members) for split in ("validation", "test")
+    )
+    head = subset_head(recipe.head or GeometricMean(), validation.members)
+    committee, reliability = _calibrate_committee(head, validation, test)
     result = {
         "recipe": run.recipe_file().name,
         "head": head_name(head),
-        "classes": len(fitted.classes),
+        "classes": len(validation.classes),
         "bins": BINS,
-        "fitted_on": {"split": "validation", "examples": len(fitted.labels)},
-        "measured_on": {"split": "test", "examples": len(measured.labels)},
-        "members": [_member(place, fitted, measured) for place in range(len(fitted.members))],
+        "fitted_on": {"split": "validation", "examples": len(validation.labels)},
+        "measured_on": {"split": "test", "examples": len(test.labels)},
+        "members": [_calibrate_member(position, validation, test) for position in range(len(validation.members))],
         "committee": committee,
         "reliability": reliability,
     }
     write_json(run.path / "calibration.json", result)
-    run.journal("calibrated", examples=len(fitted.labels))
+    run.append_event("calibrated", examples=len(validation.labels))
     return result
 
 
 def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy, NLL, ECE, adaptive ECE and Brier score."""
     return {
-        **metrics.summary(probabilities, labels),
+        **metrics.classification_metrics(probabilities, labels),
         "adaptive_ece": metrics.adaptive_ece(probabilities, labels, BINS),
     }
 
 
-def _require(run: Run, split: str, examples: int) -> None:
-    if not examples:
+def _check_split_not_empty(run: Run, split: str, num_examples: int) -> None:
+    if not num_examples:
         raise DataError(
             f"the data of {run.path} have no {split} split. What is fitted on examples that the members have learnt,"
             " and what is measured on those that it was fitted on, says nothing.\n"
@@ -88,51 +90,58 @@ def _require(run: Run, split: str, examples: int) -> None:
         )
 
 
-def _member(place: int, fitted: Votes, measured: Votes) -> dict[str, Any]:
-    temperature = fit_temperature(fitted.log_probabilities[:, place], fitted.labels)
-    logits = np.asarray(measured.log_probabilities[:, place], np.float64)
+def _calibrate_member(position: int, validation: SplitPredictions, test: SplitPredictions) -> dict[str, Any]:
+    temperature = fit_temperature(validation.log_probabilities[:, position], validation.labels)
+    logits = np.asarray(test.log_probabilities[:, position], np.float64)
     return {
-        "index": fitted.members[place],
+        "index": validation.members[position],
         "temperature": temperature,
-        "before": scores(softmax(logits), measured.labels),
-        "after": scores(softmax(logits / temperature), measured.labels),
+        "before": scores(softmax(logits), test.labels),
+        "after": scores(softmax(logits / temperature), test.labels),
     }
 
 
-def _committee(head: Any, fitted: Votes, measured: Votes) -> tuple[dict[str, Any], dict[str, Any]]:
+def _calibrate_committee(
+    head: Any, validation: SplitPredictions, test: SplitPredictions
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parts `committee` and `reliability` of the document."""
-    labels = measured.labels
-    members = range(len(fitted.members))
-    each = np.array([fit_temperature(fitted.log_probabilities[:, m], fitted.labels) for m in members], np.float32)
-    pooled = fit_temperature(_logs(head, fitted.log_probabilities), fitted.labels)
-    weights, gap = fit_weights(fitted.log_probabilities, fitted.labels)
-    before = _says(head, measured.log_probabilities)
+    labels = test.labels
+    members = range(len(validation.members))
+    member_temperatures = np.array(
+        [fit_temperature(validation.log_probabilities[:, m], validation.labels) for m in members], np.float32
+    )
+    temperature = fit_temperature(_combine_to_log_probabilities(head, validation.log_probabilities), validation.labels)
+    weights, weights_gap = fit_weights(validation.log_probabilities, validation.labels)
+    before = _combine(head, test.log_probabilities)
     after = {
-        "member_temperatures": _says(head, measured.log_probabilities / each[:, None]),
-        "temperature": softmax(_logs(head, measured.log_probabilities) / pooled),
-        "weights": _says(WeightedGeometricMean(weights), measured.log_probabilities),
+        "member_temperatures": _combine(head, test.log_probabilities / member_temperatures[:, None]),
+        "temperature": softmax(_combine_to_log_probabilities(head, test.log_probabilities) / temperature),
+        "weights": _combine(WeightedGeometricMean(weights), test.log_probabilities),
     }
     committee = {
-        "temperature": pooled,
+        "temperature": temperature,
         "weights": weights,
-        "weights_gap": gap,
+        "weights_gap": weights_gap,
         "before": scores(before, labels),
         "after": {name: scores(probabilities, labels) for name, probabilities in after.items()},
     }
-    reliability = {"before": _curve(before, labels), "after": _curve(after["temperature"], labels)}
+    reliability = {
+        "before": _reliability_curve(before, labels),
+        "after": _reliability_curve(after["temperature"], labels),
+    }
     return committee, reliability
 
 
-def _says(head: Any, log_probabilities: np.ndarray) -> np.ndarray:
+def _combine(head: Any, log_probabilities: np.ndarray) -> np.ndarray:
     return keras.ops.convert_to_numpy(head(np.asarray(log_probabilities)))
 
 
-def _logs(head: Any, log_probabilities: np.ndarray) -> np.ndarray:
+def _combine_to_log_probabilities(head: Any, log_probabilities: np.ndarray) -> np.ndarray:
     # A class without a vote, as under MajorityVote, must be given a little, or no temperature brings it back.
-    return np.log(np.maximum(_says(head, log_probabilities).astype(np.float64), 1e-12))
+    return np.log(np.maximum(_combine(head, log_probabilities).astype(np.float64), 1e-12))
 
 
-def _curve(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list]:
+def _reliability_curve(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list]:
     curve = metrics.reliability_curve(probabilities, labels, BINS)
     means = {
         name: [None if np.isnan(value) else float(value) for value in curve[name]]
@@ -142,7 +151,7 @@ def _curve(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list]:
 
 
 # A network that is right on every held-out example asks for temperature 0, one that guesses for infinity.
-COLDEST, HOTTEST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 def fit_temperature(log_probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -160,16 +169,16 @@ def fit_temperature(log_probabilities: np.ndarray, labels: np.ndarray) -> float:
     from scipy.optimize import brentq
 
     logits = np.asarray(log_probabilities, np.float64)
-    true = logits[np.arange(len(labels)), labels].mean()
+    mean_true_logit = logits[np.arange(len(labels)), labels].mean()
 
-    def slope(inverse: float) -> float:
-        return float(np.sum(softmax(logits * inverse) * logits, axis=1).mean() - true)
+    def nll_derivative(inverse_temperature: float) -> float:
+        return float(np.sum(softmax(logits * inverse_temperature) * logits, axis=1).mean() - mean_true_logit)
 
-    if slope(1 / HOTTEST) >= 0:
-        return HOTTEST
-    if slope(1 / COLDEST) <= 0:
-        return COLDEST
-    return float(1 / brentq(slope, 1 / HOTTEST, 1 / COLDEST, xtol=1e-10))
+    if nll_derivative(1 / MAX_TEMPERATURE) >= 0:
+        return MAX_TEMPERATURE
+    if nll_derivative(1 / MIN_TEMPERATURE) <= 0:
+        return MIN_TEMPERATURE
+    return float(1 / brentq(nll_derivative, 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, xtol=1e-10))
 
 
 def fit_weights(log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[list[float], float]:
@@ -187,7 +196,7 @@ def fit_weights(log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[list
     from scipy.optimize import minimize
 
     members = log_probabilities.shape[1]
-    found = minimize(
+    solution = minimize(
         _weighted_nll,
         np.full(members, 1 / members),
         args=(log_probabilities, labels),
@@ -197,16 +206,16 @@ def fit_weights(log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[list
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
         options={"ftol": 1e-10, "maxiter": 200},
     )
-    weights = np.clip(found.x, 0, 1)
+    weights = np.clip(solution.x, 0, 1)
     weights /= weights.sum()
-    slope = _weighted_nll(weights, log_probabilities, labels)[1]
-    return weights.tolist(), float(weights @ slope - slope.min())
+    gradient = _weighted_nll(weights, log_probabilities, labels)[1]
+    return weights.tolist(), float(weights @ gradient - gradient.min())
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last axis."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def _weighted_nll(weights: np.ndarray, log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
@@ -214,6 +223,6 @@ def _weighted_nll(weights: np.ndarray, log_probabilities: np.ndarray, labels: np
     logits = np.einsum("emc,m->ec", log_probabilities, weights)
     examples = np.arange(len(labels))
     nll = np.mean(np.logaddexp.reduce(logits, axis=1) - logits[examples, labels])
-    excess = softmax(logits)
-    excess[examples, labels] -= 1
-    return float(nll), np.einsum("emc,ec->m", log_probabilities, excess) / len(labels)
+    residuals = softmax(logits)
+    residuals[examples, labels] -= 1
+    return float(nll), np.einsum("emc,ec->m", log_probabilities, residuals) / len(labels)

@@ -14,19 +14,19 @@ import keras
 import numpy as np
 
 from keras_committee import metrics
-from keras_committee.layers import GeometricMean, head_of
+from keras_committee.layers import GeometricMean, subset_head
 from keras_committee.layers.confidence import check_confidence, confidence
 from keras_committee.models.cascade import check_stages
 from keras_committee.selection import Stage
 
-NEVER = 2.0  # a threshold that no confidence reaches
+NO_EXIT = 2.0  # a threshold that no confidence reaches
 
 # Confidences of so many committees are kept: 50 MB for 10,000 examples and one measure.
-_KEPT = 1280
+_CACHE_SIZE = 1280
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CascadePlan:
+class CascadeConfig:
     """Who is asked, in which order, and until when.
 
     Attributes:
@@ -48,11 +48,11 @@ class CascadePlan:
         check_confidence(self.confidence)
         check_stages(self.sizes, self.thresholds, len(self.order))
 
-    def trimmed(self) -> "CascadePlan":
+    def without_unused_stages(self) -> "CascadeConfig":
         """The same answers without stages that nobody reaches, and without those that answer nobody."""
-        end = deepest(self.sizes, self.thresholds)
+        end = max_members_used(self.sizes, self.thresholds)
         pairs = zip(self.sizes, self.thresholds, strict=False)
-        kept = [(size, threshold) for size, threshold in pairs if size < end and threshold < NEVER]
+        kept = [(size, threshold) for size, threshold in pairs if size < end and threshold < NO_EXIT]
         return dataclasses.replace(
             self,
             order=self.order[:end],
@@ -66,7 +66,7 @@ class CascadePlan:
         return tuple(Stage(members=size, threshold=threshold) for size, threshold in pairs)
 
 
-class Ballots:
+class MemberPredictions:
     """The votes of members on one split, and what each member costs.
 
     What any committee of them says is worked out when it is first asked for.
@@ -94,12 +94,12 @@ class Ballots:
         self.labels = np.asarray(labels)
         self.mflops = tuple(float(cost) for cost in mflops)
         self.head = GeometricMean() if head is None else head
-        self._kept: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
-        self._last: tuple = (None, None)
+        self._cached_arrays: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
+        self._last_prediction: tuple = (None, None)
 
-    def part(self, examples: np.ndarray) -> "Ballots":
+    def subset(self, examples: np.ndarray) -> "MemberPredictions":
         """The same members on some of the examples: indices or a mask."""
-        return Ballots(self.log_probabilities[examples], self.labels[examples], self.mflops, self.head)
+        return MemberPredictions(self.log_probabilities[examples], self.labels[examples], self.mflops, self.head)
 
     def cost(self, members: Sequence[int]) -> float:
         """MFLOPs of asking `members` about one image."""
@@ -107,46 +107,49 @@ class Ballots:
 
     def probabilities(self, members: Sequence[int]) -> np.ndarray:
         """What the committee of `members` says: float32 `(examples, classes)`."""
-        return self._heard(members)[0]
+        return self._cached_prediction(members)[0]
 
-    def confidences(self, members: Sequence[int], kind: str) -> np.ndarray:
+    def confidences(self, members: Sequence[int], measure: str) -> np.ndarray:
         """How sure the committee of `members` is: float32 `(examples,)`."""
-        return self._remember(("confidence", kind, *sorted(members)), lambda: self._sure(members, kind))
+        return self._cache(
+            ("confidence", measure, *sorted(members)), lambda: self._compute_confidences(members, measure)
+        )
 
     def scores(self, members: Sequence[int], objective: str) -> np.ndarray:
         """How good each answer of the committee of `members` is: float32 `(examples,)`, more is better.
 
         1 or 0 for `"accuracy"`, the log-likelihood for `"nll"`, less the Brier score for `"brier"`.
         """
-        return self._remember(
-            ("score", objective, *sorted(members)), lambda: _scores(self.probabilities(members), self.labels, objective)
+        return self._cache(
+            ("score", objective, *sorted(members)),
+            lambda: _per_example_scores(self.probabilities(members), self.labels, objective),
         )
 
-    def _heard(self, members):
+    def _cached_prediction(self, members):
         """Probabilities and votes of a committee. The last one asked for is at hand: its confidences come next."""
         members = sorted(members)  # a committee answers to the last bit the same, whoever is asked first
-        if self._last[0] != members:
-            votes = np.ascontiguousarray(self.log_probabilities[:, members], dtype=np.float32)
-            said = keras.ops.convert_to_numpy(head_of(self.head, members)(votes))
-            self._last = members, (said, votes)
-        return self._last[1]
+        if self._last_prediction[0] != members:
+            log_probs = np.ascontiguousarray(self.log_probabilities[:, members], dtype=np.float32)
+            probabilities = keras.ops.convert_to_numpy(subset_head(self.head, members)(log_probs))
+            self._last_prediction = members, (probabilities, log_probs)
+        return self._last_prediction[1]
 
-    def _sure(self, members, kind):
-        probabilities, votes = self._heard(members)
-        return keras.ops.convert_to_numpy(confidence(kind, probabilities, votes))
+    def _compute_confidences(self, members, measure):
+        probabilities, log_probs = self._cached_prediction(members)
+        return keras.ops.convert_to_numpy(confidence(measure, probabilities, log_probs))
 
-    def _remember(self, key, compute):
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        self._kept[key] = value = compute()
-        if len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
+    def _cache(self, key, compute):
+        if key in self._cached_arrays:
+            self._cached_arrays.move_to_end(key)
+            return self._cached_arrays[key]
+        self._cached_arrays[key] = value = compute()
+        if len(self._cached_arrays) > _CACHE_SIZE:
+            self._cached_arrays.popitem(last=False)
         return value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Exit:
+class ExitStats:
     """What one stage answered.
 
     Attributes:
@@ -163,7 +166,7 @@ class Exit:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CascadeRun:
+class SimulationResult:
     """What a cascade did on one split.
 
     Attributes:
@@ -179,7 +182,7 @@ class CascadeRun:
     members_used: np.ndarray
     mflops: float
     worst_mflops: float
-    exits: tuple[Exit, ...]
+    exits: tuple[ExitStats, ...]
     scores: dict[str, float]
 
     def summary(self) -> dict[str, Any]:
@@ -188,50 +191,52 @@ class CascadeRun:
         return {**self.scores, "mflops": self.mflops, "worst_mflops": self.worst_mflops, "exits": exits}
 
 
-def run_cascade(ballots: Ballots, plan: CascadePlan) -> CascadeRun:
+def simulate_cascade(predictions: MemberPredictions, config: CascadeConfig) -> SimulationResult:
     """What the cascade answers on these votes, with what effort and how well, exit by exit.
 
     Source: Wang et al. 2021, arXiv:2012.01988, section 4.
     """
-    probabilities = ballots.probabilities(plan.order)
-    members_used = np.full(len(ballots.labels), plan.sizes[-1], np.int32)
-    unsure = np.ones(len(ballots.labels), bool)
-    for size, threshold in zip(plan.sizes, plan.thresholds, strict=False):
-        asked = plan.order[:size]
-        answers = unsure & (ballots.confidences(asked, plan.confidence) >= np.float32(threshold))
-        probabilities = np.where(answers[:, None], ballots.probabilities(asked), probabilities)
-        members_used[answers] = size
-        unsure &= ~answers
-    costs = {size: ballots.cost(plan.order[:size]) for size in plan.sizes}
-    return CascadeRun(
+    probabilities = predictions.probabilities(config.order)
+    members_used = np.full(len(predictions.labels), config.sizes[-1], np.int32)
+    undecided = np.ones(len(predictions.labels), bool)
+    for size, threshold in zip(config.sizes, config.thresholds, strict=False):
+        members = config.order[:size]
+        exits_here = undecided & (predictions.confidences(members, config.confidence) >= np.float32(threshold))
+        probabilities = np.where(exits_here[:, None], predictions.probabilities(members), probabilities)
+        members_used[exits_here] = size
+        undecided &= ~exits_here
+    costs = {size: predictions.cost(config.order[:size]) for size in config.sizes}
+    return SimulationResult(
         probabilities=probabilities,
         members_used=members_used,
         mflops=float(np.mean([costs[used] for used in members_used.tolist()])),
-        worst_mflops=costs[deepest(plan.sizes, plan.thresholds)],
-        exits=tuple(_exit(size, members_used == size, probabilities, ballots.labels) for size in plan.sizes),
-        scores=metrics.summary(probabilities, ballots.labels),
+        worst_mflops=costs[max_members_used(config.sizes, config.thresholds)],
+        exits=tuple(
+            _exit_stats(size, members_used == size, probabilities, predictions.labels) for size in config.sizes
+        ),
+        scores=metrics.classification_metrics(probabilities, predictions.labels),
     )
 
 
-def deepest(sizes: Sequence[int], thresholds: Sequence[float]) -> int:
+def max_members_used(sizes: Sequence[int], thresholds: Sequence[float]) -> int:
     """The members that an image may need at most: a stage with a threshold of 0 or less lets none go on."""
     return next((size for size, threshold in zip(sizes, thresholds, strict=False) if threshold <= 0), sizes[-1])
 
 
-def _exit(size, here, probabilities, labels):
-    if not here.any():
-        return Exit(members=size, rate=0.0, accuracy=None, nll=None, ece=None)
-    scores = metrics.summary(probabilities[here], labels[here])
+def _exit_stats(size, mask, probabilities, labels):
+    if not mask.any():
+        return ExitStats(members=size, rate=0.0, accuracy=None, nll=None, ece=None)
+    scores = metrics.classification_metrics(probabilities[mask], labels[mask])
     del scores["brier"]
-    return Exit(members=size, rate=float(here.mean()), **scores)
+    return ExitStats(members=size, rate=float(mask.mean()), **scores)
 
 
-def _scores(probabilities, labels, objective):
-    true = probabilities[np.arange(len(labels)), labels]
+def _per_example_scores(probabilities, labels, objective):
+    true_probabilities = probabilities[np.arange(len(labels)), labels]
     if objective == "accuracy":
         return (probabilities.argmax(axis=1) == labels).astype(np.float32)
     if objective == "nll":
-        return np.log(np.maximum(true, 1e-12))
+        return np.log(np.maximum(true_probabilities, 1e-12))
     if objective == "brier":
-        return 2 * true - np.square(probabilities).sum(axis=1) - 1
+        return 2 * true_probabilities - np.square(probabilities).sum(axis=1) - 1
     raise ValueError(f"objective must be accuracy, nll or brier. Received: {objective!r}")

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 HEADS = ("geometric_mean", "arithmetic_mean", "majority_vote", "weighted_geometric_mean")
-SCORES = ("accuracy", "nll", "ece", "brier")
+SCORE_NAMES = ("accuracy", "nll", "ece", "brier")
 
-_SMALLEST = 1e-12  # as in `metrics.nll`
+_MIN_PROBABILITY = 1e-12  # as in `metrics.nll`
 _LOG_ZERO = -1e30  # as in `layers.heads`
 _BINS = 15  # as in `metrics.ece`
-_COMMITTEES, _NUMBERS = 64, 2**16  # at once: what is worked on stays in the cache of the processor
+_COMMITTEES_PER_CHUNK, _VALUES_PER_BLOCK = 64, 2**16  # at once: what is worked on stays in the cache of the processor
 
 
 @dataclass(frozen=True)
-class Figures:
+class PerExampleScores:
     """What each of some committees makes of each example, `(committees, examples)`.
 
     Attributes:
@@ -35,22 +35,24 @@ class Figures:
     brier: np.ndarray
     confidence: np.ndarray
 
-    def gaps(self) -> np.ndarray:
+    def ece_gaps(self) -> np.ndarray:
         """float64 `(committees, bins)`: of `metrics.ece`, the sum over each bin of whether right, less confidence."""
         committees = len(self.correct)
-        bins = _bins(self.confidence) + np.arange(committees)[:, None] * _BINS
+        bins = _bin_indices(self.confidence) + np.arange(committees)[:, None] * _BINS
         gap = (self.correct - self.confidence).ravel()
         return np.bincount(bins.ravel(), weights=gap, minlength=committees * _BINS).reshape(committees, _BINS)
 
-    def gap_columns(self, committee: int) -> np.ndarray:
+    def ece_gap_columns(self, committee: int) -> np.ndarray:
         """float64 `(examples, bins)`: what each example adds to which of the `gaps` of one committee."""
         confidence = self.confidence[committee]
         columns = np.zeros((len(confidence), _BINS))
-        columns[np.arange(len(confidence)), _bins(confidence)] = self.correct[committee] - confidence
+        columns[np.arange(len(confidence)), _bin_indices(confidence)] = self.correct[committee] - confidence
         return columns
 
 
-def scores(log_probabilities: np.ndarray, labels: np.ndarray, shares: np.ndarray, head: str) -> dict[str, np.ndarray]:
+def scores(
+    log_probabilities: np.ndarray, labels: np.ndarray, multiplicities: np.ndarray, head: str
+) -> dict[str, np.ndarray]:
     """Accuracy, NLL, ECE and Brier score of each committee, as `metrics.summary` has them.
 
     Args:
@@ -65,16 +67,18 @@ def scores(log_probabilities: np.ndarray, labels: np.ndarray, shares: np.ndarray
     Raises:
         ValueError: If there is no such head, or shapes or shares do not fit.
     """
-    shares = _checked(log_probabilities, labels, shares, head)
-    parts = [_scores(log_probabilities, labels, part, head) for part in _rows(shares)]
-    return {score: np.concatenate([part[score] for part in parts]) for score in SCORES}
+    multiplicities = _validated(log_probabilities, labels, multiplicities, head)
+    parts = [_mean_scores(log_probabilities, labels, part, head) for part in _chunks(multiplicities)]
+    return {score: np.concatenate([part[score] for part in parts]) for score in SCORE_NAMES}
 
 
-def figures(log_probabilities: np.ndarray, labels: np.ndarray, shares: np.ndarray, head: str) -> Figures:
+def per_example_scores(
+    log_probabilities: np.ndarray, labels: np.ndarray, multiplicities: np.ndarray, head: str
+) -> PerExampleScores:
     """The same for each example, of a few committees. Raises ValueError."""
-    shares = _checked(log_probabilities, labels, shares, head)
-    parts = list(_blocks(log_probabilities, labels, shares, head))
-    return Figures(
+    multiplicities = _validated(log_probabilities, labels, multiplicities, head)
+    parts = list(_example_blocks(log_probabilities, labels, multiplicities, head))
+    return PerExampleScores(
         *(
             np.concatenate([getattr(part, name) for part in parts], axis=1)
             for name in ("correct", "nll", "brier", "confidence")
@@ -82,37 +86,39 @@ def figures(log_probabilities: np.ndarray, labels: np.ndarray, shares: np.ndarra
     )
 
 
-def figures_of(probabilities: np.ndarray, labels: np.ndarray) -> Figures:
+def per_example_scores_from_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> PerExampleScores:
     """The figures of whatever gave the probabilities `(committees, examples, classes)`."""
-    return _figures(np.moveaxis(np.asarray(probabilities, dtype=np.float64), 2, 1), labels)
+    return _compute_per_example_scores(np.moveaxis(np.asarray(probabilities, dtype=np.float64), 2, 1), labels)
 
 
-def combine(log_probabilities: np.ndarray, shares: np.ndarray, head: str) -> np.ndarray:
+def combine(log_probabilities: np.ndarray, multiplicities: np.ndarray, head: str) -> np.ndarray:
     """The probabilities of a few committees: float64 `(committees, examples, classes)`. Raises ValueError."""
-    shares = _checked(log_probabilities, None, shares, head)
-    return np.moveaxis(_combine(log_probabilities, shares, head), 1, 2)
+    multiplicities = _validated(log_probabilities, None, multiplicities, head)
+    return np.moveaxis(_combine(log_probabilities, multiplicities, head), 1, 2)
 
 
-def shares_of(subsets: Sequence[Sequence[int]], members: int, weights: Sequence[float] | None = None) -> np.ndarray:
+def subset_multiplicities(
+    subsets: Sequence[Sequence[int]], num_members: int, weights: Sequence[float] | None = None
+) -> np.ndarray:
     """The rows of subsets of the `members`: float64 `(subsets, members)`; a member named twice counts twice.
 
     With `weights`, one for each member, each counts as much; where all of a subset have weight 0, they count alike, as
     in `layers.head_of`.
     """
-    shares = np.zeros((len(subsets), members))
-    for row, subset in zip(shares, subsets, strict=True):
+    multiplicities = np.zeros((len(subsets), num_members))
+    for row, subset in zip(multiplicities, subsets, strict=True):
         np.add.at(row, list(subset), 1.0)
     if weights is None:
-        return shares
-    weighted = shares * np.asarray(weights, dtype=np.float64)
-    return np.where(weighted.sum(axis=1, keepdims=True) > 0, weighted, shares)
+        return multiplicities
+    weighted = multiplicities * np.asarray(weights, dtype=np.float64)
+    return np.where(weighted.sum(axis=1, keepdims=True) > 0, weighted, multiplicities)
 
 
-def _bins(confidence: np.ndarray) -> np.ndarray:
+def _bin_indices(confidence: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.arange(1, _BINS) / _BINS, confidence, side="left")
 
 
-def _checked(log_probabilities, labels, shares, head) -> np.ndarray:
+def _validated(log_probabilities, labels, multiplicities, head) -> np.ndarray:
     if head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}. Received: {head!r}")
     if log_probabilities.ndim != 3 or 0 in log_probabilities.shape:
@@ -122,66 +128,75 @@ def _checked(log_probabilities, labels, shares, head) -> np.ndarray:
     examples, members, classes = log_probabilities.shape
     if labels is not None and (np.shape(labels) != (examples,) or np.min(labels) < 0 or np.max(labels) >= classes):
         raise ValueError(f"labels must be {examples} integers of 0..{classes - 1}. Received: {labels!r}")
-    shares = np.asarray(shares, dtype=np.float64)
-    if shares.ndim != 2 or shares.shape[1] != members or not (shares >= 0).all() or not (shares.sum(axis=1) > 0).all():
-        raise ValueError(f"shares must be (committees, {members}), of 0 or more, in no row all 0. Received: {shares!r}")
-    return shares
+    multiplicities = np.asarray(multiplicities, dtype=np.float64)
+    if (
+        multiplicities.ndim != 2
+        or multiplicities.shape[1] != members
+        or not (multiplicities >= 0).all()
+        or not (multiplicities.sum(axis=1) > 0).all()
+    ):
+        raise ValueError(
+            f"shares must be (committees, {members}), of 0 or more, in no row all 0. Received: {multiplicities!r}"
+        )
+    return multiplicities
 
 
-def _rows(shares: np.ndarray) -> Iterator[np.ndarray]:
-    for first in range(0, len(shares), _COMMITTEES):
-        yield shares[first : first + _COMMITTEES]
+def _chunks(multiplicities: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(multiplicities), _COMMITTEES_PER_CHUNK):
+        yield multiplicities[start : start + _COMMITTEES_PER_CHUNK]
 
 
-def _scores(log_probabilities, labels, shares, head) -> dict[str, np.ndarray]:
+def _mean_scores(log_probabilities, labels, multiplicities, head) -> dict[str, np.ndarray]:
     examples = len(labels)
-    sums = {score: np.zeros(len(shares)) for score in ("accuracy", "nll", "brier")}
-    gaps = np.zeros((len(shares), _BINS))
-    for part in _blocks(log_probabilities, labels, shares, head):
+    sums = {score: np.zeros(len(multiplicities)) for score in ("accuracy", "nll", "brier")}
+    gaps = np.zeros((len(multiplicities), _BINS))
+    for part in _example_blocks(log_probabilities, labels, multiplicities, head):
         sums["accuracy"] += part.correct.sum(axis=1)
         sums["nll"] += part.nll.sum(axis=1)
         sums["brier"] += part.brier.sum(axis=1)
-        gaps += part.gaps()
+        gaps += part.ece_gaps()
     return {**{score: total / examples for score, total in sums.items()}, "ece": np.abs(gaps).sum(axis=1) / examples}
 
 
-def _blocks(log_probabilities, labels, shares, head) -> Iterator[Figures]:
+def _example_blocks(log_probabilities, labels, multiplicities, head) -> Iterator[PerExampleScores]:
     """The figures of ever more examples, in order."""
     examples, _, classes = log_probabilities.shape
-    step = max(1, _NUMBERS // (len(shares) * classes))
-    for first in range(0, examples, step):
-        block = slice(first, first + step)
-        yield _figures(_combine(log_probabilities[block], shares, head), labels[block])
+    step = max(1, _VALUES_PER_BLOCK // (len(multiplicities) * classes))
+    for start in range(0, examples, step):
+        block = slice(start, start + step)
+        yield _compute_per_example_scores(_combine(log_probabilities[block], multiplicities, head), labels[block])
 
 
-def _figures(probabilities: np.ndarray, labels: np.ndarray) -> Figures:
+def _compute_per_example_scores(probabilities: np.ndarray, labels: np.ndarray) -> PerExampleScores:
     """Of probabilities `(committees, classes, examples)`."""
-    true = probabilities[:, labels, np.arange(len(labels))]
-    return Figures(
+    true_probabilities = probabilities[:, labels, np.arange(len(labels))]
+    return PerExampleScores(
         correct=probabilities.argmax(axis=1) == labels,
-        nll=-np.log(np.maximum(true, _SMALLEST)),
-        brier=np.einsum("scn,scn->sn", probabilities, probabilities) - 2 * true + 1,
+        nll=-np.log(np.maximum(true_probabilities, _MIN_PROBABILITY)),
+        brier=np.einsum("scn,scn->sn", probabilities, probabilities) - 2 * true_probabilities + 1,
         confidence=probabilities.max(axis=1),
     )
 
 
-def _combine(log_probabilities: np.ndarray, shares: np.ndarray, head: str) -> np.ndarray:
+def _combine(log_probabilities: np.ndarray, multiplicities: np.ndarray, head: str) -> np.ndarray:
     """`(committees, classes, examples)`: the classes lie so that NumPy reduces over them many examples at a time."""
     examples, members, classes = log_probabilities.shape
-    votes = np.ascontiguousarray(np.moveaxis(_votes(log_probabilities, head), 0, 2)).reshape(members, -1)
+    head_inputs = np.ascontiguousarray(np.moveaxis(_head_inputs(log_probabilities, head), 0, 2)).reshape(members, -1)
     # Shares are divided by their sum last: whole numbers add up exactly, so ties of a majority vote stay ties.
-    pooled = (shares @ votes).reshape(len(shares), classes, examples) / shares.sum(axis=1)[:, None, None]
+    pooled = (multiplicities @ head_inputs).reshape(len(multiplicities), classes, examples) / multiplicities.sum(
+        axis=1
+    )[:, None, None]
     return _softmax(pooled) if "geometric" in head else pooled
 
 
-def _votes(log_probabilities: np.ndarray, head: str) -> np.ndarray:
+def _head_inputs(log_probabilities: np.ndarray, head: str) -> np.ndarray:
     """What the head takes the mean of, `(examples, members, classes)`."""
     if head == "majority_vote":
         return np.eye(log_probabilities.shape[2])[log_probabilities.argmax(axis=2)]
-    votes = np.asarray(log_probabilities, dtype=np.float64)
-    votes = votes - votes.max(axis=2, keepdims=True)
-    votes -= np.log(np.exp(votes).sum(axis=2, keepdims=True))
-    return np.exp(votes) if head == "arithmetic_mean" else np.maximum(votes, _LOG_ZERO)
+    log_probs = np.asarray(log_probabilities, dtype=np.float64)
+    log_probs = log_probs - log_probs.max(axis=2, keepdims=True)
+    log_probs -= np.log(np.exp(log_probs).sum(axis=2, keepdims=True))
+    return np.exp(log_probs) if head == "arithmetic_mean" else np.maximum(log_probs, _LOG_ZERO)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -192,53 +207,56 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return logits
 
 
-DRAWS = 1000
-_TAIL = 2.5  # percent on either side
+NUM_RESAMPLES = 1000
+_TAIL_PERCENT = 2.5  # percent on either side
 
 
-def intervals(figures: Figures) -> list[dict[str, dict[str, float]]]:
+def bootstrap_intervals(scores: PerExampleScores) -> list[dict[str, dict[str, float]]]:
     """For each committee `{"accuracy": {"value", "low", "high"}, "nll": ..., "ece": ..., "brier": ...}`."""
-    counts = _counts(figures.correct.shape[1])
-    return [_summaries(_resampled(figures, place, counts)) for place in range(len(figures.correct))]
+    counts = _resample_counts(scores.correct.shape[1])
+    return [_intervals(_resample_scores(scores, committee, counts)) for committee in range(len(scores.correct))]
 
 
-def differences(first: Figures, second: Figures) -> list[dict[str, dict[str, float]]]:
+def bootstrap_differences(first: PerExampleScores, second: PerExampleScores) -> list[dict[str, dict[str, float]]]:
     """The same for each committee of `first` less that of `second`, both on the same examples."""
-    counts = _counts(first.correct.shape[1])
-    pairs = ((_resampled(first, at, counts), _resampled(second, at, counts)) for at in range(len(first.correct)))
-    return [_summaries({score: one[score] - other[score] for score in one}) for one, other in pairs]
+    counts = _resample_counts(first.correct.shape[1])
+    pairs = (
+        (_resample_scores(first, committee, counts), _resample_scores(second, committee, counts))
+        for committee in range(len(first.correct))
+    )
+    return [_intervals({score: one[score] - other[score] for score in one}) for one, other in pairs]
 
 
-def difference_of_means(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+def bootstrap_mean_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     """`{"value", "low", "high"}` of mean of `first` less mean of `second`, both `(examples,)` on the same examples."""
-    counts = _counts(len(first))
-    gap = first.astype(np.float64) - second
-    return _interval(np.concatenate([[gap.mean()], counts @ gap / len(gap)]))
+    counts = _resample_counts(len(first))
+    difference = first.astype(np.float64) - second
+    return _interval(np.concatenate([[difference.mean()], counts @ difference / len(difference)]))
 
 
-def _counts(examples: int) -> np.ndarray:
+def _resample_counts(num_examples: int) -> np.ndarray:
     """float32 `(DRAWS, examples)`: how often each draw has each example. Up to 2**24 that is exact."""
-    draw = np.random.default_rng(0)
-    counts = np.empty((DRAWS, examples), np.float32)
+    rng = np.random.default_rng(0)
+    counts = np.empty((NUM_RESAMPLES, num_examples), np.float32)
     for row in counts:
-        row[:] = np.bincount(draw.integers(examples, size=examples), minlength=examples)
+        row[:] = np.bincount(rng.integers(num_examples, size=num_examples), minlength=num_examples)
     return counts
 
 
-def _resampled(figures: Figures, place: int, counts: np.ndarray) -> dict[str, np.ndarray]:
+def _resample_scores(scores: PerExampleScores, committee: int, counts: np.ndarray) -> dict[str, np.ndarray]:
     """Each score on the examples as they are, and then on each draw: `(1 + DRAWS,)`."""
-    examples = counts.shape[1]
+    num_examples = counts.shape[1]
     columns = np.column_stack(
-        [figures.correct[place], figures.nll[place], figures.brier[place], figures.gap_columns(place)]
+        [scores.correct[committee], scores.nll[committee], scores.brier[committee], scores.ece_gap_columns(committee)]
     )
-    sums = np.vstack([columns.sum(axis=0), counts @ columns.astype(np.float32)]) / examples
-    return {"accuracy": sums[:, 0], "nll": sums[:, 1], "ece": np.abs(sums[:, 3:]).sum(axis=1), "brier": sums[:, 2]}
+    means = np.vstack([columns.sum(axis=0), counts @ columns.astype(np.float32)]) / num_examples
+    return {"accuracy": means[:, 0], "nll": means[:, 1], "ece": np.abs(means[:, 3:]).sum(axis=1), "brier": means[:, 2]}
 
 
-def _summaries(resampled: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+def _intervals(resampled: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     return {score: _interval(values) for score, values in resampled.items()}
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:
-    low, high = np.percentile(values[1:], [_TAIL, 100 - _TAIL])
+    low, high = np.percentile(values[1:], [_TAIL_PERCENT, 100 - _TAIL_PERCENT])
     return {"value": float(values[0]), "low": float(low), "high": float(high)}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_committee.errors import RecipeError, VerificationError
-from keras_committee.evaluation.member_info import describe, description_of
-from keras_committee.evaluation.pool import refuse_twins
-from keras_committee.models.external import SCALES, as_member
+from keras_committee.evaluation.member_info import load_member_info, member_info_from_model
+from keras_committee.evaluation.pool import check_no_duplicate_weights
+from keras_committee.models.external import INPUT_SCALINGS, wrap_model
 from keras_committee.models.loading import save_member
 from keras_committee.models.predict import log_probabilities
 from keras_committee.recipe import Recipe
@@ -30,12 +30,12 @@ import keras
 
 from keras_committee.evaluation.pool import require_equal_classes
 from keras_committee.files import file_hash
-from keras_committee.models.external import Outputs, Scale, as_member_told, load_keras_file
+from keras_committee.models.external import InputScaling, LogitsConversion, load_keras_file, wrap_model_with_report
 from keras_committee.models.saved_model import load_saved_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Offer:
+class ModelSource:
     """A model from elsewhere.
 
     Attributes:
@@ -46,14 +46,14 @@ class Offer:
     """
 
     path: Path
-    scale: Scale = "0..255"
+    input_scaling: InputScaling = "0..255"
     classes: tuple[str, ...] | None = None
     signature: str = "serving_default"
     output: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adapted:
+class ImportedModel:
     """A member made of an offer.
 
     Attributes:
@@ -65,15 +65,15 @@ class Adapted:
     """
 
     model: keras.Model
-    bare: keras.Model
-    outputs: Outputs
-    order: list[int] | None
+    original: keras.Model
+    outputs: LogitsConversion
+    class_order: list[int] | None
     sha256: str
 
 
-def adapt(
-    offer: Offer, classes: Sequence[str], image_shape: tuple[int, ...], *, reorder: bool, resize: bool
-) -> Adapted:
+def import_model(
+    source: ModelSource, classes: Sequence[str], image_shape: tuple[int, ...], *, reorder_classes: bool, resize: bool
+) -> ImportedModel:
     """The member that an offer makes on data of these classes and images `(height, width, channels)`.
 
     Raises:
@@ -81,62 +81,74 @@ def adapt(
         VerificationError: If it cannot be a member.
     """
     size = (image_shape[0], image_shape[1])
-    bare = _read(offer, size)
-    order = _order(offer, bare, tuple(classes), reorder)
-    _check_image(offer, bare, image_shape, resize)
+    original = _load_source(source, size)
+    class_order = _class_order(source, original, tuple(classes), reorder_classes)
+    _check_image_shape(source, original, image_shape, resize)
     try:
-        model, outputs = as_member_told(
-            bare, scale=offer.scale, order=order, image_size=_size(bare, size), resized_from=size, name=_name(offer)
+        model, outputs = wrap_model_with_report(
+            original,
+            input_scaling=source.input_scaling,
+            class_order=class_order,
+            image_size=_input_size(original, size),
+            resized_from=size,
+            name=_model_name(source),
         )
     except ValueError as error:
-        raise RecipeError(f"{offer.path}: {error}") from error
-    return Adapted(model=model, bare=bare, outputs=outputs, order=order, sha256=_sha256(offer.path))
+        raise RecipeError(f"{source.path}: {error}") from error
+    return ImportedModel(
+        model=model, original=original, outputs=outputs, class_order=class_order, sha256=_sha256(source.path)
+    )
 
 
-def _read(offer, size):
-    if offer.path.is_dir():
-        return load_saved_model(offer.path, signature=offer.signature, output=offer.output, image_size=size)
-    return load_keras_file(offer.path)
+def _load_source(source, size):
+    if source.path.is_dir():
+        return load_saved_model(source.path, signature=source.signature, output=source.output, image_size=size)
+    return load_keras_file(source.path)
 
 
-def _name(offer):
-    parts = offer.path.resolve()
-    return parts.parent.name if parts.name.isdecimal() else parts.stem
+def _model_name(source):
+    path = source.path.resolve()
+    return path.parent.name if path.name.isdecimal() else path.stem
 
 
-def _order(offer, bare, classes, reorder):
+def _class_order(source, original, classes, reorder_classes):
     """None where the outputs stand in the order of the data, or nothing is known of them but their number."""
-    outputs = bare.outputs[0].shape[-1]
-    names = offer.classes or (classes if outputs == len(classes) else ("unnamed",) * outputs)
-    if len(names) != outputs:
-        raise RecipeError(f"{offer.path} has {outputs} outputs; {len(names)} names of classes were given for it.")
-    if names == classes:
+    num_outputs = original.outputs[0].shape[-1]
+    output_names = source.classes or (classes if num_outputs == len(classes) else ("unnamed",) * num_outputs)
+    if len(output_names) != num_outputs:
+        raise RecipeError(
+            f"{source.path} has {num_outputs} outputs; {len(output_names)} names of classes were given for it."
+        )
+    if output_names == classes:
         return None
-    permuted = sorted(names) == sorted(classes) and len(set(names)) == len(names)
-    if permuted and reorder:
-        return [names.index(each) for each in classes]
+    is_permutation = sorted(output_names) == sorted(classes) and len(set(output_names)) == len(output_names)
+    if is_permutation and reorder_classes:
+        return [output_names.index(each) for each in classes]
     try:
-        require_equal_classes({"the data": classes, str(offer.path): names})
+        require_equal_classes({"the data": classes, str(source.path): output_names})
     except RecipeError as error:
-        hint = "\n  They are the same in another order. Bring its outputs into that of the data: --reorder"
-        raise RecipeError(f"{error}{hint if permuted else ''}") from None
+        hint = "\n  They are the same in another order. Bring its outputs into that of the data: --reorder-classes"
+        raise RecipeError(f"{error}{hint if is_permutation else ''}") from None
     return None
 
 
-def _size(bare, size):
-    height, width = bare.inputs[0].shape[1:3]
+def _input_size(original, size):
+    height, width = original.inputs[0].shape[1:3]
     return (height or size[0], width or size[1])
 
 
-def _check_image(offer, bare, image_shape, resize):
-    shape = tuple(bare.inputs[0].shape[1:])
+def _check_image_shape(source, original, image_shape, resize):
+    shape = tuple(original.inputs[0].shape[1:])
     if len(shape) != 3:
         return  # told in other words
     if shape[2] != image_shape[2]:
-        raise RecipeError(f"{offer.path} takes {shape[2]} channels; the images of the data have {image_shape[2]}.")
-    if any(own not in (None, has) for own, has in zip(shape, image_shape, strict=True)) and not resize:
+        raise RecipeError(f"{source.path} takes {shape[2]} channels; the images of the data have {image_shape[2]}.")
+    if (
+        any(model_dim not in (None, image_dim) for model_dim, image_dim in zip(shape, image_shape, strict=True))
+        and not resize
+    ):
         raise RecipeError(
-            f"{offer.path} takes images of {shape[0]}x{shape[1]}; those of the data are {image_shape[0]}x"
+            f"{source.path} takes images of {shape[0]}x{shape[1]}; those of the data are {image_shape[0]}x"
             f"{image_shape[1]}.\n  Let it resize them itself, bilinearly: --resize. Or read the data at its size."
         )
 
@@ -150,7 +162,7 @@ def _sha256(path: Path) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Allowed:
+class ImportOptions:
     """What is adopted although it looks like a mistake, or only because it was asked for.
 
     Attributes:
@@ -160,13 +172,15 @@ class Allowed:
         as_declared: The data may contradict what was declared of a model.
     """
 
-    reorder: bool = False
+    reorder_classes: bool = False
     resize: bool = False
-    twins: bool = False
-    as_declared: bool = False
+    allow_duplicate_weights: bool = False
+    skip_sanity_checks: bool = False
 
 
-def adopt(run: Run, recipe: Recipe, offers: Sequence[Offer], allowed: Allowed | None = None) -> list[dict[str, Any]]:
+def import_models(
+    run: Run, recipe: Recipe, sources: Sequence[ModelSource], options: ImportOptions | None = None
+) -> list[dict[str, Any]]:
     """Makes the offered models members of the run, at the first places that are free. The caller holds its lock.
 
     All of them are checked before the first is written.
@@ -188,24 +202,30 @@ def adopt(run: Run, recipe: Recipe, offers: Sequence[Offer], allowed: Allowed | 
         VerificationError: If a model cannot be a member, is the twin of another, or the data contradict what was
             declared of it.
     """
-    allowed = allowed or Allowed()
-    places = _free_places(run, recipe, len(offers))
+    options = options or ImportOptions()
+    indices = _next_member_indices(run, recipe, len(sources))
     splits: Splits = recipe.data.load()
     run.require_classes(splits.classes)
-    shape = tuple(splits.test.image_shape)
-    members = [adapt(each, splits.classes, shape, reorder=allowed.reorder, resize=allowed.resize) for each in offers]
-    weights = _weights(run, offers, members)
-    if not allowed.twins:
-        refuse_twins(weights, "the committee")
-    examples = _sample(splits.validation if len(splits.validation) else splits.test)
-    records = [_record(*each, splits.classes, examples, allowed) for each in zip(places, offers, members, strict=True)]
-    for place, member, record in zip(places, members, records, strict=True):
-        save_member(member.model, run.member(place).model)
-        run.journal("adopted", **record)
+    image_shape = tuple(splits.test.image_shape)
+    imported_models = [
+        import_model(each, splits.classes, image_shape, reorder_classes=options.reorder_classes, resize=options.resize)
+        for each in sources
+    ]
+    weights = _weight_hashes(run, sources, imported_models)
+    if not options.allow_duplicate_weights:
+        check_no_duplicate_weights(weights, "the committee")
+    examples = _sample_examples(splits.validation if len(splits.validation) else splits.test)
+    records = [
+        _check_and_describe(*each, splits.classes, examples, options)
+        for each in zip(indices, sources, imported_models, strict=True)
+    ]
+    for index, imported, record in zip(indices, imported_models, records, strict=True):
+        save_member(imported.model, run.member(index).model)
+        run.append_event("adopted", **record)
     return records
 
 
-def _free_places(run: Run, recipe: Recipe, count: int) -> list[int]:
+def _next_member_indices(run: Run, recipe: Recipe, count: int) -> list[int]:
     finished = run.finished_members()
     free = [index for index in range(recipe.members) if index not in finished]
     if len(free) < count:
@@ -216,92 +236,104 @@ def _free_places(run: Run, recipe: Recipe, count: int) -> list[int]:
     return free[:count]
 
 
-def _weights(run: Run, offers: Sequence[Offer], members: Sequence[Adapted]) -> dict[str, str]:
+def _weight_hashes(
+    run: Run, sources: Sequence[ModelSource], imported_models: Sequence[ImportedModel]
+) -> dict[str, str]:
     """The hashes of the weights of all members, those that were there included, by names to tell them by."""
-    there = {str(index): describe(run, index).weights for index in run.finished_members()}
-    for offer, member in zip(offers, members, strict=True):
+    hashes = {str(index): load_member_info(run, index).weights for index in run.finished_members()}
+    for source, imported in zip(sources, imported_models, strict=True):
         try:
-            description = description_of(member.model)
+            info = member_info_from_model(imported.model)
         except ValueError as error:
-            raise VerificationError(f"{offer.path}: {error}") from error
-        name = str(offer.path) if str(offer.path) not in there else f"{offer.path} once more"
-        there[name] = description.weights
-    return there
+            raise VerificationError(f"{source.path}: {error}") from error
+        name = str(source.path) if str(source.path) not in hashes else f"{source.path} once more"
+        hashes[name] = info.weights
+    return hashes
 
 
-def _sample(split: "Split") -> "Split":
-    return split.take(np.unique(np.linspace(0, len(split) - 1, EXAMPLES).astype(int)))
+def _sample_examples(split: "Split") -> "Split":
+    return split.subset(np.unique(np.linspace(0, len(split) - 1, NUM_EXAMPLES).astype(int)))
 
 
-def _record(place, offer: Offer, member: Adapted, classes, examples: "Split", allowed: Allowed) -> dict[str, Any]:
-    answers = _answers(member.model, examples, offer)
-    right = answers == examples.labels
-    if not allowed.as_declared:
-        _refuse_other_scale(offer, member, answers, examples)
-        _refuse_other_order(offer, answers, examples, classes)
-    known = "taken to be those of the data" if offer.classes is None else "given"
+def _check_and_describe(
+    index, source: ModelSource, imported: ImportedModel, classes, examples: "Split", options: ImportOptions
+) -> dict[str, Any]:
+    predicted = _predicted_classes(imported.model, examples, source)
+    correct = predicted == examples.labels
+    if not options.skip_sanity_checks:
+        _check_scale(source, imported, predicted, examples)
+        _check_class_order(source, predicted, examples, classes)
+    order_status = "taken to be those of the data" if source.classes is None else "given"
     return {
-        "member": place,
-        "path": str(offer.path.resolve()),
-        "sha256": member.sha256,
-        "scale": offer.scale if isinstance(offer.scale, str) else dataclasses.asdict(offer.scale),
-        "outputs": member.outputs,
-        "order": "reordered" if member.order else known,
+        "member": index,
+        "path": str(source.path.resolve()),
+        "sha256": imported.sha256,
+        "scale": source.input_scaling
+        if isinstance(source.input_scaling, str)
+        else dataclasses.asdict(source.input_scaling),
+        "outputs": imported.outputs,
+        "order": "reordered" if imported.class_order else order_status,
         "classes": list(classes),
-        "right": round(float(right.mean()), 4),
+        "right": round(float(correct.mean()), 4),
         "examples": len(examples.labels),
     }
 
 
-def _answers(model, examples: "Split", offer: Offer) -> np.ndarray:
-    votes = log_probabilities(model, examples.batches(64))
-    if not np.isfinite(votes).all():
-        raise VerificationError(f"{offer.path} gives values that are not finite numbers. Nothing was adopted.")
-    return votes.argmax(axis=1)
+def _predicted_classes(model, examples: "Split", source: ModelSource) -> np.ndarray:
+    log_probs = log_probabilities(model, examples.batches(64))
+    if not np.isfinite(log_probs).all():
+        raise VerificationError(f"{source.path} gives values that are not finite numbers. Nothing was adopted.")
+    return log_probs.argmax(axis=1)
 
 
-def _refuse_other_scale(offer: Offer, member: Adapted, answers: np.ndarray, examples: "Split") -> None:
-    if not isinstance(offer.scale, str):
+def _check_scale(source: ModelSource, imported: ImportedModel, predicted: np.ndarray, examples: "Split") -> None:
+    if not isinstance(source.input_scaling, str):
         return
-    size = member.model.inputs[0].shape[1:3]
-    own = tuple(member.bare.inputs[0].shape[1:3])
+    size = imported.model.inputs[0].shape[1:3]
+    model_size = tuple(imported.original.inputs[0].shape[1:3])
 
-    def answers_under(scale):
-        if scale == offer.scale:
-            return answers
-        image_size = tuple(mine or given for mine, given in zip(own, size, strict=True))
-        model = as_member(member.bare, scale=scale, order=member.order, image_size=image_size, resized_from=size)
+    def predict_with_scale(scale):
+        if scale == source.input_scaling:
+            return predicted
+        image_size = tuple(mine or given for mine, given in zip(model_size, size, strict=True))
+        model = wrap_model(
+            imported.original,
+            input_scaling=scale,
+            class_order=imported.class_order,
+            image_size=image_size,
+            resized_from=size,
+        )
         return log_probabilities(model, examples.batches(64)).argmax(axis=1)
 
-    scales = [name for name in SCALES if examples.image_shape[2] == 3 or name not in ("torch", "caffe")]
-    better = better_scale(offer.scale, answers_under, examples.labels, scales)
+    scales = [name for name in INPUT_SCALINGS if examples.image_shape[2] == 3 or name not in ("torch", "caffe")]
+    better = better_scale(source.input_scaling, predict_with_scale, examples.labels, scales)
     if better:
-        scale, right, declared = better
+        scale, num_correct, num_correct_declared = better
         raise VerificationError(
-            f"{offer.path} was declared to take pixels {offer.scale}; of {len(examples.labels)} images it then gets "
-            f"{declared} right, and with {scale} it gets {right}.\n"
-            f"  Say --scale {scale}. If it is meant as declared: --as-declared. Nothing was adopted."
+            f"{source.path} was declared to take pixels {source.input_scaling}; of {len(examples.labels)} images it then gets "
+            f"{num_correct_declared} right, and with {scale} it gets {num_correct}.\n"
+            f"  Say --input-scaling {scale}. If it is meant as declared: --skip-sanity-checks. Nothing was adopted."
         )
 
 
-def _refuse_other_order(offer: Offer, answers: np.ndarray, examples: "Split", classes: Sequence[str]) -> None:
-    better = better_order(answers, examples.labels, len(classes))
+def _check_class_order(source: ModelSource, predicted: np.ndarray, examples: "Split", classes: Sequence[str]) -> None:
+    better = better_order(predicted, examples.labels, len(classes))
     if better:
-        order, right, declared = better
-        first = next(place for place, output in enumerate(order) if place != output)
+        order, num_correct, num_correct_declared = better
+        first = next(index for index, output in enumerate(order) if index != output)
         raise VerificationError(
-            f"{offer.path} seems to know the classes in another order: where the data have {classes[first]!r}, it "
-            f"answers with what was declared as {classes[order[first]]!r}. Of {len(answers) // 2} images it gets "
-            f"{declared} right, and {right} in an order that fits.\n"
-            "  Give the names of its outputs, --labels FILE, and --reorder. If it is meant as declared: --as-declared."
+            f"{source.path} seems to know the classes in another order: where the data have {classes[first]!r}, it "
+            f"answers with what was declared as {classes[order[first]]!r}. Of {len(predicted) // 2} images it gets "
+            f"{num_correct_declared} right, and {num_correct} in an order that fits.\n"
+            "  Give the names of its outputs, --class-names-file FILE, and --reorder-classes. If it is meant as declared: --skip-sanity-checks."
         )
 
 
-EXAMPLES = 256
-_SIGMAS = 4.0  # so far apart two accuracies on the same images are by no chance
+NUM_EXAMPLES = 256
+_MIN_SIGMAS = 4.0  # so far apart two accuracies on the same images are by no chance
 
 
-def better_scale(declared: str, answers: Callable[[str], np.ndarray], labels: np.ndarray, scales: list[str]):
+def better_scale(declared: str, predict_classes: Callable[[str], np.ndarray], labels: np.ndarray, scales: list[str]):
     """The scale under which a model is right far more often than under the declared one, or None.
 
     Args:
@@ -313,15 +345,15 @@ def better_scale(declared: str, answers: Callable[[str], np.ndarray], labels: np
     Returns:
         None, or `(scale, right under it, right as declared)`.
     """
-    right = answers(declared) == labels
-    others = {scale: answers(scale) == labels for scale in scales if scale != declared}
-    best = max(others, key=lambda scale: others[scale].sum(), default=None)
-    if best is None or not _far_better(others[best], right):
+    correct = predict_classes(declared) == labels
+    correct_by_scale = {scale: predict_classes(scale) == labels for scale in scales if scale != declared}
+    best = max(correct_by_scale, key=lambda scale: correct_by_scale[scale].sum(), default=None)
+    if best is None or not _significantly_better(correct_by_scale[best], correct):
         return None
-    return best, int(others[best].sum()), int(right.sum())
+    return best, int(correct_by_scale[best].sum()), int(correct.sum())
 
 
-def better_order(answers: np.ndarray, labels: np.ndarray, classes: int):
+def better_order(predicted: np.ndarray, labels: np.ndarray, num_classes: int):
     """Another order of the classes under which the answers are right far more often, or None.
 
     It is found on every other example, and judged on the rest.
@@ -337,15 +369,19 @@ def better_order(answers: np.ndarray, labels: np.ndarray, classes: int):
     """
     from scipy.optimize import linear_sum_assignment
 
-    together = np.zeros((classes, classes), int)
-    np.add.at(together, (labels[::2], answers[::2]), 1)
-    order = linear_sum_assignment(together, maximize=True)[1]
-    answers, labels = answers[1::2], labels[1::2]
-    reordered, right = order[labels] == answers, answers == labels
-    return (order.tolist(), int(reordered.sum()), int(right.sum())) if _far_better(reordered, right) else None
+    counts = np.zeros((num_classes, num_classes), int)
+    np.add.at(counts, (labels[::2], predicted[::2]), 1)
+    order = linear_sum_assignment(counts, maximize=True)[1]
+    predicted, labels = predicted[1::2], labels[1::2]
+    correct_reordered, correct = order[labels] == predicted, predicted == labels
+    return (
+        (order.tolist(), int(correct_reordered.sum()), int(correct.sum()))
+        if _significantly_better(correct_reordered, correct)
+        else None
+    )
 
 
-def _far_better(a: np.ndarray, b: np.ndarray) -> bool:
+def _significantly_better(a: np.ndarray, b: np.ndarray) -> bool:
     """McNemar's test: only the images on which they differ tell."""
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return only_a - only_b > _SIGMAS * math.sqrt(only_a + only_b)
+    return only_a - only_b > _MIN_SIGMAS * math.sqrt(only_a + only_b)

@@ -10,9 +10,9 @@ import numpy as np
 
 from keras_committee.models.predict import Predictor
 
-BATCHES = (1, 32)
+BATCH_SIZES = (1, 32)
 REPEATS = 30
-_WARM_UP = 3  # the first call traces and compiles, the next ones fill caches
+_WARM_UP_CALLS = 3  # the first call traces and compiles, the next ones fill caches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class Latency:
     repeats: int
 
 
-def latency(
+def measure_latencies(
     models: Sequence[keras.Model],
-    batches: Sequence[int] = BATCHES,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
     repeats: int = REPEATS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[Latency]]:
@@ -54,37 +54,41 @@ def latency(
     Raises:
         ValueError: If the size of a model's image is not known, or nothing is to be timed.
     """
-    if repeats < 1 or not batches or min(batches) < 1:
-        raise ValueError(f"Time at least one repeat of batches of one image. Received: {repeats} of {list(batches)}")
+    if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(
+            f"Time at least one repeat of batches of one image. Received: {repeats} of {list(batch_sizes)}"
+        )
     calls = {
-        (place, batch): _call(model, batch) for place, model in enumerate(models) for batch in dict.fromkeys(batches)
+        (model_index, batch): _make_call(model, batch)
+        for model_index, model in enumerate(models)
+        for batch in dict.fromkeys(batch_sizes)
     }
     for call in calls.values():
-        for _ in range(_WARM_UP):
+        for _ in range(_WARM_UP_CALLS):
             call()
-    seconds = _by_turns(calls, repeats, clock)
-    return [[_summary(batch, seconds[place, batch]) for batch in batches] for place in range(len(models))]
+    seconds = _interleaved(calls, repeats, clock)
+    return [[_summarize(batch, seconds[place, batch]) for batch in batch_sizes] for place in range(len(models))]
 
 
-def _call(model, batch):
+def _make_call(model, batch_size):
     shape = model.inputs[0].shape[1:]
     if None in shape:
         raise ValueError(f"Latency wants an image of known size. Received: {model.name!r} of {tuple(shape)}")
-    images = np.random.default_rng(0).integers(0, 256, (batch, *shape)).astype("float32")
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, *shape)).astype("float32")
     predictor = Predictor(model)
     return lambda: predictor([images])
 
 
-def _by_turns(calls, repeats, clock):
-    draw, seconds = random.Random(0), {key: [] for key in calls}
+def _interleaved(calls, repeats, clock):
+    rng, seconds = random.Random(0), {key: [] for key in calls}
     for _ in range(repeats):
-        for key in draw.sample(list(calls), len(calls)):
+        for key in rng.sample(list(calls), len(calls)):
             start = clock()
             calls[key]()
             seconds[key].append(clock() - start)
     return seconds
 
 
-def _summary(batch, seconds):
+def _summarize(batch_size, seconds):
     lower, median, upper = (float(each) for each in 1000 * np.quantile(seconds, [0.25, 0.5, 0.75]))
-    return Latency(batch=batch, median=median, lower=lower, upper=upper, repeats=len(seconds))
+    return Latency(batch=batch_size, median=median, lower=lower, upper=upper, repeats=len(seconds))

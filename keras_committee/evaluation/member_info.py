@@ -19,7 +19,7 @@ from keras_committee.run import Run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Description:
+class MemberInfo:
     """One member.
 
     Attributes:
@@ -39,46 +39,46 @@ class Description:
     weights: str
 
 
-def describe(run: Run, index: int) -> Description:
+def load_member_info(run: Run, index: int) -> MemberInfo:
     """The description of a trained member, from its run folder where it is current. Raises RunError."""
     model_file = run.member(index).model
-    kept = run.path / "votes" / "members" / f"{index:02d}.json"
-    source = f"{file_hash(model_file)} {_counting()}"
-    description = _current(kept, source)
-    if description is None:
-        description = description_of(load_member(model_file))
-        write_json(kept, {"source": source, **dataclasses.asdict(description)})
-    return description
+    cache_file = run.path / "votes" / "members" / f"{index:02d}.json"
+    source = f"{file_hash(model_file)} {_flops_code_hash()}"
+    info = _read_if_current(cache_file, source)
+    if info is None:
+        info = member_info_from_model(load_member(model_file))
+        write_json(cache_file, {"source": source, **dataclasses.asdict(info)})
+    return info
 
 
-def description_of(model: keras.Model) -> Description:
+def member_info_from_model(model: keras.Model) -> MemberInfo:
     costs = flops.count(model)
-    plan = [(cost.kind, cost.parameters, cost.multiply_adds) for cost in costs]
-    return Description(
+    layer_signature = [(cost.kind, cost.parameters, cost.multiply_adds) for cost in costs]
+    return MemberInfo(
         name=model.name,
         parameters=sum(cost.parameters for cost in costs),
         mflops=flops.mflops(model),
         input_shape=tuple(model.inputs[0].shape[1:]),
-        architecture=hashlib.sha256(repr(plan).encode()).hexdigest()[:12],
+        architecture=hashlib.sha256(repr(layer_signature).encode()).hexdigest()[:12],
         weights=hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest(),
     )
 
 
 @functools.cache
-def _counting() -> str:
+def _flops_code_hash() -> str:
     """What counts the costs: a description by other code is made anew."""
     sources = sorted(Path(flops.__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
-def _current(file: Path, source: str) -> Description | None:
+def _read_if_current(file: Path, source: str) -> MemberInfo | None:
     if not file.exists():
         return None
     try:
         document = json.loads(file.read_bytes())
         if document.pop("source") != source:
             return None
-        return Description(**{**document, "input_shape": tuple(document["input_shape"])})
+        return MemberInfo(**{**document, "input_shape": tuple(document["input_shape"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logging.getLogger(__name__).warning("%s is damaged: %s. It is made anew.", file, error)
         return None

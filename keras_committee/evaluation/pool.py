@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from keras_committee.errors import DataError, RecipeError, VerificationError
-from keras_committee.evaluation.member_info import Description, describe
-from keras_committee.evaluation.predictions import Votes, votes_on
+from keras_committee.evaluation.member_info import MemberInfo, load_member_info
+from keras_committee.evaluation.predictions import SplitPredictions, predict_split
 from keras_committee.files import file_hash
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
@@ -31,7 +31,7 @@ class PoolMember:
 
     run: Path
     index: int
-    weights: str
+    weights_hash: str
     name: str
     parameters: int
     mflops: float
@@ -52,7 +52,7 @@ class Pool:
 
     members: tuple[PoolMember, ...]
     classes: tuple[str, ...]
-    votes: Mapping[str, np.ndarray]
+    predictions: Mapping[str, np.ndarray]
     labels: Mapping[str, np.ndarray]
     missing: Mapping[str, list[int]]
 
@@ -62,12 +62,12 @@ class Pool:
         return np.array([member.mflops for member in self.members])
 
 
-def gather(
+def load_pool(
     runs: Sequence[Run],
     splits: Sequence[str] = ("validation", "test"),
     *,
     min_members: int | None = None,
-    allow_twins: bool = False,
+    allow_duplicate_weights: bool = False,
 ) -> Pool:
     """The pool of all members of `runs`, with their votes on `splits`.
 
@@ -85,21 +85,24 @@ def gather(
         DataError: If data cannot be read, or the examples of the runs differ.
         VerificationError: If a member's votes are no votes, or two members have identical weights.
     """
-    _refuse_doubles(runs)
+    _check_duplicates(runs)
     recipes = [run.recipe() for run in runs]
-    indices = [run.members_at_hand(recipe.members, min_members) for run, recipe in zip(runs, recipes, strict=True)]
-    described = _describe_all(runs, indices, allow_twins)
-    parts = [_votes_of(*each, splits) for each in zip(runs, indices, recipes, strict=True)]
-    votes = {split: {str(run.path): part[split] for run, part in zip(runs, parts, strict=True)} for split in splits}
-    for split, by_run in votes.items():
+    indices = [run.available_members(recipe.members, min_members) for run, recipe in zip(runs, recipes, strict=True)]
+    pool_members = _load_pool_members(runs, indices, allow_duplicate_weights)
+    predictions_per_run = [_predict_splits(*each, splits) for each in zip(runs, indices, recipes, strict=True)]
+    predictions = {
+        split: {str(run.path): part[split] for run, part in zip(runs, predictions_per_run, strict=True)}
+        for split in splits
+    }
+    for split, by_run in predictions.items():
         require_equal_classes({run: each.classes for run, each in by_run.items()})
         require_equal_examples(by_run, split)
-    firsts = {split: next(iter(by_run.values())) for split, by_run in votes.items()}
+    first_predictions = {split: next(iter(by_run.values())) for split, by_run in predictions.items()}
     return Pool(
-        members=described,
-        classes=firsts[splits[0]].classes,
-        votes={split: _stacked(by_run.values()) for split, by_run in votes.items()},
-        labels={split: first.labels for split, first in firsts.items()},
+        members=pool_members,
+        classes=first_predictions[splits[0]].classes,
+        predictions={split: _concatenate_members(by_run.values()) for split, by_run in predictions.items()},
+        labels={split: first.labels for split, first in first_predictions.items()},
         missing={
             str(run.path): sorted(set(range(recipe.members)) - set(members))
             for run, recipe, members in zip(runs, recipes, indices, strict=True)
@@ -107,7 +110,7 @@ def gather(
     )
 
 
-def _refuse_doubles(runs: Sequence[Run]) -> None:
+def _check_duplicates(runs: Sequence[Run]) -> None:
     if not runs:
         raise ValueError("a pool has at least one run. Received: none")
     seen: dict[Path, Path] = {}
@@ -117,53 +120,63 @@ def _refuse_doubles(runs: Sequence[Run]) -> None:
             raise RecipeError(f"{first} and {run.path} are one run. Its members would count twice: name it once.")
 
 
-def _describe_all(runs: Sequence[Run], indices: Sequence[Sequence[int]], allow_twins: bool) -> tuple[PoolMember, ...]:
+def _load_pool_members(
+    runs: Sequence[Run], indices: Sequence[Sequence[int]], allow_duplicate_weights: bool
+) -> tuple[PoolMember, ...]:
     """The members, once it is sure that their classes, images and weights let them vote together."""
-    places = [(run, index) for run, members in zip(runs, indices, strict=True) for index in members]
-    names = [f"{run.path} member {index}" for run, index in places]
-    trained = zip(names, [run.trained_classes() for run, _ in places], strict=True)
-    require_equal_classes({name: classes for name, classes in trained if classes is not None})
-    descriptions = [describe(run, index) for run, index in places]
-    require_equal_channels({name: each.input_shape for name, each in zip(names, descriptions, strict=True)})
-    if not allow_twins:
-        shown = [str(index) if len(runs) == 1 else name for name, (_, index) in zip(names, places, strict=True)]
-        digests = {name: each.weights for name, each in zip(shown, descriptions, strict=True)}
-        refuse_twins(digests, str(runs[0].path) if len(runs) == 1 else "the pool")
-    return tuple(_pool_member(*place, each) for place, each in zip(places, descriptions, strict=True))
+    run_and_index = [(run, index) for run, members in zip(runs, indices, strict=True) for index in members]
+    names = [f"{run.path} member {index}" for run, index in run_and_index]
+    trained_classes = zip(names, [run.trained_classes() for run, _ in run_and_index], strict=True)
+    require_equal_classes({name: classes for name, classes in trained_classes if classes is not None})
+    member_infos = [load_member_info(run, index) for run, index in run_and_index]
+    require_equal_channels({name: each.input_shape for name, each in zip(names, member_infos, strict=True)})
+    if not allow_duplicate_weights:
+        display_names = [
+            str(index) if len(runs) == 1 else name for name, (_, index) in zip(names, run_and_index, strict=True)
+        ]
+        weight_hashes = {name: each.weights for name, each in zip(display_names, member_infos, strict=True)}
+        check_no_duplicate_weights(weight_hashes, str(runs[0].path) if len(runs) == 1 else "the pool")
+    return tuple(_pool_member(*place, each) for place, each in zip(run_and_index, member_infos, strict=True))
 
 
-def _votes_of(run: Run, members: Sequence[int], recipe: Recipe, wanted: Sequence[str]) -> dict[str, Votes]:
+def _predict_splits(
+    run: Run, members: Sequence[int], recipe: Recipe, split_names: Sequence[str]
+) -> dict[str, SplitPredictions]:
     splits = recipe.data.load()
-    empty = [split for split in wanted if not len(getattr(splits, split))]
-    if empty:
-        choose = "\n  Members are chosen on it: give `validation` of the recipe's data a count or a fraction."
-        raise RecipeError(f"the data of {run.path} have no {empty[0]} split.{choose if 'validation' in empty else ''}")
-    return {split: votes_on(run, members, splits, split) for split in wanted}
+    empty_splits = [split for split in split_names if not len(getattr(splits, split))]
+    if empty_splits:
+        hint = "\n  Members are chosen on it: give `validation` of the recipe's data a count or a fraction."
+        raise RecipeError(
+            f"the data of {run.path} have no {empty_splits[0]} split.{hint if 'validation' in empty_splits else ''}"
+        )
+    return {split: predict_split(run, members, splits, split) for split in split_names}
 
 
-def _stacked(votes: Iterable[Votes]) -> np.ndarray:
-    return np.concatenate([each.log_probabilities for each in votes], axis=1)
+def _concatenate_members(predictions: Iterable[SplitPredictions]) -> np.ndarray:
+    return np.concatenate([each.log_probabilities for each in predictions], axis=1)
 
 
-def _pool_member(run: Run, index: int, description: Description) -> PoolMember:
+def _pool_member(run: Run, index: int, info: MemberInfo) -> PoolMember:
     return PoolMember(
         run=run.path,
         index=index,
-        weights=file_hash(run.member(index).model),
-        name=description.name,
-        parameters=description.parameters,
-        mflops=description.mflops,
-        architecture=description.architecture,
+        weights_hash=file_hash(run.member(index).model),
+        name=info.name,
+        parameters=info.parameters,
+        mflops=info.mflops,
+        architecture=info.architecture,
     )
 
 
 def require_equal_classes(classes: Mapping[str, tuple[str, ...]]) -> None:
     """Raises RecipeError, with a table of members x classes, unless all members have the same in the same order."""
-    known = list(classes.values())
-    other = next((each for each in known if each != known[0]), known[0])
-    if other == known[0]:
+    all_classes = list(classes.values())
+    mismatched = next((each for each in all_classes if each != all_classes[0]), all_classes[0])
+    if mismatched == all_classes[0]:
         return
-    first, second = next(pair for pair in zip_longest(known[0], other, fillvalue="nothing") if pair[0] != pair[1])
+    first, second = next(
+        pair for pair in zip_longest(all_classes[0], mismatched, fillvalue="nothing") if pair[0] != pair[1]
+    )
     raise RecipeError(
         f"the members have different classes: where one has {first}, another has {second}.\n"
         + _table({member: f"{len(each)} classes: {', '.join(each)}" for member, each in classes.items()})
@@ -185,33 +198,35 @@ def require_equal_channels(shapes: Mapping[str, tuple[int, ...]]) -> None:
     )
 
 
-def require_equal_examples(votes: Mapping[str, Votes], split: str) -> None:
+def require_equal_examples(predictions_by_run: Mapping[str, SplitPredictions], split: str) -> None:
     """Raises DataError unless the votes of all runs are on the same examples in the same order.
 
     They are the same if their pixels are, or what the pixels were made from: a run's framing is its own.
     """
-    (first, expected), *others = votes.items()
-    for run, each in others:
-        if each.data != expected.data and (not each.origin or each.origin != expected.origin):
+    (first, expected), *others = predictions_by_run.items()
+    for run, predictions in others:
+        if predictions.data_fingerprint != expected.data_fingerprint and (
+            not predictions.source_fingerprint or predictions.source_fingerprint != expected.source_fingerprint
+        ):
             raise DataError(
-                f"the {split} examples of {first} and {run} differ: {_difference(expected, each)}.\n"
+                f"the {split} examples of {first} and {run} differ: {_describe_difference(expected, predictions)}.\n"
                 "  Members are compared on the same examples: train them on the same data and hold-out."
             )
 
 
-def refuse_twins(weights: Mapping[str, str], where: str) -> None:
+def check_no_duplicate_weights(weight_hashes: Mapping[str, str], owner: str) -> None:
     """Raises VerificationError if two members have identical weights; `weights` are their hashes by their names."""
-    owners: dict[str, str] = {}
-    for member, digest in weights.items():
-        twin = owners.setdefault(digest, member)
-        if twin != member:
+    first_with_hash: dict[str, str] = {}
+    for member, digest in weight_hashes.items():
+        duplicate = first_with_hash.setdefault(digest, member)
+        if duplicate != member:
             raise VerificationError(
-                f"members {twin} and {member} of {where} have identical weights (sha256 {digest[:12]}).\n"
-                "  Does the recipe set a seed of its own in `member`? If it is meant so: --allow-twins."
+                f"members {duplicate} and {member} of {owner} have identical weights (sha256 {digest[:12]}).\n"
+                "  Does the recipe set a seed of its own in `member`? If it is meant so: --allow-duplicate-weights."
             )
 
 
-def _difference(a: Votes, b: Votes) -> str:
+def _describe_difference(a: SplitPredictions, b: SplitPredictions) -> str:
     if len(a.labels) != len(b.labels):
         return f"{len(a.labels)} and {len(b.labels)} of them"
     different = int((a.labels != b.labels).sum())

@@ -8,18 +8,18 @@ import keras
 import numpy as np
 
 from keras_committee import metrics
-from keras_committee.data.preprocessing import Framing, framing_of_member
+from keras_committee.data.preprocessing import ImageTransform, transform_for_member
 from keras_committee.errors import RecipeError, VerificationError
 from keras_committee.files import file_hash
-from keras_committee.layers import GeometricMean, WeightedGeometricMean, confidence, head_of
+from keras_committee.layers import GeometricMean, WeightedGeometricMean, confidence, subset_head
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
-from keras_committee.selection import ChosenMember, Selection, Stage
+from keras_committee.selection import SelectedMember, Selection, Stage
 
 
-class Panel:
+class CommitteePredictor:
     """Members that are asked about pictures: all of them, or stage by stage until they are sure.
 
     Args:
@@ -46,37 +46,37 @@ class Panel:
         temperatures: Sequence[float],
         head: keras.layers.Layer,
         stages: Sequence[Stage] | None,
-        measure: str,
+        confidence_measure: str,
         classes: Sequence[str],
-        recorded: Sequence[dict[str, Any] | None] | None = None,
+        recorded_transforms: Sequence[dict[str, Any] | None] | None = None,
     ):
-        framings = _framings(models, recorded or [None] * len(models))
-        self.classes, self.framings = tuple(classes), tuple(dict.fromkeys(framings))
-        self._head, self._measure = head, measure
+        transforms = _resolve_transforms(models, recorded_transforms or [None] * len(models))
+        self.classes, self.transforms = tuple(classes), tuple(dict.fromkeys(transforms))
+        self._head, self._confidence_measure = head, confidence_measure
         self._stages = stages or [Stage(members=len(models), threshold=None)]
         predictors = {id(model): Predictor(model) for model in models}
         self._members = [
-            (predictors[id(model)], temperature, framing)
-            for model, temperature, framing in zip(models, temperatures, framings, strict=True)
+            (predictors[id(model)], temperature, transform)
+            for model, temperature, transform in zip(models, temperatures, transforms, strict=True)
         ]
 
     @classmethod
-    def of_run(cls, run: Run, recipe: Recipe, min_members: int | None = None) -> Self:
+    def from_run(cls, run: Run, recipe: Recipe, min_members: int | None = None) -> Self:
         """All members of a run under its head.
 
         Raises:
             IncompleteError: If too few members are trained.
             RunError: If a member cannot be loaded.
         """
-        members = run.members_at_hand(recipe.members, min_members)
+        members = run.available_members(recipe.members, min_members)
         models = [load_member(run.member(index).model) for index in members]
-        head = head_of(recipe.head or GeometricMean(), members)
+        head = subset_head(recipe.head or GeometricMean(), members)
         classes = run.trained_classes() or recipe.data.load().classes
-        recorded = [run.trained_framing()] * len(models)
-        return cls(models, [1.0] * len(models), head, None, "max_probability", classes, recorded)
+        recorded_transforms = [run.trained_transform()] * len(models)
+        return cls(models, [1.0] * len(models), head, None, "max_probability", classes, recorded_transforms)
 
     @classmethod
-    def of_selection(cls, file: Path) -> Self:
+    def from_selection(cls, file: Path) -> Self:
         """The members, head and stages of a `selection.json`.
 
         Raises:
@@ -86,7 +86,7 @@ class Panel:
         selection = Selection.read(file)
         runs = [Run.open(file.parent / each.run) for each in selection.members]
         files = [run.member(each.index).model for run, each in zip(runs, selection.members, strict=True)]
-        models = {path: _chosen(path, each) for path, each in zip(files, selection.members, strict=True)}
+        models = {path: _load_selected_member(path, each) for path, each in zip(files, selection.members, strict=True)}
         return cls(
             [models[path] for path in files],
             [each.temperature for each in selection.members],
@@ -94,10 +94,10 @@ class Panel:
             selection.stages,
             selection.confidence,
             selection.classes,
-            [run.trained_framing() for run in runs],
+            [run.trained_transform() for run in runs],
         )
 
-    def answer(self, images: np.ndarray | Mapping[Framing, np.ndarray]) -> dict[str, np.ndarray]:
+    def predict(self, images: np.ndarray | Mapping[ImageTransform, np.ndarray]) -> dict[str, np.ndarray]:
         """What the committee says of each image, and who was asked.
 
         Args:
@@ -112,66 +112,72 @@ class Panel:
         Raises:
             VerificationError: If a member gives anything but finite numbers.
         """
-        seen = images if isinstance(images, Mapping) else {self.framings[0]: images}
-        count = len(seen[self.framings[0]])
-        votes = np.zeros((count, len(self._members), len(self.classes)), np.float32)
-        waiting, asked, parts = np.arange(count), 0, []
+        images_by_transform = images if isinstance(images, Mapping) else {self.transforms[0]: images}
+        count = len(images_by_transform[self.transforms[0]])
+        logits = np.zeros((count, len(self._members), len(self.classes)), np.float32)
+        pending, num_run, parts = np.arange(count), 0, []
         for stage in self._stages:
-            for place in range(asked, stage.members):
-                votes[waiting, place] = self._ask(place, seen, waiting)
-            asked = stage.members
-            answers = self._say(votes[waiting, :asked])
-            sure = np.ones(len(waiting), bool) if stage.threshold is None else answers["confidence"] >= stage.threshold
-            parts.append((waiting[sure], {name: values[sure] for name, values in answers.items()}))
-            waiting = waiting[~sure]
-            if not len(waiting):
+            for index in range(num_run, stage.members):
+                logits[pending, index] = self._predict_member(index, images_by_transform, pending)
+            num_run = stage.members
+            outputs = self._combine(logits[pending, :num_run])
+            confident = (
+                np.ones(len(pending), bool) if stage.threshold is None else outputs["confidence"] >= stage.threshold
+            )
+            parts.append((pending[confident], {name: values[confident] for name, values in outputs.items()}))
+            pending = pending[~confident]
+            if not len(pending):
                 break
-        order = np.argsort(np.concatenate([places for places, _ in parts]))
+        order = np.argsort(np.concatenate([indices for indices, _ in parts]))
         return {name: np.concatenate([answers[name] for _, answers in parts])[order] for name in parts[0][1]}
 
-    def _ask(self, place: int, seen: Mapping[Framing, np.ndarray], waiting: np.ndarray) -> np.ndarray:
+    def _predict_member(
+        self, index: int, images_by_transform: Mapping[ImageTransform, np.ndarray], pending: np.ndarray
+    ) -> np.ndarray:
         """Logits, float32 `(waiting, classes)`, of one member, divided by its temperature."""
-        predictor, temperature, framing = self._members[place]
-        images = seen[framing][waiting]
+        predictor, temperature, transform = self._members[index]
+        images = images_by_transform[transform][pending]
         logits = predictor(images[start : start + 256] for start in range(0, len(images), 256)) / temperature
         if logits.shape[1] != len(self.classes) or not np.isfinite(logits).all():
             raise VerificationError(
-                f"member {place} of those asked gives {logits.shape[1]} classes, not all of them finite numbers; wanted"
+                f"member {index} of those asked gives {logits.shape[1]} classes, not all of them finite numbers; wanted"
                 f" {len(self.classes)} numbers for each image. It is averaged with no other."
             )
         return logits
 
-    def _say(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+    def _combine(self, logits: np.ndarray) -> dict[str, np.ndarray]:
         """The answers of the committee of the members asked so far; logits `(images, members, classes)`."""
-        head = head_of(self._head, range(logits.shape[1]))
+        head = subset_head(self._head, range(logits.shape[1]))
         probabilities = head(logits)
-        votes = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
+        member_probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
         weights = head.get_config()["weights"] if isinstance(head, WeightedGeometricMean) else None
-        measures = {"confidence": self._measure, "agreement": "agreement"}
+        measures = {"confidence": self._confidence_measure, "agreement": "agreement"}
         return {
             "probabilities": keras.ops.convert_to_numpy(probabilities),
             **{
-                name: keras.ops.convert_to_numpy(confidence(measure, probabilities, votes))
+                name: keras.ops.convert_to_numpy(confidence(measure, probabilities, member_probabilities))
                 for name, measure in measures.items()
             },
-            "mutual_information": metrics.uncertainty(votes, weights)["mutual"],
+            "mutual_information": metrics.uncertainty_decomposition(member_probabilities, weights)["mutual"],
             "members_used": np.full(len(logits), logits.shape[1]),
         }
 
 
-def _framings(models: Sequence[keras.Model], recorded: Sequence[dict[str, Any] | None]) -> list[Framing]:
+def _resolve_transforms(
+    models: Sequence[keras.Model], recorded_transforms: Sequence[dict[str, Any] | None]
+) -> list[ImageTransform]:
     shapes = [model.inputs[0].shape for model in models]
-    framings = [framing_of_member(each, shape) for each, shape in zip(recorded, shapes, strict=True)]
-    found = [each for each in framings if each is not None]
-    if len(found) < len(models) or {shape[3] for shape in shapes} != {3}:
+    transforms = [transform_for_member(each, shape) for each, shape in zip(recorded_transforms, shapes, strict=True)]
+    resolved = [each for each in transforms if each is not None]
+    if len(resolved) < len(models) or {shape[3] for shape in shapes} != {3}:
         listing = ", ".join(sorted({"x".join(map(str, shape[1:])) for shape in shapes}))
         raise RecipeError(
             f"pictures are read for members that take a known size and three channels. These take: {listing}"
         )
-    return found
+    return resolved
 
 
-def _chosen(path: Path, member: ChosenMember) -> keras.Model:
+def _load_selected_member(path: Path, member: SelectedMember) -> keras.Model:
     if path.is_file() and (digest := file_hash(path)) != member.weights:  # before anything of it is read
         raise VerificationError(
             f"{path} is not the member that was chosen (sha256 {digest[:12]}, not {member.weights[:12]}):"

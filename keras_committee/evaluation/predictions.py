@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from keras_committee.data import Splits
-from keras_committee.files import write_file, writing
+from keras_committee.files import translate_os_errors, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Votes:
+class SplitPredictions:
     """The votes of all members on one split.
 
     Attributes:
@@ -48,12 +48,14 @@ class Votes:
     log_probabilities: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    weights: tuple[str, ...] = ()
-    data: str = ""
-    origin: str = ""
+    weight_hashes: tuple[str, ...] = ()
+    data_fingerprint: str = ""
+    source_fingerprint: str = ""
 
 
-def cast_votes(run: Run, recipe: Recipe, split: str = "test", min_members: int | None = None) -> Votes:
+def load_or_compute_predictions(
+    run: Run, recipe: Recipe, split: str = "test", min_members: int | None = None
+) -> SplitPredictions:
     """The votes of every member on a split: from the run folder where they are current, else predicted and kept there.
 
     Args:
@@ -68,11 +70,11 @@ def cast_votes(run: Run, recipe: Recipe, split: str = "test", min_members: int |
         RecipeError: If the data have other classes than the members were trained for.
         VerificationError: If a member gives anything but one finite number for each class.
     """
-    members = run.members_at_hand(recipe.members, min_members)
-    return votes_on(run, members, recipe.data.load(), split)
+    members = run.available_members(recipe.members, min_members)
+    return predict_split(run, members, recipe.data.load(), split)
 
 
-def votes_on(run: Run, members: Sequence[int], splits: "Splits", split: str) -> Votes:
+def predict_split(run: Run, members: Sequence[int], splits: "Splits", split: str) -> SplitPredictions:
     """The same for the `members` at hand, on data that are loaded already.
 
     Raises:
@@ -81,88 +83,95 @@ def votes_on(run: Run, members: Sequence[int], splits: "Splits", split: str) -> 
     """
     run.require_classes(splits.classes)
     examples = getattr(splits, split)
-    data = examples.fingerprint()
-    weights = [file_hash(run.member(index).model) for index in members]
-    votes = [_member_votes(run, index, split, examples, w + data) for index, w in zip(members, weights, strict=True)]
-    for index, each in zip(members, votes, strict=True):
-        _check(run, index, each, len(splits.classes))
-    return Votes(
+    data_fingerprint = examples.fingerprint()
+    weight_hashes = [file_hash(run.member(index).model) for index in members]
+    predictions = [
+        _load_or_predict_member(run, index, split, examples, weights_hash + data_fingerprint)
+        for index, weights_hash in zip(members, weight_hashes, strict=True)
+    ]
+    for index, log_probs in zip(members, predictions, strict=True):
+        _check_predictions(run, index, log_probs, len(splits.classes))
+    return SplitPredictions(
         members=tuple(members),
-        log_probabilities=np.stack(votes, axis=1),
+        log_probabilities=np.stack(predictions, axis=1),
         labels=examples.labels,
         classes=splits.classes,
-        weights=tuple(weights),
-        data=data,
-        origin=examples.origin(),
+        weight_hashes=tuple(weight_hashes),
+        data_fingerprint=data_fingerprint,
+        source_fingerprint=examples.origin(),
     )
 
 
-def _check(run: Run, index: int, votes: np.ndarray, classes: int) -> None:
-    wrong = None if votes.shape[1] == classes else f"gives {votes.shape[1]} classes; the data have {classes}"
-    if wrong is None and not np.isfinite(votes).all():
-        wrong = f"gives votes that are not finite for {int((~np.isfinite(votes)).any(axis=1).sum())} examples"
-    if wrong:
+def _check_predictions(run: Run, index: int, log_probs: np.ndarray, num_classes: int) -> None:
+    problem = (
+        None
+        if log_probs.shape[1] == num_classes
+        else f"gives {log_probs.shape[1]} classes; the data have {num_classes}"
+    )
+    if problem is None and not np.isfinite(log_probs).all():
+        problem = f"gives votes that are not finite for {int((~np.isfinite(log_probs)).any(axis=1).sum())} examples"
+    if problem:
         raise VerificationError(
-            f"member {index} of {run.path} {wrong}. It is averaged with no other.\n"
-            f"  Delete {run.member(index).model} and train it anew, or evaluate without it: --min-members."
+            f"member {index} of {run.path} {problem}. It is averaged with no other.\n"
+            f"  Delete {run.member(index).model} and train it anew, or evaluate without it: --allow-incomplete."
         )
 
 
-def _member_votes(run: Run, index: int, split: str, examples, source: str) -> np.ndarray:
+def _load_or_predict_member(run: Run, index: int, split: str, examples, source: str) -> np.ndarray:
     folder, name = run.path / "votes" / split, f"{index:02d}"
-    votes = current(folder, name, source)
-    if votes is None:
-        votes = log_probabilities(load_member(run.member(index).model), examples.batches(256))
-        keep(folder, name, source, votes)
-    if len(votes) != len(examples):
-        raise RuntimeError(f"member {index} gave {len(votes)} votes on {len(examples)} examples")
-    return votes
+    log_probs = load_if_current(folder, name, source)
+    if log_probs is None:
+        log_probs = log_probabilities(load_member(run.member(index).model), examples.batches(256))
+        store(folder, name, source, log_probs)
+    if len(log_probs) != len(examples):
+        raise RuntimeError(f"member {index} gave {len(log_probs)} votes on {len(examples)} examples")
+    return log_probs
 
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def current(folder: Path, name: str, source: str) -> np.ndarray | None:
+def load_if_current(folder: Path, name: str, source: str) -> np.ndarray | None:
     """The array `name` that was computed from `source`, read-only and mapped into memory; None where it is not there.
 
     A damaged file is told on stderr and taken as not there.
     """
-    file = _file(folder, name, source)
+    file = _array_path(folder, name, source)
     if not file.exists():
         return None
     try:
-        _verify(file)
+        _verify_checksum(file)
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         logging.getLogger(__name__).warning("%s is damaged: %s. It is made anew.", file, error)
         return None
 
 
-def keep(folder: Path, name: str, source: str, array: np.ndarray) -> None:
+def store(folder: Path, name: str, source: str, array: np.ndarray) -> None:
     """Writes the array for `current`, and deletes those of other sources under the same name. Raises ResourceError."""
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    file = _file(folder, name, source)
-    write_file(file, content.getvalue() + hashlib.sha256(content.getvalue()).digest())
-    with writing(folder):
-        for old in [*folder.glob(f"{name}-*.npy"), *folder.glob(f"{name}.npz")]:
-            if old != file:
-                old.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    file = _array_path(folder, name, source)
+    write_file(file, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+    with translate_os_errors(folder):
+        for stale in [*folder.glob(f"{name}-*.npy"), *folder.glob(f"{name}.npz")]:
+            if stale != file:
+                stale.unlink(missing_ok=True)
 
 
-def _file(folder: Path, name: str, source: str) -> Path:
+def _array_path(folder: Path, name: str, source: str) -> Path:
     return folder / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
 
 
-def _verify(file: Path) -> None:
-    with open(file, "rb") as opened:
-        content = opened.read()
+def _verify_checksum(file: Path) -> None:
+    with open(file, "rb") as stream:
+        content = stream.read()
     if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
         raise ValueError("its content does not have its checksum")
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadedData:
+class PreloadedData:
     """Data that are read already: `load()` gives `splits` as often as it is asked."""
 
     splits: Splits
@@ -172,7 +181,7 @@ class LoadedData:
         return self.splits
 
 
-def loaded(recipe: Recipe) -> tuple[Recipe, Splits]:
+def preload(recipe: Recipe) -> tuple[Recipe, Splits]:
     """The recipe with its data read, and these. Raises DataError."""
     splits: Any = recipe.data.load()
-    return dataclasses.replace(recipe, data=LoadedData(splits, recipe.data.batch_size)), splits
+    return dataclasses.replace(recipe, data=PreloadedData(splits, recipe.data.batch_size)), splits

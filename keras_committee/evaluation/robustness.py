@@ -10,30 +10,30 @@ import numpy as np
 
 from keras_committee import metrics
 from keras_committee.data import Split, ood_images
-from keras_committee.data.corruptions import KINDS, SEVERITIES, corrupted
-from keras_committee.data.dataset import evenly
-from keras_committee.data.image_files import read_folder
+from keras_committee.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_images
+from keras_committee.data.dataset import stratified_indices
+from keras_committee.data.image_files import read_image_folder
 from keras_committee.errors import DataError
-from keras_committee.evaluation.predictions import cast_votes, loaded
+from keras_committee.evaluation.predictions import load_or_compute_predictions, preload
 from keras_committee.files import write_json
-from keras_committee.layers import GeometricMean, confidence, head_name, head_of
+from keras_committee.layers import GeometricMean, confidence, head_name, subset_head
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
-BATCH = 256
-_SCORES = ("accuracy", "nll", "ece")
+BATCH_SIZE = 256
+_SCORE_NAMES = ("accuracy", "nll", "ece")
 
 
 def robustness(
     run: Run,
     recipe: Recipe,
     *,
-    kinds: Sequence[str] = KINDS,
+    corruptions: Sequence[str] = CORRUPTIONS,
     severities: Sequence[int] = SEVERITIES,
-    examples: int = 1000,
-    folder: Path | None = None,
+    max_examples: int = 1000,
+    ood_dir: Path | None = None,
     seed: int = 0,
     min_members: int | None = None,
 ) -> dict[str, Any]:
@@ -65,109 +65,121 @@ def robustness(
         IncompleteError: If too few members are trained.
         VerificationError: If a member's votes are no votes.
     """
-    recipe, splits = loaded(recipe)
-    images, labels = _some_of(splits.test, examples, run)
+    recipe, splits = preload(recipe)
+    images, labels = _sample(splits.test, max_examples, run)
     size = images.shape[1:3]
     # Read before all the work: a mistyped folder is told at once.
-    found = {} if folder is None else {str(folder): read_folder(folder, len(labels), splits.test.framing)}
-    members = cast_votes(run, recipe, "test", min_members).members
-    jury = _Jury(run, members, head_of(recipe.head or GeometricMean(), members))
-    clean = jury.votes(images)
+    folder_images = (
+        {} if ood_dir is None else {str(ood_dir): read_image_folder(ood_dir, len(labels), splits.test.transform)}
+    )
+    members = load_or_compute_predictions(run, recipe, "test", min_members).members
+    evaluator = _CorruptionEvaluator(run, members, subset_head(recipe.head or GeometricMean(), members))
+    clean_predictions = evaluator.predict(images)
     rows = [
         {"kind": kind, "severity": severity}
-        | jury.scores(jury.votes_on_corrupted(images, kind, severity, seed), labels)
-        for kind, severity in itertools.product(kinds, severities)
+        | evaluator.scores(evaluator.predict_corrupted(images, kind, severity, seed), labels)
+        for kind, severity in itertools.product(corruptions, severities)
     ]
     result = {
         "recipe": run.recipe_file().name,
-        "head": head_name(jury.head),
+        "head": head_name(evaluator.head),
         "split": "test",
         "examples": len(labels),
         "classes": len(splits.classes),
         "seed": seed,
         "members": list(members),
-        "clean": jury.scores(clean, labels),
+        "clean": evaluator.scores(clean_predictions, labels),
         "corruptions": rows,
         "mean": _mean(rows),
         "foreign": [
-            {"source": source, "examples": len(strange), **jury.detection(clean, jury.votes(strange))}
-            for source, strange in _strangers(len(labels), size, seed, found)
+            {
+                "source": source,
+                "examples": len(source_images),
+                **evaluator.ood_detection(clean_predictions, evaluator.predict(source_images)),
+            }
+            for source, source_images in _ood_images(len(labels), size, seed, folder_images)
         ],
     }
     write_json(run.path / "robustness.json", result)
-    run.journal("tested for robustness", corruptions=len(rows), examples=len(labels))
+    run.append_event("tested for robustness", corruptions=len(rows), examples=len(labels))
     return result
 
 
-class _Jury:
+class _CorruptionEvaluator:
     """The members, each loaded once, and what they say together."""
 
     def __init__(self, run: Run, members: Sequence[int], head: Any):
         self.head = head
         self._predictors = [Predictor(load_member(run.member(index).model)) for index in members]
 
-    def votes(self, images: np.ndarray) -> np.ndarray:
+    def predict(self, images: np.ndarray) -> np.ndarray:
         """float32 log probabilities `(examples, members, classes)`."""
-        return self._votes(images[start : start + BATCH] for start in range(0, len(images), BATCH))
+        return self._predict_batches(images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE))
 
-    def votes_on_corrupted(self, images: np.ndarray, kind: str, severity: int, seed: int) -> np.ndarray:
-        starts = range(0, len(images), BATCH)
-        return self._votes(corrupted(images[start : start + BATCH], kind, severity, seed, start) for start in starts)
+    def predict_corrupted(self, images: np.ndarray, kind: str, severity: int, seed: int) -> np.ndarray:
+        starts = range(0, len(images), BATCH_SIZE)
+        return self._predict_batches(
+            corrupt_images(images[start : start + BATCH_SIZE], kind, severity, seed, start) for start in starts
+        )
 
-    def _votes(self, batches: Iterator[np.ndarray]) -> np.ndarray:
-        return np.concatenate([np.stack([ask([batch]) for ask in self._predictors], axis=1) for batch in batches])
+    def _predict_batches(self, batches: Iterator[np.ndarray]) -> np.ndarray:
+        return np.concatenate(
+            [np.stack([predictor([batch]) for predictor in self._predictors], axis=1) for batch in batches]
+        )
 
-    def scores(self, votes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         return {
-            "members": [_scores(np.exp(votes[:, place]), labels) for place in range(votes.shape[1])],
-            "committee": _scores(keras.ops.convert_to_numpy(self.head(votes)), labels),
+            "members": [
+                _select_scores(np.exp(predictions[:, position]), labels) for position in range(predictions.shape[1])
+            ],
+            "committee": _select_scores(keras.ops.convert_to_numpy(self.head(predictions)), labels),
         }
 
-    def detection(self, known: np.ndarray, foreign: np.ndarray) -> dict[str, dict[str, float]]:
-        measures = {"confidence": self._confidence, "mutual_information": _certainty}
+    def ood_detection(self, in_distribution: np.ndarray, ood: np.ndarray) -> dict[str, dict[str, float]]:
+        measures = {"confidence": self._confidence, "mutual_information": _negative_mutual_information}
         return {
             name: {
-                "auroc": metrics.auroc(measure(known), measure(foreign)),
-                "fpr95": metrics.fpr_at_tpr(measure(known), measure(foreign)),
+                "auroc": metrics.auroc(measure(in_distribution), measure(ood)),
+                "fpr95": metrics.fpr_at_tpr(measure(in_distribution), measure(ood)),
             }
             for name, measure in measures.items()
         }
 
-    def _confidence(self, votes: np.ndarray) -> np.ndarray:
-        return keras.ops.convert_to_numpy(confidence("max_probability", self.head(votes), votes))
+    def _confidence(self, predictions: np.ndarray) -> np.ndarray:
+        return keras.ops.convert_to_numpy(confidence("max_probability", self.head(predictions), predictions))
 
 
-def _certainty(votes: np.ndarray) -> np.ndarray:
+def _negative_mutual_information(predictions: np.ndarray) -> np.ndarray:
     """Larger for images that are known: the negative mutual information."""
-    return -metrics.uncertainty(np.exp(votes))["mutual"]
+    return -metrics.uncertainty_decomposition(np.exp(predictions))["mutual"]
 
 
-def _some_of(split: Split, examples: int, run: Run) -> tuple[np.ndarray, np.ndarray]:
+def _sample(split: Split, max_examples: int, run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Images, uint8 `(n, height, width, 3)`, and labels of at most so many examples."""
     if not len(split) or split.image_shape[2] != 3:
-        wrong = f"images of {split.image_shape[2]} channels, not 3" if len(split) else "no test split"
-        raise DataError(f"the data of {run.path} have {wrong}: there is nothing to corrupt.")
-    chosen = split.take(evenly(split.labels, examples))
-    return np.concatenate([np.asarray(images) for images, _ in chosen.batches(BATCH)]), chosen.labels
+        problem = f"images of {split.image_shape[2]} channels, not 3" if len(split) else "no test split"
+        raise DataError(f"the data of {run.path} have {problem}: there is nothing to corrupt.")
+    sampled = split.subset(stratified_indices(split.labels, max_examples))
+    return np.concatenate([np.asarray(images) for images, _ in sampled.batches(BATCH_SIZE)]), sampled.labels
 
 
-def _strangers(
-    examples: int, size: tuple[int, int], seed: int, found: dict[str, np.ndarray]
+def _ood_images(
+    num_examples: int, size: tuple[int, int], seed: int, folder_images: dict[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The generated images, a kind at a time, and then those that were found."""
-    for kind in ood_images.FOREIGN:
-        yield kind, ood_images.generated(kind, examples, size, seed)
-    yield from found.items()
+    for kind in ood_images.OOD_GENERATORS:
+        yield kind, ood_images.generate_ood(kind, num_examples, size, seed)
+    yield from folder_images.items()
 
 
-def _scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    summary = metrics.summary(probabilities, labels)
-    return {name: summary[name] for name in _SCORES}
+def _select_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    summary = metrics.classification_metrics(probabilities, labels)
+    return {name: summary[name] for name in _SCORE_NAMES}
 
 
 def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     def mean(each: list[dict[str, float]]) -> dict[str, float]:
-        return {name: float(np.mean([scores[name] for scores in each])) for name in _SCORES}
+        return {name: float(np.mean([scores[name] for scores in each])) for name in _SCORE_NAMES}
 
     members = zip(*(row["members"] for row in rows), strict=True)
     return {"members": [mean(list(each)) for each in members], "committee": mean([row["committee"] for row in rows])}

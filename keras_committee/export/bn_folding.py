@@ -15,11 +15,11 @@ import keras
 import numpy as np
 from keras import ops
 
-_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-_LINEAR = (*_CONVOLUTIONS, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+_CONV_LAYERS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_LINEAR_LAYERS = (*_CONV_LAYERS, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
 
-class Wiring:
+class LayerGraph:
     """All calls of layers in a model and in the models nested in it.
 
     Args:
@@ -33,48 +33,48 @@ class Wiring:
     """
 
     def __init__(self, model: keras.Model):
-        graphs = list(_graphs(model, set()))
-        self.nodes = [node for each in graphs for node in _nodes(each)]
-        self._uses = collections.Counter(id(node.operation) for node in self.nodes)
-        self._makers = {id(tensor): node for node in self.nodes for tensor in node.outputs}
-        self._readers = collections.defaultdict(list)
+        graphs = list(_nested_graphs(model, set()))
+        self.nodes = [node for graph in graphs for node in _nodes(graph)]
+        self._call_counts = collections.Counter(id(node.operation) for node in self.nodes)
+        self._producers = {id(tensor): node for node in self.nodes for tensor in node.outputs}
+        self._consumers = collections.defaultdict(list)
         for node in self.nodes:
             for tensor in node.input_tensors:
-                self._readers[id(tensor)].append(node)
+                self._consumers[id(tensor)].append(node)
         for tensor in (tensor for each in graphs for tensor in each.outputs):
-            self._readers[id(tensor)].append(None)
+            self._consumers[id(tensor)].append(None)
 
-    def maker(self, tensor: Any) -> Any:
+    def producer(self, tensor: Any) -> Any:
         """The node that makes `tensor`; None for an input of a model."""
-        return self._makers.get(id(tensor))
+        return self._producers.get(id(tensor))
 
-    def readers(self, tensor: Any) -> list:
+    def consumers(self, tensor: Any) -> list:
         """The nodes that read `tensor`; None among them where it is an output of a model."""
-        return self._readers[id(tensor)]
+        return self._consumers[id(tensor)]
 
-    def once(self, layer: Any) -> bool:
+    def used_once(self, layer: Any) -> bool:
         """Whether the layer is called once in all."""
-        return self._uses[id(layer)] == 1
+        return self._call_counts[id(layer)] == 1
 
-    def is_free(self, layer: Any) -> bool:
+    def is_replaceable(self, layer: Any) -> bool:
         """Whether the layer's own kernel and bias alone make what its one call returns."""
-        return is_linear(layer) and self.once(layer) and layer.activation is keras.activations.linear
+        return is_linear(layer) and self.used_once(layer) and layer.activation is keras.activations.linear
 
     def is_plain_norm(self, node: Any) -> bool:
         """Whether the node is the one call of a batch normalisation of the last axis."""
         layer = node.operation
-        last = is_norm(layer) and layer.axis in (-1, len(node.input_tensors[0].shape) - 1)
-        return last and self.once(layer) and not node.arguments.kwargs.get("training")
+        normalizes_last_axis = is_norm(layer) and layer.axis in (-1, len(node.input_tensors[0].shape) - 1)
+        return normalizes_last_axis and self.used_once(layer) and not node.arguments.kwargs.get("training")
 
 
-def graph_of(model: keras.Model) -> Any:
+def functional_graph(model: keras.Model) -> Any:
     """What runs a model's layers. Raises ValueError where the model is none such."""
-    if not is_graph(model):
+    if not has_functional_graph(model):
         raise ValueError(f"Cannot export {model.name!r}: it is no graph of layers. Define it as a functional model.")
     return getattr(model, "_functional", model)  # a Sequential keeps its graph there
 
 
-def is_graph(layer: Any) -> bool:
+def has_functional_graph(layer: Any) -> bool:
     return hasattr(getattr(layer, "_functional", layer), "_run_through_graph")
 
 
@@ -84,20 +84,20 @@ def is_norm(layer: Any) -> bool:
 
 def is_linear(layer: Any) -> bool:
     """Whether it multiplies by a kernel: a subclass may not, and quantised weights are no kernel to change."""
-    known = type(layer) in _LINEAR and layer.quantization_mode is None
-    return known and getattr(layer, "data_format", "channels_last") == "channels_last"
+    is_known = type(layer) in _LINEAR_LAYERS and layer.quantization_mode is None
+    return is_known and getattr(layer, "data_format", "channels_last") == "channels_last"
 
 
-def _graphs(model, seen):
+def _nested_graphs(model, seen):
     """The graph of the model and those of the models in it, each once."""
-    graph = graph_of(model)
+    graph = functional_graph(model)
     if id(graph) in seen:
         return
     seen.add(id(graph))
     yield graph
     for node in _nodes(graph):
-        if is_graph(node.operation):
-            yield from _graphs(node.operation, seen)
+        if has_functional_graph(node.operation):
+            yield from _nested_graphs(node.operation, seen)
 
 
 def _nodes(graph):
@@ -106,15 +106,15 @@ def _nodes(graph):
 
 # A stream that runs so much higher loses 32 * 2**-24 = 2e-6 to rounding. Of 65 such normalisations in four trained
 # WRN-16-1 and one WRN-16-2 the largest is 4.
-FARTHEST = 32.0
-_PASS_SCALES = (
+MAX_DISTANCE = 32.0
+_SCALE_EQUIVARIANT_LAYERS = (
     keras.layers.AveragePooling2D, keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D,
     keras.layers.MaxPooling2D, keras.layers.Dropout, keras.layers.SpatialDropout2D, keras.layers.Identity,
 )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class Absorbed:
+class FoldPlan:
     """What becomes of the normalisations; layers are told by `id`.
 
     Args:
@@ -130,106 +130,112 @@ class Absorbed:
     shifts: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def absorb(wiring: Wiring) -> Absorbed:
+def fold_batch_norms(graph: LayerGraph) -> FoldPlan:
     """Decides for every normalisation; those in neither `folded` nor `split` stay."""
-    absorbed = Absorbed(dict(_folded(wiring)))
-    higher = {}  # id of a tensor -> how much higher it is to run
-    for node in wiring.nodes:
-        if wiring.is_plain_norm(node) and id(node.operation) not in absorbed.folded:
-            _split(wiring, node, absorbed, higher)
-    for node in wiring.nodes:
-        _compensate(wiring, node, absorbed, higher)
-    return absorbed
+    plan = FoldPlan(dict(_foldable_norms(graph)))
+    offsets = {}  # id of a tensor -> how much higher it is to run
+    for node in graph.nodes:
+        if graph.is_plain_norm(node) and id(node.operation) not in plan.folded:
+            _split_norm(graph, node, plan, offsets)
+    for node in graph.nodes:
+        _compensate_offset(graph, node, plan, offsets)
+    return plan
 
 
 def scale_and_shift(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
     """float64 `(channels,)`: the normalisation is `inputs * scale + shift` at inference."""
-    scale = 1.0 / np.sqrt(float64(norm.moving_variance) + norm.epsilon)
-    scale = scale * float64(norm.gamma) if norm.scale else scale
-    shift = -float64(norm.moving_mean) * scale
-    return scale, shift + float64(norm.beta) if norm.center else shift
+    scale = 1.0 / np.sqrt(to_float64(norm.moving_variance) + norm.epsilon)
+    scale = scale * to_float64(norm.gamma) if norm.scale else scale
+    shift = -to_float64(norm.moving_mean) * scale
+    return scale, shift + to_float64(norm.beta) if norm.center else shift
 
 
-def float64(variable: Any) -> np.ndarray:
+def to_float64(variable: Any) -> np.ndarray:
     return ops.convert_to_numpy(variable).astype(np.float64)
 
 
-def _folded(wiring):
+def _foldable_norms(graph):
     """Each normalisation with the linear layer whose output it alone reads."""
-    for node in filter(wiring.is_plain_norm, wiring.nodes):
+    for node in filter(graph.is_plain_norm, graph.nodes):
         tensor = node.input_tensors[0]
-        maker = wiring.maker(tensor)
-        if maker is not None and wiring.is_free(maker.operation) and len(wiring.readers(tensor)) == 1:
-            yield id(node.operation), maker.operation
+        producer = graph.maker(tensor)
+        if producer is not None and graph.is_free(producer.operation) and len(graph.readers(tensor)) == 1:
+            yield id(node.operation), producer.operation
 
 
-def _split(wiring, node, absorbed, higher):
+def _split_norm(graph, node, plan, offsets):
     norm, tensor = node.operation, node.input_tensors[0]
     scale, shift = scale_and_shift(norm)
-    if not (scale > 0).all() or np.abs(shift / scale).max() > FARTHEST:
+    if not (scale > 0).all() or np.abs(shift / scale).max() > MAX_DISTANCE:
         return
-    behind = _kernels_behind(wiring, node.outputs[0])
-    if behind is None or not _may_run_higher(wiring, tensor, norm, absorbed):
+    downstream = _downstream_linear_layers(graph, node.outputs[0])
+    if downstream is None or not _can_shift_offset(graph, tensor, norm, plan):
         return
-    absorbed.split[id(norm)] = len(wiring.readers(tensor)) > 1
-    absorbed.scales.update({id(layer): scale for layer in behind})
-    higher[id(tensor)] = shift / scale
+    plan.split[id(norm)] = len(graph.readers(tensor)) > 1
+    plan.scales.update({id(layer): scale for layer in downstream})
+    offsets[id(tensor)] = shift / scale
 
 
-def _kernels_behind(wiring, tensor):
+def _downstream_linear_layers(graph, tensor):
     """The linear layers that read `tensor`, right away or behind what a positive scale passes; None if others do."""
     layers = []
-    for node in wiring.readers(tensor):
+    for node in graph.readers(tensor):
         if node is None:
             return None
-        if _takes_scales(node.operation) and wiring.once(node.operation):
+        if _can_absorb_scale(node.operation) and graph.once(node.operation):
             layers.append(node.operation)
             continue
-        further = _kernels_behind(wiring, node.outputs[0]) if _passes_scales(node.operation) else None
-        if further is None:
+        nested_layers = (
+            _downstream_linear_layers(graph, node.outputs[0]) if _commutes_with_scale(node.operation) else None
+        )
+        if nested_layers is None:
             return None
-        layers += further
+        layers += nested_layers
     return layers
 
 
-def _takes_scales(layer):
+def _can_absorb_scale(layer):
     return is_linear(layer) and getattr(layer, "groups", 1) == 1
 
 
-def _passes_scales(layer):
+def _commutes_with_scale(layer):
     if isinstance(layer, keras.layers.ReLU):
         return layer.max_value is None and not layer.threshold
-    relu = isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu
-    return relu or type(layer) in _PASS_SCALES
+    is_relu = isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu
+    return is_relu or type(layer) in _SCALE_EQUIVARIANT_LAYERS
 
 
-def _may_run_higher(wiring, tensor, norm, absorbed):
+def _can_shift_offset(graph, tensor, norm, plan):
     """Whether a constant can be added to `tensor` where it is made, and taken out again by all others who read it."""
-    maker = wiring.maker(tensor)
-    made = maker is not None and (wiring.is_free(maker.operation) or _compensator(wiring, maker, absorbed) is not None)
-    others = [node for node in wiring.readers(tensor) if node is None or node.operation is not norm]
-    return made and all(node is not None and _compensator(wiring, node, absorbed) is not None for node in others)
+    producer = graph.maker(tensor)
+    can_add = producer is not None and (
+        graph.is_free(producer.operation) or _compensating_layer(graph, producer, plan) is not None
+    )
+    other_consumers = [node for node in graph.readers(tensor) if node is None or node.operation is not norm]
+    return can_add and all(
+        node is not None and _compensating_layer(graph, node, plan) is not None for node in other_consumers
+    )
 
 
-def _compensator(wiring, node, absorbed):
+def _compensating_layer(graph, node, plan):
     """The linear layer that only the sum `node` reads, whose bias can therefore move the sum; None if there is none."""
     shapes = {tuple(tensor.shape) for tensor in node.input_tensors}
-    if type(node.operation) is not keras.layers.Add or not wiring.once(node.operation) or len(shapes) > 1:
+    if type(node.operation) is not keras.layers.Add or not graph.once(node.operation) or len(shapes) > 1:
         return None
     for tensor in reversed(node.input_tensors):
-        maker = wiring.maker(tensor)
-        layer = None if maker is None else absorbed.folded.get(id(maker.operation), maker.operation)
-        if layer is not None and wiring.is_free(layer) and wiring.readers(tensor) == [node]:
+        producer = graph.maker(tensor)
+        layer = None if producer is None else plan.folded.get(id(producer.operation), producer.operation)
+        if layer is not None and graph.is_free(layer) and graph.readers(tensor) == [node]:
             return layer
     return None
 
 
-def _compensate(wiring, node, absorbed, higher):
+def _compensate_offset(graph, node, plan, offsets):
     """Lets what makes a tensor that runs higher add the difference to what it reads."""
-    difference = higher.get(id(node.outputs[0]), 0.0)
+    difference = offsets.get(id(node.outputs[0]), 0.0)
     layer = node.operation
     if isinstance(layer, keras.layers.Add):
-        difference = difference - sum(higher.get(id(tensor), 0.0) for tensor in node.input_tensors)
-        layer = _compensator(wiring, node, absorbed)
+        difference = difference - sum(offsets.get(id(tensor), 0.0) for tensor in node.input_tensors)
+        layer = _compensating_layer(graph, node, plan)
     if np.any(difference):
-        absorbed.shifts[id(layer)] = difference
+        plan.shifts[id(layer)] = difference

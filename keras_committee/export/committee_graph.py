@@ -11,13 +11,21 @@ from typing import Any, Self
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.preprocessing import JPEG, PNG, Framing, begins_with, decode_image, encoded_size, resized
-from keras_committee.export.inference_model import Network
-from keras_committee.layers import Resize, confidence, head_of
+from keras_committee.data.preprocessing import (
+    JPEG_MAGIC,
+    PNG_MAGIC,
+    ImageTransform,
+    decode_image,
+    has_magic,
+    image_size_from_header,
+    resize,
+)
+from keras_committee.export.inference_model import InferenceModel
+from keras_committee.layers import Resize, confidence, subset_head
 from keras_committee.selection import Selection, Stage
 
 
-class Committee:
+class ServingCommittee:
     """The traced committee: each network once, called by every signature.
 
     Args:
@@ -40,112 +48,126 @@ class Committee:
 
     def __init__(
         self,
-        networks: Sequence[Network],
+        models: Sequence[InferenceModel],
         selection: Selection,
         image_shape: tuple[int, int, int],
-        framings: Sequence[Framing] | None = None,
+        transforms: Sequence[ImageTransform] | None = None,
     ):
         self.image_shape = image_shape
-        self._framings = list(framings or [resized(image_shape[:2])] * len(networks))
+        self._transforms = list(transforms or [resize(image_shape[:2])] * len(models))
         self._selection = selection
-        self._networks = list(networks)
+        self._models = list(models)
         self._head = selection.head_layer()
-        self._functions = {
-            id(each): self._traced(each.__call__, framing.size)
-            for each, framing in zip(networks, self._framings, strict=True)
+        self._traced_models = {
+            id(model): self._trace(model.__call__, transform.size)
+            for model, transform in zip(models, self._transforms, strict=True)
         }
         self.variables = [
-            each.variables(self._functions[key].get_concrete_function().graph.variables)
-            for key, each in {id(each): each for each in networks}.items()
+            each.variables(self._traced_models[key].get_concrete_function().graph.variables)
+            for key, each in {id(each): each for each in models}.items()
         ]
-        self._stages = selection.stages or (Stage(members=len(networks), threshold=None),)
-        self.answer_of_all = self._traced(self._answer_of_all, image_shape[:2])
-        self.answer = self.answer_of_all if selection.stages is None else self._traced(self._answer, image_shape[:2])
-        contents = tf.TensorSpec((None,), tf.string, name="image_bytes")
-        self.answer_encoded = tf.function(self._answer_encoded, input_signature=[contents], autograph=False)
+        self._stages = selection.stages or (Stage(members=len(models), threshold=None),)
+        self.predict_all = self._trace(self._predict_all, image_shape[:2])
+        self.predict = self.predict_all if selection.stages is None else self._trace(self._predict, image_shape[:2])
+        bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
+        self.predict_encoded = tf.function(self._predict_encoded, input_signature=[bytes_spec], autograph=False)
 
-    def _traced(self, function, size):
+    def _trace(self, function, size):
         spec = tf.TensorSpec((None, *size, self.image_shape[2]), tf.float32, name="image")
         return tf.function(function, input_signature=[spec], autograph=False)
 
-    def _answer_of_all(self, image):
-        logits = self._ask(views_of_pixels(_checked(image, self.image_shape)), None, len(self._networks))
-        votes = tf.exp(tf.nn.log_softmax(tempered(logits, self._selection)))
-        return self._finished({**self._answers(logits), "member_probabilities": votes}, tf.shape(image)[0])
+    def _predict_all(self, image):
+        logits = self._member_logits(
+            images_from_pixels(_validate_pixels(image, self.image_shape)), None, len(self._models)
+        )
+        probabilities = tf.exp(tf.nn.log_softmax(apply_temperature(logits, self._selection)))
+        return self._format_outputs(
+            {**self._aggregate(logits), "member_probabilities": probabilities}, tf.shape(image)[0]
+        )
 
-    def _answer(self, image):
-        views = views_of_pixels(_checked(image, self.image_shape))
-        return self._finished(self._through(self._stages, views, None), tf.shape(image)[0])
+    def _predict(self, image):
+        request_images = images_from_pixels(_validate_pixels(image, self.image_shape))
+        return self._format_outputs(self._run_cascade(self._stages, request_images, None), tf.shape(image)[0])
 
-    def _answer_encoded(self, contents):
-        rows = tf.shape(contents)[0]
-        contents = tf.concat([contents, tf.fill(_missing_rows(rows), "")], 0)
-        first = list(dict.fromkeys(self._framings[: self._stages[0].members]))
-        pixels, valid = decode_images(contents, first)
-        if len(set(self._framings)) == 1:
-            answers = dict(self.answer(pixels[first[0]]))
-            answers.pop("member_probabilities", None)
-            return {name: value[:rows] for name, value in {**answers, "valid": valid}.items()}
-        views = Views(contents, lambda rest, framings: decode_images(rest, framings)[0], pixels)
-        return self._finished({**self._through(self._stages, views, None), "valid": valid}, rows)
+    def _predict_encoded(self, image_bytes):
+        rows = tf.shape(image_bytes)[0]
+        image_bytes = tf.concat([image_bytes, tf.fill(_padding_rows(rows), "")], 0)
+        first_transforms = list(dict.fromkeys(self._transforms[: self._stages[0].members]))
+        pixels, valid = decode_images(image_bytes, first_transforms)
+        if len(set(self._transforms)) == 1:
+            outputs = dict(self.predict(pixels[first_transforms[0]]))
+            outputs.pop("member_probabilities", None)
+            return {name: value[:rows] for name, value in {**outputs, "valid": valid}.items()}
+        request_images = TransformedImages(
+            image_bytes, lambda remaining, transforms: decode_images(remaining, transforms)[0], pixels
+        )
+        return self._format_outputs({**self._run_cascade(self._stages, request_images, None), "valid": valid}, rows)
 
-    def _through(self, stages, views, logits):
+    def _run_cascade(self, stages, request_images, logits):
         """The answers to images that no stage before `stages` has answered."""
         stage, *later_stages = stages
-        logits = self._ask(views, logits, stage.members)
-        answers = self._answers(logits)
+        logits = self._member_logits(request_images, logits, stage.members)
+        outputs = self._aggregate(logits)
         if stage.threshold is None:
-            return answers
-        unsure = tf.where(~(answers["confidence"] >= stage.threshold))
+            return outputs
+        uncertain = tf.where(~(outputs["confidence"] >= stage.threshold))
 
-        def go_on():
-            later = self._through(later_stages, views.of(unsure), tf.gather_nd(logits, unsure))
-            return {name: tf.tensor_scatter_nd_update(answers[name], unsure, later[name]) for name in answers}
+        def run_later_stages():
+            later_outputs = self._run_cascade(
+                later_stages, request_images.of(uncertain), tf.gather_nd(logits, uncertain)
+            )
+            return {
+                name: tf.tensor_scatter_nd_update(outputs[name], uncertain, later_outputs[name]) for name in outputs
+            }
 
         # oneDNN's convolution of an empty batch has a wrong shape: nobody is asked about nothing.
-        chosen = tf.cond(tf.size(unsure) > 0, go_on, lambda: answers)
-        return {name: tf.ensure_shape(chosen[name], answers[name].shape) for name in answers}
+        final_outputs = tf.cond(tf.size(uncertain) > 0, run_later_stages, lambda: outputs)
+        return {name: tf.ensure_shape(final_outputs[name], outputs[name].shape) for name in outputs}
 
-    def _ask(self, views, logits, members):
+    def _member_logits(self, request_images, logits, members):
         """Logits `(batch, members, classes)` before temperatures, of which the first columns may be known."""
-        columns = [] if logits is None else tf.unstack(logits, axis=1)
-        images = views.at(self._framings[len(columns) : members])
-        for network, framing in list(zip(self._networks, self._framings, strict=True))[len(columns) : members]:
-            first = self._networks.index(network)
-            new = first >= len(columns)
-            columns.append(self._functions[id(network)](images[framing]) if new else columns[first])
-        return tf.stack(columns, axis=1)
+        logits_per_member = [] if logits is None else tf.unstack(logits, axis=1)
+        images = request_images.at(self._transforms[len(logits_per_member) : members])
+        for model, transform in list(zip(self._models, self._transforms, strict=True))[
+            len(logits_per_member) : members
+        ]:
+            first_index = self._models.index(model)
+            is_first_use = first_index >= len(logits_per_member)
+            logits_per_member.append(
+                self._traced_models[id(model)](images[transform]) if is_first_use else logits_per_member[first_index]
+            )
+        return tf.stack(logits_per_member, axis=1)
 
-    def _answers(self, logits):
+    def _aggregate(self, logits):
         """What the committee of the members asked so far says."""
         members = logits.shape[1]
-        votes = tempered(logits, self._selection)
-        probabilities = head_of(self._head, range(members))(votes)
+        scaled_logits = apply_temperature(logits, self._selection)
+        probabilities = subset_head(self._head, range(members))(scaled_logits)
         return {
             "probabilities": probabilities,
-            "confidence": confidence(self._selection.confidence, probabilities, votes),
-            "mutual_information": mutual_information(votes, shares(self._selection, members)),
+            "confidence": confidence(self._selection.confidence, probabilities, scaled_logits),
+            "mutual_information": mutual_information(scaled_logits, member_weights(self._selection, members)),
             "members_used": tf.fill(tf.shape(logits)[:1], members),
         }
 
-    def _finished(self, answers, rows):
+    def _format_outputs(self, outputs, batch_size):
         """With classes and labels, and without the row that stands in for an empty batch."""
-        class_id = tf.argmax(answers["probabilities"], axis=-1, output_type=tf.int32)
+        class_id = tf.argmax(outputs["probabilities"], axis=-1, output_type=tf.int32)
         label = tf.gather(tf.constant(self._selection.classes), class_id)
-        answers = {**answers, "class_id": class_id, "label": label}
-        return {name: value[:rows] for name, value in answers.items()}
+        outputs = {**outputs, "class_id": class_id, "label": label}
+        return {name: value[:batch_size] for name, value in outputs.items()}
 
 
-def tempered(logits, selection: Selection):
+def apply_temperature(logits, selection: Selection):
     """Logits `(batch, members, classes)` of the first members, each divided by its temperature."""
     temperatures = np.array([member.temperature for member in selection.members], np.float32)[: logits.shape[1]]
     return logits if (temperatures == 1).all() else logits / temperatures[:, None]
 
 
-def shares(selection: Selection, members: int) -> np.ndarray:
+def member_weights(selection: Selection, num_members: int) -> np.ndarray:
     """float32 `(members,)`: how much each of the first members counts."""
-    given = [1.0] * members if selection.weights is None else selection.weights[:members]
-    weights = np.array(given, np.float32) if sum(given) else np.ones(members, np.float32)
+    raw_weights = [1.0] * num_members if selection.weights is None else selection.weights[:num_members]
+    weights = np.array(raw_weights, np.float32) if sum(raw_weights) else np.ones(num_members, np.float32)
     return weights / weights.sum()
 
 
@@ -164,72 +186,76 @@ def mutual_information(logits, weights: np.ndarray):
     Source: Houlsby et al. 2011, arXiv:1112.5745, equation 2.
     """
     # The head takes the same logarithms, which TensorFlow therefore computes once.
-    logarithms = tf.nn.log_softmax(logits)
-    votes = tf.exp(logarithms)
-    mean = tf.reduce_sum(votes * weights[:, None], 1)
-    unsure = tf.reduce_sum(tf.reduce_sum(votes * logarithms, -1) * weights, 1)  # less the mean of the entropies
-    return tf.maximum(unsure - tf.reduce_sum(tf.math.xlogy(mean, mean), -1), 0.0)
+    log_probs = tf.nn.log_softmax(logits)
+    probabilities = tf.exp(log_probs)
+    mean_probabilities = tf.reduce_sum(probabilities * weights[:, None], 1)
+    negative_mean_entropy = tf.reduce_sum(
+        tf.reduce_sum(probabilities * log_probs, -1) * weights, 1
+    )  # less the mean of the entropies
+    return tf.maximum(
+        negative_mean_entropy - tf.reduce_sum(tf.math.xlogy(mean_probabilities, mean_probabilities), -1), 0.0
+    )
 
 
-def _checked(image, shape):
+def _validate_pixels(image, shape):
     """Raw pixels: of the right shape, numbers, within 0..255, and at least one row."""
     image = tf.ensure_shape(image, (None, *shape))
     image = tf.clip_by_value(tf.debugging.check_numerics(image, "image holds what is no number"), 0.0, 255.0)
-    blank = tf.zeros([*_missing_rows(tf.shape(image)[0]), *shape])
+    blank = tf.zeros([*_padding_rows(tf.shape(image)[0]), *shape])
     return tf.concat([image, blank], 0)
 
 
-def _missing_rows(rows):
+def _padding_rows(batch_size):
     """How many rows a batch lacks to have one."""
-    return [tf.cast(tf.equal(rows, 0), tf.int32)]
+    return [tf.cast(tf.equal(batch_size, 0), tf.int32)]
 
 
-def make_endpoints(committee: Committee, classes: tuple[str, ...]) -> dict[str, Any]:
+def build_signatures(committee: ServingCommittee, classes: tuple[str, ...]) -> dict[str, Any]:
     """The functions to save, by signature. Bytes are decoded to three channels: others have no signature for them."""
-    image = tf.TensorSpec((None, *committee.image_shape), tf.float32, name="image")
+    image_spec = tf.TensorSpec((None, *committee.image_shape), tf.float32, name="image")
 
-    def ask(image):
-        answers = committee.answer(tf.ensure_shape(image, (None, *committee.image_shape)))
-        return {name: answers[name] for name in answers if name != "member_probabilities"}
+    def predict(image):
+        outputs = committee.predict(tf.ensure_shape(image, (None, *committee.image_shape)))
+        return {name: outputs[name] for name in outputs if name != "member_probabilities"}
 
-    def ask_all(image):
-        return dict(committee.answer_of_all(tf.ensure_shape(image, (None, *committee.image_shape))))
+    def predict_members(image):
+        return dict(committee.predict_all(tf.ensure_shape(image, (None, *committee.image_shape))))
 
-    def ask_bytes(image_bytes):
-        return _marked(committee.answer_encoded(tf.ensure_shape(image_bytes, (None,))))
+    def predict_bytes(image_bytes):
+        return _mask_invalid(committee.predict_encoded(tf.ensure_shape(image_bytes, (None,))))
 
     def classify(inputs):
-        answers = committee.answer_encoded(contents_of(tf.ensure_shape(inputs, (None,))))
-        scores = tf.where(answers["valid"][:, None], answers["probabilities"], 0.0)
+        outputs = committee.predict_encoded(encoded_bytes(tf.ensure_shape(inputs, (None,))))
+        scores = tf.where(outputs["valid"][:, None], outputs["probabilities"], 0.0)
         return {"classes": tf.broadcast_to(tf.constant([classes]), tf.shape(scores)), "scores": scores}
 
-    functions = {"serving_default": _traced(ask, image), "predict_members": _traced(ask_all, image)}
+    functions = {"serving_default": _trace(predict, image_spec), "predict_members": _trace(predict_members, image_spec)}
     if committee.image_shape[2] == 3:
-        functions["predict_bytes"] = _traced(ask_bytes, tf.TensorSpec((None,), tf.string, name="image_bytes"))
-        functions["classify"] = _traced(classify, tf.TensorSpec((None,), tf.string, name="inputs"))
+        functions["predict_bytes"] = _trace(predict_bytes, tf.TensorSpec((None,), tf.string, name="image_bytes"))
+        functions["classify"] = _trace(classify, tf.TensorSpec((None,), tf.string, name="inputs"))
     return functions
 
 
-def _traced(function, spec):
+def _trace(function, spec):
     return tf.function(function, input_signature=[spec], autograph=False)
 
 
-def _marked(answers):
+def _mask_invalid(outputs):
     """The answers, and what stands for them where the image is not valid."""
-    valid = answers["valid"]
-    classes = answers["probabilities"].shape[1]
-    instead = {"probabilities": tf.fill([1, classes], 1.0 / classes), "class_id": -1, "label": ""}
-    marked = {}
-    for name, value in answers.items():
-        holds = valid[:, None] if value.shape.rank == 2 else valid
-        marked[name] = tf.where(holds, value, tf.cast(instead.get(name, 0), value.dtype))
-    return marked | {"valid": valid}
+    valid = outputs["valid"]
+    classes = outputs["probabilities"].shape[1]
+    fill_values = {"probabilities": tf.fill([1, classes], 1.0 / classes), "class_id": -1, "label": ""}
+    masked = {}
+    for name, value in outputs.items():
+        is_valid = valid[:, None] if value.shape.rank == 2 else valid
+        masked[name] = tf.where(is_valid, value, tf.cast(fill_values.get(name, 0), value.dtype))
+    return masked | {"valid": valid}
 
 
-Made = Mapping[Framing, Any]
+ImagesByTransform = Mapping[ImageTransform, Any]
 
 
-class Views:
+class TransformedImages:
     """The images of a request, as each framing shows them, made when they are first asked for.
 
     Args:
@@ -238,37 +264,44 @@ class Views:
         made: Those that there are already.
     """
 
-    def __init__(self, source, make: Callable[[Any, list[Framing]], Made], made: Made | None = None):
-        self.source, self._make, self._made = source, make, dict(made or {})
+    def __init__(
+        self,
+        source,
+        transform_fn: Callable[[Any, list[ImageTransform]], ImagesByTransform],
+        computed: ImagesByTransform | None = None,
+    ):
+        self.source, self._transform_fn, self._computed = source, transform_fn, dict(computed or {})
 
-    def at(self, framings: Iterable[Framing]) -> Made:
+    def inputs_for(self, transforms: Iterable[ImageTransform]) -> ImagesByTransform:
         """The images under these framings, and perhaps more."""
-        missing = [each for each in dict.fromkeys(framings) if each not in self._made]
+        missing = [transform for transform in dict.fromkeys(transforms) if transform not in self._computed]
         if missing:
-            self._made |= self._make(self.source, missing)
-        return self._made
+            self._computed |= self._transform_fn(self.source, missing)
+        return self._computed
 
-    def of(self, rows) -> Self:
+    def gather_rows(self, indices) -> Self:
         """The images at `rows`, int64 `(rows, 1)`. What is not made yet will be made of these only."""
-        made = {framing: tf.gather_nd(images, rows) for framing, images in self._made.items()}
-        return type(self)(tf.gather_nd(self.source, rows), self._make, made)
+        computed = {transform: tf.gather_nd(images, indices) for transform, images in self._computed.items()}
+        return type(self)(tf.gather_nd(self.source, indices), self._transform_fn, computed)
 
 
-def views_of_pixels(image) -> Views:
+def images_from_pixels(image) -> TransformedImages:
     """Of float32 `(batch, height, width, channels)`: a member of another size sees them resized, as in `Ensemble`."""
-    return Views(image, resized_pixels)
+    return TransformedImages(image, resize_pixels)
 
 
-def resized_pixels(image, framings: Iterable[Framing]) -> Made:
+def resize_pixels(image, transforms: Iterable[ImageTransform]) -> ImagesByTransform:
     """float32 images at the size of each framing; what a framing would crop stays, since it is gone already."""
-    given = tuple(image.shape[1:3])
-    return {each: image if each.size == given else Resize(*each.size)(image) for each in framings}
+    image_size = tuple(image.shape[1:3])
+    return {
+        transform: image if transform.size == image_size else Resize(*transform.size)(image) for transform in transforms
+    }
 
 
-MOST_PIXELS = 25_000_000  # 25 Mpx by its header, before anything is allocated for the pixels
+MAX_PIXELS = 25_000_000  # 25 Mpx by its header, before anything is allocated for the pixels
 
 
-def decode_images(contents, framings: Sequence[Framing]):
+def decode_images(image_bytes, transforms: Sequence[ImageTransform]):
     """Pixels and validity of encoded images; each is decoded once, whatever the number of framings.
 
     Args:
@@ -278,51 +311,58 @@ def decode_images(contents, framings: Sequence[Framing]):
     Returns:
         dict of framing -> float32 `(batch, *size, 3)`, and bool `(batch,)`.
     """
-    specs = [tf.TensorSpec((*framing.size, 3), tf.uint8) for framing in framings]
-    pixels, valid = _guarded(lambda content: _decoded(content, framings), contents, specs)
-    return {each: tf.cast(images, tf.float32) for each, images in zip(framings, pixels, strict=True)}, valid
+    specs = [tf.TensorSpec((*transform.size, 3), tf.uint8) for transform in transforms]
+    pixels, valid = _map_skipping_errors(lambda content: _decode(content, transforms), image_bytes, specs)
+    return {transform: tf.cast(images, tf.float32) for transform, images in zip(transforms, pixels, strict=True)}, valid
 
 
-def contents_of(examples):
+def encoded_bytes(examples):
     """The feature `image/encoded` of serialized `tf.train.Example`s, string `(batch,)`; empty where there is none."""
     feature = {"image/encoded": tf.io.FixedLenFeature((), tf.string)}
 
     def parse(example):
         return [tf.io.parse_single_example(example, feature)["image/encoded"]]
 
-    [contents], _ = _guarded(parse, examples, [tf.TensorSpec((), tf.string)])
+    [contents], _ = _map_skipping_errors(parse, examples, [tf.TensorSpec((), tf.string)])
     return contents
 
 
-def _guarded(function, inputs, specs):
+def _map_skipping_errors(function, inputs, specs):
     """TensorFlow has no try and except in a graph, but a dataset can leave out what fails.
 
     `function` gives one tensor for each of `specs`. Returns them for the batch, with zeros, or empty strings, where it
     failed, and where it did not: bool `(batch,)`.
     """
-    rows = tf.size(inputs, out_type=tf.int64)
-    good = tf.data.Dataset.from_tensor_slices((tf.range(rows), inputs))
-    good = good.map(lambda row, each: (row, *function(each)), num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+    batch_size = tf.size(inputs, out_type=tf.int64)
+    dataset = tf.data.Dataset.from_tensor_slices((tf.range(batch_size), inputs))
+    dataset = dataset.map(
+        lambda row, value: (row, *function(value)), num_parallel_calls=tf.data.AUTOTUNE
+    ).ignore_errors()
     # One more element, since there may be no good one: it belongs to a row that is cut off again.
-    last = tf.data.Dataset.from_tensors((rows, *(tf.zeros(spec.shape, spec.dtype) for spec in specs)))
+    sentinel = tf.data.Dataset.from_tensors((batch_size, *(tf.zeros(spec.shape, spec.dtype) for spec in specs)))
     options = tf.data.Options()
     options.autotune.enabled = False  # a request is too short to tune anything
-    places, *found = good.concatenate(last).batch(rows + 1).with_options(options).get_single_element()
+    indices, *values = dataset.concatenate(sentinel).batch(batch_size + 1).with_options(options).get_single_element()
     # Row of `found` for each of `inputs`; the last row of `found`, which is empty, for those that failed.
-    count = tf.size(places, out_type=tf.int64)
-    source = tf.tensor_scatter_nd_update(tf.fill([rows + 1], count - 1), places[:, None], tf.range(count))[:-1]
-    outputs = [tf.ensure_shape(tf.gather(each, source), (None, *s.shape)) for each, s in zip(found, specs, strict=True)]
-    return outputs, source < count - 1
+    count = tf.size(indices, out_type=tf.int64)
+    gather_indices = tf.tensor_scatter_nd_update(
+        tf.fill([batch_size + 1], count - 1), indices[:, None], tf.range(count)
+    )[:-1]
+    outputs = [
+        tf.ensure_shape(tf.gather(each, gather_indices), (None, *s.shape))
+        for each, s in zip(values, specs, strict=True)
+    ]
+    return outputs, gather_indices < count - 1
 
 
-def _decoded(content, framings):
-    with tf.control_dependencies([_check_header(content)]):
-        pixels = decode_image(tf.identity(content))
-    return [tf.ensure_shape(framing.apply(pixels), (*framing.size, 3)) for framing in framings]
+def _decode(image_bytes, transforms):
+    with tf.control_dependencies([_check_header(image_bytes)]):
+        pixels = decode_image(tf.identity(image_bytes))
+    return [tf.ensure_shape(transform.apply(pixels), (*transform.size, 3)) for transform in transforms]
 
 
-def _check_header(content):
-    is_known = begins_with(content, PNG) | begins_with(content, JPEG)
+def _check_header(image_bytes):
+    is_known = has_magic(image_bytes, PNG_MAGIC) | has_magic(image_bytes, JPEG_MAGIC)
     with tf.control_dependencies([tf.debugging.Assert(is_known, ["neither JPEG nor PNG"])]):
-        height, width = encoded_size(content)
-    return tf.debugging.Assert(height * width <= MOST_PIXELS, ["too many pixels"])
+        height, width = image_size_from_header(image_bytes)
+    return tf.debugging.Assert(height * width <= MAX_PIXELS, ["too many pixels"])

@@ -18,23 +18,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.preprocessing import Framing
+from keras_committee.data.preprocessing import ImageTransform
 from keras_committee.errors import ExportError, RecipeError, ResourceError, RunError
 from keras_committee.export import export_members, publish, verification_cases, verify
-from keras_committee.export.committee_graph import Committee, make_endpoints
-from keras_committee.export.inference_model import Network
+from keras_committee.export.committee_graph import ServingCommittee, build_signatures
+from keras_committee.export.inference_model import InferenceModel
 from keras_committee.export.verification_cases import BATCH_SIZES
-from keras_committee.files import now, write_json, writing
+from keras_committee.files import translate_os_errors, utc_timestamp, write_json
 from keras_committee.run import Run
 from keras_committee.selection import Selection
 
-_ENCODED = ("predict_bytes", "classify")  # the signatures that take image files
-_LARGEST_REQUEST = 4 * 1024**2  # bytes of a warm-up request of pixels: at 224x224 the batches come as JPEGs only
+_ENCODED_SIGNATURES = ("predict_bytes", "classify")  # the signatures that take image files
+_MAX_REQUEST_BYTES = 4 * 1024**2  # bytes of a warm-up request of pixels: at 224x224 the batches come as JPEGs only
 
 
 def export(
     runs: str | Path | Run | Sequence[str | Path | Run],
-    to: str | Path | None = None,
+    out: str | Path | None = None,
     selection: Selection | str | Path | None = None,
     image_size: tuple[int, int] | None = None,
     *,
@@ -58,27 +58,27 @@ def export(
         ResourceError: If the disk is full or not writable. Nothing is published.
         RunError, RecipeError, IncompleteError: If a run is no committee that can be exported.
     """
-    opened = [each if isinstance(each, Run) else Run.open(each) for each in _as_list(runs)]
-    base = Path(to) if to is not None else Path("saved_models") / opened[0].path.resolve().name
-    publish.check_name(base)
+    opened = [run_or_path if isinstance(run_or_path, Run) else Run.open(run_or_path) for run_or_path in _as_list(runs)]
+    model_dir = Path(out) if out is not None else Path("saved_models") / opened[0].path.resolve().name
+    publish.check_name(model_dir)
     _require_tensorflow_serving()
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as locks:
         for run in {run.path.resolve(): run for run in opened}.values():
-            held.enter_context(run.lock(shared=True))
-        chosen, models, recorded = _committee(opened, selection, min_members)
-        framings = export_members.framings_of(models, recorded, image_size)
-        version = publish_committee(chosen, models, base, framings=framings, runs=opened)
+            locks.enter_context(run.lock(shared=True))
+        chosen, models, transform_configs = _load_committee(opened, selection, min_members)
+        transforms = export_members.resolve_transforms(models, transform_configs, image_size)
+        version = publish_committee(chosen, models, model_dir, transforms=transforms, runs=opened)
         for run in opened:
-            run.journal("exported", version=str(version.resolve()), members=len(chosen.members))
+            run.append_event("exported", version=str(version.resolve()), members=len(chosen.members))
     return version
 
 
 def publish_committee(
     selection: Selection,
     models: Sequence[keras.Model],
-    base: Path,
+    model_dir: Path,
     *,
-    framings: Sequence[Framing] | None = None,
+    transforms: Sequence[ImageTransform] | None = None,
     runs: Sequence[Run] = (),
 ) -> Path:
     """Saves, verifies and publishes the committee of `models`, one for each member of the selection, below `base`.
@@ -86,37 +86,42 @@ def publish_committee(
     `framings` say what each member sees of an encoded image: the whole of it, at the member's size, where None.
     Returns the folder of the new version. Raises ExportError and ResourceError, as `export` does.
     """
-    framings = framings or export_members.framings_of(models, [None] * len(models))
-    shape = export_members.image_shape(models, framings)
-    with publish.staging(base) as folder:
-        version = folder / "version"
-        with _disk(version):
-            signatures = save_committee(selection, models, version, framings)
-            check_operations(version)
-            verified = _verify(selection, models, framings, signatures, version, folder / "golden.npz")
-            record = committee_record(selection, shape, framings, signatures, runs, verified)
-            write_json(version / "committee.json", record)
-        return publish.publish(base, version)
+    transforms = transforms or export_members.resolve_transforms(models, [None] * len(models))
+    shape = export_members.image_shape(models, transforms)
+    with publish.staging(model_dir) as staging_dir:
+        version_dir = staging_dir / "version"
+        with _translate_write_errors(version_dir):
+            signatures = save_committee(selection, models, version_dir, transforms)
+            check_ops(version_dir)
+            verification = _verify(selection, models, transforms, signatures, version_dir, staging_dir / "golden.npz")
+            manifest = build_manifest(selection, shape, transforms, signatures, runs, verification)
+            write_json(version_dir / "committee.json", manifest)
+        return publish.publish(model_dir, version_dir)
 
 
 def save_committee(
-    selection: Selection, models: Sequence[keras.Model], folder: Path, framings: Sequence[Framing] | None = None
+    selection: Selection,
+    models: Sequence[keras.Model],
+    folder: Path,
+    transforms: Sequence[ImageTransform] | None = None,
 ) -> list[str]:
     """Writes the SavedModel, each variable once, and returns the names of its signatures. Raises ExportError."""
-    framings = framings or export_members.framings_of(models, [None] * len(models))
+    transforms = transforms or export_members.resolve_transforms(models, [None] * len(models))
     try:
-        committee = Committee(_networks(models), selection, export_members.image_shape(models, framings), framings)
+        committee = ServingCommittee(
+            _inference_models(models), selection, export_members.image_shape(models, transforms), transforms
+        )
     except ValueError as error:
         raise ExportError(f"the committee cannot be exported: {error}") from error
-    module = _Saved(name="committee")
-    module.members = committee.variables
-    endpoints = make_endpoints(committee, selection.classes)
+    root = _CheckpointRoot(name="committee")
+    root.members = committee.variables
+    signatures = build_signatures(committee, selection.classes)
     # Functions stay out of the module: only what the signatures need is written.
-    tf.saved_model.save(module, str(folder), signatures=endpoints)
-    return list(endpoints)
+    tf.saved_model.save(root, str(folder), signatures=signatures)
+    return list(signatures)
 
 
-class _Saved(tf.Module):
+class _CheckpointRoot(tf.Module):
     """What is written to the checkpoint."""
 
     members: list[dict[str, tf.Variable]]
@@ -131,59 +136,61 @@ def _require_tensorflow_serving():
         raise RecipeError('warm-up requests need TF Serving\'s API: pip install "keras-committee[serving]"')
 
 
-def _committee(runs, selection, min_members):
+def _load_committee(runs, selection, min_members):
     if selection is None:
-        return export_members.whole_committee(runs, min_members)
+        return export_members.all_members(runs, min_members)
     if isinstance(selection, Selection):
         return selection, *export_members.selected_models(selection, runs[0].path)
-    chosen = Selection.read(selection)
-    return chosen, *export_members.selected_models(chosen, Path(selection).parent)
+    loaded_selection = Selection.read(selection)
+    return loaded_selection, *export_members.selected_models(loaded_selection, Path(selection).parent)
 
 
-def _networks(models):
+def _inference_models(models):
     """One for each model, and the same for the same model."""
-    made: dict[int, Network] = {}
+    inference_models: dict[int, InferenceModel] = {}
     for model in models:
-        if id(model) not in made:
-            made[id(model)] = Network(model, f"member_{len(made):02d}")
-    return [made[id(model)] for model in models]
+        if id(model) not in inference_models:
+            inference_models[id(model)] = InferenceModel(model, f"member_{len(inference_models):02d}")
+    return [inference_models[id(model)] for model in models]
 
 
 @contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def _translate_write_errors(path: Path) -> Iterator[None]:
     """TensorFlow tells a full disk in its own words."""
     try:
-        with writing(path):
+        with translate_os_errors(path):
             yield
     except tf.errors.OpError as error:
         message = f"cannot write {path}: {error.message}\n  Make room, or name another folder. Nothing was published."
         raise ResourceError(message) from error
 
 
-def _verify(selection, models, framings, signatures, version, golden_file) -> dict[str, Any]:
-    examples = verification_cases.golden(
-        models, selection, framings, export_members.image_shape(models, framings)
-    ).clear(selection)
-    if not len(examples.images):
+def _verify(selection, models, transforms, signatures, version_dir, cases_file) -> dict[str, Any]:
+    cases = verification_cases.compute_verification_cases(
+        models, selection, transforms, export_members.image_shape(models, transforms)
+    ).unambiguous(selection)
+    if not len(cases.images):
         raise ExportError("the members are undecided about every golden image: nothing can be verified.")
-    requests = _warmup_requests(_inputs(examples.images, signatures), examples, selection)
-    verification_cases.write_warmup(version, [each for each in requests if _bytes(each) <= _LARGEST_REQUEST])
-    outputs = verification_cases.expected_outputs(examples, selection, signatures)
-    inputs = _inputs(examples.images, signatures, lossless=True)
-    verify.write_golden(golden_file, _with_no_image(inputs), outputs)
-    return verify.check_answers(version, golden_file)
+    requests = _warmup_requests(_signature_inputs(cases.images, signatures), cases, selection)
+    verification_cases.write_warmup(
+        version_dir, [request for request in requests if _request_bytes(request) <= _MAX_REQUEST_BYTES]
+    )
+    outputs = verification_cases.expected_outputs(cases, selection, signatures)
+    inputs = _signature_inputs(cases.images, signatures, lossless=True)
+    verify.write_cases(cases_file, _append_invalid_image(inputs), outputs)
+    return verify.check_outputs(version_dir, cases_file)
 
 
-def _warmup_requests(inputs, examples, selection) -> list[verification_cases.Request]:
+def _warmup_requests(inputs, cases, selection) -> list[verification_cases.WarmupRequest]:
     requests = []
     for signature, arrays in inputs.items():
-        votes = examples.framed if signature in _ENCODED else examples.votes
-        batches = _batches(verification_cases.cascade_answers(votes, selection)["members_used"])
-        requests += verification_cases.requests_for({signature: arrays}, batches)
+        predictions = cases.framed if signature in _ENCODED_SIGNATURES else cases.votes
+        batches = _batch_indices(verification_cases.cascade_outputs(predictions, selection)["members_used"])
+        requests += verification_cases.build_requests({signature: arrays}, batches)
     return requests
 
 
-def _inputs(
+def _signature_inputs(
     images: np.ndarray, signatures: Sequence[str], *, lossless: bool = False
 ) -> dict[str, dict[str, np.ndarray]]:
     """The images as inputs of each signature; where they may change a little, every other one is a JPEG."""
@@ -192,46 +199,49 @@ def _inputs(
         encoders = [tf.io.encode_png if lossless or i % 2 else tf.io.encode_jpeg for i in range(len(images))]
         contents = [encode(image).numpy() for encode, image in zip(encoders, images, strict=True)]
         inputs["predict_bytes"] = {"image_bytes": np.array(contents, object)}
-        inputs["classify"] = {"inputs": np.array([_example(content) for content in contents], object)}
+        inputs["classify"] = {"inputs": np.array([_serialize_example(content) for content in contents], object)}
     return {name: inputs[name] for name in signatures}
 
 
-def _with_no_image(inputs):
-    last = {"image_bytes": verification_cases.NO_IMAGE, "inputs": _example(verification_cases.NO_IMAGE)}
+def _append_invalid_image(inputs):
+    invalid_inputs = {
+        "image_bytes": verification_cases.INVALID_IMAGE,
+        "inputs": _serialize_example(verification_cases.INVALID_IMAGE),
+    }
     return {
         signature: {
-            name: np.append(array, np.array([last[name]], object)) if name in last else array
+            name: np.append(array, np.array([invalid_inputs[name]], object)) if name in invalid_inputs else array
             for name, array in arrays.items()
         }
         for signature, arrays in inputs.items()
     }
 
 
-def _example(content: bytes) -> bytes:
+def _serialize_example(content: bytes) -> bytes:
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
     return tf.train.Example(features=tf.train.Features(feature={"image/encoded": feature})).SerializeToString()
 
 
-def _batches(members_used: np.ndarray) -> list[np.ndarray]:
+def _batch_indices(members_used: np.ndarray) -> list[np.ndarray]:
     """Indices of examples: for each batch size one that no member more is asked about, and one that all are."""
-    kinds = [np.flatnonzero(members_used == used) for used in sorted({members_used.min(), members_used.max()})]
-    return [np.resize(kind, size) for size in verification_cases.BATCH_SIZES for kind in kinds]
+    groups = [np.flatnonzero(members_used == used) for used in sorted({members_used.min(), members_used.max()})]
+    return [np.resize(group, size) for size in verification_cases.BATCH_SIZES for group in groups]
 
 
-def _bytes(request):
+def _request_bytes(request):
     return sum(array.nbytes for array in request[1].values())
 
 
-FORMAT = 1
+FORMAT_VERSION = 1
 
 
-def committee_record(
+def build_manifest(
     selection: Selection,
     shape: tuple[int, int, int],
-    framings: Sequence[Framing],
+    transforms: Sequence[ImageTransform],
     signatures: Sequence[str],
     runs: Sequence[Run],
-    verified: dict[str, Any],
+    verification: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of `committee.json`.
 
@@ -240,19 +250,19 @@ def committee_record(
     `report` what the selection measured.
     """
     return {
-        "format": FORMAT,
-        "created": now(),
+        "format": FORMAT_VERSION,
+        "created": utc_timestamp(),
         "kind": selection.kind,
         "labels": list(selection.classes),
         "image": dict(zip(("height", "width", "channels"), shape, strict=True)),
         **selection_fields(selection),
-        "framings": [dataclasses.asdict(each) for each in framings],
+        "framings": [dataclasses.asdict(transform) for transform in transforms],
         "recipes": [_recipe(run) for run in runs],
         "metrics": [_metrics(run) for run in runs],
         "versions": _versions(),
         "signatures": sorted(signatures),
-        "warmup": {"requests": verified["warmup"], "batch_sizes": list(BATCH_SIZES)},
-        "verified": {"largest_difference": verified["difference"], "outputs": verified["outputs"]},
+        "warmup": {"requests": verification["warmup"], "batch_sizes": list(BATCH_SIZES)},
+        "verified": {"largest_difference": verification["difference"], "outputs": verification["outputs"]},
     }
 
 
@@ -272,10 +282,12 @@ def _metrics(run):
     if not path.exists():
         return None
     try:
-        measured = json.loads(path.read_bytes())
+        evaluation = json.loads(path.read_bytes())
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}. Run `keras-committee evaluate {run.path}` again.") from error
-    return {name: measured[name] for name in ("split", "examples", "head", "members", "committees") if name in measured}
+    return {
+        name: evaluation[name] for name in ("split", "examples", "head", "members", "committees") if name in evaluation
+    }
 
 
 def _versions():
@@ -284,7 +296,7 @@ def _versions():
 
 
 # What a server cannot or must not run, and why.
-_REFUSED = {
+_UNSUPPORTED_OPS = {
     "PyFunc": "Python runs only in the process that exported it",
     "PyFuncStateless": "Python runs only in the process that exported it",
     "EagerPyFunc": "Python runs only in the process that exported it",
@@ -297,7 +309,7 @@ _REFUSED = {
 }
 
 
-def check_operations(folder: Path) -> None:
+def check_ops(folder: Path) -> None:
     """Raises ExportError, which names every problem, unless a stock server can run the SavedModel in `folder`."""
     problems = sorted(set(find_problems(read_saved_model(folder))))
     if problems:
@@ -321,12 +333,12 @@ def find_problems(saved_model: Any) -> Iterator[str]:
         functions = graph.graph_def.library.function
         nodes = [*graph.graph_def.node, *(node for function in functions for node in function.node_def)]
         names = {function.signature.name for function in functions}
-        for each in [*functions, *nodes]:
-            if "_XlaMustCompile" in each.attr and each.attr["_XlaMustCompile"].b:
+        for definition in [*functions, *nodes]:
+            if "_XlaMustCompile" in definition.attr and definition.attr["_XlaMustCompile"].b:
                 yield "a function with jit_compile=True: XLA is off in the server"
         for node in nodes:
             yield from _node_problems(node)
-        for op in sorted({node.op for node in nodes} - names - set(_REFUSED)):
+        for op in sorted({node.op for node in nodes} - names - set(_UNSUPPORTED_OPS)):
             if not _has_cpu_kernel(op):
                 yield f"{op}: there is no such operation for a CPU in TensorFlow itself"
 
@@ -334,8 +346,8 @@ def find_problems(saved_model: Any) -> Iterator[str]:
 def _node_problems(node):
     if re.search(r"(GPU|TPU|XLA)", node.device, re.IGNORECASE):
         yield f"{node.name} is pinned to {node.device}"
-    if node.op in _REFUSED:
-        yield f"{node.op}: {_REFUSED[node.op]}"
+    if node.op in _UNSUPPORTED_OPS:
+        yield f"{node.op}: {_UNSUPPORTED_OPS[node.op]}"
     if "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC"):
         yield f"{node.op} with channels first has no kernel on a CPU"
 

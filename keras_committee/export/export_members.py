@@ -8,21 +8,21 @@ from typing import Any
 import keras
 
 from keras_committee import flops
-from keras_committee.data.preprocessing import Framing, framing_of_member, resized
+from keras_committee.data.preprocessing import ImageTransform, resize, transform_for_member
 from keras_committee.errors import ExportError, RunError, VerificationError
 from keras_committee.export.inference_model import compute_in_float32
 from keras_committee.files import file_hash
-from keras_committee.layers import GeometricMean, WeightedGeometricMean, head_name, head_named, head_of
+from keras_committee.layers import GeometricMean, WeightedGeometricMean, get_head, head_name, subset_head
 from keras_committee.models.loading import load_member
 from keras_committee.run import Run
-from keras_committee.selection import ChosenMember, Selection
+from keras_committee.selection import SelectedMember, Selection
 
-Recorded = dict[str, Any] | None  # what a run says of how its data frame an image
+TransformConfig = dict[str, Any] | None  # what a run says of how its data frame an image
 
 
-def whole_committee(
+def all_members(
     runs: Sequence[Run], min_members: int | None = None
-) -> tuple[Selection, list[keras.Model], list[Recorded]]:
+) -> tuple[Selection, list[keras.Model], list[TransformConfig]]:
     """The committee of all members of the runs, under the head of their recipe, its models, and how they frame.
 
     Raises:
@@ -30,22 +30,22 @@ def whole_committee(
         ExportError: If the runs have other classes or heads than each other, or a member cannot be exported.
         RecipeError: If a recipe cannot be built.
     """
-    heads, classes, members, models, framings = [], [], [], [], []
+    heads, classes, members, models, transform_configs = [], [], [], [], []
     for run in runs:
         recipe = run.recipe()
         heads.append(recipe.head or GeometricMean())
-        classes.append(_classes(run))
-        for index in run.members_at_hand(recipe.members, min_members):
+        classes.append(_trained_classes(run))
+        for index in run.available_members(recipe.members, min_members):
             models.append(load_exportable(run.member(index).model))
-            members.append(_chosen(run, index, models[-1]))
-            framings.append(run.trained_framing())
-    head, weights = _one_head(runs, heads, [member.index for member in members])
+            members.append(_selected_member(run, index, models[-1]))
+            transform_configs.append(run.trained_transform())
+    head, weights = _common_head(runs, heads, [member.index for member in members])
     if len(set(classes)) > 1:
         raise ExportError(f"the runs have different classes: {', '.join(map(str, dict.fromkeys(classes)))}.")
-    return Selection(members=tuple(members), head=head, weights=weights, classes=classes[0]), models, framings
+    return Selection(members=tuple(members), head=head, weights=weights, classes=classes[0]), models, transform_configs
 
 
-def selected_models(selection: Selection, folder: Path) -> tuple[list[keras.Model], list[Recorded]]:
+def selected_models(selection: Selection, folder: Path) -> tuple[list[keras.Model], list[TransformConfig]]:
     """The models of the selection's members, one object for each file, and how they frame.
 
     The members' `run` paths start from `folder`.
@@ -66,9 +66,9 @@ def selected_models(selection: Selection, folder: Path) -> tuple[list[keras.Mode
             )
         if file not in loaded:
             loaded[file] = load_exportable(file)
-    runs = [Run.open(folder / each.run) for each in selection.members]
+    runs = [Run.open(folder / selected.run) for selected in selection.members]
     models = [loaded[run.member(each.index).model] for run, each in zip(runs, selection.members, strict=True)]
-    return models, [run.trained_framing() for run in runs]
+    return models, [run.trained_transform() for run in runs]
 
 
 def load_exportable(file: Path) -> keras.Model:
@@ -87,9 +87,11 @@ def load_exportable(file: Path) -> keras.Model:
     return model
 
 
-def framings_of(
-    models: Sequence[keras.Model], recorded: Sequence[Recorded], image_size: tuple[int, int] | None = None
-) -> list[Framing]:
+def resolve_transforms(
+    models: Sequence[keras.Model],
+    transform_configs: Sequence[TransformConfig],
+    image_size: tuple[int, int] | None = None,
+) -> list[ImageTransform]:
     """What each model sees of an image.
 
     Args:
@@ -101,58 +103,60 @@ def framings_of(
     Raises:
         ExportError: If a size is known of none of them, or of `image_size` there is no use.
     """
-    fixed = {tuple(model.inputs[0].shape[1:3]) for model in models if None not in model.inputs[0].shape[1:3]}
-    free = any(None in model.inputs[0].shape[1:3] for model in models)
-    if image_size and not free and fixed != {tuple(image_size)}:
-        raise ExportError(f"the members take images of {_listed(fixed)}. Received: image_size={tuple(image_size)}.")
-    pairs = list(zip(models, recorded, strict=True))
-    framings = [framing_of_member(each, model.inputs[0].shape, image_size) for model, each in pairs]
-    if None in framings and len(fixed) == 1:
-        framings = [each or resized(min(fixed)) for each in framings]
-    found = [each for each in framings if each is not None]
-    if len(found) < len(framings):
+    fixed_sizes = {tuple(model.inputs[0].shape[1:3]) for model in models if None not in model.inputs[0].shape[1:3]}
+    any_size = any(None in model.inputs[0].shape[1:3] for model in models)
+    if image_size and not any_size and fixed_sizes != {tuple(image_size)}:
+        raise ExportError(
+            f"the members take images of {_format_sizes(fixed_sizes)}. Received: image_size={tuple(image_size)}."
+        )
+    pairs = list(zip(models, transform_configs, strict=True))
+    transforms = [transform_for_member(each, model.inputs[0].shape, image_size) for model, each in pairs]
+    if None in transforms and len(fixed_sizes) == 1:
+        transforms = [each or resize(min(fixed_sizes)) for each in transforms]
+    resolved = [each for each in transforms if each is not None]
+    if len(resolved) < len(transforms):
         raise ExportError(
             "the members leave the image size open: name one, image_size=(224, 224). "
-            f"Received: members {_listed(fixed) or 'of any size'}, image_size={image_size}."
+            f"Received: members {_format_sizes(fixed_sizes) or 'of any size'}, image_size={image_size}."
         )
-    return found
+    return resolved
 
 
-def image_shape(models: Sequence[keras.Model], framings: Sequence[Framing]) -> tuple[int, int, int]:
+def image_shape(models: Sequence[keras.Model], transforms: Sequence[ImageTransform]) -> tuple[int, int, int]:
     """(height, width, channels) of the committee's image: the largest of a member. Raises ExportError."""
     channels = {model.inputs[0].shape[3] for model in models}
     if len(channels) > 1:
         raise ExportError(f"the members take different channels: {sorted(channels, key=str)}.")
-    height, width = max((framing.size for framing in framings), key=math.prod)
+    height, width = max((transform.size for transform in transforms), key=math.prod)
     return height, width, channels.pop()
 
 
-def _listed(sizes):
+def _format_sizes(sizes):
     return ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
 
 
-def _classes(run: Run) -> tuple[str, ...]:
+def _trained_classes(run: Run) -> tuple[str, ...]:
     classes = run.trained_classes()
     if classes is None:
         raise RunError(f"{run.path} does not say which classes its members know. Train a member of it first.")
     return classes
 
 
-def _one_head(runs, heads, members):
+def _common_head(runs, heads, indices):
     names = [head_name(head) for head in heads]
     weighted = isinstance(heads[0], WeightedGeometricMean)
     if len(set(names)) > 1 or (weighted and len(runs) > 1):
         raise ExportError(f"the runs have no head in common: {', '.join(names)}. Write a selection: --selection FILE.")
     try:
-        weights = tuple(head_of(heads[0], members).get_config()["weights"]) if weighted else None
-        head_named(names[0], **({"weights": weights} if weighted else {}))
+        weights = tuple(subset_head(heads[0], indices).get_config()["weights"]) if weighted else None
+        get_head(names[0], **({"weights": weights} if weighted else {}))
     except (ValueError, IndexError) as error:
         raise ExportError(f"the head of {runs[0].path} cannot be exported: {error}") from error
     return names[0], weights
 
 
-def _chosen(run, index, model):
-    return ChosenMember(
+def _selected_member(run, index, model):
+    return SelectedMember(
         run=str(run.path.resolve()),
         index=index,
         weights=file_hash(run.member(index).model),
@@ -164,6 +168,6 @@ def _chosen(run, index, model):
 
 def _check_shapes(file, model):
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
-    fits = len(inputs) == len(outputs) == 1 and len(inputs[0].shape) == 4 and len(outputs[0].shape) == 2
-    if not fits:
+    is_valid = len(inputs) == len(outputs) == 1 and len(inputs[0].shape) == 4 and len(outputs[0].shape) == 2
+    if not is_valid:
         raise ExportError(f"{file} must be a functional model of images to logits (batch, classes).")

@@ -13,22 +13,22 @@ import tensorflow as tf
 from keras import ops
 
 from keras_committee.export.bn_folding import (
-    Wiring,
-    absorb,
-    float64,
-    graph_of,
-    is_graph,
+    LayerGraph,
+    fold_batch_norms,
+    functional_graph,
+    has_functional_graph,
     is_linear,
     is_norm,
     scale_and_shift,
+    to_float64,
 )
 from keras_committee.layers import StochasticDepth
-from keras_committee.models import fold
+from keras_committee.models import fold_stochastic_depth
 
-_IDENTITIES = (keras.layers.Dropout, keras.layers.SpatialDropout2D, keras.layers.Identity)
+_IDENTITY_LAYERS = (keras.layers.Dropout, keras.layers.SpatialDropout2D, keras.layers.Identity)
 
 
-class Network:
+class InferenceModel:
     """One member, folded for inference; the Keras model stays as it is, and must compute in float32.
 
     The members of one committee may share a network. Layers that are neither linear nor batch normalisations run as
@@ -50,12 +50,12 @@ class Network:
     """
 
     def __init__(self, model: keras.Model, name: str):
-        skips = any(isinstance(layer, StochasticDepth) for layer in model._flatten_layers())
-        self._model = fold(model) if skips else model
+        has_stochastic_depth = any(isinstance(layer, StochasticDepth) for layer in model._flatten_layers())
+        self._model = fold_stochastic_depth(model) if has_stochastic_depth else model
         self._name = name
-        self._own: dict[str, tf.Variable] = {}
-        self._runs: dict[int, Any] = {}  # id of a layer -> what stands for it
-        self._replace()
+        self._created_variables: dict[str, tf.Variable] = {}
+        self._replacements: dict[int, Any] = {}  # id of a layer -> what stands for it
+        self._build_replacements()
 
     def __call__(self, image):
         first = self._model.inputs[0]
@@ -68,89 +68,91 @@ class Network:
             ValueError: If one of them is neither a weight of a layer nor made here.
         """
         names = {id(each.value): f"{self._name}/{each.path}" for each in self._model.variables}
-        names.update({id(variable): name for name, variable in self._own.items()})
-        strange = [each.name for each in captured if id(each) not in names]
-        if strange:
-            raise ValueError(f"{self._model.name!r} reads {strange[0]}, which is no weight of its layers")
+        names.update({id(variable): name for name, variable in self._created_variables.items()})
+        unknown = [each.name for each in captured if id(each) not in names]
+        if unknown:
+            raise ValueError(f"{self._model.name!r} reads {unknown[0]}, which is no weight of its layers")
         return dict(sorted((names[id(each)], each) for each in captured))
 
     def _run(self, model, inputs):
-        return graph_of(model)._run_through_graph(inputs, operation_fn=self._stands_for)
+        return functional_graph(model)._run_through_graph(inputs, operation_fn=self._replacement)
 
-    def _stands_for(self, operation):
-        if id(operation) in self._runs:
-            return self._runs[id(operation)]
-        if is_graph(operation):
+    def _replacement(self, operation):
+        if id(operation) in self._replacements:
+            return self._replacements[id(operation)]
+        if has_functional_graph(operation):
             return lambda inputs, **_: self._run(operation, inputs)
         if getattr(operation, "_call_has_training_arg", False):
             return functools.partial(_call_for_inference, operation)
         return operation
 
-    def _replace(self):
-        wiring = Wiring(self._model)
-        absorbed = absorb(wiring)
-        norms = {id(node.operation): node.operation for node in wiring.nodes if is_norm(node.operation)}
-        folded = {id(layer): norms[norm] for norm, layer in absorbed.folded.items()}
-        for node in wiring.nodes:
+    def _build_replacements(self):
+        graph = LayerGraph(self._model)
+        plan = fold_batch_norms(graph)
+        norms = {id(node.operation): node.operation for node in graph.nodes if is_norm(node.operation)}
+        folded_norms = {id(layer): norms[norm] for norm, layer in plan.folded.items()}
+        for node in graph.nodes:
             layer = node.operation
-            if id(layer) in absorbed.split:
-                self._runs[id(layer)] = _kept_apart if absorbed.split[id(layer)] else _same
-            elif isinstance(layer, _IDENTITIES) or id(layer) in absorbed.folded:
-                self._runs[id(layer)] = _same
+            if id(layer) in plan.split:
+                self._replacements[id(layer)] = _fusion_barrier if plan.split[id(layer)] else _identity
+            elif isinstance(layer, _IDENTITY_LAYERS) or id(layer) in plan.folded:
+                self._replacements[id(layer)] = _identity
             elif is_linear(layer):
-                self._runs[id(layer)] = self._linear(layer, folded.get(id(layer)), absorbed)
+                self._replacements[id(layer)] = self._folded_linear(layer, folded_norms.get(id(layer)), plan)
             elif is_norm(layer):
-                self._runs[id(layer)] = self._affine(layer, len(node.input_tensors[0].shape))
+                self._replacements[id(layer)] = self._affine(layer, len(node.input_tensors[0].shape))
             elif getattr(layer, "negative_slope", None):
-                self._runs[id(layer)] = functools.partial(_run_leaky, layer)
+                self._replacements[id(layer)] = functools.partial(_run_leaky_relu, layer)
 
-    def _linear(self, layer, norm, absorbed):
-        kernel, bias = float64(layer.kernel), float64(layer.bias) if layer.use_bias else None
-        if id(layer) in absorbed.scales:
-            kernel = kernel * absorbed.scales[id(layer)][:, None]  # the inputs are its last axis but one
+    def _folded_linear(self, layer, norm, plan):
+        kernel, bias = to_float64(layer.kernel), to_float64(layer.bias) if layer.use_bias else None
+        if id(layer) in plan.scales:
+            kernel = kernel * plan.scales[id(layer)][:, None]  # the inputs are its last axis but one
         if norm is not None:
             scale, shift = scale_and_shift(norm)
-            kernel = kernel * _per_output(layer, scale)
+            kernel = kernel * _scale_for_kernel(layer, scale)
             bias = shift if bias is None else bias * scale + shift
-        if id(layer) in absorbed.shifts:
-            bias = absorbed.shifts[id(layer)] + (0.0 if bias is None else bias)
-        kernel = self._variable(layer, "kernel", kernel)
-        return functools.partial(_run_linear, layer, kernel, self._variable(layer, "bias", bias))
+        if id(layer) in plan.shifts:
+            bias = plan.shifts[id(layer)] + (0.0 if bias is None else bias)
+        kernel = self._create_variable(layer, "kernel", kernel)
+        return functools.partial(_run_linear, layer, kernel, self._create_variable(layer, "bias", bias))
 
     def _affine(self, norm, rank):
         scale, shift = scale_and_shift(norm)
         if rank == 4 and norm.axis in (-1, 3):
-            return self._fused(norm, self._variable(norm, "scale", scale), self._variable(norm, "shift", shift))
+            return self._fused_affine(
+                norm, self._create_variable(norm, "scale", scale), self._create_variable(norm, "shift", shift)
+            )
         shape = [1] * rank
         shape[norm.axis] = -1
-        scale = self._variable(norm, "scale", scale.reshape(shape))
-        shift = self._variable(norm, "shift", shift.reshape(shape))
+        scale = self._create_variable(norm, "scale", scale.reshape(shape))
+        shift = self._create_variable(norm, "shift", shift.reshape(shape))
 
         def run(inputs, training=None, mask=None):
-            _refuse_training(norm, training)
+            _check_not_training(norm, training)
             return inputs * scale + shift
 
         return run
 
-    def _fused(self, norm, scale, shift):
+    def _fused_affine(self, norm, scale, shift):
         """One pass over the pixels, which TensorFlow fuses with the ReLU after it; a product and a sum take three."""
         zeros, ones = np.zeros(scale.shape, np.float32), np.ones(scale.shape, np.float32)
 
         def run(inputs, training=None, mask=None):
-            _refuse_training(norm, training)
+            _check_not_training(norm, training)
             return tf.raw_ops.FusedBatchNormV3(
                 x=inputs, scale=scale, offset=shift, mean=zeros, variance=ones, epsilon=0.0, is_training=False
             ).y
 
         return run
 
-    def _variable(self, layer, what, value):
+    def _create_variable(self, layer, weight_name, value):
         if value is None:
             return None
-        name = f"{self._name}/{layer.path}/{what}"
-        name = name if name not in self._own else f"{name}_{len(self._own)}"
-        self._own[name] = tf.Variable(value.astype(np.float32), trainable=False, name=name)
-        return self._own[name]
+        name = f"{self._name}/{layer.path}/{weight_name}"
+        name = name if name not in self._created_variables else f"{name}_{len(self._created_variables)}"
+        self._created_variables[name] = tf.Variable(value.astype(np.float32), trainable=False, name=name)
+        return self._created_variables[name]
 
 
 def compute_in_float32(model: keras.Model) -> None:
@@ -160,7 +162,7 @@ def compute_in_float32(model: keras.Model) -> None:
             layer.dtype_policy = "float32"
 
 
-def _per_output(layer, scale):
+def _scale_for_kernel(layer, scale):
     """`scale` in a shape that multiplies the kernel's outputs: its last axis, or the last two of a depthwise one."""
     depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
     return scale.reshape((-1, layer.depth_multiplier)) if depthwise else scale
@@ -168,12 +170,12 @@ def _per_output(layer, scale):
 
 def _run_linear(layer, kernel, bias, inputs):
     """`BiasAdd` and not `Add`: TensorFlow fuses the convolution, the bias and what follows into one kernel."""
-    outputs = _multiplied(layer, inputs, kernel)
+    outputs = _apply_kernel(layer, inputs, kernel)
     outputs = outputs if bias is None else tf.nn.bias_add(outputs, bias)
     return outputs if layer.activation is None else layer.activation(outputs)
 
 
-def _multiplied(layer, inputs, kernel):
+def _apply_kernel(layer, inputs, kernel):
     if isinstance(layer, keras.layers.Dense):
         return ops.matmul(inputs, kernel)
     if isinstance(layer, keras.layers.DepthwiseConv2D):
@@ -184,16 +186,16 @@ def _multiplied(layer, inputs, kernel):
     return layer.convolution_op(inputs, kernel)
 
 
-def _same(inputs, training=None, **_):
+def _identity(inputs, training=None, **_):
     return inputs
 
 
-def _run_leaky(layer, inputs):
+def _run_leaky_relu(layer, inputs):
     """Behind a convolution and a sum TensorFlow 2.20's remapper takes a leaky ReLU in and forgets its slope."""
-    return layer(_kept_apart(inputs))
+    return layer(_fusion_barrier(inputs))
 
 
-def _kept_apart(inputs, training=None, **_):
+def _fusion_barrier(inputs, training=None, **_):
     """What was a normalisation between a sum and a ReLU, where another sum reads the first one, too.
 
     With nothing there, TensorFlow 2.20's remapper takes both sums into convolutions, loses a node ("Mutation::Apply
@@ -203,10 +205,10 @@ def _kept_apart(inputs, training=None, **_):
 
 
 def _call_for_inference(layer, *inputs, training=None, **arguments):
-    _refuse_training(layer, training)
+    _check_not_training(layer, training)
     return layer(*inputs, training=False, **arguments)
 
 
-def _refuse_training(layer, training):
+def _check_not_training(layer, training):
     if training:
         raise ValueError(f"Cannot export {layer.name!r}: the model calls it with training=True. Leave that out.")

@@ -9,17 +9,21 @@ import tensorflow as tf
 
 from keras_committee.errors import ExportError
 from keras_committee.tfserving.client import Client
-from keras_committee.tfserving.config import versions_in
+from keras_committee.tfserving.config import list_versions
 from keras_committee.tfserving.python_session import load_session
 from keras_committee.tfserving.tf_protocol import StatusError
 
-BATCH = 64
-_ABSENT = ("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION")  # what servers say where there is no `classify`
+BATCH_SIZE = 64
+_MISSING_SIGNATURE_CODES = (
+    "NOT_FOUND",
+    "INVALID_ARGUMENT",
+    "FAILED_PRECONDITION",
+)  # what servers say where there is no `classify`
 
-Ask = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+PredictFn = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
-class Export:
+class ExportedCommittee:
     """A committee that is asked by signature.
 
     Args:
@@ -27,53 +31,55 @@ class Export:
         name: What messages call it.
     """
 
-    def __init__(self, ask: Ask, name: str):
-        self._ask, self._name = ask, name
+    def __init__(self, predict_fn: PredictFn, name: str):
+        self._predict_fn, self._name = predict_fn, name
 
     @classmethod
-    def of_folder(cls, folder: Path) -> Self:
+    def from_folder(cls, folder: Path) -> Self:
         """The SavedModel in `folder`, or the newest version in it. Raises ExportError or RecipeError."""
         if not (folder / "saved_model.pb").is_file():
-            versions = versions_in(folder)
+            versions = list_versions(folder)
             if not versions:
                 raise ExportError(f"{folder} has no version: a folder whose name is a number. `export` makes one.")
-            folder = next(each for each in folder.iterdir() if each.name.isdecimal() and int(each.name) == versions[-1])
+            folder = next(
+                child for child in folder.iterdir() if child.name.isdecimal() and int(child.name) == versions[-1]
+            )
         return cls(load_session(folder).run, str(folder))
 
     @classmethod
-    def of_url(cls, url: str) -> Self:
+    def from_url(cls, url: str) -> Self:
         """The model behind `grpc://host:port/NAME` or `http://host:port/NAME`. Raises RecipeError."""
         client = Client(url)
         return cls(lambda signature, inputs: client.predict(inputs, signature=signature), url)
 
-    def answer(self, contents: Sequence[bytes]) -> dict[str, np.ndarray]:
+    def predict(self, contents: Sequence[bytes]) -> dict[str, np.ndarray]:
         """The outputs of `predict_bytes` for each content: see `endpoints`; `valid` says which could be decoded.
 
         Raises:
             ExportError: If there is no such signature, or it has other outputs.
             RequestError: What the server said.
         """
-        parts = [
-            self._ask("predict_bytes", {"image_bytes": _strings(contents[start : start + BATCH])})
-            for start in range(0, len(contents), BATCH)
+        batches = [
+            self._predict_fn("predict_bytes", {"image_bytes": _bytes_array(contents[start : start + BATCH_SIZE])})
+            for start in range(0, len(contents), BATCH_SIZE)
         ]
-        wanted = ("probabilities", "confidence", "mutual_information", "members_used", "valid")
-        if missing := [name for name in wanted if name not in parts[0]]:
+        required = ("probabilities", "confidence", "mutual_information", "members_used", "valid")
+        if missing := [name for name in required if name not in batches[0]]:
             raise ExportError(f"{self._name} is no committee of ours: predict_bytes has no {', '.join(missing)}.")
-        return {name: np.concatenate([part[name] for part in parts]) for name in wanted}
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in required}
 
-    def classes(self, content: bytes, count: int) -> tuple[str, ...]:
+    def class_names(self, content: bytes, count: int) -> tuple[str, ...]:
         """The names of the classes, by asking `classify` of one picture; their numbers where there is no such."""
         feature: Any = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
         example = tf.train.Example(features=tf.train.Features(feature={"image/encoded": feature}))
         try:
-            names = self._ask("classify", {"inputs": _strings([example.SerializeToString()])})["classes"][0]
+            names = self._predict_fn("classify", {"inputs": _bytes_array([example.SerializeToString()])})["classes"][0]
         except StatusError as error:
-            if error.code not in _ABSENT:
+            if error.code not in _MISSING_SIGNATURE_CODES:
                 raise
             return tuple(f"class {number}" for number in range(count))
         return tuple(name.decode() for name in names.tolist())
 
 
-def _strings(contents: Sequence[bytes]) -> np.ndarray:
+def _bytes_array(contents: Sequence[bytes]) -> np.ndarray:
     return np.array(list(contents), object)  # or numpy cuts zeros off the end

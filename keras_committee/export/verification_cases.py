@@ -13,33 +13,33 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_committee.data.preprocessing import Framing
-from keras_committee.export.committee_graph import resized_pixels, shares
-from keras_committee.layers import confidence, head_of
+from keras_committee.data.preprocessing import ImageTransform
+from keras_committee.export.committee_graph import member_weights, resize_pixels
+from keras_committee.layers import confidence, subset_head
 from keras_committee.models import log_probabilities
 from keras_committee.selection import Selection
 
-_IMAGES = 48
-_EDGE = 1e-4  # nearer to a threshold or a tie than this, rounding decides
-NO_IMAGE = b"this is no image"
+_NUM_IMAGES = 48
+_MIN_MARGIN = 1e-4  # nearer to a threshold or a tie than this, rounding decides
+INVALID_IMAGE = b"this is no image"
 
 
-def golden_images(shape: tuple[int, int, int]) -> np.ndarray:
+def verification_images(shape: tuple[int, int, int]) -> np.ndarray:
     """uint8 `(48, height, width, channels)`: noise from coarse to fine, alone and blended with plain colours."""
     height, width, channels = shape
-    draw = np.random.default_rng(20)
+    rng = np.random.default_rng(20)
     images = []
-    for index in range(_IMAGES):
+    for index in range(_NUM_IMAGES):
         cells = min(2 ** (index % 5), height, width)
-        coarse = draw.uniform(0, 255, (cells, cells, channels))
+        noise = rng.uniform(0, 255, (cells, cells, channels))
         rows, columns = (np.arange(size) * cells // size for size in (height, width))
-        plain = draw.uniform(0, 255, channels)
-        images.append(coarse[rows][:, columns] * (index % 7) / 6 + plain * (1 - (index % 7) / 6))
+        solid_color = rng.uniform(0, 255, channels)
+        images.append(noise[rows][:, columns] * (index % 7) / 6 + solid_color * (1 - (index % 7) / 6))
     return np.stack(images).round().astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
-class Golden:
+class VerificationCases:
     """Golden images and what the members say of them.
 
     Attributes:
@@ -49,29 +49,36 @@ class Golden:
     """
 
     images: np.ndarray
-    votes: np.ndarray
-    framed: np.ndarray
+    predictions: np.ndarray
+    preprocessed_predictions: np.ndarray
 
-    def clear(self, selection: Selection) -> Self:
+    def unambiguous(self, selection: Selection) -> Self:
         """Those that lie on no edge either way."""
-        rows = np.intersect1d(clear_rows(self.votes, selection), clear_rows(self.framed, selection))
-        return type(self)(self.images[rows], self.votes[rows], self.framed[rows])
+        rows = np.intersect1d(
+            unambiguous_rows(self.predictions, selection), unambiguous_rows(self.preprocessed_predictions, selection)
+        )
+        return type(self)(self.images[rows], self.predictions[rows], self.preprocessed_predictions[rows])
 
 
-def golden(
-    models: Sequence[keras.Model], selection: Selection, framings: Sequence[Framing], shape: tuple[int, int, int]
-) -> Golden:
+def compute_verification_cases(
+    models: Sequence[keras.Model],
+    selection: Selection,
+    transforms: Sequence[ImageTransform],
+    shape: tuple[int, int, int],
+) -> VerificationCases:
     """The golden images of `shape`, and what Keras' members say of them, each under its framing."""
-    images = golden_images(shape)
-    resized = resized_pixels(images.astype(np.float32), framings)
-    framed = {each: np.stack([each.apply(image) for image in images]) for each in framings}
-    votes = member_votes(models, selection, [np.asarray(resized[each]) for each in framings])
-    if all(np.array_equal(framed[each], resized[each]) for each in framings):
-        return Golden(images, votes, votes)
-    return Golden(images, votes, member_votes(models, selection, [framed[each] for each in framings]))
+    images = verification_images(shape)
+    resized = resize_pixels(images.astype(np.float32), transforms)
+    preprocessed = {transform: np.stack([transform.apply(image) for image in images]) for transform in transforms}
+    predictions = member_predictions(models, selection, [np.asarray(resized[each]) for each in transforms])
+    if all(np.array_equal(preprocessed[each], resized[each]) for each in transforms):
+        return VerificationCases(images, predictions, predictions)
+    return VerificationCases(
+        images, predictions, member_predictions(models, selection, [preprocessed[each] for each in transforms])
+    )
 
 
-def member_votes(models: Sequence[keras.Model], selection: Selection, images: Sequence[np.ndarray]) -> np.ndarray:
+def member_predictions(models: Sequence[keras.Model], selection: Selection, images: Sequence[np.ndarray]) -> np.ndarray:
     """float32 `(examples, members, classes)`: what Keras' members say, divided by their temperatures.
 
     Log probabilities stand for logits here: they differ by a constant, which no temperature and no head sees.
@@ -81,93 +88,101 @@ def member_votes(models: Sequence[keras.Model], selection: Selection, images: Se
         selection: Tells the temperatures.
         images: What each of them sees: raw pixels `(examples, height, width, channels)`.
     """
-    pairs = {id(model): (model, seen) for model, seen in zip(models, images, strict=True)}
-    known = {key: log_probabilities(model, _batches(seen)) for key, (model, seen) in pairs.items()}
-    votes = [known[id(model)] / m.temperature for model, m in zip(models, selection.members, strict=True)]
-    return np.stack(votes, axis=1).astype(np.float32)
+    inputs_by_model = {id(model): (model, model_images) for model, model_images in zip(models, images, strict=True)}
+    log_probs = {
+        key: log_probabilities(model, _split_into_batches(seen)) for key, (model, seen) in inputs_by_model.items()
+    }
+    predictions = [
+        log_probs[id(model)] / member.temperature for model, member in zip(models, selection.members, strict=True)
+    ]
+    return np.stack(predictions, axis=1).astype(np.float32)
 
 
-def _batches(images):
+def _split_into_batches(images):
     return np.array_split(images.astype(np.float32), max(1, len(images) // 16))
 
 
-def answers_of(votes: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
+def committee_outputs(predictions: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
     """What a committee of the members in `votes` says, by the names of the exported outputs."""
-    members = votes.shape[1]
-    probabilities = head_of(selection.head_layer(), range(members))(votes)
-    said = np.exp(votes - np.log(np.exp(votes).sum(-1, keepdims=True)))
-    weights = shares(selection, members)
-    mean = np.einsum("emc,m->ec", said, weights)
+    members = predictions.shape[1]
+    probabilities = subset_head(selection.head_layer(), range(members))(predictions)
+    member_probabilities = np.exp(predictions - np.log(np.exp(predictions).sum(-1, keepdims=True)))
+    weights = member_weights(selection, members)
+    mean_probabilities = np.einsum("emc,m->ec", member_probabilities, weights)
     return {
         "probabilities": ops.convert_to_numpy(probabilities),
-        "confidence": ops.convert_to_numpy(confidence(selection.confidence, probabilities, votes)),
-        "mutual_information": np.maximum(_entropy(mean) - _entropy(said) @ weights, 0).astype(np.float32),
-        "members_used": np.full(len(votes), members, np.int32),
+        "confidence": ops.convert_to_numpy(confidence(selection.confidence, probabilities, predictions)),
+        "mutual_information": np.maximum(
+            _entropy(mean_probabilities) - _entropy(member_probabilities) @ weights, 0
+        ).astype(np.float32),
+        "members_used": np.full(len(predictions), members, np.int32),
     }
 
 
-def cascade_answers(votes: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
+def cascade_outputs(predictions: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
     """What the cascade says; the committee of all where there are no stages."""
-    answers = answers_of(votes, selection)
+    outputs = committee_outputs(predictions, selection)
     for stage in reversed((selection.stages or ())[:-1]):
-        early = answers_of(votes[:, : stage.members], selection)
-        sure = early["confidence"] >= np.float32(stage.threshold)
-        for name, value in answers.items():
-            answers[name] = np.where(sure.reshape((-1,) + (1,) * (value.ndim - 1)), early[name], value)
-    return answers
+        stage_outputs = committee_outputs(predictions[:, : stage.members], selection)
+        confident = stage_outputs["confidence"] >= np.float32(stage.threshold)
+        for name, value in outputs.items():
+            outputs[name] = np.where(confident.reshape((-1,) + (1,) * (value.ndim - 1)), stage_outputs[name], value)
+    return outputs
 
 
-def clear_rows(votes: np.ndarray, selection: Selection) -> np.ndarray:
+def unambiguous_rows(predictions: np.ndarray, selection: Selection) -> np.ndarray:
     """Indices of the examples that lie on no edge: no tie of classes, no confidence at a threshold."""
-    clear = (_margin(votes) > _EDGE).all(axis=1)
+    unambiguous = (_margin(predictions) > _MIN_MARGIN).all(axis=1)
     for stage in selection.stages or ():
-        answers = answers_of(votes[:, : stage.members], selection)
+        outputs = committee_outputs(predictions[:, : stage.members], selection)
         # Votes are counted exactly, so that their ties are the same everywhere.
-        counted = selection.head == "majority_vote"
-        clear &= counted | (_margin(answers["probabilities"]) > _EDGE)
-        if stage.threshold is not None and selection.confidence != "agreement" and not counted:
-            clear &= np.abs(answers["confidence"] - stage.threshold) > _EDGE
+        is_majority_vote = selection.head == "majority_vote"
+        unambiguous &= is_majority_vote | (_margin(outputs["probabilities"]) > _MIN_MARGIN)
+        if stage.threshold is not None and selection.confidence != "agreement" and not is_majority_vote:
+            unambiguous &= np.abs(outputs["confidence"] - stage.threshold) > _MIN_MARGIN
     if selection.stages is None and selection.head != "majority_vote":
-        clear &= _margin(answers_of(votes, selection)["probabilities"]) > _EDGE
-    return np.flatnonzero(clear)
+        unambiguous &= _margin(committee_outputs(predictions, selection)["probabilities"]) > _MIN_MARGIN
+    return np.flatnonzero(unambiguous)
 
 
-def expected_outputs(examples: Golden, selection: Selection, signatures: Sequence[str]) -> dict[str, dict]:
+def expected_outputs(cases: VerificationCases, selection: Selection, signatures: Sequence[str]) -> dict[str, dict]:
     """The golden outputs of each signature; bytes have one more row, for `NO_IMAGE`."""
-    votes = examples.votes
-    answers = _named(cascade_answers(votes, selection), selection)
-    of_bytes = _named(cascade_answers(examples.framed, selection), selection)
-    of_all = _named(answers_of(votes, selection), selection)
-    said = np.exp(votes - np.log(np.exp(votes).sum(-1, keepdims=True)))
-    classes = len(selection.classes)
-    nothing = {"probabilities": np.float32(1 / classes), "class_id": -1, "label": b"", "valid": False}
-    valid = {**of_bytes, "valid": np.ones(len(votes), bool)}
+    predictions = cases.predictions
+    default_outputs = _add_class_and_label(cascade_outputs(predictions, selection), selection)
+    bytes_outputs = _add_class_and_label(cascade_outputs(cases.preprocessed_predictions, selection), selection)
+    all_member_outputs = _add_class_and_label(committee_outputs(predictions, selection), selection)
+    member_probabilities = np.exp(predictions - np.log(np.exp(predictions).sum(-1, keepdims=True)))
+    num_classes = len(selection.classes)
+    invalid_outputs = {"probabilities": np.float32(1 / num_classes), "class_id": -1, "label": b"", "valid": False}
+    valid_outputs = {**bytes_outputs, "valid": np.ones(len(predictions), bool)}
     labels = np.array([name.encode() for name in selection.classes], object)
-    scores = np.concatenate([of_bytes["probabilities"], np.zeros((1, classes), np.float32)])
+    scores = np.concatenate([bytes_outputs["probabilities"], np.zeros((1, num_classes), np.float32)])
     outputs = {
-        "serving_default": answers,
-        "predict_members": {**of_all, "member_probabilities": said},
-        "predict_bytes": {name: _with_row(value, nothing.get(name, 0)) for name, value in valid.items()},
+        "serving_default": default_outputs,
+        "predict_members": {**all_member_outputs, "member_probabilities": member_probabilities},
+        "predict_bytes": {
+            name: _append_row(value, invalid_outputs.get(name, 0)) for name, value in valid_outputs.items()
+        },
         "classify": {"classes": np.tile(labels, (len(scores), 1)), "scores": scores},
     }
     return {signature: outputs[signature] for signature in signatures}
 
 
-def _named(answers, selection):
-    class_id = answers["probabilities"].argmax(-1).astype(np.int32)
+def _add_class_and_label(outputs, selection):
+    class_id = outputs["probabilities"].argmax(-1).astype(np.int32)
     labels = np.array([name.encode() for name in selection.classes], object)
-    return {**answers, "class_id": class_id, "label": labels[class_id]}
+    return {**outputs, "class_id": class_id, "label": labels[class_id]}
 
 
-def _with_row(value, last):
+def _append_row(value, fill_value):
     row = np.empty((1, *value.shape[1:]), value.dtype)
-    row[:] = last
+    row[:] = fill_value
     return np.concatenate([value, row])
 
 
 def _margin(values):
-    ordered = np.sort(values, axis=-1)
-    return ordered[..., -1] - ordered[..., -2]
+    sorted_values = np.sort(values, axis=-1)
+    return sorted_values[..., -1] - sorted_values[..., -2]
 
 
 def _entropy(probabilities):
@@ -175,12 +190,14 @@ def _entropy(probabilities):
 
 
 BATCH_SIZES = (1, 8, 32)
-FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 
-Request = tuple[str, dict[str, np.ndarray]]  # signature, and arrays by input; strings are object arrays of bytes
+WarmupRequest = tuple[str, dict[str, np.ndarray]]  # signature, and arrays by input; strings are object arrays of bytes
 
 
-def requests_for(inputs: Mapping[str, Mapping[str, np.ndarray]], batches: Sequence[np.ndarray]) -> list[Request]:
+def build_requests(
+    inputs: Mapping[str, Mapping[str, np.ndarray]], batches: Sequence[np.ndarray]
+) -> list[WarmupRequest]:
     """One request for each signature and each of `batches`, which holds the indices of examples.
 
     Args:
@@ -194,17 +211,17 @@ def requests_for(inputs: Mapping[str, Mapping[str, np.ndarray]], batches: Sequen
     ]
 
 
-def write_warmup(folder: Path, requests: Sequence[Request]) -> None:
+def write_warmup(folder: Path, requests: Sequence[WarmupRequest]) -> None:
     """Writes the requests into the version in `folder`, as TFRecords of `PredictionLog`s."""
     import tensorflow as tf
 
-    (folder / FILE).parent.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(folder / FILE)) as file:
+    (folder / WARMUP_FILE).parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(folder / WARMUP_FILE)) as file:
         for signature, arrays in requests:
-            file.write(_log(signature, arrays).SerializeToString())
+            file.write(_prediction_log(signature, arrays).SerializeToString())
 
 
-def _log(signature, arrays):
+def _prediction_log(signature, arrays):
     """As a server logs it: `classify` takes examples, every other signature tensors."""
     import tensorflow as tf
     from tensorflow_serving.apis import classification_pb2, model_pb2, predict_pb2, prediction_log_pb2
@@ -212,7 +229,9 @@ def _log(signature, arrays):
     spec: Any = model_pb2.ModelSpec(signature_name=signature)
     if signature == "classify":
         request: Any = classification_pb2.ClassificationRequest(model_spec=spec)
-        request.input.example_list.examples.extend(tf.train.Example.FromString(each) for each in arrays["inputs"])
+        request.input.example_list.examples.extend(
+            tf.train.Example.FromString(serialized) for serialized in arrays["inputs"]
+        )
         log = prediction_log_pb2.ClassifyLog(request=request)
         return prediction_log_pb2.PredictionLog(classify_log=log)
     tensors = {name: tf.make_tensor_proto(array) for name, array in arrays.items()}

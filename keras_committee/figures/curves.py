@@ -7,12 +7,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from keras_committee import metrics
-from keras_committee.figures.style import NARROW, QUIET, Label, colour, place, round_numbers, whole_numbers
+from keras_committee.figures.style import (
+    MUTED,
+    NARROW_INCHES,
+    Label,
+    color,
+    place_labels,
+    set_integer_ticks,
+    set_log_ticks,
+)
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def training(members: Mapping[int, Sequence[dict]], committee: Curve | None, width: float) -> Figure:
+def training_curves(members: Mapping[int, Sequence[dict]], committee: Curve | None, width: float) -> Figure:
     """Two panels over the epochs: the training loss of each member, and its accuracy on the validation split.
 
     Args:
@@ -21,26 +29,28 @@ def training(members: Mapping[int, Sequence[dict]], committee: Curve | None, wid
         width: In inches.
     """
     figure, (left, right) = _two_panels(width)
-    shades = _shades(len(members))
-    for rows, shade in zip(members.values(), shades, strict=True):
+    alphas = _member_alphas(len(members))
+    for rows, alpha in zip(members.values(), alphas, strict=True):
         epochs = [row["epoch"] for row in rows]
-        style = {"color": colour(0), "alpha": shade, "linewidth": 1.3, **_dots(len(rows))}
+        style = {"color": color(0), "alpha": alpha, "linewidth": 1.3, **_marker_style(len(rows))}
         left.plot(epochs, [row["loss"] for row in rows], **style)
         right.plot(epochs, [100 * row["validation_accuracy"] for row in rows], **style)
     if committee is not None:
-        share = 100 * np.asarray(committee[1])
-        right.plot(committee[0], share, color=colour(1), linewidth=1.8, **_dots(len(share)))
-    _title(left, "training loss (logarithmic)")
+        accuracy = 100 * np.asarray(committee[1])
+        right.plot(committee[0], accuracy, color=color(1), linewidth=1.8, **_marker_style(len(accuracy)))
+    _set_title(left, "training loss (logarithmic)")
     left.set_yscale("log")
-    round_numbers(left.yaxis, *left.get_ylim())
-    _title(right, "validation accuracy, %")
+    set_log_ticks(left.yaxis, *left.get_ylim())
+    _set_title(right, "validation accuracy, %")
     for axes in (left, right):
-        _whole_epochs(axes, max(row["epoch"] for rows in members.values() for row in rows))
-    _name_curves(right, members, committee)
+        _format_epoch_axis(axes, max(row["epoch"] for rows in members.values() for row in rows))
+    _label_curves(right, members, committee)
     return figure
 
 
-def depth(runs: Mapping[str, Mapping[int, Sequence[dict]]], blocks: int, expected: float, width: float) -> Figure:
+def depth_curves(
+    runs: Mapping[str, Mapping[int, Sequence[dict]]], blocks: int, expected: float, width: float
+) -> Figure:
     """Two panels over the epochs: the residual blocks that ran in a training step, and the images trained on a second.
 
     Args:
@@ -51,49 +61,49 @@ def depth(runs: Mapping[str, Mapping[int, Sequence[dict]]], blocks: int, expecte
         width: In inches.
     """
     figure, (left, right) = _two_panels(width)
-    for number, members in enumerate(runs.values()):
+    for index, members in enumerate(runs.values()):
         for rows in members.values():
             epochs = [row["epoch"] for row in rows]
-            style = {"color": colour(number), "linewidth": 1.3, **_dots(len(rows))}
+            style = {"color": color(index), "linewidth": 1.3, **_marker_style(len(rows))}
             if "realised_depth" in rows[0]:
                 left.plot(epochs, [row["realised_depth"] for row in rows], **style)
             right.plot(epochs, [row["images_per_second"] for row in rows], **style)
-    for height, words in ((blocks, "all blocks"), (expected, "expected")):
-        left.axhline(height, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
-        left.annotate(words, (1, height), (0, 3), xycoords=left.get_yaxis_transform(), textcoords="offset points",
-                      ha="right", color=QUIET, fontsize=8)  # fmt: skip
+    for height, text in ((blocks, "all blocks"), (expected, "expected")):
+        left.axhline(height, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        left.annotate(text, (1, height), (0, 3), xycoords=left.get_yaxis_transform(), textcoords="offset points",
+                      ha="right", color=MUTED, fontsize=8)  # fmt: skip
     left.set_ylim(0, blocks * 1.12)
     right.set_ylim(bottom=0)
-    _title(left, "residual blocks that ran, mean of the epoch's steps")
-    _title(right, "images a second in training")
-    most = max(row["epoch"] for members in runs.values() for rows in members.values() for row in rows)
+    _set_title(left, "residual blocks that ran, mean of the epoch's steps")
+    _set_title(right, "images a second in training")
+    max_epoch = max(row["epoch"] for members in runs.values() for rows in members.values() for row in rows)
     for axes in (left, right):
-        _whole_epochs(axes, most)
-    _name_runs(right, runs)
+        _format_epoch_axis(axes, max_epoch)
+    _label_runs(right, runs)
     return figure
 
 
-def reliability(panels: Sequence[tuple[str, Sequence[Curve], Curve]], width: float) -> Figure:
+def reliability_diagrams(panels: Sequence[tuple[str, Sequence[Curve], Curve]], width: float) -> Figure:
     """For each architecture: accuracy over confidence, the members thin, their committee bold, the diagonal is ideal.
 
     Args:
         panels: Name, curves of the members and curve of the committee: confidences and accuracies of the bins.
         width: In inches.
     """
-    across = min(len(panels), 2 if width <= NARROW else 3)
-    down = -(-len(panels) // across)
-    side = min(width / across, 3.6)
-    figure = Figure((side * across, side * down))
-    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    columns = min(len(panels), 2 if width <= NARROW_INCHES else 3)
+    rows = -(-len(panels) // columns)
+    side = min(width / columns, 3.6)
+    figure = Figure((side * columns, side * rows))
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes, (name, members, committee) in zip(grid.flat, panels, strict=False):
-        axes.plot([0, 100], [0, 100], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         for confidence, accuracy in members:
-            axes.plot(
-                100 * np.asarray(confidence), 100 * np.asarray(accuracy), color=colour(0), alpha=0.45, linewidth=1
-            )
-        axes.plot(*(100 * np.asarray(part) for part in committee), "o-", color=colour(1), linewidth=1.8, markersize=3.5)
+            axes.plot(100 * np.asarray(confidence), 100 * np.asarray(accuracy), color=color(0), alpha=0.45, linewidth=1)
+        axes.plot(
+            *(100 * np.asarray(values) for values in committee), "o-", color=color(1), linewidth=1.8, markersize=3.5
+        )
         axes.set(xlim=(0, 101), ylim=(0, 101), aspect="equal")
-        _title(axes, name)
+        _set_title(axes, name)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[-1]:
@@ -103,12 +113,12 @@ def reliability(panels: Sequence[tuple[str, Sequence[Curve], Curve]], width: flo
     return figure
 
 
-def reliability_panel(
+def reliability_data(
     name: str, members: np.ndarray, committee: np.ndarray, labels: np.ndarray
 ) -> tuple[str, Sequence[Curve], Curve]:
     """What `reliability` draws of members' probabilities `(examples, members, classes)` and of their committee."""
-    each = [_reliability_points(members[:, place], labels) for place in range(members.shape[1])]
-    return name, each, _reliability_points(committee, labels)
+    member_curves = [_reliability_points(members[:, index], labels) for index in range(members.shape[1])]
+    return name, member_curves, _reliability_points(committee, labels)
 
 
 def _reliability_points(probabilities: np.ndarray, labels: np.ndarray) -> Curve:
@@ -119,76 +129,78 @@ def _reliability_points(probabilities: np.ndarray, labels: np.ndarray) -> Curve:
         labels: Integers `(examples,)`.
     """
     curve = metrics.reliability_curve(probabilities, labels, 15)
-    enough = curve["count"] >= max(5, len(labels) / 500)
-    return curve["confidence"][enough].tolist(), curve["accuracy"][enough].tolist()
+    has_enough_examples = curve["count"] >= max(5, len(labels) / 500)
+    return curve["confidence"][has_enough_examples].tolist(), curve["accuracy"][has_enough_examples].tolist()
 
 
-def robustness(severities: Mapping[int, tuple[float, float]], width: float) -> Figure:
+def robustness_curves(severities: Mapping[int, tuple[float, float]], width: float) -> Figure:
     """Accuracy of the mean member and of the committee by severity of corruption; 0 are the images as they are."""
     figure = Figure((width, 3.1))
     axes = figure.subplots()
-    lasts = []
-    for number, name in enumerate(("mean member", "committee")):
-        heights = [100 * each[number] for each in severities.values()]
-        axes.plot(list(severities), heights, "o-", color=colour(number), linewidth=1.6, markersize=4)
-        lasts.append(Label(x=max(severities), y=heights[-1], text=name, colour=colour(number), weight="bold",
-                           first=("right", "below right", "above right")))  # fmt: skip
-    _title(axes, "accuracy, %")
+    end_labels = []
+    for index, name in enumerate(("mean member", "committee")):
+        heights = [100 * accuracies[index] for accuracies in severities.values()]
+        axes.plot(list(severities), heights, "o-", color=color(index), linewidth=1.6, markersize=4)
+        end_labels.append(Label(x=max(severities), y=heights[-1], text=name, color=color(index), weight="bold",
+                           preferred_positions=("right", "below right", "above right")))  # fmt: skip
+    _set_title(axes, "accuracy, %")
     axes.set_xlabel("severity of the corruption")
     axes.set_xticks(list(severities))
-    _make_room(axes)
-    place(axes, lasts[::-1], [(label.x, label.y) for label in lasts], [line.get_xydata() for line in axes.lines])
+    _widen_x_axis(axes)
+    place_labels(
+        axes, end_labels[::-1], [(label.x, label.y) for label in end_labels], [line.get_xydata() for line in axes.lines]
+    )
     return figure
 
 
 def _two_panels(width: float) -> tuple[Figure, Sequence[Axes]]:
-    narrow = width <= NARROW
+    narrow = width <= NARROW_INCHES
     figure = Figure((width, 5.2 if narrow else 3.1))
     return figure, figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
 
 
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=8.5, color=QUIET)
+def _set_title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=8.5, color=MUTED)
 
 
-def _dots(epochs: int) -> dict:
+def _marker_style(epochs: int) -> dict:
     """Few epochs are dots on a line; of a single one there would be no line at all."""
     return {"marker": "o", "markersize": 3 if epochs <= 15 else 0}
 
 
-def _shades(members: int) -> np.ndarray:
+def _member_alphas(members: int) -> np.ndarray:
     return np.linspace(1.0, 0.4, members)
 
 
-def _whole_epochs(axes: Axes, most: int) -> None:
+def _format_epoch_axis(axes: Axes, max_epoch: int) -> None:
     axes.set_xlabel("epoch")
-    whole_numbers(axes.xaxis, most)
-    axes.set_xlim(1 - 0.03 * most, 1 + 1.03 * (most - 1) + (0.6 if most == 1 else 0))
+    set_integer_ticks(axes.xaxis, max_epoch)
+    axes.set_xlim(1 - 0.03 * max_epoch, 1 + 1.03 * (max_epoch - 1) + (0.6 if max_epoch == 1 else 0))
 
 
-def _name_curves(axes: Axes, members: Mapping[int, Sequence[dict]], committee: Curve | None) -> None:
-    _make_room(axes)
-    last = [(rows[-1]["epoch"], 100 * rows[-1]["validation_accuracy"]) for rows in members.values()]
-    labels = [Label(x=max(x for x, _ in last), y=min(y for _, y in last), text="members", colour=colour(0),
-                    weight="bold", first=("right", "below right"))]  # fmt: skip
+def _label_curves(axes: Axes, members: Mapping[int, Sequence[dict]], committee: Curve | None) -> None:
+    _widen_x_axis(axes)
+    end_points = [(rows[-1]["epoch"], 100 * rows[-1]["validation_accuracy"]) for rows in members.values()]
+    labels = [Label(x=max(x for x, _ in end_points), y=min(y for _, y in end_points), text="members", color=color(0),
+                    weight="bold", preferred_positions=("right", "below right"))]  # fmt: skip
     if committee is not None:
-        labels.append(Label(x=committee[0][-1], y=100 * committee[1][-1], text="committee", colour=colour(1),
-                            weight="bold", first=("right", "above right")))  # fmt: skip
-    place(axes, labels, last, [line.get_xydata() for line in axes.lines])
+        labels.append(Label(x=committee[0][-1], y=100 * committee[1][-1], text="committee", color=color(1),
+                            weight="bold", preferred_positions=("right", "above right")))  # fmt: skip
+    place_labels(axes, labels, end_points, [line.get_xydata() for line in axes.lines])
 
 
-def _make_room(axes: Axes) -> None:
+def _widen_x_axis(axes: Axes) -> None:
     """For names beyond the last epoch."""
     first, last = axes.get_xlim()
     axes.set_xlim(first, last + 0.3 * (last - first))
 
 
-def _name_runs(axes: Axes, runs: Mapping[str, Mapping[int, Sequence[dict]]]) -> None:
-    _make_room(axes)
-    lasts = [(next(iter(members.values()))[-1], number, name) for number, (name, members) in enumerate(runs.items())]
+def _label_runs(axes: Axes, runs: Mapping[str, Mapping[int, Sequence[dict]]]) -> None:
+    _widen_x_axis(axes)
+    last_rows = [(next(iter(members.values()))[-1], index, name) for index, (name, members) in enumerate(runs.items())]
     labels = [
-        Label(x=row["epoch"], y=row["images_per_second"], text=name, colour=colour(number), weight="bold",
-              first=("right", "below right", "above right"))
-        for row, number, name in lasts
+        Label(x=row["epoch"], y=row["images_per_second"], text=name, color=color(number), weight="bold",
+              preferred_positions=("right", "below right", "above right"))
+        for row, number, name in last_rows
     ]  # fmt: skip
-    place(axes, labels, [(label.x, label.y) for label in labels], [line.get_xydata() for line in axes.lines])
+    place_labels(axes, labels, [(label.x, label.y) for label in labels], [line.get_xydata() for line in axes.lines])

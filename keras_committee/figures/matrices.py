@@ -7,13 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from keras_committee.figures.style import INK, LINE, NARROW, PAPER, QUIET, colour
+from keras_committee.figures.style import BACKGROUND, FOREGROUND, GRID_LINE, MUTED, NARROW_INCHES, color
 
-MOST_NAMES = 20  # rows of a matrix that can be read
-MOST_NUMBERS = 12  # rows of a matrix up to which every cell has its number
+MAX_LABELED_ROWS = 20  # rows of a matrix that can be read
+MAX_ANNOTATED_ROWS = 12  # rows of a matrix up to which every cell has its number
 
 
-def square(values: np.ndarray, names: Sequence[str], axes_names: tuple[str, str], digits: int, width: float) -> Figure:
+def heatmap(values: np.ndarray, names: Sequence[str], axes_names: tuple[str, str], digits: int, width: float) -> Figure:
     """A matrix `(n, n)` of shares in per cent: the darker, the more; the diagonal is left grey.
 
     Args:
@@ -23,20 +23,28 @@ def square(values: np.ndarray, names: Sequence[str], axes_names: tuple[str, str]
         digits: After the decimal point.
         width: In inches; the figure is as high as it is wide, up to 6 inches.
     """
-    narrow = width <= NARROW
+    narrow = width <= NARROW_INCHES
     side = min(width, 1.6 + 0.55 * len(names), 6.0)
     figure = Figure((side, side * (0.95 if len(names) > 4 else 0.8)))
     axes = figure.subplots()
-    off = ~np.eye(len(names), dtype=bool)
-    top = max(float(values[off].max()) if off.any() else 0.0, 1e-12)
-    for row, column in zip(*np.nonzero(off), strict=True):
-        _cell(
-            axes, row, column, float(values[row, column]), top, len(names), 0 if narrow and len(names) > 6 else digits
+    off_diagonal = ~np.eye(len(names), dtype=bool)
+    max_value = max(float(values[off_diagonal].max()) if off_diagonal.any() else 0.0, 1e-12)
+    for row, column in zip(*np.nonzero(off_diagonal), strict=True):
+        _draw_cell(
+            axes,
+            row,
+            column,
+            float(values[row, column]),
+            max_value,
+            len(names),
+            0 if narrow and len(names) > 6 else digits,
         )
-    for place in range(len(names)):
-        axes.add_patch(Rectangle((place - 0.5, place - 0.5), 1, 1, facecolor=LINE, edgecolor=PAPER, linewidth=1.2))
+    for index in range(len(names)):
+        axes.add_patch(
+            Rectangle((index - 0.5, index - 0.5), 1, 1, facecolor=GRID_LINE, edgecolor=BACKGROUND, linewidth=1.2)
+        )
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5), aspect="equal")
-    size = 8.5 if len(names) <= MOST_NUMBERS else 6.5
+    size = 8.5 if len(names) <= MAX_ANNOTATED_ROWS else 6.5
     axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0, fontsize=size,
                     ha="right" if max(map(len, names)) > 3 else "center", rotation_mode="anchor")  # fmt: skip
     axes.set_yticks(range(len(names)), names, fontsize=size)
@@ -48,39 +56,46 @@ def square(values: np.ndarray, names: Sequence[str], axes_names: tuple[str, str]
     return figure
 
 
-def gallery(
-    images: Sequence[np.ndarray], truths: Sequence[str], answers: Sequence[Sequence[str]], width: float
+def image_gallery(
+    images: Sequence[np.ndarray], true_classes: Sequence[str], predictions: Sequence[Sequence[str]], width: float
 ) -> Figure:
     """Images uint8 `(height, width, channels)` with the true class above and what members say below."""
-    across = 3 if width <= NARROW else 6
-    down = -(-len(images) // across)
-    longest = max(len(each) for each in answers)
-    figure = Figure((width, down * (width / across + 0.34 + 0.16 * longest)))
-    grid = figure.subplots(down, across, squeeze=False)
+    columns = 3 if width <= NARROW_INCHES else 6
+    rows = -(-len(images) // columns)
+    max_lines = max(len(lines) for lines in predictions)
+    figure = Figure((width, rows * (width / columns + 0.34 + 0.16 * max_lines)))
+    grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, image, truth, said in zip(grid.flat, images, truths, answers, strict=False):
+    for axes, image, true_class, member_lines in zip(grid.flat, images, true_classes, predictions, strict=False):
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_title(truth, fontsize=8.5, color=INK, pad=3)
+        axes.set_title(true_class, fontsize=8.5, color=FOREGROUND, pad=3)
         axes.text(
-            0.5, -0.04, "\n".join(said), transform=axes.transAxes, ha="center", va="top", fontsize=7.5, color=QUIET
+            0.5,
+            -0.04,
+            "\n".join(member_lines),
+            transform=axes.transAxes,
+            ha="center",
+            va="top",
+            fontsize=7.5,
+            color=MUTED,
         )
     return figure
 
 
-def _cell(axes: Axes, row: int, column: int, value: float, top: float, names: int, digits: int) -> None:
+def _draw_cell(axes: Axes, row: int, column: int, value: float, max_value: float, num_rows: int, digits: int) -> None:
     # The paper shows through: a pale cell is pale on a dark screen, too, and the number stays legible on each.
     axes.add_patch(
-        Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour(0), alpha=0.7 * value / top, linewidth=0)
+        Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=color(0), alpha=0.7 * value / max_value, linewidth=0)
     )
-    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=PAPER, linewidth=1.2))
-    if names <= MOST_NUMBERS and round(100 * value, digits) > 0:
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=BACKGROUND, linewidth=1.2))
+    if num_rows <= MAX_ANNOTATED_ROWS and round(100 * value, digits) > 0:
         axes.text(
             column,
             row,
             f"{100 * value:.{digits}f}",
             ha="center",
             va="center",
-            fontsize=8 if names <= 8 else 7,
-            color=INK,
+            fontsize=8 if num_rows <= 8 else 7,
+            color=FOREGROUND,
         )

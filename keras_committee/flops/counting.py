@@ -43,7 +43,7 @@ def count(model: keras.Model) -> list[Cost]:
         ValueError: If a dimension is unknown, a nested model has no graph, or a layer with a matrix of weights is not
             known.
     """
-    return _filled(model).costs()
+    return _count_calls(model).costs()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,75 +58,75 @@ class Call:
     outputs: list[keras.KerasTensor]
 
 
-def calls(model: keras.Model) -> tuple[list[keras.KerasTensor], list[Call]]:
+def trace_calls(model: keras.Model) -> tuple[list[keras.KerasTensor], list[Call]]:
     """The inputs of a model and every call in it, in the order in which they run; arguments and errors as `count`.
 
     One tensor is one object in all calls.
     """
-    ledger = _filled(model)
-    return ledger.inputs, ledger.calls
+    counter = _count_calls(model)
+    return counter.inputs, counter.calls
 
 
-def _filled(model):
-    ledger = _Ledger([_one_image(tensor) for tensor in _graph(model, model.name).inputs])
-    ledger.walk(model, ledger.inputs, prefix="")
-    return ledger
+def _count_calls(model):
+    counter = _CostCounter([_with_batch_of_one(tensor) for tensor in _graph(model, model.name).inputs])
+    counter.trace(model, counter.inputs, prefix="")
+    return counter
 
 
-class _Ledger:
+class _CostCounter:
     """One line per layer, filled in while the shapes flow through the graph."""
 
     def __init__(self, inputs):
         self.inputs, self.calls = inputs, []
-        self._lines = {}  # id(layer) -> [name, kind, parameters, multiply-adds, survival]
-        self._seen = set()  # ids of the variables counted
+        self._rows = {}  # id(layer) -> [name, kind, parameters, multiply-adds, survival]
+        self._counted_variables = set()  # ids of the variables counted
         self._survival = 1.0  # of the blocks around the layer that is entered
 
     def costs(self):
-        return [Cost(*line) for line in self._lines.values()]
+        return [Cost(*row) for row in self._rows.values()]
 
-    def walk(self, model, inputs, prefix):
+    def trace(self, model, inputs, prefix):
         """Sends the shapes `inputs` through a model and enters every call. Returns the outputs' shapes."""
 
-        def enter(operation):
-            return lambda *args, **kwargs: self._enter(operation, args, kwargs, prefix)
+        def record(operation):
+            return lambda *args, **kwargs: self._record(operation, args, kwargs, prefix)
 
         # Keras keeps no public list of the calls in a graph; this one leaves no trace in the layers.
-        return _graph(model, prefix + model.name)._run_through_graph(inputs, operation_fn=enter)
+        return _graph(model, prefix + model.name)._run_through_graph(inputs, operation_fn=record)
 
-    def _enter(self, operation, args, kwargs, prefix):
+    def _record(self, operation, args, kwargs, prefix):
         name = prefix + operation.name
         if isinstance(operation, keras.Model):
-            return self.walk(operation, keras.tree.flatten(args), f"{name}/")
+            return self.trace(operation, keras.tree.flatten(args), f"{name}/")
         outputs = operation.compute_output_spec(*args, **kwargs)
         if isinstance(operation, keras.layers.Layer):
             # In the order of the signature: attention may be called with value=..., query=...
-            given = inspect.signature(operation.call).bind(*args, **kwargs).arguments
-            self._enter_layer(operation, name, _tensors(list(given.values())), _tensors(outputs))
+            arguments = inspect.signature(operation.call).bind(*args, **kwargs).arguments
+            self._record_layer(operation, name, _tensors(list(arguments.values())), _tensors(outputs))
         else:
             self.calls.append(Call(operation, _tensors([args, kwargs]), _tensors(outputs)))
         return outputs
 
-    def _enter_layer(self, layer, name, inputs, outputs):
+    def _record_layer(self, layer, name, inputs, outputs):
         branch = getattr(layer, "branch", None)
         if not hasattr(layer, "multiply_adds") and isinstance(branch, keras.layers.Layer):
-            around, runs_for_all = self._survival, getattr(layer, "mode", "sample") == "sample"
-            self._survival *= 1.0 if runs_for_all else layer.survival
-            joined = _tensors(self._enter(branch, inputs[:1], {}, f"{name}/"))
-            self._survival = around
-            self.calls.append(Call(layer, [*inputs, *joined], outputs))
+            outer_survival, always_runs = self._survival, getattr(layer, "mode", "sample") == "sample"
+            self._survival *= 1.0 if always_runs else layer.survival
+            branch_outputs = _tensors(self._record(branch, inputs[:1], {}, f"{name}/"))
+            self._survival = outer_survival
+            self.calls.append(Call(layer, [*inputs, *branch_outputs], outputs))
             return
         self.calls.append(Call(layer, inputs, outputs))
         shapes = [tuple(tensor.shape) for tensor in inputs]
-        line = self._lines.setdefault(
-            id(layer), [name, type(layer).__name__, self._parameters(layer), 0, self._survival]
+        row = self._rows.setdefault(
+            id(layer), [name, type(layer).__name__, self._count_parameters(layer), 0, self._survival]
         )
-        line[3] += layer_multiply_adds(layer, shapes, tuple(outputs[0].shape))
+        row[3] += layer_multiply_adds(layer, shapes, tuple(outputs[0].shape))
 
-    def _parameters(self, layer):
-        new = [w for w in _own_trainable(layer) if id(w) not in self._seen]
-        self._seen.update(id(w) for w in new)
-        return sum(math.prod(w.shape) for w in new)
+    def _count_parameters(self, layer):
+        uncounted = [w for w in _trainable_weights(layer) if id(w) not in self._counted_variables]
+        self._counted_variables.update(id(w) for w in uncounted)
+        return sum(math.prod(w.shape) for w in uncounted)
 
 
 def _graph(model, name):
@@ -136,7 +136,7 @@ def _graph(model, name):
     return graph
 
 
-def _one_image(tensor):
+def _with_batch_of_one(tensor):
     shape = (1, *tensor.shape[1:])
     if None in shape:
         raise ValueError(
@@ -149,9 +149,9 @@ def _tensors(structure):
     return [leaf for leaf in keras.tree.flatten(structure) if isinstance(leaf, keras.KerasTensor)]
 
 
-def _own_trainable(layer):
+def _trainable_weights(layer):
     """Weights of the layer and its sublayers that training fits; `trainable=False` does not hide them here."""
-    return [weight for part in layer._flatten_layers() for weight in part._trainable_variables]
+    return [weight for sublayer in layer._flatten_layers() for weight in sublayer._trainable_variables]
 
 
 _CONVOLUTIONS = (
@@ -159,8 +159,8 @@ _CONVOLUTIONS = (
     keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D,
     keras.layers.SeparableConv1D, keras.layers.SeparableConv2D,
 )  # fmt: skip
-_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
-_FREE = (
+_TRANSPOSED_CONVOLUTIONS = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+_ZERO_COST_LAYERS = (
     keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization,
     keras.layers.RMSNormalization, keras.layers.UnitNormalization, keras.layers.Normalization,
     keras.layers.Embedding, keras.layers.PReLU,
@@ -175,7 +175,7 @@ def layer_multiply_adds(layer: keras.layers.Layer, inputs: list[tuple], output: 
     """
     if hasattr(layer, "multiply_adds"):
         return int(layer.multiply_adds(inputs[0] if len(inputs) == 1 else inputs, output))
-    for kinds, rule in _RULES:
+    for kinds, rule in _LAYER_RULES:
         if isinstance(layer, kinds):
             return rule(layer, inputs, output)
     if any(len(weight.shape) > 1 for weight in layer.weights):
@@ -188,15 +188,15 @@ def layer_multiply_adds(layer: keras.layers.Layer, inputs: list[tuple], output: 
 
 def _convolution(layer, inputs, output):
     """Each output position applies the kernel once; a kernel holds channels / groups inputs already."""
-    return math.prod(output) // _channels(layer, output) * _kernel_size(layer)
+    return math.prod(output) // _num_channels(layer, output) * _kernel_size(layer)
 
 
-def _transposed(layer, inputs, output):
+def _transposed_convolution(layer, inputs, output):
     """Each input position spreads the kernel once, cropped borders included."""
-    return math.prod(inputs[0]) // _channels(layer, inputs[0]) * _kernel_size(layer)
+    return math.prod(inputs[0]) // _num_channels(layer, inputs[0]) * _kernel_size(layer)
 
 
-def _channels(layer, shape):
+def _num_channels(layer, shape):
     return shape[1 if layer.data_format == "channels_first" else -1]
 
 
@@ -219,9 +219,9 @@ def _einsum_dense(layer, inputs, output):
 
 
 def _label_sizes(term, shape):
-    before, dots, after = term.partition("...")
-    named = dict(zip(before, shape, strict=False)) | dict(zip(reversed(after), reversed(shape), strict=False))
-    return {**named, "...": math.prod(shape[len(before) : len(shape) - len(after)])} if dots else named
+    before, ellipsis, after = term.partition("...")
+    sizes = dict(zip(before, shape, strict=False)) | dict(zip(reversed(after), reversed(shape), strict=False))
+    return {**sizes, "...": math.prod(shape[len(before) : len(shape) - len(after)])} if ellipsis else sizes
 
 
 def _attention(layer, inputs, output):
@@ -236,17 +236,17 @@ def _attention(layer, inputs, output):
     return heads * (projections + queries * attended * (key_dim + value_dim) + queries * value_dim * output[-1])
 
 
-def _free(layer, inputs, output):
+def _zero(layer, inputs, output):
     return 0
 
 
-_RULES = (
-    (_TRANSPOSED, _transposed),  # before the convolutions, in case Keras makes them one family
+_LAYER_RULES = (
+    (_TRANSPOSED_CONVOLUTIONS, _transposed_convolution),  # before the convolutions, in case Keras makes them one family
     (_CONVOLUTIONS, _convolution),
     (keras.layers.Dense, _dense),
     (keras.layers.EinsumDense, _einsum_dense),
     (keras.layers.MultiHeadAttention, _attention),
-    (_FREE, _free),
+    (_ZERO_COST_LAYERS, _zero),
 )
 
 
@@ -273,7 +273,7 @@ def expected_multiply_adds(model: keras.Model) -> float:
     return sum(cost.survival * cost.multiply_adds for cost in count(model))
 
 
-def expected_saving(model: keras.Model) -> float:
+def expected_flops_reduction(model: keras.Model) -> float:
     """The share of the multiply-adds that stochastic depth saves in training, in [0, 1): what a step may get faster by.
 
     0.0 in mode "sample", which runs every branch for every image.
@@ -292,7 +292,7 @@ def member_multiply_adds(model: keras.Model) -> list[int]:
 
 
 def cascade_multiply_adds(
-    model: keras.Model, rates: Sequence[float], stages: Sequence[int] | None = None
+    model: keras.Model, exit_rates: Sequence[float], stages: Sequence[int] | None = None
 ) -> tuple[float, int]:
     """What a cascade costs that asks its members one stage after another.
 
@@ -310,6 +310,6 @@ def cascade_multiply_adds(
     costs = member_multiply_adds(model)
     if stages is None:
         stages = model.get_config().get("stages") or range(1, len(costs) + 1)
-    if len(rates) != len(stages) or not math.isclose(sum(rates), 1, abs_tol=1e-6) or min(rates) < 0:
-        raise ValueError(f"rates must be {len(stages)} shares that sum to 1, one a stage. Received: {list(rates)}")
-    return sum(rate * sum(costs[:size]) for rate, size in zip(rates, stages, strict=True)), sum(costs)
+    if len(exit_rates) != len(stages) or not math.isclose(sum(exit_rates), 1, abs_tol=1e-6) or min(exit_rates) < 0:
+        raise ValueError(f"rates must be {len(stages)} shares that sum to 1, one a stage. Received: {list(exit_rates)}")
+    return sum(rate * sum(costs[:size]) for rate, size in zip(exit_rates, stages, strict=True)), sum(costs)

@@ -9,7 +9,7 @@ are counted that a gradient is computed from, each once:
 - the mask of a dropout, one byte for each feature;
 - nothing for additions, average pooling, padding, and whatever only moves numbers about.
 
-Every branch of stochastic depth counts, as a step may run them all; of a rematerialised one only its inputs, and the
+Every branch of stochastic depth counts, as a step may run them all; of a rematerialized one only its inputs, and the
 largest of them once as a whole. Not counted are what kernels need besides (convolutions on GPUs may ask for a
 gigabyte), copies of weights in half precision, and TensorFlow itself, which takes 0.5 GB.
 """
@@ -19,21 +19,26 @@ import math
 
 import keras
 
-from keras_committee.flops.counting import Call, calls
+from keras_committee.flops.counting import Call, trace_calls
 
-_OF_INPUTS = (
+_KEEPS_INPUTS = (
     keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.DepthwiseConv1D,
     keras.layers.DepthwiseConv2D, keras.layers.Dense, keras.layers.EinsumDense, keras.layers.BatchNormalization,
     keras.layers.Multiply, keras.layers.Activation,
 )  # fmt: skip
-_OF_OUTPUTS = (keras.layers.ReLU, keras.layers.Softmax)
-_OF_NONE = (
+_KEEPS_OUTPUTS = (keras.layers.ReLU, keras.layers.Softmax)
+_KEEPS_NOTHING = (
     keras.layers.InputLayer, keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.layers.Concatenate,
     keras.layers.AveragePooling2D, keras.layers.GlobalAveragePooling2D, keras.layers.Flatten, keras.layers.Reshape,
     keras.layers.ZeroPadding2D, keras.layers.Cropping2D, keras.layers.Rescaling, keras.layers.Normalization,
     keras.layers.Identity, keras.layers.Dropout,
 )  # fmt: skip
-_BY_OUTPUT = ("relu", "sigmoid", "tanh", "softmax")  # activations whose gradient is computed from what they return
+_OUTPUT_GRADIENT_ACTIVATIONS = (
+    "relu",
+    "sigmoid",
+    "tanh",
+    "softmax",
+)  # activations whose gradient is computed from what they return
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,7 @@ class TrainingMemory:
 
 
 def training_memory(
-    model: keras.Model, batch_size: int, *, optimizer=None, averages: bool = False, parts: int = 1
+    model: keras.Model, batch_size: int, *, optimizer=None, use_ema: bool = False, gradient_accumulation_steps: int = 1
 ) -> TrainingMemory:
     """The bytes of a training step.
 
@@ -76,16 +81,16 @@ def training_memory(
     Raises:
         ValueError: As `count`.
     """
-    inputs, made = calls(model)
-    trainable, weights = _bytes_of(model.trainable_variables), _bytes_of(model.weights)
-    each = math.ceil(batch_size / parts)
+    inputs, layer_calls = trace_calls(model)
+    trainable, weights = _variable_bytes(model.trainable_variables), _variable_bytes(model.weights)
+    micro_batch_size = math.ceil(batch_size / gradient_accumulation_steps)
     return TrainingMemory(
         weights=weights,
-        gradients=trainable * (1 if parts == 1 else 2),
-        slots=_bytes_of(optimizer.variables) if optimizer else 0,
-        averages=weights if averages else 0,
-        activations=each * _kept(inputs, made),
-        passing=each * max(_size([*call.inputs, *call.outputs]) for call in made),
+        gradients=trainable * (1 if gradient_accumulation_steps == 1 else 2),
+        slots=_variable_bytes(optimizer.variables) if optimizer else 0,
+        averages=weights if use_ema else 0,
+        activations=micro_batch_size * _stored_activation_bytes(inputs, layer_calls),
+        passing=micro_batch_size * max(_tensor_bytes([*call.inputs, *call.outputs]) for call in layer_calls),
     )
 
 
@@ -95,65 +100,73 @@ def inference_memory(model: keras.Model, batch_size: int = 1) -> int:
     Raises:
         ValueError: As `count`.
     """
-    inputs, made = calls(model)
-    last = {id(tensor): place for place, call in enumerate(made) for tensor in call.inputs}
-    alive, most = {id(tensor): tensor for tensor in inputs}, 0
-    for place, call in enumerate(made):
-        alive |= {id(tensor): tensor for tensor in call.outputs}
-        most = max(most, _size(alive.values()))
-        alive = {name: tensor for name, tensor in alive.items() if last.get(name, -1) > place}
-    return _bytes_of(model.weights) + batch_size * most
+    inputs, layer_calls = trace_calls(model)
+    last_use = {id(tensor): index for index, call in enumerate(layer_calls) for tensor in call.inputs}
+    live_tensors, peak_bytes = {id(tensor): tensor for tensor in inputs}, 0
+    for place, call in enumerate(layer_calls):
+        live_tensors |= {id(tensor): tensor for tensor in call.outputs}
+        peak_bytes = max(peak_bytes, _tensor_bytes(live_tensors.values()))
+        live_tensors = {name: tensor for name, tensor in live_tensors.items() if last_use.get(name, -1) > place}
+    return _variable_bytes(model.weights) + batch_size * peak_bytes
 
 
-def _kept(inputs: list[keras.KerasTensor], made: list[Call]) -> int:
+def _stored_activation_bytes(inputs: list[keras.KerasTensor], layer_calls: list[Call]) -> int:
     """Bytes of one image that are kept for the gradient, the image included."""
-    again = [call.operation for call in made if getattr(call.operation, "rematerialise", False)]
-    inside = {id(layer): id(block) for block in again for layer in block.branch._flatten_layers()}
-    kept: dict[int | None, dict[int, int]] = {}  # of each rematerialised block, and of all else
-    for number, call in enumerate(made):
-        place = kept.setdefault(inside.get(id(call.operation)), {})
-        place |= {id(tensor): _size([tensor]) for tensor in _needed(call)}
-        place[-number - 1] = _hidden(call)  # no tensor has such an id
-    always = kept.pop(None, {}) | {id(tensor): _size([tensor]) for tensor in inputs}
-    always |= {id(call.inputs[0]): _size(call.inputs[:1]) for call in made if id(call.operation) in inside.values()}
-    return sum(always.values()) + max((sum(sizes.values()) for sizes in kept.values()), default=0)
+    remat_blocks = [call.operation for call in layer_calls if getattr(call.operation, "remat", False)]
+    block_by_layer = {id(layer): id(block) for block in remat_blocks for layer in block.branch._flatten_layers()}
+    sizes_by_block: dict[int | None, dict[int, int]] = {}  # of each rematerialized block, and of all else
+    for index, call in enumerate(layer_calls):
+        block_sizes = sizes_by_block.setdefault(block_by_layer.get(id(call.operation)), {})
+        block_sizes |= {id(tensor): _tensor_bytes([tensor]) for tensor in _tensors_for_gradient(call)}
+        block_sizes[-index - 1] = _untraced_bytes(call)  # no tensor has such an id
+    permanent_sizes = sizes_by_block.pop(None, {}) | {id(tensor): _tensor_bytes([tensor]) for tensor in inputs}
+    permanent_sizes |= {
+        id(call.inputs[0]): _tensor_bytes(call.inputs[:1])
+        for call in layer_calls
+        if id(call.operation) in block_by_layer.values()
+    }
+    return sum(permanent_sizes.values()) + max((sum(sizes.values()) for sizes in sizes_by_block.values()), default=0)
 
 
-def _needed(call: Call) -> list[keras.KerasTensor]:
+def _tensors_for_gradient(call: Call) -> list[keras.KerasTensor]:
     """The tensors that the gradient of a call is computed from."""
     layer = call.operation
-    if hasattr(layer, "branch") or isinstance(layer, _OF_NONE):
+    if hasattr(layer, "branch") or isinstance(layer, _KEEPS_NOTHING):
         return []
-    by_output = _activation(layer) in _BY_OUTPUT
+    gradient_from_output = _activation_name(layer) in _OUTPUT_GRADIENT_ACTIVATIONS
     if isinstance(layer, keras.layers.Activation):
-        return call.outputs if by_output else call.inputs
-    if isinstance(layer, _OF_INPUTS):
-        return [*call.inputs, *call.outputs] if by_output else call.inputs
-    return call.outputs if isinstance(layer, _OF_OUTPUTS) else [*call.inputs, *call.outputs]
+        return call.outputs if gradient_from_output else call.inputs
+    if isinstance(layer, _KEEPS_INPUTS):
+        return [*call.inputs, *call.outputs] if gradient_from_output else call.inputs
+    return call.outputs if isinstance(layer, _KEEPS_OUTPUTS) else [*call.inputs, *call.outputs]
 
 
-def _hidden(call: Call) -> int:
+def _untraced_bytes(call: Call) -> int:
     """Bytes that are kept but stand in no graph: masks, and what comes before an activation inside a layer."""
     layer = call.operation
     if isinstance(layer, keras.layers.Dropout):
         return sum(math.prod(tensor.shape) for tensor in call.outputs)
-    within = isinstance(layer, _OF_INPUTS) and not isinstance(layer, keras.layers.Activation)
-    return _size(call.outputs) if within and _activation(layer) not in (*_BY_OUTPUT, "linear") else 0
+    has_inner_activation = isinstance(layer, _KEEPS_INPUTS) and not isinstance(layer, keras.layers.Activation)
+    return (
+        _tensor_bytes(call.outputs)
+        if has_inner_activation and _activation_name(layer) not in (*_OUTPUT_GRADIENT_ACTIVATIONS, "linear")
+        else 0
+    )
 
 
-def _activation(layer) -> str:
+def _activation_name(layer) -> str:
     return getattr(getattr(layer, "activation", None), "__name__", "linear")
 
 
-def _size(tensors) -> int:
-    return sum(math.prod(tensor.shape) * _width(tensor) for tensor in tensors)
+def _tensor_bytes(tensors) -> int:
+    return sum(math.prod(tensor.shape) * _bytes_per_element(tensor) for tensor in tensors)
 
 
-def _bytes_of(variables) -> int:
-    return sum(math.prod(variable.shape) * _width(variable) for variable in variables)
+def _variable_bytes(variables) -> int:
+    return sum(math.prod(variable.shape) * _bytes_per_element(variable) for variable in variables)
 
 
-def _width(value) -> int:
+def _bytes_per_element(value) -> int:
     """Bytes of one number: the digits at the end of "float32", "bfloat16", "int8"; booleans take one."""
     digits = "".join(filter(str.isdigit, str(value.dtype).removeprefix("b").removeprefix("float")))
     return int(digits) // 8 if digits else 1

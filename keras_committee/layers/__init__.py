@@ -1,33 +1,33 @@
 """Which layers does a committee need beyond Keras' own?"""
 
-from keras_committee.layers.confidence import CONFIDENCES, confidence
+from keras_committee.layers.confidence import CONFIDENCE_MEASURES, confidence
 from keras_committee.layers.graph import TensorFlowGraph
 from keras_committee.layers.heads import (
     ArithmeticMean,
     GeometricMean,
     MajorityVote,
     WeightedGeometricMean,
+    get_head,
     head_name,
-    head_named,
-    head_of,
+    subset_head,
 )
 from keras_committee.layers.normalization import BatchNormalization
 from keras_committee.layers.resize import Resize
 from keras_committee.layers.stochastic_depth import StochasticDepth
 from keras_committee.layers.survival import (
-    blocks,
+    constant_survival,
     expected_depth,
-    keras_efficientnet,
     linear_decay,
-    model_garden_resnet,
-    ramp,
+    linear_schedule,
     set_survival,
-    timm_linear,
-    uniform,
+    stochastic_depth_blocks,
+    survival_keras_efficientnet,
+    survival_model_garden_resnet,
+    survival_timm_linear,
 )
 
 __all__ = [
-    "CONFIDENCES",
+    "CONFIDENCE_MEASURES",
     "ArithmeticMean",
     "BatchNormalization",
     "GeometricMean",
@@ -36,17 +36,17 @@ __all__ = [
     "StochasticDepth",
     "TensorFlowGraph",
     "WeightedGeometricMean",
-    "blocks",
+    "stochastic_depth_blocks",
     "confidence",
     "expected_depth",
     "head_name",
-    "head_named",
-    "head_of",
-    "keras_efficientnet",
+    "get_head",
+    "subset_head",
+    "survival_keras_efficientnet",
     "linear_decay",
-    "model_garden_resnet",
-    "ramp",
+    "survival_model_garden_resnet",
+    "linear_schedule",
     "set_survival",
-    "timm_linear",
-    "uniform",
+    "survival_timm_linear",
+    "constant_survival",
 ]

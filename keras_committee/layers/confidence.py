@@ -7,10 +7,10 @@ far reaches a threshold.
 import keras
 from keras import ops
 
-CONFIDENCES = ("max_probability", "margin", "entropy", "agreement")
+CONFIDENCE_MEASURES = ("max_probability", "margin", "entropy", "agreement")
 
 
-def confidence(kind: str, probabilities, votes):
+def confidence(measure: str, probabilities, predictions):
     """The confidence of a committee in each of its answers.
 
     - `"max_probability"`: the largest probability.
@@ -32,23 +32,23 @@ def confidence(kind: str, probabilities, votes):
 
     Source: max probability: Wang et al. 2021, arXiv:2012.01988, section 4.
     """
-    check_confidence(kind)
+    check_confidence(measure)
     probabilities = ops.cast(probabilities, "float32")
-    if kind == "max_probability":
+    if measure == "max_probability":
         return ops.max(probabilities, axis=-1)
-    if kind == "margin":
+    if measure == "margin":
         best, second = ops.unstack(ops.top_k(probabilities, 2)[0], axis=-1)
         return best - second
-    if kind == "entropy":
-        spread = -ops.sum(probabilities * ops.log(ops.maximum(probabilities, keras.config.epsilon())), axis=-1)
+    if measure == "entropy":
+        entropy = -ops.sum(probabilities * ops.log(ops.maximum(probabilities, keras.config.epsilon())), axis=-1)
         # Rounding may put the uniform distribution below 0, where no threshold would let it answer.
-        return ops.maximum(1.0 - spread / ops.log(ops.cast(probabilities.shape[-1], "float32")), 0.0)
+        return ops.maximum(1.0 - entropy / ops.log(ops.cast(probabilities.shape[-1], "float32")), 0.0)
     top = ops.argmax(probabilities, axis=-1)
-    agrees = ops.equal(ops.argmax(votes, axis=-1), ops.expand_dims(top, 1))
+    agrees = ops.equal(ops.argmax(predictions, axis=-1), ops.expand_dims(top, 1))
     return ops.mean(ops.cast(agrees, "float32"), axis=1)
 
 
-def check_confidence(kind: str) -> None:
+def check_confidence(measure: str) -> None:
     """Raises ValueError unless `kind` is one of `CONFIDENCES`."""
-    if kind not in CONFIDENCES:
-        raise ValueError(f"confidence must be one of {', '.join(CONFIDENCES)}. Received: {kind!r}")
+    if measure not in CONFIDENCE_MEASURES:
+        raise ValueError(f"confidence must be one of {', '.join(CONFIDENCE_MEASURES)}. Received: {measure!r}")

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 
-def variables_of(branch):
+def split_variables(branch):
     """The weights that are trained, those that are frozen, and what a call may change, such as moving statistics."""
     trained = branch.trainable_variables
     weights = {id(v): v for layer in branch._flatten_layers() for v in layer._trainable_variables}
@@ -16,59 +16,59 @@ def variables_of(branch):
     return trained, list(weights.values()), state
 
 
-def pure_branch(branch, training):
+def functional_branch(branch, training):
     """The branch as a function `(inputs, *values of its variables) -> (outputs, *its new state)`."""
-    trained, frozen, state = variables_of(branch)
-    variables, fixed = [*trained, *frozen, *state], range(len(trained), len(trained) + len(frozen))
+    trained, frozen, state = split_variables(branch)
+    variables, frozen_indices = [*trained, *frozen, *state], range(len(trained), len(trained) + len(frozen))
     # Given by hand, as rematerialisation calls the branch after the layer's own call has ended.
     arguments = {"training": training} if "training" in inspect.signature(branch.call).parameters else {}
 
-    def pure(inputs, *values):
+    def call_branch(inputs, *values):
         # A conditional computes the gradient of all that it reads, asked or not.
-        values = [ops.stop_gradient(value) if place in fixed else value for place, value in enumerate(values)]
+        values = [ops.stop_gradient(value) if index in frozen_indices else value for index, value in enumerate(values)]
         with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
             outputs = branch(inputs, **arguments)
         # Without the stop a conditional would send zeros back through the new state, and keep all that this takes.
         return outputs, *(ops.stop_gradient(scope.get_current_value(v)) for v in state)
 
-    return pure
+    return call_branch
 
 
-def values_of(state):
+def snapshot(state):
     """The values of variables now, whatever is assigned later."""
     values = [ops.convert_to_tensor(v) for v in state]
     # PyTorch assigns in place, under the gradient that still reads the old value.
     return [ops.copy(v) for v in values] if keras.backend.backend() == "torch" else values
 
 
-def rematerialised(pure, weights):
+def remat(function, num_trainable):
     """`pure`, whose first `weights` values are trainable, run again for its gradient instead of remembered."""
     if keras.backend.backend() != "tensorflow":
-        return keras.remat(pure)
+        return keras.remat(function)
 
     import tensorflow as tf
 
-    def recomputed(*arguments):
+    def recompute(*arguments):
         # Read here, as the state will have moved on; and made here, as a gradient inside a conditional must not know
         # one tensor from within and from without (TensorFlow 2.20 then feeds only one of the two).
         inputs, *values = [tf.identity(argument) for argument in arguments]
-        after = []
+        new_states = []
 
         # Integers, such as the state of a seed generator in the branch, have no gradient to be recomputed for.
         @keras.remat
         def differentiable(inputs, *trained):
-            outputs, *state = pure(inputs, *trained, *values[weights:])
-            after.append(state)
+            outputs, *state = function(inputs, *trained, *values[num_trainable:])
+            new_states.append(state)
             return outputs
 
-        outputs = differentiable(inputs, *values[:weights])
-        return outputs, *after[0]
+        outputs = differentiable(inputs, *values[:num_trainable])
+        return outputs, *new_states[0]
 
-    return recomputed
+    return recompute
 
 
 @ops.custom_gradient
-def unmoved(shortcut, *weights):
+def passthrough_with_zero_grads(shortcut, *weights):
     """The shortcut, with a gradient of zero for the weights; run eagerly, they would have none at all."""
 
     def gradient(*arguments, upstream=None):  # PyTorch passes `upstream` by name, the others by position

@@ -8,7 +8,7 @@ import keras
 
 # What a network at inference is made of. Whoever writes a `.keras` file writes this graph, too: none of these reads or
 # writes a file, runs Python, keeps a state, or calls a function that would have to be looked into.
-OPERATIONS = frozenset(
+ALLOWED_OPERATIONS = frozenset(
     (
         "Abs", "Add", "AddN", "AddV2", "All", "Any", "ArgMax", "AvgPool", "AvgPool3D", "BatchMatMul",
         "BatchMatMulV2", "BatchMatMulV3", "BatchToSpaceND", "BiasAdd", "BroadcastArgs", "BroadcastTo", "Cast",
@@ -65,22 +65,24 @@ class TensorFlowGraph(keras.layers.Layer):
     ):
         super().__init__(**{"trainable": False, "dtype": "float32", **kwargs})
         self.graph, self.image_name, self.output_name, self.classes = graph, image_name, output_name, int(classes)
-        self.weight_list = [(str(name), [int(size) for size in shape], bool(fit)) for name, shape, fit in weight_list]
+        self.weight_list = [
+            (str(name), [int(size) for size in shape], bool(trained)) for name, shape, trained in weight_list
+        ]
         inputs = [image_name, *(each for each, _, _ in self.weight_list)]
-        self._network = _Network(_read(graph, self.name), inputs, output_name)
+        self._graph_function = _GraphFunction(_parse_graph(graph, self.name), inputs, output_name)
 
     def build(self, input_shape):
-        self._values = [
-            self.add_weight(name=f"weight_{place}", shape=tuple(shape), trainable=trained, dtype="float32")
-            for place, (_, shape, trained) in enumerate(self.weight_list)
+        self._weight_variables = [
+            self.add_weight(name=f"weight_{index}", shape=tuple(shape), trainable=trained, dtype="float32")
+            for index, (_, shape, trained) in enumerate(self.weight_list)
         ]
         self.built = True
 
     def call(self, image):
         import tensorflow as tf
 
-        values = [tf.convert_to_tensor(each.value) for each in self._values]
-        function = self._network.function()
+        values = [tf.convert_to_tensor(variable.value) for variable in self._weight_variables]
+        function = self._graph_function.function()
         outputs = function(keras.ops.cast(image, function.inputs[0].dtype.name), *values)
         outputs.set_shape((None, self.classes))
         return outputs
@@ -90,8 +92,8 @@ class TensorFlowGraph(keras.layers.Layer):
 
     def multiply_adds(self, input_shape, output_shape):
         """Of all convolutions and products of matrices, for `flops`. ValueError if a shape cannot be known."""
-        graph = self._network.function(tuple(input_shape)).graph
-        return sum(multiply_adds(operation) for operation in graph.get_operations())
+        graph = self._graph_function.function(tuple(input_shape)).graph
+        return sum(operation_multiply_adds(operation) for operation in graph.get_operations())
 
     def get_config(self):
         return {
@@ -99,22 +101,22 @@ class TensorFlowGraph(keras.layers.Layer):
             "graph": self.graph,
             "image_name": self.image_name,
             "output_name": self.output_name,
-            "weight_list": [[name, shape, fit] for name, shape, fit in self.weight_list],
+            "weight_list": [[name, shape, trained] for name, shape, trained in self.weight_list],
             "classes": self.classes,
         }
 
 
-def check_operations(names: Sequence[str], what: str) -> None:
+def check_operations(names: Sequence[str], description: str) -> None:
     """Raises ValueError, which names them, if there are others than `OPERATIONS` among the `names`."""
-    strange = sorted(set(names) - OPERATIONS)
-    if strange:
+    unsupported = sorted(set(names) - ALLOWED_OPERATIONS)
+    if unsupported:
         raise ValueError(
-            f"{what} does more than a network at inference does: {', '.join(strange)}. It was not run.\n"
+            f"{description} does more than a network at inference does: {', '.join(unsupported)}. It was not run.\n"
             "  Export it for inference, without control flow, tables, files or Python in it."
         )
 
 
-class _Network:
+class _GraphFunction:
     """The graph as a function, made when it is first asked for."""
 
     def __init__(self, graph_def, inputs, output):
@@ -124,32 +126,32 @@ class _Network:
     def function(self, shape=None):
         """Of image and weights; with the image's full `shape` known, or as the graph was saved."""
         if shape not in self._functions:
-            self._functions[shape] = self._wrapped(shape)
+            self._functions[shape] = self._wrap(shape)
         return self._functions[shape]
 
-    def _wrapped(self, shape):
+    def _wrap(self, shape):
         import tensorflow as tf
 
-        feeds = [f"network/{name}:0" for name in self._inputs]
+        input_names = [f"network/{name}:0" for name in self._inputs]
 
-        def imported():
-            tf.graph_util.import_graph_def(self._sized(shape), name="network")
+        def import_graph():
+            tf.graph_util.import_graph_def(self._with_input_shape(shape), name="network")
 
-        wrapped = tf.compat.v1.wrap_function(imported, [])
-        find = wrapped.graph.get_tensor_by_name
-        return wrapped.prune([find(feed) for feed in feeds], find(f"network/{self._output}"))
+        wrapped = tf.compat.v1.wrap_function(import_graph, [])
+        get_tensor = wrapped.graph.get_tensor_by_name
+        return wrapped.prune([get_tensor(feed) for feed in input_names], get_tensor(f"network/{self._output}"))
 
-    def _sized(self, shape):
+    def _with_input_shape(self, shape):
         if shape is None:
             return self._graph_def
-        sized = type(self._graph_def).FromString(self._graph_def.SerializeToString())
-        placeholder = next(node for node in sized.node if node.name == self._inputs[0])
+        graph_def = type(self._graph_def).FromString(self._graph_def.SerializeToString())
+        placeholder = next(node for node in graph_def.node if node.name == self._inputs[0])
         for dim, size in zip(placeholder.attr["shape"].shape.dim, shape, strict=True):
             dim.size = size
-        return sized
+        return graph_def
 
 
-def _read(graph, name):
+def _parse_graph(graph, name):
     if keras.backend.backend() != "tensorflow":
         raise ValueError(f"{name!r} is a graph of TensorFlow. It runs with KERAS_BACKEND=tensorflow only.")
     from google.protobuf.message import DecodeError
@@ -164,17 +166,17 @@ def _read(graph, name):
     return graph_def
 
 
-def multiply_adds(operation) -> int:
+def operation_multiply_adds(operation) -> int:
     """Of one `tf.Operation`: convolutions and products of matrices count, all else is free.
 
     Raises:
         ValueError: If a shape that it takes to count is not known.
     """
-    rule = _RULES.get(operation.type)
+    rule = _OPERATION_RULES.get(operation.type)
     if rule is None:
         return 0
     tensors = [*operation.inputs, operation.outputs[0]]
-    shapes = [(None,) if each.shape.rank is None else tuple(each.shape.as_list()) for each in tensors]
+    shapes = [(None,) if tensor.shape.rank is None else tuple(tensor.shape.as_list()) for tensor in tensors]
     if any(None in shape for shape in shapes):
         raise ValueError(f"Cannot count {operation.name!r} ({operation.type}): its shapes are not known.")
     return rule(operation, shapes[:-1], shapes[-1])
@@ -184,17 +186,17 @@ def _convolution(operation, inputs, output):
     return math.prod(output) * math.prod(inputs[1][:-1])
 
 
-def _depthwise(operation, inputs, output):
+def _depthwise_convolution(operation, inputs, output):
     return math.prod(output) * math.prod(inputs[1][:2])
 
 
-def _transposed(operation, inputs, output):
+def _transposed_convolution(operation, inputs, output):
     return math.prod(inputs[2]) * math.prod(inputs[1][:-1])
 
 
-def _product(operation, inputs, output):
-    turned = operation.get_attr("transpose_a" if operation.type == "MatMul" else "adj_x")
-    return math.prod(output) * inputs[0][-2 if turned else -1]
+def _matmul(operation, inputs, output):
+    is_transposed = operation.get_attr("transpose_a" if operation.type == "MatMul" else "adj_x")
+    return math.prod(output) * inputs[0][-2 if is_transposed else -1]
 
 
 def _einsum(operation, inputs, output):
@@ -205,14 +207,14 @@ def _einsum(operation, inputs, output):
     return math.prod(dict(pairs).values())
 
 
-_RULES = {
+_OPERATION_RULES = {
     "Conv2D": _convolution,
     "Conv3D": _convolution,
-    "Conv2DBackpropInput": _transposed,
-    "DepthwiseConv2dNative": _depthwise,
-    "MatMul": _product,
-    "BatchMatMul": _product,
-    "BatchMatMulV2": _product,
-    "BatchMatMulV3": _product,
+    "Conv2DBackpropInput": _transposed_convolution,
+    "DepthwiseConv2dNative": _depthwise_convolution,
+    "MatMul": _matmul,
+    "BatchMatMul": _matmul,
+    "BatchMatMulV2": _matmul,
+    "BatchMatMulV3": _matmul,
     "Einsum": _einsum,
 }

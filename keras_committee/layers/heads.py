@@ -109,25 +109,25 @@ class WeightedGeometricMean(_Head):
 
     def __init__(self, weights: Sequence[float], **kwargs):
         super().__init__(**kwargs)
-        shares = tuple(float(w) for w in weights)
-        if not shares or not min(shares) >= 0 or not abs(sum(shares) - 1) <= 1e-6:
+        member_weights = tuple(float(w) for w in weights)
+        if not member_weights or not min(member_weights) >= 0 or not abs(sum(member_weights) - 1) <= 1e-6:
             raise ValueError(f"weights must be floats from 0 that sum to 1. Received: weights={weights}")
-        self._shares = shares  # `weights` names a layer's variables
+        self._member_weights = member_weights  # `weights` names a layer's variables
 
     def build(self, input_shape):
         super().build(input_shape)
-        if input_shape[1] != len(self._shares):
+        if input_shape[1] != len(self._member_weights):
             raise ValueError(
                 "weights must hold one float per member. "
-                f"Received: {len(self._shares)} weights, {input_shape[1]} members"
+                f"Received: {len(self._member_weights)} weights, {input_shape[1]} members"
             )
 
     def call(self, logits):
-        shares = ops.reshape(ops.convert_to_tensor(self._shares, "float32"), (1, -1, 1))
-        return ops.softmax(ops.sum(shares * _log_probabilities(logits), axis=1))
+        member_weights = ops.reshape(ops.convert_to_tensor(self._member_weights, "float32"), (1, -1, 1))
+        return ops.softmax(ops.sum(member_weights * _log_probabilities(logits), axis=1))
 
     def get_config(self):
-        return {**super().get_config(), "weights": list(self._shares)}
+        return {**super().get_config(), "weights": list(self._member_weights)}
 
 
 _HEADS = types.MappingProxyType(
@@ -140,7 +140,7 @@ _HEADS = types.MappingProxyType(
 )
 
 
-def head_named(name: str, **arguments) -> keras.layers.Layer:
+def get_head(name: str, **arguments) -> keras.layers.Layer:
     """Makes a head from its name in `evaluation.json`, such as "geometric_mean".
 
     Args:
@@ -151,8 +151,8 @@ def head_named(name: str, **arguments) -> keras.layers.Layer:
         ValueError: If no head has the name; the message names the nearest.
     """
     if name not in _HEADS:
-        near = difflib.get_close_matches(name, _HEADS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        close_matches = difflib.get_close_matches(name, _HEADS, n=1)
+        hint = f" Did you mean {close_matches[0]!r}?" if close_matches else ""
         raise ValueError(f"There is no head {name!r}.{hint} Heads: {', '.join(_HEADS)}")
     return _HEADS[name](**arguments)
 
@@ -163,7 +163,7 @@ def head_name(head: keras.layers.Layer) -> str:
     return names[0] if names else keras.saving.get_registered_name(type(head))
 
 
-def head_of(head: keras.layers.Layer, members: Sequence[int]) -> keras.layers.Layer:
+def subset_head(head: keras.layers.Layer, members: Sequence[int]) -> keras.layers.Layer:
     """The head of a part of the committee: the weights of its `members`, scaled to sum 1; other heads as they are.
 
     Members that all have weight 0 count alike.

@@ -44,24 +44,24 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         training = bool(training and self.trainable)
-        if mask is not None or not self._fusable(inputs, training):
+        if mask is not None or not self._can_fuse(inputs, training):
             return super().call(inputs, training=training, mask=mask)
-        return self._fused(inputs, training)
+        return self._call_fused(inputs, training)
 
     def get_config(self):
         return {**super().get_config(), "synchronized": self._synchronized_argument}
 
-    def _fusable(self, inputs, training):
+    def _can_fuse(self, inputs, training):
         return (
             keras.backend.backend() == "tensorflow"
             and len(inputs.shape) == 4
             and self.axis in (-1, 3)  # the CPU kernel knows channels last only
             and keras.backend.standardize_dtype(inputs.dtype) in ("float32", "bfloat16", "float16")
             and not self.renorm
-            and not (training and self.synchronized and row_window.replicas() > 1)
+            and not (training and self.synchronized and row_window.num_replicas() > 1)
         )
 
-    def _fused(self, inputs, training):
+    def _call_fused(self, inputs, training):
         import tensorflow as tf
 
         moving_mean, moving_variance = self._float32(self.moving_mean), self._float32(self.moving_variance)
@@ -77,9 +77,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if training:
             count = tf.cast(tf.size(inputs, out_type=tf.int64) // inputs.shape[-1], tf.float32)
             # multiply_no_nan: the unbiased variance of one pixel is 0 / 0, and a kernel may say so.
-            biased = tf.math.multiply_no_nan(variance, (count - 1.0) / count)
+            biased_variance = tf.math.multiply_no_nan(variance, (count - 1.0) / count)
             self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
-            self.moving_variance.assign(moving_variance * self.momentum + biased * (1.0 - self.momentum))
+            self.moving_variance.assign(moving_variance * self.momentum + biased_variance * (1.0 - self.momentum))
         return ops.cast(outputs, self.compute_dtype)
 
     def _float32(self, variable):

@@ -33,13 +33,13 @@ class Resize(keras.layers.Layer):
     def build(self, input_shape):
         if len(input_shape) != 4 or None in input_shape[1:3]:
             raise ValueError(f"Resize takes images of a known size. Received: shape={tuple(input_shape)}")
-        self._rows = interpolation(input_shape[1], self.height)
-        self._columns = interpolation(input_shape[2], self.width)
+        self._row_matrix = interpolation_matrix(input_shape[1], self.height)
+        self._column_matrix = interpolation_matrix(input_shape[2], self.width)
         self.built = True
 
     def call(self, image):
-        image = ops.einsum("hr,brwc->bhwc", ops.convert_to_tensor(self._rows), image)
-        return ops.einsum("wr,bhrc->bhwc", ops.convert_to_tensor(self._columns), image)
+        image = ops.einsum("hr,brwc->bhwc", ops.convert_to_tensor(self._row_matrix), image)
+        return ops.einsum("wr,bhrc->bhwc", ops.convert_to_tensor(self._column_matrix), image)
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.height, self.width, input_shape[3])
@@ -55,9 +55,9 @@ class Resize(keras.layers.Layer):
         return {**config, "height": self.height, "width": self.width}
 
 
-def interpolation(before: int, after: int) -> np.ndarray:
+def interpolation_matrix(input_size: int, output_size: int) -> np.ndarray:
     """The float32 matrix `(after, before)` that resizes one axis: triangles as wide as the coarser of the two grids."""
-    scale = before / after
-    centres = (np.arange(after) + 0.5) * scale - 0.5
-    weights = np.maximum(0, 1 - np.abs(np.arange(before) - centres[:, None]) / max(scale, 1))
+    scale = input_size / output_size
+    centers = (np.arange(output_size) + 0.5) * scale - 0.5
+    weights = np.maximum(0, 1 - np.abs(np.arange(input_size) - centers[:, None]) / max(scale, 1))
     return (weights / weights.sum(axis=1, keepdims=True)).astype("float32")

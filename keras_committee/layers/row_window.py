@@ -6,19 +6,19 @@ import keras
 from keras import ops
 
 
-class ReplicaSeeds(keras.random.SeedGenerator):
+class PerReplicaSeedGenerator(keras.random.SeedGenerator):
     """Seeds that differ between replicas, where the states of seed generators are mirrored: all alike."""
 
     def next(self, ordered=True):
-        return super().next(ordered) + ops.convert_to_tensor([_replica() * 1_000_003, 0], dtype=self.state.dtype)
+        return super().next(ordered) + ops.convert_to_tensor([_replica_id() * 1_000_003, 0], dtype=self.state.dtype)
 
 
-def on_host():
+def run_on_cpu():
     """The device to draw on: a conditional reads its predicate on the CPU, and waits for one drawn on a GPU."""
     return keras.device("CPU:0") if keras.backend.backend() == "tensorflow" else contextlib.nullcontext()
 
 
-def replicas() -> int:
+def num_replicas() -> int:
     """The number of replicas that train together under the strategy in scope."""
     if keras.backend.backend() != "tensorflow":
         return 1
@@ -27,7 +27,7 @@ def replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def window(uniform, rows, survival):
+def row_window(random_values, num_rows, survival):
     """The surviving rows of a batch: all of them, the first or the second half, or none.
 
     A half is kept with probability `2 * min(p, 1 - p)`, either one as likely; otherwise all rows are where p >= 1/2,
@@ -44,14 +44,14 @@ def window(uniform, rows, survival):
     Returns:
         int32 scalars: the first row and the number of rows.
     """
-    is_half = uniform[0] < 2.0 * ops.minimum(survival, 1.0 - survival)
-    is_second = uniform[1] < 0.5
-    half = rows // 2
-    count = ops.where(is_half, ops.where(is_second, rows - half, half), ops.where(survival >= 0.5, rows, 0))
+    is_half = random_values[0] < 2.0 * ops.minimum(survival, 1.0 - survival)
+    is_second = random_values[1] < 0.5
+    half = num_rows // 2
+    count = ops.where(is_half, ops.where(is_second, num_rows - half, half), ops.where(survival >= 0.5, num_rows, 0))
     return ops.where(is_half & is_second, half, 0), count
 
 
-def choices(first, count, rows):
+def switch_branches(first, count, num_rows):
     """Which of the windows that a program must foresee is the one drawn.
 
     TensorFlow's shapes may change from step to step: it foresees the drawn window only, whatever that is. Elsewhere a
@@ -67,13 +67,13 @@ def choices(first, count, rows):
     """
     if keras.backend.backend() == "tensorflow":
         return count > 0, [(first, count)]
-    half = rows // 2
-    windows = sorted({(0, 0), (0, half), (half, rows - half), (0, rows)})  # of a single row: two
-    drawn = [ops.equal(first, f) & ops.equal(count, c) for f, c in windows]
-    return ops.argmax(ops.stack(drawn)), windows[1:]
+    half = num_rows // 2
+    windows = sorted({(0, 0), (0, half), (half, num_rows - half), (0, num_rows)})  # of a single row: two
+    matches = [ops.equal(first, f) & ops.equal(count, c) for f, c in windows]
+    return ops.argmax(ops.stack(matches)), windows[1:]
 
 
-def cut(x, first, count):
+def slice_rows(x, first, count):
     """`x` itself, for `put`, and its rows in the window.
 
     The two functions are a pair: going back, `put` sends the whole gradient to `x` and `cut` writes the gradient of the
@@ -81,46 +81,48 @@ def cut(x, first, count):
     Python integers, which are those of other backends than TensorFlow, are sliced: XLA fuses the copies.
     """
     if isinstance(count, int):
-        return x, rows_of(x, first, count)
+        return x, get_rows(x, first, count)
 
     @ops.custom_gradient
     def identity_and_rows(x):
         # Inside a conditional TensorFlow wants outputs made there; stop_gradient is the identity that is.
-        return (ops.stop_gradient(x), rows_of(x, first, count)), lambda whole, rows: _written(whole, rows, first, count)
+        return (ops.stop_gradient(x), get_rows(x, first, count)), lambda full_gradient, rows: _replace_rows(
+            full_gradient, rows, first, count
+        )
 
     return identity_and_rows(x)
 
 
-def put(x, rows, first, count):
+def write_rows(x, rows, first, count):
     """`x`, from `cut`, with its rows in the window replaced by `rows`."""
     if isinstance(count, int):
-        return _joined(x, rows, first, count)
+        return _concat_rows(x, rows, first, count)
 
     @ops.custom_gradient
     def replace(x, rows):
-        return _written(x, rows, first, count), lambda upstream: (upstream, rows_of(upstream, first, count))
+        return _replace_rows(x, rows, first, count), lambda upstream: (upstream, get_rows(upstream, first, count))
 
     return replace(x, rows)
 
 
-def rows_of(x, first, count):
+def get_rows(x, first, count):
     """The rows of `x` in the window."""
     return x[first : first + count]
 
 
-def _written(x, rows, first, count):
+def _replace_rows(x, rows, first, count):
     return ops.cond(
         ops.equal(count, ops.shape(x)[0]),
         lambda: rows,  # no copy
-        lambda: _joined(x, rows, first, count),
+        lambda: _concat_rows(x, rows, first, count),
     )
 
 
-def _joined(x, rows, first, count):
+def _concat_rows(x, rows, first, count):
     return ops.concatenate([x[:first], rows, x[first + count :]], axis=0)
 
 
-def _replica():
+def _replica_id():
     if keras.backend.backend() != "tensorflow":
         return 0
     import tensorflow as tf

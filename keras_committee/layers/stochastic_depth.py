@@ -7,7 +7,13 @@ import numpy as np
 from keras import ops
 
 from keras_committee.layers import row_window
-from keras_committee.layers.functional_branch import pure_branch, rematerialised, unmoved, values_of, variables_of
+from keras_committee.layers.functional_branch import (
+    functional_branch,
+    passthrough_with_zero_grads,
+    remat,
+    snapshot,
+    split_variables,
+)
 
 MODES = ("batch", "sample", "subset")
 SCALINGS = ("inference", "training")
@@ -43,7 +49,7 @@ class StochasticDepth(keras.layers.Layer):
         mode: `"batch"`, `"sample"` or `"subset"`.
         scaling: `"inference"` or `"training"`: when the branch is scaled.
         seed: Integer or None. None follows `keras.utils.set_random_seed`; two layers given one integer draw the same.
-        rematerialise: Boolean. Whether the branch keeps nothing for its gradient and runs again for it: less memory,
+        remat: Boolean. Whether the branch keeps nothing for its gradient and runs again for it: less memory,
             about a third more time.
 
     Call arguments:
@@ -74,7 +80,7 @@ class StochasticDepth(keras.layers.Layer):
         mode: str = "batch",
         scaling: str = "inference",
         seed: int | None = None,
-        rematerialise: bool = False,
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -88,13 +94,15 @@ class StochasticDepth(keras.layers.Layer):
         self.mode = mode
         self.scaling = scaling
         self.seed = seed
-        self.rematerialise = rematerialise
+        self.remat = remat
         # XLA wants one shape for all steps. Elsewhere the flag would also turn off what JAX needs for inference.
         self.supports_jit = not (mode == "subset" and keras.backend.backend() == "tensorflow")
-        with row_window.on_host():
-            self.seed_generator = (keras.random.SeedGenerator if mode == "batch" else row_window.ReplicaSeeds)(seed)
-            self._survival = self._scalar("survival", _probability(survival))
-            self.runs = self._scalar("runs", 0.0)
+        with row_window.run_on_cpu():
+            self.seed_generator = (
+                keras.random.SeedGenerator if mode == "batch" else row_window.PerReplicaSeedGenerator
+            )(seed)
+            self._survival = self._add_scalar("survival", _check_probability(survival))
+            self.run_count = self._add_scalar("runs", 0.0)
 
     @property
     def survival(self) -> float:
@@ -107,7 +115,7 @@ class StochasticDepth(keras.layers.Layer):
         Raises:
             ValueError: If `survival` is outside [0, 1].
         """
-        self._survival.assign(_probability(survival))
+        self._survival.assign(_check_probability(survival))
 
     def build(self, x_shape, shortcut_shape=None):
         if not self.branch.built:
@@ -119,10 +127,10 @@ class StochasticDepth(keras.layers.Layer):
         survival = ops.convert_to_tensor(self._survival)
         if not training:
             scale = survival if self.scaling == "inference" else ops.cast(survival > 0, "float32")
-            return self._whole(scale > 0, x, shortcut, scale, training)
+            return self._all_rows(scale > 0, x, shortcut, scale, training)
         scale = None if self.scaling == "inference" else 1.0 / ops.where(survival > 0, survival, 1.0)
-        drop = {"batch": self._batch, "sample": self._sample, "subset": self._subset}[self.mode]
-        return drop(x, shortcut, survival, scale)
+        apply_mode = {"batch": self._drop_batch, "sample": self._drop_samples, "subset": self._row_subset}[self.mode]
+        return apply_mode(x, shortcut, survival, scale)
 
     def compute_output_shape(self, x_shape, shortcut_shape=None):
         return x_shape if shortcut_shape is None else shortcut_shape
@@ -135,76 +143,83 @@ class StochasticDepth(keras.layers.Layer):
             "mode": self.mode,
             "scaling": self.scaling,
             "seed": self.seed,
-            "rematerialise": self.rematerialise,
+            "remat": self.remat,
         }
 
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "branch": keras.saving.deserialize_keras_object(config["branch"])})
 
-    def _batch(self, x, shortcut, survival, scale):
-        with row_window.on_host():
-            is_open = self._uniform(()) < survival
-            self.runs.assign_add(ops.cast(is_open, "float32"))
-        return self._whole(is_open, x, shortcut, scale, True)
+    def _drop_batch(self, x, shortcut, survival, scale):
+        with row_window.run_on_cpu():
+            keep = self._uniform(()) < survival
+            self.run_count.assign_add(ops.cast(keep, "float32"))
+        return self._all_rows(keep, x, shortcut, scale, True)
 
-    def _sample(self, x, shortcut, survival, scale):
-        with row_window.on_host():
-            survives = ops.cast(self._uniform(ops.shape(x)[:1]) < survival, "float32")
-            self.runs.assign_add(ops.mean(survives))
-        gate = survives if scale is None else survives * scale
-        return self._whole(None, x, shortcut, ops.reshape(gate, (-1,) + (1,) * (len(x.shape) - 1)), True)
+    def _drop_samples(self, x, shortcut, survival, scale):
+        with row_window.run_on_cpu():
+            keep_mask = ops.cast(self._uniform(ops.shape(x)[:1]) < survival, "float32")
+            self.run_count.assign_add(ops.mean(keep_mask))
+        scaled_mask = keep_mask if scale is None else keep_mask * scale
+        return self._all_rows(None, x, shortcut, ops.reshape(scaled_mask, (-1,) + (1,) * (len(x.shape) - 1)), True)
 
-    def _subset(self, x, shortcut, survival, scale):
-        with row_window.on_host():
+    def _row_subset(self, x, shortcut, survival, scale):
+        with row_window.run_on_cpu():
             rows = ops.shape(x)[0]
-            window = row_window.window(self._uniform((2,)), rows, survival)
-            self.runs.assign_add(ops.cast(window[1], "float32") / ops.cast(rows, "float32"))
+            window = row_window.row_window(self._uniform((2,)), rows, survival)
+            self.run_count.assign_add(ops.cast(window[1], "float32") / ops.cast(rows, "float32"))
 
         def residual(window, branch):
-            whole, kept = row_window.cut(shortcut, *window)
-            inputs = kept if shortcut is x else row_window.rows_of(x, *window)
-            return row_window.put(whole, self._sum(kept, branch(inputs), scale), *window)
+            full_shortcut, kept_rows = row_window.slice_rows(shortcut, *window)
+            inputs = kept_rows if shortcut is x else row_window.get_rows(x, *window)
+            return row_window.write_rows(full_shortcut, self._add_branch(kept_rows, branch(inputs), scale), *window)
 
-        choice, windows = row_window.choices(*window, rows)
-        return self._one_of(choice, [functools.partial(residual, each) for each in windows], shortcut, True)
+        branch_index, windows = row_window.switch_branches(*window, rows)
+        return self._switch(
+            branch_index, [functools.partial(residual, row_range) for row_range in windows], shortcut, True
+        )
 
-    def _whole(self, predicate, x, shortcut, scale, training):
+    def _all_rows(self, predicate, x, shortcut, scale, training):
         """The block for all rows alike, if the predicate holds or is None."""
-        return self._one_of(predicate, [lambda branch: self._sum(shortcut, branch(x), scale)], shortcut, training)
+        return self._switch(
+            predicate, [lambda branch: self._add_branch(shortcut, branch(x), scale)], shortcut, training
+        )
 
-    def _sum(self, shortcut, outputs, scale):
+    def _add_branch(self, shortcut, outputs, scale):
         if scale is not None:  # stopped inside the conditional, which would compute its gradient whether asked or not
             outputs = outputs * ops.stop_gradient(self._cast(scale))
         return shortcut + outputs
 
-    def _one_of(self, choice, residuals, skipped, training):
+    def _switch(self, branch_index, residuals, shortcut, training):
         """`skipped` where the choice is 0 or False, else the residual of that number, from 1; the first where None.
 
         The branch runs as a pure function inside the conditional and its new state is assigned outside: JAX and
         rematerialisation need it so, and TensorFlow takes the same time as with assignments inside.
         """
-        if choice is not None:
+        if branch_index is not None:
             self._check_replicas()
-        weights, frozen, state = variables_of(self.branch)
-        before = [ops.convert_to_tensor(v) for v in [*weights, *frozen]] + values_of(state)
-        pure = pure_branch(self.branch, training)
-        pure = rematerialised(pure, len(weights)) if self.rematerialise and training else pure
+        weights, frozen, state = split_variables(self.branch)
+        values_before = [ops.convert_to_tensor(v) for v in [*weights, *frozen]] + snapshot(state)
+        branch_function = functional_branch(self.branch, training)
+        branch_function = remat(branch_function, len(weights)) if self.remat and training else branch_function
 
         def run(residual):
-            after = []
+            new_state = []
 
             def branch(inputs):
-                outputs, *new = pure(inputs, *before)
-                after.extend(new)
+                outputs, *new = branch_function(inputs, *values_before)
+                new_state.extend(new)
                 return self._cast(outputs)
 
-            return [residual(branch), *after]
+            return [residual(branch), *new_state]
 
         def skip():
-            return [unmoved(skipped, *before[: len(weights)]), *before[len(weights) + len(frozen) :]]
+            return [
+                passthrough_with_zero_grads(shortcut, *values_before[: len(weights)]),
+                *values_before[len(weights) + len(frozen) :],
+            ]
 
-        outputs, *after = _chosen(choice, skip, [functools.partial(run, each) for each in residuals])
+        outputs, *after = _run_branch(branch_index, skip, [functools.partial(run, residual) for residual in residuals])
         if training:
             for variable, value in zip(state, after, strict=True):
                 variable.assign(value)
@@ -216,10 +231,10 @@ class StochasticDepth(keras.layers.Layer):
     def _cast(self, x):
         return ops.cast(x, self.compute_dtype)
 
-    def _scalar(self, name, value):
+    def _add_scalar(self, name, value):
         # float32 under every policy: bfloat16 cannot tell 0.99 from 0.992.
-        initial = keras.initializers.Constant(value)
-        return self.add_weight((), initial, "float32", trainable=False, autocast=False, name=name)
+        initializer = keras.initializers.Constant(value)
+        return self.add_weight((), initializer, "float32", trainable=False, autocast=False, name=name)
 
     def _check_branch(self, x_shape, shortcut_shape):
         branch_shape = tuple(self.branch.compute_output_spec(keras.KerasTensor(x_shape, self.compute_dtype)).shape)
@@ -228,33 +243,37 @@ class StochasticDepth(keras.layers.Layer):
                 f"The branch must return the shape of the shortcut. Received: branch {branch_shape}, shortcut "
                 f"{tuple(shortcut_shape)}. Pass a projection of x as `shortcut` where a block changes the shape."
             )
-        regularised = [layer.name for layer in _layers(self.branch) if getattr(layer, "activity_regularizer", None)]
-        if regularised:
-            raise ValueError(f"A branch cannot carry an activity_regularizer. Received: {', '.join(regularised)}")
+        regularized = [
+            layer.name for layer in _all_sublayers(self.branch) if getattr(layer, "activity_regularizer", None)
+        ]
+        if regularized:
+            raise ValueError(f"A branch cannot carry an activity_regularizer. Received: {', '.join(regularized)}")
 
     def _check_replicas(self):
-        if row_window.replicas() == 1:
+        if row_window.num_replicas() == 1:
             return
-        together = [layer.name for layer in _layers(self.branch) if getattr(layer, "synchronized", False)]
-        if together:
+        synchronized = [layer.name for layer in _all_sublayers(self.branch) if getattr(layer, "synchronized", False)]
+        if synchronized:
             raise ValueError(
-                f"{together[0]} in the branch of {self.name} exchanges its statistics with other replicas, which "
+                f"{synchronized[0]} in the branch of {self.name} exchanges its statistics with other replicas, which "
                 "TensorFlow cannot do inside a conditional. Give the batch normalisations of the branch "
                 "synchronized=False, or the block mode='sample'."
             )
 
 
-def _probability(survival):
+def _check_probability(survival):
     if not 0.0 <= survival <= 1.0:
         raise ValueError(f"survival must be a probability in [0, 1]. Received: survival={survival}")
     return float(survival)
 
 
-def _chosen(choice, skip, runs):
-    if choice is None:
-        return runs[0]()
-    return ops.cond(choice, runs[0], skip) if len(runs) == 1 else ops.switch(choice, [skip, *runs])
+def _run_branch(branch_index, skip, branches):
+    if branch_index is None:
+        return branches[0]()
+    return (
+        ops.cond(branch_index, branches[0], skip) if len(branches) == 1 else ops.switch(branch_index, [skip, *branches])
+    )
 
 
-def _layers(branch):
+def _all_sublayers(branch):
     return branch._flatten_layers()

@@ -14,8 +14,8 @@ from keras_committee.metrics.diversity import (
     log_ambiguity,
     q_statistic,
 )
-from keras_committee.metrics.scores import accuracy, brier, confusion_matrix, nll, summary
-from keras_committee.metrics.uncertainty import entropy, uncertainty
+from keras_committee.metrics.scores import accuracy, brier, classification_metrics, confusion_matrix, nll
+from keras_committee.metrics.uncertainty import entropy, uncertainty_decomposition
 
 __all__ = [
     "accuracy",
@@ -34,6 +34,6 @@ __all__ = [
     "nll",
     "q_statistic",
     "reliability_curve",
-    "summary",
-    "uncertainty",
+    "classification_metrics",
+    "uncertainty_decomposition",
 ]

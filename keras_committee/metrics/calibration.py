@@ -5,7 +5,7 @@ The confidence of an example is its largest probability.
 
 import numpy as np
 
-from keras_committee.metrics.checks import checked
+from keras_committee.metrics.checks import validate_predictions
 
 
 def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
@@ -15,7 +15,7 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
 
     Source: Guo et al. 2017, arXiv:1706.04599, equation 3.
     """
-    return _mean_gap(*_binned(probabilities, labels, bins, adaptive=False))
+    return _mean_calibration_gap(*_assign_bins(probabilities, labels, bins, adaptive=False))
 
 
 def adaptive_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
@@ -26,7 +26,7 @@ def adaptive_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) 
 
     Source: Nguyen & O'Connor 2015, arXiv:1508.05154; AdaECE of Mukhoti et al. 2020, arXiv:2002.09437.
     """
-    return _mean_gap(*_binned(probabilities, labels, bins, adaptive=True))
+    return _mean_calibration_gap(*_assign_bins(probabilities, labels, bins, adaptive=True))
 
 
 def reliability_curve(
@@ -39,37 +39,37 @@ def reliability_curve(
 
     Source: DeGroot & Fienberg 1983, The Statistician 32; Guo et al. 2017, arXiv:1706.04599, figure 1.
     """
-    place, confidence, right = _binned(probabilities, labels, bins, adaptive)
-    count = np.bincount(place, minlength=bins)
-    sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, right)]
+    bin_indices, confidence, correct = _assign_bins(probabilities, labels, bins, adaptive)
+    count = np.bincount(bin_indices, minlength=bins)
+    sums = [np.bincount(bin_indices, weights=values, minlength=bins) for values in (confidence, correct)]
     means = [np.divide(total, count, out=np.full(bins, np.nan), where=count > 0) for total in sums]
     return {"confidence": means[0], "accuracy": means[1], "count": count}
 
 
-def _binned(
+def _assign_bins(
     probabilities: np.ndarray, labels: np.ndarray, bins: int, adaptive: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The bin of each example, its confidence, and whether it is right."""
-    probabilities, labels = checked(probabilities, labels)
+    probabilities, labels = validate_predictions(probabilities, labels)
     if bins < 1:
         raise ValueError(f"bins must be at least 1. Received: {bins}")
     confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
-    place = _equal_mass(confidence, right, bins) if adaptive else _equal_width(confidence, bins)
-    return place, confidence, right
+    correct = probabilities.argmax(axis=1) == labels
+    bin_indices = _equal_mass_bins(confidence, correct, bins) if adaptive else _equal_width_bins(confidence, bins)
+    return bin_indices, confidence, correct
 
 
-def _equal_width(confidence: np.ndarray, bins: int) -> np.ndarray:
+def _equal_width_bins(confidence: np.ndarray, bins: int) -> np.ndarray:
     return np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
 
 
-def _equal_mass(confidence: np.ndarray, right: np.ndarray, bins: int) -> np.ndarray:
-    place = np.empty(len(confidence), int)
+def _equal_mass_bins(confidence: np.ndarray, correct: np.ndarray, bins: int) -> np.ndarray:
+    bin_indices = np.empty(len(confidence), int)
     # Ties go by `right`, so that the order in which the examples come does not matter.
-    for number, part in enumerate(np.array_split(np.lexsort((right, confidence)), bins)):
-        place[part] = number
-    return place
+    for bin_index, examples in enumerate(np.array_split(np.lexsort((correct, confidence)), bins)):
+        bin_indices[examples] = bin_index
+    return bin_indices
 
 
-def _mean_gap(place: np.ndarray, confidence: np.ndarray, right: np.ndarray) -> float:
-    return float(np.abs(np.bincount(place, weights=right - confidence)).sum() / len(place))
+def _mean_calibration_gap(bin_indices: np.ndarray, confidence: np.ndarray, correct: np.ndarray) -> float:
+    return float(np.abs(np.bincount(bin_indices, weights=correct - confidence)).sum() / len(bin_indices))

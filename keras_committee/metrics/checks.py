@@ -3,17 +3,17 @@
 import numpy as np
 
 
-def checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    probabilities = checked_floats("probabilities", probabilities, "(examples, classes)", rank=2)
+def validate_predictions(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    probabilities = validate_probabilities("probabilities", probabilities, "(examples, classes)", rank=2)
     check_labels(labels, *probabilities.shape)
     return probabilities, np.asarray(labels)
 
 
-def checked_votes(votes: np.ndarray) -> np.ndarray:
-    return checked_floats("votes", votes, "(examples, members, classes)", rank=3)
+def validate_member_probabilities(member_probabilities: np.ndarray) -> np.ndarray:
+    return validate_probabilities("votes", member_probabilities, "(examples, members, classes)", rank=3)
 
 
-def checked_floats(name: str, values: np.ndarray, shape: str, rank: int) -> np.ndarray:
+def validate_probabilities(name: str, values: np.ndarray, shape: str, rank: int) -> np.ndarray:
     """`values` as float64: sums over many examples lose digits in float32."""
     values = np.asarray(values)
     if not np.issubdtype(values.dtype, np.floating):
@@ -29,9 +29,9 @@ def checked_floats(name: str, values: np.ndarray, shape: str, rank: int) -> np.n
     return values.astype(np.float64)
 
 
-def check_labels(labels: np.ndarray, examples: int, classes: int) -> None:
+def check_labels(labels: np.ndarray, num_examples: int, num_classes: int) -> None:
     labels = np.asarray(labels)
-    if labels.shape != (examples,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers ({examples},). Received: {labels.dtype} of shape {labels.shape}")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels must lie in 0..{classes - 1}. Received: {labels.min()}..{labels.max()}")
+    if labels.shape != (num_examples,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers ({num_examples},). Received: {labels.dtype} of shape {labels.shape}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}. Received: {labels.min()}..{labels.max()}")

@@ -2,26 +2,26 @@
 
 import numpy as np
 
-from keras_committee.metrics.checks import check_labels, checked_votes
-from keras_committee.metrics.scores import SMALLEST
+from keras_committee.metrics.checks import check_labels, validate_member_probabilities
+from keras_committee.metrics.scores import MIN_PROBABILITY
 
 
-def disagreement(votes: np.ndarray) -> np.ndarray:
+def disagreement(member_probabilities: np.ndarray) -> np.ndarray:
     """Matrix `(members, members)`: the share of examples on which the top classes of two members differ."""
-    top = checked_votes(votes).argmax(axis=2)
+    top = validate_member_probabilities(member_probabilities).argmax(axis=2)
     return (top[:, :, None] != top[:, None, :]).mean(axis=0)
 
 
-def double_fault(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def double_fault(member_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Matrix `(members, members)`: the share of examples that both members get wrong; the diagonal is each one's error.
 
     Source: Giacinto & Roli 2001, Image and Vision Computing 19(9-10).
     """
-    wrong = _wrong(votes, labels)
-    return wrong.T @ wrong / len(wrong)
+    errors = _member_errors(member_probabilities, labels)
+    return errors.T @ errors / len(errors)
 
 
-def q_statistic(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def q_statistic(member_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Matrix `(members, members)` of Yule's Q of two members being right, in [-1, 1]; 0 where they are independent.
 
     `Q = (ad - bc) / (ad + bc)` with the numbers of examples that both get right `a`, only the first `b`, only the
@@ -29,26 +29,26 @@ def q_statistic(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Source: Kuncheva & Whitaker 2003, Machine Learning 51, section 2.1.
     """
-    wrong = _wrong(votes, labels)
-    right = 1 - wrong
-    alike, unlike = (right.T @ right) * (wrong.T @ wrong), (right.T @ wrong) * (wrong.T @ right)
-    return _ratio(alike - unlike, alike + unlike)
+    errors = _member_errors(member_probabilities, labels)
+    correct = 1 - errors
+    agree, differ = (correct.T @ correct) * (errors.T @ errors), (correct.T @ errors) * (errors.T @ correct)
+    return _safe_divide(agree - differ, agree + differ)
 
 
-def error_correlation(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def error_correlation(member_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Matrix `(members, members)` of Pearson's correlation of two members being wrong; NaN where one of them never or
     always is.
 
     Source: Kuncheva & Whitaker 2003, Machine Learning 51, section 2.1.
     """
-    wrong = _wrong(votes, labels)
-    centred = wrong - wrong.mean(axis=0)
-    covariance = centred.T @ centred
-    scale = np.sqrt(covariance.diagonal())
-    return _ratio(covariance, np.outer(scale, scale))
+    errors = _member_errors(member_probabilities, labels)
+    centered = errors - errors.mean(axis=0)
+    covariance = centered.T @ centered
+    norms = np.sqrt(covariance.diagonal())
+    return _safe_divide(covariance, np.outer(norms, norms))
 
 
-def ambiguity(votes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def ambiguity(member_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """What a committee under the arithmetic mean gains in Brier score: `committee = members - ambiguity`, exactly.
 
     `members` is the mean Brier score of the members, `committee` that of the mean of their probabilities, `ambiguity`
@@ -56,14 +56,18 @@ def ambiguity(votes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
     Source: Krogh & Vedelsby 1994, Advances in NIPS 7, for one output; here summed over the classes.
     """
-    votes, labels = _checked(votes, labels)
-    mean = votes.mean(axis=1, keepdims=True)
-    truth = np.eye(votes.shape[2])[labels][:, None]
-    pairs = {"members": (votes, truth), "committee": (mean, truth), "ambiguity": (votes, mean)}
+    member_probabilities, labels = _validated(member_probabilities, labels)
+    mean = member_probabilities.mean(axis=1, keepdims=True)
+    one_hot = np.eye(member_probabilities.shape[2])[labels][:, None]
+    pairs = {
+        "members": (member_probabilities, one_hot),
+        "committee": (mean, one_hot),
+        "ambiguity": (member_probabilities, mean),
+    }
     return {name: float(np.mean(np.sum((a - b) ** 2, axis=2))) for name, (a, b) in pairs.items()}
 
 
-def log_ambiguity(votes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def log_ambiguity(member_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """What a committee under the geometric mean gains in NLL: `committee = members - ambiguity`, exactly.
 
     `members` is the mean NLL of the members, `committee` that of the geometric mean of their probabilities, scaled to
@@ -73,26 +77,26 @@ def log_ambiguity(votes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
     Source: Heskes 1998, Advances in NIPS 10 (logarithmic opinion pools).
     """
-    votes, labels = _checked(votes, labels)
-    logs = np.log(np.maximum(votes, SMALLEST))
-    mean = logs.mean(axis=1)
-    log_scale = np.logaddexp.reduce(mean, axis=1)
+    member_probabilities, labels = _validated(member_probabilities, labels)
+    log_probs = np.log(np.maximum(member_probabilities, MIN_PROBABILITY))
+    mean = log_probs.mean(axis=1)
+    log_normalizer = np.logaddexp.reduce(mean, axis=1)
     examples = np.arange(len(labels))
-    members, committee = -logs[examples, :, labels].mean(), np.mean(log_scale - mean[examples, labels])
-    return {"members": float(members), "committee": float(committee), "ambiguity": float(-log_scale.mean())}
+    members, committee = -log_probs[examples, :, labels].mean(), np.mean(log_normalizer - mean[examples, labels])
+    return {"members": float(members), "committee": float(committee), "ambiguity": float(-log_normalizer.mean())}
 
 
-def _checked(votes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    votes = checked_votes(votes)
-    check_labels(labels, examples=votes.shape[0], classes=votes.shape[2])
-    return votes, np.asarray(labels)
+def _validated(member_probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    member_probabilities = validate_member_probabilities(member_probabilities)
+    check_labels(labels, num_examples=member_probabilities.shape[0], num_classes=member_probabilities.shape[2])
+    return member_probabilities, np.asarray(labels)
 
 
-def _wrong(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _member_errors(member_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """float64 `(examples, members)`: 1 where a member's top class is not the true one."""
-    votes, labels = _checked(votes, labels)
-    return (votes.argmax(axis=2) != labels[:, None]).astype(np.float64)
+    member_probabilities, labels = _validated(member_probabilities, labels)
+    return (member_probabilities.argmax(axis=2) != labels[:, None]).astype(np.float64)
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+def _safe_divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)

@@ -3,12 +3,14 @@
 import numpy as np
 
 from keras_committee.metrics.calibration import ece
-from keras_committee.metrics.checks import checked
+from keras_committee.metrics.checks import validate_predictions
 
-SMALLEST = 1e-12  # probabilities are clipped here before the logarithm: one certain mistake costs 27.6, not infinity
+MIN_PROBABILITY = (
+    1e-12  # probabilities are clipped here before the logarithm: one certain mistake costs 27.6, not infinity
+)
 
 
-def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def classification_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy, NLL, ECE and Brier score under their short names."""
     return {
         "accuracy": accuracy(probabilities, labels),
@@ -20,14 +22,14 @@ def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Share of examples whose most probable class is the true one; of equal classes the first counts."""
-    probabilities, labels = checked(probabilities, labels)
+    probabilities, labels = validate_predictions(probabilities, labels)
     return float(np.mean(probabilities.argmax(axis=1) == labels))
 
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative natural logarithm of the true class's probability, which is clipped to at least 1e-12."""
-    probabilities, labels = checked(probabilities, labels)
-    return float(-np.mean(np.log(np.maximum(_of_true_class(probabilities, labels), SMALLEST))))
+    probabilities, labels = validate_predictions(probabilities, labels)
+    return float(-np.mean(np.log(np.maximum(_true_class_probabilities(probabilities, labels), MIN_PROBABILITY))))
 
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -35,18 +37,18 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     Source: Brier 1950, Monthly Weather Review 78(1), equation 2.
     """
-    probabilities, labels = checked(probabilities, labels)
+    probabilities, labels = validate_predictions(probabilities, labels)
     # sum_k (p_k - y_k)^2 = sum_k p_k^2 - 2 p_true + 1
-    return float(np.mean(np.sum(probabilities**2, axis=1) - 2 * _of_true_class(probabilities, labels) + 1))
+    return float(np.mean(np.sum(probabilities**2, axis=1) - 2 * _true_class_probabilities(probabilities, labels) + 1))
 
 
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Integers `(classes, classes)`: how many examples of each true class, a row, are given each class, a column."""
-    probabilities, labels = checked(probabilities, labels)
+    probabilities, labels = validate_predictions(probabilities, labels)
     classes = probabilities.shape[1]
     pairs = labels * classes + probabilities.argmax(axis=1)
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def _of_true_class(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _true_class_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return probabilities[np.arange(len(labels)), labels]

@@ -4,17 +4,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_committee.metrics.checks import checked_votes
+from keras_committee.metrics.checks import validate_member_probabilities
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
     """The entropy over the last axis, in nats; 0 log 0 is 0. Of any shape `(..., classes)`."""
     probabilities = np.asarray(probabilities, np.float64)
-    logs = np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)
-    return -np.sum(probabilities * logs, axis=-1)
+    log_probs = np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)
+    return -np.sum(probabilities * log_probs, axis=-1)
 
 
-def uncertainty(votes: np.ndarray, weights: Sequence[float] | None = None) -> dict[str, np.ndarray]:
+def uncertainty_decomposition(
+    member_probabilities: np.ndarray, weights: Sequence[float] | None = None
+) -> dict[str, np.ndarray]:
     """The uncertainty of each example, arrays `(examples,)` in nats: `total = expected + mutual`.
 
     - `total`: the entropy of the members' mean probabilities.
@@ -27,7 +29,7 @@ def uncertainty(votes: np.ndarray, weights: Sequence[float] | None = None) -> di
     Source: Depeweg et al. 2018, arXiv:1710.07283; mutual information: Houlsby et al. 2011,
     arXiv:1112.5745.
     """
-    votes = checked_votes(votes)
-    total = entropy(np.average(votes, axis=1, weights=weights))
-    expected = np.average(entropy(votes), axis=1, weights=weights)
+    member_probabilities = validate_member_probabilities(member_probabilities)
+    total = entropy(np.average(member_probabilities, axis=1, weights=weights))
+    expected = np.average(entropy(member_probabilities), axis=1, weights=weights)
     return {"total": total, "expected": expected, "mutual": np.maximum(total - expected, 0.0)}

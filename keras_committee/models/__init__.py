@@ -3,8 +3,8 @@
 from keras_committee.models.cascade import Cascade
 from keras_committee.models.committee import Ensemble
 from keras_committee.models.efficientnet import efficientnet, efficientnet_resolution
-from keras_committee.models.external import SCALES, Normalization, as_member, from_keras_file
-from keras_committee.models.folding import fold
+from keras_committee.models.external import INPUT_SCALINGS, InputNormalization, from_keras_file, wrap_model
+from keras_committee.models.folding import fold_stochastic_depth
 from keras_committee.models.predict import log_probabilities
 from keras_committee.models.pretrained import (
     from_application,
@@ -13,21 +13,21 @@ from keras_committee.models.pretrained import (
     pretrained_efficientnet,
 )
 from keras_committee.models.resnet import resnet, resnet_imagenet
-from keras_committee.models.resolution import at_resolution
-from keras_committee.models.sampling import sample_subnetworks
+from keras_committee.models.resolution import with_input_size
+from keras_committee.models.sampling import mc_stochastic_depth
 from keras_committee.models.saved_model import from_saved_model
 from keras_committee.models.wide_resnet import wide_resnet
 
 __all__ = [
-    "SCALES",
+    "INPUT_SCALINGS",
     "Cascade",
     "Ensemble",
-    "Normalization",
-    "as_member",
-    "at_resolution",
+    "InputNormalization",
+    "wrap_model",
+    "with_input_size",
     "efficientnet",
     "efficientnet_resolution",
-    "fold",
+    "fold_stochastic_depth",
     "from_application",
     "from_keras_cv",
     "from_keras_efficientnet",
@@ -37,6 +37,6 @@ __all__ = [
     "pretrained_efficientnet",
     "resnet",
     "resnet_imagenet",
-    "sample_subnetworks",
+    "mc_stochastic_depth",
     "wide_resnet",
 ]

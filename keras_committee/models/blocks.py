@@ -7,7 +7,7 @@ import keras
 
 from keras_committee.layers.normalization import BatchNormalization
 from keras_committee.layers.stochastic_depth import StochasticDepth
-from keras_committee.layers.survival import schedule_of
+from keras_committee.layers.survival import survival_schedule
 
 # The pixel means and standard deviations of CIFAR-10's training images, as the code of the WRN paper has them.
 CIFAR10_MEAN = (125.3, 123.0, 113.9)
@@ -33,7 +33,7 @@ def normalized(image, mean: float | Sequence[float], std: float | Sequence[float
     return keras.layers.Rescaling(scale, offset, dtype="float32", name="normalize")(image)
 
 
-def chain(layers: Sequence[keras.layers.Layer], x):
+def sequential(layers: Sequence[keras.layers.Layer], x):
     """`x` through one layer after another."""
     for layer in layers:
         x = layer(x)
@@ -41,73 +41,73 @@ def chain(layers: Sequence[keras.layers.Layer], x):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts:
+class LayerFactory:
     """Makes the layers of one network.
 
     Attributes:
         fan: `"fan_in"` or `"fan_out"`: what He's normal initialisation goes by.
         l2: Factor of `l2 * sum(w^2)`, which falls on every trainable weight.
         survival: Probability that each residual block runs in training, or None for each in constant depth.
-        mode, scaling, rematerialise: See `StochasticDepth`.
+        mode, scaling, remat: See `StochasticDepth`.
     """
 
-    fan: str
+    fan_mode: str
     l2: float
     survival: Sequence[float | None]
     mode: str = "batch"
     scaling: str = "inference"
-    rematerialise: bool = False
+    remat: bool = False
 
     def convolution(self, filters: int, size: int, stride: int = 1, name: str | None = None) -> keras.layers.Layer:
         """A convolution without bias that keeps the resolution but for the stride."""
-        he = keras.initializers.VarianceScaling(2.0, self.fan, "untruncated_normal")
+        he = keras.initializers.VarianceScaling(2.0, self.fan_mode, "untruncated_normal")
         return keras.layers.Conv2D(
             filters, size, stride, padding="same", use_bias=False, kernel_initializer=he,
-            kernel_regularizer=self._decay(), name=name,
+            kernel_regularizer=self._l2_regularizer(), name=name,
         )  # fmt: skip
 
     def norm(self, synchronized: bool | None = None) -> keras.layers.Layer:
         """A batch normalisation with the momentum and epsilon of the papers' code."""
-        decay = self._decay()
+        decay = self._l2_regularizer()
         return BatchNormalization(
             momentum=0.9, epsilon=1e-5, gamma_regularizer=decay, beta_regularizer=decay, synchronized=synchronized
         )
 
     def branch_norm(self) -> keras.layers.Layer:
         """The same inside a branch: a conditional cannot hold an exchange between replicas."""
-        conditional = self.mode != "sample" and (self.rematerialise or None not in self.survival)
+        conditional = self.mode != "sample" and (self.remat or None not in self.survival)
         return self.norm(synchronized=False if conditional else None)
 
     def residual(self, index: int, branch: Sequence[keras.layers.Layer], x, shortcut=None):
         """`shortcut`, `x` where None, plus the branch of the block `index`, counted from 0."""
         name, survival = f"block_{index + 1}", self.survival[index]
-        if survival is None and not self.rematerialise:
-            return keras.layers.Add(name=name)([x if shortcut is None else shortcut, chain(branch, x)])
+        if survival is None and not self.remat:
+            return keras.layers.Add(name=name)([x if shortcut is None else shortcut, sequential(branch, x)])
         block = StochasticDepth(
             keras.Sequential(branch, name=f"{name}_branch"),
             survival=1.0 if survival is None else survival,
             mode=self.mode,
             scaling=self.scaling,
-            rematerialise=self.rematerialise,
+            remat=self.remat,
             name=name,
         )
         return block(x) if shortcut is None else block(x, shortcut)
 
     def logits(self, x, classes: int):
         """The mean over the positions, and one float32 logit per class."""
-        decay = self._decay()
+        decay = self._l2_regularizer()
         dense = keras.layers.Dense(
             classes, kernel_regularizer=decay, bias_regularizer=decay, dtype="float32", name="logits"
         )
         return dense(keras.layers.GlobalAveragePooling2D()(x))
 
-    def _decay(self):
+    def _l2_regularizer(self):
         return keras.regularizers.L2(self.l2) if self.l2 else None
 
 
-def schedule(blocks: int, survival: float | Sequence[float] | None) -> tuple[float | None, ...]:
+def resolve_survival(blocks: int, survival: float | Sequence[float] | None) -> tuple[float | None, ...]:
     """One survival probability per block: the linear decay down to a number, or None for each in constant depth."""
-    return (None,) * blocks if survival is None else schedule_of(blocks, survival)
+    return (None,) * blocks if survival is None else survival_schedule(blocks, survival)
 
 
 def _per_channel(argument, value, channels):

@@ -11,12 +11,12 @@ import keras
 from keras import ops
 
 from keras_committee.layers.confidence import check_confidence, confidence
-from keras_committee.layers.heads import GeometricMean, head_of
-from keras_committee.models.committee import ImageSize, OfMembers, image_and_logits, settings
+from keras_committee.layers.heads import GeometricMean, subset_head
+from keras_committee.models.committee import CommitteeModel, ImageSize, committee_image_and_logits, layer_config
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")
-class Cascade(OfMembers):
+class Cascade(CommitteeModel):
     """A cascade as one functional model: after each stage the committee so far answers if it is sure enough.
 
     After stage s the committee of the first `stages[s]` members answers where its confidence is at least
@@ -68,19 +68,19 @@ class Cascade(OfMembers):
         stages = list(range(1, len(members) + 1) if stages is None else stages)
         check_confidence(confidence)
         check_stages(stages, thresholds, len(members))
-        image, logits = image_and_logits(list(members), image_size, temperatures)
-        combine = GeometricMean() if head is None else head
+        image, logits = committee_image_and_logits(list(members), image_size, temperatures)
+        combiner = GeometricMean() if head is None else head
         outputs = {
-            **_first_sure(logits, stages, thresholds, confidence, combine),
+            **_first_confident(logits, stages, thresholds, confidence, combiner),
             "votes": keras.layers.Softmax(dtype="float32", name="votes")(logits),
         }
         super().__init__(inputs=image, outputs=outputs, name=name, **kwargs)
-        self._head_name = combine.name
+        self._head_name = combiner.name
         self._settings = {
-            "thresholds": [float(each) for each in thresholds],
+            "thresholds": [float(threshold) for threshold in thresholds],
             "stages": stages,
             "confidence": confidence,
-            **settings(image_size, temperatures),
+            **layer_config(image_size, temperatures),
         }
 
 
@@ -88,33 +88,35 @@ def check_stages(stages: Sequence[int], thresholds: Sequence[float], members: in
     """Raises ValueError unless `stages` rise from 1 or more to all `members`, each but the last with a threshold."""
     if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1 or stages[-1] != members:
         raise ValueError(f"stages must ask ever more members and at last all {members}. Received: {list(stages)}")
-    if len(thresholds) != len(stages) - 1 or any(math.isnan(each) for each in thresholds):
+    if len(thresholds) != len(stages) - 1 or any(math.isnan(threshold) for threshold in thresholds):
         raise ValueError(
             f"thresholds must hold one number for each of {len(stages)} stages but the last. "
             f"Received: {list(thresholds)}"
         )
 
 
-def _first_sure(logits, stages, thresholds, kind, head):
+def _first_confident(logits, stages, thresholds, measure, head):
     """The outputs of the first stage that is sure; from the last to the first, so that the first has the last word."""
-    said = _stage(logits, stages[-1], kind, head)
+    outputs = _run_stage(logits, stages[-1], measure, head)
     for size, threshold in reversed(list(zip(stages, thresholds, strict=False))):
-        here = _stage(logits, size, kind, head_of(head, range(size)))
-        answers = ops.greater_equal(here["confidence"], ops.cast(threshold, "float32"))
-        said = {
-            "probabilities": ops.where(ops.expand_dims(answers, 1), here["probabilities"], said["probabilities"]),
-            "members_used": ops.where(answers, here["members_used"], said["members_used"]),
-            "confidence": ops.where(answers, here["confidence"], said["confidence"]),
+        stage_outputs = _run_stage(logits, size, measure, subset_head(head, range(size)))
+        is_confident = ops.greater_equal(stage_outputs["confidence"], ops.cast(threshold, "float32"))
+        outputs = {
+            "probabilities": ops.where(
+                ops.expand_dims(is_confident, 1), stage_outputs["probabilities"], outputs["probabilities"]
+            ),
+            "members_used": ops.where(is_confident, stage_outputs["members_used"], outputs["members_used"]),
+            "confidence": ops.where(is_confident, stage_outputs["confidence"], outputs["confidence"]),
         }
-    return said
+    return outputs
 
 
-def _stage(logits, size, kind, head):
-    votes = logits[:, :size]
-    probabilities = head(votes)
-    sure = confidence(kind, probabilities, votes)
+def _run_stage(logits, size, measure, head):
+    member_logits = logits[:, :size]
+    probabilities = head(member_logits)
+    stage_confidence = confidence(measure, probabilities, member_logits)
     return {
         "probabilities": probabilities,
-        "members_used": ops.cast(ops.full_like(sure, size), "int32"),
-        "confidence": sure,
+        "members_used": ops.cast(ops.full_like(stage_confidence, size), "int32"),
+        "confidence": stage_confidence,
     }

@@ -11,7 +11,7 @@ from keras_committee.layers.resize import Resize
 ImageSize = str | tuple[int, int] | None
 
 
-class OfMembers(keras.Model):
+class CommitteeModel(keras.Model):
     """A functional model that holds members, `member_00`, `member_01`, ... by their places, and a head."""
 
     @property
@@ -42,29 +42,31 @@ class OfMembers(keras.Model):
         return cls(**{**config, "members": [load(m) for m in config["members"]], "head": load(config["head"])})
 
 
-def image_and_logits(members: Sequence[keras.Model], image_size: ImageSize, temperatures: Sequence[float] | None):
+def committee_image_and_logits(
+    members: Sequence[keras.Model], image_size: ImageSize, temperatures: Sequence[float] | None
+):
     """The committee's image, and its members' logits, each divided by its temperature: `(batch, members, classes)`.
 
     Raises:
         ValueError: If there is no member, if one is not a built model of one image and one row of logits, or if the
             members disagree about the image, without an `image_size`, or the number of classes.
     """
-    _check(members, image_size)
+    _check_members(members, image_size)
     if temperatures is not None and (len(temperatures) != len(members) or not min(temperatures) > 0):
         raise ValueError(f"temperatures must be one float above 0 for each member. Received: {temperatures}")
     image = keras.Input(_image_shape(members, image_size), dtype="float32", name="image")
-    wrapped = [_wrapped(member, index, image.shape[1:]) for index, member in enumerate(members)]
+    wrapped = [_wrap_member(member, index, image.shape[1:]) for index, member in enumerate(members)]
     logits = ops.stack([ops.cast(member(image), "float32") for member in wrapped], axis=1)
     if temperatures is not None:
         logits = logits / ops.reshape(ops.convert_to_tensor(temperatures, "float32"), (1, -1, 1))
     return image, logits
 
 
-def settings(image_size: ImageSize, temperatures: Sequence[float] | None) -> dict:
+def layer_config(image_size: ImageSize, temperatures: Sequence[float] | None) -> dict:
     """Both as a config keeps them."""
     return {
         "image_size": list(image_size) if isinstance(image_size, (tuple, list)) else image_size,
-        "temperatures": None if temperatures is None else [float(each) for each in temperatures],
+        "temperatures": None if temperatures is None else [float(temperature) for temperature in temperatures],
     }
 
 
@@ -77,28 +79,28 @@ def _image_shape(members, image_size):
     return (*image_size, shapes[0][2])
 
 
-def _wrapped(member, index, shape):
-    own = member.inputs[0].shape[1:]
+def _wrap_member(member, index, shape):
+    member_shape = member.inputs[0].shape[1:]
     image = keras.Input(shape, dtype=member.inputs[0].dtype, name="image")
-    seen = image if own == shape else Resize(own[0], own[1], name="resize")(image)
-    return keras.Model(image, member(seen), name=f"member_{index:02d}")
+    member_image = image if member_shape == shape else Resize(member_shape[0], member_shape[1], name="resize")(image)
+    return keras.Model(image, member(member_image), name=f"member_{index:02d}")
 
 
-def _check(members, image_size):
+def _check_members(members, image_size):
     if not members:
         raise ValueError("members must hold at least one model. Received: none")
     for index, member in enumerate(members):
         _check_member(member, index)
-    if len({_what_must_agree(member, image_size) for member in members}) > 1:
+    if len({_signature(member, image_size) for member in members}) > 1:
         image = "image shape" if image_size is None else "number of colour channels"
         hint = "" if image_size is not None else "\n  Members of different resolution: give image_size='largest'."
         raise ValueError(
-            f"The members must share one {image} and one number of classes. Received:\n{_table(members)}{hint}"
+            f"The members must share one {image} and one number of classes. Received:\n{_member_table(members)}{hint}"
         )
     _check_image_size(image_size, members)
 
 
-def _what_must_agree(member, image_size):
+def _signature(member, image_size):
     shape = member.inputs[0].shape[1:]
     return shape if image_size is None else shape[2:], member.outputs[0].shape[1:]
 
@@ -106,26 +108,32 @@ def _what_must_agree(member, image_size):
 def _check_image_size(image_size, members):
     if image_size is None:
         return
-    known = all(len(m.inputs[0].shape) == 4 and None not in m.inputs[0].shape[1:] for m in members)
-    if not known:
-        raise ValueError(f"image_size wants members that see images of a known size. Received:\n{_table(members)}")
-    pair = isinstance(image_size, (tuple, list)) and len(image_size) == 2 and min(image_size) >= 1
-    if image_size != "largest" and not pair:
+    sizes_known = all(len(m.inputs[0].shape) == 4 and None not in m.inputs[0].shape[1:] for m in members)
+    if not sizes_known:
+        raise ValueError(
+            f"image_size wants members that see images of a known size. Received:\n{_member_table(members)}"
+        )
+    is_size_pair = isinstance(image_size, (tuple, list)) and len(image_size) == 2 and min(image_size) >= 1
+    if image_size != "largest" and not is_size_pair:
         raise ValueError(f"image_size must be None, 'largest' or (height, width). Received: {image_size!r}")
 
 
 def _check_member(member, index):
-    what = f"members[{index}] ({getattr(member, 'name', member)!r})"
+    description = f"members[{index}] ({getattr(member, 'name', member)!r})"
     inputs, outputs = getattr(member, "inputs", None), getattr(member, "outputs", None)
     if not isinstance(member, keras.Model) or not inputs or not outputs:
-        raise ValueError(f"{what} must be a functional or a built Sequential keras.Model. Received: {type(member)}")
+        raise ValueError(
+            f"{description} must be a functional or a built Sequential keras.Model. Received: {type(member)}"
+        )
     if len(inputs) != 1 or len(outputs) != 1:
-        raise ValueError(f"{what} must have one input and one output. Received: {len(inputs)} and {len(outputs)}")
+        raise ValueError(
+            f"{description} must have one input and one output. Received: {len(inputs)} and {len(outputs)}"
+        )
     if len(outputs[0].shape) != 2:
-        raise ValueError(f"{what} must return logits (batch, classes). Received: shape={outputs[0].shape}")
+        raise ValueError(f"{description} must return logits (batch, classes). Received: shape={outputs[0].shape}")
 
 
-def _table(members):
+def _member_table(members):
     rows = [("member", "name", "image", "classes")]
     for index, member in enumerate(members):
         image = "x".join(str(size) for size in member.inputs[0].shape[1:])
@@ -136,7 +144,7 @@ def _table(members):
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")
-class Ensemble(OfMembers):
+class Ensemble(CommitteeModel):
     """A committee as one functional model.
 
     The members may differ in architecture, may carry the same names, and stay as they are: each stands in a model of
@@ -179,12 +187,12 @@ class Ensemble(OfMembers):
         temperatures: Sequence[float] | None = None,
         **kwargs,
     ):
-        image, logits = image_and_logits(list(members), image_size, temperatures)
-        combine = GeometricMean() if head is None else head
+        image, logits = committee_image_and_logits(list(members), image_size, temperatures)
+        combiner = GeometricMean() if head is None else head
         outputs = {
-            "probabilities": combine(logits),
+            "probabilities": combiner(logits),
             "votes": keras.layers.Softmax(dtype="float32", name="votes")(logits),
         }
         super().__init__(inputs=image, outputs=outputs, name=name, **kwargs)
-        self._head_name = combine.name
-        self._settings = settings(image_size, temperatures)
+        self._head_name = combiner.name
+        self._settings = layer_config(image_size, temperatures)

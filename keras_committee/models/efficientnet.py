@@ -9,7 +9,7 @@ import keras
 
 from keras_committee.layers.normalization import BatchNormalization
 from keras_committee.layers.stochastic_depth import StochasticDepth
-from keras_committee.layers.survival import keras_efficientnet, schedule_of
+from keras_committee.layers.survival import survival_keras_efficientnet, survival_schedule
 from keras_committee.models.blocks import IMAGENET_MEAN, IMAGENET_STD, normalized
 
 # width, depth, resolution in pixels, dropout before the logits
@@ -26,7 +26,7 @@ VARIANTS = types.MappingProxyType(
     }
 )
 # B0's stages: blocks, kernel, stride of the first block, expansion, channels out
-_STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
+_B0_STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
            (1, 3, 1, 6, 320))  # fmt: skip
 
 
@@ -76,22 +76,24 @@ def efficientnet(
     Source: Tan and Le 2019, arXiv:1905.11946; hyper-parameters as in google/uncertainty-baselines,
     baselines/imagenet/efficientnet.py.
     """
-    width, _, resolution, drop = _variant(variant)
+    width, _, resolution, default_dropout = _variant_settings(variant)
     size = resolution if image_size is None else image_size
     if size < 32 or classes < 1:
         raise ValueError(f"image_size must be 32 or more, classes 1 or more. Received: {size}, {classes}")
-    blocks = _blocks(variant)
-    probabilities = iter(_survival(blocks, survival))
-    parts = _Parts(l2=l2, mode=mode, scaling=scaling)
+    blocks = _block_specs(variant)
+    probabilities = iter(_resolve_survival(blocks, survival))
+    factory = _EfficientNetLayers(l2=l2, mode=mode, scaling=scaling)
 
     image = keras.Input((size, size, 3), dtype="float32", name="image")
-    x = parts.convolved(normalized(image, mean, std), _rounded(32 * width), 3, "stem_", stride=2)
+    x = factory.conv_bn_swish(normalized(image, mean, std), _round_filters(32 * width), 3, "stem_", stride=2)
     for block in blocks:
-        x = parts.inverted_residual(block, x, next(probabilities) if block.skippable else None)
-    x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(parts.convolved(x, _rounded(1280 * width), 1, "top_"))
-    rate = drop if dropout is None else dropout
+        x = factory.inverted_residual(block, x, next(probabilities) if block.skippable else None)
+    x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(
+        factory.conv_bn_swish(x, _round_filters(1280 * width), 1, "top_")
+    )
+    rate = default_dropout if dropout is None else dropout
     x = keras.layers.Dropout(rate, name="top_dropout")(x) if rate else x
-    return keras.Model(image, parts.logits(x, classes), name=name or f"efficientnet_{variant}")
+    return keras.Model(image, factory.logits(x, classes), name=name or f"efficientnet_{variant}")
 
 
 def efficientnet_resolution(variant: str) -> int:
@@ -100,82 +102,86 @@ def efficientnet_resolution(variant: str) -> int:
     Raises:
         ValueError: If there is no such variant.
     """
-    return _variant(variant)[2]
+    return _variant_settings(variant)[2]
 
 
-def compatible_survival(variant: str, last: float = 0.8) -> tuple[float, ...]:
+def keras_applications_survival(variant: str, last_survival: float = 0.8) -> tuple[float, ...]:
     """The schedule of `keras.applications`: it counts the blocks that are never skipped, too, and begins with 0.
 
     Returns:
         One survival probability for each block that can be skipped; none falls to `last`.
     """
-    blocks = _blocks(variant)
-    schedule = keras_efficientnet(len(blocks), last)
-    return tuple(each for block, each in zip(blocks, schedule, strict=True) if block.skippable)
+    blocks = _block_specs(variant)
+    schedule = survival_keras_efficientnet(len(blocks), last_survival)
+    return tuple(probability for block, probability in zip(blocks, schedule, strict=True) if block.skippable)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Block:
+class _BlockSpec:
     name: str
     kernel: int
     stride: int
     expansion: int
     channels_in: int
-    channels: int
+    channels_out: int
 
     @property
     def skippable(self) -> bool:
         """Whether there is a shortcut: nothing changes shape."""
-        return self.stride == 1 and self.channels_in == self.channels
+        return self.stride == 1 and self.channels_in == self.channels_out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Parts:
+class _EfficientNetLayers:
     """Makes the layers of one network, under the names of `keras.applications`."""
 
     l2: float
     mode: str
     scaling: str
 
-    def convolved(self, x, filters, kernel, prefix, stride=1):
+    def conv_bn_swish(self, x, filters, kernel, prefix, stride=1):
         """Convolution, batch normalisation, swish."""
-        return self._normed(
+        return self._bn_swish(
             self._convolution(filters, kernel, f"{prefix}conv", stride)(x), f"{prefix}", synchronized=None
         )
 
     def inverted_residual(self, block, x, survival):
         """The block's branch, added to its shortcut where it has one; skipped at random where survival is given."""
         if survival is None:
-            outputs = self._branch(block, x, synchronized=None)
+            outputs = self._apply_branch(block, x, synchronized=None)
             return keras.layers.Add(name=f"{block.name}add")([outputs, x]) if block.skippable else outputs
         inputs = keras.Input(x.shape[1:], name=f"{block.name}input")
         # A conditional cannot hold an exchange of statistics between replicas.
-        outputs = self._branch(block, inputs, synchronized=None if self.mode == "sample" else False)
+        outputs = self._apply_branch(block, inputs, synchronized=None if self.mode == "sample" else False)
         branch = keras.Model(inputs, outputs, name=f"{block.name}branch")
         return StochasticDepth(
             branch, survival=survival, mode=self.mode, scaling=self.scaling, name=f"{block.name}add"
         )(x)
 
     def logits(self, x, classes):
-        initial = keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform")
+        initializer = keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform")
         return keras.layers.Dense(
-            classes, kernel_initializer=initial, kernel_regularizer=self._decay(), dtype="float32", name="logits"
+            classes,
+            kernel_initializer=initializer,
+            kernel_regularizer=self._l2_regularizer(),
+            dtype="float32",
+            name="logits",
         )(x)
 
-    def _branch(self, block, x, synchronized):
+    def _apply_branch(self, block, x, synchronized):
         filters = block.channels_in * block.expansion
         if block.expansion != 1:
             expanded = self._convolution(filters, 1, f"{block.name}expand_conv")(x)
-            x = self._normed(expanded, f"{block.name}expand_", synchronized)
+            x = self._bn_swish(expanded, f"{block.name}expand_", synchronized)
         depthwise = keras.layers.DepthwiseConv2D(
-            block.kernel, block.stride, padding="same", use_bias=False, depthwise_initializer=_he(),
-            depthwise_regularizer=self._decay(), name=f"{block.name}dwconv",
+            block.kernel, block.stride, padding="same", use_bias=False, depthwise_initializer=_he_normal(),
+            depthwise_regularizer=self._l2_regularizer(), name=f"{block.name}dwconv",
         )  # fmt: skip
-        x = self._excited(block, self._normed(depthwise(x), block.name, synchronized), filters)
+        x = self._squeeze_and_excite(block, self._bn_swish(depthwise(x), block.name, synchronized), filters)
         x = self._convolution(block.channels, 1, f"{block.name}project_conv")(x)
-        return self._norm(f"{block.name}project_bn", synchronized)(x)
+        return self._batch_norm(f"{block.name}project_bn", synchronized)(x)
 
-    def _excited(self, block, x, filters):
+    def _squeeze_and_excite(self, block, x, filters):
         """Squeeze and excitation, to a quarter of the channels that come into the block."""
         gate = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{block.name}se_squeeze")(x)
         squeezed = max(1, int(block.channels_in / 4))
@@ -186,55 +192,57 @@ class _Parts:
     def _convolution(self, filters, kernel, name, stride=1, use_bias=False, activation=None):
         return keras.layers.Conv2D(
             filters, kernel, stride, padding="same", use_bias=use_bias, activation=activation,
-            kernel_initializer=_he(), kernel_regularizer=self._decay(), name=name,
+            kernel_initializer=_he_normal(), kernel_regularizer=self._l2_regularizer(), name=name,
         )  # fmt: skip
 
-    def _normed(self, x, prefix, synchronized):
-        return keras.layers.Activation("swish", name=f"{prefix}activation")(self._norm(f"{prefix}bn", synchronized)(x))
+    def _bn_swish(self, x, prefix, synchronized):
+        return keras.layers.Activation("swish", name=f"{prefix}activation")(
+            self._batch_norm(f"{prefix}bn", synchronized)(x)
+        )
 
-    def _norm(self, name, synchronized):
+    def _batch_norm(self, name, synchronized):
         return BatchNormalization(synchronized=synchronized, name=name)
 
-    def _decay(self):
+    def _l2_regularizer(self):
         return keras.regularizers.L2(self.l2) if self.l2 else None
 
 
-def _he():
+def _he_normal():
     return keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
 
 
-def _variant(variant):
+def _variant_settings(variant):
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}. Received: {variant!r}")
     return VARIANTS[variant]
 
 
-def _blocks(variant):
-    width, depth, *_ = _variant(variant)
-    blocks, before = [], _rounded(32 * width)
-    for stage, (count, kernel, stride, expansion, out) in enumerate(_STAGES):
-        channels = _rounded(out * width)
-        for place in range(math.ceil(depth * count)):
+def _block_specs(variant):
+    width, depth, *_ = _variant_settings(variant)
+    blocks, channels_in = [], _round_filters(32 * width)
+    for stage, (count, kernel, stride, expansion, base_channels) in enumerate(_B0_STAGES):
+        channels = _round_filters(base_channels * width)
+        for index in range(math.ceil(depth * count)):
             blocks.append(
-                _Block(
-                    name=f"block{stage + 1}{chr(ord('a') + place)}_",
+                _BlockSpec(
+                    name=f"block{stage + 1}{chr(ord('a') + index)}_",
                     kernel=kernel,
-                    stride=1 if place else stride,
+                    stride=1 if index else stride,
                     expansion=expansion,
-                    channels_in=before,
-                    channels=channels,
+                    channels_in=channels_in,
+                    channels_out=channels,
                 )
             )
-            before = channels
+            channels_in = channels
     return blocks
 
 
-def _survival(blocks, survival):
+def _resolve_survival(blocks, survival):
     skippable = sum(block.skippable for block in blocks)
-    return (None,) * skippable if survival is None else schedule_of(skippable, survival)
+    return (None,) * skippable if survival is None else survival_schedule(skippable, survival)
 
 
-def _rounded(filters):
+def _round_filters(filters):
     """The nearest multiple of 8, but never less than nine tenths."""
     nearest = max(8, int(filters + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * filters else nearest + 8

@@ -14,14 +14,14 @@ from keras_committee.errors import RunError, VerificationError
 from keras_committee.layers.resize import Resize
 from keras_committee.models.blocks import IMAGENET_MEAN, IMAGENET_STD, normalized
 from keras_committee.models.loading import load_member
-from keras_committee.models.predict import followed_by
+from keras_committee.models.predict import transform_outputs
 
-Outputs = Literal["logits", "softmax removed", "logarithms of its probabilities"]
-_SUM = 1e-3  # so near to 1 the rows of probabilities sum
-_LEAST = 1e-37  # float32 has hardly a smaller one
+LogitsConversion = Literal["logits", "softmax removed", "logarithms of its probabilities"]
+_SUM_TOLERANCE = 1e-3  # so near to 1 the rows of probabilities sum
+_MIN_PROBABILITY = 1e-37  # float32 has hardly a smaller one
 
 
-def to_logits(model: keras.Model) -> tuple[keras.Model, Outputs]:
+def to_logits(model: keras.Model) -> tuple[keras.Model, LogitsConversion]:
     """The model with logits as outputs, and what was done for it. It shares its layers with `model`, which stays.
 
     A softmax that the model ends with is left out. Where one is deeper inside, which the outputs tell by rows that sum
@@ -30,24 +30,24 @@ def to_logits(model: keras.Model) -> tuple[keras.Model, Outputs]:
     Raises:
         VerificationError: If it gives a value that is not finite, or equal rows for all images, or ends with a sigmoid.
     """
-    last = _last(model)
+    last = _last_operation(model)
     if isinstance(last, keras.layers.Softmax) or (type(last) is keras.layers.Activation and _is_softmax(last)):
-        return _ending(model, last.input), "softmax removed"
+        return _with_output(model, last.input), "softmax removed"
     if _is_softmax(last) and isinstance(last, keras.layers.Dense | keras.layers.Conv2D):
-        return _ending(model, _without_activation(last)), "softmax removed"
-    rows = _answers(model)
-    if are_probabilities(rows):
-        logits = followed_by(model, lambda outputs: ops.log(ops.maximum(outputs, _LEAST)), model.name)
+        return _with_output(model, _linear_copy(last)), "softmax removed"
+    noise_outputs = _noise_outputs(model)
+    if are_probabilities(noise_outputs):
+        logits = transform_outputs(model, lambda outputs: ops.log(ops.maximum(outputs, _MIN_PROBABILITY)), model.name)
         return logits, "logarithms of its probabilities"
     return model, "logits"
 
 
 def are_probabilities(rows: np.ndarray) -> bool:
     """Whether rows `(examples, classes)` are: none is negative, and each sums to 1 to within 1e-3."""
-    return bool((rows >= 0).all() and (np.abs(rows.sum(axis=-1) - 1) <= _SUM).all())
+    return bool((rows >= 0).all() and (np.abs(rows.sum(axis=-1) - 1) <= _SUM_TOLERANCE).all())
 
 
-def _last(model):
+def _last_operation(model):
     return model.outputs[0]._keras_history.operation
 
 
@@ -55,97 +55,97 @@ def _is_softmax(layer):
     return getattr(layer, "activation", None) is keras.activations.softmax
 
 
-def _ending(model, tensor):
+def _with_output(model, tensor):
     return keras.Model(model.inputs[0], tensor, name=model.name)
 
 
-def _without_activation(layer):
+def _linear_copy(layer):
     copy = type(layer).from_config({**layer.get_config(), "activation": "linear", "name": f"{layer.name}_logits"})
     logits = copy(layer.input)
     copy.set_weights(layer.get_weights())
     return logits
 
 
-def _answers(model):
+def _noise_outputs(model):
     """To noise of every coarseness and colour."""
     shape = [size or 64 for size in model.inputs[0].shape[1:]]
-    draw = np.random.default_rng(7)
-    images = draw.uniform(0, 255, (8, 1, 1, shape[2])) * draw.uniform(0, 1, (8, *shape))
-    rows = ops.convert_to_numpy(model(images.astype("float32"), training=False)).astype("float64")
-    if not np.isfinite(rows).all():
+    rng = np.random.default_rng(7)
+    images = rng.uniform(0, 255, (8, 1, 1, shape[2])) * rng.uniform(0, 1, (8, *shape))
+    outputs = ops.convert_to_numpy(model(images.astype("float32"), training=False)).astype("float64")
+    if not np.isfinite(outputs).all():
         raise VerificationError(f"{model.name!r} gives values that are not finite numbers. It can be no member.")
-    return rows
+    return outputs
 
 
-Numbers = float | Sequence[float]
+PerChannel = float | Sequence[float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Normalization:
+class InputNormalization:
     """Raw pixels 0..255 minus `mean`, divided by `std`; each one number or one for each channel of the result.
 
     `flip` turns red, green, blue into blue, green, red first.
     """
 
-    mean: Numbers
-    std: Numbers
+    mean: PerChannel
+    std: PerChannel
     flip: bool = False
 
 
-Scale = str | Normalization
-SCALES: Mapping[str, Normalization] = types.MappingProxyType(
+InputScaling = str | InputNormalization
+INPUT_SCALINGS: Mapping[str, InputNormalization] = types.MappingProxyType(
     {
-        "0..255": Normalization(0.0, 1.0),
-        "0..1": Normalization(0.0, 255.0),
-        "-1..1": Normalization(127.5, 127.5),
-        "torch": Normalization(IMAGENET_MEAN, IMAGENET_STD),
-        "caffe": Normalization((103.939, 116.779, 123.68), 1.0, flip=True),
+        "0..255": InputNormalization(0.0, 1.0),
+        "0..1": InputNormalization(0.0, 255.0),
+        "-1..1": InputNormalization(127.5, 127.5),
+        "torch": InputNormalization(IMAGENET_MEAN, IMAGENET_STD),
+        "caffe": InputNormalization((103.939, 116.779, 123.68), 1.0, flip=True),
     }
 )
 
 
-def normalization_of(scale: Scale) -> Normalization:
+def resolve_input_scaling(scaling: InputScaling) -> InputNormalization:
     """What a scale stands for. Raises ValueError if it is none of `SCALES` and no `Normalization`."""
-    if isinstance(scale, Normalization):
-        return scale
-    if scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}, or a Normalization. Received: {scale!r}")
-    return SCALES[scale]
+    if isinstance(scaling, InputNormalization):
+        return scaling
+    if scaling not in INPUT_SCALINGS:
+        raise ValueError(f"scale must be one of {', '.join(INPUT_SCALINGS)}, or a Normalization. Received: {scaling!r}")
+    return INPUT_SCALINGS[scaling]
 
 
-def scaled(image, scale: Scale):
+def apply_input_scaling(image, scaling: InputScaling):
     """The raw pixels `image`, a symbolic tensor `(batch, height, width, channels)`, as a network was trained on them.
 
     Raises:
         ValueError: If the scale is none, or does not fit the channels.
     """
-    how = normalization_of(scale)
-    if how.flip:
+    normalization = resolve_input_scaling(scaling)
+    if normalization.flip:
         image = keras.ops.flip(image, axis=-1)
-    plain = np.all(np.equal(how.mean, 0)) and np.all(np.equal(how.std, 1))
-    return image if plain else normalized(image, how.mean, how.std)
+    is_identity = np.all(np.equal(normalization.mean, 0)) and np.all(np.equal(normalization.std, 1))
+    return image if is_identity else normalized(image, normalization.mean, normalization.std)
 
 
-def scale_named(text: str) -> Scale:
+def parse_input_scaling(text: str) -> InputScaling:
     """A name in `SCALES`, or `MEAN/STD` of raw pixels such as "125.3,123,113.9/63,62.1,66.7". Raises ValueError."""
-    if text in SCALES:
+    if text in INPUT_SCALINGS:
         return text
     try:
         mean, std = ([float(number) for number in part.split(",")] for part in text.split("/"))
     except ValueError:
-        raise ValueError(f"expected {', '.join(SCALES)}, or MEAN/STD on 0..255. Received: {text!r}") from None
-    return Normalization(_numbers(mean), _numbers(std))
+        raise ValueError(f"expected {', '.join(INPUT_SCALINGS)}, or MEAN/STD on 0..255. Received: {text!r}") from None
+    return InputNormalization(_scalar_or_tuple(mean), _scalar_or_tuple(std))
 
 
-def _numbers(values: list[float]) -> Numbers:
+def _scalar_or_tuple(values: list[float]) -> PerChannel:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def as_member(
+def wrap_model(
     model: keras.Model,
     *,
-    scale: Scale = "0..255",
-    order: Sequence[int] | None = None,
+    input_scaling: InputScaling = "0..255",
+    class_order: Sequence[int] | None = None,
     image_size: tuple[int, int] | None = None,
     resized_from: tuple[int, int] | None = None,
     name: str | None = None,
@@ -167,52 +167,57 @@ def as_member(
         VerificationError: If it is no such model.
         ValueError: If the scale or the order does not fit.
     """
-    return as_member_told(model, scale=scale, order=order, image_size=image_size, resized_from=resized_from, name=name)[
-        0
-    ]
+    return wrap_model_with_report(
+        model,
+        input_scaling=input_scaling,
+        class_order=class_order,
+        image_size=image_size,
+        resized_from=resized_from,
+        name=name,
+    )[0]
 
 
-def as_member_told(
+def wrap_model_with_report(
     model: keras.Model,
     *,
-    scale: Scale = "0..255",
-    order: Sequence[int] | None = None,
+    input_scaling: InputScaling = "0..255",
+    class_order: Sequence[int] | None = None,
     image_size: tuple[int, int] | None = None,
     resized_from: tuple[int, int] | None = None,
     name: str | None = None,
-) -> tuple[keras.Model, Outputs]:
+) -> tuple[keras.Model, LogitsConversion]:
     """What `as_member` returns, and what was done to the outputs to make them logits."""
-    _check(model)
+    _check_model(model)
     # Of a graph only: a model may want its one image in a list or a dict.
-    plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    bare, outputs = to_logits(plain)
-    height, width, channels = _shape(model, image_size)
+    single_input_model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    logits_model, conversion = to_logits(single_input_model)
+    height, width, channels = _input_shape(model, image_size)
     image = keras.Input((*(resized_from or (height, width)), channels), dtype="float32", name="image")
-    pixels = scaled(
-        image if image.shape[1:3] == (height, width) else Resize(height, width, name="resize")(image), scale
+    pixels = apply_input_scaling(
+        image if image.shape[1:3] == (height, width) else Resize(height, width, name="resize")(image), input_scaling
     )
-    logits = ops.cast(bare(ops.cast(pixels, model.inputs[0].dtype)), "float32")
-    if order is not None:
-        logits = _reordered(logits, order)
-    return keras.Model(image, logits, name=name or model.name), outputs
+    logits = ops.cast(logits_model(ops.cast(pixels, model.inputs[0].dtype)), "float32")
+    if class_order is not None:
+        logits = _reorder_classes(logits, class_order)
+    return keras.Model(image, logits, name=name or model.name), conversion
 
 
-def _check(model):
+def _check_model(model):
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
     name = getattr(model, "name", model)
     if not isinstance(model, keras.Model) or not inputs:
         raise VerificationError(f"{name!r} is no functional or built Sequential Keras model. Received: {type(model)}.")
     if len(inputs) != 1 or len(outputs) != 1:
         raise VerificationError(f"{name!r} must have one input and one output. It has {len(inputs)}, {len(outputs)}.")
-    shape, rows = inputs[0].shape, outputs[0].shape
-    if len(rows) != 2 or rows[1] is None:
-        raise VerificationError(f"{name!r} must return (batch, classes). It returns {rows}.")
+    shape, output_shape = inputs[0].shape, outputs[0].shape
+    if len(output_shape) != 2 or output_shape[1] is None:
+        raise VerificationError(f"{name!r} must return (batch, classes). It returns {output_shape}.")
     if len(shape) != 4 or shape[3] not in (1, 3, 4):
         hint = "\n  Channels first: convert it to channels last." if len(shape) == 4 and shape[1] in (1, 3) else ""
         raise VerificationError(f"{name!r} must take images (batch, height, width, channels). It takes {shape}.{hint}")
 
 
-def _shape(model, image_size) -> tuple[int, int, int]:
+def _input_shape(model, image_size) -> tuple[int, int, int]:
     height, width, channels = model.inputs[0].shape[1:]
     size: Any = (height, width) if image_size is None else image_size
     if None in size or any(own not in (None, given) for own, given in zip((height, width), size, strict=True)):
@@ -222,17 +227,17 @@ def _shape(model, image_size) -> tuple[int, int, int]:
     return size[0], size[1], channels
 
 
-def _reordered(logits, order):
-    if sorted(order) != list(range(logits.shape[1])):
-        raise ValueError(f"order must hold each place 0 to {logits.shape[1] - 1} once. Received: {list(order)}")
-    return ops.take(logits, list(order), axis=1)
+def _reorder_classes(logits, class_order):
+    if sorted(class_order) != list(range(logits.shape[1])):
+        raise ValueError(f"order must hold each place 0 to {logits.shape[1] - 1} once. Received: {list(class_order)}")
+    return ops.take(logits, list(class_order), axis=1)
 
 
 def from_keras_file(
     path: str | Path,
     *,
-    scale: Scale = "0..255",
-    order: Sequence[int] | None = None,
+    input_scaling: InputScaling = "0..255",
+    class_order: Sequence[int] | None = None,
     image_size: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> keras.Model:
@@ -249,7 +254,9 @@ def from_keras_file(
         VerificationError: If it is no such file, holds code, or cannot be a member.
         ValueError: As `as_member`.
     """
-    return as_member(load_keras_file(path), scale=scale, order=order, image_size=image_size, name=name)
+    return wrap_model(
+        load_keras_file(path), input_scaling=input_scaling, class_order=class_order, image_size=image_size, name=name
+    )
 
 
 def load_keras_file(path: str | Path) -> keras.Model:

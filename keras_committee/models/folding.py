@@ -4,11 +4,11 @@ import keras
 
 from keras_committee.layers.stochastic_depth import StochasticDepth
 
-_IDENTITIES = (
+_INFERENCE_IDENTITIES = (
     keras.layers.Dropout, keras.layers.SpatialDropout1D, keras.layers.SpatialDropout2D, keras.layers.SpatialDropout3D,
     keras.layers.GaussianDropout, keras.layers.GaussianNoise, keras.layers.Identity,
 )  # fmt: skip
-_LINEAR = (
+_LINEAR_LAYERS = (
     keras.layers.Dense, keras.layers.EinsumDense,
     keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
     keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose,
@@ -16,7 +16,7 @@ _LINEAR = (
 )  # fmt: skip
 
 
-def fold(model: keras.Model) -> keras.Model:
+def fold_stochastic_depth(model: keras.Model) -> keras.Model:
     """The same network without stochastic depth: the scale of each branch goes into the branch's own weights.
 
     `shortcut + p * branch(x)` becomes a plain `Add`, and p multiplies gamma and beta of the batch normalisation, or
@@ -35,13 +35,13 @@ def fold(model: keras.Model) -> keras.Model:
 
     Source: Huang et al. 2016, arXiv:1603.09382, equation 5.
     """
-    folding = _Folding()
-    folded = folding.clone(model)
-    folding.transfer_weights()
+    folder = _StochasticDepthFolder()
+    folded = folder.clone(model)
+    folder.transfer_weights()
     return folded
 
 
-class _Residual:
+class _FoldedBlock:
     """What stands for a block in the copy: the copies of its branch's layers, the addition."""
 
     def __init__(self, name, layers):
@@ -55,7 +55,7 @@ class _Residual:
         return self.add([x if shortcut is None else shortcut, outputs])
 
 
-class _Folding:
+class _StochasticDepthFolder:
     """The copies made so far, one for each original however often it is called."""
 
     def __init__(self):
@@ -77,24 +77,24 @@ class _Folding:
                 blocks.append(original)
             elif isinstance(original, keras.layers.Layer) and not isinstance(copy, keras.Model):
                 copy.set_weights(original.get_weights())
-        scaled = set()
+        scaled_ids = set()
         for block in blocks:
-            last = _last_layer(block.branch, block)
-            if id(last) in scaled:
+            last = _last_weighted_layer(block.branch, block)
+            if id(last) in scaled_ids:
                 raise ValueError(f"Cannot fold {block.name!r}: {last.name!r} ends the branch of another block, too.")
-            scaled.add(id(last))
-            _multiply(self._copies[id(last)][1], _scale(block))
+            scaled_ids.add(id(last))
+            _scale_weights(self._copies[id(last)][1], _inference_scale(block))
 
     def _copy(self, layer):
         if id(layer) not in self._copies:
-            self._copies[id(layer)] = (layer, self._new(layer))
+            self._copies[id(layer)] = (layer, self._create_copy(layer))
         return self._copies[id(layer)][1]
 
-    def _new(self, layer):
+    def _create_copy(self, layer):
         if isinstance(layer, StochasticDepth):
-            _last_layer(layer.branch, layer)  # raises where p has nowhere to go
+            _last_weighted_layer(layer.branch, layer)  # raises where p has nowhere to go
             layers = layer.branch.layers if _is_sequential(layer.branch) else [layer.branch]
-            return _Residual(layer.name, [self._copy(part) for part in layers])
+            return _FoldedBlock(layer.name, [self._copy(part) for part in layers])
         if isinstance(layer, keras.Model):
             return self.clone(layer)
         return layer.__class__.from_config(layer.get_config())
@@ -104,17 +104,17 @@ def _is_sequential(layer):
     return isinstance(layer, keras.Sequential)
 
 
-def _scale(block):
+def _inference_scale(block):
     return block.survival if block.scaling == "inference" else float(block.survival > 0)
 
 
-def _last_layer(branch, block):
+def _last_weighted_layer(branch, block):
     """The layer whose weights can carry the scale of the branch."""
     layer = branch
     while isinstance(layer, keras.Model):
         layer = _final_layer(layer)
     normalized = isinstance(layer, keras.layers.BatchNormalization) and layer.scale
-    linear = isinstance(layer, _LINEAR) and layer.activation is keras.activations.linear
+    linear = isinstance(layer, _LINEAR_LAYERS) and layer.activation is keras.activations.linear
     if not normalized and not linear:
         raise ValueError(
             f"Cannot fold {block.name!r}: its branch ends in {layer.name!r} ({type(layer).__name__}). It must end in a "
@@ -127,13 +127,13 @@ def _final_layer(model):
     """The operation that makes the model's output, before layers that do nothing at inference."""
     tensor = model.outputs[0]
     operation = tensor._keras_history.operation
-    while isinstance(operation, _IDENTITIES):
+    while isinstance(operation, _INFERENCE_IDENTITIES):
         tensor = operation._inbound_nodes[tensor._keras_history.node_index].input_tensors[0]
         operation = tensor._keras_history.operation
     return operation
 
 
-def _multiply(layer, scale):
+def _scale_weights(layer, scale):
     names = ("gamma", "beta") if isinstance(layer, keras.layers.BatchNormalization) else ("kernel", "bias")
     for variable in (getattr(layer, name, None) for name in names):
         if variable is not None:

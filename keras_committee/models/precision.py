@@ -7,11 +7,11 @@ import keras
 
 
 @contextlib.contextmanager
-def under_policy(name: str) -> Iterator[None]:
+def dtype_policy_scope(name: str) -> Iterator[None]:
     """Inside the block, layers are made under the dtype policy called so, such as `"mixed_bfloat16"`."""
-    before = keras.config.dtype_policy()
+    previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(before)
+        keras.config.set_dtype_policy(previous)

@@ -34,23 +34,25 @@ class Predictor:
 
     def __init__(self, model: keras.Model):
         # A model of its own, so that compiling it leaves the caller's alone.
-        self._predictor = followed_by(model, lambda logits: keras.ops.log_softmax(keras.ops.cast(logits, "float32")))
-        self._predictor.compile(jit_compile=keras.backend.backend() == "jax")
+        self._log_prob_model = transform_outputs(
+            model, lambda logits: keras.ops.log_softmax(keras.ops.cast(logits, "float32"))
+        )
+        self._log_prob_model.compile(jit_compile=keras.backend.backend() == "jax")
 
     def __call__(self, batches: Iterable) -> np.ndarray:
-        votes = []
+        log_probs = []
         for batch in batches:
             images = np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch)
             # Inside a strategy's scope each replica answers the whole batch, one after another; the first suffices.
-            votes.append(self._predictor.predict_on_batch(images)[: len(images)])
-        if not votes:
+            log_probs.append(self._log_prob_model.predict_on_batch(images)[: len(images)])
+        if not log_probs:
             raise ValueError(
                 "batches must hold at least one batch of images. Received none; an iterator already used up?"
             )
-        return np.concatenate(votes)
+        return np.concatenate(log_probs)
 
 
-def followed_by(model: keras.Model, function: Callable, name: str | None = None) -> keras.Model:
+def transform_outputs(model: keras.Model, function: Callable, name: str | None = None) -> keras.Model:
     """A new model of the same input whose outputs are `function` of those of `model`, which stays as it is.
 
     It stands around the model, not at its end: an operation of a loaded model may have the name of one of `function`'s.

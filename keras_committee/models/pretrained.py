@@ -11,9 +11,9 @@ import numpy as np
 from keras_committee.errors import DataError, VerificationError
 from keras_committee.models.blocks import IMAGENET_STD
 from keras_committee.models.efficientnet import VARIANTS, efficientnet
-from keras_committee.models.external import Normalization, Scale, as_member
+from keras_committee.models.external import InputNormalization, InputScaling, wrap_model
 
-_APPLICATIONS = "EfficientNet{}"
+_APPLICATION_NAME = "EfficientNet{}"
 
 
 def pretrained_efficientnet(
@@ -37,7 +37,7 @@ def pretrained_efficientnet(
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}. Received: {variant!r}")
-    return from_keras_efficientnet(_read(variant, weights), variant, classes=classes, **options)
+    return from_keras_efficientnet(_load_efficientnet(variant, weights), variant, classes=classes, **options)
 
 
 def from_keras_efficientnet(source: keras.Model, variant: str, *, classes: int | None = None, **options) -> keras.Model:
@@ -53,52 +53,52 @@ def from_keras_efficientnet(source: keras.Model, variant: str, *, classes: int |
         ValueError: If a layer of `source` has other shapes.
     """
     top = source.get_layer("predictions")
-    mean, std = _normalisation(source)
+    mean, std = _input_mean_and_std(source)
     options = {"mean": mean, "std": std, **options}
     model = efficientnet(variant, classes=classes or top.units, **options)
-    theirs = {layer.name: layer for layer in source.layers if layer.weights} | {"logits": top}
+    source_layers = {layer.name: layer for layer in source.layers if layer.weights} | {"logits": top}
     for layer in model._flatten_layers(include_self=False):
-        fits = layer.name != "logits" or layer.units == top.units
-        if layer.name in theirs and layer.weights and fits:
-            layer.set_weights(theirs[layer.name].get_weights())
+        same_shape = layer.name != "logits" or layer.units == top.units
+        if layer.name in source_layers and layer.weights and same_shape:
+            layer.set_weights(source_layers[layer.name].get_weights())
     return model
 
 
-def _read(variant: str, weights: str | Path) -> keras.Model:
-    build = getattr(keras.applications, _APPLICATIONS.format(variant.upper()))
-    local = str(weights) != "imagenet"
-    if local and not Path(weights).is_file():
+def _load_efficientnet(variant: str, weights: str | Path) -> keras.Model:
+    builder = getattr(keras.applications, _APPLICATION_NAME.format(variant.upper()))
+    is_file = str(weights) != "imagenet"
+    if is_file and not Path(weights).is_file():
         raise DataError(f'there is no file of weights {weights}.\n  Give its path, or "imagenet" to download it.')
     try:
-        return build(weights=str(weights))
+        return builder(weights=str(weights))
     except Exception as error:  # a failed download is a plain Exception; a damaged file any of five kinds
-        raise DataError(_explain(variant, weights, local, error)) from error
+        raise DataError(_load_error_message(variant, weights, is_file, error)) from error
 
 
-def _explain(variant, weights, local, error) -> str:
-    if local:
+def _load_error_message(variant, weights, is_file, error) -> str:
+    if is_file:
         return (
-            f"{weights} holds no weights of {_APPLICATIONS.format(variant.upper())} with 1,000 classes: {error}\n"
+            f"{weights} holds no weights of {_APPLICATION_NAME.format(variant.upper())} with 1,000 classes: {error}\n"
             "  Give the file that Keras publishes for this network, or one saved with `save_weights`."
         )
     return (
-        f"the weights of {_APPLICATIONS.format(variant.upper())} cannot be downloaded: {error}\n"
+        f"the weights of {_APPLICATION_NAME.format(variant.upper())} cannot be downloaded: {error}\n"
         "  Download them where there is a network, and give the path of the file."
     )
 
 
-def _normalisation(source: keras.Model) -> tuple[list[float], list[float]]:
+def _input_mean_and_std(source: keras.Model) -> tuple[list[float], list[float]]:
     """Mean and deviation of raw pixels that do what the layers before the stem do."""
     norm = next(layer for layer in source.layers if isinstance(layer, keras.layers.Normalization))
     mean, variance = (keras.ops.convert_to_numpy(value).reshape(-1) for value in (norm.mean, norm.variance))
     # The published files keep the deviation where the variance belongs, and Keras divides by its root once more, but
     # only where it downloads them itself: https://github.com/tensorflow/tensorflow/issues/49930
-    published = np.allclose(variance * 255, IMAGENET_STD, atol=0.5)
-    std = variance if published else np.sqrt(variance)
+    variance_holds_std = np.allclose(variance * 255, IMAGENET_STD, atol=0.5)
+    std = variance if variance_holds_std else np.sqrt(variance)
     return [float(m) * 255 for m in np.broadcast_to(mean, 3)], [float(s) * 255 for s in np.broadcast_to(std, 3)]
 
 
-_PUBLISHED = (224, 224)  # of MobileNetV3, the only one whose builder does not say its size
+_MOBILENET_V3_SIZE = (224, 224)  # of MobileNetV3, the only one whose builder does not say its size
 
 
 def from_application(
@@ -127,26 +127,26 @@ def from_application(
         DataError: If the weights are missing, of another network, or cannot be downloaded.
         ValueError: If there is no such network, it cannot take images of that size, or its preprocessing is left out.
     """
-    build, classes = _builder(application), classes or weights_classes
+    builder, classes = _application_builder(application), classes or weights_classes
     if not options.get("include_preprocessing", True):
         raise ValueError(f"a member has its preprocessing inside: leave include_preprocessing to {application}.")
     if weights is None:
         shape = {} if image_size is None else {"input_shape": (*image_size, 3)}
-        network = build(weights=None, classes=classes, classifier_activation=None, **shape, **options)
+        network = builder(weights=None, classes=classes, classifier_activation=None, **shape, **options)
     else:
-        network = _read_applications(application, build, weights, {"classes": weights_classes, **options})
-        network = _changed(network, None if classes == weights_classes else classes, image_size)
-    left_open = None in network.inputs[0].shape[1:3]
-    size = _PUBLISHED if image_size is None and left_open else image_size
-    return as_member(network, scale=preprocessing(application), image_size=size, name=name)
+        network = _load_application(application, builder, weights, {"classes": weights_classes, **options})
+        network = _rebuild(network, None if classes == weights_classes else classes, image_size)
+    size_unspecified = None in network.inputs[0].shape[1:3]
+    size = _MOBILENET_V3_SIZE if image_size is None and size_unspecified else image_size
+    return wrap_model(network, input_scaling=application_normalization(application), image_size=size, name=name)
 
 
-def applications() -> list[str]:
+def application_names() -> list[str]:
     """The names of all networks of `keras.applications`."""
-    return [name for name, each in vars(keras.applications).items() if name[0].isupper() and callable(each)]
+    return [name for name, value in vars(keras.applications).items() if name[0].isupper() and callable(value)]
 
 
-def preprocessing(application: str) -> Normalization:
+def application_normalization(application: str) -> InputNormalization:
     """What the `preprocess_input` beside a network does to raw pixels.
 
     It is asked: each mode of Keras ("caffe", "tf", "torch", or none) scales and shifts the channels, and may turn their
@@ -154,43 +154,47 @@ def preprocessing(application: str) -> Normalization:
     """
     probes = np.zeros((4, 1, 1, 3), np.float32)
     probes[1:, 0, 0] = 255 * np.eye(3)  # black, red, green, blue
-    seen = np.asarray(_module(application).preprocess_input(probes, data_format="channels_last"), np.float64)[:, 0, 0]
-    slopes = (seen[1:] - seen[0]) / 255
+    outputs = np.asarray(
+        _application_module(application).preprocess_input(probes, data_format="channels_last"), np.float64
+    )[:, 0, 0]
+    slopes = (outputs[1:] - outputs[0]) / 255
     flip = bool(slopes[0, 0] == 0)
     slope = np.diag(slopes[::-1] if flip else slopes)
-    mean, std = (np.abs(np.round(each, 4)) for each in (-seen[0] / slope, 1 / slope))  # float32 has no more digits
-    return Normalization(tuple(mean.tolist()), tuple(std.tolist()), flip)
+    mean, std = (
+        np.abs(np.round(values, 4)) for values in (-outputs[0] / slope, 1 / slope)
+    )  # float32 has no more digits
+    return InputNormalization(tuple(mean.tolist()), tuple(std.tolist()), flip)
 
 
-def _builder(application: str) -> Callable[..., keras.Model]:
-    if application not in applications():
-        raise ValueError(f"keras.applications has no {application!r}. It has: {', '.join(applications())}.")
+def _application_builder(application: str) -> Callable[..., keras.Model]:
+    if application not in application_names():
+        raise ValueError(f"keras.applications has no {application!r}. It has: {', '.join(application_names())}.")
     return getattr(keras.applications, application)
 
 
-def _module(application: str) -> Any:
-    return inspect.getmodule(_builder(application))
+def _application_module(application: str) -> Any:
+    return inspect.getmodule(_application_builder(application))
 
 
-def _read_applications(application, build, weights, options):
+def _load_application(application, builder, weights, options):
     if str(weights) != "imagenet" and not Path(weights).is_file():
         raise DataError(f'there is no file of weights {weights}.\n  Give its path, or "imagenet" to download it.')
     try:
-        network = build(weights=str(weights), classifier_activation=None, **options)
+        network = builder(weights=str(weights), classifier_activation=None, **options)
     except Exception as error:  # a failed download is a plain Exception; a damaged file any of five kinds
         raise DataError(
             f"{weights} gives no weights of {application} with {options['classes']} classes: {error}\n"
             "  Give a file of this network, and its number of classes as weights_classes."
         ) from error
     if str(weights) != "imagenet":
-        _refuse_half_normalised(application, network, weights)
+        _check_normalization_weights(application, network, weights)
     return network
 
 
-def _refuse_half_normalised(application, network, weights):
+def _check_normalization_weights(application, network, weights):
     # EfficientNet's published files keep the deviation for the variance, and Keras mends that only where it downloads
     # them itself: https://github.com/tensorflow/tensorflow/issues/49930
-    norms = [each for each in network.layers if isinstance(each, keras.layers.Normalization)]
+    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.Normalization)]
     values = [keras.ops.convert_to_numpy(each.variance).reshape(-1) for each in norms]
     if any(np.allclose(value * 255, IMAGENET_STD, atol=0.5) for value in values):
         raise DataError(
@@ -199,7 +203,7 @@ def _refuse_half_normalised(application, network, weights):
         )
 
 
-def _changed(network, classes, image_size):
+def _rebuild(network, classes, image_size):
     """The same layers for images of another size, and but for the last one with another number of classes."""
     if classes is None and image_size is None:
         return network
@@ -207,17 +211,19 @@ def _changed(network, classes, image_size):
     image = keras.Input((*size, 3), name="image")
     top = [layer for layer in network.layers if layer.weights][-1]
 
-    def layer_of(layer):
+    def clone_layer(layer):
         if classes is None:
             return layer
-        changed = {"units": classes, "filters": classes} if layer is top else {"target_shape": (classes,)}
-        changed = {key: value for key, value in changed.items() if key in layer.get_config()}
+        overrides = {"units": classes, "filters": classes} if layer is top else {"target_shape": (classes,)}
+        overrides = {key: value for key, value in overrides.items() if key in layer.get_config()}
         # A Reshape in the middle has another rank, and stays.
-        stays = "target_shape" in changed and len(layer.get_config()["target_shape"]) != 1
-        return layer if stays or not changed else type(layer).from_config({**layer.get_config(), **changed})
+        keep_unchanged = "target_shape" in overrides and len(layer.get_config()["target_shape"]) != 1
+        return (
+            layer if keep_unchanged or not overrides else type(layer).from_config({**layer.get_config(), **overrides})
+        )
 
     try:
-        return keras.models.clone_model(network, input_tensors=image, clone_function=layer_of)
+        return keras.models.clone_model(network, input_tensors=image, clone_function=clone_layer)
     except ValueError as error:
         raise ValueError(f"{network.name!r} cannot take images of {size[0]}x{size[1]}: {error}") from error
 
@@ -226,7 +232,7 @@ def from_keras_cv(
     backbone: keras.Model,
     classes: int,
     *,
-    scale: Scale | None = None,
+    input_scaling: InputScaling | None = None,
     image_size: tuple[int, int] | None = None,
     dropout: float = 0.0,
     name: str | None = None,
@@ -256,10 +262,14 @@ def from_keras_cv(
     x = keras.layers.Dropout(dropout, name="dropout")(x) if dropout else x
     logits = keras.layers.Dense(classes, dtype="float32", name="logits")(x)
     network = keras.Model(backbone.inputs[0], logits, name=name or backbone.name)
-    return as_member(network, scale=_scale(backbone) if scale is None else scale, image_size=image_size)
+    return wrap_model(
+        network,
+        input_scaling=_backbone_input_scaling(backbone) if input_scaling is None else input_scaling,
+        image_size=image_size,
+    )
 
 
-def _scale(backbone):
+def _backbone_input_scaling(backbone):
     rescales = getattr(backbone, "include_rescaling", None)
     if rescales is None:
         raise VerificationError(

@@ -10,16 +10,16 @@ from keras_committee.models.blocks import (
     CIFAR10_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Parts,
-    chain,
+    LayerFactory,
     normalized,
-    schedule,
+    resolve_survival,
+    sequential,
 )
 
 # Keras walks the graph of a functional model recursively, and Python stops that at a depth of 1000: at most so many
 # blocks of seven layers stand in one model.
-_NESTED = 100
-_BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_MAX_BLOCKS_PER_MODEL = 100
+_BOTTLENECK_STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 def resnet(
@@ -33,7 +33,7 @@ def resnet(
     l2: float = 0.0,
     mean: float | Sequence[float] = CIFAR10_MEAN,
     std: float | Sequence[float] = CIFAR10_STD,
-    rematerialise: bool = False,
+    remat: bool = False,
     name: str | None = None,
 ) -> keras.Model:
     """Builds the ResNet for small images: a stem, three groups of n blocks with 16, 32 and 64 channels, depth 6n + 2.
@@ -55,7 +55,7 @@ def resnet(
         l2: Factor of `l2 * sum(w^2)`, added to the loss. Half of what SGD code calls weight decay.
         mean: Mean of the pixels, one number or one per channel, subtracted from the raw pixels 0..255.
         std: Standard deviation of the pixels, likewise.
-        rematerialise: Whether the branches run again for the gradient instead of keeping their activations.
+        remat: Whether the branches run again for the gradient instead of keeping their activations.
         name: Name of the model, `resnet_<depth>` where None.
 
     Returns:
@@ -68,39 +68,39 @@ def resnet(
     Source: He et al. 2015, arXiv:1512.03385, section 4.2; Huang et al. 2016, arXiv:1603.09382, and its code
         github.com/yueatsprograms/Stochastic_Depth.
     """
-    n, rest = divmod(depth - 2, 6)
-    if rest or n < 1:
+    n, remainder = divmod(depth - 2, 6)
+    if remainder or n < 1:
         raise ValueError(f"depth must be 6n + 2 with n from 1. Received: depth={depth}")
-    parts = Parts(
-        fan="fan_in", l2=l2, survival=schedule(3 * n, survival), mode=mode, scaling=scaling, rematerialise=rematerialise
+    factory = LayerFactory(
+        fan_mode="fan_in", l2=l2, survival=resolve_survival(3 * n, survival), mode=mode, scaling=scaling, remat=remat
     )
 
     image = keras.Input(image_shape, dtype="float32", name="image")
-    x = chain([parts.convolution(16, 3), parts.norm(), keras.layers.ReLU()], normalized(image, mean, std))
-    for first in range(0, 3 * n, _NESTED):
-        x = _small_blocks(parts, n, range(first, min(first + _NESTED, 3 * n)), x)
-    return keras.Model(image, parts.logits(x, classes), name=name or f"resnet_{depth}")
+    x = sequential([factory.convolution(16, 3), factory.norm(), keras.layers.ReLU()], normalized(image, mean, std))
+    for first in range(0, 3 * n, _MAX_BLOCKS_PER_MODEL):
+        x = _small_blocks(factory, n, range(first, min(first + _MAX_BLOCKS_PER_MODEL, 3 * n)), x)
+    return keras.Model(image, factory.logits(x, classes), name=name or f"resnet_{depth}")
 
 
-def _small_blocks(parts, n, indices, x):
+def _small_blocks(factory, n, indices, x):
     """The blocks with these indices; in a network of more than `_NESTED` blocks, as a model of their own."""
-    start = keras.Input(x.shape[1:], dtype=x.dtype) if 3 * n > _NESTED else x
-    end = start
+    inputs = keras.Input(x.shape[1:], dtype=x.dtype) if 3 * n > _MAX_BLOCKS_PER_MODEL else x
+    outputs = inputs
     for index in indices:
-        end = _small_block(parts, index, 16 * 2 ** (index // n), end)
-    if start is x:
-        return end
-    return keras.Model(start, end, name=f"blocks_{indices[0] + 1}_to_{indices[-1] + 1}")(x)
+        outputs = _small_block(factory, index, 16 * 2 ** (index // n), outputs)
+    if inputs is x:
+        return outputs
+    return keras.Model(inputs, outputs, name=f"blocks_{indices[0] + 1}_to_{indices[-1] + 1}")(x)
 
 
-def _small_block(parts, index, filters, x):
+def _small_block(factory, index, filters, x):
     stride = 1 if x.shape[-1] == filters else 2
     branch = [
-        parts.convolution(filters, 3, stride, name=f"block_{index + 1}_conv"), parts.branch_norm(),
-        keras.layers.ReLU(), parts.convolution(filters, 3), parts.branch_norm(),
+        factory.convolution(filters, 3, stride, name=f"block_{index + 1}_conv"), factory.branch_norm(),
+        keras.layers.ReLU(), factory.convolution(filters, 3), factory.branch_norm(),
     ]  # fmt: skip
     shortcut = None if stride == 1 else _pool_and_pad(x, filters)
-    return keras.layers.ReLU()(parts.residual(index, branch, x, shortcut))
+    return keras.layers.ReLU()(factory.residual(index, branch, x, shortcut))
 
 
 def resnet_imagenet(
@@ -114,7 +114,7 @@ def resnet_imagenet(
     l2: float = 0.0,
     mean: float | Sequence[float] = IMAGENET_MEAN,
     std: float | Sequence[float] = IMAGENET_STD,
-    rematerialise: bool = False,
+    remat: bool = False,
     name: str | None = None,
 ) -> keras.Model:
     """Builds the bottleneck ResNet for large images: depth 50, 101 or 152 with 16, 33 or 50 blocks.
@@ -124,30 +124,32 @@ def resnet_imagenet(
 
     Source: He et al. 2015, arXiv:1512.03385, table 1; github.com/facebook/fb.resnet.torch.
     """
-    if depth not in _BOTTLENECKS:
-        raise ValueError(f"depth must be one of {', '.join(map(str, _BOTTLENECKS))}. Received: depth={depth}")
-    stages = _BOTTLENECKS[depth]
-    parts = Parts(
-        fan="fan_in", l2=l2, survival=schedule(sum(stages), survival), mode=mode, scaling=scaling,
-        rematerialise=rematerialise,
+    if depth not in _BOTTLENECK_STAGES:
+        raise ValueError(f"depth must be one of {', '.join(map(str, _BOTTLENECK_STAGES))}. Received: depth={depth}")
+    stages = _BOTTLENECK_STAGES[depth]
+    factory = LayerFactory(
+        fan_mode="fan_in", l2=l2, survival=resolve_survival(sum(stages), survival), mode=mode, scaling=scaling,
+        remat=remat,
     )  # fmt: skip
     relu = keras.layers.ReLU
 
     image = keras.Input(image_shape, dtype="float32", name="image")
-    x = chain([parts.convolution(64, 7, 2), parts.norm(), relu()], normalized(image, mean, std))
+    x = sequential([factory.convolution(64, 7, 2), factory.norm(), relu()], normalized(image, mean, std))
     x = keras.layers.MaxPooling2D(3, 2, padding="same")(x)
     for index, stage in enumerate(stage for stage, blocks in enumerate(stages) for _ in range(blocks)):
         filters = 64 * 2**stage
-        first = index == sum(stages[:stage])
-        stride = 2 if first and stage else 1
+        is_first_of_stage = index == sum(stages[:stage])
+        stride = 2 if is_first_of_stage and stage else 1
         branch = [
-            parts.convolution(filters, 1, name=f"block_{index + 1}_conv"), parts.branch_norm(), relu(),
-            parts.convolution(filters, 3, stride), parts.branch_norm(), relu(),
-            parts.convolution(4 * filters, 1), parts.branch_norm(),
+            factory.convolution(filters, 1, name=f"block_{index + 1}_conv"), factory.branch_norm(), relu(),
+            factory.convolution(filters, 3, stride), factory.branch_norm(), relu(),
+            factory.convolution(4 * filters, 1), factory.branch_norm(),
         ]  # fmt: skip
-        shortcut = chain([parts.convolution(4 * filters, 1, stride), parts.norm()], x) if first else None
-        x = relu()(parts.residual(index, branch, x, shortcut))
-    return keras.Model(image, parts.logits(x, classes), name=name or f"resnet_{depth}")
+        shortcut = (
+            sequential([factory.convolution(4 * filters, 1, stride), factory.norm()], x) if is_first_of_stage else None
+        )
+        x = relu()(factory.residual(index, branch, x, shortcut))
+    return keras.Model(image, factory.logits(x, classes), name=name or f"resnet_{depth}")
 
 
 def _pool_and_pad(x, filters):

@@ -4,7 +4,7 @@ import keras
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")
-class AtResolution(keras.Model):
+class WithInputSize(keras.Model):
     """The layers of a model, called on images of another size: the same weights, another cost.
 
     Args:
@@ -20,14 +20,14 @@ class AtResolution(keras.Model):
     def __init__(self, model: keras.Model, size: tuple[int, int], name: str | None = None, **kwargs):
         image = keras.Input((*size, model.inputs[0].shape[3]), dtype=model.inputs[0].dtype, name="image")
         try:
-            again = keras.models.clone_model(model, input_tensors=image, clone_function=lambda layer: layer)
+            resized = keras.models.clone_model(model, input_tensors=image, clone_function=lambda layer: layer)
         except ValueError as error:
             raise ValueError(f"{model.name!r} cannot take images of {size[0]}x{size[1]}: {error}") from error
         name = name or f"{model.name}_at_{size[0]}x{size[1]}"
-        super().__init__(inputs=image, outputs=again.outputs[0], name=name, **kwargs)
+        super().__init__(inputs=image, outputs=resized.outputs[0], name=name, **kwargs)
         # Behind a function, where Keras does not look for weights to save: they are those of the layers.
         self._original = lambda: model
-        self._size = [int(each) for each in size]
+        self._size = [int(side) for side in size]
 
     def get_config(self):
         model = keras.saving.serialize_keras_object(self._original())
@@ -46,7 +46,7 @@ class AtResolution(keras.Model):
         return cls(**{**config, "model": model})
 
 
-def at_resolution(model: keras.Model, size: tuple[int, int]) -> keras.Model:
+def with_input_size(model: keras.Model, size: tuple[int, int]) -> keras.Model:
     """The same network on images of `(height, width)`; for a cascade that asks one network at two resolutions.
 
     Both share their weights, also after they were saved and loaded as members of one cascade.
@@ -56,4 +56,4 @@ def at_resolution(model: keras.Model, size: tuple[int, int]) -> keras.Model:
 
     Source: "self-cascades", Wang et al. 2021, arXiv:2012.01988, section 5.
     """
-    return AtResolution(model, size)
+    return WithInputSize(model, size)

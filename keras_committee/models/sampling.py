@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 
-from keras_committee.layers.survival import blocks, set_survival
-from keras_committee.models.predict import followed_by
+from keras_committee.layers.survival import set_survival, stochastic_depth_blocks
+from keras_committee.models.predict import transform_outputs
 
 
-def sample_subnetworks(model: keras.Model, images, draws: int, seed: int) -> np.ndarray:
+def mc_stochastic_depth(model: keras.Model, images, num_samples: int, seed: int) -> np.ndarray:
     """Asks `draws` random sub-networks: the implicit ensemble.
 
     For each draw every block is kept with its survival probability, one gate for all images; kept branches count in
@@ -29,21 +29,21 @@ def sample_subnetworks(model: keras.Model, images, draws: int, seed: int) -> np.
 
     Source: Huang et al. 2016, arXiv:1603.09382, section 3, "implicit model ensemble".
     """
-    survival = [block.survival for block in blocks(model)]
+    survival = [block.survival for block in stochastic_depth_blocks(model)]
     if not survival:
         raise ValueError(f"model must have StochasticDepth layers to sample from. Received: {model.name!r} without any")
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1. Received: draws={draws}")
-    gates = np.random.default_rng(seed).random((draws, len(survival))) < survival
-    predictor = followed_by(model, lambda logits: keras.ops.softmax(keras.ops.cast(logits, "float32")))
+    if num_samples < 1:
+        raise ValueError(f"draws must be at least 1. Received: draws={num_samples}")
+    keep_masks = np.random.default_rng(seed).random((num_samples, len(survival))) < survival
+    predictor = transform_outputs(model, lambda logits: keras.ops.softmax(keras.ops.cast(logits, "float32")))
     predictor.compile(jit_compile=keras.backend.backend() == "jax")
     try:
-        return np.stack([_predict(predictor, images, kept) for kept in gates], axis=1)
+        return np.stack([_predict_subnetwork(predictor, images, keep_mask) for keep_mask in keep_masks], axis=1)
     finally:
         set_survival(model, survival)
 
 
-def _predict(predictor, images, kept):
+def _predict_subnetwork(predictor, images, keep_mask):
     """A survival of 0 or 1 closes or opens a branch at inference under either scaling."""
-    set_survival(predictor, [float(gate) for gate in kept])
+    set_survival(predictor, [float(keep) for keep in keep_mask])
     return predictor.predict(images, batch_size=128, verbose=0)

@@ -9,7 +9,7 @@ import keras
 
 from keras_committee.errors import VerificationError
 from keras_committee.layers.graph import TensorFlowGraph, check_operations
-from keras_committee.models.external import Scale, as_member
+from keras_committee.models.external import InputScaling, wrap_model
 
 
 def from_saved_model(
@@ -18,8 +18,8 @@ def from_saved_model(
     signature: str = "serving_default",
     output: str | None = None,
     image_size: tuple[int, int] | None = None,
-    scale: Scale = "0..255",
-    order: Sequence[int] | None = None,
+    input_scaling: InputScaling = "0..255",
+    class_order: Sequence[int] | None = None,
     name: str | None = None,
 ) -> keras.Model:
     """The network in a SavedModel as a member: evaluated, voted with and exported like any other, but not trained.
@@ -44,7 +44,7 @@ def from_saved_model(
         ValueError: As `as_member`.
     """
     network = load_saved_model(path, signature=signature, output=output, image_size=image_size)
-    return as_member(network, scale=scale, order=order, name=name)
+    return wrap_model(network, input_scaling=input_scaling, class_order=class_order, name=name)
 
 
 def load_saved_model(
@@ -56,17 +56,17 @@ def load_saved_model(
 ) -> keras.Model:
     """The network in a SavedModel, as it is: `from_saved_model` without the rest of `as_member`."""
     path = Path(path)
-    function = _signature(path, signature)
-    image, found = _image(path, function), _output(path, function, output)
-    arguments, values = _frozen(path, function, image, found)
+    function = _load_signature(path, signature)
+    image_spec, output_name = _find_image_input(path, function), _find_output(path, function, output)
+    arguments, values = _freeze(path, function, image_spec, output_name)
     layer = TensorFlowGraph(**arguments, name="network")
-    pixels = keras.Input(_shape(path, image, image_size), name="image")
-    network = keras.Model(pixels, layer(pixels), name=_named(path))
+    pixels = keras.Input(_image_shape(path, image_spec, image_size), name="image")
+    network = keras.Model(pixels, layer(pixels), name=_default_name(path))
     layer.set_weights(values)
     return network
 
 
-def _signature(path, name):
+def _load_signature(path, name):
     import tensorflow as tf
 
     if not (path / "saved_model.pb").is_file():
@@ -76,44 +76,44 @@ def _signature(path, name):
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         raise VerificationError(f"{path} cannot be loaded as a SavedModel: {error}") from error
     if name not in loaded.signatures:
-        there = ", ".join(sorted(loaded.signatures)) or "none"
-        raise VerificationError(f"{path} has no signature {name!r}. It has: {there}.")
+        available = ", ".join(sorted(loaded.signatures)) or "none"
+        raise VerificationError(f"{path} has no signature {name!r}. It has: {available}.")
     function = loaded.signatures[name]
     function._loaded = loaded  # its variables live as long as what was loaded
     return function
 
 
-def _image(path, function):
+def _find_image_input(path, function):
     inputs = function.structured_input_signature[1]
-    (image, *more) = inputs.values()
-    fits = (
-        not more
+    (image, *other_inputs) = inputs.values()
+    is_image = (
+        not other_inputs
         and image.shape.rank == 4
         and image.shape[0] is None
         and image.dtype.is_floating | image.dtype.is_integer
     )
-    if not fits:
-        told = ", ".join(f"{each.name}: {each.dtype.name} {each.shape}" for each in inputs.values())
+    if not is_image:
+        description = ", ".join(f"{spec.name}: {spec.dtype.name} {spec.shape}" for spec in inputs.values())
         raise VerificationError(
-            f"{path} must take one image (batch, height, width, channels), of any batch. It takes {told}.\n"
+            f"{path} must take one image (batch, height, width, channels), of any batch. It takes {description}.\n"
             "  Name a signature that does."
         )
     return image
 
 
-def _output(path, function, name):
+def _find_output(path, function, name):
     outputs = function.structured_outputs
     if name is None and len(outputs) == 1:
         (name,) = outputs
     if name not in outputs:
-        said = "has several outputs" if name is None else f"has no output {name!r}"
-        raise VerificationError(f"{path} {said}. Name one of: {', '.join(sorted(outputs))}.")
+        problem = "has several outputs" if name is None else f"has no output {name!r}"
+        raise VerificationError(f"{path} {problem}. Name one of: {', '.join(sorted(outputs))}.")
     if outputs[name].shape.rank != 2 or outputs[name].shape[1] is None:
         raise VerificationError(f"{path} must give (batch, classes). Its {name!r} has the shape {outputs[name].shape}.")
     return name
 
 
-def _shape(path, image, size):
+def _image_shape(path, image, size):
     height, width, channels = image.shape[1:]
     if size is not None:
         height, width = height or size[0], width or size[1]
@@ -122,59 +122,59 @@ def _shape(path, image, size):
     return height, width, channels
 
 
-def _named(path):
+def _default_name(path):
     """Of the folder; that of the model where the folder is the number of a version."""
     name = path.resolve().name
     return path.resolve().parent.name if name.isdecimal() else name
 
 
-def _frozen(path, function, image, output):
+def _freeze(path, function, image, output):
     """The arguments of the layer, and the values of its weights."""
     from tensorflow.python.framework.convert_to_constants import (  # pyright: ignore[reportMissingImports]
         convert_variables_to_constants_v2,
     )
 
-    variables = {id(each.handle): each for each in function.variables}
+    variables = {id(variable.handle): variable for variable in function.variables}
     captured = {inner.op.name: variables.get(id(outer)) for outer, inner in function.graph.captures}
-    flat = convert_variables_to_constants_v2(function)
-    graph_def = flat.graph.as_graph_def()
+    frozen = convert_variables_to_constants_v2(function)
+    graph_def = frozen.graph.as_graph_def()
     try:
         check_operations(
             [*(each.signature.name for each in graph_def.library.function), *(n.op for n in graph_def.node)], path
         )
     except ValueError as error:
         raise VerificationError(str(error)) from error
-    weights, values = _weights_apart(graph_def, captured)
-    place = sorted(function.structured_outputs).index(output)
+    weights, values = _extract_weights(graph_def, captured)
+    output_index = sorted(function.structured_outputs).index(output)
     return {
         "graph": base64.b64encode(graph_def.SerializeToString(deterministic=True)).decode(),
-        "image_name": flat.inputs[0].op.name,
-        "output_name": _before_softmax(flat.outputs[place]),
+        "image_name": frozen.inputs[0].op.name,
+        "output_name": _logits_name(frozen.outputs[output_index]),
         "weight_list": weights,
         "classes": function.structured_outputs[output].shape[1],
     }, values
 
 
-def _weights_apart(graph_def, captured):
+def _extract_weights(graph_def, captured):
     """Puts placeholders in place of the constants that variables became; returns what these were."""
     import tensorflow as tf
 
-    found = []
+    extracted = []
     for node in graph_def.node:
         node.device = ""
         variable = captured.get(node.name)
         if node.op != "Const" or variable is None or variable.dtype != tf.float32:
             continue
         value = tf.make_ndarray(node.attr["value"].tensor)
-        found.append(((node.name, value.shape, bool(variable.trainable)), value))
+        extracted.append(((node.name, value.shape, bool(variable.trainable)), value))
         node.op = "Placeholder"
         del node.attr["value"]
         node.attr["shape"].shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
-    found.sort(key=lambda pair: not pair[0][2])  # Keras lists what was trained first
-    return [weight for weight, _ in found], [value for _, value in found]
+    extracted.sort(key=lambda pair: not pair[0][2])  # Keras lists what was trained first
+    return [weight for weight, _ in extracted], [value for _, value in extracted]
 
 
-def _before_softmax(tensor):
+def _logits_name(tensor):
     """The name of the logits where the network ends in their softmax, else of its output."""
     last = tensor
     while last.op.type in ("Identity", "Cast") and last.op.inputs[0].dtype == tensor.dtype:

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_committee.models.blocks import CIFAR10_MEAN, CIFAR10_STD, Parts, chain, normalized, schedule
+from keras_committee.models.blocks import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    LayerFactory,
+    normalized,
+    resolve_survival,
+    sequential,
+)
 
 
 def wide_resnet(
@@ -54,36 +61,40 @@ def wide_resnet(
 
     Source: Zagoruyko and Komodakis 2016, arXiv:1605.07146; github.com/szagoruyko/wide-residual-networks.
     """
-    blocks = _blocks_per_group(depth)
+    blocks_per_group = _blocks_per_group(depth)
     if width < 1 or classes < 1:
         raise ValueError(f"width and classes must be integers from 1. Received: width={width}, classes={classes}")
-    parts = Parts(fan="fan_out", l2=l2, survival=schedule(3 * blocks, survival), mode=mode, scaling=scaling)
+    factory = LayerFactory(
+        fan_mode="fan_out", l2=l2, survival=resolve_survival(3 * blocks_per_group, survival), mode=mode, scaling=scaling
+    )
 
     image = keras.Input(image_shape, dtype="float32", name="image")
-    x = parts.convolution(16, 3)(normalized(image, mean, std))
-    for index in range(3 * blocks):
-        group, first = index // blocks, index % blocks == 0
-        x = _block(parts, index, x, 16 * width * 2**group, 2 if first and group else 1, dropout)
-    x = chain([parts.norm(), keras.layers.ReLU()], x)
-    return keras.Model(image, parts.logits(x, classes), name=name or f"wrn_{depth}_{width}")
+    x = factory.convolution(16, 3)(normalized(image, mean, std))
+    for index in range(3 * blocks_per_group):
+        group, is_first_of_group = index // blocks_per_group, index % blocks_per_group == 0
+        x = _block(factory, index, x, 16 * width * 2**group, 2 if is_first_of_group and group else 1, dropout)
+    x = sequential([factory.norm(), keras.layers.ReLU()], x)
+    return keras.Model(image, factory.logits(x, classes), name=name or f"wrn_{depth}_{width}")
 
 
 def _blocks_per_group(depth):
-    blocks, rest = divmod(depth - 4, 6)
-    if rest or blocks < 1:
-        below = 6 * max(blocks, 1) + 4
-        raise ValueError(f"depth must be 6N + 4 with N from 1. Received: depth={depth}. Nearest: {below}, {below + 6}")
+    blocks, remainder = divmod(depth - 4, 6)
+    if remainder or blocks < 1:
+        nearest_below = 6 * max(blocks, 1) + 4
+        raise ValueError(
+            f"depth must be 6N + 4 with N from 1. Received: depth={depth}. Nearest: {nearest_below}, {nearest_below + 6}"
+        )
     return blocks
 
 
-def _block(parts, index, x, filters, stride, dropout):
+def _block(factory, index, x, filters, stride, dropout):
     """`shortcut + branch(x)`; where the shape changes, branch and projection share the pre-activation."""
-    relu, between = keras.layers.ReLU, [keras.layers.Dropout(dropout)] if dropout else []
+    relu, dropout_layers = keras.layers.ReLU, [keras.layers.Dropout(dropout)] if dropout else []
     branch = [
-        parts.convolution(filters, 3, stride, name=f"block_{index + 1}_conv"),
-        parts.branch_norm(), relu(), *between, parts.convolution(filters, 3),
+        factory.convolution(filters, 3, stride, name=f"block_{index + 1}_conv"),
+        factory.branch_norm(), relu(), *dropout_layers, factory.convolution(filters, 3),
     ]  # fmt: skip
     if x.shape[-1] == filters:
-        return parts.residual(index, [parts.branch_norm(), relu(), *branch], x)
-    x = chain([parts.norm(), relu()], x)
-    return parts.residual(index, branch, x, parts.convolution(filters, 1, stride)(x))
+        return factory.residual(index, [factory.branch_norm(), relu(), *branch], x)
+    x = sequential([factory.norm(), relu()], x)
+    return factory.residual(index, branch, x, factory.convolution(filters, 1, stride)(x))

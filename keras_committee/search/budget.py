@@ -18,29 +18,29 @@ class Budget:
         minutes: Minutes of training, over all members and all times that the search was started.
     """
 
-    gflops_images: float = math.inf
+    gflops: float = math.inf
     minutes: float = math.inf
 
-    def allows(self, spent: Sequence["Spent"], gflops: float) -> bool:
+    def allows(self, costs: Sequence["MemberCost"], gflops: float) -> bool:
         """Whether a member of so many GFLOPs may be trained; its minutes are guessed from those spent before."""
-        before, minutes = sum(each.gflops for each in spent), sum(each.minutes for each in spent)
-        guess = gflops * minutes / before if before else 0.0
-        return before + gflops <= self.gflops_images * (1 + 1e-9) and minutes + guess < self.minutes
+        spent_gflops, spent_minutes = sum(cost.gflops for cost in costs), sum(each.minutes for each in costs)
+        estimated_minutes = gflops * spent_minutes / spent_gflops if spent_gflops else 0.0
+        return spent_gflops + gflops <= self.gflops * (1 + 1e-9) and spent_minutes + estimated_minutes < self.minutes
 
     def __str__(self) -> str:
-        bounds = [f"{self.gflops_images:g} GFLOPs"] if math.isfinite(self.gflops_images) else []
+        bounds = [f"{self.gflops:g} GFLOPs"] if math.isfinite(self.gflops) else []
         return " and ".join([*bounds, *([f"{self.minutes:g} minutes"] if math.isfinite(self.minutes) else [])])
 
 
 @dataclasses.dataclass(frozen=True)
-class Spent:
+class MemberCost:
     """What one member has cost so far."""
 
     gflops: float
     minutes: float
 
 
-def training_gflops(recipe: Recipe, images: int) -> float:
+def training_gflops(recipe: Recipe, num_images: int) -> float:
     """GFLOPs that training one member takes: three forward passes' worth for each image of each epoch.
 
     The backward pass costs two forward passes: one for the gradient of the inputs, one for that of the weights. Blocks
@@ -48,21 +48,21 @@ def training_gflops(recipe: Recipe, images: int) -> float:
     """
     from keras_committee import flops
 
-    forward = 2 * flops.expected_multiply_adds(recipe.member(0)) / 1e9
-    return 3 * forward * images * recipe.epochs
+    forward_gflops = 2 * flops.expected_multiply_adds(recipe.member(0)) / 1e9
+    return 3 * forward_gflops * num_images * recipe.epochs
 
 
-def minutes_trained(run: Run) -> float:
+def training_minutes(run: Run) -> float:
     """From each start of training to the last that was heard of it, be it finished, stopped or killed."""
-    total, begun, last = 0.0, None, None
+    total, start, last_event = 0.0, None, None
     for event in run.events():
-        at = datetime.fromisoformat(event["time"])
+        timestamp = datetime.fromisoformat(event["time"])
         if event["event"] == "training_started":
-            total += _seconds(begun, last)
-            begun = at
-        last = at if event["event"].startswith(("training", "member")) else last
-    return (total + _seconds(begun, last)) / 60
+            total += _elapsed_seconds(start, last_event)
+            start = timestamp
+        last_event = timestamp if event["event"].startswith(("training", "member")) else last_event
+    return (total + _elapsed_seconds(start, last_event)) / 60
 
 
-def _seconds(begun: datetime | None, last: datetime | None) -> float:
-    return max(0.0, (last - begun).total_seconds()) if begun and last else 0.0
+def _elapsed_seconds(start: datetime | None, last_event: datetime | None) -> float:
+    return max(0.0, (last_event - start).total_seconds()) if start and last_event else 0.0

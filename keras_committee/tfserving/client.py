@@ -17,20 +17,20 @@ from typing import Any, TypeVar
 import numpy as np
 
 from keras_committee.errors import RecipeError
-from keras_committee.tfserving.tf_protocol import StatusError, packed_proto, to_array
+from keras_committee.tfserving.tf_protocol import StatusError, packed_proto, proto_to_array
 
 __all__ = ["Client", "RequestError", "VersionStatus"]
 
 _T = TypeVar("_T")
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds
+_INITIAL_BACKOFF, _MAX_BACKOFF = 0.05, 2.0  # seconds
 
 
 class RequestError(StatusError):
     """The server refused, or could not be reached in time. `code` and `message` are those of the server."""
 
-    def __init__(self, error: StatusError, told: str):
+    def __init__(self, error: StatusError, explanation: str):
         super().__init__(error.code, error.message)
-        self.args = (told,)
+        self.args = (explanation,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +59,12 @@ class Client:
         self, url: str, model: str | None = None, *, timeout: float = 30.0, max_message_bytes: int = 256 * 2**20
     ):
         self.url, self.timeout = url, timeout
-        scheme, place, named = _read_url(url)
-        self.model = _one_name(url, model, named)
+        scheme, address, url_model = _read_url(url)
+        self.model = _resolve_model_name(url, model, url_model)
         if scheme == "grpc":
-            self._transport = GrpcTransport(place, self.model, max_message_bytes)
+            self._transport = GrpcTransport(address, self.model, max_message_bytes)
         else:
-            self._transport = RestTransport(f"{scheme}://{place}", self.model)
+            self._transport = RestTransport(f"{scheme}://{address}", self.model)
 
     def predict(
         self,
@@ -96,16 +96,17 @@ class Client:
         """
         if version is not None and label is not None:
             raise RecipeError(f"name a version or a label, not both. Received: {version} and {label!r}")
-        arrays, usual = _arrays(inputs)
-        signature = usual if signature is None else signature
-        return self._ask(
-            lambda left: self._transport.predict(arrays, signature, version, label, tuple(outputs), left), timeout
+        arrays, default_signature = _prepare_inputs(inputs)
+        signature = default_signature if signature is None else signature
+        return self._call_with_retry(
+            lambda remaining: self._transport.predict(arrays, signature, version, label, tuple(outputs), remaining),
+            timeout,
         )
 
     def status(self, version: int | None = None, *, timeout: float | None = None) -> list[VersionStatus]:
         """What has become of the model's versions, the newest first. Raises RequestError."""
-        found = self._ask(lambda left: self._transport.status(version, left), timeout)
-        return sorted((VersionStatus(*each) for each in found), key=lambda each: -each.version)
+        statuses = self._call_with_retry(lambda remaining: self._transport.status(version, remaining), timeout)
+        return sorted((VersionStatus(*each) for each in statuses), key=lambda each: -each.version)
 
     def close(self) -> None:
         """Closes the connections. The client cannot be used after it."""
@@ -117,26 +118,26 @@ class Client:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def _ask(self, ask: Callable[[float], _T], timeout: float | None) -> _T:
+    def _call_with_retry(self, call: Callable[[float], _T], timeout: float | None) -> _T:
         """Asks until there is an answer, the deadline, or a refusal that stays one."""
         timeout = self.timeout if timeout is None else timeout
-        until, pause, tries = time.monotonic() + timeout, _FIRST_PAUSE, 0
+        deadline, backoff, attempts = time.monotonic() + timeout, _INITIAL_BACKOFF, 0
         while True:
-            tries += 1
+            attempts += 1
             try:
-                return ask(max(until - time.monotonic(), 0.001))
+                return call(max(deadline - time.monotonic(), 0.001))
             except StatusError as error:
-                rest = pause * random.uniform(0.5, 1.0)  # clients that failed together do not come back together
-                if error.code != "UNAVAILABLE" or time.monotonic() + rest >= until:
-                    raise RequestError(error, self._told(error, tries, timeout)) from error
-            time.sleep(rest)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+                delay = backoff * random.uniform(0.5, 1.0)  # clients that failed together do not come back together
+                if error.code != "UNAVAILABLE" or time.monotonic() + delay >= deadline:
+                    raise RequestError(error, self._explain(error, attempts, timeout)) from error
+            time.sleep(delay)
+            backoff = min(2 * backoff, _MAX_BACKOFF)
 
-    def _told(self, error: StatusError, tries: int, timeout: float) -> str:
+    def _explain(self, error: StatusError, attempts: int, timeout: float) -> str:
         where = f"{self.url}, model {self.model!r}"
         if error.code == "UNAVAILABLE":
             return (
-                f"{where}: no answer in {tries} tries within {timeout:g} s: {error.message}\n"
+                f"{where}: no answer in {attempts} tries within {timeout:g} s: {error.message}\n"
                 "  Is the server running? `keras-committee serve MODEL_DIR` starts one on this machine."
             )
         return f"{where}: {error.code}: {error.message}{_HINTS.get(error.code, '')}"
@@ -162,37 +163,39 @@ def _read_url(url: str) -> tuple[str, str, str]:
     return parts.scheme, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", urllib.parse.unquote(path)
 
 
-def _one_name(url: str, model: str | None, named: str) -> str:
-    if "/" in named or (model and named and model != named) or not (model or named):
+def _resolve_model_name(url: str, model: str | None, url_model: str) -> str:
+    if "/" in url_model or (model and url_model and model != url_model) or not (model or url_model):
         raise RecipeError(f"name one model: model=NAME or {url.split('/', 3)[0]}//host:port/NAME. Received: {url!r}")
-    return model or named
+    return model or url_model
 
 
-def _arrays(inputs: Any) -> tuple[dict[str, np.ndarray], str]:
+def _prepare_inputs(inputs: Any) -> tuple[dict[str, np.ndarray], str]:
     """The inputs by name, and the signature that usually takes them."""
     if isinstance(inputs, Mapping):
-        return {name: _array(value) for name, value in inputs.items()}, "serving_default"
+        return {name: _as_array(value) for name, value in inputs.items()}, "serving_default"
     if isinstance(inputs, bytes):
         inputs = [inputs]
     if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "fiu" and inputs.ndim == 4:
         return {"image": inputs.astype(np.float32)}, "serving_default"
-    if not isinstance(inputs, np.ndarray) and inputs and all(isinstance(each, bytes) for each in inputs):
-        return {"image_bytes": _array(inputs)}, "predict_bytes"
-    got = f"an array {inputs.dtype}{list(inputs.shape)}" if isinstance(inputs, np.ndarray) else type(inputs).__name__
+    if not isinstance(inputs, np.ndarray) and inputs and all(isinstance(item, bytes) for item in inputs):
+        return {"image_bytes": _as_array(inputs)}, "predict_bytes"
+    received = (
+        f"an array {inputs.dtype}{list(inputs.shape)}" if isinstance(inputs, np.ndarray) else type(inputs).__name__
+    )
     raise RecipeError(
         "images are an array (batch, height, width, channels), encoded files as a list of bytes, or arrays by input "
-        f"name. Received: {got}"
+        f"name. Received: {received}"
     )
 
 
-def _array(value: Any) -> np.ndarray:
+def _as_array(value: Any) -> np.ndarray:
     if isinstance(value, list | tuple) and value and isinstance(value[0], bytes):
         return np.array(value, object)  # or numpy cuts zeros off the end
     return np.asarray(value)
 
 
 # What TF Serving's HTTP codes meant before they were HTTP codes.
-_CODES = {
+_STATUS_CODES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
@@ -206,7 +209,7 @@ _CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-_DTYPES = {
+_NUMPY_DTYPES = {
     "DT_FLOAT": "float32",
     "DT_DOUBLE": "float64",
     "DT_BOOL": "bool",
@@ -218,13 +221,13 @@ _DTYPES = {
 class RestTransport:
     """The REST API at `server`, "http://host:port", for one model."""
 
-    def __init__(self, server: str, model: str):
+    def __init__(self, server_url: str, model: str):
         try:
             import urllib3
         except ImportError as error:
             raise RecipeError(f'http:// needs pip install "keras-committee[serving]": {error}') from error
         self._pool = urllib3.PoolManager(maxsize=16, retries=False)
-        self._home = f"{server}/v1/models/{urllib.parse.quote(model, safe='')}"
+        self._base_url = f"{server_url}/v1/models/{urllib.parse.quote(model, safe='')}"
         self._signatures: dict[str, dict[str, Any]] = {}  # by URL of the version
 
     def predict(
@@ -236,54 +239,56 @@ class RestTransport:
         outputs: tuple[str, ...],
         timeout: float,
     ) -> dict[str, np.ndarray]:
-        url = self._home + _version_path(version, label)
-        body = {"signature_name": signature, "inputs": {name: _json(array) for name, array in inputs.items()}}
-        values = self._called("POST", f"{url}:predict", timeout, json.dumps(body).encode())["outputs"]
-        infos = self._outputs(url, signature, timeout)
-        named = values if len(infos) > 1 else dict.fromkeys(infos, values)  # one output comes without its name
-        arrays = {name: _array_client_rest(named[name], infos[name]["dtype"]) for name in sorted(named)}
-        return _chosen(arrays, outputs)
+        url = self._base_url + _version_path(version, label)
+        body = {"signature_name": signature, "inputs": {name: _array_to_json(array) for name, array in inputs.items()}}
+        values = self._request("POST", f"{url}:predict", timeout, json.dumps(body).encode())["outputs"]
+        infos = self._output_infos(url, signature, timeout)
+        values_by_name = values if len(infos) > 1 else dict.fromkeys(infos, values)  # one output comes without its name
+        arrays = {name: _array_from_json(values_by_name[name], infos[name]["dtype"]) for name in sorted(values_by_name)}
+        return _select_outputs(arrays, outputs)
 
     def status(self, version: int | None, timeout: float) -> list[tuple[int, str, str]]:
-        answer = self._called("GET", self._home + _version_path(version, None), timeout)
+        response = self._request("GET", self._base_url + _version_path(version, None), timeout)
         return [
-            (int(each["version"]), each["state"], each["status"]["error_message"])
-            for each in answer["model_version_status"]
+            (int(version_status["version"]), version_status["state"], version_status["status"]["error_message"])
+            for version_status in response["model_version_status"]
         ]
 
     def close(self) -> None:
         self._pool.clear()
 
-    def _outputs(self, url: str, signature: str, timeout: float) -> dict[str, Any]:
+    def _output_infos(self, url: str, signature: str, timeout: float) -> dict[str, Any]:
         """Names and dtypes of the outputs. A label may move, but a signature keeps its promise: asked for once."""
         if signature not in self._signatures.get(url, {}):
-            metadata = self._called("GET", f"{url}/metadata", timeout)["metadata"]
+            metadata = self._request("GET", f"{url}/metadata", timeout)["metadata"]
             self._signatures[url] = metadata["signature_def"]["signature_def"]
         return self._signatures[url][signature]["outputs"]
 
-    def _called(self, method: str, url: str, timeout: float, body: bytes | None = None) -> Any:
+    def _request(self, method: str, url: str, timeout: float, body: bytes | None = None) -> Any:
         import urllib3
 
         headers = {"Content-Type": "application/json"} if body else {}
         try:
-            answer = self._pool.request(
+            response = self._pool.request(
                 method, url, body=body, headers=headers, timeout=urllib3.Timeout(total=timeout), redirect=False
             )
         except urllib3.exceptions.ReadTimeoutError as error:
             raise StatusError("DEADLINE_EXCEEDED", f"no answer within {timeout:.1f} s") from error
         except urllib3.exceptions.HTTPError as error:
             raise StatusError("UNAVAILABLE", str(error)) from error
-        return _read(answer.status, answer.data)
+        return _parse_response(response.status, response.data)
 
 
-def _read(status: int, data: bytes) -> Any:
+def _parse_response(status: int, data: bytes) -> Any:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
         document = None
     if status != 200:
-        told = document.get("error") if isinstance(document, dict) else None
-        raise StatusError(_CODES.get(status, "INTERNAL"), str(told or f"HTTP {status} without a reason"))
+        server_message = document.get("error") if isinstance(document, dict) else None
+        raise StatusError(
+            _STATUS_CODES.get(status, "INTERNAL"), str(server_message or f"HTTP {status} without a reason")
+        )
     if not isinstance(document, dict):
         raise StatusError("INTERNAL", "this is no TF Serving: its answer is no JSON object")
     return document
@@ -295,31 +300,31 @@ def _version_path(version: int | None, label: str | None) -> str:
     return "" if label is None else f"/labels/{urllib.parse.quote(label, safe='')}"
 
 
-def _json(array: np.ndarray) -> Any:
+def _array_to_json(array: np.ndarray) -> Any:
     if array.dtype.kind == "O":
-        return _strings(array.tolist())
+        return _encode_base64(array.tolist())
     return array.tolist()
 
 
-def _strings(value: Any) -> Any:
+def _encode_base64(value: Any) -> Any:
     if isinstance(value, list):
-        return [_strings(each) for each in value]
+        return [_encode_base64(item) for item in value]
     return {"b64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
 
 
-def _array_client_rest(value: Any, dtype: str) -> np.ndarray:
-    if dtype not in _DTYPES:
+def _array_from_json(value: Any, dtype: str) -> np.ndarray:
+    if dtype not in _NUMPY_DTYPES:
         raise StatusError("UNIMPLEMENTED", f"an output of {dtype} does not come over REST")
-    return np.array(_bytes(value), object) if dtype == "DT_STRING" else np.array(value, _DTYPES[dtype])
+    return np.array(_decode_base64(value), object) if dtype == "DT_STRING" else np.array(value, _NUMPY_DTYPES[dtype])
 
 
-def _bytes(value: Any) -> Any:
+def _decode_base64(value: Any) -> Any:
     if isinstance(value, list):
-        return [_bytes(each) for each in value]
+        return [_decode_base64(item) for item in value]
     return base64.b64decode(value["b64"]) if isinstance(value, dict) else value.encode()
 
 
-def _chosen(arrays: dict[str, np.ndarray], outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _select_outputs(arrays: dict[str, np.ndarray], outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
     """REST always answers with all outputs: the choice is made here, in gRPC's words."""
     for name in outputs:
         if name not in arrays:
@@ -331,21 +336,21 @@ def _chosen(arrays: dict[str, np.ndarray], outputs: tuple[str, ...]) -> dict[str
     return {name: arrays[name] for name in outputs or arrays}
 
 
-_MOST = 2**31  # elements of an answer; its message is bounded anyway
+_MAX_ELEMENTS = 2**31  # elements of an answer; its message is bounded anyway
 
 
 class GrpcTransport:
     """One channel to `place`, "host:port", for one model."""
 
-    def __init__(self, place: str, model: str, max_message_bytes: int):
+    def __init__(self, address: str, model: str, max_message_bytes: int):
         try:
             import grpc
             from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
         except ImportError as error:
             raise RecipeError(f'grpc:// needs pip install "keras-committee[serving]": {error}') from error
-        self._channel = grpc.insecure_channel(place, _options(max_message_bytes))
-        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._channel = grpc.insecure_channel(address, _channel_options(max_message_bytes))
+        self._prediction_stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._model_stub = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._model = model
 
     def predict(
@@ -363,16 +368,19 @@ class GrpcTransport:
         request.model_spec.signature_name = signature
         for name, array in inputs.items():
             request.inputs[name].CopyFrom(packed_proto(array))
-        answer = _called(self._predictions.Predict, request, timeout)
-        return {name: to_array(proto, _MOST) for name, proto in sorted(answer.outputs.items())}
+        response = _call_rpc(self._prediction_stub.Predict, request, timeout)
+        return {name: proto_to_array(proto, _MAX_ELEMENTS) for name, proto in sorted(response.outputs.items())}
 
     def status(self, version: int | None, timeout: float) -> list[tuple[int, str, str]]:
         from tensorflow_serving.apis import get_model_status_pb2 as status_pb2
 
         request = status_pb2.GetModelStatusRequest(model_spec=self._spec(version, None))
-        answer = _called(self._models.GetModelStatus, request, timeout)
-        state = status_pb2.ModelVersionStatus.State.Name
-        return [(each.version, state(each.state), each.status.error_message) for each in answer.model_version_status]
+        response = _call_rpc(self._model_stub.GetModelStatus, request, timeout)
+        state_name = status_pb2.ModelVersionStatus.State.Name
+        return [
+            (version_status.version, state_name(version_status.state), version_status.status.error_message)
+            for version_status in response.model_version_status
+        ]
 
     def close(self) -> None:
         self._channel.close()
@@ -388,7 +396,7 @@ class GrpcTransport:
         return spec
 
 
-def _options(max_message_bytes: int) -> list[tuple[str, int]]:
+def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
@@ -399,7 +407,7 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
-def _called(method: Any, request: Any, timeout: float) -> Any:
+def _call_rpc(method: Any, request: Any, timeout: float) -> Any:
     import grpc
 
     try:

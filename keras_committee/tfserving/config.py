@@ -20,8 +20,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from keras_committee.errors import RecipeError
 from keras_committee.files import write_file
 
-METRICS = "/monitoring/prometheus/metrics"
-MODELS, LABELS, BATCHING, MONITORING = (
+METRICS_PATH = "/monitoring/prometheus/metrics"
+MODELS_FILE, LABELS_FILE, BATCHING_FILE, MONITORING_FILE = (
     "models.config",
     "models.labels.config",
     "batching.config",
@@ -47,7 +47,7 @@ class ServedModel:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Batching:
+class BatchingConfig:
     """How requests of several clients are put into one batch.
 
     Attributes:
@@ -58,10 +58,10 @@ class Batching:
         queued: Batches that may wait; then requests are refused as UNAVAILABLE.
     """
 
-    sizes: tuple[int, ...] = (1, 8, 32)
-    timeout_micros: int = 2000
-    threads: int = 2
-    queued: int = 100
+    allowed_batch_sizes: tuple[int, ...] = (1, 8, 32)
+    batch_timeout_micros: int = 2000
+    num_batch_threads: int = 2
+    max_enqueued_batches: int = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,15 +69,15 @@ class ServerConfig:
     """Everything that the three files say."""
 
     models: tuple[ServedModel, ...]
-    batching: Batching = Batching()
-    metrics_path: str = METRICS
+    batching: BatchingConfig = BatchingConfig()
+    metrics_path: str = METRICS_PATH
 
-    def texts(self) -> dict[str, str]:
+    def render(self) -> dict[str, str]:
         """The three files by name, linted. Raises RecipeError."""
         return {
-            MODELS: models_text(self.models),
-            BATCHING: batching_text(self.batching),
-            MONITORING: monitoring_text(self.metrics_path),
+            MODELS_FILE: render_models_config(self.models),
+            BATCHING_FILE: render_batching_config(self.batching),
+            MONITORING_FILE: render_monitoring_config(self.metrics_path),
         }
 
 
@@ -87,18 +87,25 @@ def write_config(config: ServerConfig, folder: str | Path) -> list[Path]:
     Where labels come or move against the `models.config` that is there, that file keeps its labels and loads what the
     new ones name, and `models.labels.config` holds the second step. Raises RecipeError and ResourceError.
     """
-    folder, texts = Path(folder), config.texts()
-    first = models_text(tuple(_loading(model, _labels_now(folder, model.name)) for model in config.models))
-    if first != texts[MODELS]:
-        texts = {MODELS: first, LABELS: texts[MODELS], BATCHING: texts[BATCHING], MONITORING: texts[MONITORING]}
+    folder, texts = Path(folder), config.render()
+    first_step = render_models_config(
+        tuple(_loading_step(model, _current_labels(folder, model.name)) for model in config.models)
+    )
+    if first_step != texts[MODELS_FILE]:
+        texts = {
+            MODELS_FILE: first_step,
+            LABELS_FILE: texts[MODELS_FILE],
+            BATCHING_FILE: texts[BATCHING_FILE],
+            MONITORING_FILE: texts[MONITORING_FILE],
+        }
     else:
-        (folder / LABELS).unlink(missing_ok=True)  # the second step of an earlier rollout, overtaken
+        (folder / LABELS_FILE).unlink(missing_ok=True)  # the second step of an earlier rollout, overtaken
     for name, text in texts.items():
         write_file(folder / name, text.encode())
     return [folder / name for name in texts]
 
 
-def models_text(models: tuple[ServedModel, ...]) -> str:
+def render_models_config(models: tuple[ServedModel, ...]) -> str:
     """`models.config`. Raises RecipeError."""
     config = parse_models("model_config_list {}")
     for model in models:
@@ -108,26 +115,26 @@ def models_text(models: tuple[ServedModel, ...]) -> str:
         if model.versions:
             entry.model_version_policy.specific.versions.extend(model.versions)
         entry.version_labels.update(model.labels)
-    return _text(config, lint_models, parse_models, MODELS)
+    return _render(config, lint_models, parse_models, MODELS_FILE)
 
 
-def batching_text(batching: Batching) -> str:
+def render_batching_config(batching: BatchingConfig) -> str:
     """`batching.config`. Raises RecipeError."""
-    parameters = declared("BatchingParameters")(allowed_batch_sizes=batching.sizes)
-    parameters.max_batch_size.value = max(batching.sizes, default=0)
-    parameters.batch_timeout_micros.value = batching.timeout_micros
-    parameters.num_batch_threads.value = batching.threads
-    parameters.max_enqueued_batches.value = batching.queued
-    return _text(parameters, lint_batching, parse_batching, BATCHING)
+    parameters = message_class("BatchingParameters")(allowed_batch_sizes=batching.allowed_batch_sizes)
+    parameters.max_batch_size.value = max(batching.allowed_batch_sizes, default=0)
+    parameters.batch_timeout_micros.value = batching.batch_timeout_micros
+    parameters.num_batch_threads.value = batching.num_batch_threads
+    parameters.max_enqueued_batches.value = batching.max_enqueued_batches
+    return _render(parameters, lint_batching, parse_batching, BATCHING_FILE)
 
 
-def monitoring_text(path: str) -> str:
+def render_monitoring_config(path: str) -> str:
     """`monitoring.config`. Raises RecipeError."""
-    monitoring = declared("MonitoringConfig")(prometheus_config={"enable": True, "path": path})
-    return _text(monitoring, lint_monitoring, parse_monitoring, MONITORING)
+    monitoring = message_class("MonitoringConfig")(prometheus_config={"enable": True, "path": path})
+    return _render(monitoring, lint_monitoring, parse_monitoring, MONITORING_FILE)
 
 
-def versions_in(folder: str | Path) -> list[int]:
+def list_versions(folder: str | Path) -> list[int]:
     """The versions in model folder `folder`, rising: folders whose names are decimal numbers. Raises RecipeError."""
     try:
         names = [child.name for child in Path(folder).iterdir() if child.is_dir()]
@@ -136,13 +143,15 @@ def versions_in(folder: str | Path) -> list[int]:
             f"{folder} is no model folder: {error.strerror}. `keras-committee export` makes one."
         ) from error
     versions = sorted(int(name) for name in names if re.fullmatch(r"[0-9]{1,18}", name))
-    twice = sorted({version for version in versions if versions.count(version) > 1})
-    if twice:
-        raise RecipeError(f"{folder} has two folders of version {twice[0]}, such as 7 and 007: the server picks one.")
+    duplicates = sorted({version for version in versions if versions.count(version) > 1})
+    if duplicates:
+        raise RecipeError(
+            f"{folder} has two folders of version {duplicates[0]}, such as 7 and 007: the server picks one."
+        )
     return versions
 
 
-def _loading(model: ServedModel, labels: Mapping[str, int]) -> ServedModel:
+def _loading_step(model: ServedModel, labels: Mapping[str, int]) -> ServedModel:
     """The first step of a rollout: `model` under the `labels` of now, with every version that either step names."""
     if model.labels.items() <= labels.items():  # to take a label away needs no version
         return model
@@ -150,16 +159,16 @@ def _loading(model: ServedModel, labels: Mapping[str, int]) -> ServedModel:
     return dataclasses.replace(model, versions=tuple(versions), labels=labels)
 
 
-def _labels_now(folder: Path, name: str) -> dict[str, int]:
+def _current_labels(folder: Path, name: str) -> dict[str, int]:
     try:
-        text = (folder / MODELS).read_text()
+        text = (folder / MODELS_FILE).read_text()
     except FileNotFoundError:
         return {}
     models = parse_models(text).model_config_list.config
     return {label: version for model in models if model.name == name for label, version in model.version_labels.items()}
 
 
-def _text(message, linter, parser, name: str) -> str:
+def _render(message, linter, parser, name: str) -> str:
     text = text_format.MessageToString(message)
     problems = linter(parser(text))
     if problems:
@@ -167,7 +176,7 @@ def _text(message, linter, parser, name: str) -> str:
     return text
 
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 
 
 def lint_models(config: Any) -> list[str]:
@@ -184,7 +193,9 @@ def lint_models(config: Any) -> list[str]:
 
 def lint_batching(batching: Any) -> list[str]:
     """The problems of a `BatchingParameters`."""
-    problems = [f"{name} is below {least}" for name, least in _LEAST.items() if _below(batching, name, least)]
+    problems = [
+        f"{name} is below {minimum}" for name, minimum in _MIN_VALUES.items() if _is_below(batching, name, minimum)
+    ]
     sizes = list(batching.allowed_batch_sizes)
     splits = batching.enable_large_batch_splitting.value
     if batching.HasField("max_execution_batch_size") and not splits:
@@ -193,7 +204,7 @@ def lint_batching(batching: Any) -> list[str]:
         problems.append("max_batch_size is missing: the server would take 1000")
     if sizes != sorted(set(sizes)) or any(size < 1 for size in sizes):
         problems.append(f"allowed_batch_sizes must be positive and increase. They are {sizes}")
-    return problems + _lint_last(batching, sizes, splits)
+    return problems + _lint_largest_batch_size(batching, sizes, splits)
 
 
 def lint_monitoring(monitoring: Any) -> list[str]:
@@ -205,7 +216,7 @@ def lint_monitoring(monitoring: Any) -> list[str]:
     return problems
 
 
-_LEAST = {
+_MIN_VALUES = {
     "max_batch_size": 1,
     "batch_timeout_micros": 0,
     "max_enqueued_batches": 1,
@@ -214,23 +225,23 @@ _LEAST = {
 }
 
 
-def _below(batching: Any, name: str, least: int) -> bool:
-    return batching.HasField(name) and getattr(batching, name).value < least
+def _is_below(batching: Any, name: str, minimum: int) -> bool:
+    return batching.HasField(name) and getattr(batching, name).value < minimum
 
 
-def _lint_last(batching: Any, sizes: list[int], splits: bool) -> list[str]:
-    bound = "max_batch_size"
+def _lint_largest_batch_size(batching: Any, sizes: list[int], splits: bool) -> list[str]:
+    limit_name = "max_batch_size"
     if splits and batching.HasField("max_execution_batch_size"):
-        bound = "max_execution_batch_size"
-    most = getattr(batching, bound).value
-    if sizes and sizes[-1] != most:
-        return [f"the last of allowed_batch_sizes must be {bound}, {most}. It is {sizes[-1]}"]
+        limit_name = "max_execution_batch_size"
+    limit = getattr(batching, limit_name).value
+    if sizes and sizes[-1] != limit:
+        return [f"the last of allowed_batch_sizes must be {limit_name}, {limit}. It is {sizes[-1]}"]
     return []
 
 
 def _lint_model(model: Any) -> list[str]:
     problems = []
-    if not _NAME.fullmatch(model.name):
+    if not _MODEL_NAME.fullmatch(model.name):
         problems.append("a name is 1 to 128 of A-Z a-z 0-9 _ . - and does not begin with a dot")
     if not posixpath.isabs(model.base_path):
         problems.append(f"base_path must be absolute. It is {model.base_path!r}")
@@ -256,7 +267,7 @@ def _lint_policy(model: Any) -> list[str]:
 
 def _lint_labels(model: Any) -> list[str]:
     policy, labels = model.model_version_policy, dict(model.version_labels)
-    problems = [f"no request can name the label {name!r}" for name in sorted(labels) if not _NAME.fullmatch(name)]
+    problems = [f"no request can name the label {name!r}" for name in sorted(labels) if not _MODEL_NAME.fullmatch(name)]
     choice = policy.WhichOneof("policy_choice")
     if labels and choice not in ("specific", "all"):
         problems.append("labels need the policy `specific`: under `latest` the next version unloads what they name")
@@ -270,20 +281,20 @@ def _lint_labels(model: Any) -> list[str]:
     ]
 
 
-_INT = ".google.protobuf.Int64Value"
-_BATCHING = {
-    "max_batch_size": _INT,
-    "batch_timeout_micros": _INT,
-    "max_enqueued_batches": _INT,
-    "num_batch_threads": _INT,
+_INT64_VALUE = ".google.protobuf.Int64Value"
+_BATCHING_FIELDS = {
+    "max_batch_size": _INT64_VALUE,
+    "batch_timeout_micros": _INT64_VALUE,
+    "max_enqueued_batches": _INT64_VALUE,
+    "num_batch_threads": _INT64_VALUE,
     "thread_pool_name": ".google.protobuf.StringValue",
     "allowed_batch_sizes": "repeated int64",
     "pad_variable_length_inputs": "bool",
     "enable_large_batch_splitting": ".google.protobuf.BoolValue",
-    "max_execution_batch_size": _INT,
+    "max_execution_batch_size": _INT64_VALUE,
 }
-_PROMETHEUS = {"enable": "bool", "path": "string"}
-_MONITORING = {"prometheus_config": ".keras_committee.config.PrometheusConfig"}
+_PROMETHEUS_FIELDS = {"enable": "bool", "path": "string"}
+_MONITORING_FIELDS = {"prometheus_config": ".keras_committee.config.PrometheusConfig"}
 
 
 def parse_models(text: str) -> Any:
@@ -293,48 +304,48 @@ def parse_models(text: str) -> Any:
 
 def parse_batching(text: str) -> Any:
     """The `BatchingParameters` in `text`. Raises RecipeError."""
-    return _parse(text, declared("BatchingParameters")(), "batching.config")
+    return _parse(text, message_class("BatchingParameters")(), "batching.config")
 
 
 def parse_monitoring(text: str) -> Any:
     """The `MonitoringConfig` in `text`. Raises RecipeError."""
-    return _parse(text, declared("MonitoringConfig")(), "monitoring.config")
+    return _parse(text, message_class("MonitoringConfig")(), "monitoring.config")
 
 
 @functools.cache
-def declared(name: str) -> Any:
+def message_class(name: str) -> Any:
     """The class of "BatchingParameters" or "MonitoringConfig"."""
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.Add(_file())
+    pool.Add(_file_descriptor())
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"keras_committee.config.{name}"))
 
 
-def _file() -> descriptor_pb2.FileDescriptorProto:
+def _file_descriptor() -> descriptor_pb2.FileDescriptorProto:
     file = descriptor_pb2.FileDescriptorProto(
         name="keras_committee/config.proto", package="keras_committee.config", syntax="proto3"
     )
     file.dependency.append("google/protobuf/wrappers.proto")
     for name, fields in (
-        ("BatchingParameters", _BATCHING),
-        ("PrometheusConfig", _PROMETHEUS),
-        ("MonitoringConfig", _MONITORING),
+        ("BatchingParameters", _BATCHING_FIELDS),
+        ("PrometheusConfig", _PROMETHEUS_FIELDS),
+        ("MonitoringConfig", _MONITORING_FIELDS),
     ):
         declaration = file.message_type.add(name=name)
         for number, (field, kind) in enumerate(fields.items(), 1):
-            declaration.field.append(_field(field, number, kind))
+            declaration.field.append(_field_descriptor(field, number, kind))
     return file
 
 
-def _field(name: str, number: int, kind: str) -> descriptor_pb2.FieldDescriptorProto:
+def _field_descriptor(name: str, number: int, kind: str) -> descriptor_pb2.FieldDescriptorProto:
     field = descriptor_pb2.FieldDescriptorProto
     repeated, kind = kind.startswith("repeated "), kind.removeprefix("repeated ")
-    made = field(name=name, number=number, label=field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL)
+    descriptor = field(name=name, number=number, label=field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL)
     if kind.startswith("."):
-        made.type, made.type_name = field.TYPE_MESSAGE, kind
+        descriptor.type, descriptor.type_name = field.TYPE_MESSAGE, kind
     else:
-        made.type = {"int64": field.TYPE_INT64, "bool": field.TYPE_BOOL, "string": field.TYPE_STRING}[kind]
-    return made
+        descriptor.type = {"int64": field.TYPE_INT64, "bool": field.TYPE_BOOL, "string": field.TYPE_STRING}[kind]
+    return descriptor
 
 
 def _model_server_config() -> type[message.Message]:
@@ -348,8 +359,8 @@ def _model_server_config() -> type[message.Message]:
     return model_server_config_pb2.ModelServerConfig
 
 
-def _parse(text: str, into: message.Message, what: str) -> message.Message:
+def _parse(text: str, target: message.Message, file_name: str) -> message.Message:
     try:
-        return text_format.Parse(text, into)
+        return text_format.Parse(text, target)
     except text_format.ParseError as error:
-        raise RecipeError(f"{what} is no {into.DESCRIPTOR.name} in text format: line:column {error}") from error
+        raise RecipeError(f"{file_name} is no {target.DESCRIPTOR.name} in text format: line:column {error}") from error

@@ -15,12 +15,12 @@ from keras_committee.tfserving.tf_protocol import (
     StatusError,
     check_inputs,
     choose_outputs,
+    datatype_enum,
     find_signature,
     read_signatures,
-    type_number,
 )
 
-_EAGER_WORDS = re.compile(r"^Graph execution error:\s+(?:Detected at node .*\n<stack traces unavailable>\n)?")
+_EAGER_ERROR_PREFIX = re.compile(r"^Graph execution error:\s+(?:Detected at node .*\n<stack traces unavailable>\n)?")
 
 
 class PythonSession:
@@ -39,7 +39,7 @@ class PythonSession:
         try:
             return cls(tf.saved_model.load(str(folder)), _read_meta_graph(Path(folder)))
         except tf.errors.OpError as error:
-            raise _status(error) from error
+            raise _to_status_error(error) from error
         except (OSError, ValueError, LookupError) as error:
             raise StatusError("NOT_FOUND", str(error)) from error
 
@@ -57,12 +57,12 @@ class PythonSession:
         timeout: float | None = None,
     ) -> dict[str, np.ndarray]:
         """Runs one signature, as `Session.run` does. `timeout` is not kept: eager TensorFlow cannot be interrupted."""
-        called = find_signature(self.signatures, signature)
-        check_inputs(called, inputs)
-        names = choose_outputs(called, outputs)
-        _check_dtypes(called, inputs)
-        answers = self._run(signature or "serving_default", inputs)
-        return {name: np.asarray(answers[name].numpy()) for name in names}
+        spec = find_signature(self.signatures, signature)
+        check_inputs(spec, inputs)
+        names = choose_outputs(spec, outputs)
+        _check_dtypes(spec, inputs)
+        results = self._run(signature or "serving_default", inputs)
+        return {name: np.asarray(results[name].numpy()) for name in names}
 
     def close(self) -> None:
         """Lets go of the model; its memory is freed when the last call has ended."""
@@ -83,7 +83,7 @@ class PythonSession:
         try:
             return model.signatures[signature](**{name: tf.constant(array) for name, array in inputs.items()})
         except tf.errors.OpError as error:
-            raise _status(error) from error
+            raise _to_status_error(error) from error
         except (TypeError, ValueError) as error:
             raise StatusError("INVALID_ARGUMENT", str(error)) from error
 
@@ -103,19 +103,19 @@ def _read_meta_graph(folder: Path) -> Any:
     return next(graph for graph in graphs if list(graph.meta_info_def.tags) == ["serve"])
 
 
-def _check_dtypes(called: Signature, inputs: Mapping[str, np.ndarray]) -> None:
+def _check_dtypes(spec: Signature, inputs: Mapping[str, np.ndarray]) -> None:
     import tensorflow as tf
 
-    for i, (name, info) in enumerate(called.inputs.items()):
-        if (given := type_number(np.asarray(inputs[name]))) != info.type_number:
-            wanted, got = _c_name(tf.as_dtype(info.type_number)), _c_name(tf.as_dtype(given))
-            raise StatusError("INVALID_ARGUMENT", f"Expects arg[{i}] to be {wanted} but {got} is provided")
+    for i, (name, info) in enumerate(spec.inputs.items()):
+        if (actual_enum := datatype_enum(np.asarray(inputs[name]))) != info.datatype_enum:
+            expected, actual = _c_type_name(tf.as_dtype(info.datatype_enum)), _c_type_name(tf.as_dtype(actual_enum))
+            raise StatusError("INVALID_ARGUMENT", f"Expects arg[{i}] to be {expected} but {actual} is provided")
 
 
-def _c_name(dtype: Any) -> str:
+def _c_type_name(dtype: Any) -> str:
     names = {"float32": "float", "float64": "double", "float16": "half"}
     return names.get(dtype.name) or dtype.name
 
 
-def _status(error: Any) -> StatusError:
-    return StatusError(CODES[error.error_code], _EAGER_WORDS.sub("", error.message))
+def _to_status_error(error: Any) -> StatusError:
+    return StatusError(CODES[error.error_code], _EAGER_ERROR_PREFIX.sub("", error.message))

@@ -18,55 +18,61 @@ from keras_committee.tfserving.tf_protocol import (
     StatusError,
     check_inputs,
     choose_outputs,
+    datatype_enum,
     find_signature,
     read_signatures,
-    type_number,
 )
 
-STRING = 7  # DT_STRING
-_P, _CHARS, _INT, _SIZE = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t
-_TSTRING = 24  # bytes of a TF_TString
-_LOOSE = {  # name: (result, arguments); these may take long, and let other threads of Python run
-    "TF_LoadSessionFromSavedModel": (_P, [_P, _P, _CHARS, ctypes.POINTER(_CHARS), _INT, _P, _P, _P]),
-    "TF_SessionRun": (None, [_P, _P, _P, _P, _INT, _P, _P, _INT, _P, _INT, _P, _P]),
-    "TF_CloseSession": (None, [_P, _P]),
-    "TF_DeleteSession": (None, [_P, _P]),
-    "TF_DeleteGraph": (None, [_P]),
+DT_STRING = 7  # DT_STRING
+_VOID_P, _CHAR_P, _INT, _SIZE = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t
+_TSTRING_BYTES = 24  # bytes of a TF_TString
+_GIL_RELEASED = {  # name: (result, arguments); these may take long, and let other threads of Python run
+    "TF_LoadSessionFromSavedModel": (
+        _VOID_P,
+        [_VOID_P, _VOID_P, _CHAR_P, ctypes.POINTER(_CHAR_P), _INT, _VOID_P, _VOID_P, _VOID_P],
+    ),
+    "TF_SessionRun": (
+        None,
+        [_VOID_P, _VOID_P, _VOID_P, _VOID_P, _INT, _VOID_P, _VOID_P, _INT, _VOID_P, _INT, _VOID_P, _VOID_P],
+    ),
+    "TF_CloseSession": (None, [_VOID_P, _VOID_P]),
+    "TF_DeleteSession": (None, [_VOID_P, _VOID_P]),
+    "TF_DeleteGraph": (None, [_VOID_P]),
 }
-_QUICK = {
-    "TF_NewStatus": (_P, []),
-    "TF_DeleteStatus": (None, [_P]),
-    "TF_GetCode": (_INT, [_P]),
-    "TF_Message": (_CHARS, [_P]),
-    "TF_NewBuffer": (_P, []),
-    "TF_NewBufferFromString": (_P, [_CHARS, _SIZE]),
-    "TF_DeleteBuffer": (None, [_P]),
-    "TF_NewGraph": (_P, []),
-    "TF_GraphOperationByName": (_P, [_P, _CHARS]),
-    "TF_NewSessionOptions": (_P, []),
-    "TF_DeleteSessionOptions": (None, [_P]),
-    "TF_AllocateTensor": (_P, [_INT, ctypes.POINTER(ctypes.c_int64), _INT, _SIZE]),
-    "TF_DeleteTensor": (None, [_P]),
-    "TF_TensorData": (_P, [_P]),
-    "TF_TensorByteSize": (_SIZE, [_P]),
-    "TF_TensorType": (_INT, [_P]),
-    "TF_NumDims": (_INT, [_P]),
-    "TF_Dim": (ctypes.c_int64, [_P, _INT]),
-    "TF_StringInit": (None, [_P]),
-    "TF_StringCopy": (None, [_P, _CHARS, _SIZE]),
-    "TF_StringGetDataPointer": (_P, [_P]),
-    "TF_StringGetSize": (_SIZE, [_P]),
+_GIL_HELD = {
+    "TF_NewStatus": (_VOID_P, []),
+    "TF_DeleteStatus": (None, [_VOID_P]),
+    "TF_GetCode": (_INT, [_VOID_P]),
+    "TF_Message": (_CHAR_P, [_VOID_P]),
+    "TF_NewBuffer": (_VOID_P, []),
+    "TF_NewBufferFromString": (_VOID_P, [_CHAR_P, _SIZE]),
+    "TF_DeleteBuffer": (None, [_VOID_P]),
+    "TF_NewGraph": (_VOID_P, []),
+    "TF_GraphOperationByName": (_VOID_P, [_VOID_P, _CHAR_P]),
+    "TF_NewSessionOptions": (_VOID_P, []),
+    "TF_DeleteSessionOptions": (None, [_VOID_P]),
+    "TF_AllocateTensor": (_VOID_P, [_INT, ctypes.POINTER(ctypes.c_int64), _INT, _SIZE]),
+    "TF_DeleteTensor": (None, [_VOID_P]),
+    "TF_TensorData": (_VOID_P, [_VOID_P]),
+    "TF_TensorByteSize": (_SIZE, [_VOID_P]),
+    "TF_TensorType": (_INT, [_VOID_P]),
+    "TF_NumDims": (_INT, [_VOID_P]),
+    "TF_Dim": (ctypes.c_int64, [_VOID_P, _INT]),
+    "TF_StringInit": (None, [_VOID_P]),
+    "TF_StringCopy": (None, [_VOID_P, _CHAR_P, _SIZE]),
+    "TF_StringGetDataPointer": (_VOID_P, [_VOID_P]),
+    "TF_StringGetSize": (_SIZE, [_VOID_P]),
 }
 
 
-class Output(ctypes.Structure):
+class TFOutput(ctypes.Structure):
     """TF_Output: one output of an operation of the graph."""
 
-    _fields_ = (("operation", _P), ("index", _INT))
+    _fields_ = (("operation", _VOID_P), ("index", _INT))
 
 
-class _Buffer(ctypes.Structure):
-    _fields_ = (("data", _P), ("length", _SIZE), ("deallocator", _P))
+class _TFBuffer(ctypes.Structure):
+    _fields_ = (("data", _VOID_P), ("length", _SIZE), ("deallocator", _VOID_P))
 
 
 class Library:
@@ -74,8 +80,8 @@ class Library:
 
     def __init__(self, path: Path):
         # Not RTLD_GLOBAL: its BoringSSL would take the place of OpenSSL, and `import hashlib` would crash.
-        loose, quick = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
-        for library, functions in ((loose, _LOOSE), (quick, _QUICK)):
+        gil_releasing, gil_holding = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
+        for library, functions in ((gil_releasing, _GIL_RELEASED), (gil_holding, _GIL_HELD)):
             for name, (result, arguments) in functions.items():
                 function = getattr(library, name)
                 function.restype, function.argtypes = result, arguments
@@ -86,7 +92,7 @@ class Library:
 
 
 @functools.cache
-def library() -> Library:
+def load_library() -> Library:
     """The library, loaded once. Raises ImportError where TensorFlow has no C API, as some builds of it."""
     path = find_library()
     try:
@@ -97,8 +103,8 @@ def library() -> Library:
 
 def find_library() -> Path:
     """Where the library of the C API lies. Raises ImportError."""
-    found = importlib.util.find_spec("tensorflow")
-    folders = list(found.submodule_search_locations or []) if found else []
+    spec = importlib.util.find_spec("tensorflow")
+    folders = list(spec.submodule_search_locations or []) if spec else []
     for path in (Path(folder) / "libtensorflow_cc.so.2" for folder in folders):
         if path.exists():
             return path
@@ -106,7 +112,7 @@ def find_library() -> Path:
 
 
 @contextlib.contextmanager
-def checked(lib: Library) -> Iterator[int]:
+def raise_on_status(lib: Library) -> Iterator[int]:
     """A TF_Status for the calls inside; where it is not OK afterwards, raises StatusError with TensorFlow's text."""
     status = lib.TF_NewStatus()
     try:
@@ -119,25 +125,25 @@ def checked(lib: Library) -> Iterator[int]:
 
 def buffer_bytes(buffer: int) -> bytes:
     """What a TF_Buffer holds."""
-    content = _Buffer.from_address(buffer)
+    content = _TFBuffer.from_address(buffer)
     return ctypes.string_at(content.data, content.length) if content.length else b""
 
 
 def new_tensor(lib: Library, array: np.ndarray, dtype: int) -> int:
     """A TF_Tensor with a copy of `array`; `dtype` is its DataType. TF_DeleteTensor frees strings, too."""
-    if dtype == STRING:
-        return _new_strings(lib, array)
+    if dtype == DT_STRING:
+        return _new_string_tensor(lib, array)
     array = np.ascontiguousarray(array).reshape(array.shape)
     tensor = lib.TF_AllocateTensor(dtype, _dims(array), array.ndim, array.nbytes)
     ctypes.memmove(lib.TF_TensorData(tensor), array.ctypes.data, array.nbytes)
     return tensor
 
 
-def to_array(lib: Library, tensor: int, dtype: np.dtype) -> np.ndarray:
+def tensor_to_array(lib: Library, tensor: int, dtype: np.dtype) -> np.ndarray:
     """A copy of what `tensor` holds: of `dtype`, or an object array of bytes for strings."""
     shape = tuple(lib.TF_Dim(tensor, axis) for axis in range(lib.TF_NumDims(tensor)))
-    if lib.TF_TensorType(tensor) == STRING:
-        return _strings(lib, tensor).reshape(shape)
+    if lib.TF_TensorType(tensor) == DT_STRING:
+        return _read_strings(lib, tensor).reshape(shape)
     content = ctypes.string_at(lib.TF_TensorData(tensor), lib.TF_TensorByteSize(tensor)) if np.prod(shape) else b""
     return np.frombuffer(bytearray(content), dtype).reshape(shape)
 
@@ -146,30 +152,30 @@ def _dims(array: np.ndarray) -> Any:
     return (ctypes.c_int64 * array.ndim)(*array.shape)
 
 
-def _new_strings(lib: Library, array: np.ndarray) -> int:
-    contents = [_encoded(each) for each in array.ravel()]
-    tensor = lib.TF_AllocateTensor(STRING, _dims(array), array.ndim, _TSTRING * len(contents))
-    for address, content in zip(_addresses(lib, tensor), contents, strict=True):
+def _new_string_tensor(lib: Library, array: np.ndarray) -> int:
+    contents = [_encode(value) for value in array.ravel()]
+    tensor = lib.TF_AllocateTensor(DT_STRING, _dims(array), array.ndim, _TSTRING_BYTES * len(contents))
+    for address, content in zip(_string_addresses(lib, tensor), contents, strict=True):
         lib.TF_StringInit(address)
         lib.TF_StringCopy(address, content, len(content))
     return tensor
 
 
-def _encoded(each: Any) -> bytes:
-    if isinstance(each, str):
-        return each.encode()
-    if isinstance(each, bytes):
-        return each
-    raise StatusError("INVALID_ARGUMENT", f"a string tensor holds bytes, but received {type(each).__name__}")
+def _encode(value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytes):
+        return value
+    raise StatusError("INVALID_ARGUMENT", f"a string tensor holds bytes, but received {type(value).__name__}")
 
 
-def _addresses(lib: Library, tensor: int) -> range:
+def _string_addresses(lib: Library, tensor: int) -> range:
     start, size = lib.TF_TensorData(tensor) or 0, lib.TF_TensorByteSize(tensor)
-    return range(start, start + size, _TSTRING)
+    return range(start, start + size, _TSTRING_BYTES)
 
 
-def _strings(lib: Library, tensor: int) -> np.ndarray:
-    addresses = _addresses(lib, tensor)
+def _read_strings(lib: Library, tensor: int) -> np.ndarray:
+    addresses = _string_addresses(lib, tensor)
     result = np.empty(len(addresses), object)
     for i, address in enumerate(addresses):
         result[i] = ctypes.string_at(lib.TF_StringGetDataPointer(address), lib.TF_StringGetSize(address))
@@ -192,7 +198,7 @@ class Session:
             StatusError: What TensorFlow's loader says.
             ImportError: Where this TensorFlow has no C API.
         """
-        lib = library()
+        lib = load_library()
         graph = lib.TF_NewGraph()
         try:
             handle, content = _load(lib, graph, Path(folder))
@@ -205,7 +211,7 @@ class Session:
         from tensorflow.core.protobuf import meta_graph_pb2
 
         self._lib, self._handle, self._graph = lib, handle, graph
-        self._running, self._changed, self._closed = 0, threading.Condition(), False
+        self._active_calls, self._condition, self._closed = 0, threading.Condition(), False
         self.meta_graph: Any = meta_graph_pb2.MetaGraphDef.FromString(meta_graph)
         self.signatures: dict[str, Signature] = read_signatures(self.meta_graph)
 
@@ -232,23 +238,25 @@ class Session:
         Raises:
             StatusError: In TF Serving's and TensorFlow's words.
         """
-        called = find_signature(self.signatures, signature)
-        check_inputs(called, inputs)
-        names = choose_outputs(called, outputs)
-        feeds = [(called.inputs[name].tensor_name, np.asarray(array)) for name, array in inputs.items()]
-        fetches = [called.outputs[name] for name in names]
-        with self._open():
-            arrays = self._run(feeds, [each.tensor_name for each in fetches], [e.numpy_dtype for e in fetches], timeout)
+        spec = find_signature(self.signatures, signature)
+        check_inputs(spec, inputs)
+        names = choose_outputs(spec, outputs)
+        feeds = [(spec.inputs[name].tensor_name, np.asarray(array)) for name, array in inputs.items()]
+        fetches = [spec.outputs[name] for name in names]
+        with self._in_use():
+            arrays = self._run(
+                feeds, [fetch.tensor_name for fetch in fetches], [e.numpy_dtype for e in fetches], timeout
+            )
         return dict(zip(names, arrays, strict=True))
 
     def close(self) -> None:
         """Waits for the calls that run, then frees the model's memory. A second call does nothing."""
-        with self._changed:
+        with self._condition:
             if self._closed:
                 return
             self._closed = True
-            self._changed.wait_for(lambda: not self._running)
-        with checked(self._lib) as status:
+            self._condition.wait_for(lambda: not self._active_calls)
+        with raise_on_status(self._lib) as status:
             self._lib.TF_CloseSession(self._handle, status)
             self._lib.TF_DeleteSession(self._handle, status)
         self._lib.TF_DeleteGraph(self._graph)
@@ -260,63 +268,63 @@ class Session:
         self.close()
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[None]:
-        with self._changed:
+    def _in_use(self) -> Iterator[None]:
+        with self._condition:
             if self._closed:
                 raise StatusError("UNAVAILABLE", "the session is closed")
-            self._running += 1
+            self._active_calls += 1
         try:
             yield
         finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
+            with self._condition:
+                self._active_calls -= 1
+                self._condition.notify_all()
 
     def _run(
         self, feeds: list[tuple[str, np.ndarray]], fetches: list[str], dtypes: list[np.dtype], timeout: float | None
     ) -> list[np.ndarray]:
         lib = self._lib
-        sources = (Output * len(feeds))(*(self._find(name) for name, _ in feeds))
-        targets = (Output * len(fetches))(*(self._find(name) for name in fetches))
+        sources = (TFOutput * len(feeds))(*(self._find_output(name) for name, _ in feeds))
+        targets = (TFOutput * len(fetches))(*(self._find_output(name) for name in fetches))
         results = (ctypes.c_void_p * len(fetches))()
-        with self._fed([array for _, array in feeds]) as tensors, _run_options(lib, timeout) as options:
+        with self._input_tensors([array for _, array in feeds]) as tensors, _run_options(lib, timeout) as options:
             try:
-                with checked(lib) as status:
+                with raise_on_status(lib) as status:
                     lib.TF_SessionRun(
                         *(self._handle, options, sources, tensors, len(feeds), targets, results, len(fetches)),
                         *(None, 0, None, status),
                     )
-                return [to_array(lib, each, dtype) for each, dtype in zip(results, dtypes, strict=True)]
+                return [tensor_to_array(lib, tensor, dtype) for tensor, dtype in zip(results, dtypes, strict=True)]
             finally:
                 for each in filter(None, results):
                     lib.TF_DeleteTensor(each)
 
     @contextlib.contextmanager
-    def _fed(self, arrays: list[np.ndarray]) -> Iterator[Any]:
+    def _input_tensors(self, arrays: list[np.ndarray]) -> Iterator[Any]:
         tensors: list[int] = []
         try:
             for array in arrays:
-                tensors.append(new_tensor(self._lib, array, type_number(array)))
+                tensors.append(new_tensor(self._lib, array, datatype_enum(array)))
             yield (ctypes.c_void_p * len(tensors))(*tensors)
         finally:
-            for each in tensors:
-                self._lib.TF_DeleteTensor(each)
+            for tensor in tensors:
+                self._lib.TF_DeleteTensor(tensor)
 
-    def _find(self, tensor_name: str) -> Output:
+    def _find_output(self, tensor_name: str) -> TFOutput:
         name, _, index = tensor_name.partition(":")
         operation = self._lib.TF_GraphOperationByName(self._graph, name.encode())
         if not operation:
             raise StatusError("NOT_FOUND", f"Tensor {tensor_name}, specified in a signature, is not in the graph")
-        return Output(operation, int(index or 0))
+        return TFOutput(operation, int(index or 0))
 
 
 def _load(lib: Library, graph: int, folder: Path) -> tuple[int, bytes]:
     options, meta_graph = lib.TF_NewSessionOptions(), lib.TF_NewBuffer()
     tags = (ctypes.c_char_p * 1)(b"serve")
     try:
-        with checked(lib) as status:
-            place = os.fsencode(folder)
-            handle = lib.TF_LoadSessionFromSavedModel(options, None, place, tags, 1, graph, meta_graph, status)
+        with raise_on_status(lib) as status:
+            encoded_path = os.fsencode(folder)
+            handle = lib.TF_LoadSessionFromSavedModel(options, None, encoded_path, tags, 1, graph, meta_graph, status)
         return handle, buffer_bytes(meta_graph)
     finally:
         lib.TF_DeleteSessionOptions(options)

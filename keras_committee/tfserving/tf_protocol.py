@@ -10,7 +10,7 @@ import numpy as np
 from keras_committee.errors import ExportError
 
 # The field that carries the values of a dtype, and as what. Half floats travel as the bits of an integer.
-_FIELDS = {
+_VALUE_FIELDS = {
     "float16": ("half_val", np.uint16),
     "bfloat16": ("half_val", np.uint16),
     "float32": ("float_val", np.float32),
@@ -27,19 +27,19 @@ _FIELDS = {
     "string": ("string_val", np.object_),
 }
 
-_DIMENSIONS = 32  # of an array; TensorFlow itself takes 254
-_REPEATED = 2**20  # elements: twenty bytes may claim that their one value fills a tensor
+_MAX_DIMENSIONS = 32  # of an array; TensorFlow itself takes 254
+_MAX_REPEATED_ELEMENTS = 2**20  # elements: twenty bytes may claim that their one value fills a tensor
 
 
 def typed_proto(array: np.ndarray) -> Any:
     """The TensorProto of `array` with its values in a typed field such as `float_val`, as TF Serving answers."""
     proto, dtype = _empty_proto(array)
-    field, carried = _FIELDS[dtype.name]
+    field, wire_dtype = _VALUE_FIELDS[dtype.name]
     values = np.ascontiguousarray(array).reshape(-1)
     if dtype.name == "string":
         proto.string_val.extend(_as_bytes(value) for value in values)
     else:
-        getattr(proto, field).extend(_carried(values, dtype.name, carried).tolist())
+        getattr(proto, field).extend(_pack(values, dtype.name, wire_dtype).tolist())
     return proto
 
 
@@ -52,21 +52,21 @@ def packed_proto(array: np.ndarray) -> Any:
     return proto
 
 
-def checked_shape(proto: Any, most: int) -> tuple[int, ...]:
+def proto_shape(proto: Any, max_elements: int) -> tuple[int, ...]:
     """The shape that `proto` claims, of at most `most` elements. Nothing is allocated. Raises StatusError."""
     shape = proto.tensor_shape
     dims = tuple(dim.size for dim in shape.dim)
-    if shape.unknown_rank or any(size < 0 for size in dims) or len(dims) > _DIMENSIONS:
+    if shape.unknown_rank or any(size < 0 for size in dims) or len(dims) > _MAX_DIMENSIONS:
         raise StatusError("INVALID_ARGUMENT", f"the tensor's shape is not known: {list(dims)[:9]}")
-    if math.prod(max(size, 1) for size in dims) > most:
+    if math.prod(max(size, 1) for size in dims) > max_elements:
         raise StatusError(
             "INVALID_ARGUMENT",
-            f"a tensor may have {most} elements. The shape {list(dims)[:9]} has {_power(dims)}",
+            f"a tensor may have {max_elements} elements. The shape {list(dims)[:9]} has {_format_element_count(dims)}",
         )
     return dims
 
 
-def to_array(proto: Any, most: int = 2**26) -> np.ndarray:
+def proto_to_array(proto: Any, max_elements: int = 2**26) -> np.ndarray:
     """The array in `proto`, as TensorFlow reads it: values that are missing repeat the last one, or are zero.
 
     Strings are an object array of bytes. The size is checked before anything is allocated.
@@ -75,47 +75,48 @@ def to_array(proto: Any, most: int = 2**26) -> np.ndarray:
         StatusError: INVALID_ARGUMENT for a shape that is unknown or has more than `most` elements, a dtype that no
             array has, content of another length, and more than a million elements to be filled up.
     """
-    shape = checked_shape(proto, most)
-    dtype = _dtype(proto.dtype)
+    shape = proto_shape(proto, max_elements)
+    dtype = _dtype_from_number(proto.dtype)
     if proto.tensor_content and dtype.name != "string":
-        return _from_content(proto.tensor_content, dtype, shape)
-    return _from_values(proto, dtype, shape)
+        return _array_from_content(proto.tensor_content, dtype, shape)
+    return _array_from_values(proto, dtype, shape)
 
 
-def _from_content(content: bytes, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    kind = np.dtype(dtype.as_numpy_dtype)
-    if len(content) != kind.itemsize * math.prod(shape):
+def _array_from_content(content: bytes, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    numpy_dtype = np.dtype(dtype.as_numpy_dtype)
+    if len(content) != numpy_dtype.itemsize * math.prod(shape):
         raise StatusError(
             "INVALID_ARGUMENT",
             f"tensor_content has {len(content)} bytes; {dtype.name}{list(shape)[:9]} has "
-            f"{kind.itemsize * math.prod(shape)}",
+            f"{numpy_dtype.itemsize * math.prod(shape)}",
         )
-    return np.frombuffer(content, np.uint8 if dtype.name == "bool" else kind).astype(kind).reshape(shape)
+    return np.frombuffer(content, np.uint8 if dtype.name == "bool" else numpy_dtype).astype(numpy_dtype).reshape(shape)
 
 
-def _from_values(proto: Any, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _array_from_values(proto: Any, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     if proto.tensor_content:
         raise StatusError("INVALID_ARGUMENT", "strings are taken from string_val, not from tensor_content")
-    field, carried = _FIELDS[dtype.name]
+    field, wire_dtype = _VALUE_FIELDS[dtype.name]
     sent, count = getattr(proto, field), math.prod(shape)
-    given = min(len(sent), count)
-    if given < count > _REPEATED:
+    num_sent = min(len(sent), count)
+    if num_sent < count > _MAX_REPEATED_ELEMENTS:
         raise StatusError(
-            "INVALID_ARGUMENT", f"{given} values are sent for {count} elements; at most {_REPEATED} are filled up"
+            "INVALID_ARGUMENT",
+            f"{num_sent} values are sent for {count} elements; at most {_MAX_REPEATED_ELEMENTS} are filled up",
         )
-    values = np.full(count, b"" if dtype.name == "string" else 0, carried)
-    values[:given] = sent[:given]
-    values[given:] = sent[given - 1] if given else values[given:]
-    return _uncarried(values, dtype).reshape(shape)
+    values = np.full(count, b"" if dtype.name == "string" else 0, wire_dtype)
+    values[:num_sent] = sent[:num_sent]
+    values[num_sent:] = sent[num_sent - 1] if num_sent else values[num_sent:]
+    return _unpack(values, dtype).reshape(shape)
 
 
-def _carried(values: np.ndarray, name: str, carried: Any) -> np.ndarray:
-    return values.view(carried) if name in ("float16", "bfloat16") else values.astype(carried)
+def _pack(values: np.ndarray, name: str, wire_dtype: Any) -> np.ndarray:
+    return values.view(wire_dtype) if name in ("float16", "bfloat16") else values.astype(wire_dtype)
 
 
-def _uncarried(values: np.ndarray, dtype: Any) -> np.ndarray:
-    kind = np.dtype(dtype.as_numpy_dtype)
-    return values.view(kind) if dtype.name in ("float16", "bfloat16") else values.astype(kind)
+def _unpack(values: np.ndarray, dtype: Any) -> np.ndarray:
+    numpy_dtype = np.dtype(dtype.as_numpy_dtype)
+    return values.view(numpy_dtype) if dtype.name in ("float16", "bfloat16") else values.astype(numpy_dtype)
 
 
 def _empty_proto(array: np.ndarray) -> tuple[Any, Any]:
@@ -123,7 +124,7 @@ def _empty_proto(array: np.ndarray) -> tuple[Any, Any]:
     from tensorflow.core.framework import tensor_pb2
 
     dtype = tf.string if array.dtype.kind in "OSU" else tf.as_dtype(array.dtype)
-    if dtype.name not in _FIELDS:
+    if dtype.name not in _VALUE_FIELDS:
         raise StatusError("UNIMPLEMENTED", f"tensors of {dtype.name} are not sent")
     proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
     for size in array.shape:
@@ -131,14 +132,14 @@ def _empty_proto(array: np.ndarray) -> tuple[Any, Any]:
     return proto, dtype
 
 
-def _dtype(number: int) -> Any:
+def _dtype_from_number(number: int) -> Any:
     import tensorflow as tf
 
     try:
         dtype = tf.as_dtype(number)
     except TypeError as error:
         raise StatusError("INVALID_ARGUMENT", f"there is no tensor of DataType {number}") from error
-    if dtype.name not in _FIELDS:
+    if dtype.name not in _VALUE_FIELDS:
         raise StatusError("INVALID_ARGUMENT", f"tensors of {dtype.name} are not taken")
     return dtype
 
@@ -147,12 +148,12 @@ def _as_bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
 
 
-def _power(dims: tuple[int, ...]) -> str:
+def _format_element_count(dims: tuple[int, ...]) -> str:
     """The number of elements in few letters: 32 dimensions of 2**63 have a number of 600 digits."""
     return f"about 2**{sum(math.log2(max(size, 1)) for size in dims):.0f}"
 
 
-DEFAULT = "serving_default"  # the signature of a request that names none
+DEFAULT_SIGNATURE = "serving_default"  # the signature of a request that names none
 _INIT_OP = "__saved_model_init_op"
 
 
@@ -163,7 +164,7 @@ class TensorInfo:
     dtype: str
     shape: tuple[int | None, ...] | None
     tensor_name: str
-    type_number: int  # the DataType of types.proto
+    datatype_enum: int  # the DataType of types.proto
     numpy_dtype: np.dtype
 
 
@@ -188,24 +189,24 @@ def read_signatures(meta_graph: Any) -> dict[str, Signature]:
 
 def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
     """The signature that is meant; FAILED_PRECONDITION where there is none."""
-    if (name or DEFAULT) not in signatures:
-        raise StatusError("FAILED_PRECONDITION", f'Serving signature key "{name or DEFAULT}" not found.')
-    return signatures[name or DEFAULT]
+    if (name or DEFAULT_SIGNATURE) not in signatures:
+        raise StatusError("FAILED_PRECONDITION", f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found.')
+    return signatures[name or DEFAULT_SIGNATURE]
 
 
 def check_inputs(signature: Signature, names: Iterable[str]) -> None:
     """Raises INVALID_ARGUMENT in TF Serving's words (predict_util.cc) where inputs are missing or unknown."""
-    sent, wanted = set(names), set(signature.inputs)
-    if len(sent) != len(wanted):
+    sent, expected = set(names), set(signature.inputs)
+    if len(sent) != len(expected):
         raise StatusError(
             "INVALID_ARGUMENT",
-            f"input size does not match signature: {len(sent)}!={len(wanted)} len({_set(wanted)}). "
-            f"Sent extra: {_set(sent - wanted)}. Missing but required: {_set(wanted - sent)}.",
+            f"input size does not match signature: {len(sent)}!={len(expected)} len({_format_set(expected)}). "
+            f"Sent extra: {_format_set(sent - expected)}. Missing but required: {_format_set(expected - sent)}.",
         )
-    for name in sorted(sent - wanted):
+    for name in sorted(sent - expected):
         raise StatusError(
             "INVALID_ARGUMENT",
-            f"input tensor alias not found in signature: {name}. Inputs expected to be in the set {_set(wanted)}.",
+            f"input tensor alias not found in signature: {name}. Inputs expected to be in the set {_format_set(expected)}.",
         )
 
 
@@ -217,14 +218,14 @@ def choose_outputs(signature: Signature, names: Sequence[str] | None) -> list[st
             raise StatusError(
                 "INVALID_ARGUMENT",
                 f"output tensor alias not found in signature: {name}"
-                f" Outputs expected to be in the set {_set(signature.outputs)}.",
+                f" Outputs expected to be in the set {_format_set(signature.outputs)}.",
             )
         if name in names[:i]:
             raise StatusError("INVALID_ARGUMENT", f"duplicate output tensor alias: {name}")
     return names
 
 
-def type_number(array: np.ndarray) -> int:
+def datatype_enum(array: np.ndarray) -> int:
     """The DataType of `array`: strings are object arrays of bytes."""
     import tensorflow as tf
 
@@ -243,16 +244,16 @@ def _read_infos(infos: Any) -> dict[str, TensorInfo]:
 def _read_info(info: Any) -> TensorInfo:
     import tensorflow as tf
 
-    shape = None if info.tensor_shape.unknown_rank else tuple(_size(dim.size) for dim in info.tensor_shape.dim)
+    shape = None if info.tensor_shape.unknown_rank else tuple(_known_size(dim.size) for dim in info.tensor_shape.dim)
     dtype = tf.as_dtype(info.dtype)
     return TensorInfo(dtype.name, shape, info.name, info.dtype, np.dtype(dtype.as_numpy_dtype))
 
 
-def _size(size: int) -> int | None:
+def _known_size(size: int) -> int | None:
     return None if size < 0 else size
 
 
-def _set(names: Iterable[str]) -> str:
+def _format_set(names: Iterable[str]) -> str:
     return "{" + ",".join(sorted(names)) + "}"
 
 
@@ -278,7 +279,7 @@ CODES = (
 )
 
 # TF Serving, model_servers/http_rest_api_handler.cc and http_server.cc; what is missing here is 500.
-_HTTP = {
+_HTTP_CODES = {
     "OK": 200,
     "INVALID_ARGUMENT": 400,
     "FAILED_PRECONDITION": 400,
@@ -294,7 +295,7 @@ _HTTP = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
-_LONGEST = 1024  # bytes of a gRPC message; TF Serving cuts at the same place
+_MAX_MESSAGE_BYTES = 1024  # bytes of a gRPC message; TF Serving cuts at the same place
 
 
 class StatusError(ExportError):
@@ -306,11 +307,11 @@ class StatusError(ExportError):
         http: The HTTP code of the same failure: 400 for INVALID_ARGUMENT.
     """
 
-    def __init__(self, code: str, message: str, http: int | None = None):
+    def __init__(self, code: str, message: str, http_status: int | None = None):
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
-        self.http = http or _HTTP.get(code, 500)
+        self.http_status = http_status or _HTTP_CODES.get(code, 500)
 
     @property
     def number(self) -> int:
@@ -321,6 +322,6 @@ class StatusError(ExportError):
 def truncated(message: str) -> str:
     """The message as a gRPC answer carries it: at most 1,024 bytes, and it says when more was cut off."""
     encoded = message.encode()
-    if len(encoded) <= _LONGEST:
+    if len(encoded) <= _MAX_MESSAGE_BYTES:
         return message
-    return encoded[:_LONGEST].decode(errors="ignore") + "...TRUNCATED"
+    return encoded[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + "...TRUNCATED"

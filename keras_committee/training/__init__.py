@@ -1,7 +1,7 @@
 """How is one member trained, how are all, and what is seen of it?"""
 
-from keras_committee.training.fit import joined, train_committee
-from keras_committee.training.multihost_worker import take_part
-from keras_committee.training.reporting import Settings
+from keras_committee.training.fit import connect, train_committee
+from keras_committee.training.multihost_worker import run_as_worker
+from keras_committee.training.reporting import TrainingOptions
 
-__all__ = ["Settings", "joined", "take_part", "train_committee"]
+__all__ = ["TrainingOptions", "connect", "run_as_worker", "train_committee"]

@@ -25,14 +25,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee.errors import ResourceError, RunError
-from keras_committee.files import file_hash, flush_folder, write_file, writing
-from keras_committee.training.ema import Averages
+from keras_committee.files import file_hash, fsync_dir, translate_os_errors, write_file
+from keras_committee.training.ema import WeightEMA
 
 FORMAT = 1
-KEPT = 2
+KEEP_LAST = 2
 
 # What keeps a whole file from being read: it is no reason to fall back, and to remove what cannot be read just now.
-_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+_TRANSIENT_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Checkpoint:
     document: dict[str, Any]
 
 
-class Damaged(Exception):
+class CorruptCheckpointError(Exception):
     """A checkpoint is not what was written."""
 
 
@@ -60,7 +60,7 @@ class Checkpoints:
         self._folder, self._read_only = folder, read_only
 
     def save(
-        self, step: int, arrays: dict[str, np.ndarray], document: dict[str, Any], needs: str | None = None
+        self, step: int, arrays: dict[str, np.ndarray], document: dict[str, Any], requires: str | None = None
     ) -> Path:
         """Writes a checkpoint; it is on the disk when this returns. Then older ones than the newest two are removed.
 
@@ -73,25 +73,25 @@ class Checkpoints:
         Raises:
             ResourceError: If it cannot be written; the ones before it are untouched.
         """
-        path = self._write(_name(step), arrays, {"needs": needs, "document": document})
-        with writing(self._folder):
+        path = self._write(_step_dir_name(step), arrays, {"needs": requires, "document": document})
+        with translate_os_errors(self._folder):
             self._prune()
         return path
 
-    def save_aside(self, name: str, arrays: dict[str, np.ndarray]) -> str:
+    def save_named(self, name: str, arrays: dict[str, np.ndarray]) -> str:
         """Writes arrays that the next checkpoints will name in `needs`, and returns `name`. Raises ResourceError."""
         self._write(name, arrays, {})
         return name
 
-    def load_aside(self, name: str) -> dict[str, np.ndarray]:
+    def load_named(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of `save_aside`. Raises RunError."""
         try:
-            _verify(self._folder / name)
-            return _arrays(self._folder / name)
-        except Damaged as error:
-            raise RunError(f"{error}. Train this member again: --from-scratch.") from error
+            _read_verified_manifest(self._folder / name)
+            return _load_arrays(self._folder / name)
+        except CorruptCheckpointError as error:
+            raise RunError(f"{error}. Train this member again: --restart.") from error
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+    def load_newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint, None where none was ever finished, and a sentence for all that was in the way.
 
         Torn and damaged ones are removed: a damaged one would stand before those that are to come. Read-only, nothing
@@ -101,85 +101,85 @@ class Checkpoints:
             RunError: If there are checkpoints and none can be used, or they are of another format.
             ResourceError: If permissions, memory or open files do not suffice to read them.
         """
-        with writing(self._folder):
-            damages = self._sweep()
+        with translate_os_errors(self._folder):
+            problems = self._delete_stale()
         steps = sorted(self.steps(), reverse=True)
         for step in steps:
             try:
                 checkpoint = self._read(step)
-            except Damaged as error:
-                damages.append(str(error))
+            except CorruptCheckpointError as error:
+                problems.append(str(error))
                 continue
-            with writing(self._folder):
+            with translate_os_errors(self._folder):
                 for newer in [other for other in steps if other > step]:
-                    self._remove(_name(newer))
-            return checkpoint, damages
+                    self._remove(_step_dir_name(newer))
+            return checkpoint, problems
         if steps:
-            listing = "\n  ".join(damages)
+            listing = "\n  ".join(problems)
             raise RunError(
                 f"no usable checkpoint in {self._folder}:\n  {listing}\n"
-                "Nothing was touched. Bring back a copy of the folder, or discard it: --from-scratch."
+                "Nothing was touched. Bring back a copy of the folder, or discard it: --restart."
             )
-        return None, damages
+        return None, problems
 
     def discard(self) -> None:
         """Removes everything."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self, step: int) -> Checkpoint:
-        path = self._folder / _name(step)
-        manifest = _verify(path)
+        path = self._folder / _step_dir_name(step)
+        manifest = _read_verified_manifest(path)
         if manifest["needs"]:
-            _verify(self._folder / manifest["needs"])
-        return Checkpoint(step, _arrays(path), manifest["document"])
+            _read_verified_manifest(self._folder / manifest["needs"])
+        return Checkpoint(step, _load_arrays(path), manifest["document"])
 
     def _write(self, name: str, arrays: dict[str, np.ndarray], entries: dict[str, Any]) -> Path:
-        path, part = self._folder / name, self._folder / f".part-{name}-{os.getpid()}"
+        target_dir, temp_dir = self._folder / name, self._folder / f".part-{name}-{os.getpid()}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            part.mkdir()
-            _write_arrays(part / "arrays.npz", arrays)
-            files = {"arrays.npz": file_hash(part / "arrays.npz")}
-            manifest = _signed({"format": FORMAT, "name": name, **entries, "files": files})
-            write_file(part / "manifest.json", json.dumps(manifest, allow_nan=False).encode())
-            self._put(part, path)
+            temp_dir.mkdir()
+            _write_arrays(temp_dir / "arrays.npz", arrays)
+            files = {"arrays.npz": file_hash(temp_dir / "arrays.npz")}
+            manifest = _with_checksum({"format": FORMAT, "name": name, **entries, "files": files})
+            write_file(temp_dir / "manifest.json", json.dumps(manifest, allow_nan=False).encode())
+            self._rename_into_place(temp_dir, target_dir)
         except (OSError, ResourceError) as error:
-            raise self._cannot_write(path, arrays, error) from error
+            raise self._write_error(target_dir, arrays, error) from error
         finally:
-            shutil.rmtree(part, ignore_errors=True)
-        return path
+            shutil.rmtree(temp_dir, ignore_errors=True)
+        return target_dir
 
-    def _put(self, part: Path, path: Path) -> None:
+    def _rename_into_place(self, temp_dir: Path, target_dir: Path) -> None:
         """Renames `part` to `path`. The same step is there where a stop came at the end of an epoch."""
-        old = self._folder / f".old-{path.name}"
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(path, old)  # `_bring_back` undoes it after a kill
+        replaced_dir = self._folder / f".old-{target_dir.name}"
+        if target_dir.exists():
+            shutil.rmtree(replaced_dir, ignore_errors=True)
+            os.rename(target_dir, replaced_dir)  # `_bring_back` undoes it after a kill
         try:
-            os.rename(part, path)
-            flush_folder(self._folder)
+            os.rename(temp_dir, target_dir)
+            fsync_dir(self._folder)
         finally:
-            self._bring_back()
+            self._restore_renamed()
 
-    def _bring_back(self) -> None:
+    def _restore_renamed(self) -> None:
         """What was to be replaced and was not, takes its name again; what was replaced is removed."""
-        for old in self._folder.glob(".old-*"):
-            path = self._folder / old.name.removeprefix(".old-")
+        for replaced_dir in self._folder.glob(".old-*"):
+            path = self._folder / replaced_dir.name.removeprefix(".old-")
             if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
+                shutil.rmtree(replaced_dir, ignore_errors=True)
             else:
-                os.rename(old, path)
+                os.rename(replaced_dir, path)
 
-    def _cannot_write(self, path: Path, arrays: dict[str, np.ndarray], error: Exception) -> ResourceError:
-        needed = sum(array.nbytes for array in arrays.values()) / 1e9
-        there = next(folder for folder in [self._folder, *self._folder.absolute().parents] if folder.exists())
-        free = shutil.disk_usage(there).free / 1e9
+    def _write_error(self, path: Path, arrays: dict[str, np.ndarray], error: Exception) -> ResourceError:
+        required_gb = sum(array.nbytes for array in arrays.values()) / 1e9
+        existing_dir = next(folder for folder in [self._folder, *self._folder.absolute().parents] if folder.exists())
+        free_gb = shutil.disk_usage(existing_dir).free / 1e9
         steps = self.steps()
-        safe = f"training state up to step {max(steps)} is safe" if steps else "no step was saved before"
+        saved_text = f"training state up to step {max(steps)} is safe" if steps else "no step was saved before"
         cause = error if isinstance(error, OSError) else error.__cause__
         reason = getattr(cause, "strerror", None) or error
         return ResourceError(
-            f"cannot write the checkpoint {path}: {reason} (needs {needed:.3f} GB, {free:.3f} GB free); {safe}.\n"
+            f"cannot write the checkpoint {path}: {reason} (needs {required_gb:.3f} GB, {free_gb:.3f} GB free); {saved_text}.\n"
             "  Make room or mend the permissions, then give the same command again."
         )
 
@@ -188,24 +188,24 @@ class Checkpoints:
         names = [path.name for path in self._folder.glob("step-*")]
         return [int(name[5:]) for name in names if re.fullmatch(r"step-\d{9,}", name)]
 
-    def _sweep(self) -> list[str]:
+    def _delete_stale(self) -> list[str]:
         """Removes what a killed process was writing, and says so."""
         if self._read_only:
             return []
-        self._bring_back()
-        torn = sorted(path.name for path in self._folder.glob(".part-*"))
-        for name in [*torn, *(path.name for path in self._folder.glob(".gone-*"))]:
+        self._restore_renamed()
+        incomplete = sorted(path.name for path in self._folder.glob(".part-*"))
+        for name in [*incomplete, *(path.name for path in self._folder.glob(".gone-*"))]:
             self._remove(name)
-        return [f"{self._folder / name} was never finished; removed" for name in torn]
+        return [f"{self._folder / name} was never finished; removed" for name in incomplete]
 
     def _prune(self) -> None:
-        kept = {_name(step) for step in sorted(self.steps())[-KEPT:]}
-        needed = {self._needs(name) for name in kept}
+        kept = {_step_dir_name(step) for step in sorted(self.steps())[-KEEP_LAST:]}
+        required = {self._required_dir_name(name) for name in kept}
         for path in list(self._folder.iterdir()):
-            if path.name not in kept | needed:
+            if path.name not in kept | required:
                 self._remove(path.name)
 
-    def _needs(self, name: str) -> str | None:
+    def _required_dir_name(self, name: str) -> str | None:
         try:
             return json.loads((self._folder / name / "manifest.json").read_bytes())["needs"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -215,13 +215,13 @@ class Checkpoints:
         path = self._folder / name
         if self._read_only or not path.exists():
             return
-        doomed = path if name.startswith(".") else self._folder / f".gone-{name}-{os.getpid()}"
-        if doomed != path:
-            os.rename(path, doomed)  # at once, so that a kill in between leaves no half of a checkpoint
-        shutil.rmtree(doomed, ignore_errors=True)
+        trash_path = path if name.startswith(".") else self._folder / f".gone-{name}-{os.getpid()}"
+        if trash_path != path:
+            os.rename(path, trash_path)  # at once, so that a kill in between leaves no half of a checkpoint
+        shutil.rmtree(trash_path, ignore_errors=True)
 
 
-def _name(step: int) -> str:
+def _step_dir_name(step: int) -> str:
     return f"step-{step:09d}"
 
 
@@ -232,51 +232,51 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         os.fsync(file.fileno())
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path / "arrays.npz", allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _verify(path: Path) -> dict[str, Any]:
+def _read_verified_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the folder `path`, whose files are those that it was written for."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
-        if manifest != _signed({key: value for key, value in manifest.items() if key != "sha256"}):
-            raise Damaged(f"{path} fails its checksum: manifest.json")
-        _check_kind(path, manifest)
-        wrong = [name for name, digest in manifest["files"].items() if file_hash(path / name) != digest]
+        if manifest != _with_checksum({key: value for key, value in manifest.items() if key != "sha256"}):
+            raise CorruptCheckpointError(f"{path} fails its checksum: manifest.json")
+        _check_format(path, manifest)
+        mismatched = [name for name, digest in manifest["files"].items() if file_hash(path / name) != digest]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        if isinstance(error, OSError) and error.errno in _UNREADABLE:
+        if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
             raise ResourceError(f"cannot read the checkpoint {path}: {error.strerror}. Nothing was touched.") from error
-        raise Damaged(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-    if wrong:
-        raise Damaged(f"{path} fails its checksum: {', '.join(wrong)}")
+        raise CorruptCheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    if mismatched:
+        raise CorruptCheckpointError(f"{path} fails its checksum: {', '.join(mismatched)}")
     return manifest
 
 
-def _check_kind(path: Path, manifest: dict[str, Any]) -> None:
+def _check_format(path: Path, manifest: dict[str, Any]) -> None:
     if manifest["format"] != FORMAT:
         raise RunError(
             f"{path} has format {manifest['format']}; this version of keras-committee reads format {FORMAT}. "
-            "Go on with the version that wrote it, or train again: --from-scratch."
+            "Go on with the version that wrote it, or train again: --restart."
         )
     if manifest["name"] != path.name:
-        raise Damaged(f"{path} was written as {manifest['name']}")
+        raise CorruptCheckpointError(f"{path} was written as {manifest['name']}")
 
 
-def _signed(manifest: dict[str, Any]) -> dict[str, Any]:
+def _with_checksum(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest with the digest of itself, so that not even a digit of a step can change unseen."""
     text = json.dumps(manifest, sort_keys=True, allow_nan=False)
     return {**manifest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
+class BestEpoch:
     """The epoch with the best score on the validation split, and the name under which its weights are kept."""
 
     epoch: int
     score: float
-    weights: str
+    weights_name: str
 
 
 @dataclasses.dataclass
@@ -301,41 +301,51 @@ class MemberState:
 
     model: keras.Model
     optimizer: Any
-    averages: Averages | None = None
+    ema: WeightEMA | None = None
     step: int = 0
     history: list[dict] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
-    hits: list[int] = dataclasses.field(default_factory=list)
+    num_correct: list[int] = dataclasses.field(default_factory=list)
     gradients: list[np.ndarray] = dataclasses.field(default_factory=list)
-    runs: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
-    timed: tuple[int, float] = (0, 0.0)
-    best: Best | None = None
+    block_run_counts: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    timed_steps: tuple[int, float] = (0, 0.0)
+    best: BestEpoch | None = None
     rollbacks: int = 0
-    stopped: bool = False
+    stopped_early: bool = False
 
-    def begin_epoch(self, runs: np.ndarray) -> None:
+    def begin_epoch(self, block_run_counts: np.ndarray) -> None:
         """Forget the figures of the epoch before."""
-        self.losses, self.hits, self.gradients, self.runs, self.timed = [], [], [], runs, (0, 0.0)
+        self.losses, self.num_correct, self.gradients, self.block_run_counts, self.timed_steps = (
+            [],
+            [],
+            [],
+            block_run_counts,
+            (0, 0.0),
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything that is an array, by its role and place."""
         values = {
-            f"{role}/{place:05d}": _read(variable)
+            f"{role}/{index:05d}": _read_variable(variable)
             for role, variables in self._variables().items()
-            for place, variable in enumerate(variables)
+            for index, variable in enumerate(variables)
         }
         gradients = np.stack(self.gradients) if self.gradients else np.zeros((0, 0))
-        return values | {"epoch/gradients": gradients, "epoch/runs": self.runs, "epoch/losses": np.array(self.losses)}
+        return values | {
+            "epoch/gradients": gradients,
+            "epoch/runs": self.block_run_counts,
+            "epoch/losses": np.array(self.losses),
+        }
 
     def document(self) -> dict[str, Any]:
         """Everything else, as JSON."""
         return {
             "history": self.history,
-            "hits": self.hits,
-            "timed": self.timed,
+            "hits": self.num_correct,
+            "timed": self.timed_steps,
             "best": dataclasses.asdict(self.best) if self.best else None,
             "rollbacks": self.rollbacks,
-            "stopped": self.stopped,
+            "stopped": self.stopped_early,
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -346,71 +356,73 @@ class MemberState:
         """
         arrays, document = checkpoint.arrays, checkpoint.document
         for role, variables in self._variables().items():
-            _check_fit(role, variables, arrays)
-            for place, variable in enumerate(variables):
-                _write(variable, arrays[f"{role}/{place:05d}"])
-        self.step, self.history, self.hits = checkpoint.step, document["history"], document["hits"]
+            _check_saved_shapes(role, variables, arrays)
+            for index, variable in enumerate(variables):
+                _write_variable(variable, arrays[f"{role}/{index:05d}"])
+        self.step, self.history, self.num_correct = checkpoint.step, document["history"], document["hits"]
         self.losses, self.gradients = arrays["epoch/losses"].tolist(), list(arrays["epoch/gradients"])
-        self.runs, self.timed = arrays["epoch/runs"], tuple(document["timed"])
-        self.best = Best(**document["best"]) if document["best"] else None
-        self.rollbacks, self.stopped = document["rollbacks"], document["stopped"]
+        self.block_run_counts, self.timed_steps = arrays["epoch/runs"], tuple(document["timed"])
+        self.best = BestEpoch(**document["best"]) if document["best"] else None
+        self.rollbacks, self.stopped_early = document["rollbacks"], document["stopped"]
 
     def weights(self) -> dict[str, np.ndarray]:
         """The values of the model's variables as they are now, for `set_weights`."""
-        return {f"model/{place:05d}": _read(variable) for place, variable in enumerate(self.model.variables)}
+        return {f"model/{index:05d}": _read_variable(variable) for index, variable in enumerate(self.model.variables)}
 
     def set_weights(self, arrays: dict[str, np.ndarray]) -> None:
-        for place, variable in enumerate(self.model.variables):
-            _write(variable, arrays[f"model/{place:05d}"])
+        for index, variable in enumerate(self.model.variables):
+            _write_variable(variable, arrays[f"model/{index:05d}"])
 
     def is_finite(self) -> bool:
         """Whether every weight is a finite number."""
         return all(np.isfinite(keras.ops.convert_to_numpy(weight)).all() for weight in self.model.trainable_variables)
 
     def _variables(self) -> dict[str, list]:
-        averages = self.averages.variables if self.averages else []
-        return {"model": self.model.variables, "optimizer": self.optimizer.variables, "averages": averages}
+        ema_variables = self.ema.variables if self.ema else []
+        return {"model": self.model.variables, "optimizer": self.optimizer.variables, "averages": ema_variables}
 
 
-def _read(variable) -> np.ndarray:
+def _read_variable(variable) -> np.ndarray:
     """The value; of a variable that each replica has for itself, the values `(replicas, ...)`."""
     value = variable.value
-    if _is_own(value):
+    if _is_per_replica(value):
         return np.stack([part.numpy() for part in value.values])
     return np.asarray(value.numpy())
 
 
-def _write(variable, array: np.ndarray) -> None:
+def _write_variable(variable, array: np.ndarray) -> None:
     value = variable.value
     dtype = value.dtype.as_numpy_dtype
     array = array.view(dtype) if array.dtype.kind == "V" else array  # NumPy's files do not know bfloat16 by name
-    owners = value.values if _is_own(value) else []
+    replica_variables = value.values if _is_per_replica(value) else []
     if len(array.shape) == len(value.shape):
         variable.assign(array)
-    elif len(array) == len(owners):
-        for part, own in zip(owners, array, strict=True):
-            part.assign(own)
+    elif len(array) == len(replica_variables):
+        for replica_variable, replica_value in zip(replica_variables, array, strict=True):
+            replica_variable.assign(replica_value)
     else:  # written by another number of replicas
         variable.assign(array.mean(axis=0, dtype=np.float64).astype(dtype))
 
 
-def _is_own(value) -> bool:
+def _is_per_replica(value) -> bool:
     return len(getattr(value, "values", ())) > 1 and value.synchronization == tf.VariableSynchronization.ON_READ
 
 
-def _check_fit(role: str, variables: list, arrays: dict[str, np.ndarray]) -> None:
-    saved = [arrays[name] for name in sorted(arrays) if name.startswith(f"{role}/")]
-    wants = [tuple(variable.shape) for variable in variables]
-    has = [array.shape for array in saved]
-    if len(wants) != len(has) or any(a not in (b, b[1:]) for a, b in zip(wants, has, strict=True)):
+def _check_saved_shapes(role: str, variables: list, arrays: dict[str, np.ndarray]) -> None:
+    saved_arrays = [arrays[name] for name in sorted(arrays) if name.startswith(f"{role}/")]
+    expected_shapes = [tuple(variable.shape) for variable in variables]
+    saved_shapes = [array.shape for array in saved_arrays]
+    if len(expected_shapes) != len(saved_shapes) or any(
+        a not in (b, b[1:]) for a, b in zip(expected_shapes, saved_shapes, strict=True)
+    ):
         raise RunError(
-            f"the saved state is that of another {role}: {_unlike(has, wants)}. "
-            "Go on with the recipe that wrote it, or train this member again: --from-scratch."
+            f"the saved state is that of another {role}: {_describe_mismatch(saved_shapes, expected_shapes)}. "
+            "Go on with the recipe that wrote it, or train this member again: --restart."
         )
 
 
-def _unlike(has: list, wants: list) -> str:
-    if len(has) != len(wants):
-        return f"it has {len(has)} variables, the recipe's {len(wants)}"
-    place = next(i for i, (a, b) in enumerate(zip(wants, has, strict=True)) if a not in (b, b[1:]))
-    return f"variable {place} has shape {has[place]}, the recipe's {wants[place]}"
+def _describe_mismatch(saved_shapes: list, expected_shapes: list) -> str:
+    if len(saved_shapes) != len(expected_shapes):
+        return f"it has {len(saved_shapes)} variables, the recipe's {len(expected_shapes)}"
+    index = next(i for i, (a, b) in enumerate(zip(expected_shapes, saved_shapes, strict=True)) if a not in (b, b[1:]))
+    return f"variable {index} has shape {saved_shapes[index]}, the recipe's {expected_shapes[index]}"

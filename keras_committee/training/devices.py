@@ -11,14 +11,14 @@ import tensorflow as tf
 from keras_committee.errors import RecipeError, ResourceError
 from keras_committee.system_limits import free_memory, usable_core_count
 
-NAMES = ("auto", "one", "mirrored", "multiworker")
+STRATEGY_NAMES = ("auto", "single", "mirrored", "multiworker")
 
 
 def make_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
     """The distribution strategy called `name`, checked against the global batch.
 
     Args:
-        name: `"one"`: one device, the first GPU where there is one. `"mirrored"`: every GPU, or every logical CPU where
+        name: `"single"`: one device, the first GPU where there is one. `"mirrored"`: every GPU, or every logical CPU where
             there is no GPU, each with a copy of the weights. `"auto"`: mirrored where there are several GPUs, else one.
             `"multiworker"`: all GPUs, or the CPU, of each host that `TF_CONFIG` names; see `hosts.py`.
         batch_size: Examples in a global batch; each replica takes an equal part of it.
@@ -26,27 +26,27 @@ def make_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
     Raises:
         RecipeError: If the name is unknown, there is nothing to mirror on, or the batch cannot be divided equally.
     """
-    if name not in NAMES:
-        raise RecipeError(f"unknown strategy '{name}'. Use one of: {', '.join(NAMES)}.")
+    if name not in STRATEGY_NAMES:
+        raise RecipeError(f"unknown strategy '{name}'. Use one of: {', '.join(STRATEGY_NAMES)}.")
     if name == "multiworker":
-        strategy = _multiworker()  # before anything else talks to the devices
-        _require_equal_parts(batch_size, strategy.num_replicas_in_sync)
+        strategy = _multiworker_strategy()  # before anything else talks to the devices
+        _check_divisible(batch_size, strategy.num_replicas_in_sync)
         return strategy
     gpus = tf.config.list_logical_devices("GPU")
-    if name == "one" or (name == "auto" and len(gpus) < 2):
+    if name == "single" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
     devices = tuple(device.name for device in gpus or tf.config.list_logical_devices("CPU"))
     if len(devices) < 2:
         raise RecipeError(
             f"strategy 'mirrored' needs at least two devices; TensorFlow sees only: {', '.join(devices)}.\n"
-            "  Use --strategy one."
+            "  Use --strategy single."
         )
-    _require_equal_parts(batch_size, len(devices))
-    return _mirrored(devices)
+    _check_divisible(batch_size, len(devices))
+    return _mirrored_strategy(devices)
 
 
 @contextlib.contextmanager
-def memory_told(index: int) -> Iterator[None]:
+def translate_oom(index: int) -> Iterator[None]:
     """Turns TensorFlow's word on a full device into what to do about it for member `index`. Raises ResourceError."""
     try:
         yield
@@ -74,7 +74,7 @@ def distribute(stream: Callable[..., tf.data.Dataset], strategy: tf.distribute.S
     left to TensorFlow's own sharding, which gives each host other batches.
 
     Args:
-        stream: Makes the stream, or its rows for `part=(place, parts)`; see `Splits.stream`.
+        stream: Makes the stream, or its rows for `shard=(place, parts)`; see `Splits.stream`.
         strategy: What the model is trained under.
     """
     if strategy.num_replicas_in_sync == 1:
@@ -82,30 +82,30 @@ def distribute(stream: Callable[..., tf.data.Dataset], strategy: tf.distribute.S
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return strategy.experimental_distribute_dataset(stream())
 
-    return strategy.distribute_datasets_from_function(lambda host: part_of(stream, host))
+    return strategy.distribute_datasets_from_function(lambda host: host_shard(stream, host))
 
 
-def part_of(stream: Callable[..., tf.data.Dataset], host: tf.distribute.InputContext) -> tf.data.Dataset:
+def host_shard(stream: Callable[..., tf.data.Dataset], context: tf.distribute.InputContext) -> tf.data.Dataset:
     """The rows of each global batch that belong to one host, a batch for each of its replicas."""
-    part = stream(part=(host.input_pipeline_id, host.num_input_pipelines))
-    rows: int = part.element_spec[0].shape[0]  # pyright: ignore
-    replicas = host.num_replicas_in_sync // host.num_input_pipelines
-    part = part.rebatch(rows // replicas, drop_remainder=True) if replicas > 1 else part
+    shard = stream(shard=(context.input_pipeline_id, context.num_input_pipelines))
+    rows: int = shard.element_spec[0].shape[0]  # pyright: ignore
+    replicas = context.num_replicas_in_sync // context.num_input_pipelines
+    shard = shard.rebatch(rows // replicas, drop_remainder=True) if replicas > 1 else shard
     options = tf.data.Options()
     options.autotune.enabled = False  # as for the stream
-    return part.prefetch(2).with_options(options)
+    return shard.prefetch(2).with_options(options)
 
 
-def _require_equal_parts(batch_size: int, devices: int) -> None:
-    if batch_size % devices:
+def _check_divisible(batch_size: int, num_devices: int) -> None:
+    if batch_size % num_devices:
         raise RecipeError(
-            f"a global batch of {batch_size} cannot be divided equally among {devices} devices.\n"
-            f"  Use a batch size that is a multiple of {devices}, or --strategy one."
+            f"a global batch of {batch_size} cannot be divided equally among {num_devices} devices.\n"
+            f"  Use a batch size that is a multiple of {num_devices}, or --strategy single."
         )
 
 
 @functools.cache
-def _multiworker() -> tf.distribute.MultiWorkerMirroredStrategy:
+def _multiworker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
     """One strategy for the whole process; it waits until all hosts have come."""
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
@@ -117,7 +117,7 @@ def _multiworker() -> tf.distribute.MultiWorkerMirroredStrategy:
 
 
 @functools.cache
-def _mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+def _mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     """One strategy for the whole process.
 
     A second one on the same devices counts its collectives from the start again, and TensorFlow 2.20 then mistakes
@@ -126,10 +126,10 @@ def _mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     return tf.distribute.MirroredStrategy(devices)
 
 
-MEMORY_OF_A_WORKER = 2 * 1024**3  # TensorFlow and CIFAR in memory take 1.2 GiB with a small network
+BYTES_PER_WORKER = 2 * 1024**3  # TensorFlow and CIFAR in memory take 1.2 GiB with a small network
 
 
-def choose(workers: int | Literal["auto"], members: int) -> tuple[int, str]:
+def choose_num_workers(workers: int | Literal["auto"], members: int) -> tuple[int, str]:
     """How many members train at once, and a sentence that says why; empty where it was asked for.
 
     One member per GPU, or per core where there is none, as long as each finds 2 GiB of free memory: independent members
@@ -141,36 +141,42 @@ def choose(workers: int | Literal["auto"], members: int) -> tuple[int, str]:
     """
     if workers == "auto":
         gpus, cores, memory = len(tf.config.list_physical_devices("GPU")), usable_core_count(), free_memory()
-        room = max(1, memory // MEMORY_OF_A_WORKER)
-        many = min(members, gpus) if gpus else min(members, cores, room)
-        place = f"{gpus} GPUs" if gpus else f"{cores} cores and {memory / 1024**3:.0f} GiB of free memory"
-        return many, f"{many} of {members} members at once, as there are {place}; --workers N to choose."
+        max_workers_by_memory = max(1, memory // BYTES_PER_WORKER)
+        num_workers = min(members, gpus) if gpus else min(members, cores, max_workers_by_memory)
+        resources = f"{gpus} GPUs" if gpus else f"{cores} cores and {memory / 1024**3:.0f} GiB of free memory"
+        return (
+            num_workers,
+            f"{num_workers} of {members} members at once, as there are {resources}; --workers N to choose.",
+        )
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise RecipeError(f"workers must be 'auto' or an integer of 1 or more. Received: {workers!r}")
     return min(workers, members), ""
 
 
-def be_deterministic() -> None:
+def enable_determinism() -> None:
     """Equal runs on equal machines give equal bits from now on in this process."""
     tf.config.experimental.enable_op_determinism()
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class DeviceShare:
     """The part of the machine that one worker has."""
 
     cores: tuple[int, ...]
     gpus: tuple[int, ...]
 
 
-def shares(workers: int, cores: Sequence[int], gpus: Sequence[int]) -> list[Share]:
+def partition_devices(workers: int, cores: Sequence[int], gpus: Sequence[int]) -> list[DeviceShare]:
     """The machine divided among so many workers; where there are more workers than devices, several share one."""
-    return [Share(_part(cores, place, workers), _part(gpus, place, workers)) for place in range(workers)]
+    return [
+        DeviceShare(_devices_for_worker(cores, worker_index, workers), _devices_for_worker(gpus, worker_index, workers))
+        for worker_index in range(workers)
+    ]
 
 
-def _part(devices: Sequence[int], place: int, workers: int) -> tuple[int, ...]:
+def _devices_for_worker(devices: Sequence[int], worker_index: int, workers: int) -> tuple[int, ...]:
     if not devices:
         return ()
     if workers > len(devices):
-        return (devices[place % len(devices)],)
-    return tuple(devices[place * len(devices) // workers : (place + 1) * len(devices) // workers])
+        return (devices[worker_index % len(devices)],)
+    return tuple(devices[worker_index * len(devices) // workers : (worker_index + 1) * len(devices) // workers])

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 
-class Averages:
+class WeightEMA:
     """Exponential moving averages of a model's weights and of its batch statistics.
 
     After step n, counted from 1, `average = d * average + (1 - d) * weight` with `d = min(decay, (1 + n) / (10 + n))`,
@@ -24,33 +24,33 @@ class Averages:
 
     def __init__(self, model: keras.Model, decay: float, strategy: tf.distribute.Strategy):
         self._decay, self._strategy = decay, strategy
-        self._weights = [*model.trainable_variables, *_statistics(model)]
+        self._weights = [*model.trainable_variables, *_batch_norm_statistics(model)]
         with strategy.scope():
             self.variables = [  # of arrays: Keras would wrap a variable of TensorFlow and not copy it
                 keras.Variable(
-                    keras.ops.convert_to_numpy(weight), dtype=weight.dtype, trainable=False, name=f"average_{place}"
+                    keras.ops.convert_to_numpy(weight), dtype=weight.dtype, trainable=False, name=f"average_{index}"
                 )
-                for place, weight in enumerate(self._weights)
+                for index, weight in enumerate(self._weights)
             ]
 
     def update(self, iterations) -> None:
         """One update after step number `iterations`; called outside of the replicas, with all of them equal."""
-        n = tf.cast(iterations, tf.float32)
-        decay = tf.minimum(self._decay, (1.0 + n) / (10.0 + n))
+        step = tf.cast(iterations, tf.float32)
+        decay = tf.minimum(self._decay, (1.0 + step) / (10.0 + step))
         for average, weight in zip(self.variables, self._weights, strict=True):
-            keep = tf.cast(decay, average.dtype)
-            self._strategy.extended.update(average.value, _move, args=(weight.value, keep), group=True)
+            cast_decay = tf.cast(decay, average.dtype)
+            self._strategy.extended.update(average.value, _update, args=(weight.value, cast_decay), group=True)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Inside the block the model has the averages for weights; afterwards it has its own again, bit for bit."""
-        parts = [part for weight in self._weights for part in _parts(weight)]
-        own = [part.numpy() for part in parts]
+        replica_variables = [part for weight in self._weights for part in _replica_variables(weight)]
+        saved_values = [part.numpy() for part in replica_variables]
         self.copy_to_weights()
         try:
             yield
         finally:
-            for part, value in zip(parts, own, strict=True):
+            for part, value in zip(replica_variables, saved_values, strict=True):
                 part.assign(value)
 
     def copy_to_weights(self) -> None:
@@ -59,15 +59,15 @@ class Averages:
             weight.assign(keras.ops.convert_to_numpy(average))
 
 
-def _move(average, weight, keep):
-    average.assign_sub((average - weight) * (1.0 - keep))  # exactly nothing where a weight stands still
+def _update(average, weight, decay):
+    average.assign_sub((average - weight) * (1.0 - decay))  # exactly nothing where a weight stands still
 
 
-def _parts(weight):
+def _replica_variables(weight):
     """The variable of each replica: batch statistics that are not synchronised differ between them."""
     return getattr(weight.value, "values", (weight.value,))
 
 
-def _statistics(model):
+def _batch_norm_statistics(model):
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     return [weight for layer in layers for weight in layer.non_trainable_variables]

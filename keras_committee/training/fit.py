@@ -12,16 +12,16 @@ from keras_committee.data import Splits, validation
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
-from keras_committee.training.devices import be_deterministic, choose, make_strategy, memory_told
+from keras_committee.training.devices import choose_num_workers, enable_determinism, make_strategy, translate_oom
 from keras_committee.training.lease import release
-from keras_committee.training.multihost import Alone, team
-from keras_committee.training.reporting import Monitor, Settings
-from keras_committee.training.signals import Interruption, Stopped
+from keras_committee.training.multihost import SingleHost, make_host_group
+from keras_committee.training.reporting import Monitor, TrainingOptions
+from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.supervisor import Supervisor
 from keras_committee.training.trainer import train_member
 
 if TYPE_CHECKING:
-    from keras_committee.training.ray_cluster import Cluster
+    from keras_committee.training.ray_cluster import RayCluster
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +33,9 @@ def train_committee(
     *,
     workers: int | Literal["auto"] = 1,
     members: Sequence[int] | None = None,
-    settings: Settings | None = None,
-    from_scratch: bool = False,
-    ray: "Cluster | None" = None,
+    options: TrainingOptions | None = None,
+    restart: bool = False,
+    ray_cluster: "RayCluster | None" = None,
 ) -> None:
     """Train every member of `recipe` that is not finished in `run`; an unfinished one goes on where it was.
 
@@ -45,7 +45,7 @@ def train_committee(
     Args:
         run: The run folder; it gets models, histories, TensorBoard logs and a journal.
         recipe: What to train. Workers build it anew from the recipe in the run folder.
-        strategy: `"auto"`, `"one"`, `"mirrored"` or `"multiworker"`, see `strategy.make_strategy`.
+        strategy: `"auto"`, `"single"`, `"mirrored"` or `"multiworker"`, see `strategy.make_strategy`.
             With the last one this host is the chief, and the others call `follower.take_part`.
         workers: How many members train at once, each in a process of its own with its share of the cores or GPUs. 1
             trains in this process; `"auto"` is the number that `machine.choose` gives.
@@ -61,54 +61,62 @@ def train_committee(
         IncompleteError: If some members failed; the others are finished.
         Interrupted: If training was asked to stop; what was reached is saved.
     """
-    settings = settings or Settings()
-    missing = _missing_members(run, recipe, members, from_scratch)
+    options = options or TrainingOptions()
+    missing = _missing_members(run, recipe, members, restart)
     if not missing:
         return
-    if settings.deterministic:
-        be_deterministic()
-    with team(strategy, run, settings) as hosts:
-        _train_missing(run, recipe, missing, strategy, 1 if hosts.several else workers, settings, hosts, ray)
+    if options.deterministic:
+        enable_determinism()
+    with make_host_group(strategy, run, options) as host_group:
+        _train_missing(
+            run, recipe, missing, strategy, 1 if host_group.is_multi_host else workers, options, host_group, ray_cluster
+        )
 
 
-def _train_missing(run, recipe, missing, strategy, workers, settings, hosts: Alone, ray) -> None:
-    many, why = (len(missing), "") if ray and workers == "auto" else choose(workers, len(missing))
-    devices = make_strategy(strategy, recipe.data.batch_size) if many == 1 and not ray else None
-    hosts.joined(devices)
-    splits = _load(recipe)
+def _train_missing(run, recipe, missing, strategy, workers, options, host_group: SingleHost, ray_cluster) -> None:
+    num_workers, reason = (
+        (len(missing), "") if ray_cluster and workers == "auto" else choose_num_workers(workers, len(missing))
+    )
+    tf_strategy = make_strategy(strategy, recipe.data.batch_size) if num_workers == 1 and not ray_cluster else None
+    host_group.on_strategy_created(tf_strategy)
+    splits = _load_data(recipe)
     run.require_classes(splits.classes)
-    kept = run.finished_members()
-    known = {"classes": list(splits.classes), "framing": dataclasses.asdict(splits.train.framing)}
-    run.journal("training_started", members=missing, kept=kept, workers=many, **known)
-    shown = Monitor(run, recipe, splits, missing)
+    finished = run.finished_members()
+    data_info = {"classes": list(splits.classes), "framing": dataclasses.asdict(splits.train.transform)}
+    run.journal("training_started", members=missing, kept=finished, workers=num_workers, **data_info)
+    progress_monitor = Monitor(run, recipe, splits, missing)
     with (
-        Interruption() as stop,
-        _stops_told(run, recipe, stop),
-        stop.deferred(when=hosts.several),
-        shown as monitor,
+        GracefulShutdown() as shutdown,
+        _translate_stop(run, recipe, shutdown),
+        shutdown.mask_signals(enabled=host_group.is_multi_host),
+        progress_monitor as monitor,
     ):
-        if why:
-            monitor.note(why)
-        if ray:
-            failures = ray.train(run, missing, many, strategy, monitor, stop, settings)
-        elif devices is None:
-            failures = Supervisor(run, missing, many, strategy, monitor, stop, settings).train()
+        if reason:
+            monitor.note(reason)
+        if ray_cluster:
+            failures = ray_cluster.train(run, missing, num_workers, strategy, monitor, shutdown, options)
+        elif tf_strategy is None:
+            failures = Supervisor(run, missing, num_workers, strategy, monitor, shutdown, options).train()
         else:
-            failures = _train_here(run, recipe, missing, splits, devices, monitor, stop, settings, hosts)
-    _tell_end(run, recipe, failures)
+            failures = _train_in_process(
+                run, recipe, missing, splits, tf_strategy, monitor, shutdown, options, host_group
+            )
+    _notify_end(run, recipe, failures)
     run.journal("training_finished")
 
 
-def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, from_scratch: bool) -> list[int]:
-    wanted = range(recipe.members) if members is None else sorted(set(members))
-    unknown = [index for index in wanted if not 0 <= index < recipe.members]
+def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, restart: bool) -> list[int]:
+    requested = range(recipe.members) if members is None else sorted(set(members))
+    unknown = [index for index in requested if not 0 <= index < recipe.members]
     if unknown:
-        why = "--smoke trains no more" if run.smoke else "its `members` says how many"
-        raise RecipeError(f"there is no member {unknown[0]}: the recipe has members 0 to {recipe.members - 1}; {why}.")
+        reason = "--smoke trains no more" if run.smoke else "its `members` says how many"
+        raise RecipeError(
+            f"there is no member {unknown[0]}: the recipe has members 0 to {recipe.members - 1}; {reason}."
+        )
     finished = run.finished_members()
-    missing = [index for index in wanted if index not in finished]
+    missing = [index for index in requested if index not in finished]
     # What a kill between a finished model and its clean-up left, and what is to be discarded.
-    for index in [*(set(finished) & set(wanted)), *(missing if from_scratch else [])]:
+    for index in [*(set(finished) & set(requested)), *(missing if restart else [])]:
         with run.member(index).lock():
             shutil.rmtree(run.member(index).state, ignore_errors=True)
     for index in missing:
@@ -116,37 +124,41 @@ def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, fr
     return missing
 
 
-def _load(recipe: Recipe) -> Splits:
+def _load_data(recipe: Recipe) -> Splits:
     splits = recipe.data.load()
     if not len(splits.validation):
         raise RecipeError(f"{recipe.data.name} has no validation split. Give its `validation` a count or a fraction.")
-    if shared := validation.told(splits):
-        logging.getLogger(__name__).warning("%s: %s", recipe.data.name, shared)
+    if duplicates_text := validation.duplicates_warning(splits):
+        logging.getLogger(__name__).warning("%s: %s", recipe.data.name, duplicates_text)
     return splits
 
 
 @contextlib.contextmanager
-def _stops_told(run: Run, recipe: Recipe, stop: Interruption) -> Iterator[None]:
+def _translate_stop(run: Run, recipe: Recipe, shutdown: GracefulShutdown) -> Iterator[None]:
     """Turns `Stopped` into what the user reads."""
     try:
         yield
-    except Stopped:
-        reached = f"{len(run.finished_members())} of {recipe.members} members are finished, the others saved"
-        run.journal("training_stopped", signal=stop.requested.name if stop.requested else None)
-        raise stop.ended(reached, "The same command goes on from there.") from None
+    except TrainingStopped:
+        progress = f"{len(run.finished_members())} of {recipe.members} members are finished, the others saved"
+        run.append_event("training_stopped", signal=shutdown.requested.name if shutdown.requested else None)
+        raise shutdown.as_error(progress, "The same command goes on from there.") from None
 
 
-def _train_here(run, recipe, missing, splits, devices, monitor, stop, settings, hosts) -> dict[int, CommitteeError]:
+def _train_in_process(
+    run, recipe, missing, splits, tf_strategy, monitor, shutdown, options, host_group
+) -> dict[int, CommitteeError]:
     """Trains one member after another in this process, and returns the errors of those that diverged."""
     failures = {}
     for index in missing:
-        hosts.begin_member(index, stop)
+        host_group.begin_member(index, shutdown)
         monitor.member_started(index)
-        run.journal("member_started", member=index, seed=recipe.seed + index, devices=devices.num_replicas_in_sync)
+        run.journal("member_started", member=index, seed=recipe.seed + index, devices=tf_strategy.num_replicas_in_sync)
         started = time.monotonic()
         try:
-            with run.member(index).lock(), memory_told(index):
-                train_member(recipe, index, splits, run.member(index), devices, monitor, stop, settings, hosts)
+            with run.member(index).lock(), translate_oom(index):
+                train_member(
+                    recipe, index, splits, run.member(index), tf_strategy, monitor, shutdown, options, host_group
+                )
         except DivergedError as error:
             failures[index] = error
             monitor.event(index, "member_failed", f"error: {error}", error=str(error))
@@ -159,22 +171,22 @@ def _train_here(run, recipe, missing, splits, devices, monitor, stop, settings, 
     return failures
 
 
-def _tell_end(run: Run, recipe: Recipe, failures: dict[int, CommitteeError]) -> None:
+def _notify_end(run: Run, recipe: Recipe, failures: dict[int, CommitteeError]) -> None:
     if not failures:
         return
-    run.journal("training_failed", members=sorted(failures))
+    run.append_event("training_failed", members=sorted(failures))
     finished = len(run.finished_members())
     if finished == 0 and all(isinstance(error, DivergedError) for error in failures.values()):
         raise DivergedError("\n".join(str(error) for error in failures.values()))
-    told = "\n  ".join(f"member {index}: {str(error).splitlines()[0]}" for index, error in sorted(failures.items()))
+    listing = "\n  ".join(f"member {index}: {str(error).splitlines()[0]}" for index, error in sorted(failures.items()))
     raise IncompleteError(
-        f"{finished} of {recipe.members} members in {run.path} are finished; failed:\n  {told}\n"
+        f"{finished} of {recipe.members} members in {run.path} are finished; failed:\n  {listing}\n"
         "The same command tries the failed ones again, from their last checkpoints."
     )
 
 
 @contextlib.contextmanager
-def joined(address: str | None, per_member: str | None = None) -> "Iterator[Cluster | None]":
+def connect(address: str | None, resources_per_member: str | None = None) -> "Iterator[RayCluster | None]":
     """The Ray cluster at `address`, joined inside the `with` block, or None where there is no address.
 
     Args:
@@ -185,28 +197,30 @@ def joined(address: str | None, per_member: str | None = None) -> "Iterator[Clus
         RecipeError: If Ray is not installed, or an argument is wrong.
         ResourceError: If no cluster answers.
     """
-    asked = _asked(per_member)
+    resources = _parse_resources(resources_per_member)
     if address is None:
-        if asked:
-            raise RecipeError(f"--per-member {per_member} is what members ask of --ray. Add --ray ADDRESS.")
+        if resources:
+            raise RecipeError(
+                f"--resources-per-member {resources_per_member} is what members ask of --ray-address. Add --ray-address ADDRESS."
+            )
         yield None
         return
     try:
-        from keras_committee.training.ray_cluster import Cluster
+        from keras_committee.training.ray_cluster import RayCluster
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise RecipeError("--ray needs the package ray: pip install keras-committee[ray]") from error
-    with Cluster(address, **asked) as cluster:
+        raise RecipeError("--ray-address needs the package ray: pip install keras-committee[ray]") from error
+    with RayCluster(address, **resources) as cluster:
         yield cluster
 
 
-def _asked(text: str | None) -> dict[str, Any]:
+def _parse_resources(text: str | None) -> dict[str, Any]:
     """`"cpus=2,gpus=0.5"` as `{"cpus": 2, "gpus": 0.5}`."""
     if text is None:
         return {}
     cpus, gpus = r"cpus=[1-9]\d*", r"gpus=(\d+|0?\.\d+)"  # Ray gives whole GPUs, or a part of one
     if not re.fullmatch(f"{cpus}|{gpus}|{cpus},{gpus}", text):
-        raise RecipeError(f"--per-member expected cpus=N, gpus=N or cpus=N,gpus=N. Received: '{text}'")
-    words = dict(word.split("=") for word in text.split(","))
-    return {name: int(number) if name == "cpus" else float(number) for name, number in words.items()}
+        raise RecipeError(f"--resources-per-member expected cpus=N, gpus=N or cpus=N,gpus=N. Received: '{text}'")
+    items = dict(word.split("=") for word in text.split(","))
+    return {name: int(number) if name == "cpus" else float(number) for name, number in items.items()}

@@ -9,7 +9,7 @@ from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import did_you_mean
 
 
-class Freezer:
+class LayerFreezer:
     """Gives a model's layers leave to train, epoch by epoch.
 
     A layer trains where a pattern matches its name or that of a layer or model around it. All others are frozen: they
@@ -27,45 +27,49 @@ class Freezer:
         RecipeError: If a pattern matches no layer, or an epoch would train nothing.
     """
 
-    def __init__(self, model: keras.Model, trains: Callable[[int], Sequence[str]] | None, epochs: int):
+    def __init__(self, model: keras.Model, trainable_layers: Callable[[int], Sequence[str]] | None, epochs: int):
         self._model = model
-        self._parts = [(names, part) for names, part in _parts(model) if part.trainable]
-        self._patterns = [_checked(trains, epoch) for epoch in range(epochs)] if trains else []
+        self._layers = [(names, part) for names, part in _iter_layers(model) if part.trainable]
+        self._patterns = (
+            [_patterns_for_epoch(trainable_layers, epoch) for epoch in range(epochs)] if trainable_layers else []
+        )
         for patterns in set(self._patterns):
-            self._check(patterns)
+            self._check_matches(patterns)
 
     def begin_epoch(self, epoch: int) -> tuple[str, ...]:
         """Freeze what does not train in this epoch; returns the patterns of what does, none where all do."""
         patterns = self._patterns[epoch] if self._patterns else ()
-        self._train(patterns or ("*",))
+        self._set_trainable(patterns or ("*",))
         return patterns
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         """Give all layers back what the builder made them."""
-        self._train(("*",))
+        self._set_trainable(("*",))
 
-    def _train(self, patterns):
-        chosen = {id(part) for names, part in self._parts if _matches(names, patterns)}  # a shared layer has two names
-        for _, part in self._parts:
-            part.trainable = id(part) in chosen
+    def _set_trainable(self, patterns):
+        selected = {
+            id(part) for names, part in self._layers if _matches(names, patterns)
+        }  # a shared layer has two names
+        for _, part in self._layers:
+            part.trainable = id(part) in selected
 
-    def _check(self, patterns):
-        names = sorted({name for around, _ in self._parts for name in around})
+    def _check_matches(self, patterns):
+        names = sorted({name for around, _ in self._layers for name in around})
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise RecipeError(
                     f"Recipe(trains=...): {self._model.name} has no layer {pattern!r}.{did_you_mean(pattern, names)}"
                 )
-        chosen = [part for around, part in self._parts if _matches(around, patterns)]
-        if not any(part.trainable_variables for part in chosen):
+        selected = [part for around, part in self._layers if _matches(around, patterns)]
+        if not any(part.trainable_variables for part in selected):
             raise RecipeError(
                 f"Recipe(trains=...): {list(patterns)} trains no weight of {self._model.name}. "
                 "Name layers with weights."
             )
 
 
-def _checked(trains, epoch) -> tuple[str, ...]:
-    patterns = trains(epoch)
+def _patterns_for_epoch(trainable_layers, epoch) -> tuple[str, ...]:
+    patterns = trainable_layers(epoch)
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
         raise RecipeError(
             "Recipe(trains=...) must return a list of names of layers, such as ['logits'] or ['*']. "
@@ -78,13 +82,13 @@ def _matches(names, patterns) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-def _parts(layer, around: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], keras.layers.Layer]]:
+def _iter_layers(layer, ancestors: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], keras.layers.Layer]]:
     """The layers that have weights of their own or none inside, each with its name and those around it.
 
     A layer comes before those inside it, which inherit whether it trains.
     """
-    for part in layer._layers:
-        names = (*around, part.name)
-        if part._trainable_variables or not part._layers:
-            yield names, part
-        yield from _parts(part, names)
+    for child in layer._layers:
+        names = (*ancestors, child.name)
+        if child._trainable_variables or not child._layers:
+            yield names, child
+        yield from _iter_layers(child, names)

@@ -17,92 +17,92 @@ from typing import Any, Self
 
 from keras_committee.errors import RunError
 from keras_committee.files import write_json
-from keras_committee.member_dir import MemberFolder
-from keras_committee.training.signals import Interruption
+from keras_committee.member_dir import MemberDir
+from keras_committee.training.signals import GracefulShutdown
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_POLL_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
+class Lease:
     """The right of one attempt to train a member."""
 
-    folder: MemberFolder
+    member_dir: MemberDir
     token: str
 
     @classmethod
-    def take(cls, folder: MemberFolder) -> Self:
+    def acquire(cls, member_dir: MemberDir) -> Self:
         """A new claim; every earlier one is lost. Raises ResourceError."""
-        claim = cls(folder, uuid.uuid4().hex)
-        claim._write(stop=False)
-        return claim
+        lease = cls(member_dir, uuid.uuid4().hex)
+        lease._write(stop=False)
+        return lease
 
-    def recall(self) -> None:
+    def revoke(self) -> None:
         """Asks the holder to save and end. Raises ResourceError."""
         self._write(stop=True)
 
     @property
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         """Whether no later attempt has been made."""
         return self._read().get("token") == self.token
 
     @property
-    def wanted(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the holder is to go on."""
         return self._read() == {"token": self.token, "stop": False}
 
-    def require(self) -> None:
+    def require_held(self) -> None:
         """Raises RunError where the claim is lost."""
-        if not self.held:
+        if not self.is_held:
             raise RunError(
-                f"member {self.folder.index} of {self.folder.run} was given to another process, or its claim.json "
+                f"member {self.member_dir.index} of {self.member_dir.run} was given to another process, or its claim.json "
                 "is lost.\n  This process saves nothing more; the same command goes on from the last checkpoint."
             )
 
-    def require_shared(self) -> None:
+    def require_shared_folder(self) -> None:
         """Raises RunError where this machine does not see the claim that the driver has just made."""
-        if not self.held:
+        if not self.is_held:
             raise RunError(
-                f"{self.folder.run} on {socket.gethostname()} is not the run folder that the driver writes.\n"
+                f"{self.member_dir.run} on {socket.gethostname()} is not the run folder that the driver writes.\n"
                 "  All nodes must see one folder under one path: a --run folder on a shared file system (NFS, Lustre)."
             )
 
     def _write(self, stop: bool) -> None:
-        write_json(_path(self.folder), {"token": self.token, "stop": stop})
+        write_json(_lease_path(self.member_dir), {"token": self.token, "stop": stop})
 
     def _read(self) -> dict[str, Any]:
         try:
-            return json.loads(_path(self.folder).read_bytes())
+            return json.loads(_lease_path(self.member_dir).read_bytes())
         except FileNotFoundError:
             return {}
 
 
-def release(folder: MemberFolder) -> None:
+def release(member_dir: MemberDir) -> None:
     """Nobody has a claim from now on."""
-    _path(folder).unlink(missing_ok=True)
+    _lease_path(member_dir).unlink(missing_ok=True)
 
 
-class ClaimInterruption(Interruption):
+class LeaseShutdown(GracefulShutdown):
     """Asks to stop once the claim is recalled or lost, and forbids to save without it. Takes over no signal.
 
     Args:
         claim: The claim that this process was started with.
     """
 
-    def __init__(self, claim: Claim):
+    def __init__(self, lease: Lease):
         super().__init__()
-        self._claim, self._looked = claim, time.monotonic()
+        self._lease, self._last_check = lease, time.monotonic()
 
     def check(self) -> None:
-        if time.monotonic() - self._looked > _SECONDS_BETWEEN_LOOKS:
-            self._looked = time.monotonic()
-            if not self._claim.wanted:
+        if time.monotonic() - self._last_check > _POLL_SECONDS:
+            self._last_check = time.monotonic()
+            if not self._lease.is_active:
                 self.requested = signal.SIGTERM
         super().check()
 
-    def before_saving(self) -> None:
-        self._claim.require()
+    def check_before_saving(self) -> None:
+        self._lease.require_held()
 
 
-def _path(folder: MemberFolder) -> Path:
-    return folder.path / "claim.json"
+def _lease_path(member_dir: MemberDir) -> Path:
+    return member_dir.path / "claim.json"

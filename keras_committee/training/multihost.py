@@ -39,10 +39,10 @@ from tensorflow.python.eager import context as eager_context
 from keras_committee.errors import IncompleteError, RecipeError, RunError
 from keras_committee.run import Run
 from keras_committee.training.checkpoint import Checkpoints
-from keras_committee.training.reporting import Settings
-from keras_committee.training.signals import Interruption, Stopped
+from keras_committee.training.reporting import TrainingOptions
+from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 
-_EXAMPLE = """  On the first of two hosts, for example:
+_TF_CONFIG_EXAMPLE = """  On the first of two hosts, for example:
     TF_CONFIG='{"cluster": {"worker": ["10.0.0.1:4321", "10.0.0.2:4321"]}, "task": {"type": "worker", "index": 0}}'
   and on the second the same with "index": 1. Use a private network: TensorFlow's server knows no authentication."""
 
@@ -64,21 +64,21 @@ class Cluster:
         return self.index == 0
 
     @property
-    def others(self) -> list[int]:
-        return [place for place in range(len(self.tasks)) if place != self.index]
+    def other_indices(self) -> list[int]:
+        return [index for index in range(len(self.tasks)) if index != self.index]
 
-    def jobs(self) -> dict[str, int]:
+    def tasks_per_job(self) -> dict[str, int]:
         """How many tasks there are of each kind."""
         return dict(collections.Counter(kind for kind, _, _ in self.tasks))
 
-    def name(self, place: int) -> str:
+    def host_name(self, index: int) -> str:
         """`worker 1 (10.0.0.2:4321)`."""
-        kind, number, address = self.tasks[place]
+        kind, number, address = self.tasks[index]
         return f"{kind} {number} ({address})"
 
-    def device(self, place: int) -> str:
+    def device(self, index: int) -> str:
         """`/job:worker/replica:0/task:1`, as TensorFlow calls it."""
-        kind, number, _ = self.tasks[place]
+        kind, number, _ = self.tasks[index]
         return f"/job:{kind}/replica:0/task:{number}"
 
 
@@ -90,48 +90,48 @@ def read_cluster() -> Cluster:
     """
     text = os.environ.get("TF_CONFIG", "")
     if not text:
-        raise RecipeError(f"strategy 'multiworker' needs the environment variable TF_CONFIG.\n{_EXAMPLE}")
+        raise RecipeError(f"strategy 'multiworker' needs the environment variable TF_CONFIG.\n{_TF_CONFIG_EXAMPLE}")
     try:
         document = json.loads(text)
-        tasks, task = _tasks(document["cluster"]), (document["task"]["type"], int(document["task"]["index"]))
+        tasks, task = _parse_tasks(document["cluster"]), (document["task"]["type"], int(document["task"]["index"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _wrong(text, f"{type(error).__name__}: {error}") from error
+        raise _invalid_tf_config(text, f"{type(error).__name__}: {error}") from error
     if len(tasks) < 2:
-        raise _wrong(text, "it names fewer than two hosts; on one, use --strategy one or mirrored")
+        raise _invalid_tf_config(text, "it names fewer than two hosts; on one, use --strategy single or mirrored")
     if task not in (names := [(kind, number) for kind, number, _ in tasks]):
-        raise _wrong(text, f"its task {task[0]} {task[1]} is not among its hosts")
+        raise _invalid_tf_config(text, f"its task {task[0]} {task[1]} is not among its hosts")
     return Cluster(tasks, names.index(task))
 
 
-def meet(cluster: Cluster, seconds: float) -> None:
+def wait_for_hosts(cluster: Cluster, timeout_seconds: float) -> None:
     """Wait until every other host listens at its address, as this one does meanwhile. TensorFlow takes the port next.
 
     Raises:
         RecipeError: If the port of this host is taken.
         IncompleteError: If a host does not come within so many seconds.
     """
-    until, absent = time.monotonic() + seconds, cluster.others
+    deadline, missing = time.monotonic() + timeout_seconds, cluster.other_indices
     try:
         listener = socket.create_server(("", _port(cluster.tasks[cluster.index][2])), backlog=128)
     except OSError as error:
         raise RecipeError(
-            f"{cluster.name(cluster.index)} cannot listen at its port: {error.strerror}.\n"
+            f"{cluster.host_name(cluster.index)} cannot listen at its port: {error.strerror}.\n"
             "  Give this host a free port in TF_CONFIG, or end the process that has it."
         ) from error
     with listener:
-        while absent := [place for place in absent if not _listens(cluster.tasks[place][2])]:
-            if time.monotonic() > until:
-                names = ", ".join(cluster.name(place) for place in absent)
+        while missing := [place for place in missing if not _is_listening(cluster.tasks[place][2])]:
+            if time.monotonic() > deadline:
+                names = ", ".join(cluster.host_name(place) for place in missing)
                 raise IncompleteError(
-                    f"{names} did not come within {seconds:g} s.\n  Give the same command on every host of TF_CONFIG."
+                    f"{names} did not come within {timeout_seconds:g} s.\n  Give the same command on every host of TF_CONFIG."
                 )
             time.sleep(0.1)
 
 
-def refuses(address: str) -> bool:
+def connection_refused(address: str) -> bool:
     """Whether nobody listens there any more: the process is gone, not only silent."""
     try:
-        _connect(address)
+        _probe(address)
     except ConnectionRefusedError:
         return True
     except OSError:
@@ -143,21 +143,21 @@ def _port(address: str) -> int:
     return int(address.rsplit(":", 1)[1])
 
 
-def _connect(address: str) -> None:
+def _probe(address: str) -> None:
     """Knocks and leaves. Raises OSError where nobody opens within two seconds."""
     host = address.rsplit(":", 1)[0].strip("[]")
     socket.create_connection((host, _port(address)), timeout=2).close()
 
 
-def _listens(address: str) -> bool:
+def _is_listening(address: str) -> bool:
     try:
-        _connect(address)
+        _probe(address)
     except OSError:
         return False
     return True
 
 
-def _tasks(cluster: dict[str, Any]) -> tuple[tuple[str, int, str], ...]:
+def _parse_tasks(cluster: dict[str, Any]) -> tuple[tuple[str, int, str], ...]:
     if unknown := set(cluster) - {"chief", "worker"}:
         raise ValueError(f"a cluster has workers and perhaps a chief, no {', '.join(sorted(unknown))}")
     tasks = [(kind, number, cluster[kind][number]) for kind in sorted(cluster) for number in range(len(cluster[kind]))]
@@ -168,16 +168,16 @@ def _tasks(cluster: dict[str, Any]) -> tuple[tuple[str, int, str], ...]:
     return tuple(tasks)
 
 
-def _wrong(text: str, why: str) -> RecipeError:
-    shown = text if len(text) < 200 else f"{text[:200]}..."
-    return RecipeError(f"TF_CONFIG does not describe a cluster: {why}.\n  Received: {shown}\n{_EXAMPLE}")
+def _invalid_tf_config(text: str, reason: str) -> RecipeError:
+    excerpt = text if len(text) < 200 else f"{text[:200]}..."
+    return RecipeError(f"TF_CONFIG does not describe a cluster: {reason}.\n  Received: {excerpt}\n{_TF_CONFIG_EXAMPLE}")
 
 
-_WIDTH = 4  # numbers that a host tells at once: one shape, so one trace
+_EXCHANGE_WIDTH = 4  # numbers that a host tells at once: one shape, so one trace
 _NO_MEMBER = -1
-_SECONDS_BETWEEN_LOOKS = 5.0
-_SECONDS_AFTER_END = 1.0  # for the chief to hear that it was heard
-_LOST = (
+_POLL_SECONDS = 5.0
+_CLOSE_DELAY_SECONDS = 1.0  # for the chief to hear that it was heard
+_LOST_HOST_ERRORS = (
     tf.errors.UnavailableError,
     tf.errors.DeadlineExceededError,
     tf.errors.AbortedError,
@@ -185,36 +185,38 @@ _LOST = (
 )
 
 
-class Alone:
+class SingleHost:
     """The only host: there is nobody to agree with."""
 
-    is_chief, several = True, False
+    is_chief, is_multi_host = True, False
 
-    def __enter__(self) -> "Alone":
+    def __enter__(self) -> "SingleHost":
         return self
 
     def __exit__(self, *_) -> None:
         pass
 
-    def joined(self, strategy: tf.distribute.Strategy) -> None:
+    def on_strategy_created(self, strategy: tf.distribute.Strategy) -> None:
         """The strategy exists."""
 
-    def begin_member(self, index: int, stop: Interruption) -> None:
+    def begin_member(self, index: int, shutdown: GracefulShutdown) -> None:
         """The others are told which member is trained next."""
 
-    def agree(self, step: int, data: str, model: keras.Model) -> None:
+    def assert_in_sync(self, step: int, data_fingerprint: str, model: keras.Model) -> None:
         """Everybody is at `step` of the same data, with the same weights."""
 
-    def together(self, stop: Interruption, diverged: type[BaseException]) -> contextlib.AbstractContextManager:
+    def in_sync(
+        self, shutdown: GracefulShutdown, divergence_type: type[BaseException]
+    ) -> contextlib.AbstractContextManager:
         """What ends the block on one host ends it on all."""
         return contextlib.nullcontext()
 
-    def from_chief(self, value: bool) -> bool:
+    def broadcast(self, value: bool) -> bool:
         """What the chief says."""
         return value
 
 
-class Team(Alone):
+class HostGroup(SingleHost):
     """Several hosts, seen from one of them. Enter it before the strategy is made: it watches from then on.
 
     Args:
@@ -227,154 +229,168 @@ class Team(Alone):
             One that is silent for `peer_seconds` ends this process with the message and the exit code of that error.
     """
 
-    several = True
+    is_multi_host = True
 
-    def __init__(self, cluster: Cluster, run: Run, settings: Settings):
-        self._cluster, self._run, self._settings = cluster, run, settings
-        self._ended = threading.Event()
+    def __init__(self, cluster: Cluster, run: Run, options: TrainingOptions):
+        self._cluster, self._run, self._options = cluster, run, options
+        self._closed = threading.Event()
         self._strategy: Any = None
-        self._heard = time.monotonic()
+        self._last_exchange = time.monotonic()
         self.is_chief = cluster.is_chief
 
-    def __enter__(self) -> "Team":
-        meet(self._cluster, self._settings.start_seconds)
+    def __enter__(self) -> "HostGroup":
+        wait_for_hosts(self._cluster, self._options.start_timeout_seconds)
         # TensorFlow, too, waits until all have come: an hour, and with Python standing still.
-        faulthandler.dump_traceback_later(self._settings.start_seconds, exit=True)
+        faulthandler.dump_traceback_later(self._options.start_timeout_seconds, exit=True)
         eager_context.context().configure_coordination_service(
             "standalone",
             service_leader=self._cluster.device(0),
-            cluster_register_timeout_in_ms=int(self._settings.start_seconds * 1000),
-            heartbeat_timeout_in_ms=int(self._settings.peer_seconds * 2000),  # later than ours, which tells more
-            shutdown_barrier_timeout_in_ms=int(self._settings.peer_seconds * 1000),
-            coordinated_jobs=[CoordinatedJob(name=name, num_tasks=many) for name, many in self._cluster.jobs().items()],
+            cluster_register_timeout_in_ms=int(self._options.start_timeout_seconds * 1000),
+            heartbeat_timeout_in_ms=int(self._options.peer_timeout_seconds * 2000),  # later than ours, which tells more
+            shutdown_barrier_timeout_in_ms=int(self._options.peer_timeout_seconds * 1000),
+            coordinated_jobs=[
+                CoordinatedJob(name=name, num_tasks=count) for name, count in self._cluster.tasks_per_job().items()
+            ],
         )
         return self
 
     def __exit__(self, _kind, error, _traceback) -> None:
         if error is None and self.is_chief:
-            with contextlib.suppress(*_LOST):  # all is saved, and whoever has heard it may be gone already
+            with contextlib.suppress(*_LOST_HOST_ERRORS):  # all is saved, and whoever has heard it may be gone already
                 self._exchange(_NO_MEMBER)
-        self._ended.set()
+        self._closed.set()
         faulthandler.cancel_dump_traceback_later()
-        if isinstance(error, _LOST):
-            raise IncompleteError(self._lost(getattr(error, "message", ""))) from error
+        if isinstance(error, _LOST_HOST_ERRORS):
+            raise IncompleteError(self._lost_host_message(getattr(error, "message", ""))) from error
 
-    def joined(self, strategy: tf.distribute.Strategy) -> None:
+    def on_strategy_created(self, strategy: tf.distribute.Strategy) -> None:
         faulthandler.cancel_dump_traceback_later()
-        self._strategy, self._heard = strategy, time.monotonic()
-        threading.Thread(target=self._watch, daemon=True).start()
-        local = len(strategy.extended.worker_devices)
+        self._strategy, self._last_exchange = strategy, time.monotonic()
+        threading.Thread(target=self._watch_peers, daemon=True).start()
+        num_local_replicas = len(strategy.extended.worker_devices)
 
-        def share(table):
+        def sum_over_hosts(table):
             replica = tf.distribute.get_replica_context()
-            first = tf.equal(replica.replica_id_in_sync_group % local, 0)  # one replica speaks for its host
-            return replica.all_reduce("SUM", table * tf.cast(first, table.dtype))
+            is_first = tf.equal(
+                replica.replica_id_in_sync_group % num_local_replicas, 0
+            )  # one replica speaks for its host
+            return replica.all_reduce("SUM", table * tf.cast(is_first, table.dtype))
 
-        self._sum = tf.function(lambda table: strategy.run(share, args=(table,)))
+        self._sum_over_hosts = tf.function(lambda table: strategy.run(sum_over_hosts, args=(table,)))
 
-    def begin_member(self, index: int, stop: Interruption) -> None:
+    def begin_member(self, index: int, shutdown: GracefulShutdown) -> None:
         self._exchange(index)
-        with self.together(stop, Stopped):
+        with self.in_sync(shutdown, TrainingStopped):
             pass
 
-    def next_member(self, stop: Interruption) -> int | None:
+    def next_member(self, shutdown: GracefulShutdown) -> int | None:
         """The member that the chief begins, or None after the last one; called by the others."""
         index = int(self._exchange(_NO_MEMBER)[0, 0])
         if index == _NO_MEMBER:
-            time.sleep(_SECONDS_AFTER_END)
+            time.sleep(_CLOSE_DELAY_SECONDS)
             return None
-        with self.together(stop, Stopped):
+        with self.in_sync(shutdown, TrainingStopped):
             pass
         return index
 
-    def agree(self, step: int, data: str, model: keras.Model) -> None:
+    def assert_in_sync(self, step: int, data_fingerprint: str, model: keras.Model) -> None:
         """Raises RunError, on all hosts, unless all are at one step and have equal weights and equal training data."""
-        table = self._exchange(step, _digest([data.encode()]), _digest(map(_bytes, model.trainable_variables)))
+        table = self._exchange(
+            step, _digest([data_fingerprint.encode()]), _digest(map(_variable_bytes, model.trainable_variables))
+        )
         unequal = np.argwhere(table != table[0])
         if not len(unequal):
             return
         column = unequal[:, 1].min()
         other = unequal[unequal[:, 1] == column][0, 0]
-        what, mend = [
+        problem, hint = [
             (f"is at step {table[other, 0]:.0f}, the chief at step {table[0, 0]:.0f}", "the same run folder"),
             ("has other training data than the chief", "the same files"),
             ("has other weights than the chief", "the same versions, and the same command again"),
         ][column]
-        raise RunError(f"{self._cluster.name(other)} {what}.\n  Give every host {mend}. Run folder: {self._run.path}")
+        raise RunError(
+            f"{self._cluster.host_name(other)} {problem}.\n  Give every host {hint}. Run folder: {self._run.path}"
+        )
 
     @contextlib.contextmanager
-    def together(self, stop: Interruption, diverged: type[BaseException]) -> Iterator[None]:
+    def in_sync(self, shutdown: GracefulShutdown, divergence_type: type[BaseException]) -> Iterator[None]:
         error = None
         try:
             yield
-        except (Stopped, diverged) as raised:
+        except (TrainingStopped, divergence_type) as raised:
             error = raised
-        astray = isinstance(error, diverged) and not isinstance(error, Stopped)
-        table = self._exchange(stop.requested or 0, astray)
+        has_diverged = isinstance(error, divergence_type) and not isinstance(error, TrainingStopped)
+        table = self._exchange(shutdown.requested or 0, has_diverged)
         if table[:, 1].any():
-            raise error if astray and error else diverged(f"a step ({self._cluster.name(0)} says so)")
-        if asked := int(table[:, 0].max()):
-            stop.requested = stop.requested or signal.Signals(asked)
-            raise Stopped
+            raise error if has_diverged and error else divergence_type(f"a step ({self._cluster.host_name(0)} says so)")
+        if signal_number := int(table[:, 0].max()):
+            shutdown.requested = shutdown.requested or signal.Signals(signal_number)
+            raise TrainingStopped
 
-    def from_chief(self, value: bool) -> bool:
+    def broadcast(self, value: bool) -> bool:
         return bool(self._exchange(value)[0, 0])
 
     def _exchange(self, *values: float) -> np.ndarray:
         """What each host says, float64 `(hosts, 4)`; all must call it, in the same order."""
-        table = np.zeros((len(self._cluster.tasks), _WIDTH))
+        table = np.zeros((len(self._cluster.tasks), _EXCHANGE_WIDTH))
         table[self._cluster.index, : len(values)] = values
-        total = self._strategy.experimental_local_results(self._sum(tf.constant(table)))[0].numpy()
-        self._heard = time.monotonic()
+        total = self._strategy.experimental_local_results(self._sum_over_hosts(tf.constant(table)))[0].numpy()
+        self._last_exchange = time.monotonic()
         return total
 
-    def _watch(self) -> None:
+    def _watch_peers(self) -> None:
         """Ends the process when a host does not answer or does not go on."""
-        settings, others = self._settings, self._cluster.others
-        answered = dict.fromkeys(others, time.monotonic())
-        while not self._ended.wait(min(_SECONDS_BETWEEN_LOOKS, settings.peer_seconds / 4)):
+        options, others = self._options, self._cluster.other_indices
+        last_healthy = dict.fromkeys(others, time.monotonic())
+        while not self._closed.wait(min(_POLL_SECONDS, options.peer_timeout_seconds / 4)):
             now = time.monotonic()
-            if now - self._heard > settings.stall_seconds:
-                self._end(f"no host ended a step for {settings.stall_seconds:g} s.")
+            if now - self._last_exchange > options.stall_timeout_seconds:
+                self._exit_process(f"no host ended a step for {options.stall_timeout_seconds:g} s.")
             for other in others:
-                if refuses(self._cluster.tasks[other][2]) and not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
-                    self._end(self._lost("its process has ended", other))
-                if self._answers(other):
-                    answered[other] = time.monotonic()
-                elif time.monotonic() - answered[other] >= settings.peer_seconds and not self._ended.is_set():
-                    self._end(self._lost(f"no answer for {settings.peer_seconds:g} s", other))
+                if connection_refused(self._cluster.tasks[other][2]) and not self._closed.wait(_POLL_SECONDS):
+                    self._exit_process(self._lost_host_message("its process has ended", other))
+                if self._is_healthy(other):
+                    last_healthy[other] = time.monotonic()
+                elif (
+                    time.monotonic() - last_healthy[other] >= options.peer_timeout_seconds and not self._closed.is_set()
+                ):
+                    self._exit_process(
+                        self._lost_host_message(f"no answer for {options.peer_timeout_seconds:g} s", other)
+                    )
 
-    def _answers(self, other: int) -> bool:
-        wait = max(1, int(self._settings.peer_seconds / 4 * 1000))
+    def _is_healthy(self, other: int) -> bool:
+        timeout_ms = max(1, int(self._options.peer_timeout_seconds / 4 * 1000))
         try:
-            eager_context.context().check_collective_ops_peer_health(self._cluster.device(other), timeout_in_ms=wait)
+            eager_context.context().check_collective_ops_peer_health(
+                self._cluster.device(other), timeout_in_ms=timeout_ms
+            )
         except tf.errors.OpError:
             return False
         return True
 
-    def _lost(self, why: str, other: int | None = None) -> str:
+    def _lost_host_message(self, reason: str, other: int | None = None) -> str:
         """What to tell of a lost host; which one it is stands in TensorFlow's message, where it knows."""
-        told = [place for place in self._cluster.others if self._cluster.device(place) in why]
-        place = told[0] if told and other is None else other
-        if place is None and len(self._cluster.others) == 1:
-            place = self._cluster.others[0]
-        who = "another host" if place is None else self._cluster.name(place)
-        cause = (why or "its connection is closed").split("aborted by: ")[-1].splitlines()[0]
-        return f"{who} is gone: {cause}.\n  The same command on every host goes on from {self._safe()}."
+        mentioned = [place for place in self._cluster.other_indices if self._cluster.device(place) in reason]
+        place = mentioned[0] if mentioned and other is None else other
+        if place is None and len(self._cluster.other_indices) == 1:
+            place = self._cluster.other_indices[0]
+        host_name = "another host" if place is None else self._cluster.host_name(place)
+        cause = (reason or "its connection is closed").split("aborted by: ")[-1].splitlines()[0]
+        return f"{host_name} is gone: {cause}.\n  The same command on every host goes on from {self._resume_point()}."
 
-    def _safe(self) -> str:
+    def _resume_point(self) -> str:
         unfinished = [folder for folder in (self._run.path / "members").glob("*/state") if folder.is_dir()]
         steps = [step for folder in unfinished for step in Checkpoints(folder, read_only=True).steps()]
         return f"step {max(steps)}" if steps else "the members that are finished"
 
-    def _end(self, message: str) -> None:
+    def _exit_process(self, message: str) -> None:
         os.write(2, f"\nerror: {message}\n".encode())
         os._exit(IncompleteError.exit_code)
 
 
-def team(strategy: str, run: Run, settings: Settings) -> Alone:
+def make_host_group(strategy: str, run: Run, options: TrainingOptions) -> SingleHost:
     """Those that train with this process under the strategy called so. Raises RecipeError for a wrong TF_CONFIG."""
-    return Team(read_cluster(), run, settings) if strategy == "multiworker" else Alone()
+    return HostGroup(read_cluster(), run, options) if strategy == "multiworker" else SingleHost()
 
 
 def _digest(parts: Iterable[bytes]) -> int:
@@ -385,5 +401,5 @@ def _digest(parts: Iterable[bytes]) -> int:
     return int(digest.hexdigest()[:12], 16)
 
 
-def _bytes(variable) -> bytes:
+def _variable_bytes(variable) -> bytes:
     return keras.ops.convert_to_numpy(variable).tobytes()

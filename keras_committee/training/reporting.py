@@ -16,9 +16,9 @@ from keras_committee.data import Splits
 from keras_committee.errors import ResourceError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
-from keras_committee.training.tensorboard import Board
+from keras_committee.training.tensorboard import CommitteeTensorBoard
 
-_LINES = 50
+_LOG_LINES_PER_MEMBER = 50
 _SECONDS_BETWEEN_LINES = 60.0
 
 
@@ -37,56 +37,62 @@ class Monitor:
 
     def __init__(self, run: Run, recipe: Recipe, splits: Splits, members: list[int]):
         self._run, self._recipe = run, recipe
-        self._board = Board(run, recipe, splits)
-        self._steps = recipe.epochs * splits.steps_per_epoch
+        self._tensorboard = CommitteeTensorBoard(run, recipe, splits)
+        self._steps_per_member = recipe.epochs * splits.steps_per_epoch
         self._console = Console(stderr=True, highlight=False)
         # FORCE_COLOR makes Rich take a log for a terminal, and a dumb one cannot go back over what it has shown.
-        self._live = self._console.is_interactive and self._console.file.isatty()
-        self._progress = Bars(recipe.data.batch_size, console=self._console, disable=not self._live)
-        self._total = self._progress.add_task(f"{len(members)} members", total=len(members) * self._steps)
-        self._bars: dict[int, TaskID] = {}
-        self._told: dict[int, float] = {}  # when members had their last line in a log
+        self._is_interactive = self._console.is_interactive and self._console.file.isatty()
+        self._progress = ProgressBars(recipe.data.batch_size, console=self._console, disable=not self._is_interactive)
+        self._committee_task = self._progress.add_task(
+            f"{len(members)} members", total=len(members) * self._steps_per_member
+        )
+        self._member_tasks: dict[int, TaskID] = {}
+        self._last_log_time: dict[int, float] = {}  # when members had their last line in a log
 
     def __enter__(self) -> "Monitor":
         self._progress.start()
-        self._tolerated(self._board.began)
+        self._warn_on_failure(self._tensorboard.on_train_begin)
         return self
 
     def __exit__(self, *_) -> None:
         self._progress.stop()
 
-    def member_started(self, index: int) -> None:
+    def on_member_begin(self, index: int) -> None:
         """Member `index` is about to be trained."""
-        self._bars[index] = self._progress.add_task(self._name(index), total=self._steps, epoch="starting")
+        self._member_tasks[index] = self._progress.add_task(
+            self._member_label(index), total=self._steps_per_member, epoch="starting"
+        )
 
-    def member_ended(self, index: int) -> None:
+    def on_member_end(self, index: int) -> None:
         """Member `index` is finished, or given up."""
-        bar = self._progress.tasks[self._progress.task_ids.index(self._bars.pop(index))]
-        self._progress.remove_task(bar.id)
+        task = self._progress.tasks[self._progress.task_ids.index(self._member_tasks.pop(index))]
+        self._progress.remove_task(task.id)
 
-    def resumed(self, index: int, step: int) -> None:
+    def on_resume(self, index: int, step: int) -> None:
         """Member `index` goes on at `step`: what lies before it is not work of this process."""
-        self._progress.update(self._bars[index], total=self._steps - step)
+        self._progress.update(self._member_tasks[index], total=self._steps_per_member - step)
         total = self._progress.tasks[0].total or 0
-        self._progress.update(self._total, total=total - step)
+        self._progress.update(self._committee_task, total=total - step)
 
-    def steps_ended(self, index: int, steps: int = 1) -> None:
+    def on_steps_end(self, index: int, steps: int = 1) -> None:
         """Member `index` has been trained on so many more global batches."""
-        self._progress.advance(self._total, steps)
-        self._progress.advance(self._bars[index], steps)
+        self._progress.advance(self._committee_task, steps)
+        self._progress.advance(self._member_tasks[index], steps)
 
-    def epoch_ended(self, index: int, row: dict[str, Any]) -> None:
+    def on_epoch_end(self, index: int, row: dict[str, Any]) -> None:
         """Member `index` has ended an epoch with this row of its history; its votes are on the disk."""
-        self._tolerated(lambda: self._board.epoch_ended(row["epoch"]))
+        self._warn_on_failure(lambda: self._tensorboard.on_epoch_end(row["epoch"]))
         epochs = self._recipe.epochs
-        so_far = f"{min(row['epoch'] + 1, epochs)}/{epochs}"
-        self._progress.update(self._bars[index], epoch=so_far, validation=f"{row['validation_accuracy']:.2%}")
-        if not self._live and self._is_due(index, row["epoch"]):
-            self.note(self._line(index, row))
+        epoch_text = f"{min(row['epoch'] + 1, epochs)}/{epochs}"
+        self._progress.update(
+            self._member_tasks[index], epoch=epoch_text, validation=f"{row['validation_accuracy']:.2%}"
+        )
+        if not self._is_interactive and self._is_due(index, row["epoch"]):
+            self.note(self._log_line(index, row))
 
     def event(self, index: int, name: str, text: str, **fields: Any) -> None:
         """Something of member `index` that belongs into the journal, and the sentence that tells it."""
-        self._run.journal(name, member=index, **fields)
+        self._run.append_event(name, member=index, **fields)
         self.note(text)
 
     def note(self, text: str) -> None:
@@ -94,47 +100,47 @@ class Monitor:
         with contextlib.suppress(OSError):
             self._console.print(text, soft_wrap=True, markup=False)
 
-    def _tolerated(self, show: Callable[[], None]) -> None:
+    def _warn_on_failure(self, write: Callable[[], None]) -> None:
         """Training goes on without what TensorBoard would show."""
         try:
-            show()
+            write()
         except ResourceError as error:
             self.note(f"warning: {error}")
 
-    def _name(self, index: int) -> str:
+    def _member_label(self, index: int) -> str:
         return f"member {index}"
 
     def _is_due(self, index: int, epoch: int) -> bool:
         """Whether a log gets a line: some fifty for each member, one a minute where epochs are long, and the last."""
-        every, clock = math.ceil(self._recipe.epochs / _LINES), time.monotonic()
-        due = epoch in (1, self._recipe.epochs) or epoch % every == 0
-        if due or clock - self._told.get(index, clock) >= _SECONDS_BETWEEN_LINES:
-            self._told[index] = clock
+        line_interval, now = math.ceil(self._recipe.epochs / _LOG_LINES_PER_MEMBER), time.monotonic()
+        due = epoch in (1, self._recipe.epochs) or epoch % line_interval == 0
+        if due or now - self._last_log_time.get(index, now) >= _SECONDS_BETWEEN_LINES:
+            self._last_log_time[index] = now
             return True
         return False
 
-    def _line(self, index: int, row: dict[str, Any]) -> str:
-        left = self._progress.tasks[0].time_remaining
+    def _log_line(self, index: int, row: dict[str, Any]) -> str:
+        seconds_left = self._progress.tasks[0].time_remaining
         return (
-            f"{self._name(index)}  epoch {row['epoch']}/{self._recipe.epochs}"
+            f"{self._member_label(index)}  epoch {row['epoch']}/{self._recipe.epochs}"
             f"  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}"
             f"  validation {row['validation_accuracy']:.4f}  {row['images_per_second']:.0f} images/s"
-            f"  {'?' if left is None else f'{left / 60:.1f}'} min left"
+            f"  {'?' if seconds_left is None else f'{seconds_left / 60:.1f}'} min left"
         )
 
 
-class Report(Protocol):
+class Reporter(Protocol):
     """What a member tells while it trains; `index` is that of the member."""
 
-    def resumed(self, index: int, step: int) -> None:
+    def on_resume(self, index: int, step: int) -> None:
         """It goes on at `step`, counted over all epochs."""
         ...
 
-    def steps_ended(self, index: int, steps: int = 1) -> None:
+    def on_steps_end(self, index: int, steps: int = 1) -> None:
         """It has been trained on so many more global batches."""
         ...
 
-    def epoch_ended(self, index: int, row: dict[str, Any]) -> None:
+    def on_epoch_end(self, index: int, row: dict[str, Any]) -> None:
         """It has ended an epoch with this row of its history; its votes are on the disk."""
         ...
 
@@ -148,7 +154,7 @@ class Report(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainingOptions:
     """How members are run and kept safe; what comes out is the recipe's affair.
 
     Args:
@@ -164,20 +170,20 @@ class Settings:
     """
 
     deterministic: bool = False
-    save_seconds: float = 300.0
-    rollbacks: int = 3
-    retries: int = 2
-    stall_seconds: float = 1800.0
-    peer_seconds: float = 60.0
-    start_seconds: float = 600.0
-    profile: tuple[int, int] | None = None
+    checkpoint_seconds: float = 300.0
+    max_rollbacks: int = 3
+    max_retries: int = 2
+    stall_timeout_seconds: float = 1800.0
+    peer_timeout_seconds: float = 60.0
+    start_timeout_seconds: float = 600.0
+    profile_steps: tuple[int, int] | None = None
 
 
-_WIDE, _MEDIUM = 72, 46  # places that all columns take, and those without bar and rate
-_BESIDE_THE_BAR = 62
+_FULL_WIDTH, _COMPACT_WIDTH = 72, 46  # places that all columns take, and those without bar and rate
+_NON_BAR_WIDTH = 62
 
 
-class Bars(Progress):
+class ProgressBars(Progress):
     """Bars whose columns are chosen anew at each drawing, by the width that the window has then.
 
     A narrow window loses the bar and the rate first, the words next; never the epoch, the accuracy or the time left.
@@ -189,39 +195,44 @@ class Bars(Progress):
     """
 
     def __init__(self, batch_size: int, *, console: Console, disable: bool):
-        self._window, self._batch_size = console, batch_size  # it is drawn, empty, as it is made
+        self._output_console, self._batch_size = console, batch_size  # it is drawn, empty, as it is made
         super().__init__(console=console, disable=disable, speed_estimate_period=60)
 
-    def add_task(self, description: str, *, epoch: str = "", validation: str = "", **settings):
-        return super().add_task(description, epoch=epoch, validation=validation, **settings)
+    def add_task(self, description: str, *, epoch: str = "", validation: str = "", **fields):
+        return super().add_task(description, epoch=epoch, validation=validation, **fields)
 
     def make_tasks_table(self, tasks) -> Table:
-        self.columns = self._columns(self._window.width)
+        self.columns = self._columns_for_width(self._output_console.width)
         return super().make_tasks_table(tasks)
 
-    def _columns(self, width: int) -> tuple[ProgressColumn, ...]:
-        left = TimeRemainingColumn(compact=width < _WIDE, table_column=Column(no_wrap=True))
-        if width < _MEDIUM:
-            return _Words(), _text("{task.fields[epoch]}"), _text("{task.fields[validation]}"), left
-        name, epoch = _text("{task.description}"), _text("{task.fields[epoch]}")
-        validation = _Validation()
-        if width < _WIDE:
-            return name, epoch, validation, left
+    def _columns_for_width(self, width: int) -> tuple[ProgressColumn, ...]:
+        time_remaining = TimeRemainingColumn(compact=width < _FULL_WIDTH, table_column=Column(no_wrap=True))
+        if width < _COMPACT_WIDTH:
+            return (
+                _MemberColumn(),
+                _text_column("{task.fields[epoch]}"),
+                _text_column("{task.fields[validation]}"),
+                time_remaining,
+            )
+        name, epoch = _text_column("{task.description}"), _text_column("{task.fields[epoch]}")
+        validation = _ValidationColumn()
+        if width < _FULL_WIDTH:
+            return name, epoch, validation, time_remaining
         return (
             name,
             epoch,
-            BarColumn(bar_width=min(40, width - _BESIDE_THE_BAR)),
-            _Rate(self._batch_size),
+            BarColumn(bar_width=min(40, width - _NON_BAR_WIDTH)),
+            _ThroughputColumn(self._batch_size),
             validation,
-            left,
+            time_remaining,
         )
 
 
-def _text(template: str) -> TextColumn:
+def _text_column(template: str) -> TextColumn:
     return TextColumn(template, table_column=Column(no_wrap=True))
 
 
-class _Words(ProgressColumn):
+class _MemberColumn(ProgressColumn):
     """`member 3` as `3`, `4 members` as `all`: what a narrow window can afford."""
 
     def render(self, task: Task) -> Text:
@@ -229,7 +240,7 @@ class _Words(ProgressColumn):
         return Text(number or "all", no_wrap=True)
 
 
-class _Validation(ProgressColumn):
+class _ValidationColumn(ProgressColumn):
     """The accuracy on the validation split, once there is one."""
 
     def render(self, task: Task) -> Text:
@@ -237,7 +248,7 @@ class _Validation(ProgressColumn):
         return Text(f"validation {value}" if value else "", no_wrap=True)
 
 
-class _Rate(ProgressColumn):
+class _ThroughputColumn(ProgressColumn):
     """Images per second of the last minute."""
 
     def __init__(self, batch_size: int):

@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 
 from keras_committee.errors import Interrupted
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
-class Stopped(BaseException):
+class TrainingStopped(BaseException):
     """Training was asked to stop, and is at a place where it can.
 
     Like KeyboardInterrupt no Exception: it may be raised inside a recipe or inside Keras, which tell of an Exception
@@ -20,7 +20,7 @@ class Stopped(BaseException):
     """
 
 
-class Interruption:
+class GracefulShutdown:
     """Ctrl-C and SIGTERM, held back until the work is at a safe place.
 
     As a context manager it takes over both signals. Inside `deferred()` a signal only sets `requested`, and the work
@@ -31,69 +31,69 @@ class Interruption:
 
     def __init__(self):
         self.requested: signal.Signals | None = None
-        self._deferrals, self._raised = 0, False
-        self._before: dict = {}
+        self._mask_depth, self._stop_raised = 0, False
+        self._previous_handlers: dict = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "GracefulShutdown":
         if threading.current_thread() is threading.main_thread():
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
-            self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            self._before = {number: signal.signal(number, self._handle) for number in CODES}
-            threading.Thread(target=_end_at_second, args=(self._pipe[0],), daemon=True).start()
+            self._previous_wakeup_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            self._previous_handlers = {number: signal.signal(number, self._handle) for number in EXIT_CODES}
+            threading.Thread(target=_exit_on_second_sigint, args=(self._pipe[0],), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
-        if self._before:
-            for number, handler in self._before.items():
+        if self._previous_handlers:
+            for number, handler in self._previous_handlers.items():
                 signal.signal(number, handler)
-            signal.set_wakeup_fd(self._wakeup)
+            signal.set_wakeup_fd(self._previous_wakeup_fd)
             os.close(self._pipe[1])  # the thread reads the end of it, and closes the other side
-            self._before = {}
+            self._previous_handlers = {}
 
     @contextmanager
-    def deferred(self, when: bool = True) -> Iterator[None]:
+    def mask_signals(self, enabled: bool = True) -> Iterator[None]:
         """Inside the block a signal is only remembered, if there is anything to lose: `when`."""
-        self._deferrals += when
+        self._mask_depth += enabled
         try:
             yield
         finally:
-            self._deferrals -= when
+            self._mask_depth -= enabled
 
     def check(self) -> None:
         """Raises `Stopped` where a signal has come."""
         if self.requested:
-            self._raised = True
-            raise Stopped
+            self._stop_raised = True
+            raise TrainingStopped
 
-    def watch(self, items: Iterable) -> Iterator:
+    def check_each(self, items: Iterable) -> Iterator:
         """The items, until a signal comes: then `Stopped` is raised."""
         for item in items:
             self.check()
             yield item
 
-    def before_saving(self) -> None:
+    def check_before_saving(self) -> None:
         """Raises RunError where this process may no longer write into the member's folder: `claim.py`."""
 
-    def ended(self, what: str, how: str) -> Interrupted:
+    def as_error(self, progress: str, hint: str) -> Interrupted:
         """The error that tells the user: `what` was saved and `how` to go on."""
         number = self.requested or signal.SIGINT
         name = "Ctrl-C" if number == signal.SIGINT else number.name
-        return Interrupted(f"{name}: {what}.\n  {how}", CODES[number])
+        return Interrupted(f"{name}: {progress}.\n  {hint}", EXIT_CODES[number])
 
     def _handle(self, number: int, _frame) -> None:
         self.requested = self.requested or signal.Signals(number)
-        if not self._deferrals and not self._raised:
+        if not self._mask_depth and not self._stop_raised:
             self.check()
 
 
-def _end_at_second(pipe: int) -> None:
-    heard = 0
-    while heard < 2 and (numbers := os.read(pipe, 16)):
-        heard += numbers.count(signal.SIGINT)
-    if heard >= 2:
+def _exit_on_second_sigint(pipe: int) -> None:
+    num_sigints = 0
+    while num_sigints < 2 and (received := os.read(pipe, 16)):
+        num_sigints += received.count(signal.SIGINT)
+    if num_sigints >= 2:
         with suppress(OSError):  # nobody may be listening any more, or have paused
             if select.select([], [2], [], 0.5)[1]:
                 os.write(2, b"\nstopped at once; the last checkpoint is safe\n")
-        os._exit(CODES[signal.SIGINT])
+        os._exit(EXIT_CODES[signal.SIGINT])
     os.close(pipe)

@@ -20,15 +20,15 @@ import tensorflow as tf
 
 from keras_committee import errors
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError
-from keras_committee.files import writing
+from keras_committee.files import translate_os_errors
 from keras_committee.run import Run
 from keras_committee.system_limits import usable_cores
-from keras_committee.training.devices import Share, shares
-from keras_committee.training.reporting import Monitor, Settings
-from keras_committee.training.signals import Interruption
+from keras_committee.training.devices import DeviceShare, partition_devices
+from keras_committee.training.reporting import Monitor, TrainingOptions
+from keras_committee.training.signals import GracefulShutdown
 
-_STACKS_SECONDS = 2.0  # for a stalled worker to write its stacks
-_END_SECONDS = 60.0  # for a worker to end its step and save, when asked to stop
+_STACK_DUMP_SECONDS = 2.0  # for a stalled worker to write its stacks
+_SHUTDOWN_SECONDS = 60.0  # for a worker to end its step and save, when asked to stop
 
 
 @dataclasses.dataclass
@@ -36,12 +36,12 @@ class _Worker:
     """A running process and what is known of it."""
 
     index: int
-    share: Share
+    share: DeviceShare
     process: subprocess.Popen
     pipe: int
-    heard: float
+    last_seen: float
     started: float
-    said: bytes = b""
+    buffer: bytes = b""
     error: dict[str, Any] | None = None
     stalled: bool = False
 
@@ -66,19 +66,19 @@ class Supervisor:
         workers: int,
         strategy: str,
         monitor: Monitor,
-        stop: Interruption,
-        settings: Settings,
+        shutdown: GracefulShutdown,
+        options: TrainingOptions,
     ):
-        self._run, self._stop, self._settings = run, stop, settings
-        self._outcomes = Outcomes(run, members, monitor, settings)
+        self._run, self._shutdown, self._options = run, shutdown, options
+        self._outcomes = MemberOutcomes(run, members, monitor, options)
         self._strategy = strategy
-        self._waiting = list(members)
+        self._pending = list(members)
         gpus = range(len(tf.config.list_physical_devices("GPU")))
         tf.config.set_visible_devices([], "GPU")  # they are the workers'
-        self._free = shares(workers, usable_cores(), gpus)
+        self._free_shares = partition_devices(workers, usable_cores(), gpus)
         self._running: list[_Worker] = []
-        self._alone: set[int] = set()  # those that want the whole machine
-        self._ending: float | None = None
+        self._exclusive_members: set[int] = set()  # those that want the whole machine
+        self._stop_time: float | None = None
 
     def train(self) -> dict[int, CommitteeError]:
         """Trains all, and returns the errors of those that could not be.
@@ -89,152 +89,158 @@ class Supervisor:
                 would befall the others, too; they were saved.
         """
         try:
-            with self._stop.deferred():
-                while self._waiting or self._running:
-                    if self._stop.requested or self._outcomes.fatal:
-                        self._end_all()
-                    self._start_what_may()
-                    self._listen()
-                    self._look_after()
+            with self._shutdown.mask_signals():
+                while self._pending or self._running:
+                    if self._shutdown.requested or self._outcomes.fatal_error:
+                        self._stop_all()
+                    self._start_ready()
+                    self._receive()
+                    self._poll()
         finally:
             for worker in self._running:
                 worker.process.kill()
-        if self._outcomes.fatal:
-            raise self._outcomes.fatal
-        self._stop.check()
+        if self._outcomes.fatal_error:
+            raise self._outcomes.fatal_error
+        self._shutdown.check()
         return self._outcomes.failures
 
-    def _start_what_may(self) -> None:
-        while self._waiting and self._free:
-            alone = self._alone & {self._waiting[0], *(worker.index for worker in self._running)}
-            if alone and self._running:
+    def _start_ready(self) -> None:
+        while self._pending and self._free_shares:
+            exclusive = self._exclusive_members & {self._pending[0], *(worker.index for worker in self._running)}
+            if exclusive and self._running:
                 return
-            self._start(self._waiting.pop(0), self._free.pop(0))
+            self._start(self._pending.pop(0), self._free_shares.pop(0))
 
-    def _start(self, index: int, share: Share) -> None:
-        cores = usable_cores() if index in self._alone else share.cores
+    def _start(self, index: int, share: DeviceShare) -> None:
+        cores = usable_cores() if index in self._exclusive_members else share.cores
         reader, writer = os.pipe()
-        order = {
+        task_spec = {
             "run": str(self._run.path),
             "index": index,
             "strategy": self._strategy,
             "threads": len(cores),
-            "settings": dataclasses.asdict(self._settings),
+            "settings": dataclasses.asdict(self._options),
             "messages": writer,
         }
-        process = self._spawn(index, order, _environment(share))
+        process = self._spawn(index, task_spec, _worker_environment(share))
         os.close(writer)
         if hasattr(os, "sched_setaffinity"):  # before it has any threads, which inherit it
             os.sched_setaffinity(process.pid, cores)
         now = time.monotonic()
         self._running.append(_Worker(index, share, process, reader, now, now))
-        self._outcomes.started(index, pid=process.pid)
+        self._outcomes.on_start(index, pid=process.pid)
 
-    def _spawn(self, index: int, order: dict[str, Any], environment: dict[str, str]) -> subprocess.Popen:
-        log = self._run.log(index)
-        with writing(log):
+    def _spawn(self, index: int, task_spec: dict[str, Any], environment: dict[str, str]) -> subprocess.Popen:
+        log = self._run.log_path(index)
+        with translate_os_errors(log):
             log.parent.mkdir(exist_ok=True)
             with open(log, "ab") as file:
                 return subprocess.Popen(
-                    [sys.executable, "-m", "keras_committee.training.worker", json.dumps(order)],
+                    [sys.executable, "-m", "keras_committee.training.worker", json.dumps(task_spec)],
                     stdin=subprocess.PIPE,  # never written to: its end tells the worker that the parent is gone
                     stdout=file,
                     stderr=file,
-                    pass_fds=(order["messages"],),
+                    pass_fds=(task_spec["messages"],),
                     start_new_session=True,  # Ctrl-C goes to the parent, who passes it on
                     env=environment,
                 )
 
-    def _listen(self) -> None:
+    def _receive(self) -> None:
         """Hears what is said within a second."""
         with selectors.DefaultSelector() as selector:
             for worker in self._running:
                 selector.register(worker.pipe, selectors.EVENT_READ, worker)
             ready = [key.data for key, _ in selector.select(timeout=1.0)]
         for worker in ready:
-            said = os.read(worker.pipe, 65536)
+            data = os.read(worker.pipe, 65536)
             worker.heard = time.monotonic()
-            *lines, worker.said = (worker.said + said).split(b"\n")
+            *lines, worker.said = (worker.said + data).split(b"\n")
             for line in lines:
-                self._hear(worker, json.loads(line))
-            if not said:
-                self._ended(worker)
+                self._handle_message(worker, json.loads(line))
+            if not data:
+                self._on_exit(worker)
 
-    def _hear(self, worker: _Worker, message: dict[str, Any]) -> None:
+    def _handle_message(self, worker: _Worker, message: dict[str, Any]) -> None:
         if "error" in message:
             worker.error = message["error"]
         else:
-            self._outcomes.heard(message)
+            self._outcomes.on_message(message)
 
-    def _look_after(self) -> None:
+    def _poll(self) -> None:
         """Kills those that say nothing for too long."""
         now = time.monotonic()
         for worker in self._running:
-            if now - worker.heard > self._settings.stall_seconds and not worker.stalled:
+            if now - worker.last_seen > self._options.stall_timeout_seconds and not worker.stalled:
                 worker.stalled = True
                 worker.process.send_signal(signal.SIGUSR1)  # writes its stacks into its log
-                time.sleep(_STACKS_SECONDS)
+                time.sleep(_STACK_DUMP_SECONDS)
                 worker.process.kill()
-            elif self._ending and now - self._ending > _END_SECONDS:
+            elif self._stop_time and now - self._stop_time > _SHUTDOWN_SECONDS:
                 worker.process.kill()
 
-    def _ended(self, worker: _Worker) -> None:
+    def _on_exit(self, worker: _Worker) -> None:
         """Its pipe is closed: it has ended, or is about to."""
         os.close(worker.pipe)
-        code, peak = _wait(worker.process)
+        code, peak = _wait_for_exit(worker.process)
         worker.process.stdin.close()  # pyright: ignore[reportOptionalMemberAccess] - only now: it would end the worker
         self._running.remove(worker)
-        self._free.append(worker.share)
-        cause = _cause(worker, code, peak, self._settings.stall_seconds)
+        self._free_shares.append(worker.share)
+        cause = _exit_cause(worker, code, peak, self._options.stall_timeout_seconds)
         seconds = time.monotonic() - worker.started
-        if self._outcomes.ended(worker.index, seconds, worker.error, cause, self._ending is not None, code=code):
-            self._start_again(worker, code)
+        if self._outcomes.on_exit(worker.index, seconds, worker.error, cause, self._stop_time is not None, code=code):
+            self._requeue(worker, code)
 
-    def _start_again(self, worker: _Worker, code: int) -> None:
+    def _requeue(self, worker: _Worker, code: int) -> None:
         """As the next one; but what ran out of memory beside others, alone."""
         if code == -signal.SIGKILL and not worker.stalled:
-            self._alone.add(worker.index)
-            self._waiting.append(worker.index)
+            self._exclusive_members.add(worker.index)
+            self._pending.append(worker.index)
         else:
-            self._waiting.insert(0, worker.index)
+            self._pending.insert(0, worker.index)
 
-    def _end_all(self) -> None:
+    def _stop_all(self) -> None:
         """Asks every worker to save and end, once."""
-        if self._ending is None:
-            self._ending = time.monotonic()
-            self._waiting.clear()
+        if self._stop_time is None:
+            self._stop_time = time.monotonic()
+            self._pending.clear()
             for worker in self._running:
                 worker.process.send_signal(signal.SIGTERM)
 
 
-def _environment(share: Share) -> dict[str, str]:
+def _worker_environment(share: DeviceShare) -> dict[str, str]:
     """The worker's environment. A GPU that several workers share must be taken bit by bit."""
     gpus = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, share.gpus)), "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     return {**os.environ, **(gpus if share.gpus else {})}
 
 
-def _wait(process: subprocess.Popen) -> tuple[int, int]:
+def _wait_for_exit(process: subprocess.Popen) -> tuple[int, int]:
     """Waits for the end of a process; its exit code, and the most memory that it ever had, in bytes."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_maxrss * 1024
 
 
-def _cause(worker: _Worker, code: int, peak: int, stall_seconds: float) -> str:
+def _exit_cause(worker: _Worker, code: int, peak_rss: int, stall_seconds: float) -> str:
     name = f"member {worker.index}"
     if worker.stalled:
         return f"{name} said nothing for {stall_seconds:.0f} s and was killed (its stacks are in its log)"
     if code == -signal.SIGKILL:
-        return f"{name} was killed (signal 9, peak RSS {peak / 1e9:.1f} GB), likely for want of memory"
+        return f"{name} was killed (signal 9, peak RSS {peak_rss / 1e9:.1f} GB), likely for want of memory"
     if code < 0:
         return f"{name} was killed (signal {-code}, {signal.Signals(-code).name})"
     return f"{name} failed with exit code {code}"
 
 
-_HEARD = ("resumed", "steps_ended", "epoch_ended", "event", "note")  # what a worker may call of the monitor
+_REPORTER_METHODS = (
+    "on_resume",
+    "on_steps_end",
+    "on_epoch_end",
+    "event",
+    "note",
+)  # what a worker may call of the monitor
 
 
-class Outcomes:
+class MemberOutcomes:
     """The journal of the attempts at each member: told by whoever starts processes, on this machine or on others.
 
     Args:
@@ -244,25 +250,25 @@ class Outcomes:
         settings: How often a member is tried.
     """
 
-    def __init__(self, run: Run, members: Sequence[int], monitor: Monitor, settings: Settings):
-        self._run, self._monitor, self._settings = run, monitor, settings
+    def __init__(self, run: Run, members: Sequence[int], monitor: Monitor, options: TrainingOptions):
+        self._run, self._monitor, self._options = run, monitor, options
         self._attempts = dict.fromkeys(members, 0)
         self.failures: dict[int, CommitteeError] = {}
-        self.fatal: CommitteeError | None = None  # what would befall the other members, too
+        self.fatal_error: CommitteeError | None = None  # what would befall the other members, too
 
-    def started(self, index: int, **fields: Any) -> None:
+    def on_start(self, index: int, **fields: Any) -> None:
         """Member `index` has a process; `fields` say which."""
         if not self._attempts[index]:
-            self._monitor.member_started(index)
+            self._monitor.on_member_begin(index)
         self._attempts[index] += 1
-        self._run.journal("member_started", member=index, **fields, attempt=self._attempts[index])
+        self._run.append_event("member_started", member=index, **fields, attempt=self._attempts[index])
 
-    def heard(self, message: dict[str, Any]) -> None:
+    def on_message(self, message: dict[str, Any]) -> None:
         """A worker called a method of its report."""
-        if message["call"] in _HEARD:
+        if message["call"] in _REPORTER_METHODS:
             getattr(self._monitor, message["call"])(*message["args"], **message["fields"])
 
-    def ended(
+    def on_exit(
         self, index: int, seconds: float, error: dict[str, Any] | None, cause: str, stopping: bool, **fields: Any
     ) -> bool:
         """The process of member `index` is gone; returns whether the member is to be started again.
@@ -276,28 +282,28 @@ class Outcomes:
             fields: For the journal, where it died.
         """
         if self._run.member(index).finished:
-            self._run.journal("member_finished", member=index, seconds=round(seconds, 1))
-            self._monitor.member_ended(index)
+            self._run.append_event("member_finished", member=index, seconds=round(seconds, 1))
+            self._monitor.on_member_end(index)
         elif error and error["kind"] != "Stopped":
-            self._give_up(index, getattr(errors, error["kind"])(error["text"]))
+            self._record_failure(index, getattr(errors, error["kind"])(error["text"]))
         elif stopping:
-            self._run.journal("member_stopped", member=index)
+            self._run.append_event("member_stopped", member=index)
         else:
-            return self._died(index, cause, **fields)
+            return self._retry_or_fail(index, cause, **fields)
         return False
 
-    def _died(self, index: int, cause: str, **fields: Any) -> bool:
+    def _retry_or_fail(self, index: int, cause: str, **fields: Any) -> bool:
         """Starts it again, a bounded number of times."""
-        if self._attempts[index] > self._settings.retries:
-            log = self._run.log(index)
-            self._give_up(index, IncompleteError(f"{cause}, {self._attempts[index]} times. Its log: {log}"))
+        if self._attempts[index] > self._options.max_retries:
+            log = self._run.log_path(index)
+            self._record_failure(index, IncompleteError(f"{cause}, {self._attempts[index]} times. Its log: {log}"))
             return False
         self._monitor.event(index, "member_died", f"{cause}; it starts again from its last checkpoint", **fields)
         return True
 
-    def _give_up(self, index: int, error: CommitteeError) -> None:
+    def _record_failure(self, index: int, error: CommitteeError) -> None:
         self.failures[index] = error
         self._monitor.event(index, "member_failed", f"error: {error}", error=str(error))
-        self._monitor.member_ended(index)
+        self._monitor.on_member_end(index)
         if not isinstance(error, DivergedError | IncompleteError):
-            self.fatal = self.fatal or error
+            self.fatal_error = self.fatal_error or error

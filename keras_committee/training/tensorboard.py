@@ -15,21 +15,21 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from keras_committee import metrics
 from keras_committee.data import Splits
 from keras_committee.errors import ResourceError
-from keras_committee.figures.curves import reliability, reliability_panel
-from keras_committee.figures.matrices import MOST_NAMES, square
+from keras_committee.figures.curves import reliability_data, reliability_diagrams
+from keras_committee.figures.matrices import MAX_LABELED_ROWS, heatmap
 from keras_committee.figures.style import Picture
-from keras_committee.files import write_file, writing
-from keras_committee.layers import GeometricMean, head_of
-from keras_committee.member_dir import MemberFolder
+from keras_committee.files import translate_os_errors, write_file
+from keras_committee.layers import GeometricMean, subset_head
+from keras_committee.member_dir import MemberDir
 from keras_committee.models.loading import save_member
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
-from keras_committee.summaries import knobs_summary, network_graph, picture_summary
+from keras_committee.summaries import hparams_summary, image_summary, network_graph
 
 _SECONDS_BETWEEN_WARNINGS = 60.0
 
 
-class Events:
+class SummaryWriter:
     """What TensorBoard shows of one of its runs.
 
     Args:
@@ -37,8 +37,8 @@ class Events:
         ending: Of the name of its file, by which `forget` knows it.
     """
 
-    def __init__(self, path: Path, ending: str = ".v2"):
-        self._path, self._ending = path, ending
+    def __init__(self, path: Path, suffix: str = ".v2"):
+        self._path, self._suffix = path, suffix
         self._writer: tf.summary.SummaryWriter | None = None
 
     def write(
@@ -57,23 +57,23 @@ class Events:
             for summary in summaries:
                 tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step)
 
-    def draw(self, graph: bytes) -> None:
+    def write_graph(self, graph: bytes) -> None:
         """A graph, a serialized `GraphDef`. Raises ResourceError."""
         with self._open(0):
             tf.summary.graph(tf.compat.v1.GraphDef.FromString(graph))
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Removes what was written with this ending before. Raises ResourceError."""
-        with writing(self._path):
-            for file in self._path.glob(f"*{self._ending}"):
+        with translate_os_errors(self._path):
+            for file in self._path.glob(f"*{self._suffix}"):
                 file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _open(self, step: int) -> Iterator[None]:
         try:
-            with writing(self._path):
-                path, ending = str(self._path), self._ending
-                self._writer = writer = self._writer or tf.summary.create_file_writer(path, filename_suffix=ending)
+            with translate_os_errors(self._path):
+                path, suffix = str(self._path), self._suffix
+                self._writer = writer = self._writer or tf.summary.create_file_writer(path, filename_suffix=suffix)
                 with writer.as_default(step=step):
                     yield
                 writer.flush()
@@ -89,17 +89,17 @@ class MemberLog:
         warn: Function of a text.
     """
 
-    def __init__(self, folder: MemberFolder, warn: Callable[[str], None]):
-        self._folder, self._warn = folder, warn
-        self._events = Events(folder.tensorboard)
-        self._warned = -_SECONDS_BETWEEN_WARNINGS
+    def __init__(self, member_dir: MemberDir, warn: Callable[[str], None]):
+        self._member_dir, self._warn = member_dir, warn
+        self._writer = SummaryWriter(member_dir.tensorboard)
+        self._last_warning = -_SECONDS_BETWEEN_WARNINGS
 
-    def began(self, model: keras.Model) -> None:
+    def on_train_begin(self, model: keras.Model) -> None:
         """Draw the network, layer by layer."""
-        with self._tolerant():
-            self._events.draw(network_graph(model.to_json()))
+        with self._warn_on_failure():
+            self._writer.write_graph(network_graph(model.to_json()))
 
-    def epoch_ended(self, history: list[dict], votes: np.ndarray, blocks: dict[str, np.ndarray]) -> None:
+    def on_epoch_end(self, history: list[dict], log_probs: np.ndarray, block_values: dict[str, np.ndarray]) -> None:
         """Log the last epoch of `history`.
 
         Args:
@@ -108,46 +108,48 @@ class MemberLog:
             blocks: Figures `(blocks,)` of each residual block, by their name.
         """
         row = history[-1]
-        each = {f"{name}/block_{i:03d}": value for name, values in blocks.items() for i, value in enumerate(values, 1)}
-        with self._tolerant():
+        block_scalars = {
+            f"{name}/block_{i:03d}": value for name, values in block_values.items() for i, value in enumerate(values, 1)
+        }
+        with self._warn_on_failure():
             self.write_history(history)
-        with self._tolerant():
-            _save_votes(self._folder.epoch_votes(row["epoch"]), votes)
-        with self._tolerant():
-            shown = {f"{name}/blocks": values for name, values in blocks.items() if len(values)}
-            self._events.write(row["epoch"], row | each, shown)
+        with self._warn_on_failure():
+            _save_log_probs(self._member_dir.epoch_predictions(row["epoch"]), log_probs)
+        with self._warn_on_failure():
+            histograms = {f"{name}/blocks": values for name, values in block_values.items() if len(values)}
+            self._writer.write(row["epoch"], row | block_scalars, histograms)
 
     def write_history(self, history: list[dict]) -> None:
         """All rows, whatever was in the file. Raises ResourceError."""
-        write_file(self._folder.history, "".join(json.dumps(row) + "\n" for row in history).encode())
+        write_file(self._member_dir.history, "".join(json.dumps(row) + "\n" for row in history).encode())
 
     def save_model(self, model: keras.Model) -> None:
         """The trained model, renamed into place whole. Raises ResourceError."""
-        save_member(model, self._folder.model)
+        save_member(model, self._member_dir.model)
 
     @contextlib.contextmanager
-    def _tolerant(self) -> Iterator[None]:
+    def _warn_on_failure(self) -> Iterator[None]:
         try:
             yield
         except ResourceError as error:
-            if time.monotonic() - self._warned >= _SECONDS_BETWEEN_WARNINGS:
-                self._warned = time.monotonic()
+            if time.monotonic() - self._last_warning >= _SECONDS_BETWEEN_WARNINGS:
+                self._last_warning = time.monotonic()
                 self._warn(f"warning: {error}\n  Training goes on; its logs have gaps.")
 
 
-def _save_votes(path: Path, votes: np.ndarray) -> None:
+def _save_log_probs(path: Path, log_probs: np.ndarray) -> None:
     content = io.BytesIO()
     # In half precision two hundred epochs of 5,000 examples and 10 classes stay at 20 MB a member.
-    np.save(content, np.maximum(votes, np.finfo(np.float16).min).astype(np.float16))
+    np.save(content, np.maximum(log_probs, np.finfo(np.float16).min).astype(np.float16))
     write_file(path, content.getvalue())
 
 
-_KNOBS = ".knobs"  # how the name of the file ends that holds them
-_TIMES = 5  # in a training that there are pictures: those of ten classes take 0.7 s of a core
-_SECONDS_BEFORE = 10.0  # a shorter training is a trial, and has none
+_PARAMETERS_SUFFIX = ".knobs"  # how the name of the file ends that holds them
+_PLOTS_PER_TRAINING = 5  # in a training that there are pictures: those of ten classes take 0.7 s of a core
+_MIN_SECONDS_BEFORE_PLOTS = 10.0  # a shorter training is a trial, and has none
 
 
-class Board:
+class CommitteeTensorBoard:
     """The committee of the members that have ended an epoch, as TensorBoard shows it: a run for each of its sizes.
 
     `committee_of_3` at epoch 7 is what the three members that have ended epoch 7 say together of the validation split.
@@ -164,55 +166,57 @@ class Board:
         self._run, self._recipe = run, recipe
         self._labels, self._classes = splits.validation.labels, splits.classes
         self._head = recipe.head or GeometricMean()
-        self._events: dict[int, Events] = {}
-        self._since, self._drawn = time.monotonic(), 0  # how often there were pictures
+        self._writers: dict[int, SummaryWriter] = {}
+        self._start_time, self._num_plots_written = time.monotonic(), 0  # how often there were pictures
 
-    def began(self) -> None:
+    def on_train_begin(self) -> None:
         """Leave the knobs, in place of those of an earlier start. Raises ResourceError."""
         for folder in (self._run.path / "tensorboard").glob("committee_of_*"):
-            Events(folder, _KNOBS).forget()
-        knobs = Events(self._folder(self._recipe.members), _KNOBS)
-        knobs.write(0, summaries=[knobs_summary(self._run.knobs(), self._run.path.resolve().name)])
+            SummaryWriter(folder, _PARAMETERS_SUFFIX).delete()
+        writer = SummaryWriter(self._log_dir(self._recipe.members), _PARAMETERS_SUFFIX)
+        writer.write(0, summaries=[hparams_summary(self._run.parameters(), self._run.path.resolve().name)])
 
-    def epoch_ended(self, epoch: int) -> None:
+    def on_epoch_end(self, epoch: int) -> None:
         """Another member has ended `epoch`; its votes are on the disk. Raises ResourceError."""
-        files = [self._run.member(index).epoch_votes(epoch) for index in range(self._recipe.members)]
-        members = [index for index, file in enumerate(files) if file.exists()]
+        paths = [self._run.member(index).epoch_predictions(epoch) for index in range(self._recipe.members)]
+        members = [index for index, file in enumerate(paths) if file.exists()]
         if not members:  # the logs have gaps, as was told
             return
-        so_far = np.stack([np.load(files[index], allow_pickle=False).astype(np.float32) for index in members], axis=1)
-        said = keras.ops.convert_to_numpy(head_of(self._head, members)(so_far))
-        events = self._events.setdefault(len(members), Events(self._folder(len(members))))
-        scores = metrics.summary(said, self._labels)
-        events.write(epoch, {f"validation_{name}": value for name, value in scores.items()})
-        if len(members) == self._recipe.members and self._is_due(epoch):
-            pictures = [picture_summary(each.name, each.png(100)) for each in self._pictures(so_far, said)]
-            events.write(epoch, summaries=pictures)
+        predictions = np.stack(
+            [np.load(paths[index], allow_pickle=False).astype(np.float32) for index in members], axis=1
+        )
+        probabilities = keras.ops.convert_to_numpy(subset_head(self._head, members)(predictions))
+        writer = self._writers.setdefault(len(members), SummaryWriter(self._log_dir(len(members))))
+        scores = metrics.classification_metrics(probabilities, self._labels)
+        writer.write(epoch, {f"validation_{name}": value for name, value in scores.items()})
+        if len(members) == self._recipe.members and self._plots_due(epoch):
+            plots = [image_summary(plot.name, plot.png(100)) for plot in self._make_plots(predictions, probabilities)]
+            writer.write(epoch, summaries=plots)
 
-    def _folder(self, size: int):
+    def _log_dir(self, size: int):
         return self._run.path / "tensorboard" / f"committee_of_{size}"
 
-    def _is_due(self, epoch: int) -> bool:
+    def _plots_due(self, epoch: int) -> bool:
         """Whether another fifth of the training has ended since there were pictures."""
-        parts, before = epoch * _TIMES // self._recipe.epochs, self._drawn
-        if time.monotonic() - self._since >= _SECONDS_BEFORE:
-            self._drawn = max(parts, before)
-        return self._drawn > before
+        num_due, num_written = epoch * _PLOTS_PER_TRAINING // self._recipe.epochs, self._num_plots_written
+        if time.monotonic() - self._start_time >= _MIN_SECONDS_BEFORE_PLOTS:
+            self._num_plots_written = max(num_due, num_written)
+        return self._num_plots_written > num_written
 
-    def _pictures(self, so_far: np.ndarray, said: np.ndarray) -> list[Picture]:
+    def _make_plots(self, predictions: np.ndarray, probabilities: np.ndarray) -> list[Picture]:
         """Of the members' log probabilities `(examples, members, classes)` and the committee's probabilities."""
         labels, classes = self._labels, self._classes
-        panel = reliability_panel(f"committee of {so_far.shape[1]}", np.exp(so_far), said, labels)
-        pictures = [Picture("reliability", "", lambda width: reliability([panel], width))]
-        if len(classes) <= MOST_NAMES:
-            matrix = metrics.confusion_matrix(said, labels)
-            shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-            sides = ("true class", "answer of the committee")
-            pictures.append(Picture("confusion", "", lambda width: square(shares, classes, sides, 0, width)))
-        return pictures
+        panel = reliability_data(f"committee of {predictions.shape[1]}", np.exp(predictions), probabilities, labels)
+        plots = [Picture("reliability", "", lambda width: reliability_diagrams([panel], width))]
+        if len(classes) <= MAX_LABELED_ROWS:
+            matrix = metrics.confusion_matrix(probabilities, labels)
+            row_fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+            axis_labels = ("true class", "answer of the committee")
+            plots.append(Picture("confusion", "", lambda width: heatmap(row_fractions, classes, axis_labels, 0, width)))
+        return plots
 
 
-class Profile:
+class StepProfiler:
     """What the machine did in some steps of a member, for TensorBoard's page Profile (extra `profile`).
 
     Used as a context: at its end a profile that has not reached its last step is written as far as it got. Training
@@ -224,41 +228,43 @@ class Profile:
         tell: Function of a line for the user.
     """
 
-    def __init__(self, folder: Path, steps: tuple[int, int] | None, tell: Callable[[str], None]):
-        self._folder, self._steps, self._tell = folder, steps, tell
-        self._taken, self._since = 0, 0  # steps; the first one of the profile that runs
+    def __init__(self, folder: Path, steps: tuple[int, int] | None, notify: Callable[[str], None]):
+        self._folder, self._steps, self._notify = folder, steps, notify
+        self._num_steps, self._active_since = 0, 0  # steps; the first one of the profile that runs
 
-    def __enter__(self) -> "Profile":
+    def __enter__(self) -> "StepProfiler":
         return self
 
     def __exit__(self, *_) -> None:
         self._write()
-        if self._steps and self._taken < self._steps[0]:
-            self._tell(f"warning: no profile: {self._taken} steps were taken, the first to profile is {self._steps[0]}")
+        if self._steps and self._num_steps < self._steps[0]:
+            self._notify(
+                f"warning: no profile: {self._num_steps} steps were taken, the first to profile is {self._steps[0]}"
+            )
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """Around each step."""
-        self._taken += 1
+        self._num_steps += 1
         if self._steps is None:
             yield
             return
         first, last = self._steps
-        if self._taken == first:
+        if self._num_steps == first:
             tf.profiler.experimental.start(str(self._folder))
-            self._since = first
-        with tf.profiler.experimental.Trace("train", step_num=self._taken, _r=1):
+            self._active_since = first
+        with tf.profiler.experimental.Trace("train", step_num=self._num_steps, _r=1):
             yield
-        if self._taken == last:
+        if self._num_steps == last:
             self._write()
 
     def _write(self) -> None:
-        since, self._since = self._since, 0
+        since, self._active_since = self._active_since, 0
         if not since:
             return
         try:
             tf.profiler.experimental.stop()
         except tf.errors.OpError as error:
-            self._tell(f"warning: the profile cannot be written: {error.message}")
+            self._notify(f"warning: the profile cannot be written: {error.message}")
         else:
-            self._tell(f"profile of steps {since} to {self._taken}: {self._folder}")
+            self._notify(f"profile of steps {since} to {self._num_steps}: {self._folder}")

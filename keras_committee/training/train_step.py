@@ -7,12 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee.errors import RecipeError
-from keras_committee.layers.survival import blocks
+from keras_committee.layers.survival import stochastic_depth_blocks
 from keras_committee.training.devices import uses_xla
-from keras_committee.training.ema import Averages
+from keras_committee.training.ema import WeightEMA
 
 
-class BlockGauges:
+class BlockStats:
     """Reads what is worth knowing of each residual block while a network trains.
 
     The gradient of a block is the mean absolute gradient of its first convolution's kernel, over the global batch. A
@@ -26,29 +26,37 @@ class BlockGauges:
     """
 
     def __init__(self, model: keras.Model):
-        self._gated = blocks(model)
-        self._kernels = [_first_kernel(block.branch) for block in self._gated] or _first_kernels(model)
+        self._stochastic_depth_blocks = stochastic_depth_blocks(model)
+        self._kernels = [_first_kernel(block.branch) for block in self._stochastic_depth_blocks] or _first_kernels(
+            model
+        )
 
-    def gradients(self, gradients: list, weights: list):
+    def mean_abs_gradients(self, gradients: list, weights: list):
         """float32 `(blocks,)`: each block's mean absolute gradient, 0 of one that is frozen.
 
         Called in a replica, with the weights that are trained and the gradient of each.
         """
-        known = {id(weight): gradient for weight, gradient in zip(weights, gradients, strict=True)}
-        chosen = [known.get(id(kernel), tf.zeros(())) for kernel in self._kernels]
+        gradient_by_weight_id = {id(weight): gradient for weight, gradient in zip(weights, gradients, strict=True)}
+        kernel_gradients = [gradient_by_weight_id.get(id(kernel), tf.zeros(())) for kernel in self._kernels]
         context = tf.distribute.get_replica_context()
-        if chosen and context.num_replicas_in_sync > 1:
-            chosen = context.all_reduce("SUM", chosen)
-        return tf.stack([tf.reduce_mean(tf.abs(tf.cast(g, "float32"))) for g in chosen]) if chosen else tf.zeros((0,))
+        if kernel_gradients and context.num_replicas_in_sync > 1:
+            kernel_gradients = context.all_reduce("SUM", kernel_gradients)
+        return (
+            tf.stack([tf.reduce_mean(tf.abs(tf.cast(g, "float32"))) for g in kernel_gradients])
+            if kernel_gradients
+            else tf.zeros((0,))
+        )
 
-    def runs(self) -> np.ndarray:
+    def run_counts(self) -> np.ndarray:
         """float64 `(blocks,)`: the steps that each block ran in so far; empty for a network of constant depth."""
-        return np.array([float(keras.ops.convert_to_numpy(block.runs)) for block in self._gated])
+        return np.array([float(keras.ops.convert_to_numpy(block.run_count)) for block in self._stochastic_depth_blocks])
 
 
 def _first_kernels(model):
-    named = {layer.name: layer for layer in model._flatten_layers() if re.fullmatch(r"block_\d+_conv", layer.name)}
-    return [_first_kernel(named[name]) for name in sorted(named, key=lambda name: int(name.split("_")[1]))]
+    conv_layers = {
+        layer.name: layer for layer in model._flatten_layers() if re.fullmatch(r"block_\d+_conv", layer.name)
+    }
+    return [_first_kernel(conv_layers[name]) for name in sorted(conv_layers, key=lambda name: int(name.split("_")[1]))]
 
 
 def _first_kernel(layer):
@@ -58,20 +66,20 @@ def _first_kernel(layer):
     return kernels[0]
 
 
-_ZERO = tf.UnconnectedGradients.ZERO
+_ZERO_GRADIENTS = tf.UnconnectedGradients.ZERO
 
 
-def training_step(
+def make_train_step(
     model: keras.Model,
     optimizer,
     loss: keras.losses.Loss,
     strategy: tf.distribute.Strategy,
-    gauges: BlockGauges | None = None,
+    block_stats: BlockStats | None = None,
     *,
-    accumulate: int = 1,
-    clip_norm: float | None = None,
+    gradient_accumulation_steps: int = 1,
+    global_clipnorm: float | None = None,
     label_smoothing: float = 0.0,
-    averages: Averages | None = None,
+    ema: WeightEMA | None = None,
 ):
     """A function of one global batch (images, targets) that updates the weights that are trainable now.
 
@@ -100,94 +108,94 @@ def training_step(
     replicas = strategy.num_replicas_in_sync
     # Keras' optimizers clip before they sum over the replicas, and its loss scaling looks at one replica only: where
     # the size of the gradient matters, it is summed here first.
-    sums_first = replicas > 1 and (clip_norm is not None or hasattr(optimizer, "dynamic_scale"))
+    sum_before_apply = replicas > 1 and (global_clipnorm is not None or hasattr(optimizer, "dynamic_scale"))
     weights = model.trainable_variables
 
-    def part_of(images, targets):
+    def compute_gradients(images, targets):
         """Objective, hits and gradients of a part of a replica's batch; their sums over all parts are the whole."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:  # what is frozen is not even recorded
             tape.watch([weight.value for weight in weights])
             logits = tf.cast(model(images, training=True), tf.float32)
-            wanted, criterion = _softened(targets, logits.shape[-1], loss, label_smoothing)
+            smoothed_targets, loss_fn = _smooth_labels(targets, logits.shape[-1], loss, label_smoothing)
             # Keras divides `loss` by the replicas already; the penalties are the same on each and must be, too.
-            objective = (criterion(wanted, logits) + sum(model.losses) / replicas) / accumulate
-            scaled = optimizer.scale_loss(objective)
-        hits = tf.math.count_nonzero(tf.equal(tf.argmax(logits, axis=-1), _labels(targets)))
-        return objective, hits, tape.gradient(scaled, weights, unconnected_gradients=_ZERO)
+            objective = (loss_fn(smoothed_targets, logits) + sum(model.losses) / replicas) / gradient_accumulation_steps
+            scaled_loss = optimizer.scale_loss(objective)
+        num_correct = tf.math.count_nonzero(tf.equal(tf.argmax(logits, axis=-1), _class_indices(targets)))
+        return objective, num_correct, tape.gradient(scaled_loss, weights, unconnected_gradients=_ZERO_GRADIENTS)
 
     def replica_step(images, targets):
-        objective, hits, gradients = _in_parts(part_of, accumulate, images, targets)
-        measured = gauges.gradients(gradients, weights) if gauges else tf.zeros((0,))
-        if sums_first:
+        objective, num_correct, gradients = _accumulate(compute_gradients, gradient_accumulation_steps, images, targets)
+        block_gradients = block_stats.mean_abs_gradients(gradients, weights) if block_stats else tf.zeros((0,))
+        if sum_before_apply:
             gradients = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
-        if clip_norm is not None:
-            gradients = _clipped(gradients, clip_norm * optimizer.scale_loss(1.0))
-        if sums_first:  # the optimizer sums them once more
+        if global_clipnorm is not None:
+            gradients = _clip_by_global_norm(gradients, global_clipnorm * optimizer.scale_loss(1.0))
+        if sum_before_apply:  # the optimizer sums them once more
             gradients = [gradient / replicas for gradient in gradients]
         optimizer.apply(gradients, weights)
-        return objective, hits, measured
+        return objective, num_correct, block_gradients
 
     xla = uses_xla(strategy) and all(layer.supports_jit for layer in model._flatten_layers())
 
     @tf.function(jit_compile=xla, reduce_retracing=True)
     def step(images, targets):
-        objective, hits, measured = strategy.run(replica_step, args=(images, targets))
-        if averages:
-            averages.update(optimizer.iterations)
+        objective, num_correct, block_gradients = strategy.run(replica_step, args=(images, targets))
+        if ema:
+            ema.update(optimizer.iterations)
         return (
             strategy.reduce("SUM", objective, axis=None),
-            strategy.reduce("SUM", hits, axis=None),
-            strategy.reduce("MEAN", measured, axis=None),  # equal on all replicas
+            strategy.reduce("SUM", num_correct, axis=None),
+            strategy.reduce("MEAN", block_gradients, axis=None),  # equal on all replicas
         )
 
     return step
 
 
-def _in_parts(part_of, parts: int, images, targets):
+def _accumulate(compute_gradients, num_parts: int, images, targets):
     """The sums of what `part_of` returns for equal parts of the batch, one part after another.
 
     The loop is unrolled: replicas cannot exchange batch statistics inside a `tf.while_loop`.
     """
-    if images.shape[0] is not None and images.shape[0] % parts:
+    if images.shape[0] is not None and images.shape[0] % num_parts:
         raise RecipeError(
-            f"a batch of {images.shape[0]} on one device cannot be divided into {parts} equal parts. Choose "
+            f"a batch of {images.shape[0]} on one device cannot be divided into {num_parts} equal parts. Choose "
             "Recipe(accumulate=...) so that it divides the batch of each device."
         )
-    sums = part_of(*(_rows(tensor, 0, parts) for tensor in (images, targets)))
-    for number in range(1, parts):
+    sums = compute_gradients(*(_part_rows(tensor, 0, num_parts) for tensor in (images, targets)))
+    for part_index in range(1, num_parts):
         with tf.control_dependencies(tf.nest.flatten(sums)):  # or TensorFlow would keep all parts in memory at once
-            part = [tf.identity(_rows(tensor, number, parts)) for tensor in (images, targets)]
-        sums = tf.nest.map_structure(tf.add, sums, part_of(*part))
+            part = [tf.identity(_part_rows(tensor, part_index, num_parts)) for tensor in (images, targets)]
+        sums = tf.nest.map_structure(tf.add, sums, compute_gradients(*part))
     return sums
 
 
-def _rows(tensor, number: int, parts: int):
-    size = tf.shape(tensor)[0] // parts
-    rows = tensor[number * size : (number + 1) * size] if parts > 1 else tensor
+def _part_rows(tensor, part_index: int, num_parts: int):
+    size = tf.shape(tensor)[0] // num_parts
+    rows = tensor[part_index * size : (part_index + 1) * size] if num_parts > 1 else tensor
     if tensor.shape[0] is not None:
-        rows = tf.ensure_shape(rows, (tensor.shape[0] // parts, *tensor.shape[1:]))
+        rows = tf.ensure_shape(rows, (tensor.shape[0] // num_parts, *tensor.shape[1:]))
     return rows
 
 
-def _softened(targets, classes: int, loss, smoothing: float):
+def _smooth_labels(targets, num_classes: int, loss, smoothing: float):
     """The targets, as probabilities where they are any, and the loss that takes them."""
     if targets.shape.rank == 1 and not smoothing:
         return targets, loss
     if targets.shape.rank == 1:
-        targets = tf.one_hot(targets, classes)
-    return targets * (1.0 - smoothing) + smoothing / classes, _categorical(loss)
+        targets = tf.one_hot(targets, num_classes)
+    return targets * (1.0 - smoothing) + smoothing / num_classes, _categorical_loss(loss)
 
 
-def _categorical(loss):
+def _categorical_loss(loss):
     if not isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
         return loss
     return keras.losses.CategoricalCrossentropy(from_logits=loss.from_logits, reduction=loss.reduction)
 
 
-def _labels(targets):
+def _class_indices(targets):
     return tf.cast(targets if targets.shape.rank == 1 else tf.argmax(targets, axis=-1), tf.int64)
 
 
-def _clipped(gradients: list, norm) -> list:
+def _clip_by_global_norm(gradients: list, norm) -> list:
     """The gradients, all scaled down alike where their global norm is above `norm` (Pascanu et al. 2013, 1211.5063)."""
     return tf.clip_by_global_norm(gradients, norm)[0]

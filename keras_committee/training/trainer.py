@@ -25,26 +25,26 @@ from keras_committee import metrics
 from keras_committee.data import Splits
 from keras_committee.errors import DivergedError, RecipeError, RunError, VerificationError
 from keras_committee.layers import set_survival
-from keras_committee.member_dir import MemberFolder
+from keras_committee.member_dir import MemberDir
 from keras_committee.models.loading import load_member
-from keras_committee.models.precision import under_policy
+from keras_committee.models.precision import dtype_policy_scope
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
-from keras_committee.training.checkpoint import Best, Checkpoints, MemberState
+from keras_committee.training.checkpoint import BestEpoch, Checkpoints, MemberState
 from keras_committee.training.devices import distribute
-from keras_committee.training.ema import Averages
-from keras_committee.training.freezing import Freezer
-from keras_committee.training.multihost import Alone
-from keras_committee.training.reporting import Report, Settings
-from keras_committee.training.signals import Interruption, Stopped
-from keras_committee.training.tensorboard import MemberLog, Profile
-from keras_committee.training.train_step import BlockGauges, training_step
+from keras_committee.training.ema import WeightEMA
+from keras_committee.training.freezing import LayerFreezer
+from keras_committee.training.multihost import SingleHost
+from keras_committee.training.reporting import Reporter, TrainingOptions
+from keras_committee.training.signals import GracefulShutdown, TrainingStopped
+from keras_committee.training.tensorboard import MemberLog, StepProfiler
+from keras_committee.training.train_step import BlockStats, make_train_step
 
 # A rollback asks for other batches than those that led astray; members' own seeds lie close together.
-_SEEDS_APART = 1_000_000_007
+_ROLLBACK_SEED_STRIDE = 1_000_000_007
 
 
-class Diverged(Exception):
+class NonFiniteError(Exception):
     """The loss or a weight is no longer a finite number."""
 
 
@@ -52,12 +52,12 @@ def train_member(
     recipe: Recipe,
     index: int,
     splits: Splits,
-    folder: MemberFolder,
+    member_dir: MemberDir,
     strategy: tf.distribute.Strategy,
-    report: Report,
-    stop: Interruption,
-    settings: Settings,
-    team: Alone | None = None,
+    reporter: Reporter,
+    shutdown: GracefulShutdown,
+    options: TrainingOptions,
+    host_group: SingleHost | None = None,
 ) -> None:
     """Train member `index`, or go on with it, and leave `model.keras`, its history and its votes in `folder`.
 
@@ -70,125 +70,129 @@ def train_member(
         DivergedError: If the loss or a weight is no longer finite, after `rollbacks` returns to the last checkpoint.
         Stopped: If `stop` was requested; the state up to then is saved.
     """
-    training = _Training(recipe, index, splits, folder, strategy, report, stop, settings, team or Alone())
-    training.resume()
-    with Profile(folder.tensorboard, settings.profile, report.note) as profile:
-        while not training.ended:
+    trainer = _Trainer(
+        recipe, index, splits, member_dir, strategy, reporter, shutdown, options, host_group or SingleHost()
+    )
+    trainer.resume()
+    with StepProfiler(member_dir.tensorboard, options.profile_steps, reporter.note) as profile:
+        while not trainer.is_done:
             try:
-                training.train_epoch(profile)
-                training.validate()
-            except Diverged as error:
-                training.roll_back(str(error))
-            except Stopped:
-                training.save_what_is_new()
+                trainer.train_epoch(profile)
+                trainer.validate()
+            except NonFiniteError as error:
+                trainer.roll_back(str(error))
+            except TrainingStopped:
+                trainer.save_if_stepped()
                 raise
-    training.finish()
+    trainer.finish()
 
 
-class _Training:
+class _Trainer:
     """One member at work."""
 
-    def __init__(self, recipe, index, splits, folder, strategy, report, stop, settings, team):
-        self._recipe, self._index, self._splits, self._folder = recipe, index, splits, folder
-        self._strategy, self._report, self._stop, self._settings = strategy, report, stop, settings
-        self._team = team
+    def __init__(self, recipe, index, splits, member_dir, strategy, reporter, shutdown, options, host_group):
+        self._recipe, self._index, self._splits, self._member_dir = recipe, index, splits, member_dir
+        self._strategy, self._reporter, self._shutdown, self._options = strategy, reporter, shutdown, options
+        self._host_group = host_group
         self._state = state = build_member(recipe, index, splits, strategy)
-        self._gauges = BlockGauges(state.model)
-        self._steps = EpochSteps(recipe, state, strategy, self._gauges)
+        self._block_stats = BlockStats(state.model)
+        self._epoch_steps = EpochSteps(recipe, state, strategy, self._block_stats)
         self._predictor = Predictor(state.model)
-        self._checkpoints = Checkpoints(folder.state, read_only=not team.is_chief)
-        self._log = MemberLog(folder, report.note)
-        self._data = splits.train.fingerprint()
-        self._saved, self._rolled_back = (-1, time.monotonic()), 0
+        self._checkpoints = Checkpoints(member_dir.state, read_only=not host_group.is_chief)
+        self._log = MemberLog(member_dir, reporter.note)
+        self._data_fingerprint = splits.train.fingerprint()
+        self._last_save, self._num_rollbacks = (-1, time.monotonic()), 0
 
     @property
-    def ended(self) -> bool:
-        return self._state.stopped or len(self._state.history) == self._recipe.epochs
+    def is_done(self) -> bool:
+        return self._state.stopped_early or len(self._state.history) == self._recipe.epochs
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, or make the first one."""
         state = self._state
-        checkpoint, damages = self._checkpoints.newest()
-        for damage in damages:
-            self._report.event(self._index, "damaged", damage)
+        checkpoint, problems = self._checkpoints.load_newest()
+        for problem in problems:
+            self._reporter.event(self._index, "damaged", problem)
         if checkpoint is None:
-            state.begin_epoch(self._gauges.runs())
+            state.begin_epoch(self._block_stats.run_counts())
             self.save("start")
-            self._log.began(state.model)
+            self._log.on_train_begin(state.model)
             return
-        before = self._compatible(checkpoint.document)
+        replicas_note = self._check_compatible(checkpoint.document)
         state.restore(checkpoint)
-        self._saved = (checkpoint.step, time.monotonic())
-        self._report.resumed(self._index, checkpoint.step)
+        self._last_save = (checkpoint.step, time.monotonic())
+        self._reporter.resumed(self._index, checkpoint.step)
         epoch, step = divmod(checkpoint.step, self._splits.steps_per_epoch)
-        text = f"resuming member {self._index} at epoch {epoch + 1} step {step}{before}"
-        self._report.event(self._index, "member_resumed", text, step=checkpoint.step)
+        text = f"resuming member {self._index} at epoch {epoch + 1} step {step}{replicas_note}"
+        self._reporter.event(self._index, "member_resumed", text, step=checkpoint.step)
 
-    def train_epoch(self, profile: Profile) -> None:
+    def train_epoch(self, profile: StepProfiler) -> None:
         """The steps that the unfinished epoch still lacks."""
-        state, steps = self._state, self._splits.steps_per_epoch
+        state, steps_per_epoch = self._state, self._splits.steps_per_epoch
         epoch = len(state.history)
-        self._team.agree(state.step, self._data, state.model)
-        take_step = self._steps.begin_epoch(epoch)
-        seed = self._recipe.seed + self._index + _SEEDS_APART * state.rollbacks
-        stream = partial(self._splits.stream, seed, state.step, (epoch + 1) * steps - state.step, mix=self._recipe.mix)
-        batches, ended = iter(distribute(stream, self._strategy)), None
-        while state.step < (epoch + 1) * steps:
-            with self._stop.deferred(when=state.step != self._saved[0]), profile.step():
+        self._host_group.agree(state.step, self._data_fingerprint, state.model)
+        take_step = self._epoch_steps.begin_epoch(epoch)
+        seed = self._recipe.seed + self._index + _ROLLBACK_SEED_STRIDE * state.rollbacks
+        stream = partial(
+            self._splits.stream, seed, state.step, (epoch + 1) * steps_per_epoch - state.step, mix=self._recipe.mix
+        )
+        batches, last_step_end = iter(distribute(stream, self._strategy)), None
+        while state.step < (epoch + 1) * steps_per_epoch:
+            with self._shutdown.deferred(enabled=state.step != self._last_save[0]), profile.step():
                 results = take_step(*next(batches))
-                self._count(results)
-            if ended is not None:  # a first step traces the graph
-                state.timed = (state.timed[0] + 1, state.timed[1] + time.monotonic() - ended)
-            with self._stop.deferred(), self._team.together(self._stop, Diverged):
-                self._between_steps()
-            ended = time.monotonic()
+                self._record_step(results)
+            if last_step_end is not None:  # a first step traces the graph
+                state.timed_steps = (state.timed_steps[0] + 1, state.timed_steps[1] + time.monotonic() - last_step_end)
+            with self._shutdown.deferred(), self._host_group.together(self._shutdown, NonFiniteError):
+                self._after_step()
+            last_step_end = time.monotonic()
 
-    def _count(self, results) -> None:
-        loss, hits, gradients = (result.numpy() for result in results)
+    def _record_step(self, results) -> None:
+        loss, num_correct, gradients = (result.numpy() for result in results)
         state = self._state
         if not math.isfinite(loss):
-            raise Diverged(f"step {state.step + 1} (loss={loss})")
+            raise NonFiniteError(f"step {state.step + 1} (loss={loss})")
         state.losses.append(float(loss))
-        state.hits.append(int(hits))
+        state.num_correct.append(int(num_correct))
         state.gradients.append(gradients)
         state.step += 1  # last: only now is there anything to save
 
-    def _between_steps(self) -> None:
-        self._report.steps_ended(self._index)
-        self._stop.check()
-        if time.monotonic() - self._saved[1] > self._settings.save_seconds:
+    def _after_step(self) -> None:
+        self._reporter.steps_ended(self._index)
+        self._shutdown.check()
+        if time.monotonic() - self._last_save[1] > self._options.save_seconds:
             self.save("interval")
 
     def validate(self) -> None:
         """The chief judges the epoch, and all hosts do what follows from it."""
-        with self._team.together(self._stop, Diverged):
-            if self._team.is_chief:
+        with self._host_group.together(self._shutdown, NonFiniteError):
+            if self._host_group.is_chief:
                 self._validate()
             else:
                 self._state.history.append({})  # the chief has the row
-                self._state.begin_epoch(self._gauges.runs())
-        self._state.stopped = self._team.from_chief(self._state.stopped)
+                self._state.begin_epoch(self._block_stats.run_counts())
+        self._state.stopped_early = self._host_group.from_chief(self._state.stopped_early)
 
     def _validate(self) -> None:
         """Predict the validation split, log the epoch and save."""
         state, batch_size = self._state, self._splits.batch_size
-        with self._stop.deferred():
-            batches = self._stop.watch(self._splits.validation.batches(batch_size))
-            with _averaged(state.averages):
-                votes = self._predictor(batches)
+        with self._shutdown.deferred():
+            batches = self._shutdown.watch(self._splits.validation.batches(batch_size))
+            with _swap_in_ema(state.ema):
+                log_probs = self._predictor(batches)
                 weights = state.weights() if self._recipe.keep_best else None
-            if not np.isfinite(votes).all():
-                raise Diverged(f"step {state.step} (validation logits are not finite)")
-            row, blocks = self._row(votes)
+            if not np.isfinite(log_probs).all():
+                raise NonFiniteError(f"step {state.step} (validation logits are not finite)")
+            row, block_values = self._history_row(log_probs)
             state.history.append(row)
-            self._judge(row, weights)
-            state.begin_epoch(self._gauges.runs())
+            self._update_best(row, weights)
+            state.begin_epoch(self._block_stats.run_counts())
             self.save("epoch")
-            self._log.epoch_ended(state.history, votes, blocks)
-            self._report.epoch_ended(self._index, row)
-            self._stop.check()
+            self._log.on_epoch_end(state.history, log_probs, block_values)
+            self._reporter.epoch_ended(self._index, row)
+            self._shutdown.check()
 
-    def _row(self, votes) -> tuple[dict, dict]:
+    def _history_row(self, log_probs) -> tuple[dict, dict]:
         """The row of the history that an epoch gave, and figures `(blocks,)` of each residual block."""
         state, steps = self._state, len(self._state.losses)
         row = {
@@ -196,32 +200,32 @@ class _Training:
             "step": state.step,
             "learning_rate": float(keras.ops.convert_to_numpy(state.optimizer.learning_rate)),
             "loss": float(np.mean(state.losses)),
-            "accuracy": sum(state.hits) / (steps * self._splits.batch_size),
-            "images_per_second": state.timed[0] * self._splits.batch_size / max(state.timed[1], 1e-9),
+            "accuracy": sum(state.num_correct) / (steps * self._splits.batch_size),
+            "images_per_second": state.timed_steps[0] * self._splits.batch_size / max(state.timed_steps[1], 1e-9),
         }
-        blocks = {
+        block_values = {
             "gradient": np.mean(state.gradients, axis=0, dtype=np.float64),
-            "open": (self._gauges.runs() - state.runs) / steps,
+            "open": (self._block_stats.run_counts() - state.block_run_counts) / steps,
         }
-        if len(blocks["open"]):
-            row["realised_depth"] = float(blocks["open"].sum())
-        validation = metrics.summary(np.exp(votes), self._splits.validation.labels)
-        return row | {f"validation_{name}": value for name, value in validation.items()}, blocks
+        if len(block_values["open"]):
+            row["realised_depth"] = float(block_values["open"].sum())
+        validation = metrics.classification_metrics(np.exp(log_probs), self._splits.validation.labels)
+        return row | {f"validation_{name}": value for name, value in validation.items()}, block_values
 
-    def _judge(self, row: dict, weights: dict | None) -> None:
+    def _update_best(self, row: dict, weights: dict | None) -> None:
         """Keep the weights of the best epoch, and stop where there has been none for long."""
         state, recipe = self._state, self._recipe
         if recipe.keep_best is None or weights is None:
             return
         score = row[f"validation_{recipe.keep_best}"] * (1 if recipe.keep_best == "accuracy" else -1)
         if state.best is None or score > state.best.score:
-            name = self._checkpoints.save_aside(f"best-{row['epoch']:06d}", weights)
-            state.best = Best(row["epoch"], score, name)
-        state.stopped = recipe.patience is not None and row["epoch"] - state.best.epoch >= recipe.patience
+            name = self._checkpoints.save_named(f"best-{row['epoch']:06d}", weights)
+            state.best = BestEpoch(row["epoch"], score, name)
+        state.stopped_early = recipe.patience is not None and row["epoch"] - state.best.epoch >= recipe.patience
 
-    def save_what_is_new(self) -> None:
+    def save_if_stepped(self) -> None:
         """Save, unless no step was counted since the last time: a signal may have come in the middle of that step."""
-        if self._state.step != self._saved[0]:
+        if self._state.step != self._last_save[0]:
             self.save("stop")
 
     def save(self, reason: str) -> None:
@@ -231,27 +235,29 @@ class _Training:
             ResourceError: If it cannot be written.
             RunError: If the member was given to another process.
         """
-        self._stop.before_saving()
+        self._shutdown.before_saving()
         state, started = self._state, time.monotonic()
-        if not self._team.is_chief:
+        if not self._host_group.is_chief:
             return
         if not state.is_finite():
-            raise Diverged(f"step {state.step} (a weight is not finite)")
-        document = state.document() | {"replicas": self._strategy.num_replicas_in_sync, "data": self._data}
-        self._checkpoints.save(state.step, state.arrays(), document, needs=state.best.weights if state.best else None)
-        self._saved = (state.step, time.monotonic())
+            raise NonFiniteError(f"step {state.step} (a weight is not finite)")
+        document = state.document() | {"replicas": self._strategy.num_replicas_in_sync, "data": self._data_fingerprint}
+        self._checkpoints.save(
+            state.step, state.arrays(), document, requires=state.best.weights_name if state.best else None
+        )
+        self._last_save = (state.step, time.monotonic())
         seconds = time.monotonic() - started
         if reason in ("stop", "interval"):
             text = f"saved member {self._index} at step {state.step} in {seconds:.1f} s"
-            self._report.event(self._index, "member_saved", text, step=state.step, seconds=round(seconds, 3))
+            self._reporter.event(self._index, "member_saved", text, step=state.step, seconds=round(seconds, 3))
 
-    def _compatible(self, document: dict) -> str:
+    def _check_compatible(self, document: dict) -> str:
         """What the user must know of a checkpoint before it is put on; raises RunError where it would be wrong."""
-        if document["data"] != self._data:
+        if document["data"] != self._data_fingerprint:
             raise RunError(
                 f"the training data of {self._recipe.data.name} are not those that member {self._index} began with.\n"
-                f"  Its state in {self._folder.state} was left as it is. Bring the data back, or train this member "
-                "again: --from-scratch."
+                f"  Its state in {self._member_dir.state} was left as it is. Bring the data back, or train this member "
+                "again: --restart."
             )
         replicas = self._strategy.num_replicas_in_sync
         if document["replicas"] == replicas:
@@ -260,38 +266,38 @@ class _Training:
 
     def roll_back(self, where: str) -> None:
         """Go back to the last checkpoint and on with other batches; give up after `rollbacks` times."""
-        checkpoint, _ = self._checkpoints.newest()
-        if self._rolled_back == self._settings.rollbacks or checkpoint is None:
+        checkpoint, _ = self._checkpoints.load_newest()
+        if self._num_rollbacks == self._options.rollbacks or checkpoint is None:
             raise DivergedError(
-                f"member {self._index} diverged at {where}, after {self._rolled_back} returns to its last good state.\n"
+                f"member {self._index} diverged at {where}, after {self._num_rollbacks} returns to its last good state.\n"
                 f"  Its last good checkpoint, step {checkpoint.step if checkpoint else 0}, is kept in "
-                f"{self._folder.state}; other members are untouched.\n"
+                f"{self._member_dir.state}; other members are untouched.\n"
                 "  Try a smaller learning rate, a longer warm-up or clip_norm, in a new run folder."
             )
-        self._rolled_back += 1
+        self._num_rollbacks += 1
         self._state.restore(checkpoint)
-        self._state.rollbacks += self._rolled_back
+        self._state.rollbacks += self._num_rollbacks
         text = f"member {self._index} diverged at {where}; back to step {checkpoint.step}, on with other batches"
-        self._report.event(self._index, "rolled_back", text, step=checkpoint.step)
+        self._reporter.event(self._index, "rolled_back", text, step=checkpoint.step)
 
     def finish(self) -> None:
         """Leave the model: of the best epoch where one was asked for, else averaged where there are averages."""
         state = self._state
-        self._steps.end()
-        if not self._team.is_chief:
+        self._epoch_steps.unfreeze()
+        if not self._host_group.is_chief:
             return
         if state.best:
-            state.set_weights(self._checkpoints.load_aside(state.best.weights))
-        elif state.averages:
-            state.averages.copy_to_weights()
-        self._stop.before_saving()
+            state.set_weights(self._checkpoints.load_named(state.best.weights_name))
+        elif state.ema:
+            state.ema.copy_to_weights()
+        self._shutdown.before_saving()
         self._log.write_history(state.history)
         self._log.save_model(state.model)
         self._checkpoints.discard()
 
 
-def _averaged(averages: Averages | None):
-    return averages.in_place() if averages else contextlib.nullcontext()
+def _swap_in_ema(ema: WeightEMA | None):
+    return ema.swapped_in() if ema else contextlib.nullcontext()
 
 
 def build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distribute.Strategy) -> MemberState:
@@ -302,44 +308,49 @@ def build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distri
     """
     keras.utils.set_random_seed(recipe.seed + index)
     with strategy.scope():
-        with under_policy(recipe.precision):
+        with dtype_policy_scope(recipe.precision):
             model = recipe.member(index)
         check_fit(model, splits, index)
-        copy_weights(recipe.initial, model, index)
+        copy_weights(recipe.initial_weights, model, index)
         optimizer = recipe.optimizer(recipe.epochs * splits.steps_per_epoch)
         if recipe.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
-    averages = Averages(model, recipe.ema, strategy) if recipe.ema is not None else None
-    return MemberState(model, optimizer, averages)
+    ema = WeightEMA(model, recipe.ema_momentum, strategy) if recipe.ema_momentum is not None else None
+    return MemberState(model, optimizer, ema)
 
 
 def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
     """Raise a RecipeError unless `model` takes the images of `splits` gives one logit for each of its classes, and can
     be trained."""
-    takes, gives = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
-    has, wants = tuple(splits.train.image_shape), (len(splits.classes),)
-    if takes != has:
-        raise RecipeError(f"member {index} ({model.name}) takes images of shape {takes}; the data has {has}.")
-    if _gives_probabilities(model):
+    input_shape, output_shape = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
+    image_shape, expected_output_shape = tuple(splits.train.image_shape), (len(splits.classes),)
+    if input_shape != image_shape:
+        raise RecipeError(
+            f"member {index} ({model.name}) takes images of shape {input_shape}; the data has {image_shape}."
+        )
+    if _ends_with_softmax(model):
         raise RecipeError(
             f"member {index} ({model.name}) ends with a softmax. A member returns logits: leave the activation of its "
             "last layer out."
         )
     if not model.trainable_variables:
         raise RecipeError(
-            f"member {index} ({model.name}) has no weight to train. `keras-committee adopt` takes it as it is."
+            f"member {index} ({model.name}) has no weight to train. `keras-committee import` takes it as it is."
         )
-    if gives != wants:
+    if output_shape != expected_output_shape:
         raise RecipeError(
-            f"member {index} ({model.name}) has outputs of shape {gives}; the data has {wants[0]} classes.\n"
+            f"member {index} ({model.name}) has outputs of shape {output_shape}; the data has {expected_output_shape[0]} classes.\n"
             "  A member returns one logit for each class: give its builder `classes` to match the data."
         )
 
 
-def _gives_probabilities(model: keras.Model) -> bool:
-    last = model.outputs[0]._keras_history.operation
-    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+def _ends_with_softmax(model: keras.Model) -> bool:
+    last_operation = model.outputs[0]._keras_history.operation
+    return (
+        isinstance(last_operation, keras.layers.Softmax)
+        or getattr(last_operation, "activation", None) is keras.activations.softmax
+    )
 
 
 class EpochSteps:
@@ -349,41 +360,41 @@ class EpochSteps:
         RecipeError: If `recipe.trains` names layers that the member does not have.
     """
 
-    def __init__(self, recipe: Recipe, state: MemberState, strategy: tf.distribute.Strategy, gauges: BlockGauges):
-        self._recipe, self._state, self._strategy, self._gauges = recipe, state, strategy, gauges
-        self._freezer = Freezer(state.model, recipe.trains, recipe.epochs)
+    def __init__(self, recipe: Recipe, state: MemberState, strategy: tf.distribute.Strategy, block_stats: BlockStats):
+        self._recipe, self._state, self._strategy, self._block_stats = recipe, state, strategy, block_stats
+        self._freezer = LayerFreezer(state.model, recipe.trainable_layers, recipe.epochs)
         self._step: Callable | None = None
-        self._trained: tuple[str, ...] = ()
+        self._trainable_patterns: tuple[str, ...] = ()
 
     def begin_epoch(self, epoch: int) -> Callable:
         """The step for this epoch, once its survival is set and its layers are frozen."""
         if self._recipe.survival is not None:
             set_survival(self._state.model, self._recipe.survival(epoch))
-        trained = self._freezer.begin_epoch(epoch)
-        if self._step is None or trained != self._trained:
-            self._step, self._trained = self._make(), trained
+        trainable_patterns = self._freezer.begin_epoch(epoch)
+        if self._step is None or trainable_patterns != self._trainable_patterns:
+            self._step, self._trainable_patterns = self._make_step(), trainable_patterns
         return self._step
 
-    def end(self) -> None:
+    def unfreeze(self) -> None:
         """Nothing is frozen any more."""
-        self._freezer.thaw()
+        self._freezer.unfreeze()
 
-    def _make(self) -> Callable:
+    def _make_step(self) -> Callable:
         recipe, state = self._recipe, self._state
-        return training_step(
+        return make_train_step(
             state.model,
             state.optimizer,
             recipe.loss,
             self._strategy,
-            self._gauges,
-            accumulate=recipe.accumulate,
-            clip_norm=recipe.clip_norm,
+            self._block_stats,
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            global_clipnorm=recipe.global_clipnorm,
             label_smoothing=recipe.label_smoothing,
-            averages=state.averages,
+            ema=state.ema,
         )
 
 
-def copy_weights(initial: str | Callable[[int], str] | None, model: keras.Model, index: int) -> None:
+def copy_weights(initial_weights: str | Callable[[int], str] | None, model: keras.Model, index: int) -> None:
     """Copy the weights of a trained network into `model` wherever layers of one place have the same shapes.
 
     The layers that have weights are taken in their order. A layer of other shapes keeps its random weights, such as the
@@ -398,28 +409,32 @@ def copy_weights(initial: str | Callable[[int], str] | None, model: keras.Model,
     Raises:
         RecipeError: If there is no such file, or the network in it is another one.
     """
-    if initial is None:
+    if initial_weights is None:
         return
-    path = _find(Path(initial(index) if callable(initial) else initial), index)
+    path = _find_weights_file(Path(initial_weights(index) if callable(initial_weights) else initial_weights), index)
     try:
         source = load_member(path)
     except (RunError, VerificationError) as error:
         raise RecipeError(f"Recipe(initial=...): cannot load {path}: {error.__cause__ or error}") from error
-    theirs, ours = _with_weights(source), _with_weights(model)
-    if len(theirs) != len(ours):
+    source_layers, target_layers = _layers_with_weights(source), _layers_with_weights(model)
+    if len(source_layers) != len(target_layers):
         raise RecipeError(
-            f"Recipe(initial=...): {path} has {len(theirs)} layers with weights; member {index} ({model.name}) has "
-            f"{len(ours)}. Give the weights of a network of the same family and depth."
+            f"Recipe(initial=...): {path} has {len(source_layers)} layers with weights; member {index} ({model.name}) has "
+            f"{len(target_layers)}. Give the weights of a network of the same family and depth."
         )
-    pairs = [(there, here) for there, here in zip(theirs, ours, strict=True) if _shapes(there) == _shapes(here)]
+    pairs = [
+        (there, here)
+        for there, here in zip(source_layers, target_layers, strict=True)
+        if _weight_shapes(there) == _weight_shapes(here)
+    ]
     if not pairs:
         raise RecipeError(f"Recipe(initial=...): no layer of {path} has the shapes of member {index} ({model.name}).")
     for there, here in pairs:
         here.set_weights(there.get_weights())
 
 
-def _find(path: Path, index: int) -> Path:
-    file = MemberFolder(path, index).model if path.is_dir() else path
+def _find_weights_file(path: Path, index: int) -> Path:
+    file = MemberDir(path, index).model if path.is_dir() else path
     if not file.is_file():
         raise RecipeError(
             f"Recipe(initial=...): there is no {file}. Give a .keras file or a folder with finished members."
@@ -431,11 +446,11 @@ def _find(path: Path, index: int) -> Path:
     return file
 
 
-def _with_weights(model: keras.Model) -> list[keras.layers.Layer]:
+def _layers_with_weights(model: keras.Model) -> list[keras.layers.Layer]:
     """The innermost layers that have weights, in their order."""
     layers = [layer for layer in model._flatten_layers(include_self=False) if layer.weights]
     return [layer for layer in layers if not any(inner.weights for inner in layer._flatten_layers(include_self=False))]
 
 
-def _shapes(layer) -> list[tuple]:
+def _weight_shapes(layer) -> list[tuple]:
     return [tuple(weight.shape) for weight in layer.weights]

@@ -43,8 +43,8 @@ def folder(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(RECIPE)
     for name in (
-        "runs/pets/knobs.json",
-        "runs/pets-2/knobs.json",
+        "runs/pets/parameters.json",
+        "runs/pets-2/parameters.json",
         "runs/other/x",
         "saved_models/pets/3/saved_model.pb",
     ):
@@ -74,7 +74,7 @@ def plain(*words):
     ("line", "offered"),
     [
         ("ev", plain("evaluate")),
-        ("evaluate --all", plain("--allow-twins")),
+        ("evaluate --all", plain("--allow-duplicate-weights")),
         ("train re", plain("recipes/cifar.py", "recipes/pets.py")),
         ("train t", plain("tiny.py")),
         ("train else", [("file", "else")]),

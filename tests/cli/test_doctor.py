@@ -9,7 +9,7 @@ import pytest
 
 from keras_committee.cli import doctor, main
 from keras_committee.cli.doctor import checks
-from keras_committee.cli.doctor.checks import Finding
+from keras_committee.cli.doctor.checks import CheckResult
 
 GPU = {"gpus": ["/physical_device:GPU:0", "/physical_device:GPU:1"]}
 
@@ -17,13 +17,13 @@ GPU = {"gpus": ["/physical_device:GPU:0", "/physical_device:GPU:1"]}
 def found(**versions):
     """The findings, by their parts, where some packages have other versions, or None for none."""
     faked = {name.replace("_", "-"): version for name, version in versions.items()}
-    version = lambda package: faked[package] if package in faked else checks.installed(package)  # noqa: E731
-    return {finding.part: finding for finding in checks.package_findings(version)}
+    version = lambda package: faked[package] if package in faked else checks.installed_version(package)  # noqa: E731
+    return {finding.part: finding for finding in checks.check_packages(version)}
 
 
 def test_every_extra_that_a_user_may_want_has_its_purpose():
     extras = importlib.metadata.metadata("keras-committee").get_all("Provides-Extra")
-    assert set(checks.PURPOSES) == set(extras) - {"docs", "dev", "all"}
+    assert set(checks.EXTRA_PURPOSES) == set(extras) - {"docs", "dev", "all"}
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_every_extra_that_a_user_may_want_has_its_purpose():
 def test_a_package_that_does_not_fit_is_told_with_the_command_that_mends_it(part, versions, line):
     finding = found(**versions)[part]
     assert str(finding).startswith(line)
-    assert finding.mend.startswith(f"pip install '{part}")
+    assert finding.hint.startswith(f"pip install '{part}")
     assert finding.needed
 
 
 def test_two_tensorflows_are_one_too_many():
     finding = found(tensorflow_cpu="2.20.0", tensorflow="2.20.0")["TensorFlow twice"]
     assert finding.text == "tensorflow and tensorflow-cpu write into the same folder"
-    assert finding.mend == "pip uninstall -y tensorflow tensorflow-cpu && pip install tensorflow==2.20.0"
+    assert finding.hint == "pip uninstall -y tensorflow tensorflow-cpu && pip install tensorflow==2.20.0"
 
 
 def test_tensorflow_of_another_name_will_do():
@@ -65,7 +65,7 @@ def test_tensorflow_of_another_name_will_do():
 def test_an_extra_that_is_absent_or_too_old_does_not_keep_from_training():
     absent, old = found(optuna=None)["extra search"], found(ray="2.50.1")["extra ray"]
     assert str(absent) == "missing  extra search: optuna; for `search`\n         pip install 'keras-committee[search]'"
-    assert (old.state, old.text) == ("wrong", "ray 2.50.1 (>=2.60) is needed; for `train --ray`")
+    assert (old.state, old.text) == ("wrong", "ray 2.50.1 (>=2.60) is needed; for `train --ray-address`")
     assert not absent.needed | old.needed
 
 
@@ -92,7 +92,7 @@ except ImportError:
 
 def test_a_tensorflow_that_cannot_be_imported_is_a_line_with_its_first_cause(stub):
     stub(BROKEN)
-    [finding] = checks.tensorflow_findings()
+    [finding] = checks.check_tensorflow()
     assert str(finding) == (
         "wrong    TensorFlow: it does not start: ImportError: libcudart.so.12: cannot open shared object file: "
         "No such file or directory\n         pip install --force-reinstall 'tensorflow~=2.20'"
@@ -101,12 +101,12 @@ def test_a_tensorflow_that_cannot_be_imported_is_a_line_with_its_first_cause(stu
 
 
 def test_a_tensorflow_that_kills_its_process_is_a_line_too():
-    [finding] = checks.tensorflow_findings([sys.executable, "-c", "import os; os.kill(os.getpid(), 4)"])
+    [finding] = checks.check_tensorflow([sys.executable, "-c", "import os; os.kill(os.getpid(), 4)"])
     assert finding.text.startswith("it does not start: it ended with SIGILL; this processor lacks instructions (AVX)")
 
 
 def test_the_last_words_of_a_process_that_ends_badly_are_told():
-    [finding] = checks.tensorflow_findings([sys.executable, "-c", "raise SystemExit('Unknown flag in XLA_FLAGS')"])
+    [finding] = checks.check_tensorflow([sys.executable, "-c", "raise SystemExit('Unknown flag in XLA_FLAGS')"])
     assert finding.text == "it does not start: Unknown flag in XLA_FLAGS"
 
 
@@ -126,7 +126,7 @@ def test_the_last_words_of_a_process_that_ends_badly_are_told():
 )
 def test_gpus_that_tensorflow_does_not_see_are_wrong(monkeypatch, answer, nvidia, hidden, line):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert str(checks.devices(answer, nvidia)).startswith(line)
+    assert str(checks.check_gpus(answer, nvidia)).startswith(line)
 
 
 @pytest.mark.parametrize(
@@ -140,36 +140,36 @@ def test_gpus_that_tensorflow_does_not_see_are_wrong(monkeypatch, answer, nvidia
     ],
 )
 def test_the_environment_is_read(environment, line, tmp_path):
-    lines = [str(each) for each in checks.environment_findings({"KERAS_HOME": str(tmp_path), **environment})]
+    lines = [str(each) for each in checks.check_environment({"KERAS_HOME": str(tmp_path), **environment})]
     assert [each for each in lines if each.startswith(line)]
 
 
 def test_the_backend_of_the_settings_file_counts_where_the_environment_says_none(tmp_path):
     (tmp_path / "keras.json").write_text('{"backend": "torch"}')
-    finding = next(iter(checks.environment_findings({"KERAS_HOME": str(tmp_path)})))
+    finding = next(iter(checks.check_environment({"KERAS_HOME": str(tmp_path)})))
     assert (finding.state, finding.needed) == ("wrong", True)
     assert finding.text.startswith(f"torch, by {tmp_path}/keras.json")
 
 
 def test_a_folder_that_cannot_be_written_is_no_place_for_runs(tmp_path):
-    finding = checks.disk(checks.Path("/proc/nowhere/runs"))
+    finding = checks.check_disk(checks.Path("/proc/nowhere/runs"))
     assert (finding.state, finding.needed) == ("wrong", True)
     assert finding.text.startswith("/proc cannot be written and locked: ")
-    assert checks.disk(tmp_path / "a" / "runs").text.endswith(f"GiB free for runs/ in {tmp_path}")
+    assert checks.check_disk(tmp_path / "a" / "runs").text.endswith(f"GiB free for runs/ in {tmp_path}")
 
 
 def test_little_of_anything_is_told_with_what_mends_it(tmp_path):
-    assert checks._memory(3 * 2**29).text == "1.5 GiB free; a member takes 1 to 2 GiB"
-    assert checks._files(256).mend == "ulimit -n 1024"
-    assert checks._files(-1).state == "ok"
-    assert checks.serving(None).mend == "docker pull tensorflow/serving"
-    assert checks.serving("/usr/bin/tensorflow_model_server").state == "ok"
+    assert checks._check_memory(3 * 2**29).text == "1.5 GiB free; a member takes 1 to 2 GiB"
+    assert checks._check_open_files(256).hint == "ulimit -n 1024"
+    assert checks._check_open_files(-1).state == "ok"
+    assert checks.check_serving(None).hint == "docker pull tensorflow/serving"
+    assert checks.check_serving("/usr/bin/tensorflow_model_server").state == "ok"
 
 
 FAKED = [
-    Finding("keras", "ok", "3.15.1", needed=True),
-    Finding("extra ray", "missing", "ray; for `train --ray`", "pip install 'keras-committee[ray]'"),
-    Finding("TensorFlow", "wrong", "it does not start: no", "pip install it", needed=True),
+    CheckResult("keras", "ok", "3.15.1", needed=True),
+    CheckResult("extra ray", "missing", "ray; for `train --ray-address`", "pip install 'keras-committee[ray]'"),
+    CheckResult("TensorFlow", "wrong", "it does not start: no", "pip install it", needed=True),
 ]
 
 
@@ -188,7 +188,7 @@ def test_what_would_not_work_ends_with_what_to_do(monkeypatch, capsys):
     monkeypatch.setitem(doctor.callback.__globals__, "_findings", lambda: iter(FAKED))
     assert main(["doctor"]) == 7
     out, err = capsys.readouterr()
-    assert "missing  extra ray: ray; for `train --ray`\n         pip install 'keras-committee[ray]'\n" in out
+    assert "missing  extra ray: ray; for `train --ray-address`\n         pip install 'keras-committee[ray]'\n" in out
     assert err == (
         "error: `train` would not work here: TensorFlow. Nothing was changed.\n"
         "  Run the commands above, then: keras-committee doctor\n"

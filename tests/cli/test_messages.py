@@ -51,10 +51,10 @@ TYPED = {
     "2-strategy": "train tiny.py --strategy mirrorred",
     "2-multiworker-without-cluster": "train tiny.py --strategy multiworker",
     "2-two-budgets": "select runs/a --max-mflops 3 --max-latency 2",
-    "2-search-without-budget": "search tiny.py --range epochs=1:3",
-    "2-search-of-no-knob": "search tiny.py --range epoch=1:3 --budget-minutes 1",
+    "2-search-without-budget": "search tiny.py --search-space epochs=1:3",
+    "2-search-of-no-knob": "search tiny.py --search-space epoch=1:3 --budget-minutes 1",
     "2-predict-without-image": "predict runs/a",
-    "2-no-such-corruption": "robustness runs/a --kinds fog,rain",
+    "2-no-such-corruption": "robustness runs/a --corruptions fog,rain",
     "2-nothing-to-serve": "serve",
     "2-no-version-to-configure": "config saved_models/a --out out",
     "2-new-over-an-old-one": "new tiny.py --from image-folder pets",
@@ -71,8 +71,8 @@ TYPED = {
     "6-nothing-trained": "evaluate runs/a",
     "4-nothing-to-export": "export runs/a",
     "7-run-in-a-file": "train tiny.py --run tiny.py/run",
-    "7-no-server-installed": "serve saved_models/a --real",
-    "2-name-that-cannot-be-served": "export runs/a --to saved_models/a%2f",
+    "7-no-server-installed": "serve saved_models/a --use-tf-serving",
+    "2-name-that-cannot-be-served": "export runs/a --out saved_models/a%2f",
 }
 # These kinds need a training: their messages are tested where it takes place.
 TRAINED = {"5-diverged": "DivergedError", "8-twins": "VerificationError", "130-interrupted": "Interrupted"}
@@ -110,7 +110,7 @@ def stock():
     file = RecipeFile.read("tiny.py")
     for name in ("a", "held", "damaged"):
         Run.create(f"runs/{name}", file, file.resolve([]), command=f"keras-committee train tiny.py --run runs/{name}")
-    pathlib.Path("runs/damaged/knobs.json").write_text("{")
+    pathlib.Path("runs/damaged/parameters.json").write_text("{")
 
 
 def answer(capsys, place, typed):

@@ -10,8 +10,8 @@ import PIL.Image
 import pytest
 
 from keras_committee.cli import main
-from keras_committee.cli.init.image_stats import Survey
-from keras_committee.cli.init.template import choose
+from keras_committee.cli.init.image_stats import ImageStats
+from keras_committee.cli.init.template import choose_defaults
 from keras_committee.recipe_file import RecipeFile
 
 GIB = 1024**3
@@ -36,7 +36,7 @@ def pictures(tmp_path, monkeypatch):
 
 
 def found(training, side=32, held_out=()):
-    return Survey(counts=training, training=training, held_out=held_out, side=side)
+    return ImageStats(class_counts=training, training_counts=training, held_out=held_out, median_side=side)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def found(training, side=32, held_out=()):
     ],
 )
 def test_the_size_and_the_network_follow_from_the_median(side, size, network):
-    chosen = choose(found({"a": 700, "b": 800}, side), 64 * GIB)
+    chosen = choose_defaults(found({"a": 700, "b": 800}, side), 64 * GIB)
     assert (chosen.size, chosen.network) == (size, network)
 
 
@@ -66,29 +66,29 @@ def test_the_size_and_the_network_follow_from_the_median(side, size, network):
     ],
 )
 def test_the_batch_is_what_images_and_memory_allow(images, memory, batch, why):
-    chosen = choose(found({"a": images // 3, "b": images - images // 3}), memory)
+    chosen = choose_defaults(found({"a": images // 3, "b": images - images // 3}), memory)
     assert (chosen.batch_size, chosen.batch_why) == (batch, why)
     assert chosen.learning_rate == pytest.approx(0.1 * batch / 128, rel=0.05)
 
 
 @pytest.mark.parametrize(("images", "epochs"), [(69_444, 40), (500, 200), (10**7, 10)])
 def test_epochs_follow_from_the_number_of_images(images, epochs):
-    assert choose(found({"a": images // 2, "b": images - images // 2}), 64 * GIB).epochs == epochs
+    assert choose_defaults(found({"a": images // 2, "b": images - images // 2}), 64 * GIB).epochs == epochs
 
 
 def test_what_has_a_folder_is_not_held_out_again_and_many_classes_get_larger_shares():
-    both = choose(found({"a": 70, "b": 80}, held_out=("test", "validation")), GIB)
-    one = choose(found({"a": 70, "b": 80}, held_out=("test",)), GIB)
-    many = choose(found({f"{index:03d}": 7 for index in range(100)}), GIB)
+    both = choose_defaults(found({"a": 70, "b": 80}, held_out=("test", "validation")), GIB)
+    one = choose_defaults(found({"a": 70, "b": 80}, held_out=("test",)), GIB)
+    many = choose_defaults(found({f"{index:03d}": 7 for index in range(100)}), GIB)
     assert (both.validation, both.test) == (0.0, 0.0)
     assert (one.validation, one.test) == (0.1, 0.0)
     assert (many.validation, many.test) == (0.2, 0.2)  # 110 of 700 - 140 images
 
 
 def test_a_rare_class_is_warned_of(pictures, capsys):
-    assert choose(found({"a": 29, "b": 10}), GIB).uneven == ""
+    assert choose_defaults(found({"a": 29, "b": 10}), GIB).imbalance_warning == ""
     pictures({"pets/cat": 35, "pets/dog": 10})
-    assert main(["new", "mine.py", "--from", "image-folder", "pets"]) == 0
+    assert main(["init", "mine.py", "--from", "image-folder", "pets"]) == 0
     warning = "class 'cat' has 35 images for training, 'dog' has 10: 3.5 times fewer."
     assert f"warning: {warning}" in capsys.readouterr().err
     assert f"    # {warning}" in pathlib.Path("mine.py").read_text()
@@ -104,7 +104,7 @@ AWKWARD = "my \"pets\" \\ and 'é'"
 def test_a_written_recipe_is_formatted_and_has_its_knobs(pictures, folder, size, capsys):
     pictures({f"{folder}/train/cat": 9, f"{folder}/train/dog": 8, f"{folder}/val/cat": 3, f"{folder}/val/dog": 3}, size)
     file = f"recipes/{AWKWARD}.py"
-    assert main(["new", file, "--from", "image-folder", folder]) == 0
+    assert main(["init", file, "--from", "image-folder", folder]) == 0
     assert f"Wrote {file}; its comments say why.\nNext: keras-committee train 'recipes/my" in capsys.readouterr().out
     knobs = RecipeFile.read(file).defaults
     assert {"members", "epochs", "batch_size", "learning_rate", "data_dir", "seed"} < set(knobs)
@@ -118,13 +118,13 @@ def test_a_written_recipe_is_formatted_and_has_its_knobs(pictures, folder, size,
 def test_nothing_is_overwritten(pictures, capsys):
     pictures({"pets/cat": 2, "pets/dog": 2})
     pathlib.Path("mine.py").write_text("# mine\n")
-    assert main(["new", "mine.py", "--from", "image-folder", "pets"]) == 2
+    assert main(["init", "mine.py", "--from", "image-folder", "pets"]) == 2
     assert capsys.readouterr().err.startswith("error: mine.py is there already. Nothing was written.\n  Name another")
     assert pathlib.Path("mine.py").read_text() == "# mine\n"
 
 
 def test_B01_a_folder_that_is_not_there_is_named(pictures, capsys):
-    assert main(["new", "mine.py", "--from", "image-folder", "none"]) == 3
+    assert main(["init", "mine.py", "--from", "image-folder", "none"]) == 3
     assert "error: none: 1 problem in the data\n  there is no such folder\n" in capsys.readouterr().err
     assert not pathlib.Path("mine.py").exists()
 
@@ -133,7 +133,7 @@ def test_B05_all_that_is_wrong_with_the_folders_is_told_at_once(pictures, capsys
     pictures({"pets/train/cat": 3, "pets/train/emu": 0, "pets/test/cat": 2, "pets/test/fox": 1})
     pathlib.Path("pets/train/cat/001.png").write_bytes(b"")
     pathlib.Path("pets/train/cat/002.png").write_bytes(b"GIF89a")
-    assert main(["new", "mine.py", "--from", "image-folder", "pets"]) == 3
+    assert main(["init", "mine.py", "--from", "image-folder", "pets"]) == 3
     err = capsys.readouterr().err
     assert "error: image_folder('pets'): 5 problems in the data\n" in err
     assert "  train/fox: there is no such folder, but another split has the class\n" in err
@@ -144,13 +144,13 @@ def test_B05_all_that_is_wrong_with_the_folders_is_told_at_once(pictures, capsys
 
 def test_one_class_is_none(pictures, capsys):
     pictures({"pets/cat": 3})
-    assert main(["new", "mine.py", "--from", "image-folder", "pets"]) == 3
+    assert main(["init", "mine.py", "--from", "image-folder", "pets"]) == 3
     assert "there is only one class; a classifier needs two" in capsys.readouterr().err
 
 
 def test_json_says_what_was_chosen_and_the_next_command(pictures, capsys):
     pictures({"pets/cat": 12, "pets/dog": 13})
-    assert main(["new", "mine.py", "--from", "image-folder", "pets", "--json"]) == 0
+    assert main(["init", "mine.py", "--from", "image-folder", "pets", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["classes"] == {"cat": 12, "dog": 13}
     assert (document["size"], document["batch_size"], document["epochs"]) == (32, 2, 200)
@@ -160,7 +160,7 @@ def test_json_says_what_was_chosen_and_the_next_command(pictures, capsys):
 def test_looking_at_images_imports_no_tensorflow(pictures):
     pictures({"pets/cat": 2, "pets/dog": 2})
     here = pathlib.Path.cwd()
-    arguments = ["new", str(here / "a.py"), "--from", "image-folder", str(here / "pets")]
+    arguments = ["init", str(here / "a.py"), "--from", "image-folder", str(here / "pets")]
     code = (
         f"import sys; from keras_committee.cli import main; assert main({arguments}) == 0; "
         "print([name for name in ('tensorflow', 'keras', 'numpy', 'rich') if name in sys.modules])"
@@ -171,7 +171,7 @@ def test_looking_at_images_imports_no_tensorflow(pictures):
 @pytest.mark.slow
 def test_a_written_recipe_for_large_images_builds_its_members(pictures):
     pictures({"pets/cat": 3, "pets/dog": 4}, (100, 96))
-    assert main(["new", "large.py", "--from", "image-folder", "pets"]) == 0
+    assert main(["init", "large.py", "--from", "image-folder", "pets"]) == 0
     file = RecipeFile.read("large.py")
     member = file.build(file.resolve([])).member(0)
     assert (member.input_shape, member.output_shape) == ((None, 96, 96, 3), (None, 2))
@@ -180,7 +180,7 @@ def test_a_written_recipe_for_large_images_builds_its_members(pictures):
 @pytest.mark.slow
 def test_a_written_recipe_trains(pictures):
     pictures({"pets/cat": 24, "pets/dog": 20})
-    assert main(["new", "mine.py", "--from", "image-folder", "pets"]) == 0
-    assert RecipeFile.read("mine.py").doc.startswith("Four members vote on 44 images of 2 classes.")
+    assert main(["init", "mine.py", "--from", "image-folder", "pets"]) == 0
+    assert RecipeFile.read("mine.py").docstring.startswith("Four members vote on 44 images of 2 classes.")
     assert main(["train", "mine.py", "--smoke"]) == 0
     assert pathlib.Path("runs/mine-smoke/members/01/model.keras").exists()

@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 from keras_committee.cli import main
-from keras_committee.cli.init.image_stats import survey
-from keras_committee.cli.init.tfrecord_stats import survey_shards
-from keras_committee.data.record_writer import write_records
+from keras_committee.cli.init.image_stats import collect_image_stats
+from keras_committee.cli.init.tfrecord_stats import collect_tfrecord_stats
+from keras_committee.data.record_writer import write_tfrecords
 from keras_committee.errors import DataError
 from keras_committee.recipe_file import RecipeFile
 
@@ -30,7 +30,7 @@ def shards(tmp_path, monkeypatch):
         for number in range(count):
             pixels = draw.integers(0, 256, (40, 33 + number, 3), dtype=np.uint8)
             PIL.Image.fromarray(pixels).save(f"pets/{folder}/{number}.png")
-    write_records(pathlib.Path("pets"), pathlib.Path("shards"), shards=2)
+    write_tfrecords(pathlib.Path("pets"), pathlib.Path("shards"), shards=2)
     return pathlib.Path("shards")
 
 
@@ -47,22 +47,22 @@ def relabel(folder, first):
 
 
 def test_shards_are_surveyed_as_their_folders_are(shards):
-    seen, folders = survey_shards(shards), survey(pathlib.Path("pets"))
-    assert seen.counts == folders.counts == {"cat": 12, "dog": 3}
-    assert seen.training == folders.training == {"cat": 9, "dog": 2}
-    assert (seen.side, seen.held_out, seen.first_label) == (folders.side, ("test",), 1)
+    seen, folders = collect_tfrecord_stats(shards), collect_image_stats(pathlib.Path("pets"))
+    assert seen.class_counts == folders.class_counts == {"cat": 12, "dog": 3}
+    assert seen.training_counts == folders.training_counts == {"cat": 9, "dog": 2}
+    assert (seen.median_side, seen.held_out, seen.first_label) == (folders.median_side, ("test",), 1)
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_the_first_label_is_found_without_the_files_beside(shards, first):
     relabel(shards, first)
-    seen = survey_shards(shards)
-    assert (seen.first_label, seen.training) == (first, {"cat": 9, "dog": 2})
+    seen = collect_tfrecord_stats(shards)
+    assert (seen.first_label, seen.training_counts) == (first, {"cat": 9, "dog": 2})
 
 
 @pytest.mark.slow
 def test_a_written_recipe_reads_the_shards(shards, capsys):
-    assert main(["new", "mine.py", "--from", "tfrecords", "shards"]) == 0
+    assert main(["init", "mine.py", "--from", "tfrecords", "shards"]) == 0
     assert "Next: keras-committee train mine.py --smoke" in capsys.readouterr().out
     text = pathlib.Path("mine.py").read_text()
     assert "test=0.0,  # there are shards for test\n" in text
@@ -85,10 +85,10 @@ def test_a_written_recipe_reads_the_shards(shards, capsys):
 def test_B02_what_is_wrong_with_the_shards_is_named(shards, file, content, words):
     (shards / file).write_bytes(content)
     with pytest.raises(DataError, match=words):
-        survey_shards(shards)
+        collect_tfrecord_stats(shards)
 
 
 def test_B01_a_folder_without_shards_is_named(shards, capsys):
-    assert main(["new", "mine.py", "--from", "tfrecords", "pets"]) == 3
+    assert main(["init", "mine.py", "--from", "tfrecords", "pets"]) == 3
     assert "there are no training shards, named like train-00000-of-01024" in capsys.readouterr().err
     assert not pathlib.Path("mine.py").exists()

@@ -33,7 +33,8 @@ def following(capsys):
 
 
 @pytest.mark.parametrize(
-    ("finished", "options"), [([0, 1, 2], []), ([0, 2], ["--min-members", "2"]), ([1], ["--min-members", "1"])]
+    ("finished", "options"),
+    [([0, 1, 2], []), ([0, 2], ["--allow-incomplete", "2"]), ([1], ["--allow-incomplete", "1"])],
 )
 def test_train_goes_on_with_the_members_that_there_are(run, monkeypatch, capsys, finished, options):
     monkeypatch.setattr(training, "train_committee", lambda *_, **__: None)
@@ -47,7 +48,9 @@ MEMBER = {"index": 0, "name": "a", "parameters": 7, "mflops": 0.2} | SCORES
 
 
 @pytest.mark.parametrize(("members", "name"), [(1, "report"), (2, "select")])
-@pytest.mark.parametrize("options", [[], ["--min-members", "2"], ["--min-members", "1", "--allow-twins"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--allow-incomplete", "2"], ["--allow-incomplete", "1", "--allow-duplicate-weights"]]
+)
 def test_evaluate_goes_on_where_there_is_something_to_choose(run, monkeypatch, capsys, members, name, options):
     result = {"members": [MEMBER] * members, "committees": [], "examples": 360}
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: result)

@@ -48,8 +48,8 @@ def write_images(tmp_path, noise, encoded):
 @pytest.fixture
 def records(tmp_path, write_images):
     """A folder of three training shards and one of validation, PNGs as they were; their source is around it."""
-    from keras_committee.data.record_writer import write_records
+    from keras_committee.data.record_writer import write_tfrecords
 
     write_images({"train/n00000001_ant": 9, "train/bee": 7, "val/n00000001_ant": 3, "val/bee": 2}, size=(6, 5))
-    write_records(tmp_path, tmp_path / "records", shards=3, keep=True)
+    write_tfrecords(tmp_path, tmp_path / "records", shards=3, keep_encoding=True)
     return tmp_path / "records"

@@ -8,20 +8,20 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_committee import data
-from keras_committee.data.image_files import read_picture
-from keras_committee.data.images import Files
+from keras_committee.data.image_files import read_image
+from keras_committee.data.images import ImageFiles
 from keras_committee.errors import RecipeError
 
 
 def test_a_plain_framing_is_the_resize_of_before(noise):
     pixels = noise(23, 31)
-    np.testing.assert_array_equal(data.resized((9, 7)).apply(pixels), data.resize_image(pixels, (9, 7)))
+    np.testing.assert_array_equal(data.resize((9, 7)).apply(pixels), data.resize_image(pixels, (9, 7)))
 
 
 def test_a_centre_crop_sees_the_written_square():
     rows, columns = np.meshgrid(np.arange(90), np.arange(64), indexing="ij")
     pixels = np.stack([rows, columns, rows], axis=-1).astype(np.uint8)
-    seen = data.centre_crop(32, padding=8).apply(pixels).numpy().astype(int)  # 64 * 32 / 40 = 51.2, from 19 and from 6
+    seen = data.center_crop(32, padding=8).apply(pixels).numpy().astype(int)  # 64 * 32 / 40 = 51.2, from 19 and from 6
     top, left = (90 - 51.2) // 2, (64 - 51.2) // 2
     np.testing.assert_allclose(seen[:, 0, 0], top + (np.arange(32) + 0.5) * 51 / 32 - 0.5, atol=0.6)
     np.testing.assert_allclose(seen[0, :, 1], left + (np.arange(32) + 0.5) * 51 / 32 - 0.5, atol=0.6)
@@ -32,64 +32,64 @@ def test_a_centre_crop_sees_the_written_square():
 def test_the_window_is_that_of_model_garden(size, shape, noise):
     ops = pytest.importorskip("official.vision.ops.preprocess_ops")
     pixels = noise(*shape)
-    top, left, height, width = (int(each) for each in data.centre_crop(size).window(tf.shape(pixels)))
+    top, left, height, width = (int(each) for each in data.center_crop(size).window(tf.shape(pixels)))
     cropped = pixels[top : top + height, left : left + width]
     np.testing.assert_array_equal(cropped, ops.center_crop_image(pixels, size / (size + 32)))
-    framed = data.centre_crop(size, method="bicubic").apply(pixels)
+    framed = data.center_crop(size, method="bicubic").apply(pixels)
     np.testing.assert_array_equal(framed, data.resize_image(cropped, (size, size), "bicubic"))
 
 
 def test_a_crop_that_is_not_square_has_the_proportions_of_the_size():
-    _, _, height, width = data.centre_crop((20, 40), padding=10).window([300, 300])
+    _, _, height, width = data.center_crop((20, 40), padding=10).window([300, 300])
     assert (int(height), int(width)) == (120, 240)  # fits the width: 300 of 50 columns, 40 of which are seen
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40)])
 def test_the_smallest_images_have_a_window(shape, noise):
-    assert data.centre_crop(8, padding=8).apply(noise(*shape)).shape == (8, 8, 3)
+    assert data.center_crop(8, padding=8).apply(noise(*shape)).shape == (8, 8, 3)
 
 
 def framed(root, framing, **options):
-    described = data.image_folder(root, 2, framing=framing, validation=0, test=0)
+    described = data.image_folder(root, 2, transform=framing, validation=0, test=0)
     return dataclasses.replace(described, **options).load().train
 
 
 def test_memory_files_and_loose_pictures_are_framed_alike(write_images):
-    root, framing = write_images({"a": 2, "b": 1}, size=(30, 19)), data.centre_crop(8, padding=4)
+    root, framing = write_images({"a": 2, "b": 1}, size=(30, 19)), data.center_crop(8, padding=4)
     memory, files = framed(root, framing), framed(root, framing, memory_limit=0)
     (one, _), (other, _) = (next(iter(split.batches(3))) for split in (memory, files))
     np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(one[2], read_picture(root / "b/0000.png", framing))
+    np.testing.assert_array_equal(one[2], read_image(root / "b/0000.png", framing))
     plain = np.asarray(Image.open(root / "b/0000.png"))
     np.testing.assert_array_equal(one[2], framing.apply(plain))
-    assert memory.framing == files.framing == framing
+    assert memory.transform == files.transform == framing
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10**9])
 def test_the_framing_belongs_to_the_fingerprint_but_not_to_the_origin(write_images, memory_limit):
     root = write_images({"a": 2, "b": 2}, size=(30, 19))
-    framings = [data.resized(8), data.centre_crop(8), data.centre_crop(8, padding=4), data.resized(8, method="bicubic")]
+    framings = [data.resize(8), data.center_crop(8), data.center_crop(8, padding=4), data.resize(8, method="bicubic")]
     splits = [framed(root, framing, memory_limit=memory_limit) for framing in framings]
     assert len({split.fingerprint() for split in splits}) == 4
-    other_size = framed(root, data.resized(6), memory_limit=memory_limit)
-    assert {split.origin() for split in [*splits, other_size]} == {splits[0].origin()}
-    assert splits[0].take(np.array([1, 0])).origin() != splits[0].origin()
+    other_size = framed(root, data.resize(6), memory_limit=memory_limit)
+    assert {split.source_id() for split in [*splits, other_size]} == {splits[0].source_id()}
+    assert splits[0].subset(np.array([1, 0])).source_id() != splits[0].source_id()
 
 
 def test_the_plain_framing_leaves_the_digest_of_files_as_it_was(write_images):
-    files = framed(write_images({"a": 2, "b": 1}), data.resized(8), memory_limit=0).images
-    assert isinstance(files, Files)
-    assert files.digest() == files.origin()
+    files = framed(write_images({"a": 2, "b": 1}), data.resize(8), memory_limit=0).images
+    assert isinstance(files, ImageFiles)
+    assert files.digest() == files.source_id()
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: data.resized((0, 8)), "1 or more each"),
-        (lambda: data.centre_crop(8, padding=-1), "padding of 0 or more"),
-        (lambda: data.resized(8, method="nearest"), "bilinear or bicubic"),
+        (lambda: data.resize((0, 8)), "1 or more each"),
+        (lambda: data.center_crop(8, padding=-1), "padding of 0 or more"),
+        (lambda: data.resize(8, method="nearest"), "bilinear or bicubic"),
         (lambda: data.image_folder("x", 2), "one of them"),
-        (lambda: data.image_folder("x", 2, size=(8, 8), framing=data.resized(8)), "one of them"),
+        (lambda: data.image_folder("x", 2, size=(8, 8), transform=data.resize(8)), "one of them"),
     ],
     ids=["size", "padding", "method", "neither", "both"],
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_committee.data.dataset import amount, check_hold_out, evenly, hold_out
+from keras_committee.data.dataset import check_hold_out, hold_out, resolve_count, stratified_indices
 
 LABELS = np.array([0] * 60 + [1] * 30 + [2] * 10, np.int32)
 
@@ -29,7 +29,7 @@ def test_holding_out_nothing_keeps_all():
 
 @pytest.mark.parametrize(("part", "expected"), [(0.2, 36), (7, 7), (0, 0), (0.0, 0)])
 def test_a_float_is_a_fraction_and_an_integer_a_count(part, expected):
-    assert amount(part, 180) == expected
+    assert resolve_count(part, 180) == expected
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_possible_hold_out_has_no_problem():
 
 
 def test_a_limit_keeps_every_class_and_spreads_over_each():
-    chosen = evenly(LABELS, 10)
+    chosen = stratified_indices(LABELS, 10)
     assert len(set(chosen.tolist())) == 10
     assert np.bincount(LABELS[chosen]).tolist() == [5, 3, 2]
     assert (np.diff(chosen) > 0).all()
@@ -64,12 +64,12 @@ def test_a_limit_keeps_every_class_and_spreads_over_each():
 
 def test_a_rare_class_survives_the_limit():
     labels = np.array([0] * 500 + [1] + [0] * 500)
-    assert 500 in evenly(labels, 4)
+    assert 500 in stratified_indices(labels, 4)
 
 
 def test_a_limit_below_the_number_of_classes_still_holds():
-    assert LABELS[evenly(LABELS, 2)].tolist() == [0, 1]
+    assert LABELS[stratified_indices(LABELS, 2)].tolist() == [0, 1]
 
 
 def test_a_limit_above_the_size_keeps_all_in_order():
-    np.testing.assert_array_equal(evenly(LABELS, 101), np.arange(100))
+    np.testing.assert_array_equal(stratified_indices(LABELS, 101), np.arange(100))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from keras_committee import data
-from keras_committee.data.images import Files
+from keras_committee.data.images import ImageFiles
 
 FLAT = {"cat": 12, "ant": 20, "bee": 8}
 
@@ -68,8 +68,8 @@ def test_hidden_files_and_upper_case_suffixes_are_understood(write_images):
 def test_memory_and_files_give_the_same_pixels(write_images):
     described = folder(write_images(FLAT, size=(16, 11)), augment=data.pad_crop_flip(1))
     memory, files = described.load(), dataclasses.replace(described, memory_limit=0).load()
-    assert isinstance(files.train.images, Files)
-    assert not isinstance(memory.train.images, Files)
+    assert isinstance(files.train.images, ImageFiles)
+    assert not isinstance(memory.train.images, ImageFiles)
     for one, other in (
         (memory.test.batches(3), files.test.batches(3)),
         (memory.stream(7, 2, 9), files.stream(7, 2, 9)),
@@ -83,8 +83,8 @@ def test_memory_and_files_give_the_same_pixels(write_images):
 def test_nothing_beyond_the_memory_limit_is_kept(write_images):
     described = folder(write_images(FLAT))
     exact = 40 * 6 * 5 * 3
-    assert not isinstance(dataclasses.replace(described, memory_limit=exact).load().train.images, Files)
-    assert isinstance(dataclasses.replace(described, memory_limit=exact - 1).load().train.images, Files)
+    assert not isinstance(dataclasses.replace(described, memory_limit=exact).load().train.images, ImageFiles)
+    assert isinstance(dataclasses.replace(described, memory_limit=exact - 1).load().train.images, ImageFiles)
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10**9])
@@ -105,7 +105,7 @@ def test_B09_the_fingerprint_survives_a_move_and_sees_a_changed_file(write_image
 
 
 def test_more_files_than_a_chunk_keep_their_order(write_images, monkeypatch):
-    monkeypatch.setattr("keras_committee.data.validation.CHUNK", 7)
+    monkeypatch.setattr("keras_committee.data.validation.CHUNK_SIZE", 7)
     described = folder(write_images(FLAT, size=(6, 5)), validation=0, test=0)
     images, _ = read(described.load().train.batches(9))
     expected, _ = read(dataclasses.replace(described, memory_limit=0).load().train.batches(9))

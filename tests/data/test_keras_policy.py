@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee import data
-from keras_committee.data.policies import OPERATIONS, Drawn
+from keras_committee.data.policies import KERAS_OPERATIONS, FixedSeedGenerator
 
 SHAPE = (12, 10, 3)
 EACH = 3  # images of each operation
@@ -17,7 +17,7 @@ def pictures(examples):
 
 def chosen():
     """Draws that name each operation: number and seed."""
-    numbers = np.repeat(np.arange(len(OPERATIONS)), EACH)
+    numbers = np.repeat(np.arange(len(KERAS_OPERATIONS)), EACH)
     seeds = np.random.default_rng(5).integers(2**31, size=(len(numbers), 2))
     return np.concatenate([numbers[:, None], seeds], axis=1).astype(np.int32)
 
@@ -29,14 +29,16 @@ def graph(augment, images, draws):
 
 def theirs(layer, image, number, seed):
     """Keras' layer, told which operation and which numbers."""
-    image, name = tf.constant(image, tf.float32)[None], list(OPERATIONS)[number]
-    numbers = getattr(layer, name).get_random_transformation(image, training=True, seed=Drawn(tf.constant(seed)))
+    image, name = tf.constant(image, tf.float32)[None], list(KERAS_OPERATIONS)[number]
+    numbers = getattr(layer, name).get_random_transformation(
+        image, training=True, seed=FixedSeedGenerator(tf.constant(seed))
+    )
     # Of its operations it computes all and takes one: that one is all of them here, and so the first.
     return layer.transform_images(image, {"layer_idxes": [0], "transforms": {name: numbers}})[0]
 
 
 def test_the_operations_are_those_of_keras_in_its_order():
-    assert list(OPERATIONS) == keras.layers.RandAugment._AUGMENT_LAYERS
+    assert list(KERAS_OPERATIONS) == keras.layers.RandAugment._AUGMENT_LAYERS
 
 
 def test_every_operation_equals_that_of_keras():
@@ -64,5 +66,5 @@ def test_operations_are_equally_likely_and_a_seed_gives_several_numbers():
     draws = data.randaugment(2, source="keras").draw(np.random.default_rng(0), 11_000)
     counts = np.bincount(draws[:, :2].ravel(), minlength=11)
     np.testing.assert_allclose(counts / 22_000, 1 / 11, atol=0.01)
-    seeds = Drawn(tf.constant([3, 5]))
+    seeds = FixedSeedGenerator(tf.constant([3, 5]))
     assert [seeds.next().numpy().tolist() for _ in range(3)] == [[3, 5], [3, 6], [3, 7]]

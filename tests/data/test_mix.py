@@ -8,7 +8,7 @@ import tensorflow as tf
 from scipy import stats
 
 from keras_committee import data
-from keras_committee.data.mix import mixed_targets, partner
+from keras_committee.data.mix import mix_partners, mix_targets
 from keras_committee.errors import RecipeError
 
 SHAPE = (9, 7, 3)  # rows and columns must not be confused
@@ -129,19 +129,19 @@ def test_targets_equal_the_loop_over_examples():
     for i in range(4):
         expected[i, labels[i]] += 0.7
         expected[i, labels[(i + 1) % 4]] += 1 - 0.7
-    targets = mixed_targets(tf.constant(labels), 0.7, 5)
+    targets = mix_targets(tf.constant(labels), 0.7, 5)
     assert targets.dtype == tf.float32
     np.testing.assert_allclose(targets, expected, rtol=1e-6)
     assert targets[1, 0] == 1.0
 
 
 def test_an_example_alone_stays_itself():
-    targets = mixed_targets(tf.constant([1]), tf.constant(0.2), 3)
+    targets = mix_targets(tf.constant([1]), tf.constant(0.2), 3)
     np.testing.assert_array_equal(targets, [[0.0, 1.0, 0.0]])
 
 
 def test_the_partner_is_the_next_example_and_the_first_for_the_last():
-    np.testing.assert_array_equal(partner(tf.constant([4, 7, 9])), [7, 9, 4])
+    np.testing.assert_array_equal(mix_partners(tf.constant([4, 7, 9])), [7, 9, 4])
 
 
 @pytest.mark.parametrize("alpha", [0, -0.2, math.nan, math.inf])

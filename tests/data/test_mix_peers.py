@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_committee import data
-from keras_committee.data.mix import mixed_targets
+from keras_committee.data.mix import mix_targets
 
 SHAPE = (9, 7, 3)
 BATCH = 5
@@ -22,7 +22,7 @@ def pictures():
 
 def ours(mix, draws):
     images, share = mix.apply(tf.constant(pictures()), tf.constant(draws))
-    return images.numpy(), mixed_targets(tf.constant(LABELS), share, 4).numpy()
+    return images.numpy(), mix_targets(tf.constant(LABELS), share, 4).numpy()
 
 
 def assert_same(one, images, targets):

@@ -6,9 +6,9 @@ import tensorflow as tf
 from shard_files import payloads
 
 from keras_committee import data
-from keras_committee.data.record_index import Fields, record_index
-from keras_committee.data.record_writer import write_records
-from keras_committee.data.tfrecords import Records
+from keras_committee.data.record_index import Fields, load_or_build_index
+from keras_committee.data.record_writer import write_tfrecords
+from keras_committee.data.tfrecords import TFRecordImages
 
 PARTS = {"train/n01440764_tench": 4, "train/n02102040_english_springer": 3, "val/n01440764_tench": 2}
 
@@ -21,7 +21,7 @@ def jpegs(tmp_path, noise, encoded):
         for number in range(count):
             pixels = noise(40 + number, 60 - 3 * number, seed=10 * order + number)
             (tmp_path / folder / f"{number}.JPEG").write_bytes(encoded(pixels, "JPEG", quality=90))
-    write_records(tmp_path, tmp_path / "records", shards=2)
+    write_tfrecords(tmp_path, tmp_path / "records", shards=2)
     return tmp_path / "records"
 
 
@@ -32,9 +32,9 @@ def test_model_gardens_decoder_and_our_reader_see_the_same_bytes_and_labels(jpeg
 
     decoder, shards = classification_input.Decoder(), sorted(jpegs.glob("train-*"))
     decoded = [decoder.decode(payload) for path in shards for payload in payloads(path)]
-    index, problems = record_index(shards, Fields())
-    images = Records(index=index, rows=np.arange(len(decoded)), framing=data.resized(32))
-    read = tf.function(images.contents())(tf.range(len(decoded), dtype=tf.int64)).numpy().tolist()
+    index, problems = load_or_build_index(shards, Fields())
+    images = TFRecordImages(index=index, rows=np.arange(len(decoded)), transform=data.resize(32))
+    read = tf.function(images.make_read_fn())(tf.range(len(decoded), dtype=tf.int64)).numpy().tolist()
     assert problems == []
     assert read == [example["image/encoded"].numpy() for example in decoded]
     assert index.rows["label"].tolist() == [int(example["image/class/label"]) for example in decoded]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_committee import data
-from keras_committee.data.tfrecords import Records
+from keras_committee.data.tfrecords import TFRecordImages
 
 
 @pytest.mark.parametrize(
@@ -24,9 +24,11 @@ def test_the_parts_are_the_batch_and_each_reads_its_rows_and_their_partners(reco
         augment=augment,
     )
     whole = list(splits.stream(7, 1, 2, mix).as_numpy_iterator())
-    counts, read_all = [], Records.read_all
-    monkeypatch.setattr(Records, "read_all", lambda self, rows: counts.append(len(rows)) or read_all(self, rows))
-    parts = [list(splits.stream(7, 1, 2, mix, part=(place, 2)).as_numpy_iterator()) for place in (0, 1)]
+    counts, read_all = [], TFRecordImages.read_batch
+    monkeypatch.setattr(
+        TFRecordImages, "read_batch", lambda self, rows: counts.append(len(rows)) or read_all(self, rows)
+    )
+    parts = [list(splits.stream(7, 1, 2, mix, shard=(place, 2)).as_numpy_iterator()) for place in (0, 1)]
     assert counts == [read] * 4
     for batch, first, second in zip(whole, *parts, strict=True):
         assert len(first[0]) == len(second[0]) == 4

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_committee.data import image_folder, ood_images, resized
-from keras_committee.data.image_files import read_content, read_folder, read_picture
+from keras_committee.data import image_folder, ood_images, resize
+from keras_committee.data.image_files import read_image, read_image_bytes, read_image_folder
 from keras_committee.errors import DataError
 
 
@@ -22,7 +22,7 @@ def test_a_picture_has_the_pixels_of_the_same_file_in_an_image_folder(tmp_path):
         Image.fromarray(draw(place, (20 + place, 31))).save(tmp_path / f"{place % 2}/{place}.jpg")
     splits = image_folder(tmp_path, 2, size=(8, 9), validation=0, test=0).load()
     [(images, _)] = splits.train.batches(4)
-    alone = [read_picture(tmp_path / name, resized((8, 9))) for name in ("0/0.jpg", "0/2.jpg", "1/1.jpg", "1/3.jpg")]
+    alone = [read_image(tmp_path / name, resize((8, 9))) for name in ("0/0.jpg", "0/2.jpg", "1/1.jpg", "1/3.jpg")]
     np.testing.assert_array_equal(np.asarray(images), np.stack(alone))
 
 
@@ -53,43 +53,43 @@ def cut(shape):
 def test_a_bad_picture_is_named(tmp_path, content, words):
     (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(DataError, match=rf"bad\.png: {words}") as caught:
-        read_picture(tmp_path / "bad.png", resized(8))
+        read_image(tmp_path / "bad.png", resize(8))
     assert caught.value.exit_code == 3
 
 
 def test_a_picture_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.png: cannot be read \(No such file or directory\)"):
-        read_content(tmp_path / "none.png")
+        read_image_bytes(tmp_path / "none.png")
 
 
 def test_a_folder_gives_its_pictures_and_those_inside_it(tmp_path):
     (tmp_path / "deep").mkdir()
     for place, name in enumerate(("a.png", "deep/b.PNG", "deep/c.jpeg", ".hidden.png", "notes.txt")):
         Image.fromarray(draw(place, (8, 8))).save(tmp_path / name, "PNG")
-    assert read_folder(tmp_path, 10, resized(8)).shape == (3, 8, 8, 3)
-    np.testing.assert_array_equal(read_folder(tmp_path, 1, resized(8))[0], draw(0, (8, 8)))
+    assert read_image_folder(tmp_path, 10, resize(8)).shape == (3, 8, 8, 3)
+    np.testing.assert_array_equal(read_image_folder(tmp_path, 1, resize(8))[0], draw(0, (8, 8)))
 
 
 def test_a_folder_without_pictures_or_with_bad_ones_is_refused(tmp_path):
     with pytest.raises(DataError, match="it holds no JPEG or PNG image"):
-        read_folder(tmp_path, 10, resized(8))
+        read_image_folder(tmp_path, 10, resize(8))
     with pytest.raises(DataError, match="no such folder"):
-        read_folder(tmp_path / "none", 10, resized(8))
+        read_image_folder(tmp_path / "none", 10, resize(8))
     (tmp_path / "bad.png").write_bytes(b"text")
     with pytest.raises(DataError, match=r"1 problem in the data\n .*bad\.png: neither a JPEG nor a PNG"):
-        read_folder(tmp_path, 10, resized(8))
+        read_image_folder(tmp_path, 10, resize(8))
 
 
-@pytest.mark.parametrize("kind", ood_images.FOREIGN)
+@pytest.mark.parametrize("kind", ood_images.OOD_GENERATORS)
 def test_generated_images_are_repeatable_each_another_and_of_any_size(kind):
-    images = ood_images.generated(kind, 3, (20, 33), seed=4)
+    images = ood_images.generate_ood(kind, 3, (20, 33), seed=4)
     assert (images.dtype, images.shape) == (np.uint8, (3, 20, 33, 3))
-    np.testing.assert_array_equal(images[:2], ood_images.generated(kind, 2, (20, 33), seed=4))
+    np.testing.assert_array_equal(images[:2], ood_images.generate_ood(kind, 2, (20, 33), seed=4))
     assert np.abs(images[0].astype(float) - images[1]).mean() > 5
-    assert np.abs(images.astype(float) - ood_images.generated(kind, 3, (20, 33), seed=5)).mean() > 5
+    assert np.abs(images.astype(float) - ood_images.generate_ood(kind, 3, (20, 33), seed=5)).mean() > 5
 
 
 def test_generated_noise_has_its_values():
-    assert set(np.unique(ood_images.generated("rademacher", 1, (9, 9)))) == {0, 255}
-    gaussian = ood_images.generated("gaussian", 2, (60, 60))
+    assert set(np.unique(ood_images.generate_ood("rademacher", 1, (9, 9)))) == {0, 255}
+    gaussian = ood_images.generate_ood("gaussian", 2, (60, 60))
     assert (gaussian == 0).mean() == pytest.approx(0.16, abs=0.02)  # one standard deviation below the middle

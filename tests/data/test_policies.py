@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_committee import data
-from keras_committee.data.policies import PLACES, POLICIES, model_garden
+from keras_committee.data.policies import POLICIES, POSITION_SCALE, import_model_garden
 from keras_committee.errors import RecipeError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the import of Model Garden
@@ -41,7 +41,7 @@ def applied(probability):
 
 def cases(policy):
     """Each sub-policy with each choice of applied operations, signs and places."""
-    policies = model_garden().AutoAugment(policy).policies
+    policies = import_model_garden().AutoAugment(policy).policies
     for number, steps in enumerate(policies):
         for taken in itertools.product(*(applied(probability) for _, probability, _ in steps)):
             yield number, taken, False, (2, 7)
@@ -50,7 +50,7 @@ def cases(policy):
 
 def theirs(policy, images, chosen, monkeypatch):
     """Model Garden's own path; `floor(0.2 + 0.5)` stands for a negative argument."""
-    garden, made, varied = model_garden(), [], []
+    garden, made, varied = import_model_garden(), [], []
     with monkeypatch.context() as patched:
         for sign in (0.7, 0.2):
             patched.setattr(tf.random, "uniform", Chosen(itertools.repeat(sign)).uniform)
@@ -64,7 +64,7 @@ def theirs(policy, images, chosen, monkeypatch):
 
 def row(numbers, negative, place):
     """The draws of one image."""
-    parts = [-(-at * PLACES // size) for at, size in zip(place, SHAPE, strict=False)]
+    parts = [-(-at * POSITION_SCALE // size) for at, size in zip(place, SHAPE, strict=False)]
     return [column for number in numbers for column in (number, int(negative), *parts)]
 
 
@@ -94,7 +94,9 @@ def test_every_operation_of_randaugment_equals_model_garden_to_the_last_bit(magn
     for image, (number, negative, place) in zip(images, chosen, strict=True):
         fake = Chosen(itertools.repeat(0.2 if negative else 0.7), number, place)
         monkeypatch.setattr(tf.random, "uniform", fake.uniform)
-        expected.append(model_garden().RandAugment(num_layers=1, magnitude=magnitude).distort(tf.constant(image)))
+        expected.append(
+            import_model_garden().RandAugment(num_layers=1, magnitude=magnitude).distort(tf.constant(image))
+        )
     monkeypatch.undo()
     draws = [row([(number + 1) % 17], negative, place) for number, negative, place in chosen]
     np.testing.assert_array_equal(graph(data.randaugment(1, magnitude), images, draws), np.stack(expected))
@@ -133,7 +135,7 @@ def test_randaugment_draws_each_operation_and_none_equally_often():
 def test_signs_are_even_and_places_uniform(augment):
     draws = augment.draw(np.random.default_rng(4), 20_000)
     assert (draws.shape, draws.dtype) == ((20_000, 8), np.int32)
-    signs, rows, columns = draws[:, 1::4], draws[:, 2::4] / PLACES, draws[:, 3::4] / PLACES
+    signs, rows, columns = draws[:, 1::4], draws[:, 2::4] / POSITION_SCALE, draws[:, 3::4] / POSITION_SCALE
     np.testing.assert_allclose(signs.mean(axis=0), 0.5, atol=0.02)
     for places in (rows, columns):
         np.testing.assert_allclose(np.quantile(places, [0, 0.2, 0.7, 1], axis=0).T, [[0, 0.2, 0.7, 1]] * 2, atol=0.02)
@@ -153,7 +155,7 @@ def test_draws_are_a_pure_function_of_the_generator(augment):
 
 def test_the_policies_on_offer_are_those_that_a_pipeline_can_repeat():
     refused = {"detection_v0", "deit3_three_augment", "test"}
-    assert set(POLICIES) == set(model_garden().AutoAugment().available_policies) - refused
+    assert set(POLICIES) == set(import_model_garden().AutoAugment().available_policies) - refused
 
 
 def test_an_unknown_policy_is_refused():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_committee import data
-from keras_committee.errors import DataError, RecipeError, refuse
+from keras_committee.errors import DataError, RecipeError, raise_if_problems
 
 SPLIT = {"train/cat": 12, "train/dog": 12, "test/cat": 3, "test/dog": 3}
 
@@ -151,11 +151,11 @@ def test_B10_fewer_training_examples_than_a_batch_are_named(write_images):
 
 def test_a_long_list_is_cut_and_counted():
     with pytest.raises(DataError, match="data: 23 problems in the data") as caught:
-        refuse("data", [f"row {number}" for number in range(23)], "Mend it.")
+        raise_if_problems("data", [f"row {number}" for number in range(23)], "Mend it.")
     lines = str(caught.value).splitlines()
     assert lines[1:3] == ["  row 0", "  row 1"]
     assert lines[20:] == ["  row 19", "  and 3 more", "Mend it."]
 
 
 def test_without_problems_nothing_is_raised():
-    assert refuse("data", [], "Mend it.") is None
+    assert raise_if_problems("data", [], "Mend it.") is None

@@ -9,8 +9,8 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_committee import data
-from keras_committee.data.images import Files
-from keras_committee.data.preprocessing import decode_window, encoded_size
+from keras_committee.data.images import ImageFiles
+from keras_committee.data.preprocessing import decode_window, image_size_from_header
 from keras_committee.errors import RecipeError
 
 CROP = data.random_resized_crop(area=(0.2, 0.7), ratio=(0.6, 1.5), flip=False)
@@ -91,7 +91,7 @@ def test_a_decoded_window_is_bit_for_bit_that_of_the_whole_image(noise, encoded,
     smooth = np.asarray(Image.fromarray(noise(8, 11)).resize((75, 58)))
     content = tf.constant(encoded(smooth, kind, **options))
     whole = data.decode_image(content).numpy()
-    assert [int(each) for each in encoded_size(content)] == [58, 75]
+    assert [int(each) for each in image_size_from_header(content)] == [58, 75]
     decode = tf.function(decode_window)
     for top, left, height, width in windows(CROP, (58, 75), 12):
         window = decode(content, tf.constant([top, left, height, width]))
@@ -120,8 +120,8 @@ def photos(tmp_path, noise, encoded):
 def test_the_stream_decodes_crops_resizes_and_goes_on_with_what_follows(photos):
     crop, later = data.random_resized_crop(), data.pad_crop_flip(2)
     loaded = folder(photos, data.compose(crop, later))
-    assert isinstance(loaded.train.images, Files)  # small, yet memory would hold framed images
-    assert not isinstance(loaded.test.images, Files)
+    assert isinstance(loaded.train.images, ImageFiles)  # small, yet memory would hold framed images
+    assert not isinstance(loaded.test.images, ImageFiles)
     order = np.random.default_rng((5, 0, 0)).permutation(9)
     generator = np.random.default_rng((5, 0, 1))
     draws, later_draws = crop.draw(generator, 9)[order], later.draw(generator, 9)[order]
@@ -168,7 +168,7 @@ def test_files_of_the_very_size_are_cropped_in_memory(write_images):
         4, directory=write_images(parts, (32, 32)), validation=0, augment=data.random_resized_crop()
     )
     memory, files = described.load(), dataclasses.replace(described, memory_limit=0).load()
-    assert not isinstance(memory.train.images, Files)
+    assert not isinstance(memory.train.images, ImageFiles)
     for (one, _), (other, _) in zip(memory.stream(1, 0, 2), files.stream(1, 0, 2), strict=True):
         np.testing.assert_array_equal(one, other)
 

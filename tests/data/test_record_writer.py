@@ -13,9 +13,9 @@ from shard_files import field, payloads
 from keras_committee.cli import cli, main
 from keras_committee.data import record_writer
 from keras_committee.data.preprocessing import decode_image
-from keras_committee.data.record_writer import class_words, encoded_example, write_records
+from keras_committee.data.record_writer import serialize_example, synset_and_text, write_tfrecords
 from keras_committee.errors import DataError, InUseError, RecipeError
-from keras_committee.files import owned
+from keras_committee.files import file_lock
 
 PARTS = {"train/n00000001_ant": 9, "train/bee": 7, "val/n00000001_ant": 3, "val/bee": 2}
 FIELDS = {
@@ -38,7 +38,7 @@ def content(folder):
 
 def test_an_example_has_the_fields_of_model_garden_and_the_bytes_of_the_file(noise, encoded):
     image = encoded(noise(6, 5), "JPEG")
-    example, anew = encoded_example(image, "a.JPEG", 2, "n01440764_tench")
+    example, anew = serialize_example(image, "a.JPEG", 2, "n01440764_tench")
     assert {name: field(example, name) for name in FIELDS} == FIELDS
     assert field(example, "image/encoded") == image
     assert not anew
@@ -47,25 +47,25 @@ def test_an_example_has_the_fields_of_model_garden_and_the_bytes_of_the_file(noi
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("JPEG", "CMYK")])
 def test_what_model_garden_cannot_read_becomes_a_jpeg_unless_it_is_kept(noise, encoded, kind, mode):
     image = encoded(np.full((16, 16, 3), (200, 40, 90), np.uint8), kind, mode)
-    example, anew = encoded_example(image, "a", 0, "bee")
+    example, anew = serialize_example(image, "a", 0, "bee")
     again = field(example, "image/encoded")
     assert anew
     assert (Image.open(io.BytesIO(again)).format, Image.open(io.BytesIO(again)).mode) == ("JPEG", "RGB")
     np.testing.assert_allclose(decode_image(again), decode_image(image), atol=3)
-    example, anew = encoded_example(image, "a", 0, "bee", keep=True)
+    example, anew = serialize_example(image, "a", 0, "bee", keep_encoding=True)
     assert field(example, "image/encoded") == image
     assert field(example, "image/format") == kind.encode()
     assert not anew
 
 
 def test_a_class_folder_names_synset_and_text():
-    assert class_words("n01440764_tench") == ("n01440764", "tench")
-    assert class_words("n01440764") == ("n01440764", "n01440764")
-    assert class_words("red fox") == ("red fox", "red fox")
+    assert synset_and_text("n01440764_tench") == ("n01440764", "tench")
+    assert synset_and_text("n01440764") == ("n01440764", "n01440764")
+    assert synset_and_text("red fox") == ("red fox", "red fox")
 
 
 def test_every_image_is_written_once_shuffled_and_always_alike(records, tmp_path):
-    write_records(tmp_path, tmp_path / "again", shards=3, keep=True, workers=1)
+    write_tfrecords(tmp_path, tmp_path / "again", shards=3, keep_encoding=True, workers=1)
     assert content(tmp_path / "again") == content(records)
     names = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003", "validation-00000-of-00001"]
     assert sorted(content(records)) == names
@@ -79,7 +79,7 @@ def test_every_image_is_written_once_shuffled_and_always_alike(records, tmp_path
 
 
 def test_a_conversion_that_was_killed_goes_on_and_nothing_is_seen_before(records, tmp_path, monkeypatch):
-    write, written = record_writer.encoded_example, []
+    write, written = record_writer.serialize_example, []
 
     def killed(*arguments, **options):
         written.append(arguments[1])
@@ -88,16 +88,23 @@ def test_a_conversion_that_was_killed_goes_on_and_nothing_is_seen_before(records
     def kill(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(record_writer, "encoded_example", killed)
+    monkeypatch.setattr(record_writer, "serialize_example", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_records(tmp_path, tmp_path / "slow", shards=3, keep=True, workers=1)
+        write_tfrecords(tmp_path, tmp_path / "slow", shards=3, keep_encoding=True, workers=1)
     assert not (tmp_path / "slow").exists()
     staging = tmp_path / ".slow.unfinished"
     assert [name for name in content(staging) if not name.startswith(".")] == ["train-00000-of-00003"]
     stamp = os.stat(staging / "train-00000-of-00003").st_mtime_ns
-    monkeypatch.setattr(record_writer, "encoded_example", write)
+    monkeypatch.setattr(record_writer, "serialize_example", write)
     told = []
-    write_records(tmp_path, tmp_path / "slow", shards=3, keep=True, workers=1, report=lambda *done: told.append(done))
+    write_tfrecords(
+        tmp_path,
+        tmp_path / "slow",
+        shards=3,
+        keep_encoding=True,
+        workers=1,
+        on_progress=lambda *done: told.append(done),
+    )
     assert content(tmp_path / "slow") == content(records)
     assert os.stat(tmp_path / "slow" / "train-00000-of-00003").st_mtime_ns == stamp
     assert (told[0], told[-1]) == ((6, 21), (21, 21))
@@ -111,7 +118,7 @@ def test_what_was_begun_with_other_images_begins_anew(records, tmp_path):
     (staging / "records.json").write_text('{"images": "of another source"}')
     (staging / "train-00000-of-00003").write_bytes(b"old")
     (staging / "train-00000-of-00009").write_bytes(b"old")
-    write_records(tmp_path, tmp_path / "other", shards=3, keep=True)
+    write_tfrecords(tmp_path, tmp_path / "other", shards=3, keep_encoding=True)
     assert content(tmp_path / "other") == content(records)
 
 
@@ -120,7 +127,7 @@ def test_B02_broken_images_are_named_before_anything_is_written(tmp_path, write_
     for name in ("train/bee/0003.png", "val/bee/0001.png"):
         (source / name).write_bytes((source / name).read_bytes()[:60])
     with pytest.raises(DataError, match="2 problems") as raised:
-        write_records(source, tmp_path / "records", shards=2)
+        write_tfrecords(source, tmp_path / "records", shards=2)
     assert "train/bee/0003.png: damaged or cut off" in str(raised.value)
     assert "val/bee/0001.png: damaged or cut off" in str(raised.value)
     assert [path.name for path in tmp_path.iterdir() if "records" in path.name] == []
@@ -129,28 +136,28 @@ def test_B02_broken_images_are_named_before_anything_is_written(tmp_path, write_
 def test_what_exists_is_refused_and_left_alone(records, tmp_path):
     before = content(records)
     with pytest.raises(RecipeError, match="exists"):
-        write_records(tmp_path, records, shards=2)
+        write_tfrecords(tmp_path, records, shards=2)
     assert content(records) == before
     with pytest.raises(RecipeError, match="5 validation images cannot fill 6 shards"):
-        write_records(tmp_path, tmp_path / "x", shards=2, validation_shards=6)
+        write_tfrecords(tmp_path, tmp_path / "x", shards=2, validation_shards=6)
     with (
-        owned(tmp_path / ".x.unfinished" / "lock", "it"),
+        file_lock(tmp_path / ".x.unfinished" / "lock", "it"),
         pytest.raises(InUseError, match=r"\.x\.unfinished is in use by pid"),
     ):
-        write_records(tmp_path, tmp_path / "x", shards=2)
+        write_tfrecords(tmp_path, tmp_path / "x", shards=2)
 
 
 def test_the_command_writes_and_tells_what_in_json_and_in_words(tmp_path, write_images, capfd):
     source = write_images(PARTS)
-    assert main(["records", str(source), str(tmp_path / "a"), "--shards", "2", "--json"]) == 0
+    assert main(["make-tfrecords", str(source), str(tmp_path / "a"), "--shards", "2", "--json"]) == 0
     out, err = capfd.readouterr()
     told = json.loads(out)
     assert told["splits"] == {"train": {"examples": 16, "shards": 2}, "validation": {"examples": 5, "shards": 1}}
     assert (told["encoded_anew"], told["classes"], told["first_label"]) == (21, 2, 1)
     assert "21 of 21 images" in err
-    assert main(["records", str(source), str(tmp_path / "a"), "--shards", "2"]) == 2
+    assert main(["make-tfrecords", str(source), str(tmp_path / "a"), "--shards", "2"]) == 2
     assert "exists" in capfd.readouterr().err
-    assert main(["records", str(tmp_path / "none"), str(tmp_path / "b"), "--shards", "2"]) == 3
+    assert main(["make-tfrecords", str(tmp_path / "none"), str(tmp_path / "b"), "--shards", "2"]) == 3
     assert "there is no such folder" in capfd.readouterr().err
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from keras_committee import data
-from keras_committee.data.images import Pixels
-from keras_committee.data.splits import MIX_TABLE
+from keras_committee.data.images import InMemoryImages
+from keras_committee.data.splits import MIX_TABLE_ROWS
 from keras_committee.errors import DataError
 
 SHAPE = (5, 4, 3)
@@ -17,7 +17,7 @@ def split(examples, first=0):
     """Images and labels that both tell the example's number."""
     numbers = np.arange(first, first + examples)
     images = np.broadcast_to(numbers[:, None, None, None], (examples, *SHAPE)).astype(np.uint8)
-    return data.Split(images=Pixels(images), labels=numbers.astype(np.int32))
+    return data.Split(images=InMemoryImages(images), labels=numbers.astype(np.int32))
 
 
 def splits(examples, batch_size, augment=None):
@@ -28,7 +28,7 @@ def splits(examples, batch_size, augment=None):
 def textured(examples, batch_size):
     """Splits of noise, so that every augmentation shows."""
     images = np.random.default_rng(0).integers(0, 256, (examples, *SHAPE), dtype=np.uint8)
-    part = data.Split(images=Pixels(images), labels=np.arange(examples, dtype=np.int32))
+    part = data.Split(images=InMemoryImages(images), labels=np.arange(examples, dtype=np.int32))
     loaded = splits(examples, batch_size, data.pad_crop_flip(2))
     return dataclasses.replace(loaded, train=part)
 
@@ -171,25 +171,25 @@ def test_a_resumed_mixed_stream_equals_the_tail_bit_for_bit(mix, first):
     np.testing.assert_array_equal(tail_targets, targets[6 * first :])
 
 
-@pytest.mark.parametrize("first", [MIX_TABLE - 1, MIX_TABLE, MIX_TABLE + 1])
+@pytest.mark.parametrize("first", [MIX_TABLE_ROWS - 1, MIX_TABLE_ROWS, MIX_TABLE_ROWS + 1])
 def test_a_mixed_stream_crosses_the_tables_of_draws_without_a_seam(first):
     loaded = labelled(20, 6)
-    images, targets = read(loaded.stream(5, MIX_TABLE - 3, 7, data.mixup()))
-    skipped = first - (MIX_TABLE - 3)
+    images, targets = read(loaded.stream(5, MIX_TABLE_ROWS - 3, 7, data.mixup()))
+    skipped = first - (MIX_TABLE_ROWS - 3)
     tail_images, tail_targets = read(loaded.stream(5, first, 7 - skipped, data.mixup()))
     np.testing.assert_array_equal(tail_images, images[6 * skipped :])
     np.testing.assert_array_equal(tail_targets, targets[6 * skipped :])
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("first", [3, MIX_TABLE - 2])
+@pytest.mark.parametrize("first", [3, MIX_TABLE_ROWS - 2])
 def test_the_mixed_stream_equals_its_written_definition(mix, first):
     loaded = labelled(20, 6)
     images, targets = read(loaded.stream(9, first, 4, mix))
     plain = list(loaded.stream(9, first, 4))  # cropped and flipped before it is mixed
     for place, (own, labels) in enumerate(plain):
-        number, row = divmod(first + place, MIX_TABLE)
-        draws = mix.draw(np.random.default_rng((9, number, 2)), MIX_TABLE, SHAPE)[row]
+        number, row = divmod(first + place, MIX_TABLE_ROWS)
+        draws = mix.draw(np.random.default_rng((9, number, 2)), MIX_TABLE_ROWS, SHAPE)[row]
         mixed, share = mix.apply(own, draws)
         one_hot = np.eye(5)[labels.numpy()]
         wanted = float(share) * one_hot + (1 - float(share)) * np.roll(one_hot, -1, axis=0)
@@ -268,7 +268,7 @@ def test_the_fingerprint_follows_content_and_nothing_else():
     labels[3] = 0
     relabelled = dataclasses.replace(same, labels=labels)
     repainted = dataclasses.replace(same, images=split(9, first=1).images)
-    reordered = same.take(np.arange(9)[::-1])
+    reordered = same.subset(np.arange(9)[::-1])
     assert same.fingerprint() == again.fingerprint()
     assert len(same.fingerprint()) == 64
     assert len({part.fingerprint() for part in (same, relabelled, repainted, reordered)}) == 4

@@ -12,7 +12,7 @@ from keras_committee import data
 from keras_committee.data import record_index
 from keras_committee.data import tfrecords as module
 from keras_committee.data.record_index import Fields
-from keras_committee.data.tfrecords import Records, matching_shards, missing_shards, split_shards
+from keras_committee.data.tfrecords import TFRecordImages, matching_shards, missing_shards, split_shards
 from keras_committee.errors import DataError, ResourceError
 
 
@@ -22,9 +22,9 @@ def described(folder, **options):
 
 def whole(folder):
     """All training records, in the order of the shards."""
-    index, problems = record_index.record_index(sorted(folder.glob("train-*")), Fields())
+    index, problems = record_index.load_or_build_index(sorted(folder.glob("train-*")), Fields())
     assert problems == []
-    return Records(index=index, rows=np.arange(len(index.rows)), framing=data.resized((6, 5)))
+    return TFRecordImages(index=index, rows=np.arange(len(index.rows)), transform=data.resize((6, 5)))
 
 
 def examples(dataset):
@@ -45,8 +45,8 @@ def test_records_give_the_images_labels_and_classes_of_the_folders_they_were_wri
 def test_memory_and_shards_give_the_same_stream_which_may_start_anywhere(records):
     data_of = described(records, size=(5, 4), augment=data.pad_crop_flip(1))
     memory, kept = data_of.load(), dataclasses.replace(data_of, memory_limit=0).load()
-    assert isinstance(kept.train.images, Records)
-    assert not isinstance(memory.train.images, Records)
+    assert isinstance(kept.train.images, TFRecordImages)
+    assert not isinstance(memory.train.images, TFRecordImages)
     whole, tail = memory.stream(7, 0, 6).as_numpy_iterator(), kept.stream(7, 2, 4).as_numpy_iterator()
     for (images, labels), (other_images, other_labels) in zip(list(whole)[2:], tail, strict=True):
         np.testing.assert_array_equal(images, other_images)
@@ -56,9 +56,9 @@ def test_memory_and_shards_give_the_same_stream_which_may_start_anywhere(records
 def test_any_record_is_read_as_it_was_written(records):
     shards = sorted(records.glob("train-*"))
     written = [payload for path in shards for payload in payloads(path)]
-    images = whole(records).take(np.arange(len(written))[::-1])
+    images = whole(records).subset(np.arange(len(written))[::-1])
     order = np.random.default_rng(3).integers(0, len(written), 40)
-    read = tf.function(images.contents())(tf.constant(order)).numpy().tolist()
+    read = tf.function(images.make_read_fn())(tf.constant(order)).numpy().tolist()
     assert read == [field(written[len(written) - 1 - number], "image/encoded") for number in order]
     assert images.index.rows["label"].tolist() == [field(payload, "image/class/label") for payload in written]
     assert images.name(0) == f"{shards[-1].name}, record {len(payloads(shards[-1])) - 1}"
@@ -68,18 +68,18 @@ def test_the_fingerprint_follows_the_bytes_not_the_place(records, tmp_path):
     ignored = shutil.ignore_patterns(".*")
     shutil.copytree(records, tmp_path / "copy", ignore=ignored, copy_function=shutil.copyfile)
     copy = whole(tmp_path / "copy")
-    assert copy.index.stamps != whole(records).index.stamps
-    assert copy.origin() == whole(records).origin()
-    assert copy.take(np.array([1, 0])).origin() != copy.take(np.array([0, 1])).origin()
+    assert copy.index.sizes_and_mtimes != whole(records).index.sizes_and_mtimes
+    assert copy.source_id() == whole(records).source_id()
+    assert copy.subset(np.array([1, 0])).source_id() != copy.subset(np.array([0, 1])).source_id()
 
 
 def test_B09_a_shard_that_has_changed_is_indexed_again(records):
     before, path = whole(records), records / "train-00001-of-00003"
     rewrite(path, lambda number, fields: fields["image/encoded"].bytes_list.value.__setitem__(0, b"new"))
     after = whole(records)
-    first = int(after.index.starts[1])
+    first = int(after.index.row_offsets[1])
     assert after.read(first) == b"new"
-    assert after.origin() != before.origin()
+    assert after.source_id() != before.source_id()
     with pytest.raises(DataError, match="train-00001-of-00003 has changed since it was indexed"):
         before.read(first)
 
@@ -97,11 +97,11 @@ def test_the_index_goes_to_the_users_cache_where_the_folder_is_only_read(records
     def refuse(path, *_, **__):
         raise ResourceError(f"cannot write {path}: Read-only file system.")
 
-    owned, wanted = record_index.owned, whole(records).index.rows
+    owned, wanted = record_index.file_lock, whole(records).index.rows
     forget(records)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        record_index, "owned", lambda path, what, **k: {records: refuse}.get(path.parent, owned)(path, what, **k)
+        record_index, "file_lock", lambda path, what, **k: {records: refuse}.get(path.parent, owned)(path, what, **k)
     )
     whole(records)
     assert list(records.glob(".train*")) == []
@@ -121,9 +121,11 @@ def test_E11_the_number_of_open_shards_is_bounded(records, monkeypatch):
 
 def test_a_shard_that_the_cache_does_not_hold_is_open_as_long_as_it_is_read(records, monkeypatch):
     """As the second of two threads finds it that open one shard at once: the cache keeps the other's."""
-    monkeypatch.setattr(module, "_descriptors", lambda: module._Shard)
+    monkeypatch.setattr(module, "_shard_cache", lambda: module._Shard)
     images = whole(records)
-    assert [images.ends(row) for row in range(3)] == [(each[:16], each[-16:]) for each in map(images.read, range(3))]
+    assert [images.head_and_tail(row) for row in range(3)] == [
+        (each[:16], each[-16:]) for each in map(images.read, range(3))
+    ]
 
 
 def test_shards_of_any_name_are_found_by_pattern_and_fields_by_name(records, tmp_path):

@@ -105,7 +105,7 @@ KINDS: list[tuple[str, Callable[[list[str], Path], None]]] = [
     (r"ray (start|get-auth-token) .*", known_to_ray),
     (r"tensorboard --logdir .*", looked_at),
     (r"keras-committee train .*--strategy multiworker.*", parsed),  # tests/training/test_hosts.py trains so
-    (r"keras-committee train .*--ray auto.*", parsed),  # tests/training/test_ray.py trains so
+    (r"keras-committee train .*--ray-address auto.*", parsed),  # tests/training/test_ray.py trains so
     (r"keras-committee serve .*", served),
     (r"keras-committee .*", answered),
     (r"srun keras-committee .*", submitted),

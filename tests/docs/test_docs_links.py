@@ -99,7 +99,9 @@ def test_what_is_missing_would_be_found(tmp_path):
 
 @pytest.mark.parametrize("name", ["cifar_stochastic_depth", "cifar_wrn", "digits_wrn"])
 def test_every_accuracy_that_a_recipe_promises_is_one_of_readme(name):
-    expected = RecipeFile.read(ROOT / "recipes" / f"{name}.py").doc.partition("Expected:")[2].partition("Source:")[0]
+    expected = (
+        RecipeFile.read(ROOT / "recipes" / f"{name}.py").docstring.partition("Expected:")[2].partition("Source:")[0]
+    )
     promised = {float(number) for number in re.findall(r"(\d+\.\d) %", expected)}
     measured = re.findall(r"(\d+\.\d+) (?:± [\d.]+ )?%", (ROOT / "README.md").read_text())
     assert promised

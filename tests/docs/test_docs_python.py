@@ -29,9 +29,11 @@ def names():
 @pytest.fixture(scope="module")
 def ports(shop):
     """Those at which the committee of the shop answers, by the ones that the pages name."""
-    from keras_committee.tfserving.server.local_server import Options, StandIn, one_model
+    from keras_committee.tfserving.server.local_server import LocalServer, ServerOptions, config_from_folder
 
-    with StandIn(one_model(shop[0] / "saved_models/cifar_wrn"), Options(rest_port=0, grpc_port=0)) as server:
+    with LocalServer(
+        config_from_folder(shop[0] / "saved_models/cifar_wrn"), ServerOptions(rest_port=0, grpc_port=0)
+    ) as server:
         yield {"8501": server.rest_port, "8500": server.grpc_port}
 
 

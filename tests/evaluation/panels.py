@@ -6,9 +6,9 @@ import types
 import numpy as np
 
 from keras_committee import metrics
-from keras_committee.evaluation.evaluate import committee_of_size
-from keras_committee.evaluation.predictions import Votes
-from keras_committee.evaluation.report.run_data import Gates, Source
+from keras_committee.evaluation.evaluate import score_committees_of_size
+from keras_committee.evaluation.predictions import SplitPredictions
+from keras_committee.evaluation.report.run_data import RunData, StochasticDepthStats
 from keras_committee.layers import GeometricMean
 
 CLASSES = ("<script>alert(1)</script>", "cat & dog", "$x_{1}$")
@@ -44,23 +44,23 @@ def evaluation_of(votes, names, costs):
         "recipe": "made_up", "split": "test", "examples": EXAMPLES, "classes": 3, "head": "geometric_mean",
         "members": [
             {"index": index, "name": name, "parameters": 1000 * (1 + int(cost)), "mflops": cost}
-            | metrics.summary(probabilities[:, index], votes.labels)
+            | metrics.classification_metrics(probabilities[:, index], votes.labels)
             for index, (name, cost) in enumerate(zip(names, costs, strict=True))
         ],
         "missing": [],
-        "committees": [committee_of_size(size, votes, GeometricMean(), costs) for size in range(1, len(names) + 1)],
+        "committees": [score_committees_of_size(size, votes, GeometricMean(), costs) for size in range(1, len(names) + 1)],
     }  # fmt: skip
 
 
 def source(name, names, costs, *, skill=1.2, seed=1, depth=None, added=None):
     """A run whose members have these names and costs."""
     cast = log_probabilities(len(names), skill, seed)
-    votes = Votes(
+    votes = SplitPredictions(
         members=tuple(range(len(names))), log_probabilities=cast, labels=LABELS, classes=CLASSES,
-        weights=tuple(f"{name}-{index}" for index in range(len(names))), data="same",
+        weight_hashes=tuple(f"{name}-{index}" for index in range(len(names))), data_fingerprint="same",
     )  # fmt: skip
-    return Source(
-        name=name, path=pathlib.Path("runs", name), doc="Made up.\n\nMore.", knobs={"members": len(names), "rate": 0.2},
+    return RunData(
+        name=name, path=pathlib.Path("runs", name), docstring="Made up.\n\nMore.", parameters={"members": len(names), "rate": 0.2},
         environment={
             "recipe": "made_up", "smoke": False, "seed": 7, "command": "keras-committee train made_up.py",
             "versions": {"keras": "3.15.1", "none": None}, "commit": None, "platform": "Linux", "cpus": 2,
@@ -69,10 +69,10 @@ def source(name, names, costs, *, skill=1.2, seed=1, depth=None, added=None):
             {"time": "2026-02-03T04:00:00+00:00", "event": "training_started"},
             {"time": "2026-02-03T05:00:00+00:00", "event": "training_finished"},
         ],
-        evaluation=evaluation_of(votes, names, costs), votes=votes, head=GeometricMean(),
+        evaluation=evaluation_of(votes, names, costs), predictions=votes, head=GeometricMean(),
         histories={index: history(index, depth) for index in range(len(names))},
-        so_far=([1, 2, 3], [0.5, 0.62, 0.71]), added=added or {}, examples=Pictures(range(EXAMPLES)),
-        gates=Gates(blocks=9, expected_depth=6.9, expected_saving=0.21) if depth else None,
+        anytime_accuracy=([1, 2, 3], [0.5, 0.62, 0.71]), other_results=added or {}, examples=Pictures(range(EXAMPLES)),
+        depth_stats=StochasticDepthStats(num_blocks=9, expected_depth=6.9, expected_flops_reduction=0.21) if depth else None,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def made_up_pool(strengths=(0.9, 1.0, 1.1, 1.7, 1.9), mflops=(1.0, 1.0, 1.0, 2.5
             PoolMember(
                 run=Path("runs", f"cost-{cost}"),
                 index=place,
-                weights=f"{place:064x}",
+                weights_hash=f"{place:064x}",
                 name=f"net_{cost}",
                 parameters=int(100 * cost),
                 mflops=cost,
@@ -34,7 +34,7 @@ def made_up_pool(strengths=(0.9, 1.0, 1.1, 1.7, 1.9), mflops=(1.0, 1.0, 1.0, 2.5
             for place, cost in enumerate(mflops)
         ),
         classes=("a", "b", "c", "d"),
-        votes={split: votes for split, (votes, _) in splits.items()},
+        predictions={split: votes for split, (votes, _) in splits.items()},
         labels={split: labels for split, (_, labels) in splits.items()},
         missing={},
     )

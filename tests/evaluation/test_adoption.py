@@ -11,7 +11,7 @@ from strangers import CLASSES, digits, stranger
 
 from keras_committee.cli import main
 from keras_committee.errors import RecipeError
-from keras_committee.evaluation.import_models import Offer, adapt
+from keras_committee.evaluation.import_models import ModelSource, import_model
 from keras_committee.models.loading import load_member
 from keras_committee.run import Run
 
@@ -32,7 +32,7 @@ def files(tmp_path_factory):
 
 
 def adopt(run, *words):
-    return main(["adopt", str(TINY), "--run", str(run), *map(str, words)])
+    return main(["import", str(TINY), "--run", str(run), *map(str, words)])
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,13 @@ def adopted(files, tmp_path_factory):
     """The run of three adopted members."""
     run = tmp_path_factory.mktemp("runs") / "run"
     raw, unit, swapped = files["raw"], files["unit"], files["swapped"]
-    scales = ["--scale", "0..1", "--scale", f"{raw}=0..255"]
-    assert adopt(run, raw, unit, swapped, *scales, "--labels", f"{swapped}={files['labels']}", "--reorder") == 0
+    scales = ["--input-scaling", "0..1", "--input-scaling", f"{raw}=0..255"]
+    assert (
+        adopt(
+            run, raw, unit, swapped, *scales, "--class-names-file", f"{swapped}={files['labels']}", "--reorder-classes"
+        )
+        == 0
+    )
     return Run.open(run)
 
 
@@ -83,26 +88,26 @@ def test_they_are_selected_reported_and_exported(adopted, tmp_path, capsys):
     shutil.copytree(adopted.path, run)
     assert main(["select", str(run), "--cascade"]) == 0
     assert main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
-    assert main(["export", str(run), "--to", str(tmp_path / "served"), "--selection", f"{run}/selection.json"]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "served"), "--selection", f"{run}/selection.json"]) == 0
     assert (tmp_path / "served" / "1" / "saved_model.pb").is_file()
 
 
 def test_C04_pixels_that_were_declared_wrongly_are_found_by_the_data(files, tmp_path, capsys):
-    assert adopt(tmp_path / "run", files["raw"], "--scale", "0..1") == 8
+    assert adopt(tmp_path / "run", files["raw"], "--input-scaling", "0..1") == 8
     said = capsys.readouterr().err
     assert "was declared to take pixels 0..1; of 180 images it then gets" in said
-    assert "Say --scale 0..255" in said
+    assert "Say --input-scaling 0..255" in said
     assert not (tmp_path / "run" / "members").exists()
 
 
 def test_C02_another_order_of_classes_is_found_by_names_or_by_the_data(files, tmp_path, capsys):
-    words = [tmp_path / "run", files["swapped"], "--scale", "0..1"]
+    words = [tmp_path / "run", files["swapped"], "--input-scaling", "0..1"]
     assert adopt(*words) == 8
     assert "seems to know the classes in another order: where the data have '0'" in capsys.readouterr().err
-    assert adopt(*words, "--labels", files["labels"]) == 2
+    assert adopt(*words, "--class-names-file", files["labels"]) == 2
     said = capsys.readouterr().err
     assert "where one has 0, another has 1" in said
-    assert "--reorder" in said
+    assert "--reorder-classes" in said
 
 
 def test_C06_a_model_that_is_given_twice_is_named(files, tmp_path, capsys):
@@ -113,11 +118,11 @@ def test_C06_a_model_that_is_given_twice_is_named(files, tmp_path, capsys):
 
 def offer(model, tmp_path, **fields):
     model.save(tmp_path / "model.keras")
-    return Offer(path=tmp_path / "model.keras", **fields)
+    return ModelSource(path=tmp_path / "model.keras", **fields)
 
 
 def adapted(an_offer, classes=("ant", "bee", "cow"), shape=(8, 6, 3), **asked):
-    return adapt(an_offer, classes, shape, **{"reorder": False, "resize": False, **asked})
+    return import_model(an_offer, classes, shape, **{"reorder": False, "resize": False, **asked})
 
 
 def small(classes=3, shape=(8, 6, 3)):
@@ -136,7 +141,7 @@ def small(classes=3, shape=(8, 6, 3)):
 def test_C01_other_classes_come_as_a_table(model, fields, words, tmp_path):
     with pytest.raises(RecipeError, match=words) as caught:
         adapted(offer(model(), tmp_path, **fields))
-    assert "--reorder" not in str(caught.value)
+    assert "--reorder-classes" not in str(caught.value)
 
 
 def test_C03_other_images_are_refused_or_resized_if_asked(tmp_path):
@@ -155,9 +160,9 @@ def test_a_recipe_without_place_is_told(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--scale", "0..2"), "expected 0..255, 0..1"),
-        (("--scale", "other.keras=0..1"), "'other.keras=0..1' names none of the models"),
-        (("--labels", "absent.txt"), "absent.txt cannot be read"),
+        (("--input-scaling", "0..2"), "expected 0..255, 0..1"),
+        (("--input-scaling", "other.keras=0..1"), "'other.keras=0..1' names none of the models"),
+        (("--class-names-file", "absent.txt"), "absent.txt cannot be read"),
     ],
 )
 def test_what_is_declared_in_a_way_that_cannot_be_read_is_told(words, told, tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from keras_committee import cli, metrics
 from keras_committee.errors import DataError
-from keras_committee.evaluation import calibrate, cast_votes
+from keras_committee.evaluation import calibrate, load_or_compute_predictions
 from keras_committee.evaluation.calibration import fit_temperature, softmax
 from keras_committee.layers import ArithmeticMean
 
@@ -16,7 +16,11 @@ from keras_committee.layers import ArithmeticMean
 @pytest.fixture(scope="module")
 def calibrated(trained):
     run, recipe = trained
-    return calibrate(run, recipe), cast_votes(run, recipe, "validation"), cast_votes(run, recipe, "test")
+    return (
+        calibrate(run, recipe),
+        load_or_compute_predictions(run, recipe, "validation"),
+        load_or_compute_predictions(run, recipe, "test"),
+    )
 
 
 def test_the_document_has_the_keys_that_its_docstring_names(trained, calibrated):
@@ -65,7 +69,7 @@ def test_the_reliability_holds_every_example_and_null_for_empty_bins(calibrated)
 def test_another_head_is_cooled_after_it(trained):
     run, recipe = trained
     result = calibrate(run, dataclasses.replace(recipe, head=ArithmeticMean()))
-    test = cast_votes(run, recipe, "test")
+    test = load_or_compute_predictions(run, recipe, "test")
     mean = np.exp(test.log_probabilities.astype(float)).mean(axis=1)
     cooled = softmax(np.log(mean) / result["committee"]["temperature"])
     assert result["head"] == "arithmetic_mean"

@@ -11,7 +11,7 @@ from pools import made_up_votes
 
 from keras_committee import metrics
 from keras_committee.evaluation import committee_search
-from keras_committee.evaluation.committee_search import Candidates, Goal, look
+from keras_committee.evaluation.committee_search import Candidates, Objective, search_committees
 
 COSTS = (1.0, 1.5, 0.7, 2.2, 3.1)
 VOTES, LABELS = made_up_votes(2, 120, (0.6, 0.9, 0.4, 1.3, 1.5))
@@ -26,7 +26,7 @@ def slowly():
     for size in range(1, 6):
         for subset in itertools.combinations(range(5), size):
             product = np.exp(VOTES[:, subset].astype(np.float64).mean(axis=1))
-            scores = metrics.summary(product / product.sum(axis=1, keepdims=True), LABELS)
+            scores = metrics.classification_metrics(product / product.sum(axis=1, keepdims=True), LABELS)
             yield subset, sum(COSTS[member] for member in subset), scores
 
 
@@ -38,8 +38,8 @@ def chosen(candidates, goal):
 @pytest.mark.parametrize(("objective", "sign"), [("accuracy", -1), ("nll", 1), ("brier", 1)])
 @pytest.mark.parametrize("most", [math.inf, 4.9, 2.3])
 def test_exhaustive_search_finds_what_brute_force_finds(objective, sign, most):
-    candidates, goal = some_candidates(), Goal(objective=objective, max_cost=most)
-    assert look(candidates, goal) == "exhaustive"
+    candidates, goal = some_candidates(), Objective(metric=objective, max_cost=most)
+    assert search_committees(candidates, goal) == "exhaustive"
     assert len(candidates.table()) == 31
     within = [each for each in slowly() if each[1] <= most + 1e-9]
     expected = min(within, key=lambda each: (sign * each[2][objective], each[1], each[2]["nll"]))
@@ -48,18 +48,18 @@ def test_exhaustive_search_finds_what_brute_force_finds(objective, sign, most):
 
 def test_with_an_accuracy_and_no_budget_the_cheapest_is_best_and_with_both_the_most_accurate():
     candidates = some_candidates()
-    look(candidates, Goal())
+    search_committees(candidates, Objective())
     enough = [each for each in slowly() if each[2]["accuracy"] >= 0.46]
     cheapest = min(enough, key=lambda each: (each[1], -each[2]["accuracy"], each[2]["nll"]))
-    assert chosen(candidates, Goal(min_accuracy=0.46)) == cheapest[0]
+    assert chosen(candidates, Objective(min_accuracy=0.46)) == cheapest[0]
     most = min((each for each in enough if each[1] <= 5), key=lambda each: (-each[2]["accuracy"], each[1]))
-    assert chosen(candidates, Goal(min_accuracy=0.46, max_cost=5)) == most[0]
-    assert candidates.table().best(Goal(min_accuracy=0.999)) is None
+    assert chosen(candidates, Objective(min_accuracy=0.46, max_cost=5)) == most[0]
+    assert candidates.table().best(Objective(min_accuracy=0.999)) is None
 
 
 def test_the_front_is_that_of_brute_force():
     candidates = some_candidates()
-    look(candidates, Goal())
+    search_committees(candidates, Objective())
     every = list(slowly())
     expected = [
         subset
@@ -70,7 +70,7 @@ def test_the_front_is_that_of_brute_force():
         )
     ]
     table = candidates.table()
-    front = [tuple(np.flatnonzero(table.shares[row]).tolist()) for row in table.front("nll")]
+    front = [tuple(np.flatnonzero(table.multiplicities[row]).tolist()) for row in table.pareto_front("nll")]
     assert sorted(front) == sorted(expected)
     assert len(front) > 2
 
@@ -87,14 +87,16 @@ def test_no_method_exceeds_the_budget_or_ends_below_the_best_member_or_has_a_fro
     seed, method, objective, head, most
 ):
     votes, labels = made_up_votes(seed, 40, (0.6, 0.9, 0.4, 1.3, 1.5))
-    candidates, goal = Candidates(votes, labels, COSTS, head), Goal(objective=objective, max_cost=most)
-    look(candidates, goal, method)
+    candidates, goal = Candidates(votes, labels, COSTS, head), Objective(metric=objective, max_cost=most)
+    search_committees(candidates, goal, method)
     table = candidates.table()
     best, losses = table.best(goal), table.losses(objective)
     assert table.costs[best] <= most + 1e-6
-    singles = [losses[row] for row in range(len(table)) if table.shares[row].sum() == 1 and table.costs[row] <= most]
+    singles = [
+        losses[row] for row in range(len(table)) if table.multiplicities[row].sum() == 1 and table.costs[row] <= most
+    ]
     assert losses[best] <= min(singles)
-    front = table.front(objective)
+    front = table.pareto_front(objective)
     beaten = [
         (one, other)
         for one in front
@@ -107,9 +109,9 @@ def test_no_method_exceeds_the_budget_or_ends_below_the_best_member_or_has_a_fro
 
 
 def test_greed_takes_in_every_round_the_member_that_helps_most(monkeypatch):
-    monkeypatch.setattr(committee_search, "_ROUNDS", 6)
+    monkeypatch.setattr(committee_search, "_GREEDY_ROUNDS", 6)
     candidates = some_candidates()
-    look(candidates, Goal(objective="nll"), "greedy")
+    search_committees(candidates, Objective(metric="nll"), "greedy")
     bag, path = [], []
     for _ in range(6):
         losses = []
@@ -122,7 +124,7 @@ def test_greed_takes_in_every_round_the_member_that_helps_most(monkeypatch):
     assert table.scores["nll"].min() == pytest.approx(min(path), abs=1e-6)
     final = np.bincount(bag, minlength=5)
     final //= np.gcd.reduce(final)
-    assert final.tolist() in table.shares.tolist()
+    assert final.tolist() in table.multiplicities.tolist()
 
 
 def test_a_member_taken_twice_is_paid_once_by_a_geometric_mean_and_twice_by_the_others():
@@ -134,7 +136,7 @@ def test_a_member_taken_twice_is_paid_once_by_a_geometric_mean_and_twice_by_the_
 def test_a_committee_is_scored_once():
     candidates = some_candidates()
     first = candidates.score([[2, 0, 4, 0, 0], [1, 0, 2, 0, 0]])
-    assert first.shares.tolist() == [[1, 0, 2, 0, 0]] * 2
+    assert first.multiplicities.tolist() == [[1, 0, 2, 0, 0]] * 2
     candidates.score([[0, 1, 0, 0, 0], [3, 0, 6, 0, 0]])
     assert len(candidates.table()) == 2
 
@@ -143,17 +145,17 @@ def test_evolution_finds_in_a_large_pool_what_greed_finds_or_better():
     strengths = np.linspace(0.3, 1.4, 18)
     votes, labels = made_up_votes(8, 60, strengths)
     greedy, evolved = (Candidates(votes, labels, 0.5 + strengths, "geometric_mean") for _ in range(2))
-    goal = Goal(objective="nll", max_cost=6.0)
-    look(greedy, goal, "greedy")
-    assert look(evolved, goal, "auto") == "evolutionary"
+    goal = Objective(metric="nll", max_cost=6.0)
+    search_committees(greedy, goal, "greedy")
+    assert search_committees(evolved, goal, "auto") == "evolutionary"
     assert evolved.table().scores["nll"][evolved.table().best(goal)] <= greedy.table().scores["nll"].min()
 
 
 def test_what_no_method_can_do_is_told():
     many = Candidates(np.zeros((1, 17, 2)), np.zeros(1, int), np.ones(17), "geometric_mean")
     with pytest.raises(ValueError, match=r"16 members at most\. Received: 17, which have 131,071 committees"):
-        look(many, Goal(), "exhaustive")
+        search_committees(many, Objective(), "exhaustive")
     with pytest.raises(ValueError, match=r"method must be one of auto, .*'lucky'"):
-        look(some_candidates(), Goal(), "lucky")
+        search_committees(some_candidates(), Objective(), "lucky")
     with pytest.raises(ValueError, match=r"objective must be one of accuracy, nll, brier.*'f1'"):
-        Goal(objective="f1")
+        Objective(metric="f1")

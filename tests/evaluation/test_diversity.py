@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from keras_committee import metrics
-from keras_committee.evaluation import cast_votes, evaluate
-from keras_committee.evaluation.evaluate import diversity, uncertainty
+from keras_committee.evaluation import evaluate, load_or_compute_predictions
+from keras_committee.evaluation.evaluate import diversity, mean_uncertainty
 
 
 def test_the_evaluation_has_the_blocks_of_its_votes(trained):
     run, recipe = trained
     result = evaluate(run, recipe)
-    votes = cast_votes(run, recipe)
+    votes = load_or_compute_predictions(run, recipe)
     probabilities = np.exp(votes.log_probabilities)
     right = votes.log_probabilities.mean(axis=1).argmax(axis=1) == votes.labels
     assert result["diversity"] == diversity(probabilities, votes.labels)
-    assert result["uncertainty"] == uncertainty(probabilities, right)
+    assert result["uncertainty"] == mean_uncertainty(probabilities, right)
     assert 0 < right.mean() < 1
     assert result["uncertainty"]["wrong"]["total"] > result["uncertainty"]["right"]["total"]
     gain = result["diversity"]["ambiguity"]["nll"]
@@ -35,8 +35,8 @@ VOTES = np.array(
 
 
 def test_the_uncertainty_is_the_mean_over_all_the_right_and_the_wrong():
-    parts = metrics.uncertainty(VOTES)
-    means = uncertainty(VOTES, np.array([True, False, True]))
+    parts = metrics.uncertainty_decomposition(VOTES)
+    means = mean_uncertainty(VOTES, np.array([True, False, True]))
     assert means["right"]["mutual"] == pytest.approx((parts["mutual"][0] + parts["mutual"][2]) / 2)
     assert means["wrong"]["expected"] == pytest.approx(parts["expected"][1])
     assert means["all"]["total"] == pytest.approx(parts["total"].mean())
@@ -47,5 +47,5 @@ def test_what_is_not_defined_is_null_and_no_nan():
     block = diversity(VOTES, labels)
     assert block["error_correlation"] == [[None, None], [None, pytest.approx(1)]]
     assert block["q_statistic"][0] == [None, None]
-    assert uncertainty(VOTES, np.ones(3, bool))["wrong"] == {"total": None, "expected": None, "mutual": None}
+    assert mean_uncertainty(VOTES, np.ones(3, bool))["wrong"] == {"total": None, "expected": None, "mutual": None}
     json.dumps(block, allow_nan=False)

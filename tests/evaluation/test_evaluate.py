@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from keras_committee.errors import IncompleteError, RecipeError, RunError, VerificationError
-from keras_committee.evaluation import cast_votes, evaluate, predictions
-from keras_committee.evaluation.evaluate import committee_of_size, subsets_of
+from keras_committee.evaluation import evaluate, load_or_compute_predictions, predictions
+from keras_committee.evaluation.evaluate import member_subsets, score_committees_of_size
 from keras_committee.layers import WeightedGeometricMean
 from keras_committee.run import Run
 
@@ -19,7 +19,7 @@ from keras_committee.run import Run
 @pytest.fixture(scope="module")
 def evaluated(trained):
     run, recipe = trained
-    return run, recipe, evaluate(run, recipe), cast_votes(run, recipe)
+    return run, recipe, evaluate(run, recipe), load_or_compute_predictions(run, recipe)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_committees_are_the_means_over_all_their_subsets(evaluated):
 
 def test_a_part_of_a_weighted_committee_keeps_its_proportions(evaluated):
     _, _, _, cast = evaluated
-    spread = committee_of_size(2, cast, WeightedGeometricMean([0.2, 0.7, 0.1]), [1.0, 2.0, 4.0])
+    spread = score_committees_of_size(2, cast, WeightedGeometricMean([0.2, 0.7, 0.1]), [1.0, 2.0, 4.0])
     accuracies = []
     for pair, weights in (((0, 1), (2 / 9, 7 / 9)), ((0, 2), (2 / 3, 1 / 3)), ((1, 2), (7 / 8, 1 / 8))):
         power = (cast.log_probabilities[:, list(pair)] * np.array(weights)[:, None]).sum(axis=1)
@@ -99,16 +99,16 @@ def test_the_votes_are_cast_once(evaluated, monkeypatch):
         raise RuntimeError("predicted again")
 
     monkeypatch.setattr(predictions, "log_probabilities", fail)
-    again = cast_votes(run, recipe)
+    again = load_or_compute_predictions(run, recipe)
     np.testing.assert_array_equal(again.log_probabilities, cast.log_probabilities)
     assert again.log_probabilities.shape == (360, 3, 10)
 
 
 def test_votes_of_other_weights_are_cast_anew(copied):
     run, recipe = copied
-    before = cast_votes(run, recipe).log_probabilities
+    before = load_or_compute_predictions(run, recipe).log_probabilities
     run.member(0).model.write_bytes(run.member(1).model.read_bytes())
-    after = cast_votes(run, recipe).log_probabilities
+    after = load_or_compute_predictions(run, recipe).log_probabilities
     np.testing.assert_array_equal(after[:, 0], before[:, 1])
 
 
@@ -126,10 +126,10 @@ def test_a_damaged_model_file_is_named(copied):
 
 
 def test_many_members_give_a_thousand_distinct_subsets_of_a_size():
-    subsets = subsets_of(14, 6)
+    subsets = member_subsets(14, 6)
     assert len(set(subsets)) == 1000
     assert all(len(set(subset)) == 6 for subset in subsets)
-    assert subsets_of(5, 2) == list(itertools.combinations(range(5), 2))
+    assert member_subsets(5, 2) == list(itertools.combinations(range(5), 2))
 
 
 def test_C02_data_with_another_order_of_classes_are_refused(trained, monkeypatch):
@@ -144,7 +144,7 @@ def test_C02_data_with_another_order_of_classes_are_refused(trained, monkeypatch
 def test_C05_a_committee_that_lacks_a_member_is_taken_if_asked_and_says_who_is_missing(copied):
     run, recipe = copied
     run.member(1).model.unlink()
-    with pytest.raises(IncompleteError, match=r"2 of 3 members; not trained yet: 1\.[\s\S]*--min-members 2"):
+    with pytest.raises(IncompleteError, match=r"2 of 3 members; not trained yet: 1\.[\s\S]*--allow-incomplete 2"):
         evaluate(run, recipe)
     with pytest.raises(IncompleteError, match="2 of 3 members"):
         evaluate(run, recipe, min_members=3)
@@ -159,7 +159,7 @@ def test_C06_two_members_with_the_same_weights_are_named(copied):
     with pytest.raises(VerificationError, match=r"members 0 and 2 of .* have identical weights \(sha256 ") as caught:
         evaluate(run, recipe)
     assert caught.value.exit_code == 8
-    assert len(evaluate(run, recipe, allow_twins=True)["members"]) == 3
+    assert len(evaluate(run, recipe, allow_duplicate_weights=True)["members"]) == 3
 
 
 def test_C07_a_member_whose_votes_are_no_numbers_is_named_and_averaged_with_no_other(copied):

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_committee.evaluation.calibration import COLDEST, HOTTEST, fit_temperature, fit_weights, softmax
+from keras_committee.evaluation.calibration import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    fit_temperature,
+    fit_weights,
+    softmax,
+)
 
 
 def nll(logits, labels):
@@ -28,10 +34,10 @@ def draw(seed, examples=300, members=3, classes=4):
 def test_no_temperature_of_a_fine_grid_is_better(seed):
     votes, labels = draw(seed)
     found = fit_temperature(votes[:, 1], labels)
-    grid = np.geomspace(COLDEST, HOTTEST, 400)
+    grid = np.geomspace(MIN_TEMPERATURE, MAX_TEMPERATURE, 400)
     best = min(nll(votes[:, 1] / temperature, labels) for temperature in grid)
     assert nll(votes[:, 1].astype(float) / found, labels) <= best + 1e-9
-    assert COLDEST < found < HOTTEST
+    assert MIN_TEMPERATURE < found < MAX_TEMPERATURE
 
 
 def test_logits_that_were_sharpened_are_brought_back():
@@ -44,8 +50,8 @@ def test_logits_that_were_sharpened_are_brought_back():
 
 def test_who_is_always_right_cannot_be_sure_enough_and_who_guesses_not_careful_enough():
     labels = draw(2)[1]
-    assert fit_temperature(np.log(0.1 + np.eye(4)[labels]), labels) == COLDEST
-    assert fit_temperature(np.log(0.1 + np.eye(4)[(labels + 1) % 4]), labels) == HOTTEST
+    assert fit_temperature(np.log(0.1 + np.eye(4)[labels]), labels) == MIN_TEMPERATURE
+    assert fit_temperature(np.log(0.1 + np.eye(4)[(labels + 1) % 4]), labels) == MAX_TEMPERATURE
 
 
 @settings(deadline=None, max_examples=20)

@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from keras_committee.evaluation import evaluate
-from keras_committee.evaluation.latency import Latency, latency
+from keras_committee.evaluation.latency import Latency, measure_latencies
 from keras_committee.tables import print_evaluation
 
 
@@ -21,7 +21,7 @@ def slower_and_slower():
 
 
 def test_every_model_has_its_latency_at_every_batch():
-    measured = latency([linear(), linear()], batches=(1, 3), repeats=4, clock=slower_and_slower())
+    measured = measure_latencies([linear(), linear()], batch_sizes=(1, 3), repeats=4, clock=slower_and_slower())
     assert [[each.batch for each in model] for model in measured] == [[1, 3], [1, 3]]
     every = [each for model in measured for each in model]
     assert {each.repeats for each in every} == {4}
@@ -31,21 +31,21 @@ def test_every_model_has_its_latency_at_every_batch():
 
 
 def test_one_repeat_is_its_own_median_in_milliseconds():
-    assert latency([linear()], batches=(2,), repeats=1, clock=slower_and_slower()) == [
+    assert measure_latencies([linear()], batch_sizes=(2,), repeats=1, clock=slower_and_slower()) == [
         [Latency(batch=2, median=pytest.approx(1), lower=pytest.approx(1), upper=pytest.approx(1), repeats=1)]
     ]
 
 
 def test_what_cannot_be_timed_is_refused():
     with pytest.raises(ValueError, match=r"known size\. Received: 'functional.*' of \(None, None, 3\)"):
-        latency([linear((None, None, 3))])
+        measure_latencies([linear((None, None, 3))])
     with pytest.raises(ValueError, match=r"at least one repeat .* Received: 0 of \[1\]"):
-        latency([linear()], batches=(1,), repeats=0)
+        measure_latencies([linear()], batch_sizes=(1,), repeats=0)
 
 
 def test_a_timed_evaluation_tells_each_members_latency(trained, capsys):
     run, recipe = trained
-    result = evaluate(run, recipe, timed=True)
+    result = evaluate(run, recipe, measure_latency=True)
     assert [[each["batch"] for each in member["latency"]] for member in result["members"]] == [[1, 32]] * 3
     assert all(0 < each["lower"] <= each["upper"] for member in result["members"] for each in member["latency"])
     print_evaluation(result)

@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 
 from keras_committee.errors import DataError, IncompleteError, RecipeError, VerificationError
-from keras_committee.evaluation import Votes, cast_votes, gather, member_info, predictions
+from keras_committee.evaluation import (
+    SplitPredictions,
+    load_or_compute_predictions,
+    load_pool,
+    member_info,
+    predictions,
+)
 from keras_committee.evaluation.pool import (
-    refuse_twins,
+    check_no_duplicate_weights,
     require_equal_channels,
     require_equal_classes,
     require_equal_examples,
@@ -34,21 +40,30 @@ def second(tmp_path_factory):
 
 def some_votes(labels, data, origin=""):
     zeros, labels = np.zeros((1, 1, 2)), np.array(labels)
-    return Votes(members=(0,), log_probabilities=zeros, labels=labels, classes=("a",), data=data, origin=origin)
+    return SplitPredictions(
+        members=(0,),
+        log_probabilities=zeros,
+        labels=labels,
+        classes=("a",),
+        data_fingerprint=data,
+        source_fingerprint=origin,
+    )
 
 
 def test_a_pool_holds_the_members_of_all_runs_in_order(trained, second):
     run, recipe = trained
-    pool = gather([run, second])
+    pool = load_pool([run, second])
     assert [(member.run, member.index) for member in pool.members] == [
         *((run.path, index) for index in range(3)),
         *((second.path, index) for index in range(2)),
     ]
-    assert pool.votes["test"].shape == (360, 5, 10)
-    np.testing.assert_array_equal(pool.votes["test"][:, :3], cast_votes(run, recipe).log_probabilities)
+    assert pool.predictions["test"].shape == (360, 5, 10)
+    np.testing.assert_array_equal(
+        pool.predictions["test"][:, :3], load_or_compute_predictions(run, recipe).log_probabilities
+    )
     np.testing.assert_array_equal(pool.labels["validation"], recipe.data.load().validation.labels)
     assert pool.classes == tuple("0123456789")
-    assert len({member.weights for member in pool.members}) == 5
+    assert len({member.weights_hash for member in pool.members}) == 5
     assert len({member.architecture for member in pool.members}) == 1
     assert pool.mflops == pytest.approx([2 * 8 * 8 * 3 * 10 / 1e6] * 5)
     assert pool.missing == {str(run.path): [], str(second.path): []}
@@ -56,21 +71,21 @@ def test_a_pool_holds_the_members_of_all_runs_in_order(trained, second):
 
 def test_a_pool_is_gathered_again_without_asking_a_model(trained, monkeypatch):
     run, _ = trained
-    first = gather([run])
+    first = load_pool([run])
 
     def fail(*_):
         raise RuntimeError("loaded again")
 
     monkeypatch.setattr(predictions, "load_member", fail)
     monkeypatch.setattr(member_info, "load_member", fail)
-    assert gather([run]).members == first.members
+    assert load_pool([run]).members == first.members
 
 
 def test_a_damaged_description_is_made_anew(second, caplog):
-    before = member_info.describe(second, 1)
+    before = member_info.load_member_info(second, 1)
     file = second.path / "votes" / "members" / "01.json"
     file.write_text(json.dumps({"source": "x"})[:-3])
-    assert member_info.describe(second, 1) == before
+    assert member_info.load_member_info(second, 1) == before
     assert "01.json is damaged" in caplog.text
     assert json.loads(file.read_text())["name"] == "linear_1"
 
@@ -78,15 +93,15 @@ def test_a_damaged_description_is_made_anew(second, caplog):
 def test_a_run_given_twice_is_refused(trained):
     run, _ = trained
     with pytest.raises(RecipeError, match=r"are one run\. Its members would count twice"):
-        gather([run, dataclasses.replace(run, path=run.path / ".." / run.path.name)])
+        load_pool([run, dataclasses.replace(run, path=run.path / ".." / run.path.name)])
 
 
 def test_C05_a_run_that_lacks_a_member_is_taken_if_asked(second, trained, tmp_path):
     run = Run(shutil.copytree(second.path, tmp_path / "run"))
     run.member(0).model.unlink()
-    with pytest.raises(IncompleteError, match=r"1 of 2 members; not trained yet: 0\.[\s\S]*--min-members 1"):
-        gather([trained[0], run])
-    assert gather([trained[0], run], min_members=1).missing == {str(trained[0].path): [], str(run.path): [0]}
+    with pytest.raises(IncompleteError, match=r"1 of 2 members; not trained yet: 0\.[\s\S]*--allow-incomplete 1"):
+        load_pool([trained[0], run])
+    assert load_pool([trained[0], run], min_members=1).missing == {str(trained[0].path): [], str(run.path): [0]}
 
 
 def test_C06_a_member_that_stands_in_two_runs_is_named(trained, new_run):
@@ -95,13 +110,13 @@ def test_C06_a_member_that_stands_in_two_runs_is_named(trained, new_run):
     with pytest.raises(
         VerificationError, match=r"members .*tiny member 0 and .*run member 0 of the pool have identical"
     ):
-        gather([trained[0], run])
-    assert len(gather([trained[0], run], allow_twins=True).members) == 4
+        load_pool([trained[0], run])
+    assert len(load_pool([trained[0], run], allow_duplicate_weights=True).members) == 4
 
 
 def test_C06_twins_are_named_by_their_hash():
     with pytest.raises(VerificationError, match=r"members 1 and 3 of runs/a have identical weights \(sha256 beef\)"):
-        refuse_twins({"0": "cafe", "1": "beef", "3": "beef"}, "runs/a")
+        check_no_duplicate_weights({"0": "cafe", "1": "beef", "3": "beef"}, "runs/a")
 
 
 def test_C01_other_class_counts_come_as_a_table_of_members_and_classes():
@@ -128,7 +143,7 @@ def test_C02_a_run_of_other_classes_enters_no_pool(trained, second, tmp_path):
     journal = (second.path / "journal.jsonl").read_text()
     (second.path / "journal.jsonl").write_text(journal.replace('["0", "1"', '["1", "0"'))
     with pytest.raises(RecipeError, match="where one has 0, another has 1"):
-        gather([trained[0], second])
+        load_pool([trained[0], second])
     (second.path / "journal.jsonl").write_text(journal)
 
 
@@ -154,7 +169,7 @@ def test_a_pool_without_a_validation_split_says_what_to_do(trained, monkeypatch)
     empty = dataclasses.replace(splits, validation=splits.validation.take(np.arange(0)))
     monkeypatch.setattr(type(recipe.data), "load", lambda _: empty)
     with pytest.raises(RecipeError, match=r"have no validation split\.\n  Members are chosen on it"):
-        gather([run])
+        load_pool([run])
 
 
 def test_the_same_files_at_two_sizes_are_the_same_examples():

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from keras_committee import cli
-from keras_committee.data import centre_crop, resized
+from keras_committee.data import center_crop, resize
 from keras_committee.errors import IncompleteError, RecipeError, VerificationError
-from keras_committee.evaluation.predict import Panel
+from keras_committee.evaluation.predict import CommitteePredictor
 from keras_committee.layers import WeightedGeometricMean
-from keras_committee.selection import ChosenMember, Selection, Stage
+from keras_committee.selection import SelectedMember, Selection, Stage
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def geometric(logs, weights=None):
 def choose(run, file, order=(2, 0, 1), **fields):
     """Writes a selection of members of the run."""
     members = [
-        ChosenMember(
+        SelectedMember(
             run=str(run.path),
             index=index,
             weights=hashlib.sha256(run.member(index).model.read_bytes()).hexdigest(),
@@ -55,9 +55,9 @@ def choose(run, file, order=(2, 0, 1), **fields):
 def test_a_run_answers_with_all_members_under_its_head(trained, digits):
     run, recipe = trained
     images, logs = digits
-    panel = Panel.of_run(run, recipe)
-    answers = panel.answer(images)
-    assert (panel.framings, panel.classes) == ((resized(32),), tuple("0123456789"))
+    panel = CommitteePredictor.from_run(run, recipe)
+    answers = panel.predict(images)
+    assert (panel.transforms, panel.classes) == ((resize(32),), tuple("0123456789"))
     wanted = geometric(logs)
     np.testing.assert_allclose(answers["probabilities"], wanted, atol=1e-5)
     np.testing.assert_allclose(answers["confidence"], wanted.max(axis=1), atol=1e-5)
@@ -70,7 +70,9 @@ def test_a_run_with_a_weighted_head_weighs_its_uncertainty_too(trained, digits):
     run, recipe = trained
     images, logs = digits
     weights = [0.2, 0.7, 0.1]
-    answers = Panel.of_run(run, dataclasses.replace(recipe, head=WeightedGeometricMean(weights))).answer(images)
+    answers = CommitteePredictor.from_run(
+        run, dataclasses.replace(recipe, head=WeightedGeometricMean(weights))
+    ).predict(images)
     np.testing.assert_allclose(answers["probabilities"], geometric(logs, weights), atol=1e-5)
     mean = np.average(np.exp(logs), axis=1, weights=weights)
     expected = np.average(-(np.exp(logs) * logs).sum(axis=2), axis=1, weights=weights)
@@ -83,7 +85,7 @@ def test_a_chosen_committee_has_its_order_temperatures_and_weights(trained, digi
     )
     logs = digits[1][:, [2, 0, 1]] / np.array([1, 2, 1])[:, None]
     logs -= np.logaddexp.reduce(logs, axis=2, keepdims=True)
-    answers = Panel.of_selection(file).answer(digits[0])
+    answers = CommitteePredictor.from_selection(file).predict(digits[0])
     np.testing.assert_allclose(answers["probabilities"], geometric(logs, [0.6, 0.3, 0.1]), atol=1e-5)
 
 
@@ -91,8 +93,8 @@ def test_a_cascade_asks_the_next_members_only_while_it_is_unsure(trained, digits
     images, logs = digits
     logs = logs[:, [2, 0, 1]]
     stages = (Stage(members=1, threshold=0.35), Stage(members=2, threshold=0.4), Stage(members=3, threshold=None))
-    panel = Panel.of_selection(choose(trained[0], tmp_path / "s.json", stages=stages))
-    answers = panel.answer(images)
+    panel = CommitteePredictor.from_selection(choose(trained[0], tmp_path / "s.json", stages=stages))
+    answers = panel.predict(images)
     used = []
     for row in range(40):
         says = [geometric(logs[row : row + 1, :count])[0] for count in (1, 2, 3)]
@@ -111,7 +113,7 @@ def test_a_member_that_is_another_one_than_was_chosen_is_refused(trained, tmp_pa
     with pytest.raises(
         VerificationError, match=r"is not the member that was chosen \(sha256 [0-9a-f]{12}, not 0{12}\)"
     ):
-        Panel.of_selection(file)
+        CommitteePredictor.from_selection(file)
 
 
 def linear(shape, name):
@@ -124,36 +126,38 @@ def test_C03_members_of_unknown_size_or_of_grey_images_are_refused():
     free = keras.Model(free, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(free)))
     for model, words in ((free, "NonexNonex3"), (linear((4, 4, 1), "grey"), "4x4x1")):
         with pytest.raises(RecipeError, match=f"a known size and three channels. These take: {words}"):
-            Panel([model], [1], WeightedGeometricMean([1.0]), None, "margin", "ab")
+            CommitteePredictor([model], [1], WeightedGeometricMean([1.0]), None, "margin", "ab")
 
 
 def test_each_member_sees_a_picture_as_its_run_frames_it():
     models = [linear((4, 4, 3), "small"), linear((6, 5, 3), "large"), linear((6, 5, 3), "cropped")]
     recorded = [None, None, {"size": [6, 5], "padding": 2, "method": "bilinear"}]
-    panel = Panel(models, [1, 1, 1], WeightedGeometricMean([0.2, 0.7, 0.1]), None, "margin", "ab", recorded)
-    assert panel.framings == (resized(4), resized((6, 5)), centre_crop((6, 5), padding=2))
+    panel = CommitteePredictor(
+        models, [1, 1, 1], WeightedGeometricMean([0.2, 0.7, 0.1]), None, "margin", "ab", recorded
+    )
+    assert panel.transforms == (resize(4), resize((6, 5)), center_crop((6, 5), padding=2))
     picture = np.random.default_rng(0).integers(0, 256, (20, 31, 3)).astype(np.uint8)
-    seen = {framing: framing.apply(picture).numpy()[None] for framing in panel.framings}
-    logits = [model(seen[framing].astype("float32")) for model, framing in zip(models, panel.framings, strict=True)]
+    seen = {framing: framing.apply(picture).numpy()[None] for framing in panel.transforms}
+    logits = [model(seen[framing].astype("float32")) for model, framing in zip(models, panel.transforms, strict=True)]
     expected = keras.ops.softmax(sum(weight * each for weight, each in zip([0.2, 0.7, 0.1], logits, strict=True)))
-    np.testing.assert_allclose(panel.answer(seen)["probabilities"], expected, atol=1e-5)
+    np.testing.assert_allclose(panel.predict(seen)["probabilities"], expected, atol=1e-5)
 
 
 def test_C07_a_member_whose_answer_is_no_number_is_not_averaged():
     bad = linear((4, 4, 3), "bad")
     bad.set_weights([np.full_like(weight, np.nan) for weight in bad.get_weights()])
     models = [linear((4, 4, 3), "good"), bad]
-    panel = Panel(models, [1, 1], WeightedGeometricMean([0.2, 0.8]), None, "margin", "ab")
+    panel = CommitteePredictor(models, [1, 1], WeightedGeometricMean([0.2, 0.8]), None, "margin", "ab")
     with pytest.raises(VerificationError, match="member 1 of those asked gives 2 classes, not all of them finite"):
-        panel.answer(np.zeros((2, 4, 4, 3), np.uint8))
+        panel.predict(np.zeros((2, 4, 4, 3), np.uint8))
 
 
 def test_C05_a_committee_that_is_not_whole_answers_only_if_asked(trained):
     run, recipe = trained
     larger = dataclasses.replace(recipe, members=4)
-    with pytest.raises(IncompleteError, match=r"has 3 of 4 members[\s\S]*--min-members 3"):
-        Panel.of_run(run, larger)
-    assert Panel.of_run(run, larger, min_members=3).framings == (resized(32),)
+    with pytest.raises(IncompleteError, match=r"has 3 of 4 members[\s\S]*--allow-incomplete 3"):
+        CommitteePredictor.from_run(run, larger)
+    assert CommitteePredictor.from_run(run, larger, min_members=3).transforms == (resize(32),)
 
 
 @pytest.fixture(scope="module")

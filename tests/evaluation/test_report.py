@@ -12,22 +12,22 @@ from keras_committee import metrics
 from keras_committee.errors import RunError
 from keras_committee.evaluation.report import sections_accuracy, sections_predictions, sections_runs
 from keras_committee.evaluation.report.run_data import (
-    Chosen,
-    Point,
+    CostPoint,
+    SelectedCommittee,
     Series,
-    architectures,
-    front,
-    gather_panel,
-    says_the_same,
+    architecture_names,
+    is_current,
+    load_report_data,
+    pareto_front,
 )
-from keras_committee.evaluation.report.sections_predictions import most_disputed
-from keras_committee.selection import ChosenMember, Selection, Stage
+from keras_committee.evaluation.report.sections_predictions import rank_by_disagreement
+from keras_committee.selection import SelectedMember, Selection, Stage
 
 
 @pytest.fixture(scope="module")
 def panel():
     """Two runs with one architecture in common, and a third of two architectures."""
-    return gather_panel(
+    return load_report_data(
         [
             source("first", ["small", "small"], [10.0, 10.0], seed=1),
             source("second", ["small"], [10.0], seed=2),
@@ -56,16 +56,16 @@ def series(name, costs, accuracies, **fields):
 
 
 def test_members_that_are_merely_numbered_are_one_architecture():
-    assert architectures(["linear_0", "linear_1"]) == ("linear", "linear")
-    assert architectures(["wrn_16_1", "wrn_16_1"]) == ("wrn_16_1", "wrn_16_1")
-    assert architectures(["wrn_16_1"]) == ("wrn_16_1",)
-    assert architectures(["resnet_20", "wrn_16_1"]) == ("resnet_20", "wrn_16_1")
+    assert architecture_names(["linear_0", "linear_1"]) == ("linear", "linear")
+    assert architecture_names(["wrn_16_1", "wrn_16_1"]) == ("wrn_16_1", "wrn_16_1")
+    assert architecture_names(["wrn_16_1"]) == ("wrn_16_1",)
+    assert architecture_names(["resnet_20", "wrn_16_1"]) == ("resnet_20", "wrn_16_1")
 
 
 def test_the_front_is_every_point_that_none_beats():
     told = {"dear": (9.0, 0.8), "cheap": (1.0, 0.5), "beaten": (5.0, 0.6), "good": (4.0, 0.7), "twin": (4.0, 0.65)}
-    points = [Point(name=name, mflops=cost, accuracy=right) for name, (cost, right) in told.items()]
-    assert [point.name for point in front(points)] == ["cheap", "good", "dear"]
+    points = [CostPoint(name=name, mflops=cost, accuracy=right) for name, (cost, right) in told.items()]
+    assert [point.name for point in pareto_front(points)] == ["cheap", "good", "dear"]
 
 
 def test_an_architecture_is_gathered_from_all_runs_and_its_committees_are_the_slow_loops(panel):
@@ -94,14 +94,14 @@ def test_the_gain_is_that_over_the_mean_member_with_its_paired_standard_error(pa
 
 def test_several_small_networks_are_held_against_one_large_one_of_at_least_their_cost():
     small, large = series("small", [10.0, 20.0, 30.0], [0.7, 0.75, 0.8]), series("large", [29.0], [0.73])
-    assert sections_accuracy.rivals([small, large], large) == (
+    assert sections_accuracy.competitors([small, large], large) == (
         "At no more than the cost of one large (29.0 MFLOPs), two small (20.0 MFLOPs) are 2.0 points above it."
     )
-    assert "three small (30.0 MFLOPs) are 12.0 points below it" in sections_accuracy.rivals(
+    assert "three small (30.0 MFLOPs) are 12.0 points below it" in sections_accuracy.competitors(
         [small], series("l", [30.0], [0.92])
     )
-    assert "as accurate as it" in sections_accuracy.rivals([small], series("l", [20.0], [0.7501]))
-    assert sections_accuracy.rivals([small], series("l", [19.0], [0.9])) == ""
+    assert "as accurate as it" in sections_accuracy.competitors([small], series("l", [20.0], [0.7501]))
+    assert sections_accuracy.competitors([small], series("l", [19.0], [0.9])) == ""
 
 
 def test_the_sentence_of_the_cost_tells_the_whole_committee_and_its_gain():
@@ -117,7 +117,7 @@ def test_a_cascade_says_what_it_saves_and_where_images_leave_it():
         {"members": 1, "rate": 0.7, "accuracy": 0.95, "nll": 0.2, "ece": 0.01},
         {"members": 3, "rate": 0.3, "accuracy": None, "nll": None, "ece": None},
     )
-    chosen = Chosen(
+    chosen = SelectedCommittee(
         name="cascade", kind="cascade", members=("a", "a", "b"), mflops=20.0, worst_mflops=50.0, exits=exits,
         scores={"accuracy": 0.84}, full={"accuracy": 0.8402, "mflops": 50.0},
     )  # fmt: skip
@@ -130,7 +130,7 @@ def test_a_cascade_says_what_it_saves_and_where_images_leave_it():
 
 def selection(*weights, stages=None):
     members = tuple(
-        ChosenMember(run="runs/r", index=0, weights=each, name="net", parameters=1, mflops=cost, temperature=1.7)
+        SelectedMember(run="runs/r", index=0, weights=each, name="net", parameters=1, mflops=cost, temperature=1.7)
         for each, cost in zip(weights, (10.0, 25.0), strict=False)
     )
     return Selection(members=members, head="geometric_mean", classes=("a", "b", "c"), stages=stages)
@@ -140,10 +140,13 @@ def test_a_chosen_cascade_is_measured_on_the_votes_of_the_report(tmp_path):
     stages = (Stage(members=1, threshold=0.6), Stage(members=2, threshold=None))
     selection("third-0", "first-1", stages=stages).write(tmp_path / "selection.json")
     runs = [source("first", ["small", "small"], [10.0, 10.0]), source("third", ["large"], [25.0], seed=3)]
-    [chosen] = gather_panel(runs, "test", [tmp_path / "selection.json"]).chosen
+    [chosen] = load_report_data(runs, "test", [tmp_path / "selection.json"]).selected
     right, costs = [], []
     for example in range(EXAMPLES):
-        votes = [runs[1].votes.log_probabilities[example, 0] / 1.7, runs[0].votes.log_probabilities[example, 1] / 1.7]
+        votes = [
+            runs[1].predictions.log_probabilities[example, 0] / 1.7,
+            runs[0].predictions.log_probabilities[example, 1] / 1.7,
+        ]
         said = np.exp(votes[0]) / np.exp(votes[0]).sum()
         asks = said.max() < np.float32(0.6)
         said = np.exp(votes[0] / 2 + votes[1] / 2) if asks else said
@@ -157,26 +160,26 @@ def test_a_chosen_cascade_is_measured_on_the_votes_of_the_report(tmp_path):
 def test_a_selection_of_a_member_that_is_in_none_of_the_runs_is_refused(tmp_path):
     selection("elsewhere-0").write(tmp_path / "selection.json")
     with pytest.raises(RunError, match=r"member 0 of runs/r, .*none of the runs of this report\.\n  Name that"):
-        gather_panel([source("first", ["small"], [10.0])], "test", [tmp_path / "selection.json"])
+        load_report_data([source("first", ["small"], [10.0])], "test", [tmp_path / "selection.json"])
 
 
 def test_an_evaluation_of_other_votes_is_not_taken_for_that_of_these():
     one = source("run", ["net", "net"], [10.0, 10.0])
-    assert says_the_same(one.evaluation, one.votes, "test", "geometric_mean")
-    assert not says_the_same(one.evaluation, one.votes, "validation", "geometric_mean")
-    assert not says_the_same(one.evaluation, one.votes, "test", "majority_vote")
-    other = dataclasses.replace(one.votes, log_probabilities=log_probabilities(2, 1.2, seed=8))
-    assert not says_the_same(one.evaluation, other, "test", "geometric_mean")
-    assert not says_the_same({"members": [{}]}, one.votes, "test", "geometric_mean")
+    assert is_current(one.evaluation, one.predictions, "test", "geometric_mean")
+    assert not is_current(one.evaluation, one.predictions, "validation", "geometric_mean")
+    assert not is_current(one.evaluation, one.predictions, "test", "majority_vote")
+    other = dataclasses.replace(one.predictions, log_probabilities=log_probabilities(2, 1.2, seed=8))
+    assert not is_current(one.evaluation, other, "test", "geometric_mean")
+    assert not is_current({"members": [{}]}, one.predictions, "test", "geometric_mean")
 
 
 def test_the_most_disputed_examples_have_the_most_different_answers():
     votes = np.exp(log_probabilities(5, 0.4, seed=4))
     kinds = [[votes[example, member].argmax() for member in range(5)] for example in range(EXAMPLES)]
     divided = [-sum(share * np.log(share) for share in np.bincount(each)[np.unique(each)] / 5) for each in kinds]
-    chosen = most_disputed(votes, 20)
+    chosen = rank_by_disagreement(votes, 20)
     assert [divided[place] for place in chosen] == pytest.approx(sorted(divided, reverse=True)[:20])
-    assert len(most_disputed(np.repeat(votes[:, :1], 3, axis=1), 20)) == 0
+    assert len(rank_by_disagreement(np.repeat(votes[:, :1], 3, axis=1), 20)) == 0
 
 
 def test_confusions_are_those_of_scikit_learn(panel):
@@ -205,7 +208,7 @@ def test_stochastic_depth_is_held_against_the_run_of_constant_depth():
 
 
 def test_training_is_told_with_its_spread_and_its_committee():
-    text = sections_runs.learning_sentence(source("run", ["net"] * 3, [10.0] * 3))
+    text = sections_runs.training_curves_sentence(source("run", ["net"] * 3, [10.0] * 3))
     assert text == (
         "After three epochs the three members end at 62.0 % of the validation images, 4.0 points apart; together they"
         " get 71.0 % right. They trained at 100 images a second (median over epochs and members)."
@@ -227,7 +230,7 @@ def test_the_wall_time_counts_each_start_to_its_end_or_to_the_last_sign_of_life(
 
 
 def test_the_card_names_what_is_needed_to_train_again():
-    rows = dict(sections_runs.card_rows(source("run", ["net", "net"], [10.0, 10.0])))
+    rows = dict(sections_runs.run_summary_rows(source("run", ["net", "net"], [10.0, 10.0])))
     assert rows["seeds"] == "7, 8"
     assert rows["knobs"] == "members=2, rate=0.2"
     assert rows["versions"] == "keras 3.15.1"
@@ -241,6 +244,6 @@ def test_accuracy_by_severity_is_the_mean_over_the_kinds():
         return {"kind": kind, "severity": 3, "members": members, "committee": {"accuracy": committee}}
 
     document = {"clean": row("none", 0.5, 0.6, 0.6), "corruptions": [row("a", 0.3, 0.4, 0.4), row("b", 0.2, 0.1, 0.1)]}
-    means = sections_runs.severities(document)
+    means = sections_runs.accuracy_by_severity(document)
     assert list(means) == [0, 3]
     assert means[3] == pytest.approx(((0.3 + 0.4 + 0.2 + 0.1) / 4, 0.25))

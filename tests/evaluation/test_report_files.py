@@ -14,8 +14,8 @@ from tensorboard.plugins.hparams import metadata
 
 from keras_committee import cli
 from keras_committee.evaluation.report import report as writing
-from keras_committee.evaluation.report.run_data import gather_panel
-from keras_committee.figures.style import NARROW, WIDE
+from keras_committee.evaluation.report.run_data import load_report_data
+from keras_committee.figures.style import NARROW_INCHES, WIDE_INCHES
 from keras_committee.run import Run
 
 
@@ -23,8 +23,8 @@ from keras_committee.run import Run
 def page():
     """The page of two made-up runs whose classes are full of markup."""
     runs = [source("<b>first</b>", ["small"] * 3, [10.0] * 3), source("second", ["large"], [25.0], depth=6.5)]
-    panel = gather_panel(runs, "test", [])
-    return writing.page_of(panel, *writing.sections_of(panel))
+    panel = load_report_data(runs, "test", [])
+    return writing.render_page(panel, *writing.build_sections(panel))
 
 
 def test_what_comes_from_data_is_text_and_never_markup(page):
@@ -49,12 +49,12 @@ def test_every_colour_and_every_clip_of_a_picture_is_defined_in_the_page(page):
     assert set(re.findall(r"(?:url\(|xlink:href=\")#([\w-]+)", page)) <= set(ids)
 
 
-@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("width", [WIDE_INCHES, NARROW_INCHES])
 def test_every_picture_stands_on_the_page_in_both_widths(page, width):
     names = re.findall(r"data-picture=\"([^\"]*)\"", page)
     assert {"accuracy-against-mflops", "gain-by-size", "reliability", "disagreement", "confusion"} <= set(names)
     assert {"training-b-first--b", "training-second", "depth-second"} <= set(names)
-    assert page.count(f'<div class="{"wide" if width == WIDE else "narrow"}"><svg') == len(names)
+    assert page.count(f'<div class="{"wide" if width == WIDE_INCHES else "narrow"}"><svg') == len(names)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,8 @@ def test_tensorboard_reads_pictures_knobs_and_scores(written):
 
 def test_a_second_report_replaces_the_first_and_predicts_nothing_anew(written, monkeypatch, capsys):
     # Nothing of a picture is looked at here, and drawing them takes most of the time.
-    monkeypatch.setattr(writing, "pictures_of", lambda _: [])
-    monkeypatch.setattr(writing, "page_of", lambda *_: "page")
+    monkeypatch.setattr(writing, "collect_pictures", lambda _: [])
+    monkeypatch.setattr(writing, "render_page", lambda *_: "page")
     monkeypatch.setattr("keras_committee.evaluation.predictions.log_probabilities", lambda *_: 1 / 0)
     before = (written.path / "evaluation.json").stat().st_mtime_ns
     assert cli.main(["report", str(written.path), "--json"]) == 0

@@ -6,7 +6,7 @@ import pytest
 from panels import source
 
 from keras_committee.evaluation.report import report as writing
-from keras_committee.evaluation.report.run_data import gather_panel
+from keras_committee.evaluation.report.run_data import load_report_data
 
 pytestmark = pytest.mark.slow
 
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def panel():
     runs = [source("<b>first</b>", ["small"] * 3, [10.0] * 3), source("second", ["large"], [25.0], depth=6.5)]
-    return gather_panel(runs, "test", [])
+    return load_report_data(runs, "test", [])
 
 
 @pytest.fixture(scope="module")
 def page(panel, tmp_path_factory):
     file = tmp_path_factory.mktemp("page") / "index.html"
-    file.write_text(writing.page_of(panel, *writing.sections_of(panel)))
+    file.write_text(writing.render_page(panel, *writing.build_sections(panel)))
     return file
 
 
@@ -48,7 +48,7 @@ def test_every_picture_has_a_size_and_stays_within_the_page(opened, panel):
         "return [...document.querySelectorAll('figure')].map(f => [...f.querySelectorAll('svg')]"
         ".map(s => s.getBoundingClientRect()).filter(r => r.width > 0).map(r => [r.width, r.height, r.right]))"
     )
-    pictures = writing.pictures_of(writing.sections_of(panel)[0])
+    pictures = writing.collect_pictures(writing.build_sections(panel)[0])
     assert len(sizes) == len(pictures) - 1  # the disputed images stand there as images
     for [(width, height, right)] in sizes:  # one of the two widths is shown
         assert (width > 150, height > 80, right <= opened.execute_script("return innerWidth")) == (True, True, True)

@@ -10,12 +10,12 @@ import sklearn.metrics
 from PIL import Image
 
 from keras_committee import cli, evaluation
-from keras_committee.cli.robustness import KINDS
+from keras_committee.cli.robustness import CORRUPTIONS
 from keras_committee.data import corruptions, ood_images
-from keras_committee.data.corruptions import corrupted
-from keras_committee.data.dataset import evenly
+from keras_committee.data.corruptions import corrupt_images
+from keras_committee.data.dataset import stratified_indices
 from keras_committee.errors import DataError
-from keras_committee.evaluation import cast_votes, robustness
+from keras_committee.evaluation import load_or_compute_predictions, robustness
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def pictures(tmp_path_factory):
 def tested(trained, pictures):
     run, recipe = trained
     result = robustness(
-        run, recipe, kinds=["contrast", "impulse_noise"], severities=[5, 2], examples=300, folder=pictures
+        run, recipe, corruptions=["contrast", "impulse_noise"], severities=[5, 2], max_examples=300, ood_dir=pictures
     )
     return run, recipe, result
 
@@ -49,14 +49,14 @@ def test_the_document_has_the_keys_that_its_docstring_names(tested):
 def chosen(recipe):
     """The 300 test images, their labels, and which of all they are."""
     test = recipe.data.load().test
-    places = evenly(test.labels, 300)
+    places = stratified_indices(test.labels, 300)
     images = np.concatenate([np.asarray(images) for images, _ in test.batches(100)])
     return images[places], test.labels[places], places
 
 
 def test_clean_images_get_the_votes_of_the_evaluation(tested):
     run, recipe, result = tested
-    votes = cast_votes(run, recipe)
+    votes = load_or_compute_predictions(run, recipe)
     _, labels, places = chosen(recipe)
     mean = votes.log_probabilities[places].mean(axis=1)
     assert result["clean"]["committee"]["accuracy"] == pytest.approx((mean.argmax(axis=1) == labels).mean())
@@ -68,7 +68,7 @@ def test_corrupted_images_get_the_members_own_answers(tested):
     run, recipe, result = tested
     images, labels, _ = chosen(recipe)
     model = keras.saving.load_model(run.member(2).model, compile=False)
-    noisy = corrupted(images, "impulse_noise", 5)
+    noisy = corrupt_images(images, "impulse_noise", 5)
     right = model.predict(noisy.astype("float32"), verbose=0).argmax(axis=1) == labels
     assert result["corruptions"][2]["members"][2]["accuracy"] == pytest.approx(right.mean())
 
@@ -83,16 +83,16 @@ def test_the_mean_is_over_all_corruptions(tested):
 
 def test_foreign_images_are_told_by_confidence_and_mutual_information(tested, pictures):
     run, recipe, result = tested
-    assert [each["source"] for each in result["foreign"]] == [*ood_images.FOREIGN, str(pictures)]
+    assert [each["source"] for each in result["foreign"]] == [*ood_images.OOD_GENERATORS, str(pictures)]
     assert [each["examples"] for each in result["foreign"]] == [300, 300, 300, 300, 4]
-    strange = ood_images.generated("stripes", 300, (32, 32)).astype("float32")
+    strange = ood_images.generate_ood("stripes", 300, (32, 32)).astype("float32")
     logits = [
         keras.saving.load_model(run.member(index).model, compile=False).predict(strange, verbose=0)
         for index in range(3)
     ]
     unknown = np.exp(np.mean([row - np.logaddexp.reduce(row, axis=1, keepdims=True) for row in logits], axis=0))
     unknown /= unknown.sum(axis=1, keepdims=True)
-    known = np.exp(cast_votes(run, recipe).log_probabilities[chosen(recipe)[2]].mean(axis=1))
+    known = np.exp(load_or_compute_predictions(run, recipe).log_probabilities[chosen(recipe)[2]].mean(axis=1))
     known /= known.sum(axis=1, keepdims=True)
     scores = np.concatenate([known.max(axis=1), unknown.max(axis=1)])
     wanted = sklearn.metrics.roc_auc_score(np.repeat([1, 0], 300), scores)
@@ -108,12 +108,12 @@ def test_without_a_test_split_there_is_nothing_to_corrupt(trained):
 
 
 def test_the_command_line_knows_the_kinds():
-    assert KINDS == corruptions.KINDS
+    assert CORRUPTIONS == corruptions.CORRUPTIONS
 
 
 def test_robustness_as_json_is_the_document_on_the_disk(trained, capsys):
     folder = trained[0].path
-    options = ["--kinds", "fog,snow", "--severities", "3", "--examples", "20", "--seed", "4", "--json"]
+    options = ["--corruptions", "fog,snow", "--severities", "3", "--max-examples", "20", "--seed", "4", "--json"]
     assert cli.main(["robustness", str(folder), *options]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads((folder / "robustness.json").read_text())
@@ -136,9 +136,9 @@ def test_robustness_prints_kinds_by_severities_and_foreign_images(tested, monkey
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--kinds", "fog,rain"], "Invalid value for '--kinds': 'rain' is not one of 'gaussian_noise', "),
+        (["--corruptions", "fog,rain"], "Invalid value for '--corruptions': 'rain' is not one of 'gaussian_noise', "),
         (["--severities", "6"], "Invalid value for '--severities': '6' is not one of '1', '2'"),
-        (["--examples", "0"], "Invalid value for '--examples': 0 is not in the range x>=1"),
+        (["--max-examples", "0"], "Invalid value for '--max-examples': 0 is not in the range x>=1"),
     ],
 )
 def test_a_mistaken_option_is_told_at_once(capsys, options, words):
@@ -147,6 +147,6 @@ def test_a_mistaken_option_is_told_at_once(capsys, options, words):
 
 
 def test_a_foreign_folder_that_is_not_there_ends_with_exit_code_3(trained, capsys):
-    options = ["--kinds", "contrast", "--severities", "1", "--examples", "10", "--foreign", "none"]
+    options = ["--corruptions", "contrast", "--severities", "1", "--max-examples", "10", "--ood-dir", "none"]
     assert cli.main(["robustness", str(trained[0].path), *options]) == 3
     assert "none: 1 problem in the data\n  no such folder" in capsys.readouterr().err

@@ -9,9 +9,9 @@ from pools import made_up_pool
 
 from keras_committee import metrics
 from keras_committee.errors import RecipeError
-from keras_committee.evaluation.committee_scores import combine, figures
-from keras_committee.evaluation.committee_search import Candidates, Goal, compare_architectures, look
-from keras_committee.evaluation.select import Chooser, chosen_members, listed, select
+from keras_committee.evaluation.committee_scores import combine, per_example_scores
+from keras_committee.evaluation.committee_search import Candidates, Objective, compare_architectures, search_committees
+from keras_committee.evaluation.select import CommitteeSelector, members_and_weights, select, to_selection_members
 from keras_committee.selection import Selection
 
 POOL = made_up_pool(strengths=(1.6, 1.5, 1.7, 1.8, 1.9))
@@ -19,13 +19,15 @@ POOL = made_up_pool(strengths=(1.6, 1.5, 1.7, 1.8, 1.9))
 
 @pytest.fixture(scope="module")
 def selected():
-    return select(POOL, Goal(max_cost=4.6), Path("runs/cost-1.0/selection.json"))
+    return select(POOL, Objective(max_cost=4.6), Path("runs/cost-1.0/selection.json"))
 
 
 def score_of(selection, split):
     shares = np.zeros((1, 5))
     shares[0, [member.index for member in selection.members]] = 1
-    return metrics.summary(combine(POOL.votes[split], shares, "geometric_mean")[0], POOL.labels[split])
+    return metrics.classification_metrics(
+        combine(POOL.predictions[split], shares, "geometric_mean")[0], POOL.labels[split]
+    )
 
 
 def test_a_selection_names_its_members_and_comes_back_from_its_file(selected, tmp_path):
@@ -35,7 +37,10 @@ def test_a_selection_names_its_members_and_comes_back_from_its_file(selected, tm
     assert (selected.kind, selected.head, selected.weights, selected.classes) == (
         "committee", "geometric_mean", None, POOL.classes,
     )  # fmt: skip
-    assert [member.run for member in listed(POOL, [4, 0], Path("runs/cost-1.0/s.json"))] == ["../cost-2.5", "."]
+    assert [member.run for member in to_selection_members(POOL, [4, 0], Path("runs/cost-1.0/s.json"))] == [
+        "../cost-2.5",
+        ".",
+    ]
     assert sum(member.mflops for member in selected.members) <= 4.6
 
 
@@ -68,17 +73,17 @@ def test_the_report_says_how_it_was_chosen(selected):
 
 def test_members_that_greed_takes_twice_have_weights_or_stand_twice():
     twice = np.array([0, 0, 1, 0, 2])
-    members, weights = chosen_members(POOL, twice, "geometric_mean", Path("selection.json"))
+    members, weights = members_and_weights(POOL, twice, "geometric_mean", Path("selection.json"))
     assert [member.index for member in members] == [2, 4]
     assert weights == pytest.approx((1 / 3, 2 / 3))
-    members, weights = chosen_members(POOL, twice, "majority_vote", Path("selection.json"))
+    members, weights = members_and_weights(POOL, twice, "majority_vote", Path("selection.json"))
     assert ([member.index for member in members], weights) == ([2, 4, 4], None)
-    assert Chooser(POOL, Goal(), "geometric_mean").described(twice)["mflops"] == pytest.approx(3.5)
-    assert Chooser(POOL, Goal(), "majority_vote").described(twice)["mflops"] == pytest.approx(6.0)
+    assert CommitteeSelector(POOL, Objective(), "geometric_mean").summary(twice)["mflops"] == pytest.approx(3.5)
+    assert CommitteeSelector(POOL, Objective(), "majority_vote").summary(twice)["mflops"] == pytest.approx(6.0)
 
 
 def test_measured_latency_can_be_the_budget():
-    selection = select(POOL, Goal(max_cost=5.0), Path("x.json"), latencies=(4.0, 3.0, 6.0, 2.0, 9.0))
+    selection = select(POOL, Objective(max_cost=5.0), Path("x.json"), latencies=(4.0, 3.0, 6.0, 2.0, 9.0))
     assert selection.report["budget"]["max_latency_ms"] == 5.0
     assert selection.report["latency_ms"] <= 5.0
     assert {member.index for member in selection.members} <= {0, 1, 3}
@@ -89,41 +94,41 @@ def test_a_budget_below_the_cheapest_member_names_it():
         RecipeError,
         match=r"0\.6 MFLOPs buys no member: the cheapest, member 0 \(net_1\.0\) of runs/cost-1\.0, takes 1\.",
     ):
-        select(POOL, Goal(max_cost=0.6), Path("x.json"))
+        select(POOL, Objective(max_cost=0.6), Path("x.json"))
 
 
 def test_an_accuracy_out_of_reach_says_what_is_reached():
     with pytest.raises(RecipeError, match=r"no committee of 5 members within 3 MFLOPs has the accuracy 0\.999 on "
                        r"validation; the best has 0\.\d+ at .* MFLOPs\.\n  Lower --min-accuracy"):  # fmt: skip
-        select(POOL, Goal(min_accuracy=0.999, max_cost=3.0), Path("x.json"))
+        select(POOL, Objective(min_accuracy=0.999, max_cost=3.0), Path("x.json"))
 
 
 def test_a_pool_too_large_for_exhaustive_search_is_refused():
     pool = made_up_pool(strengths=[1.0] * 17, mflops=[1.0] * 17, examples=5)
     with pytest.raises(RecipeError, match="16 members at most"):
-        select(pool, Goal(), Path("x.json"), method="exhaustive")
+        select(pool, Objective(), Path("x.json"), search_method="exhaustive")
 
 
-def compared(pool, goal=None, method="exhaustive"):
-    goal = goal or Goal(objective="nll")
+def compared(pool, goal=None, search_method="exhaustive"):
+    goal = goal or Objective(metric="nll")
     candidates = Candidates(pool.votes["validation"], pool.labels["validation"], pool.mflops, "geometric_mean")
-    look(candidates, goal, method)
+    search_committees(candidates, goal, method)
 
     def on_test(shares):
-        return figures(pool.votes["test"], pool.labels["test"], shares, "geometric_mean")
+        return per_example_scores(pool.votes["test"], pool.labels["test"], shares, "geometric_mean")
 
     return compare_architectures(candidates, [each.architecture for each in pool.members], goal, method, on_test)
 
 
 @pytest.mark.parametrize("method", ["exhaustive", "evolutionary"])
 def test_the_pair_is_the_best_of_one_architecture_and_the_best_mixed_one_that_costs_no_more(method):
-    result = compared(POOL, method=method)
+    result = compared(POOL, search_method=method)
     first = result["pairs"][0]
     assert [share > 0 for share in first["uniform"]] == [False, False, False, True, True]
     assert np.dot(np.minimum(first["mixed"], 1), POOL.mflops) <= 5.0
     assert len({POOL.members[place].architecture for place in np.flatnonzero(first["mixed"])}) == 2
     pair = np.array([first["mixed"], first["uniform"]])
-    on_test = figures(POOL.votes["test"], POOL.labels["test"], pair, "geometric_mean")
+    on_test = per_example_scores(POOL.predictions["test"], POOL.labels["test"], pair, "geometric_mean")
     assert first["difference"]["nll"]["value"] == pytest.approx((on_test.nll[0] - on_test.nll[1]).mean())
 
 

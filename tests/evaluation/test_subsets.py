@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 
 from keras_committee import metrics
 from keras_committee.evaluation import committee_scores
-from keras_committee.evaluation.committee_scores import HEADS, combine, figures, scores, shares_of
-from keras_committee.layers import WeightedGeometricMean, head_named, head_of
+from keras_committee.evaluation.committee_scores import (
+    HEADS,
+    combine,
+    per_example_scores,
+    scores,
+    subset_multiplicities,
+)
+from keras_committee.layers import WeightedGeometricMean, get_head, subset_head
 
 WEIGHTS = (0.2, 0.5, 0.0, 0.3)
 
@@ -31,45 +37,48 @@ def every_subset(members):
 
 def layer(head, subset):
     whole = {"weighted_geometric_mean": lambda: WeightedGeometricMean(WEIGHTS)}
-    return head_of(whole.get(head, lambda: head_named(head))(), subset)
+    return subset_head(whole.get(head, lambda: get_head(head))(), subset)
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_committee_is_what_the_head_layer_makes_of_it(head, monkeypatch):
-    monkeypatch.setattr(committee_scores, "_NUMBERS", 700)  # several blocks, the last one smaller
-    monkeypatch.setattr(committee_scores, "_COMMITTEES", 6)
+    monkeypatch.setattr(committee_scores, "_VALUES_PER_BLOCK", 700)  # several blocks, the last one smaller
+    monkeypatch.setattr(committee_scores, "_COMMITTEES_PER_CHUNK", 6)
     votes, labels = some_votes()
     everyone = every_subset(4)
-    shares = shares_of(everyone, 4, {"weighted_geometric_mean": WEIGHTS}.get(head))
+    shares = subset_multiplicities(everyone, 4, {"weighted_geometric_mean": WEIGHTS}.get(head))
     measured = scores(votes, labels, shares, head)
     single = combine(votes, shares, head)
     for place, subset in enumerate(everyone):
         expected = keras.ops.convert_to_numpy(layer(head, subset)(votes[:, list(subset)]))
         np.testing.assert_allclose(single[place], expected, atol=1e-6)
-        summary = metrics.summary(expected, labels)
+        summary = metrics.classification_metrics(expected, labels)
         assert {score: measured[score][place] for score in summary} == pytest.approx(summary, abs=1e-6)
 
 
 def test_the_figures_of_each_example_average_to_the_scores():
     votes, labels = some_votes(seed=3)
-    shares = shares_of([(0, 3), (1, 1, 2)], 4)
-    measured, each = scores(votes, labels, shares, "arithmetic_mean"), figures(votes, labels, shares, "arithmetic_mean")
+    shares = subset_multiplicities([(0, 3), (1, 1, 2)], 4)
+    measured, each = (
+        scores(votes, labels, shares, "arithmetic_mean"),
+        per_example_scores(votes, labels, shares, "arithmetic_mean"),
+    )
     np.testing.assert_allclose(each.correct.mean(axis=1), measured["accuracy"])
     np.testing.assert_allclose(each.nll.mean(axis=1), measured["nll"])
     np.testing.assert_allclose(each.brier.mean(axis=1), measured["brier"])
-    np.testing.assert_allclose(np.abs(each.gaps()).sum(axis=1) / len(labels), measured["ece"])
+    np.testing.assert_allclose(np.abs(each.ece_gaps()).sum(axis=1) / len(labels), measured["ece"])
 
 
 def test_a_member_named_twice_counts_twice():
     votes, _ = some_votes()
-    shares = shares_of([(2, 0, 2)], 4)
+    shares = subset_multiplicities([(2, 0, 2)], 4)
     assert shares.tolist() == [[1, 0, 2, 0]]
-    twice = head_named("geometric_mean")(votes[:, [2, 0, 2]])
+    twice = get_head("geometric_mean")(votes[:, [2, 0, 2]])
     np.testing.assert_allclose(combine(votes, shares, "geometric_mean")[0], twice, atol=1e-6)
 
 
 def test_members_that_all_have_weight_0_count_alike():
-    assert shares_of([(2,), (1, 2)], 4, WEIGHTS).tolist() == [[0, 0, 1, 0], [0, 0.5, 0, 0]]
+    assert subset_multiplicities([(2,), (1, 2)], 4, WEIGHTS).tolist() == [[0, 0, 1, 0], [0, 0.5, 0, 0]]
 
 
 def test_a_tie_of_a_majority_vote_goes_to_the_lower_class():

@@ -7,20 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_committee.evaluation.cascade import Ballots, CascadePlan, run_cascade
+from keras_committee.evaluation.cascade import CascadeConfig, MemberPredictions, simulate_cascade
 from keras_committee.evaluation.cascade_search import (
-    Goal,
-    Stages,
-    chains,
-    compare,
-    count_chains,
-    fit,
-    goal_of,
-    partitions,
+    CascadeGoal,
+    StageOutcomes,
+    count_member_orders,
+    evaluate_cascade,
+    fit_thresholds,
+    goal_from_target,
+    member_orders,
     search_cascade,
-    stages_of,
+    stage_outcomes_from_predictions,
+    stage_partitions,
 )
-from keras_committee.layers import CONFIDENCES
+from keras_committee.layers import CONFIDENCE_MEASURES
 
 MFLOPS = (2.0, 7.0, 3.0, 5.0)
 
@@ -31,13 +31,13 @@ def ballots(seed=3, examples=60, gains=(0.8, 1.6, 1.0, 1.2), classes=3):
     logits = draw.normal(0, 1.0, (examples, len(gains), classes))
     logits[np.arange(examples), :, labels] += gains
     votes = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return Ballots(votes.astype("float32"), labels, MFLOPS[: len(gains)])
+    return MemberPredictions(votes.astype("float32"), labels, MFLOPS[: len(gains)])
 
 
 def stages(seed, levels, examples=30, count=3):
     """Stages whose confidences take so many values only, so that every combination can be tried."""
     draw = np.random.default_rng(seed)
-    return Stages(
+    return StageOutcomes(
         costs=(2.0, 5.0, 12.0)[:count],
         confidences=[draw.integers(0, levels, examples).astype("float32") / levels for _ in range(count - 1)],
         scores=[draw.integers(0, 2, examples).astype("float32") for _ in range(count)],
@@ -48,9 +48,9 @@ def best_thresholds(
     cast, order, sizes, confidence="max_probability", objective="accuracy", target=None, max_mflops=None
 ):
     """The cascade of this order whose thresholds fit best; None where the goal is out of reach."""
-    goal = goal_of(target, max_mflops, objective)
-    found = fit(stages_of(cast, order, sizes, confidence, objective), goal)
-    return found and CascadePlan(order=order, sizes=sizes, thresholds=found.thresholds, confidence=confidence)
+    goal = goal_from_target(target, max_mflops, objective)
+    found = fit_thresholds(stage_outcomes_from_predictions(cast, order, sizes, confidence, objective), goal)
+    return found and CascadeConfig(order=order, sizes=sizes, thresholds=found.thresholds, confidence=confidence)
 
 
 def outcome(given_stages, thresholds):
@@ -74,7 +74,7 @@ def every_outcome(given_stages):
 @given(st.integers(0, 500), st.sampled_from([0.4, 0.5, 0.6]))
 def test_the_fit_is_the_best_of_all_combinations(seed, target):
     case = stages(seed, levels=5)
-    found = fit(case, Goal(target))
+    found = fit_thresholds(case, CascadeGoal(target))
     costs = [cost for score, cost in every_outcome(case) if score >= target - 1e-9]
     assert (found and round(found.mflops, 6)) == (round(min(costs), 6) if costs else None)
 
@@ -83,20 +83,20 @@ def test_the_fit_is_the_best_of_all_combinations(seed, target):
 @given(st.integers(0, 500), st.sampled_from([1.0, 3.0, 7.0]))
 def test_the_fit_has_the_best_score_within_the_budget(seed, budget):
     case = stages(seed, levels=5)
-    found = fit(case, Goal(mflops=budget))
+    found = fit_thresholds(case, CascadeGoal(mflops=budget))
     scores = [score for score, cost in every_outcome(case) if cost <= budget + 1e-9]
     assert (found and round(found.score, 6)) == (round(max(scores), 6) if scores else None)
 
 
 def test_what_the_fit_says_is_what_its_thresholds_do():
     for cells in (2**18, 2**6):
-        found = fit(stages(7, levels=29), Goal(0.5), cells)
+        found = fit_thresholds(stages(7, levels=29), CascadeGoal(0.5), cells)
         assert outcome(stages(7, levels=29), found.thresholds) == pytest.approx((found.score, found.mflops))
 
 
 def test_two_stages_are_fitted_over_every_distinct_confidence():
     case = stages(11, levels=10_000, examples=300, count=2)
-    found = fit(case, Goal(0.52))
+    found = fit_thresholds(case, CascadeGoal(0.52))
     assert found.mflops == pytest.approx(min(cost for score, cost in every_outcome(case) if score >= 0.52 - 1e-9))
 
 
@@ -106,14 +106,14 @@ def test_between_two_confidences_that_float32_keeps_side_by_side_the_upper_one_i
         (low, high),
         (high, higher),
     ):  # what lies between rounds up for one pair, and down for the other
-        case = Stages((2.0, 5.0), [np.float32([below, above])], [np.float32([0, 1]), np.float32([1, 1])])
-        found = fit(case, Goal(1.0))  # the first example must go on, and the second need not
+        case = StageOutcomes((2.0, 5.0), [np.float32([below, above])], [np.float32([0, 1]), np.float32([1, 1])])
+        found = fit_thresholds(case, CascadeGoal(1.0))  # the first example must go on, and the second need not
         assert (found.thresholds, found.mflops) == ((float(above),), 3.5)
 
 
 def test_a_coarse_grid_is_improved_by_moving_the_thresholds():
     case = stages(11, levels=10_000, examples=300)
-    coarse, fine = (fit(case, Goal(0.5), cells) for cells in (2**5, 2**18))
+    coarse, fine = (fit_thresholds(case, CascadeGoal(0.5), cells) for cells in (2**5, 2**18))
     assert fine.mflops <= coarse.mflops <= 1.1 * fine.mflops
 
 
@@ -126,9 +126,9 @@ def test_thresholds_lie_between_the_confidences():
 
 def test_the_target_is_reached_at_less_than_the_cost_of_all():
     cast = ballots()
-    full = run_cascade(cast, CascadePlan(order=(0, 2, 1), sizes=(3,), thresholds=()))
+    full = simulate_cascade(cast, CascadeConfig(order=(0, 2, 1), sizes=(3,), thresholds=()))
     plan = best_thresholds(cast, (0, 2, 1), (1, 2, 3), "margin", target=full.scores["accuracy"])
-    run = run_cascade(cast, plan)
+    run = simulate_cascade(cast, plan)
     assert run.scores["accuracy"] >= full.scores["accuracy"]
     assert run.mflops < 0.8 * full.mflops
 
@@ -136,7 +136,7 @@ def test_the_target_is_reached_at_less_than_the_cost_of_all():
 def test_other_objectives_are_kept_to_from_below():
     cast = ballots()
     for objective, limit in (("nll", 0.8), ("brier", 0.45)):
-        run = run_cascade(cast, best_thresholds(cast, (0, 2, 1), (1, 2, 3), target=limit, objective=objective))
+        run = simulate_cascade(cast, best_thresholds(cast, (0, 2, 1), (1, 2, 3), target=limit, objective=objective))
         assert 0.9 * limit < run.scores[objective] <= limit + 1e-6
 
 
@@ -154,19 +154,19 @@ def test_one_goal_is_wanted():
 
 
 def test_every_chain_is_listed_once():
-    listed = list(chains(range(4), (1, 3)))
-    assert len(listed) == len(set(listed)) == count_chains(4, (1, 3)) == 12
+    listed = list(member_orders(range(4), (1, 3)))
+    assert len(listed) == len(set(listed)) == count_member_orders(4, (1, 3)) == 12
     assert {(chain[0], frozenset(chain[1:])) for chain in listed} == {
         (first, frozenset(pair)) for first in range(4) for pair in itertools.combinations(set(range(4)) - {first}, 2)
     }
-    assert count_chains(8, (1, 2, 4)) == 8 * 7 * 15
+    assert count_member_orders(8, (1, 2, 4)) == 8 * 7 * 15
 
 
 def test_partitions_begin_with_one_member():
-    assert partitions(1) == [(1,)]
-    assert partitions(3) == [(1, 2), (1, 3), (1, 2, 3)]
-    assert (1, 2, 4, 8) in partitions(8)
-    assert len(partitions(8)) == 4 + 6 + 4
+    assert stage_partitions(1) == [(1,)]
+    assert stage_partitions(3) == [(1, 2), (1, 3), (1, 2, 3)]
+    assert (1, 2, 4, 8) in stage_partitions(8)
+    assert len(stage_partitions(8)) == 4 + 6 + 4
 
 
 def by_exhaustion(cast, sizes, **goal):
@@ -174,31 +174,35 @@ def by_exhaustion(cast, sizes, **goal):
     fitted = [
         best_thresholds(cast, order, sizes, kind, **goal)
         for order in itertools.permutations(range(4), sizes[-1])
-        for kind in CONFIDENCES
+        for kind in CONFIDENCE_MEASURES
     ]
-    return [run_cascade(cast, plan) for plan in fitted if plan]
+    return [simulate_cascade(cast, plan) for plan in fitted if plan]
 
 
 def test_the_search_finds_the_best_of_all_orders():
     cast = ballots()
     for most_chains in (100, 1):  # all of them, then step by step
-        cheapest = run_cascade(cast, search_cascade(cast, target=0.8, sizes=[(1, 2)], most_chains=most_chains))
+        cheapest = simulate_cascade(
+            cast, search_cascade(cast, target=0.8, sizes=[(1, 2)], max_member_orders=most_chains)
+        )
         assert cheapest.mflops == pytest.approx(min(run.mflops for run in by_exhaustion(cast, (1, 2), target=0.8)))
-        best = run_cascade(cast, search_cascade(cast, max_mflops=5.0, sizes=[(1, 2)], most_chains=most_chains))
+        best = simulate_cascade(
+            cast, search_cascade(cast, max_mflops=5.0, sizes=[(1, 2)], max_member_orders=most_chains)
+        )
         scores = [run.scores["accuracy"] for run in by_exhaustion(cast, (1, 2), max_mflops=5.0)]
         assert best.scores["accuracy"] == pytest.approx(max(scores))
 
 
 def test_the_search_keeps_to_the_worst_case():
     plan = search_cascade(ballots(), max_mflops=9.0, max_worst_mflops=8.0)
-    assert run_cascade(ballots(), plan).worst_mflops <= 8.0
+    assert simulate_cascade(ballots(), plan).worst_mflops <= 8.0
 
 
 def test_validation_and_test_stand_side_by_side():
     validation, test = ballots(), ballots(seed=4)
     plan = search_cascade(validation, target=0.75)
-    told = compare(plan, validation, test, target=0.75)
+    told = evaluate_cascade(plan, validation, test, target=0.75)
     assert told["validation"]["accuracy"] >= 0.75
-    assert told["test"] == run_cascade(test, plan).summary()
+    assert told["test"] == simulate_cascade(test, plan).summary()
     assert set(told["cross_fitted"]) == {"accuracy", "mflops"}
-    assert compare(plan, validation, test, target=0.99)["cross_fitted"] is None
+    assert evaluate_cascade(plan, validation, test, target=0.99)["cross_fitted"] is None

@@ -1,4 +1,4 @@
-"""Does a keras-cv backbone become a member? Writes `member.keras`, which `keras-committee adopt` takes.
+"""Does a keras-cv backbone become a member? Writes `member.keras`, which `keras-committee import` takes.
 
 The named ones, such as `ResNet18V2Backbone`, ask Kaggle for their shape; this one says it.
 """

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_committee.layers import CONFIDENCES, confidence
+from keras_committee.layers import CONFIDENCE_MEASURES, confidence
 
 VOTES = np.array(
     [[[0.7, 0.2, 0.1], [0.6, 0.1, 0.3], [0.1, 0.2, 0.7]], [[0.2, 0.7, 0.1], [0.2, 0.6, 0.2], [0.1, 0.8, 0.1]]],
@@ -25,13 +25,13 @@ def by_hand(kind, probabilities, votes):
     }[kind]
 
 
-@pytest.mark.parametrize("kind", CONFIDENCES)
+@pytest.mark.parametrize("kind", CONFIDENCE_MEASURES)
 def test_a_confidence_is_its_definition(kind):
     expected = [by_hand(kind, p, v) for p, v in zip(MEAN.astype("float64"), VOTES, strict=True)]
     np.testing.assert_allclose(keras.ops.convert_to_numpy(confidence(kind, MEAN, VOTES)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", CONFIDENCES)
+@pytest.mark.parametrize("kind", CONFIDENCE_MEASURES)
 def test_certainty_is_one_and_finite(kind):
     certain = np.array([[0.0, 1.0, 0.0]], "float32")
     assert float(confidence(kind, certain, certain[:, None])[0]) == pytest.approx(1.0, abs=1e-5)

@@ -76,7 +76,7 @@ def test_a_graph_that_does_more_than_a_network_is_not_run(build, named):
 
 def test_D20_a_file_that_holds_such_a_graph_is_not_loaded(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("keras_committee.layers.graph.OPERATIONS", {"Placeholder", "ReadFile", "StringLength", "Cast"}
+        patched.setattr("keras_committee.layers.graph.ALLOWED_OPERATIONS", {"Placeholder", "ReadFile", "StringLength", "Cast"}
                         | {"Const", "Reshape", "AddV2", "Add", "Identity"})  # fmt: skip
         image = keras.Input((2, 2, 1))
         graph = layer_of(reads_a_file, weight_list=[], classes=4)
@@ -103,8 +103,8 @@ def test_a_damaged_graph_is_told():
     ],
 )
 def test_operations_cost_what_their_loops_would(build, expected):
-    from keras_committee.layers.graph import multiply_adds
+    from keras_committee.layers.graph import operation_multiply_adds
 
     with tf.Graph().as_default() as graph:
         build()
-    assert sum(multiply_adds(operation) for operation in graph.get_operations()) == expected
+    assert sum(operation_multiply_adds(operation) for operation in graph.get_operations()) == expected

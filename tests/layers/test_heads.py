@@ -9,9 +9,9 @@ from keras_committee.layers import (
     GeometricMean,
     MajorityVote,
     WeightedGeometricMean,
+    get_head,
     head_name,
-    head_named,
-    head_of,
+    subset_head,
 )
 
 WEIGHTS = (0.2, 0.7, 0.1)
@@ -133,8 +133,8 @@ def test_a_head_has_one_name(name, make):
 
 
 def test_a_head_is_made_from_its_name():
-    assert type(head_named("majority_vote")) is MajorityVote
-    assert head_named("weighted_geometric_mean", weights=[0.2, 0.8]).get_config()["weights"] == [0.2, 0.8]
+    assert type(get_head("majority_vote")) is MajorityVote
+    assert get_head("weighted_geometric_mean", weights=[0.2, 0.8]).get_config()["weights"] == [0.2, 0.8]
 
 
 def test_a_head_of_the_callers_own_is_named_as_registered():
@@ -145,12 +145,12 @@ def test_a_misspelt_head_is_told_the_nearest():
     with pytest.raises(
         ValueError, match=r"no head 'geometric_men'\. Did you mean 'geometric_mean'\? Heads: geometric_mean,"
     ):
-        head_named("geometric_men")
+        get_head("geometric_men")
 
 
 def test_the_head_of_a_part_keeps_the_proportions_of_its_weights():
     head = WeightedGeometricMean([0.2, 0.7, 0.1, 0.0])
-    assert head_of(head, [0, 2]).get_config()["weights"] == pytest.approx([2 / 3, 1 / 3])
-    assert head_of(head, [3]).get_config()["weights"] == [1.0]
+    assert subset_head(head, [0, 2]).get_config()["weights"] == pytest.approx([2 / 3, 1 / 3])
+    assert subset_head(head, [3]).get_config()["weights"] == [1.0]
     mean = GeometricMean()
-    assert head_of(mean, [0, 2]) is mean
+    assert subset_head(mean, [0, 2]) is mean

@@ -38,10 +38,10 @@ LAYERS = {  # a layer, and the shape of one example that it takes
 }
 LAYERS |= {"TensorFlowGraph": (graph, (2, 2, 1))} if keras.backend.backend() == "tensorflow" else {}
 OTHERS = {
-    "AtResolution": lambda: models.at_resolution(member("one"), (8, 6)),
+    "AtResolution": lambda: models.with_input_size(member("one"), (8, 6)),
     "Cascade": lambda: models.Cascade([member("one"), member("two")], (0.7,), name="both", **OPTIONS),
     "Ensemble": lambda: Ensemble([member("one"), member("two")], name="both", **OPTIONS),
-    "Joined": lambda: schedules.Joined(0.2, 7, schedules.cosine(20, 0.7)),
+    "Joined": lambda: schedules.SequentialSchedule(0.2, 7, schedules.cosine(20, 0.7)),
     "WarmUp": lambda: schedules.WarmUp(7, schedules.cosine(20, 0.7), delay=False),
 }
 EXAMPLES = {name: make for name, (make, _) in LAYERS.items()} | OTHERS

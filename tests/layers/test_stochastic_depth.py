@@ -150,7 +150,7 @@ def within_four_sigma(successes, trials, probability):
 def test_at_inference_the_branch_counts_with_its_scale(mode, scaling, slope):
     layer = block(0.7, mode=mode, scaling=scaling)
     np.testing.assert_allclose(numpy(layer(data())), (1 + slope) * data(), rtol=1e-6)
-    assert float(layer.runs) == 0
+    assert float(layer.run_count) == 0
 
 
 @pytest.mark.parametrize(("scaling", "slope"), [("inference", 3.0), ("training", 3 / 0.2)])
@@ -165,8 +165,8 @@ def test_while_training_the_gate_is_open_or_closed_for_the_whole_batch(scaling, 
 def test_batch_gates_open_with_the_survival_probability(survival):
     layer = block(survival)
     state, _ = after_calls(layer, ops.convert_to_tensor(data()), 10_000)
-    assert within_four_sigma(state[layer.runs.path], 10_000, survival)
-    assert state[layer.branch.calls.path] == state[layer.runs.path]
+    assert within_four_sigma(state[layer.run_count.path], 10_000, survival)
+    assert state[layer.branch.calls.path] == state[layer.run_count.path]
 
 
 @pytest.mark.parametrize("survival", [0.2, 0.7])
@@ -177,7 +177,7 @@ def test_sample_gates_open_per_example_with_the_survival_probability(survival):
     assert (ratio == ratio[:, :1]).all()
     opened = np.count_nonzero(ratio[:, 0] > 1)
     assert within_four_sigma(opened, 10_000, survival)
-    assert float(layer.runs) == pytest.approx(opened / 10_000)
+    assert float(layer.run_count) == pytest.approx(opened / 10_000)
 
 
 @pytest.mark.parametrize("survival", [0.2, 0.7])
@@ -187,7 +187,7 @@ def test_each_row_of_a_subset_survives_with_the_survival_probability(survival, r
     state, survived = after_calls(layer, ops.ones((rows, 4)), 2_000)
     assert all(within_four_sigma(count, 2_000, survival) for count in survived)
     assert within_four_sigma(survived.sum() / rows, 2_000, survival)
-    assert state[layer.runs.path] == pytest.approx(survived.sum() / rows, rel=1e-4)
+    assert state[layer.run_count.path] == pytest.approx(survived.sum() / rows, rel=1e-4)
     assert state[layer.branch.rows.path] == survived.sum()
 
 
@@ -230,12 +230,12 @@ def test_batch_normalisation_in_a_subset_sees_the_surviving_rows_only():
     np.testing.assert_allclose(out[~kept], x[~kept])
 
 
-@pytest.mark.parametrize("rematerialise", [False, True])
+@pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize(("scaling", "scale"), [("inference", 1.0), ("training", 1 / 0.5)])
 @pytest.mark.parametrize(("seed", "kept"), [(0, slice(3)), (11, slice(3, 7))], ids=["first", "second"])
-def test_a_half_is_the_plain_residual_of_its_rows(seed, kept, scaling, scale, rematerialise):
+def test_a_half_is_the_plain_residual_of_its_rows(seed, kept, scaling, scale, remat):
     x = data((7, 5, 4, 3))
-    options = {"mode": "subset", "scaling": scaling, "rematerialise": rematerialise, "seed": seed}
+    options = {"mode": "subset", "scaling": scaling, "remat": remat, "seed": seed}
     layer = block(0.5, normalized_branch(), x.shape, **options)
     plain = block(1.0, keras.Sequential([normalized_branch(), keras.layers.Rescaling(scale)]), x[kept].shape)
     plain.branch.set_weights(layer.branch.get_weights())
@@ -250,10 +250,10 @@ def test_a_half_is_the_plain_residual_of_its_rows(seed, kept, scaling, scale, re
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("rematerialise", [False, True])
-def test_a_closed_gate_has_gradients_of_exactly_zero_and_leaves_the_state_of_the_branch(mode, rematerialise):
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_closed_gate_has_gradients_of_exactly_zero_and_leaves_the_state_of_the_branch(mode, remat):
     x = data((6, 5, 4, 3))
-    layer = block(0.0, normalized_branch(), x.shape, mode=mode, rematerialise=rematerialise)
+    layer = block(0.0, normalized_branch(), x.shape, mode=mode, remat=remat)
     to_x, *to_weights = gradients(layer, x)
     np.testing.assert_allclose(to_x, 2 * x, rtol=1e-6)
     assert all((g == 0).all() for g in to_weights)
@@ -271,10 +271,10 @@ def test_a_closed_gate_leaves_the_moving_statistics(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("scaling", SCALINGS)
-@pytest.mark.parametrize("rematerialise", [False, True])
-def test_an_open_gate_is_the_plain_residual_block(mode, scaling, rematerialise):
+@pytest.mark.parametrize("remat", [False, True])
+def test_an_open_gate_is_the_plain_residual_block(mode, scaling, remat):
     x = data((6, 5, 4, 3))
-    layer = block(1.0, normalized_branch(), x.shape, mode=mode, scaling=scaling, rematerialise=rematerialise)
+    layer = block(1.0, normalized_branch(), x.shape, mode=mode, scaling=scaling, remat=remat)
     plain = normalized_branch()
     plain.build(x.shape)
     plain.set_weights(layer.branch.get_weights())
@@ -303,9 +303,7 @@ def test_a_survival_of_zero_never_runs_the_branch(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_rematerialisation_changes_no_gradient(mode):
     x = data((6, 5, 4, 3))
-    kept, again = (
-        block(0.7, normalized_branch(), x.shape, mode=mode, rematerialise=remat, seed=5) for remat in (False, True)
-    )
+    kept, again = (block(0.7, normalized_branch(), x.shape, mode=mode, remat=remat, seed=5) for remat in (False, True))
     again.branch.set_weights(kept.branch.get_weights())
     for one, other in zip(gradients(kept, x), gradients(again, x), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
@@ -314,19 +312,19 @@ def test_rematerialisation_changes_no_gradient(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("rematerialise", [False, True])
-def test_a_frozen_branch_passes_the_gradient_on(mode, rematerialise):
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_frozen_branch_passes_the_gradient_on(mode, remat):
     norm = BatchNormalization(epsilon=0.21)  # of mean 0 and variance 1: x / 1.1
     twice = keras.layers.Dense(4, kernel_initializer=keras.initializers.Identity(2.0))
-    layer = block(1.0, keras.Sequential([norm, twice]), mode=mode, rematerialise=rematerialise)
+    layer = block(1.0, keras.Sequential([norm, twice]), mode=mode, remat=remat)
     layer.branch.trainable = False
     (to_x,) = gradients(layer, data())
     np.testing.assert_allclose(to_x, 2 * (1 + 2 / 1.1) ** 2 * data(), rtol=1e-5)
 
 
-def test_dropout_in_a_rematerialised_branch_draws_once():
+def test_dropout_in_a_rematerialized_branch_draws_once():
     x = data((50, 4))
-    layer = block(1.0, keras.Sequential([keras.layers.Dropout(0.3)]), rematerialise=True, seed=5)
+    layer = block(1.0, keras.Sequential([keras.layers.Dropout(0.3)]), remat=True, seed=5)
     (to_x,) = gradients(layer, x)
     out = (
         to_x / 2 / np.where(np.isclose(to_x, 2 * x, rtol=1e-4), 1, 1 + 1 / 0.7)
@@ -358,7 +356,7 @@ def test_mixed_precision(mode, policy, scaling):
 def test_noise_is_drawn_in_float32():
     layer = block(0.996, mode="sample", dtype="bfloat16")  # bfloat16 has 0.9961 and 0.9922 only
     layer(np.ones((40_000, 4), "float32"), training=True)
-    assert within_four_sigma(float(layer.runs) * 40_000, 40_000, 0.996)
+    assert within_four_sigma(float(layer.run_count) * 40_000, 40_000, 0.996)
 
 
 def functional(mode="batch", survival=0.7, **options):
@@ -371,7 +369,7 @@ def functional(mode="batch", survival=0.7, **options):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_file_round_trip_keeps_everything(mode, tmp_path):
-    model = functional(mode, scaling="training", seed=7, rematerialise=True)
+    model = functional(mode, scaling="training", seed=7, remat=True)
     model.get_layer("first").set_survival(0.2)
     assert model.input_shape[0] is None
     model.save(tmp_path / "model.keras")
@@ -466,7 +464,7 @@ def test_xla_compiles_the_gates(mode):
     fast = tf.function(lambda x: layer(x, training=True)[:, 0], jit_compile=True, autograph=False)
     out = np.array([numpy(fast(np.ones((8, 4), "float32"))) for _ in range(40)])
     assert set(out.ravel().tolist()) == {1.0, 4.0}
-    assert (out > 1).mean(axis=1).sum() == pytest.approx(float(layer.runs))
+    assert (out > 1).mean(axis=1).sum() == pytest.approx(float(layer.run_count))
 
 
 @tf_only
@@ -488,7 +486,7 @@ def test_replicas_share_batch_gates_and_nothing_else(mirrored, mode, alike):
     first, second = np.array(kept).swapaxes(0, 1)
     assert (first == second).all() == alike
     assert 0.4 < first.mean() < 1.0
-    assert numpy(layer.runs) == pytest.approx(first.mean(axis=1).sum())  # what is read is the first replica's
+    assert numpy(layer.run_count) == pytest.approx(first.mean(axis=1).sum())  # what is read is the first replica's
 
 
 @tf_only

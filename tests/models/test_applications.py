@@ -9,8 +9,8 @@ import pytest
 
 from keras_committee.errors import DataError
 from keras_committee.models import from_application
-from keras_committee.models.external import scaled
-from keras_committee.models.pretrained import applications, preprocessing
+from keras_committee.models.external import apply_input_scaling
+from keras_committee.models.pretrained import application_names, application_normalization
 
 # The smallest of each module: those of one module share its preprocess_input.
 SMALLEST = (
@@ -42,14 +42,14 @@ def stirred(model):
 
 
 def test_there_are_forty_of_them():
-    assert len(applications()) >= 40
-    assert {module_of(name) for name in applications()} == {module_of(name) for name in SMALLEST}
+    assert len(application_names()) >= 40
+    assert {module_of(name) for name in application_names()} == {module_of(name) for name in SMALLEST}
 
 
-@pytest.mark.parametrize("name", applications())
+@pytest.mark.parametrize("name", application_names())
 def test_C04_the_layers_before_a_network_do_what_its_preprocess_input_does(name):
     image = keras.Input((4, 3, 3))
-    inside = keras.Model(image, keras.layers.Identity()(scaled(image, preprocessing(name))))
+    inside = keras.Model(image, keras.layers.Identity()(apply_input_scaling(image, application_normalization(name))))
     expected = module_of(name).preprocess_input(pixels((4, 3)).copy())
     np.testing.assert_allclose(inside(pixels((4, 3))), expected, rtol=1e-5, atol=2e-4)
 

@@ -33,7 +33,7 @@ def test_C04_a_backbone_says_which_pixels_it_takes(rescales, factor):
 def test_one_that_does_not_say_needs_a_scale():
     with pytest.raises(VerificationError, match="'body' does not say whether it rescales pixels"):
         from_keras_cv(backbone(), 4)
-    member = from_keras_cv(backbone((None, None, 3)), 4, scale="-1..1", image_size=(16, 12))
+    member = from_keras_cv(backbone((None, None, 3)), 4, input_scaling="-1..1", image_size=(16, 12))
     assert member.input_shape == (None, 16, 12, 3)
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_committee.evaluation.cascade import Ballots, CascadePlan, run_cascade
-from keras_committee.layers import CONFIDENCES, ArithmeticMean, MajorityVote, WeightedGeometricMean
-from keras_committee.models import Cascade, Ensemble, at_resolution, resnet, wide_resnet
+from keras_committee.evaluation.cascade import CascadeConfig, MemberPredictions, simulate_cascade
+from keras_committee.layers import CONFIDENCE_MEASURES, ArithmeticMean, MajorityVote, WeightedGeometricMean
+from keras_committee.models import Cascade, Ensemble, resnet, wide_resnet, with_input_size
 
 SHAPE, EXAMPLES = (6, 6, 3), 30
 
@@ -40,7 +40,7 @@ def answers(model, batch=None):
 def ballots(of, head=None, temperatures=(1.0, 1.0, 1.0)):
     logits = np.stack([keras.ops.convert_to_numpy(m(images())) for m in of], axis=1) / np.array(temperatures)[:, None]
     votes = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return Ballots(votes.astype("float32"), np.zeros(EXAMPLES, int), [2.0, 3.0, 7.0][: len(of)], head)
+    return MemberPredictions(votes.astype("float32"), np.zeros(EXAMPLES, int), [2.0, 3.0, 7.0][: len(of)], head)
 
 
 CASES = {
@@ -57,9 +57,9 @@ def test_the_model_is_the_arithmetic(case):
     thresholds, stages, kind, head = case
     of, temperatures = members(), (0.7, 1.9, 1.2)
     out = answers(Cascade(of, thresholds, stages, kind, head, temperatures))
-    plan = CascadePlan(order=(0, 1, 2), sizes=stages or (1, 2, 3), thresholds=thresholds, confidence=kind)
+    plan = CascadeConfig(order=(0, 1, 2), sizes=stages or (1, 2, 3), thresholds=thresholds, confidence=kind)
     cast = ballots(of, head, temperatures)
-    run = run_cascade(cast, plan)
+    run = simulate_cascade(cast, plan)
     np.testing.assert_array_equal(out["members_used"], run.members_used)
     np.testing.assert_allclose(out["probabilities"], run.probabilities, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(out["votes"], np.exp(cast.log_probabilities), rtol=1e-4, atol=1e-6)
@@ -73,12 +73,12 @@ def test_the_cases_stop_at_different_stages():
 
 def test_a_confidence_that_just_reaches_the_threshold_answers():
     of, all_agree = members(), (1.0, 1.0)  # as one member always does
-    plan = CascadePlan(order=(0, 1, 2), sizes=(1, 2, 3), thresholds=all_agree, confidence="agreement")
+    plan = CascadeConfig(order=(0, 1, 2), sizes=(1, 2, 3), thresholds=all_agree, confidence="agreement")
     assert set(answers(Cascade(of, all_agree, confidence="agreement"))["members_used"]) == {1}
-    assert set(run_cascade(ballots(of), plan).members_used) == {1}
+    assert set(simulate_cascade(ballots(of), plan).members_used) == {1}
 
 
-@pytest.mark.parametrize("kind", CONFIDENCES)
+@pytest.mark.parametrize("kind", CONFIDENCE_MEASURES)
 def test_thresholds_of_zero_are_the_first_member_and_above_one_the_full_committee(kind):
     of = members()
     first, full = (answers(Cascade(of, (t, t), confidence=kind)) for t in (0.0, 1.01))
@@ -138,7 +138,7 @@ def test_members_of_another_size_see_the_image_resized():
 @pytest.mark.parametrize("network", [lambda: wide_resnet(10, 1, classes=4, survival=0.5), lambda: resnet(8, classes=4)])
 def test_a_network_asked_at_two_resolutions_has_one_set_of_weights(network, tmp_path):
     model = network()
-    low = at_resolution(model, (24, 20))
+    low = with_input_size(model, (24, 20))
     assert (low.input_shape, low.name) == ((None, 24, 20, 3), f"{model.name}_at_24x20")
     cascade = Cascade([low, model], (0.5,), image_size="largest")
     assert len(cascade.weights) == len(model.weights)
@@ -152,7 +152,7 @@ def test_a_network_asked_at_two_resolutions_has_one_set_of_weights(network, tmp_
 
 def test_a_network_for_one_size_only_is_refused():
     with pytest.raises(ValueError, match="'same' cannot take images of 9x9"):
-        at_resolution(linear(1), (9, 9))
+        with_input_size(linear(1), (9, 9))
 
 
 @pytest.mark.parametrize(

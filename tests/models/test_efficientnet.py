@@ -6,9 +6,9 @@ import pytest
 
 from keras_committee import flops
 from keras_committee.errors import DataError
-from keras_committee.layers import StochasticDepth, blocks, linear_decay
-from keras_committee.models import efficientnet, fold, from_keras_efficientnet, pretrained_efficientnet
-from keras_committee.models.efficientnet import VARIANTS, compatible_survival
+from keras_committee.layers import StochasticDepth, linear_decay, stochastic_depth_blocks
+from keras_committee.models import efficientnet, fold_stochastic_depth, from_keras_efficientnet, pretrained_efficientnet
+from keras_committee.models.efficientnet import VARIANTS, keras_applications_survival
 
 # Millions of parameters as published with 1,000 classes; billions of multiply-adds of the same table.
 PUBLISHED = [
@@ -58,7 +58,7 @@ def test_parameters_and_logits_are_those_of_keras_with_its_weights(theirs, image
 
 def test_folded_it_answers_the_same_without_stochastic_depth(theirs, images):
     ours = from_keras_efficientnet(theirs, "b0", image_size=64, survival=0.7)
-    folded = fold(ours)
+    folded = fold_stochastic_depth(ours)
     assert not any(isinstance(layer, StochasticDepth) for layer in folded._flatten_layers())
     np.testing.assert_allclose(folded(images), ours(images), rtol=1e-4, atol=1e-4)
 
@@ -74,13 +74,13 @@ def test_the_pixels_are_normalised_as_in_the_file(theirs):
 
 def test_the_paper_s_schedule_falls_over_the_blocks_that_can_be_skipped():
     model = efficientnet("b0", image_size=32, classes=2, survival=0.7)
-    assert [block.survival for block in blocks(model)] == pytest.approx(linear_decay(9, 0.7))
+    assert [block.survival for block in stochastic_depth_blocks(model)] == pytest.approx(linear_decay(9, 0.7))
 
 
 def test_the_compatible_schedule_is_that_of_keras(theirs):
     dropped = [layer.rate for layer in theirs.layers if layer.name.endswith("drop")]
-    assert compatible_survival("b0") == pytest.approx([1 - rate for rate in dropped])
-    assert len(compatible_survival("b7")) > len(compatible_survival("b3")) > 9
+    assert keras_applications_survival("b0") == pytest.approx([1 - rate for rate in dropped])
+    assert len(keras_applications_survival("b7")) > len(keras_applications_survival("b3")) > 9
 
 
 def test_another_number_of_classes_begins_with_random_logits(theirs):

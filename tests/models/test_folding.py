@@ -11,7 +11,7 @@ def shaken(model):
     """The model with weights that no symmetry hides: moving statistics, gammas and betas too."""
     draw = np.random.default_rng(1)
     model.set_weights([w + 0.1 * np.abs(draw.normal(size=w.shape)).astype(w.dtype) for w in model.get_weights()])
-    layers.set_survival(model, [0.2 + 0.6 * (place % 2) for place in range(len(layers.blocks(model)))])
+    layers.set_survival(model, [0.2 + 0.6 * (place % 2) for place in range(len(layers.stochastic_depth_blocks(model)))])
     return model
 
 
@@ -34,8 +34,8 @@ NETWORKS = {
 def test_a_folded_network_answers_as_before_and_has_no_gates(network, scaling):
     model = shaken(NETWORKS[network](scaling))
     kept = model.get_weights()
-    folded = models.fold(model)
-    assert layers.blocks(folded) == []
+    folded = models.fold_stochastic_depth(model)
+    assert layers.stochastic_depth_blocks(folded) == []
     expected = keras.ops.convert_to_numpy(keras.ops.softmax(model(images())))
     answers = keras.ops.convert_to_numpy(keras.ops.softmax(folded(images())))
     np.testing.assert_allclose(answers, expected, atol=1e-5)
@@ -48,7 +48,9 @@ def test_a_folded_network_answers_as_before_and_has_no_gates(network, scaling):
 def test_a_branch_that_never_survives_is_nothing_after_folding_too(scaling):
     image = keras.Input((3,))
     branch = keras.layers.Dense(3, bias_initializer="ones")
-    folded = models.fold(keras.Model(image, layers.StochasticDepth(branch, survival=0.0, scaling=scaling)(image)))
+    folded = models.fold_stochastic_depth(
+        keras.Model(image, layers.StochasticDepth(branch, survival=0.0, scaling=scaling)(image))
+    )
     x = np.array([[0.2, 0.7, -1.0]], "float32")
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(folded(x)), x)
 
@@ -57,15 +59,15 @@ def test_a_nested_network_is_folded_too():
     inner = shaken(NETWORKS["ends in a convolution"]("inference"))
     image = keras.Input((8, 8, 3), name="image")
     model = keras.Model(image, keras.layers.Softmax()(inner(image)))
-    folded = models.fold(model)
-    assert layers.blocks(folded) == []
+    folded = models.fold_stochastic_depth(model)
+    assert layers.stochastic_depth_blocks(folded) == []
     np.testing.assert_allclose(
         keras.ops.convert_to_numpy(folded(images())), keras.ops.convert_to_numpy(model(images())), atol=1e-5
     )
 
 
 def test_a_folded_network_is_saved_without_our_layer(tmp_path):
-    folded = models.fold(shaken(NETWORKS["ends in batch normalisation"]("inference")))
+    folded = models.fold_stochastic_depth(shaken(NETWORKS["ends in batch normalisation"]("inference")))
     assert "StochasticDepth" not in folded.to_json()
     folded.save(tmp_path / "folded.keras")
     loaded = keras.saving.load_model(tmp_path / "folded.keras")
@@ -79,7 +81,7 @@ def test_a_branch_whose_end_cannot_carry_the_scale_is_named(last):
     image = keras.Input((3,))
     block = layers.StochasticDepth(keras.Sequential([keras.layers.Dense(3), last]), survival=0.7, name="the_block")
     with pytest.raises(ValueError, match=r"Cannot fold 'the_block': its branch ends in .* It must end in a batch norm"):
-        models.fold(keras.Model(image, block(image)))
+        models.fold_stochastic_depth(keras.Model(image, block(image)))
 
 
 def functional_branch(bias):
@@ -95,7 +97,7 @@ def test_a_functional_branch_beside_a_shortcut_of_its_own_is_folded(bias):
     image = keras.Input((3,))
     block = layers.StochasticDepth(functional_branch(bias), survival=0.7)
     model = keras.Model(image, block(image, keras.layers.Dense(2)(image)))
-    folded = models.fold(model)
+    folded = models.fold_stochastic_depth(model)
     x = np.random.default_rng(2).normal(size=(5, 3)).astype("float32")
     np.testing.assert_allclose(
         keras.ops.convert_to_numpy(folded(x)), keras.ops.convert_to_numpy(model(x)), rtol=1e-5, atol=1e-6
@@ -107,7 +109,10 @@ def test_a_sequential_network_is_folded():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), block])
     x = np.random.default_rng(2).normal(size=(5, 3)).astype("float32")
     np.testing.assert_allclose(
-        keras.ops.convert_to_numpy(models.fold(model)(x)), keras.ops.convert_to_numpy(model(x)), rtol=1e-5, atol=1e-6
+        keras.ops.convert_to_numpy(models.fold_stochastic_depth(model)(x)),
+        keras.ops.convert_to_numpy(model(x)),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -117,7 +122,10 @@ def test_a_block_called_twice_is_scaled_once():
     model = keras.Model(image, block(block(image)))
     x = np.random.default_rng(2).normal(size=(5, 3)).astype("float32")
     np.testing.assert_allclose(
-        keras.ops.convert_to_numpy(models.fold(model)(x)), keras.ops.convert_to_numpy(model(x)), rtol=1e-5, atol=1e-6
+        keras.ops.convert_to_numpy(models.fold_stochastic_depth(model)(x)),
+        keras.ops.convert_to_numpy(model(x)),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -126,7 +134,7 @@ def test_a_branch_in_two_blocks_cannot_carry_two_scales():
     x = layers.StochasticDepth(branch, survival=0.2, name="first")(image)
     x = layers.StochasticDepth(branch, survival=0.7, name="second")(x)
     with pytest.raises(ValueError, match="Cannot fold 'second': 'shared' ends the branch of another block, too"):
-        models.fold(keras.Model(image, x))
+        models.fold_stochastic_depth(keras.Model(image, x))
 
 
 def test_a_network_without_a_graph_cannot_be_folded():
@@ -134,4 +142,4 @@ def test_a_network_without_a_graph_cannot_be_folded():
         pass
 
     with pytest.raises(ValueError, match="Cannot fold 'plain': it is no graph of layers"):
-        models.fold(Subclassed(name="plain"))
+        models.fold_stochastic_depth(Subclassed(name="plain"))

@@ -38,7 +38,7 @@ def test_bottleneck_networks_have_the_published_size():
     network = models.resnet_imagenet(50, survival=0.5)
     assert flops.parameters(network) == 25_557_032
     assert flops.multiply_adds(network) == pytest.approx(4.09e9, rel=0.001)
-    assert len(layers.blocks(network)) == 16
+    assert len(layers.stochastic_depth_blocks(network)) == 16
     assert sum((3, 8, 36, 3)) == 50  # blocks of depth 152
 
 
@@ -46,7 +46,7 @@ def test_resnet_110_has_the_size_expected_depth_and_saving_of_the_paper():
     network = models.resnet(110, classes=10, survival=0.5)
     assert (flops.parameters(network), flops.multiply_adds(network)) == cifar_count(110)
     assert layers.expected_depth(network) == pytest.approx(40.25)
-    assert flops.expected_saving(network) == pytest.approx(0.254, abs=0.001)
+    assert flops.expected_flops_reduction(network) == pytest.approx(0.254, abs=0.001)
 
 
 def test_a_dropped_network_is_its_stem_pooled_and_padded():
@@ -77,8 +77,8 @@ def test_survival_adds_nothing_but_the_gates(build):
     plain = build(*arguments, classes=3, image_shape=(8, 8, 3), l2=0.01)
     deep = build(*arguments, classes=3, image_shape=(8, 8, 3), l2=0.01, survival=1.0)
     assert flops.parameters(deep) == flops.parameters(plain)
-    assert len(layers.blocks(deep)) == 3
-    plain.set_weights(models.fold(deep).get_weights())
+    assert len(layers.stochastic_depth_blocks(deep)) == 3
+    plain.set_weights(models.fold_stochastic_depth(deep).get_weights())
     images = np.random.default_rng(0).uniform(0, 255, size=(4, 8, 8, 3)).astype("float32")
     np.testing.assert_allclose(
         keras.ops.convert_to_numpy(deep(images)), keras.ops.convert_to_numpy(plain(images)), atol=1e-4
@@ -99,7 +99,9 @@ def test_the_file_gives_the_network_back(tmp_path):
     np.testing.assert_array_equal(
         keras.ops.convert_to_numpy(loaded(images)), keras.ops.convert_to_numpy(network(images))
     )
-    assert [block.survival for block in layers.blocks(loaded)] == [block.survival for block in layers.blocks(network)]
+    assert [block.survival for block in layers.stochastic_depth_blocks(loaded)] == [
+        block.survival for block in layers.stochastic_depth_blocks(network)
+    ]
 
 
 def test_more_than_a_hundred_blocks_stand_in_models_of_their_own():
@@ -107,7 +109,9 @@ def test_more_than_a_hundred_blocks_stand_in_models_of_their_own():
     assert [layer.name for layer in network.layers if isinstance(layer, keras.Model)] == [
         "blocks_1_to_100", "blocks_101_to_102",
     ]  # fmt: skip
-    assert [block.name for block in layers.blocks(network)] == [f"block_{index}" for index in range(1, 103)]
+    assert [block.name for block in layers.stochastic_depth_blocks(network)] == [
+        f"block_{index}" for index in range(1, 103)
+    ]
     assert flops.parameters(network) == cifar_count(206)[0]
     assert layers.expected_depth(network) == pytest.approx((3 * 102 - 1) / 4, abs=1e-3)
 

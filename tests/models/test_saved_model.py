@@ -131,7 +131,7 @@ def test_a_backbone_of_model_garden_is_a_member(tmp_path):
     specs = tf_keras.layers.InputSpec(shape=[None, 32, 32, 3])
     model = ClassificationModel(resnet.ResNet(10, input_specs=specs), num_classes=5, input_specs=specs)
     model.export(str(tmp_path / "garden"))
-    member = from_saved_model(tmp_path / "garden", scale="torch")
+    member = from_saved_model(tmp_path / "garden", input_scaling="torch")
     images = np.random.default_rng(3).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     seen = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(member(images), model(seen.astype("float32"), training=False), rtol=1e-3, atol=1e-4)

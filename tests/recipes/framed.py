@@ -16,7 +16,7 @@ def recipe(data_dir="", size=12, padding=4, members=1, epochs=2, batch_size=8, s
         data=data.image_folder(
             data_dir,
             batch_size,
-            framing=data.centre_crop(size, padding=padding),
+            transform=data.center_crop(size, padding=padding),
             augment=data.compose(data.random_resized_crop(), data.pad_crop_flip(1)),
         ),
         member=member,

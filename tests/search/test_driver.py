@@ -7,7 +7,7 @@ import pytest
 
 from keras_committee.cli import main
 from keras_committee.errors import DivergedError, Interrupted, RunError
-from keras_committee.evaluation import gather
+from keras_committee.evaluation import load_pool
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.search import Budget, driver, parse_ranges
@@ -26,11 +26,11 @@ def images():
 
 @pytest.fixture
 def searching(tmp_path, images, monkeypatch):
-    monkeypatch.setattr(driver, "MOST_REFUSED", 2)
+    monkeypatch.setattr(driver, "MAX_REJECTED_PROPOSALS", 2)
 
     def start(members, ranges=RANGES):
-        budget = Budget(gflops_images=(members + 0.5) * ONE * images)
-        return search(TINY, KNOBS, ranges, budget, tmp_path / "search", command="test", tell=lambda _: None)
+        budget = Budget(gflops=(members + 0.5) * ONE * images)
+        return search(TINY, KNOBS, ranges, budget, tmp_path / "search", command="test", report=lambda _: None)
 
     return start
 
@@ -42,9 +42,9 @@ def test_a_search_spends_its_budget_and_goes_on_with_a_larger_one(searching):
     again = searching(2)
     assert again["members"][0] == first["members"][0]
     assert again["gflops_images"] == pytest.approx(2 * first["gflops_images"])
-    pool = gather([Run.open(run) for run in again["runs"]])
+    pool = load_pool([Run.open(run) for run in again["runs"]])
     assert len(pool.members) == 2
-    knobs = [Run.open(run).knobs() for run in again["runs"]]
+    knobs = [Run.open(run).parameters() for run in again["runs"]]
     assert [each["learning_rate"] for each in knobs] == [each["knobs"]["learning_rate"] for each in again["members"]]
     assert {each["batch_size"] for each in knobs} <= {32, 64}
     assert knobs[0]["seed"] == 5
@@ -75,17 +75,17 @@ def test_a_member_that_diverges_is_left_out_and_paid_for(searching, monkeypatch)
 
 
 def test_a_folder_of_another_search_is_refused(searching, monkeypatch):
-    monkeypatch.setattr(driver, "MOST_REFUSED", 0)
+    monkeypatch.setattr(driver, "MAX_REJECTED_PROPOSALS", 0)
     searching(0)
     with pytest.raises(RunError, match=r"belongs to another search: other ranges\.\n  Nothing was touched"):
         searching(0, parse_ranges(TINY, ["learning_rate=0.01:0.2:log", "batch_size=32,64"]))
 
 
 def test_search_at_the_command_line(tmp_path, capfd, images):
-    recipe = ["search", str(TINY.path), "--range", "learning_rate=0.01:0.3", "--out", str(tmp_path / "s")]
+    recipe = ["search", str(TINY.path), "--search-space", "learning_rate=0.01:0.3", "--out", str(tmp_path / "s")]
     assert main(recipe) == 2
-    assert "needs a budget: --total-gflops-images X or --budget-minutes N" in capfd.readouterr().err
-    budget = ["--total-gflops-images", str(1.2 * ONE * images), "--set", "epochs=1", "--json"]
+    assert "needs a budget: --budget-gflops X or --budget-minutes N" in capfd.readouterr().err
+    budget = ["--budget-gflops", str(1.2 * ONE * images), "--set", "epochs=1", "--json"]
     assert main([*recipe, *budget]) == 0
     captured = capfd.readouterr()
     assert json.loads(captured.out)["runs"] == [f"{tmp_path}/s/member-000"]

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_committee.selection import ChosenMember, Selection, Stage
+from keras_committee.selection import SelectedMember, Selection, Stage
 
 SHAPE = (8, 6, 3)
 CLASSES = ("ant", "bee", "cicada")
@@ -39,7 +39,7 @@ def choose(count, *, head="geometric_mean", temperatures=None, thresholds=None, 
     if thresholds is not None:
         stages = tuple(Stage(members=i + 1, threshold=t) for i, t in enumerate([*thresholds, None]))
     members = tuple(
-        ChosenMember(run="run", index=i, weights="", name=f"m{i}", parameters=0, mflops=0.0, temperature=t)
+        SelectedMember(run="run", index=i, weights="", name=f"m{i}", parameters=0, mflops=0.0, temperature=t)
         for i, t in enumerate(temperatures)
     )
     return Selection(members=members, head=head, classes=CLASSES, stages=stages, **fields)

@@ -14,7 +14,7 @@ from zoo import save_zoo
 from keras_committee.export import verify
 from keras_committee.tfserving.server import grpc as grpc_standin
 from keras_committee.tfserving.server import rest
-from keras_committee.tfserving.server.manager import Manager, ModelConfig, Policy, Settings
+from keras_committee.tfserving.server.manager import Manager, ManagerOptions, ModelConfig, VersionPolicy
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +55,7 @@ def stand_in(zoo):
     """The stand-in on a free loopback port, with the models of `zoo.py`: a RestServer."""
     names = ("half_plus_two", "kinds", "two", "image")
     configs = [ModelConfig(name, zoo / name, labels={"lab": 123} if name == names[0] else {}) for name in names]
-    with Manager(configs, Settings(poll_seconds=0.2, labels_for_unavailable=True)) as manager:
+    with Manager(configs, ManagerOptions(poll_seconds=0.2, allow_labels_for_unavailable=True)) as manager:
         manager.wait_until_available()
         with rest.start(manager, ("127.0.0.1", 0)) as server:
             yield server
@@ -72,8 +72,8 @@ def tiny_committee(tmp_path_factory):
 @pytest.fixture(scope="session")
 def grpc_manager(half_plus_two):
     """A manager of `half_plus_two`, version 123, label "lab"."""
-    config = ModelConfig("half_plus_two", half_plus_two, Policy.specific(123), {"lab": 123})
-    with Manager([config], Settings(labels_for_unavailable=True)) as manager:
+    config = ModelConfig("half_plus_two", half_plus_two, VersionPolicy.specific(123), {"lab": 123})
+    with Manager([config], ManagerOptions(allow_labels_for_unavailable=True)) as manager:
         manager.wait_until_available()
         yield manager
 

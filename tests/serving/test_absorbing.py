@@ -8,7 +8,7 @@ from committees import stir
 from test_export_inference import assert_like_keras, norm, small, traced
 
 from keras_committee import models
-from keras_committee.export.bn_folding import FARTHEST
+from keras_committee.export.bn_folding import MAX_DISTANCE
 
 relu, add = keras.layers.ReLU, keras.layers.Add
 
@@ -68,7 +68,7 @@ def changed(model, index, weight, value):
 
 @pytest.mark.parametrize(
     ("weight", "value", "left"),
-    [("gamma", -0.7, 1), ("gamma", 0.0, 1), ("beta", 3 * FARTHEST, 1), ("gamma", 0.7, 0)],
+    [("gamma", -0.7, 1), ("gamma", 0.0, 1), ("beta", 3 * MAX_DISTANCE, 1), ("gamma", 0.7, 0)],
 )
 def test_a_scale_of_0_or_less_and_a_stream_far_too_high_keep_their_normalisation(weight, value, left):
     model = small(lambda x: relu()(norm()(block(block(conv()(x))))))

@@ -16,7 +16,7 @@ from keras_committee.errors import RecipeError
 from keras_committee.tfserving import Client
 from keras_committee.tfserving.client import RequestError, VersionStatus
 from keras_committee.tfserving.server import grpc, rest
-from keras_committee.tfserving.server.manager import Manager, ModelConfig, Policy, Settings
+from keras_committee.tfserving.server.manager import Manager, ManagerOptions, ModelConfig, VersionPolicy
 from keras_committee.tfserving.server.ports import listen
 
 IMAGES = np.random.default_rng(3).uniform(0, 255, (5, SIZE, SIZE, 3)).round().astype(np.float32)
@@ -25,10 +25,10 @@ IMAGES = np.random.default_rng(3).uniform(0, 255, (5, SIZE, SIZE, 3)).round().as
 @pytest.fixture(scope="module")
 def manager(tiny_committee, half_plus_two):
     configs = [
-        ModelConfig("tiny", tiny_committee, Policy.specific(4), {"stable": 4}),
+        ModelConfig("tiny", tiny_committee, VersionPolicy.specific(4), {"stable": 4}),
         ModelConfig("half", half_plus_two),
     ]
-    with Manager(configs, Settings(labels_for_unavailable=True)) as manager:
+    with Manager(configs, ManagerOptions(allow_labels_for_unavailable=True)) as manager:
         manager.wait_until_available()
         yield manager
 

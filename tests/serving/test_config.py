@@ -10,11 +10,11 @@ from keras_committee import cli
 from keras_committee.errors import RecipeError
 from keras_committee.tfserving import config
 from keras_committee.tfserving.config import (
-    Batching,
+    BatchingConfig,
     ServedModel,
     ServerConfig,
-    batching_text,
-    versions_in,
+    list_versions,
+    render_batching_config,
     write_config,
 )
 
@@ -37,7 +37,13 @@ def test_the_official_proto_reads_what_was_asked_for(tmp_path):
 
 
 def test_the_declared_messages_read_what_was_asked_for():
-    batching = config.parse_batching(batching_text(Batching(sizes=(2, 7), timeout_micros=0, threads=3, queued=5)))
+    batching = config.parse_batching(
+        render_batching_config(
+            BatchingConfig(
+                allowed_batch_sizes=(2, 7), batch_timeout_micros=0, num_batch_threads=3, max_enqueued_batches=5
+            )
+        )
+    )
     assert (batching.max_batch_size.value, list(batching.allowed_batch_sizes)) == (7, [2, 7])
     assert (batching.num_batch_threads.value, batching.max_enqueued_batches.value) == (3, 5)
     assert batching.HasField("batch_timeout_micros")  # 0 is said, or the server takes its own default
@@ -87,7 +93,7 @@ def test_each_mistake_in_models_config_is_found(text, problem):
 
 def test_a_server_without_a_model_is_refused():
     with pytest.raises(RecipeError, match="it lists no model"):
-        ServerConfig(models=()).texts()
+        ServerConfig(models=()).render()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +150,7 @@ def test_a_label_that_moves_takes_two_steps_and_is_never_without_a_version(tmp_p
 
 
 def test_a_label_that_goes_takes_one_step_and_an_overtaken_rollout_is_removed(tmp_path):
-    (tmp_path / "models.config").write_text(ServerConfig(models=(STABLE,)).texts()["models.config"])
+    (tmp_path / "models.config").write_text(ServerConfig(models=(STABLE,)).render()["models.config"])
     (tmp_path / "models.labels.config").write_text("left over")
     without = ServedModel(name="digits", base_path="/models/digits", versions=(2,))
     assert len(write_config(ServerConfig(models=(without,)), tmp_path)) == 3
@@ -156,37 +162,37 @@ def test_versions_are_folders_with_decimal_names(tmp_path):
     for name in ("3", "012", "x4", ".staging-1", "-1"):
         (tmp_path / name).mkdir()
     (tmp_path / "5").write_text("a file")
-    assert versions_in(tmp_path) == [3, 12]
+    assert list_versions(tmp_path) == [3, 12]
     (tmp_path / "12").mkdir()
     with pytest.raises(RecipeError, match="two folders of version 12"):
-        versions_in(tmp_path)
+        list_versions(tmp_path)
 
 
 def test_the_command_writes_and_rolls_back(tmp_path, capsys):
     for version in ("3", "4"):
         (tmp_path / "digits" / version).mkdir(parents=True)
     out = tmp_path / "out"
-    words = ["config", str(tmp_path / "digits"), "--out", str(out), "--base-path", "/models/digits", "--json"]
+    words = ["serving-config", str(tmp_path / "digits"), "--out", str(out), "--base-path", "/models/digits", "--json"]
     assert cli.main([*words, "--versions", "3", "--batch-sizes", "1,4"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 1
     assert read(out, "models.config") == ([3], {})
     text = (out / "batching.config").read_text()
-    assert text_format.Parse(text, config.declared("BatchingParameters")()).max_batch_size.value == 4
+    assert text_format.Parse(text, config.message_class("BatchingParameters")()).max_batch_size.value == 4
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--versions", "5"], "has no version 5. It has: 3. Nothing was written"),
-        (["--label", "stable"], "--label takes whole numbers"),
-        (["--label", "stable=4"], "has no version 4"),
-        (["--versions", "3", "--label", "a b=3"], "no request can name the label 'a b'"),
+        (["--version-label", "stable"], "--version-label takes whole numbers"),
+        (["--version-label", "stable=4"], "has no version 4"),
+        (["--versions", "3", "--version-label", "a b=3"], "no request can name the label 'a b'"),
         (["--batch-sizes", "8,1"], "must be positive and increase"),
         (["--base-path", "models/digits"], "base_path must be absolute"),
     ],
 )
 def test_the_command_refuses_and_writes_nothing(tmp_path, capsys, words, message):
     (tmp_path / "digits" / "3").mkdir(parents=True)
-    assert cli.main(["config", str(tmp_path / "digits"), "--out", str(tmp_path / "out"), *words]) == 2
+    assert cli.main(["serving-config", str(tmp_path / "digits"), "--out", str(tmp_path / "out"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

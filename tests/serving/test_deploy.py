@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from keras_committee.tfserving import config
-from keras_committee.tfserving.config import METRICS, ServedModel, ServerConfig
+from keras_committee.tfserving.config import METRICS_PATH, ServedModel, ServerConfig
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAMES = ("models.config", "batching.config", "monitoring.config")
@@ -53,7 +53,7 @@ def served():
 
 
 def test_the_config_files_are_those_that_are_written():
-    written = ServerConfig(models=(ServedModel(name="committee", base_path="/models/committee"),)).texts()
+    written = ServerConfig(models=(ServedModel(name="committee", base_path="/models/committee"),)).render()
     assert {name: (DEPLOY / "config" / name).read_text() for name in NAMES} == written
 
 
@@ -111,10 +111,10 @@ def test_readiness_is_the_status_url_of_the_model():
 def test_prometheus_asks_at_the_path_and_port_that_the_server_has():
     monitoring = config.parse_monitoring((DEPLOY / "config" / "monitoring.config").read_text())
     (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
-    assert job["metrics_path"] == monitoring.prometheus_config.path == METRICS
+    assert job["metrics_path"] == monitoring.prometheus_config.path == METRICS_PATH
     assert job["static_configs"] == [{"targets": [f"serving:{both_flags()[0]['rest_api_port']}"]}]
     annotations = kubernetes("Deployment")["spec"]["template"]["metadata"]["annotations"]
-    assert annotations["prometheus.io/path"] == METRICS
+    assert annotations["prometheus.io/path"] == METRICS_PATH
 
 
 @pytest.mark.parametrize("kind", ["Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"])

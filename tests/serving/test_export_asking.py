@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from committees import CLASSES, SHAPE, choose, dense
 
-from keras_committee.export.committee_graph import Committee, mutual_information
-from keras_committee.export.inference_model import Network
+from keras_committee.export.committee_graph import ServingCommittee, mutual_information
+from keras_committee.export.inference_model import InferenceModel
 
 MEMBERS = 4
 
@@ -21,7 +21,7 @@ def linear(seed):
 
 @pytest.fixture(scope="module")
 def networks():
-    return [Network(linear(seed), f"member_{seed}") for seed in range(MEMBERS)]
+    return [InferenceModel(linear(seed), f"member_{seed}") for seed in range(MEMBERS)]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def assert_like(answers, expected):
 def test_every_head_combines_tempered_logits_as_defined(networks, images, logits, head):
     weights = (0.1, 0.2, 0.4, 0.3) if head == "weighted_geometric_mean" else None
     selection = choose(MEMBERS, head=head, temperatures=[0.7, 1.0, 2.2, 1.3], weights=weights)
-    assert_like(Committee(networks, selection, SHAPE).answer(images), dense(logits, selection))
+    assert_like(ServingCommittee(networks, selection, SHAPE).predict(images), dense(logits, selection))
 
 
 def middling(kind, logits, temperatures):
@@ -62,13 +62,13 @@ def test_a_cascade_of_four_stages_answers_like_the_dense_definition(networks, im
     selection = choose(MEMBERS, confidence=kind, thresholds=thresholds, temperatures=temperatures)
     expected = dense(logits, selection)
     assert len(set(expected["members_used"])) >= 3  # several stages answer
-    assert_like(Committee(networks, selection, SHAPE).answer(images), expected)
+    assert_like(ServingCommittee(networks, selection, SHAPE).predict(images), expected)
 
 
 @pytest.mark.parametrize(("threshold", "used"), [(0.0, 1), (1.1, MEMBERS)])
 def test_a_cascade_that_nobody_or_everybody_leaves_early_is_whole(networks, images, logits, threshold, used):
     selection = choose(MEMBERS, thresholds=[threshold] * 3)
-    answers = Committee(networks, selection, SHAPE).answer(images)
+    answers = ServingCommittee(networks, selection, SHAPE).predict(images)
     assert set(answers["members_used"].numpy()) == {used}
     assert_like(answers, dense(logits, selection))
 
@@ -86,15 +86,15 @@ def test_members_are_asked_about_undecided_images_only(networks, images, logits)
             return self._network(image)
 
     selection = choose(2, thresholds=[0.7])
-    committee = Committee([Watched(each) for each in networks[:2]], selection, SHAPE)
-    used = committee.answer(images)["members_used"].numpy()
+    committee = ServingCommittee([Watched(each) for each in networks[:2]], selection, SHAPE)
+    used = committee.predict(images)["members_used"].numpy()
     assert seen == [40, int((used == 2).sum())]
     assert 0 < seen[1] < 40
 
 
 @pytest.mark.parametrize("thresholds", [None, [0.7, 0.75, 0.8]])
 def test_an_empty_batch_has_empty_answers(networks, thresholds):
-    answers = Committee(networks, choose(MEMBERS, thresholds=thresholds), SHAPE).answer(
+    answers = ServingCommittee(networks, choose(MEMBERS, thresholds=thresholds), SHAPE).predict(
         np.zeros((0, *SHAPE), "float32")
     )
     assert {name: value.shape[0] for name, value in answers.items()} == dict.fromkeys(answers, 0)
@@ -103,21 +103,21 @@ def test_an_empty_batch_has_empty_answers(networks, thresholds):
 
 def test_a_member_that_stands_twice_counts_twice_and_is_asked_once(networks, images, logits):
     selection = choose(3, temperatures=[1.0, 1.0, 0.5])
-    committee = Committee([networks[0], networks[1], networks[0]], selection, SHAPE)
+    committee = ServingCommittee([networks[0], networks[1], networks[0]], selection, SHAPE)
     assert len(committee.variables) == 2
-    assert_like(committee.answer(images), dense(logits[:, [0, 1, 0]], selection))
+    assert_like(committee.predict(images), dense(logits[:, [0, 1, 0]], selection))
 
 
 def test_pixels_that_are_no_numbers_are_refused_and_those_beyond_the_range_are_clipped(networks, images, logits):
-    committee = Committee(networks, choose(MEMBERS), SHAPE)
+    committee = ServingCommittee(networks, choose(MEMBERS), SHAPE)
     wild = images.copy()
     wild[0, 0, 0, 0] = np.nan
     with pytest.raises(tf.errors.InvalidArgumentError, match="image holds what is no number"):
-        committee.answer(wild)
+        committee.predict(wild)
     wild[0] = np.float32(3e38)
-    assert np.isfinite(committee.answer(wild)["probabilities"]).all()
+    assert np.isfinite(committee.predict(wild)["probabilities"]).all()
     np.testing.assert_allclose(
-        committee.answer(wild)["probabilities"][1:], committee.answer(images)["probabilities"][1:]
+        committee.predict(wild)["probabilities"][1:], committee.predict(images)["probabilities"][1:]
     )
 
 

@@ -7,12 +7,12 @@ import tensorflow as tf
 from committees import stir
 
 from keras_committee import models
-from keras_committee.export.inference_model import Network, compute_in_float32
+from keras_committee.export.inference_model import InferenceModel, compute_in_float32
 
 
 def traced(model):
     spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
-    network = Network(model, "member")
+    network = InferenceModel(model, "member")
     return network, tf.function(network.__call__, input_signature=[spec], autograph=False).get_concrete_function()
 
 

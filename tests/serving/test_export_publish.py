@@ -15,7 +15,7 @@ from publishing import FILES, publish_one, write_version
 
 from keras_committee.errors import ExportError, RecipeError, ResourceError
 from keras_committee.export import publish as publishing
-from keras_committee.export.publish import check_name, publish, staging, versions
+from keras_committee.export.publish import check_name, publish, staging, taken_versions
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_D03_two_exports_at_once_get_two_numbers(base):
         thread.start()
     for thread in threads:
         thread.join()
-    assert versions(base) == [1, 2, 3, 4, 5, 6]
+    assert taken_versions(base) == [1, 2, 3, 4, 5, 6]
 
 
 def test_D03_a_number_is_never_used_again_even_where_its_folder_is_gone(base):
@@ -76,7 +76,7 @@ def test_D03_where_the_record_is_damaged_nothing_is_published(base):
     (base / ".highest_version.json").write_text("{")
     with pytest.raises(ExportError, match=r"highest_version\.json is damaged"):
         publish_one(base)
-    assert versions(base) == [1]
+    assert taken_versions(base) == [1]
 
 
 def test_D03_there_is_no_version_beyond_int64(base):
@@ -96,7 +96,7 @@ def test_D05_a_full_disk_publishes_nothing_and_leaves_nothing(base, monkeypatch,
     with pytest.raises(ResourceError, match="No space left on device"):
         publish_one(base)
     monkeypatch.undo()
-    assert versions(base) == [1]
+    assert taken_versions(base) == [1]
     assert list(base.glob(".staging-*")) == []
 
 
@@ -118,5 +118,5 @@ def test_a_name_that_a_client_could_not_ask_for_is_refused(tmp_path, name):
 
 
 def test_the_constants_of_the_folder_hide_from_servers():
-    assert publishing._RECORD.startswith(".")
-    assert not publishing._STAGING.isdecimal()
+    assert publishing._HIGHEST_VERSION_FILE.startswith(".")
+    assert not publishing._STAGING_PREFIX.isdecimal()

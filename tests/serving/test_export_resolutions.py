@@ -7,15 +7,15 @@ import pytest
 import tensorflow as tf
 from committees import choose, dense, small_member
 
-from keras_committee.data import centre_crop, decode_image, resized
+from keras_committee.data import center_crop, decode_image, resize
 from keras_committee.export import committee_graph
 from keras_committee.export.export import publish_committee
-from keras_committee.export.inference_model import Network
+from keras_committee.export.inference_model import InferenceModel
 from keras_committee.models import Cascade, log_probabilities
 from keras_committee.tfserving.session import Session
 
 SMALL, LARGE = (8, 6), (14, 12)
-FRAMINGS = (resized(SMALL), centre_crop(LARGE, padding=6), centre_crop(SMALL, padding=3, method="bicubic"))
+FRAMINGS = (resize(SMALL), center_crop(LARGE, padding=6), center_crop(SMALL, padding=3, method="bicubic"))
 TEMPERATURES = [0.7, 1.0, 1.4]
 
 
@@ -56,7 +56,7 @@ def selection(logits):
 @pytest.fixture(scope="module")
 def version(members, selection, tmp_path_factory, verified_here):
     base = tmp_path_factory.mktemp("saved_models") / "sizes"
-    return publish_committee(selection, members, base, framings=FRAMINGS)
+    return publish_committee(selection, members, base, transforms=FRAMINGS)
 
 
 @pytest.fixture(scope="module")
@@ -120,16 +120,18 @@ def test_a_later_stage_decodes_the_images_that_go_on_only(members, selection, co
         return decode(contents, framings)
 
     monkeypatch.setattr(committee_graph, "decode_images", watched)
-    networks = [Network(model, f"m{place}") for place, model in enumerate(members)]
-    committee_graph.Committee(networks, selection, (*LARGE, 3), FRAMINGS).answer_encoded(tf.constant(contents))
+    networks = [InferenceModel(model, f"m{place}") for place, model in enumerate(members)]
+    committee_graph.ServingCommittee(networks, selection, (*LARGE, 3), FRAMINGS).predict_encoded(tf.constant(contents))
     used = dense(logits, selection)["members_used"]
     assert decoded == [(30, 1), (int((used > 1).sum()), 1), (int((used > 2).sum()), 1)]
     decoded.clear()
-    committee_graph.Committee(networks, choose(3), (*LARGE, 3), FRAMINGS).answer_encoded(tf.constant(contents))
+    committee_graph.ServingCommittee(networks, choose(3), (*LARGE, 3), FRAMINGS).predict_encoded(tf.constant(contents))
     assert decoded == [(30, 3)]  # a committee decodes an image once for all
 
 
 def test_a_centre_cropped_committee_of_one_size_sees_the_middle(members, contents, logits):
-    committee = committee_graph.Committee([Network(members[1], "m")], choose(1), (*LARGE, 3), FRAMINGS[1:2])
-    answers = committee.answer_encoded(tf.constant(contents))
+    committee = committee_graph.ServingCommittee(
+        [InferenceModel(members[1], "m")], choose(1), (*LARGE, 3), FRAMINGS[1:2]
+    )
+    answers = committee.predict_encoded(tf.constant(contents))
     np.testing.assert_allclose(answers["probabilities"], dense(logits[:, 1:2], choose(1))["probabilities"], atol=1e-5)

@@ -14,13 +14,13 @@ import tensorflow as tf
 from committees import SHAPE, choose, small_member
 
 from keras_committee.cli import main
-from keras_committee.data import centre_crop, resized
+from keras_committee.data import center_crop, resize
 from keras_committee.errors import ExportError, IncompleteError, ResourceError
 from keras_committee.export import export, verify
 from keras_committee.export import export as exporting
 from keras_committee.export.export import publish_committee
-from keras_committee.export.export_members import framings_of, image_shape, load_exportable, whole_committee
-from keras_committee.export.publish import publish, staging, versions
+from keras_committee.export.export_members import all_members, image_shape, load_exportable, resolve_transforms
+from keras_committee.export.publish import publish, staging, taken_versions
 from keras_committee.layers import WeightedGeometricMean
 from keras_committee.run import Run
 from keras_committee.tfserving.session import Session
@@ -45,7 +45,7 @@ def test_D04_an_export_that_answers_otherwise_is_not_published(members, tmp_path
     monkeypatch.setattr(exporting, "save_committee", perturbed)
     with pytest.raises(ExportError, match=r"probabilities differs by .*e-0[45]; 1e-05 is allowed"):
         publish_committee(choose(2), members, tmp_path / "small")
-    assert versions(tmp_path / "small") == []
+    assert taken_versions(tmp_path / "small") == []
     assert list((tmp_path / "small").glob(".staging-*")) == []
 
 
@@ -57,7 +57,7 @@ def test_D05_a_disk_that_is_full_for_tensorflow_publishes_nothing(members, tmp_p
     with pytest.raises(ResourceError, match="No space left on device") as caught:
         publish_committee(choose(2), members, tmp_path / "small")
     assert caught.value.exit_code == 7
-    assert versions(tmp_path / "small") == []
+    assert taken_versions(tmp_path / "small") == []
 
 
 def lambda_member(path):
@@ -100,7 +100,7 @@ def test_operations_that_a_server_does_not_run_are_named(tmp_path, name, make, p
     spec = tf.TensorSpec((None,), tf.float32, name="x")
     tf.saved_model.save(tf.Module(), str(tmp_path), signatures=tf.function(make, input_signature=[spec]))
     with pytest.raises(ExportError, match=problem):
-        export.check_operations(tmp_path)
+        export.check_ops(tmp_path)
 
 
 def test_a_device_channels_first_an_unknown_operation_and_other_tags_are_named():
@@ -127,20 +127,23 @@ def _saved_model():
 def test_the_size_of_the_data_or_of_the_others_holds_for_members_that_leave_it_open(members):
     free = keras.Input((None, None, 3))
     free = keras.Model(free, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(free)))
-    assert [each.size for each in framings_of([free, members[0]], [None, None])] == [SHAPE[:2], SHAPE[:2]]
-    assert [each.size for each in framings_of([free, members[0]], [None, None], (10, 12))] == [(10, 12), SHAPE[:2]]
+    assert [each.size for each in resolve_transforms([free, members[0]], [None, None])] == [SHAPE[:2], SHAPE[:2]]
+    assert [each.size for each in resolve_transforms([free, members[0]], [None, None], (10, 12))] == [
+        (10, 12),
+        SHAPE[:2],
+    ]
     recorded = {"size": [9, 9], "padding": 3, "method": "bicubic"}
-    assert framings_of([free], [recorded]) == [centre_crop(9, padding=3, method="bicubic")]
+    assert resolve_transforms([free], [recorded]) == [center_crop(9, padding=3, method="bicubic")]
     with pytest.raises(ExportError, match="leave the image size open"):
-        framings_of([free], [None])
+        resolve_transforms([free], [None])
     with pytest.raises(ExportError, match=r"take images of 8x6. Received: image_size=\(10, 12\)"):
-        framings_of(members[:1], [None], (10, 12))
-    assert image_shape([free, members[0]], [resized((10, 12)), resized(SHAPE[:2])]) == (10, 12, 3)
+        resolve_transforms(members[:1], [None], (10, 12))
+    assert image_shape([free, members[0]], [resize((10, 12)), resize(SHAPE[:2])]) == (10, 12, 3)
 
 
 def test_export_of_a_run_prints_the_version_and_how_to_try_it(trained, tmp_path, capsys):
     run, recipe = trained
-    assert main(["export", str(run.path), "--to", str(tmp_path / "tiny")]) == 0
+    assert main(["export", str(run.path), "--out", str(tmp_path / "tiny")]) == 0
     printed = capsys.readouterr().out
     assert str(tmp_path / "tiny" / "1") in printed
     assert [line.split()[:2] for line in printed.splitlines()[2:-1]] == [
@@ -166,7 +169,7 @@ def test_D02_of_50_publishes_four_loading_readers_see_whole_versions_only(member
 
     def read():
         while not done.is_set():
-            version = base / str(max(versions(base)))
+            version = base / str(max(taken_versions(base)))
             try:
                 with Session.load(version) as session:
                     got = session.run("", image)["probabilities"]
@@ -190,7 +193,7 @@ def test_D02_of_50_publishes_four_loading_readers_see_whole_versions_only(member
         reader.join()
     assert wrong == []
     assert len(set(seen)) > 10
-    assert versions(base)[-1] == 51
+    assert taken_versions(base)[-1] == 51
 
 
 def test_differences_and_shapes_and_what_is_not_finite_are_told():
@@ -206,8 +209,8 @@ def test_what_is_there_of_a_weighted_committee_is_exported_in_its_proportions(tr
     run, recipe = trained
     weighted = dataclasses.replace(recipe, members=4, head=WeightedGeometricMean((0.1, 0.2, 0.3, 0.4)))
     monkeypatch.setattr(Run, "recipe", lambda run: weighted)
-    with pytest.raises(IncompleteError, match=r"has 3 of 4 members; not trained yet: 3[\s\S]*--min-members 3"):
-        whole_committee([run])
-    selection, models, _ = whole_committee([run], min_members=3)
+    with pytest.raises(IncompleteError, match=r"has 3 of 4 members; not trained yet: 3[\s\S]*--allow-incomplete 3"):
+        all_members([run])
+    selection, models, _ = all_members([run], min_members=3)
     assert len(models) == len(selection.members) == 3
     assert selection.weights == pytest.approx((1 / 6, 2 / 6, 3 / 6))

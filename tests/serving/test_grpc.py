@@ -68,7 +68,7 @@ def test_D14_the_largest_batch_is_answered_and_one_more_is_not(channel, batch, c
 
 
 def test_D12_a_message_that_is_too_large_is_refused_before_it_is_read(manager):
-    server = serving_grpc.start(manager, ("127.0.0.1", 0), Limits(body=1000))
+    server = serving_grpc.start(manager, ("127.0.0.1", 0), Limits(max_body_bytes=1000))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         padding = b"\x7a\xd0\x07" + b"p" * 976  # an unknown field
         small = encoded(THREE)
@@ -116,7 +116,7 @@ RELOADS = [
 
 def test_a_client_may_reload_where_it_was_allowed(half_plus_two):
     with Manager([ModelConfig("half_plus_two", half_plus_two)]) as manager:
-        server = serving_grpc.start(manager, ("127.0.0.1", 0), Limits(), reload=True)
+        server = serving_grpc.start(manager, ("127.0.0.1", 0), Limits(), allow_reload=True)
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             _, _, message = ask(channel, CASES["reload is off"])
             assert message.endswith("Only ModelConfigList is currently supported")
@@ -137,7 +137,7 @@ def test_requests_are_counted_under_tf_servings_names(manager):
     ):
         for name in ("predict", "predict", "predict D08 signature", "classify", "predict D09 model"):
             ask(channel, CASES[name])
-    page = metrics.page()
+    page = metrics.render()
     assert ':tensorflow:serving:request_count{model_name="half_plus_two",status="OK"} 3' in page
     assert ':tensorflow:serving:request_count{model_name="half_plus_two",status="FAILED_PRECONDITION"} 1' in page
     assert 'request_latency_count{model_name="half_plus_two",API="Predict",entrypoint="GRPC"} 2' in page
@@ -150,7 +150,7 @@ def test_too_many_requests_are_unavailable_and_may_come_again(manager, monkeypat
         run = lent.session.run
         monkeypatch.setattr(lent.session, "run", lambda *a, timeout: (go.wait(20), run(*a))[1])
     with (
-        serving_grpc.start(manager, ("127.0.0.1", 0), Limits(queue=2)) as server,
+        serving_grpc.start(manager, ("127.0.0.1", 0), Limits(max_queue_size=2)) as server,
         grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
         call = channel.unary_unary(PREDICTION + "Predict")

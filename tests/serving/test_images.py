@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_committee.tfserving.server.limits import Limits, check_strings, image_size
+from keras_committee.tfserving.server.limits import Limits, check_image_sizes, image_size
 from keras_committee.tfserving.tf_protocol import StatusError
 
 
@@ -40,25 +40,25 @@ def test_D13_what_has_no_header_has_no_size(content):
 
 @pytest.mark.parametrize("make", [png_header, jpeg_header])
 def test_D13_an_image_may_have_so_many_pixels(make):
-    limits = Limits(pixels=1000)
-    check_strings(np.array([make(40, 25)], object), limits, "image_bytes")
+    limits = Limits(max_pixels=1000)
+    check_image_sizes(np.array([make(40, 25)], object), limits, "image_bytes")
     within_an_example = b"\x0a\x99image/encoded" + make(77, 13)
     for content in (make(77, 13), within_an_example):
         with pytest.raises(StatusError, match="an image has 77 x 13 pixels; at most 1000"):
-            check_strings(np.array([b"", content], object), limits)
+            check_image_sizes(np.array([b"", content], object), limits)
 
 
 @pytest.mark.parametrize("content", [b"GIF89a", b"BM" + bytes(9), b"II*\0", b"MM\0*", b"RIFF\0\0\0\0WEBPVP8 "])
 def test_D13_only_jpeg_and_png_are_taken_as_image_bytes(content):
     with pytest.raises(StatusError, match="Unknown image file format"):
-        check_strings(np.array([content], object), Limits(), "image_bytes")
-    check_strings(np.array([content], object), Limits(), "another_input")
+        check_image_sizes(np.array([content], object), Limits(), "image_bytes")
+    check_image_sizes(np.array([content], object), Limits(), "another_input")
 
 
 def test_D13_a_string_of_many_images_is_not_searched_for_ever():
     started = time.monotonic()
     with pytest.raises(StatusError, match="more than 16 images"):
-        check_strings(np.array([b"x" + b"\xff\xd8\xff" * 2**20], object), Limits())
+        check_image_sizes(np.array([b"x" + b"\xff\xd8\xff" * 2**20], object), Limits())
     assert time.monotonic() - started < 5
 
 

@@ -17,12 +17,19 @@ from half_plus_two import save_half_plus_two
 
 from keras_committee.tfserving.server import rest
 from keras_committee.tfserving.server.limits import Limits, check_shape
-from keras_committee.tfserving.server.manager import Manager, ModelConfig, Settings
+from keras_committee.tfserving.server.manager import Manager, ManagerOptions, ModelConfig
 from keras_committee.tfserving.server.rest import decompress
 from keras_committee.tfserving.tf_protocol import StatusError
 
 SMALL = Limits(
-    body=5000, decompressed=8000, header=2000, connections=20, read_timeout=0.5, batch=40, deadline=3, queue=3
+    max_body_bytes=5000,
+    max_decompressed_bytes=8000,
+    max_header_bytes=2000,
+    max_connections=20,
+    read_timeout=0.5,
+    max_batch_size=40,
+    response_timeout=3,
+    max_queue_size=3,
 )
 PREDICT = "/v1/models/half_plus_two:predict"
 CANARY = b'{"instances":[1.0,2.0,5.0]}'
@@ -32,7 +39,7 @@ HEAD = f"POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\n".encode()
 @pytest.fixture(scope="module")
 def manager(half_plus_two, tmp_path_factory):
     base = shutil.copytree(half_plus_two, tmp_path_factory.mktemp("limits") / "half_plus_two")
-    with Manager([ModelConfig("half_plus_two", base)], Settings(poll_seconds=0.05)) as manager:
+    with Manager([ModelConfig("half_plus_two", base)], ManagerOptions(poll_seconds=0.05)) as manager:
         manager.wait_until_available()
         yield manager
 
@@ -115,7 +122,7 @@ def test_D12_a_broken_gzip_body_is_a_bad_request(server, body):
 def test_D12_a_gzip_bomb_is_refused_by_its_ratio():
     with pytest.raises(StatusError, match="decompresses to more than 100 times its size") as caught:
         decompress(gzip.compress(bytes(50 * 2**20)), Limits())
-    assert caught.value.http == 413
+    assert caught.value.http_status == 413
     assert len(decompress(gzip.compress(bytes(2**20)), Limits())) == 2**20  # so much is let pass: a black image
 
 
@@ -126,7 +133,7 @@ def test_D14_a_batch_may_have_so_many_rows(server, rows, status):
 
 
 def test_D14_a_tensor_may_have_so_many_elements():
-    limits = Limits(elements=2**20)
+    limits = Limits(max_elements=2**20)
     check_shape("x", [2**10, 2**10], limits)
     with pytest.raises(StatusError, match="x has 1048577 elements; at most 1048576 are allowed"):
         check_shape("x", [1, 2**20 + 1], limits)

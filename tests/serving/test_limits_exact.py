@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from keras_committee.tfserving.server import rest
-from keras_committee.tfserving.server.json_input import parse
-from keras_committee.tfserving.server.limits import Limits, check_body, check_shape, check_strings
+from keras_committee.tfserving.server.json_input import parse_object
+from keras_committee.tfserving.server.limits import Limits, check_body, check_image_sizes, check_shape
 from keras_committee.tfserving.server.manager import Manager, ModelConfig
 from keras_committee.tfserving.server.rest import decompress
-from keras_committee.tfserving.server.rest_handlers import LOOPBACK, Gate
-from keras_committee.tfserving.server.worker_pool import Work
+from keras_committee.tfserving.server.rest_handlers import LOOPBACK_HOSTS, HostCheckMiddleware
+from keras_committee.tfserving.server.worker_pool import BoundedExecutor
 from keras_committee.tfserving.tf_protocol import StatusError
 
 PASSES = contextlib.nullcontext()
@@ -32,7 +32,7 @@ def refuses(words):
 @pytest.mark.parametrize(("size", "met"), [(699, PASSES), (700, PASSES), (701, refuses("exceeds 700 bytes"))])
 def test_D12_the_bytes_of_a_body(size, met):
     with met:
-        check_body(size, Limits(body=700))
+        check_body(size, Limits(max_body_bytes=700))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_D12_the_ratio_of_a_gzip_body(compressed, met):
 @pytest.mark.parametrize(("depth", "met"), [(6, PASSES), (7, PASSES), (8, refuses("at most 7 levels"))])
 def test_D10_the_depth_of_json(depth, met):
     with met:
-        parse(b'{"a":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}", Limits(depth=7))
+        parse_object(b'{"a":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}", Limits(max_json_depth=7))
 
 
 @pytest.mark.parametrize(
@@ -64,25 +64,25 @@ def test_D10_the_depth_of_json(depth, met):
 )
 def test_D11_the_elements_of_a_tensor(shape, met):
     with met:
-        check_shape("x", shape, Limits(elements=700))
+        check_shape("x", shape, Limits(max_elements=700))
 
 
 @pytest.mark.parametrize(("rows", "met"), [(6, PASSES), (7, PASSES), (8, refuses("a batch of 8; at most 7"))])
 def test_D14_the_rows_of_a_batch(rows, met):
     with met:
-        check_shape("x", [rows, 3], Limits(batch=7))
+        check_shape("x", [rows, 3], Limits(max_batch_size=7))
 
 
 @pytest.mark.parametrize(("width", "met"), [(99, PASSES), (100, PASSES), (101, refuses("101 x 7 pixels; at most 700"))])
 def test_D13_the_pixels_of_an_image(width, met):
     content = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", width, 7) + b"\x08\x02\0\0\0"
     with met:
-        check_strings(np.array([content], object), Limits(pixels=700), "image_bytes")
+        check_image_sizes(np.array([content], object), Limits(max_pixels=700), "image_bytes")
 
 
 @pytest.mark.parametrize(("waiting", "met"), [(1, PASSES), (2, PASSES), (3, refuses("3 requests are waiting"))])
 def test_D16_the_length_of_the_queue(waiting, met):
-    work, go = Work(Limits(queue=3), threads=1), threading.Event()
+    work, go = BoundedExecutor(Limits(max_queue_size=3), num_threads=1), threading.Event()
     try:
         for _ in range(waiting):
             work.submit(lambda _deadline: go.wait(10), 0)
@@ -106,7 +106,7 @@ def through_the_gate(headers, limits, path=b"/"):
             answers.append(message)
 
         scope = {"headers": headers, "raw_path": path, "method": "GET", "path": "/"}
-        await Gate(app, LOOPBACK, limits)(scope, None, send)
+        await HostCheckMiddleware(app, LOOPBACK_HOSTS, limits)(scope, None, send)
         return answers
 
     answers = asyncio.run(ask())
@@ -116,7 +116,7 @@ def through_the_gate(headers, limits, path=b"/"):
 @pytest.mark.parametrize(("size", "status"), [(699, 200), (700, 200), (701, 431)])
 def test_D21_the_bytes_of_the_headers(size, status):
     header = (b"x", b"a" * (size - 1 - 4 - len(b"/path")))  # a colon, a blank and the end of the line count
-    assert through_the_gate([header], Limits(header=700), b"/path")[0] == status
+    assert through_the_gate([header], Limits(max_header_bytes=700), b"/path")[0] == status
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_name_that_was_rebound_to_loopback_is_refused(host, status):
 
 @pytest.fixture(scope="module")
 def server(half_plus_two):
-    limits = Limits(connections=5, read_timeout=0.8)
+    limits = Limits(max_connections=5, read_timeout=0.8)
     with Manager([ModelConfig("half_plus_two", half_plus_two)]) as manager:
         manager.wait_until_available()
         with rest.start(manager, ("127.0.0.1", 0), limits) as server:

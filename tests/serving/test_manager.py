@@ -12,15 +12,15 @@ from half_plus_two import save_half_plus_two
 
 from keras_committee.tfserving.server.manager import (
     Manager,
+    ManagerOptions,
     ModelConfig,
-    Policy,
-    Settings,
+    VersionPolicy,
     check_configs,
     find_versions,
 )
 from keras_committee.tfserving.tf_protocol import StatusError
 
-QUICK = Settings(poll_seconds=0.02, retries=1, retry_seconds=0.02)
+QUICK = ManagerOptions(poll_seconds=0.02, max_retries=1, retry_seconds=0.02)
 ONE = {"x": np.float32([1.0])}
 
 
@@ -101,7 +101,7 @@ def test_D06_a_corrupt_new_version_leaves_the_old_one_serving_and_tells_why(base
 @pytest.mark.parametrize("half_written", [lambda pb: b"", lambda pb: pb[: len(pb) // 2], lambda pb: b"\xff" * 99])
 def test_D06_half_a_saved_model_is_no_version(half_plus_two, tmp_path, half_written):
     shutil.copytree(half_plus_two, tmp_path / "H")
-    with Manager([ModelConfig("H", tmp_path / "H")], Settings(0.02, 0)) as manager:
+    with Manager([ModelConfig("H", tmp_path / "H")], ManagerOptions(0.02, 0)) as manager:
         manager.wait_until_available()
         (tmp_path / "H" / "124").mkdir()
         (tmp_path / "H" / "124" / "saved_model.pb").write_bytes(
@@ -152,7 +152,7 @@ def test_D19_a_link_is_no_version_wherever_it_lies(half_plus_two, tmp_path):
     shutil.copytree(half_plus_two / "123", tmp_path / "H" / "2")
     os.replace(tmp_path / "H" / "2" / "saved_model.pb", tmp_path / "kept.pb")
     (tmp_path / "H" / "2" / "saved_model.pb").symlink_to(tmp_path / "kept.pb")
-    with Manager([ModelConfig("H", tmp_path / "H", Policy.everything())], Settings(0.02, 0)) as manager:
+    with Manager([ModelConfig("H", tmp_path / "H", VersionPolicy.all_versions())], ManagerOptions(0.02, 0)) as manager:
         wait_for(lambda: states(manager) == {1: "END", 2: "END"})
         assert all("is a symbolic link" in each.message for each in manager.statuses("H"))
 
@@ -171,19 +171,19 @@ def test_labels_follow_the_two_step_rollout(base):
 
 
 def test_a_label_may_name_what_is_not_loaded_yet_where_that_is_allowed(base):
-    with managed(base, Settings(0.02, labels_for_unavailable=True), labels={"lab": 123}) as manager:
+    with managed(base, ManagerOptions(0.02, allow_labels_for_unavailable=True), labels={"lab": 123}) as manager:
         manager.wait_until_available()
         assert borrow(manager, "H", None, "lab") == 123
 
 
 def test_policies_choose_versions_by_their_number():
     present = [3, 10, 9]
-    assert Policy.latest().choose(present) == {10}
-    assert Policy.latest(2).choose(present) == {9, 10}
-    assert Policy.everything().choose(present) == {3, 9, 10}
-    assert Policy.specific(3, 7).choose(present) == {3}
+    assert VersionPolicy.latest().select(present) == {10}
+    assert VersionPolicy.latest(2).select(present) == {9, 10}
+    assert VersionPolicy.all_versions().select(present) == {3, 9, 10}
+    assert VersionPolicy.specific(3, 7).select(present) == {3}
     with pytest.raises(StatusError, match="keeps at least one version"):
-        Policy.latest(0)
+        VersionPolicy.latest(0)
 
 
 def test_a_rollback_is_a_policy_not_a_deletion(base):
@@ -191,7 +191,7 @@ def test_a_rollback_is_a_policy_not_a_deletion(base):
     with managed(base) as manager:
         manager.wait_until_available()
         assert borrow(manager, "H") == 124
-        manager.reload([ModelConfig("H", base, Policy.specific(123))])
+        manager.reload([ModelConfig("H", base, VersionPolicy.specific(123))])
         wait_for(lambda: states(manager) == {124: "END", 123: "AVAILABLE"})
 
 
@@ -229,7 +229,7 @@ def test_two_models_of_one_name_and_relative_paths_are_refused(base):
 def test_a_load_is_tried_again_as_often_as_told(base):
     tries = []
     (base / "123" / "broken").touch()
-    with managed(base, Settings(0.02, 3, 0.01), lambda folder: tries.append(1) or FakeSession(folder)) as manager:
+    with managed(base, ManagerOptions(0.02, 3, 0.01), lambda folder: tries.append(1) or FakeSession(folder)) as manager:
         with pytest.raises(StatusError, match="Could not find SavedModel"):
             manager.wait_until_available()
         assert len(tries) == 4
@@ -262,7 +262,7 @@ def test_D16_versions_change_under_many_borrowers_and_none_sees_a_closed_session
 
 def test_the_stand_in_serves_a_new_version_of_the_real_model(half_plus_two, tmp_path):
     shutil.copytree(half_plus_two, tmp_path / "H")
-    with Manager([ModelConfig("H", tmp_path / "H")], Settings(0.02)) as manager:
+    with Manager([ModelConfig("H", tmp_path / "H")], ManagerOptions(0.02)) as manager:
         manager.wait_until_available()
         save_half_plus_two(tmp_path / "H", 124, half=0.25)
         wait_for(lambda: states(manager) == {124: "AVAILABLE", 123: "END"})

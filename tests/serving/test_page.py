@@ -10,15 +10,15 @@ from PIL import Image
 from tiny_committee import NAMES, SIZE, expected
 
 from keras_committee.tfserving.server import rest
-from keras_committee.tfserving.server.manager import Manager, ModelConfig, Policy
-from keras_committee.tfserving.server.page import listed, policy
+from keras_committee.tfserving.server.manager import Manager, ModelConfig, VersionPolicy
+from keras_committee.tfserving.server.page import content_security_policy, list_models
 
 ORANGE = np.broadcast_to(np.array([230, 120, 20], np.uint8), (SIZE, SIZE, 3))
 
 
 @pytest.fixture(scope="module")
 def manager(tiny_committee):
-    with Manager([ModelConfig("tiny", tiny_committee, Policy.specific(4))]) as manager:
+    with Manager([ModelConfig("tiny", tiny_committee, VersionPolicy.specific(4))]) as manager:
         manager.wait_until_available()
         yield manager
 
@@ -40,16 +40,16 @@ def test_the_page_needs_no_network_and_says_what_it_is(address):
     assert "It is not TensorFlow Serving." in html
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", html) == []
     assert re.findall(r"\b(innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval)\b", html) == []
-    assert headers["Content-Security-Policy"] == policy(html)
-    assert "default-src 'none'" in policy(html)
-    assert policy(html).count("'sha256-") == 2
-    assert "unsafe" not in policy(html)
+    assert headers["Content-Security-Policy"] == content_security_policy(html)
+    assert "default-src 'none'" in content_security_policy(html)
+    assert content_security_policy(html).count("'sha256-") == 2
+    assert "unsafe" not in content_security_policy(html)
 
 
 def test_the_page_learns_which_versions_serve(manager, address):
     with urllib.request.urlopen(f"{address}page/models", timeout=10) as answer:
         assert answer.headers["Content-Type"] == "application/json"
-    assert listed(manager) == [{"name": "tiny", "versions": ["4"], "labels": {}}]
+    assert list_models(manager) == [{"name": "tiny", "versions": ["4"], "labels": {}}]
 
 
 def texts(browser, selector):

@@ -110,7 +110,7 @@ def test_a_url_asks_the_server(export, capsys, monkeypatch):
 
 def test_an_export_takes_no_selection(export, capsys):
     assert cli.main(["predict", str(export), "a.png", "--selection", "s.json"]) == 2
-    assert "is an exported committee: --selection and --min-members are those of a run" in capsys.readouterr().err
+    assert "is an exported committee: --selection and --allow-incomplete are those of a run" in capsys.readouterr().err
 
 
 def test_a_model_that_is_no_committee_is_told(half_plus_two, export, capsys):
@@ -123,4 +123,4 @@ def test_another_failure_than_a_missing_signature_is_not_hidden():
         raise StatusError("UNAVAILABLE", "the server is gone")
 
     with pytest.raises(StatusError, match="the server is gone"):
-        predict.Export(fail, "here").classes(b"x", 3)
+        predict.ExportedCommittee(fail, "here").class_names(b"x", 3)

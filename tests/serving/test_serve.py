@@ -12,7 +12,12 @@ import pytest
 
 from keras_committee.cli import main
 from keras_committee.errors import ResourceError
-from keras_committee.tfserving.server.local_server import Options, StandIn, command, one_model
+from keras_committee.tfserving.server.local_server import (
+    LocalServer,
+    ServerOptions,
+    config_from_folder,
+    tf_serving_command,
+)
 from keras_committee.tfserving.server.ports import listen, owner_of
 
 
@@ -44,7 +49,7 @@ def test_a_wrong_command_is_refused_with_exit_code_2(half_plus_two, capfd, argum
 
 def test_the_real_server_is_named_where_it_is_missing(half_plus_two, capfd, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert main(["serve", str(half_plus_two), "--real"]) == 7
+    assert main(["serve", str(half_plus_two), "--use-tf-serving"]) == 7
     assert "tensorflow_model_server is not installed here" in capfd.readouterr().err
 
 
@@ -54,13 +59,13 @@ def test_the_real_server_gets_the_same_arguments(half_plus_two, tmp_path, monkey
     binary.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     ports = [str(binary), "--rest_api_port=8501", "--port=8500"]
-    assert command(half_plus_two, (8501, 8500)) == [
+    assert tf_serving_command(half_plus_two, (8501, 8500)) == [
         *ports,
         "--model_name=half_plus_two",
         f"--model_base_path={half_plus_two}",
     ]
     files = ("models.config", "monitoring.config", "batching.config")
-    assert command(None, (8501, 8500), *files) == [
+    assert tf_serving_command(None, (8501, 8500), *files) == [
         *ports,
         "--model_config_file=models.config",
         "--monitoring_config_file=monitoring.config",
@@ -71,8 +76,8 @@ def test_the_real_server_gets_the_same_arguments(half_plus_two, tmp_path, monkey
 
 def test_the_stand_in_says_what_it_is(half_plus_two, caplog):
     caplog.set_level("INFO")
-    options = Options(rest_port=0, grpc_port=None)
-    with StandIn(one_model(half_plus_two), options) as server, connected(server.rest_port) as connection:
+    options = ServerOptions(rest_port=0, grpc_port=None)
+    with LocalServer(config_from_folder(half_plus_two), options) as server, connected(server.rest_port) as connection:
         connection.request("GET", "/v1/models/half_plus_two/metadata")
         response = connection.getresponse()
         assert "not TensorFlow Serving" in response.headers["server"]
@@ -83,7 +88,7 @@ def test_the_stand_in_says_what_it_is(half_plus_two, caplog):
 
 
 def test_a_host_that_others_reach_is_warned_of(half_plus_two, caplog):
-    with StandIn(one_model(half_plus_two), Options(host="0.0.0.0", rest_port=0, grpc_port=None)):
+    with LocalServer(config_from_folder(half_plus_two), ServerOptions(host="0.0.0.0", rest_port=0, grpc_port=None)):
         pass
     assert "listening on 0.0.0.0: whoever reaches this machine may ask" in caplog.text
 

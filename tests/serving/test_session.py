@@ -138,7 +138,7 @@ def resident():
 
 def test_where_there_is_no_c_api_python_takes_over(half_plus_two, monkeypatch):
     monkeypatch.setattr("keras_committee.tfserving.session.importlib.util.find_spec", lambda _name: None)
-    monkeypatch.setattr("keras_committee.tfserving.session.library", library_anew)
+    monkeypatch.setattr("keras_committee.tfserving.session.load_library", library_anew)
     with load_session(half_plus_two / "123") as session:
         assert isinstance(session, PythonSession)
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
-from keras_committee.tfserving.tf_protocol import StatusError, packed_proto, to_array, typed_proto
+from keras_committee.tfserving.tf_protocol import StatusError, packed_proto, proto_to_array, typed_proto
 
 ARRAYS = [
     np.array([[0.2, -0.7, np.inf]], np.float32),
@@ -28,7 +28,7 @@ ARRAYS = [
 @pytest.mark.parametrize("encode", [typed_proto, packed_proto, tf.make_tensor_proto])
 def test_an_array_comes_back_as_it_was(encode, array):
     proto = tensor_pb2.TensorProto.FromString(encode(array).SerializeToString())
-    back = to_array(proto)
+    back = proto_to_array(proto)
     assert (back.dtype, back.shape) == (array.dtype, array.shape)
     np.testing.assert_array_equal(back, array)
     np.testing.assert_array_equal(tf.make_ndarray(typed_proto(back)), array)  # and as the peer reads it
@@ -43,11 +43,11 @@ def test_answers_have_typed_fields():
 def test_missing_values_repeat_the_last_one_and_superfluous_ones_are_cut_off():
     proto = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, float_val=[0.5, 2.0])
     proto.tensor_shape.dim.add(size=4)
-    np.testing.assert_array_equal(to_array(proto), np.array([0.5, 2, 2, 2], np.float32))
+    np.testing.assert_array_equal(proto_to_array(proto), np.array([0.5, 2, 2, 2], np.float32))
     proto.tensor_shape.dim[0].size = 1
-    np.testing.assert_array_equal(to_array(proto), np.array([0.5], np.float32))
+    np.testing.assert_array_equal(proto_to_array(proto), np.array([0.5], np.float32))
     del proto.float_val[:]
-    np.testing.assert_array_equal(to_array(proto), np.array([0], np.float32))
+    np.testing.assert_array_equal(proto_to_array(proto), np.array([0], np.float32))
 
 
 def tensor(dtype, dims, **fields):
@@ -76,5 +76,5 @@ LIES = [
 @pytest.mark.parametrize(("proto", "message"), LIES, ids=range(len(LIES)))
 def test_D11_a_lying_tensor_is_refused_before_anything_is_allocated(proto, message):
     with pytest.raises(StatusError, match=message) as caught:
-        to_array(proto)
+        proto_to_array(proto)
     assert caught.value.code == "INVALID_ARGUMENT"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_committee.tfserving.server.loading import FILE, load_version, refuse_xla
+from keras_committee.tfserving.server.loading import WARMUP_FILE, check_no_xla, load_version
 from keras_committee.tfserving.session import Session
 from keras_committee.tfserving.tf_protocol import StatusError
 
@@ -16,7 +16,7 @@ ONE = {"x": np.float32([1.0])}
 def warm(folder, *requests):
     from tensorflow_serving.apis import prediction_log_pb2
 
-    path = folder / FILE
+    path = folder / WARMUP_FILE
     path.parent.mkdir()
     with tf.io.TFRecordWriter(str(path)) as writer:
         for request in requests:
@@ -57,15 +57,15 @@ def test_a_warm_up_request_that_fails_keeps_its_version_from_serving(
 
 def test_a_warm_up_file_that_is_no_tfrecord_is_data_loss(half_plus_two, tmp_path):
     folder = shutil.copytree(half_plus_two / "123", tmp_path / "warm")
-    (folder / FILE).parent.mkdir()
-    (folder / FILE).write_bytes(b"this is text, not records of requests")
+    (folder / WARMUP_FILE).parent.mkdir()
+    (folder / WARMUP_FILE).write_bytes(b"this is text, not records of requests")
     with pytest.raises(StatusError, match=r"DATA_LOSS: .*Please verify your warmup data is in TFRecord format\."):
         load_version(folder)
 
 
 def test_a_function_that_must_be_compiled_is_refused(half_plus_two):
     with Session.load(half_plus_two / "123") as session:
-        refuse_xla(session.meta_graph)
+        check_no_xla(session.meta_graph)
         session.meta_graph.graph_def.library.function[0].attr["_XlaMustCompile"].b = True
         with pytest.raises(StatusError, match="XLA compilation disabled"):
-            refuse_xla(session.meta_graph)
+            check_no_xla(session.meta_graph)

@@ -4,10 +4,10 @@ import signal
 
 import pytest
 
-from keras_committee.training.signals import Interruption, Stopped
+from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 
 
-class StopAt(Interruption):
+class StopAt(GracefulShutdown):
     """SIGTERM comes before the `moment`th look: between two steps, or between two batches of the validation."""
 
     def __init__(self, moment: int):
@@ -18,7 +18,7 @@ class StopAt(Interruption):
         self._left -= 1
         if self._left == 0:
             self.requested = signal.SIGTERM
-            raise Stopped
+            raise TrainingStopped
 
 
 @pytest.fixture(scope="session")

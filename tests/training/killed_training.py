@@ -18,13 +18,13 @@ import traceback
 from keras_committee.errors import Interrupted
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
-from keras_committee.training import Settings, train_committee
+from keras_committee.training import TrainingOptions, train_committee
 
 
 def main(recipe, folder, kills, seed):
     chance, done, inside = random.Random(seed), 0, 0
     while True:
-        settings = Settings(save_seconds=0.0 if done % 2 else 300.0, deterministic=True)
+        settings = TrainingOptions(checkpoint_seconds=0.0 if done % 2 else 300.0, deterministic=True)
         child = os.fork()
         if not child:
             train(recipe, folder, settings)
@@ -50,7 +50,7 @@ def train(recipe, folder, settings):
         knobs = file.resolve(["members=2", "epochs=30"])
         run = Run.create(folder, file, knobs, command="test")
         with run.lock():
-            train_committee(run, file.build(knobs), settings=settings)
+            train_committee(run, file.build(knobs), options=settings)
     except Interrupted as error:
         os._exit(error.exit_code)
     except BaseException:

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_committee import layers
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.ema import Averages
+from keras_committee.training.ema import WeightEMA
 
 
 def network(synchronized=True):
@@ -62,13 +62,13 @@ def bits(variables):
 
 @pytest.fixture
 def one():
-    return make_strategy("one", 8)
+    return make_strategy("single", 8)
 
 
 @pytest.mark.parametrize("decay", [0.2, 0.9999])
 def test_averages_follow_their_definition(one, decay):
     model = network()
-    averages = Averages(model, decay, one)
+    averages = WeightEMA(model, decay, one)
     start, steps = numbers(averaged(model)), []
     update = tf.function(averages.update)
     for n in range(1, 13):
@@ -80,19 +80,19 @@ def test_averages_follow_their_definition(one, decay):
 
 def test_averages_begin_as_the_weights(one):
     model = network()
-    assert_close(Averages(model, 0.99, one).variables, numbers(averaged(model)))
+    assert_close(WeightEMA(model, 0.99, one).variables, numbers(averaged(model)))
 
 
 def test_inside_the_block_the_model_answers_with_the_averages(one):
     model, other = network(), network()
-    averages = Averages(model, 0.9, one)
+    averages = WeightEMA(model, 0.9, one)
     draw_weights(model, 1)
     averages.update(1)
     for weight, average in zip(averaged(other), averages.variables, strict=True):
         weight.assign(average)
     images = np.random.default_rng(3).normal(size=(5, 4, 4, 3)).astype("float32")
     before = model(images).numpy()
-    with averages.in_place():
+    with averages.swapped_in():
         np.testing.assert_array_equal(model(images), other(images))
     np.testing.assert_array_equal(model(images), before)
     assert not np.allclose(before, other(images))
@@ -102,20 +102,20 @@ def test_inside_the_block_the_model_answers_with_the_averages(one):
 
 def test_the_weights_come_back_bit_for_bit_even_after_an_error(one):
     model = network()
-    averages = Averages(model, 0.9, one)
+    averages = WeightEMA(model, 0.9, one)
     draw_weights(model, 1)
     odd = np.array([-0.0, 1e-40, np.nan], "float32")  # what an addition and a subtraction would not give back
     model.layers[1].bias.assign(odd)
     averages.update(1)
     before = bits(model.variables), bits(averages.variables)
-    with pytest.raises(ZeroDivisionError, match="division"), averages.in_place():
+    with pytest.raises(ZeroDivisionError, match="division"), averages.swapped_in():
         1 / 0  # noqa: B018
     assert (bits(model.variables), bits(averages.variables)) == before
 
 
 def test_survival_and_counted_runs_are_not_averaged(one):
     model = network()
-    averages = Averages(model, 0.9, one)
+    averages = WeightEMA(model, 0.9, one)
     assert len(averages.variables) == len(averaged(model)) == len(model.trainable_variables) + 4
     gate = model.layers[3]
     layers.set_survival(model, 0.2)
@@ -130,7 +130,7 @@ def test_survival_and_counted_runs_are_not_averaged(one):
 def test_two_replicas_average_as_one_device_does(mirrored):
     with mirrored.scope():
         model = network()
-    averages = Averages(model, 0.97, mirrored)
+    averages = WeightEMA(model, 0.97, mirrored)
     start, steps = numbers(averaged(model)), []
     update = tf.function(averages.update)
     for n in range(1, 6):
@@ -140,7 +140,7 @@ def test_two_replicas_average_as_one_device_does(mirrored):
     assert_close(averages.variables, definition(start, steps, 0.97))
     assert all(len(parts) == 2 and len(set(parts)) == 1 for parts in bits(averages.variables))
     before = bits(model.variables)
-    with averages.in_place():
+    with averages.swapped_in():
         assert bits(averaged(model)) == bits(averages.variables)
     assert bits(model.variables) == before
 
@@ -148,12 +148,12 @@ def test_two_replicas_average_as_one_device_does(mirrored):
 def test_statistics_that_differ_between_replicas_come_back_to_each(mirrored):
     with mirrored.scope():
         model = network(synchronized=False)
-    averages = Averages(model, 0.9, mirrored)
+    averages = WeightEMA(model, 0.9, mirrored)
     mean = model.layers[2].moving_mean
     for part, value in zip(mean.value.values, (0.2, 0.7), strict=True):
         part.assign(np.full(3, value, "float32"))
     before = bits(model.variables)
-    with averages.in_place():
+    with averages.swapped_in():
         assert len(set(bits([mean])[0])) == 1
     assert bits(model.variables) == before
     assert len(set(bits([mean])[0])) == 2

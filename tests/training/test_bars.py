@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from keras_committee.training import reporting
-from keras_committee.training.reporting import Bars
+from keras_committee.training.reporting import ProgressBars
 
 TINY = pathlib.Path(__file__).parents[1] / "recipes" / "tiny.py"
 ROW = {"loss": 0.7, "accuracy": 0.2, "validation_accuracy": 0.8125, "images_per_second": 790.0}
@@ -26,7 +26,7 @@ ROW = {"loss": 0.7, "accuracy": 0.2, "validation_accuracy": 0.8125, "images_per_
 def drawn(width):
     """The lines of a committee of eight, two of whose members are in training, one at its first epoch."""
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard")
-    bars = Bars(128, console=console, disable=False)
+    bars = ProgressBars(128, console=console, disable=False)
     bars.add_task("8 members", total=70_000)
     bars.add_task("member 11", total=7_000, epoch="starting")
     member = bars.add_task("member 3", total=7_000)
@@ -85,7 +85,7 @@ def monitor(monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("sys.stderr", file)
-        monkeypatch.setattr(reporting, "Board", NoBoard)
+        monkeypatch.setattr(reporting, "CommitteeTensorBoard", NoBoard)
         return reporting.Monitor(Shown, Shown, Shown, [0, 1])
 
     return make

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 from keras_committee.training import tensorboard
-from keras_committee.training.tensorboard import Board
+from keras_committee.training.tensorboard import CommitteeTensorBoard
 
 
 def found(run, size):
@@ -53,11 +53,11 @@ def test_pictures_come_five_times_in_a_training_and_show_the_whole_committee(new
     for index in range(3):
         copy.member(index).path.mkdir(parents=True)
         (copy.member(index).path / "validation").symlink_to(run.member(index).epoch_votes(1).parent)
-    monkeypatch.setattr(tensorboard, "_SECONDS_BEFORE", 0.0)
-    shown = Board(copy, recipe, recipe.data.load())
-    shown.epoch_ended(1)
-    shown.epoch_ended(2)
-    shown.epoch_ended(2)  # another member has ended it, too
+    monkeypatch.setattr(tensorboard, "_MIN_SECONDS_BEFORE_PLOTS", 0.0)
+    shown = CommitteeTensorBoard(copy, recipe, recipe.data.load())
+    shown.on_epoch_end(1)
+    shown.on_epoch_end(2)
+    shown.on_epoch_end(2)  # another member has ended it, too
     assert pictures(copy, 3) == {"confusion": [1, 2], "reliability": [1, 2]}
     image = found(copy, 3).Images("confusion")[0]
     assert image.encoded_image_string[:4] == b"\x89PNG"
@@ -66,14 +66,14 @@ def test_pictures_come_five_times_in_a_training_and_show_the_whole_committee(new
 
 def test_a_trial_has_no_pictures(trained, monkeypatch):
     run, recipe = trained
-    monkeypatch.setattr(tensorboard, "_SECONDS_BEFORE", 1000.0)
-    shown = Board(run, recipe, recipe.data.load())
-    assert not shown._is_due(recipe.epochs)
+    monkeypatch.setattr(tensorboard, "_MIN_SECONDS_BEFORE_PLOTS", 1000.0)
+    shown = CommitteeTensorBoard(run, recipe, recipe.data.load())
+    assert not shown._plots_due(recipe.epochs)
 
 
 @pytest.mark.parametrize(("epochs", "due"), [(2, [1, 2]), (5, [1, 2, 3, 4, 5]), (12, [3, 5, 8, 10, 12])])
 def test_a_fifth_of_the_training_lies_between_two_pictures(epochs, due, monkeypatch, trained):
     run, recipe = trained
-    shown = Board(run, dataclasses.replace(recipe, epochs=epochs), recipe.data.load())
-    monkeypatch.setattr(tensorboard, "_SECONDS_BEFORE", 0.0)
-    assert [epoch for epoch in range(1, epochs + 1) if shown._is_due(epoch)] == due
+    shown = CommitteeTensorBoard(run, dataclasses.replace(recipe, epochs=epochs), recipe.data.load())
+    monkeypatch.setattr(tensorboard, "_MIN_SECONDS_BEFORE_PLOTS", 0.0)
+    assert [epoch for epoch in range(1, epochs + 1) if shown._plots_due(epoch)] == due

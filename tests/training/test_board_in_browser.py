@@ -12,7 +12,7 @@ import pytest
 
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
-from keras_committee.training import Settings, tensorboard, train_committee
+from keras_committee.training import TrainingOptions, tensorboard, train_committee
 
 pytestmark = pytest.mark.slow
 GATED = pathlib.Path(__file__).parents[1] / "recipes" / "gated.py"
@@ -45,8 +45,8 @@ def runs(tmp_path_factory):
     knobs = file.resolve(["epochs=2", "members=2"])
     run = Run.create(folder / "gated", file, knobs, command="test")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensorboard, "_SECONDS_BEFORE", 0.0)
-        train_committee(run, file.build(knobs), settings=Settings(profile=(3, 4)))
+        patch.setattr(tensorboard, "_MIN_SECONDS_BEFORE_PLOTS", 0.0)
+        train_committee(run, file.build(knobs), options=TrainingOptions(profile_steps=(3, 4)))
     return folder
 
 

@@ -74,7 +74,7 @@ def checkpoints(folder):
 
 
 def test_where_nothing_was_saved_there_is_nothing_and_no_folder_is_made(folder):
-    assert Checkpoints(folder).newest() == (None, [])
+    assert Checkpoints(folder).load_newest() == (None, [])
     assert not folder.exists()
 
 
@@ -90,7 +90,7 @@ def test_arrays_and_document_come_back_as_they_were(folder):
     }
     document = {"history": [{"epoch": 1, "loss": 0.1}], "hits": [3, 5], "best": None, "text": "é\n"}
     Checkpoints(folder).save(41, arrays, document)
-    checkpoint, said = Checkpoints(folder).newest()
+    checkpoint, said = Checkpoints(folder).load_newest()
     assert (checkpoint.step, checkpoint.document, said) == (41, document, [])
     assert_same(checkpoint.arrays, arrays)
 
@@ -99,7 +99,7 @@ def test_bfloat16_comes_back_as_bytes_that_are_its_own(folder):
     values = np.array([0.2, -3.0e38, 1e-40], ml_dtypes.bfloat16)
     scalar = np.array(0.7, ml_dtypes.bfloat16)
     Checkpoints(folder).save(1, {"values": values, "scalar": scalar}, {})
-    arrays = Checkpoints(folder).newest()[0].arrays
+    arrays = Checkpoints(folder).load_newest()[0].arrays
     assert [array.dtype.kind for array in arrays.values()] == ["V", "V"]
     assert arrays["values"].view(ml_dtypes.bfloat16).tobytes() == values.tobytes()
     assert arrays["scalar"].view(ml_dtypes.bfloat16) == scalar
@@ -123,7 +123,7 @@ def test_the_newest_is_that_of_the_highest_step_beyond_nine_digits(folder):
     made = Checkpoints(folder)
     for step in (999_999_999, 1_000_000_000):
         save(made, step)
-    assert made.newest()[0].step == 1_000_000_000
+    assert made.load_newest()[0].step == 1_000_000_000
 
 
 def test_the_same_step_is_replaced(checkpoints, folder):
@@ -279,7 +279,7 @@ def test_A13_of_150_corruptions_each_is_seen_and_the_older_checkpoint_goes_on(ch
         copy = tmp_path / "copy"
         shutil.copytree(folder, copy)
         damage(random.Random(seed), copy / place)
-        checkpoint, said = Checkpoints(copy).newest()
+        checkpoint, said = Checkpoints(copy).load_newest()
         right = checkpoint.step == 128 and len(said) == 1 and place.split("/")[0] in said[0]
         failures += [] if right else [(damage.__name__, place, seed, checkpoint.step, said)]
         assert_same(checkpoint.arrays, arrays_of(checkpoint.step))
@@ -322,7 +322,7 @@ def test_A14_where_all_are_damaged_nothing_starts_over_and_nothing_is_removed(ch
     assert caught.value.exit_code == 4
     assert f"{folder}/step-000004120 fails its checksum: arrays.npz" in str(caught.value)
     assert f"{folder}/step-000000128 cannot be read" in str(caught.value)
-    assert str(caught.value).endswith("discard it: --from-scratch.")
+    assert str(caught.value).endswith("discard it: --restart.")
     assert everything(folder) == before
 
 
@@ -361,7 +361,7 @@ def test_A16_the_order_is_that_of_the_steps_whatever_the_clocks_say(checkpoints,
 
 
 def test_A18_another_format_is_refused_and_left_as_it_is(checkpoints, folder, monkeypatch):
-    monkeypatch.setattr(room, "FORMAT", 99)
+    monkeypatch.setattr(room, "FORMAT_VERSION", 99)
     save(checkpoints, 5000)
     monkeypatch.undo()
     before = everything(folder)
@@ -503,7 +503,7 @@ def test_a_reader_beside_the_writer_changes_nothing(checkpoints, folder):
     for name in (".part-step-000005000-1", ".gone-step-000000001-1", ".old-step-000000128", ".old-step-000000007"):
         (folder / name).mkdir()
     before = everything(folder)
-    checkpoint, said = Checkpoints(folder, read_only=True).newest()
+    checkpoint, said = Checkpoints(folder, read_only=True).load_newest()
     assert checkpoint.step == 128
     assert said == [f"{folder}/step-000004120 fails its checksum: arrays.npz"]
     assert everything(folder) == before

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from keras_committee.errors import RunError
-from keras_committee.training.lease import Claim, ClaimInterruption, release
-from keras_committee.training.reporting import Settings
-from keras_committee.training.signals import Stopped
+from keras_committee.training.lease import Lease, LeaseShutdown, release
+from keras_committee.training.reporting import TrainingOptions
+from keras_committee.training.signals import TrainingStopped
 from keras_committee.training.trainer import train_member
 
 
@@ -41,9 +41,11 @@ def train(new_run):
     splits = recipe.data.load()
 
     def train(steps, act):
-        claim = Claim.take(folder)
-        report, stop = Listener(steps, lambda: act(claim)), ClaimInterruption(claim)
-        train_member(recipe, 0, splits, folder, tf.distribute.OneDeviceStrategy("CPU:0"), report, stop, Settings())
+        claim = Lease.acquire(folder)
+        report, stop = Listener(steps, lambda: act(claim)), LeaseShutdown(claim)
+        train_member(
+            recipe, 0, splits, folder, tf.distribute.OneDeviceStrategy("CPU:0"), report, stop, TrainingOptions()
+        )
 
     return folder, splits.steps_per_epoch, train
 
@@ -55,13 +57,13 @@ def newest(folder):
 def test_a_lost_process_saves_nothing_once_another_attempt_was_made(train):
     folder, steps, run = train
     with pytest.raises(RunError, match=r"member 0 of .* was given to another process"):
-        run(steps + 3, lambda _: Claim.take(folder))
+        run(steps + 3, lambda _: Lease.acquire(folder))
     assert newest(folder) == steps
 
 
 def test_a_lost_process_leaves_no_model_either(train, monkeypatch):
     folder, steps, run = train
-    monkeypatch.setattr("keras_committee.training.trainer._Training.save", lambda *_: None)
+    monkeypatch.setattr("keras_committee.training.trainer._Trainer.save", lambda *_: None)
     with pytest.raises(RunError, match="was given to another process"):
         run(4 * steps, lambda _: release(folder))
     assert not folder.finished
@@ -69,35 +71,35 @@ def test_a_lost_process_leaves_no_model_either(train, monkeypatch):
 
 def test_a_recalled_process_saves_where_it_is(train, monkeypatch):
     folder, steps, run = train
-    monkeypatch.setattr("keras_committee.training.lease._SECONDS_BETWEEN_LOOKS", 0.0)
-    with pytest.raises(Stopped):
-        run(steps + 3, Claim.recall)
+    monkeypatch.setattr("keras_committee.training.lease._POLL_SECONDS", 0.0)
+    with pytest.raises(TrainingStopped):
+        run(steps + 3, Lease.revoke)
     assert newest(folder) == steps + 3
 
 
 def test_a_claim_is_held_until_the_next_one(new_run):
     run, _ = new_run([])
-    first = Claim.take(run.member(1))
-    assert (first.held, first.wanted) == (True, True)
-    first.recall()
-    assert (first.held, first.wanted) == (True, False)
-    second = Claim.take(run.member(1))
-    assert (first.held, second.held) == (False, True)
+    first = Lease.acquire(run.member(1))
+    assert (first.is_held, first.is_active) == (True, True)
+    first.revoke()
+    assert (first.is_held, first.is_active) == (True, False)
+    second = Lease.acquire(run.member(1))
+    assert (first.is_held, second.is_held) == (False, True)
     release(run.member(1))
-    assert not second.held
+    assert not second.is_held
 
 
 def test_training_on_this_machine_ends_the_claims_of_before(new_run):
     run, train = new_run(["members=1", "epochs=1"])
-    claim = Claim.take(run.member(0))
+    claim = Lease.acquire(run.member(0))
     train()
-    assert not claim.held
+    assert not claim.is_held
 
 
 def test_a_node_that_does_not_share_the_run_folder_is_told(new_run):
     here, _ = new_run([])
     elsewhere, _ = new_run([], name="elsewhere")
-    claim = Claim.take(here.member(0))
-    claim.require_shared()
+    claim = Lease.acquire(here.member(0))
+    claim.require_shared_folder()
     with pytest.raises(RunError, match=f"elsewhere on {socket.gethostname()} is not the run folder that the driver"):
-        Claim(elsewhere.member(0), claim.token).require_shared()
+        Lease(elsewhere.member(0), claim.token).require_shared_folder()

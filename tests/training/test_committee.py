@@ -82,7 +82,7 @@ def test_tensorboard_holds_the_committee_so_far_after_each_epoch(trained):
 def test_two_replicas_train_the_same_committee(new_run):
     one, train_one = new_run(["members=1", "epochs=1"])
     two, train_two = new_run(["members=1", "epochs=1"], name="two")
-    train_one(strategy="one")
+    train_one(strategy="single")
     train_two(strategy="mirrored")
     votes = [np.load(run.member(0).epoch_votes(1)).astype(np.float32) for run in (one, two)]
     np.testing.assert_allclose(votes[0], votes[1], atol=0.02)

@@ -8,9 +8,9 @@ import tensorflow as tf
 from keras_committee import Recipe, data, layers
 from keras_committee.errors import RecipeError
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.ema import Averages
-from keras_committee.training.freezing import Freezer
-from keras_committee.training.train_step import training_step
+from keras_committee.training.ema import WeightEMA
+from keras_committee.training.freezing import LayerFreezer
+from keras_committee.training.train_step import make_train_step
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -33,7 +33,7 @@ def a_batch(examples=8):
 
 
 def freezer(model, *patterns):
-    return Freezer(model, lambda epoch: patterns, epochs=1)
+    return LayerFreezer(model, lambda epoch: patterns, epochs=1)
 
 
 def layers_that_train(model):
@@ -58,7 +58,7 @@ def bits(variables):
 def test_a_layer_trains_whose_name_or_one_around_it_matches(patterns, expected):
     model = network()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Freezer, "_check", lambda *_: None)  # "[!s]tem" is nobody's name
+        patch.setattr(LayerFreezer, "_check", lambda *_: None)  # "[!s]tem" is nobody's name
         freezer(model, *patterns).begin_epoch(0)
     assert [name.rstrip("_0123456789") for name in layers_that_train(model)] == expected
 
@@ -70,7 +70,7 @@ def test_what_the_builder_froze_stays_frozen_and_all_else_thaws():
     freezing = freezer(model, "stem*", "logits")
     freezing.begin_epoch(0)
     assert layers_that_train(model) == ["logits", "stem_bn"]
-    freezing.thaw()
+    freezing.unfreeze()
     assert bits(model.trainable_variables) == everything
     assert [part.name for part in model._flatten_layers() if not part.trainable] == ["stem"]
 
@@ -100,16 +100,16 @@ def trained(strategy, patterns, dtype="float32", **options):
         optimizer = keras.optimizers.RMSprop(0.05, momentum=0.9, weight_decay=0.02)
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, 64.0) if dtype == "mixed_float16" else optimizer
         optimizer.build(model.trainable_variables)
-    averages = Averages(model, 0.7, strategy)
+    averages = WeightEMA(model, 0.7, strategy)
     freezer(model, *patterns).begin_epoch(0)
     before = bits([*model.variables, *averages.variables])
-    step = training_step(model, optimizer, LOSS, strategy, averages=averages, **options)
+    step = make_train_step(model, optimizer, LOSS, strategy, ema=averages, **options)
     for batch in strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(a_batch()).repeat(3)):
         step(*batch)
     return model, optimizer, averages, before
 
 
-CASES = [("one", name) for name in OPTIONS] + [("mirrored", "in parts and clipped")]
+CASES = [("single", name) for name in OPTIONS] + [("mirrored", "in parts and clipped")]
 CASES += [pytest.param("mirrored", name, marks=pytest.mark.slow) for name in ("plain", "bfloat16", "float16")]
 
 
@@ -124,7 +124,7 @@ def test_frozen_weights_statistics_and_averages_keep_every_bit(place, options):
 
 
 def test_slots_of_weights_that_are_yet_to_train_are_zero():
-    _, optimizer, _, _ = trained(make_strategy("one", 8), ["logits"])
+    _, optimizer, _, _ = trained(make_strategy("single", 8), ["logits"])
     slots = [v for v in optimizer.variables if "velocity" in v.path or "momentum" in v.path]
     stirred = [bool(np.any(keras.ops.convert_to_numpy(slot))) for slot in slots]
     assert (stirred.count(True), stirred.count(False)) == (4, 20)  # kernel and bias of the logits; 10 other weights
@@ -149,18 +149,20 @@ def test_a_frozen_normalisation_answers_in_training_as_in_inference():
 )
 def test_a_name_that_trains_nothing_is_refused_before_training(patterns, words):
     with pytest.raises(RecipeError, match=words):
-        Freezer(network(), lambda epoch: ["*"] if epoch < 3 else patterns, epochs=4)
+        LayerFreezer(network(), lambda epoch: ["*"] if epoch < 3 else patterns, epochs=4)
 
 
 def test_one_name_for_a_list_of_names_is_refused():
     with pytest.raises(RecipeError, match=r"must return a list of names of layers.*for epoch 0: 'logits'"):
-        Freezer(network(), lambda epoch: "logits", epochs=1)
+        LayerFreezer(network(), lambda epoch: "logits", epochs=1)
 
 
 def test_a_smoke_recipe_trains_the_layers_of_the_first_epoch_and_those_of_the_last():
     recipe = Recipe(
         data=data.digits(32), member=lambda index: None, members=1, optimizer=lambda steps: None, epochs=7, loss=LOSS,
-        trains=lambda epoch: [f"layers of epoch {epoch}"],
+        trainable_layers=lambda epoch: [f"layers of epoch {epoch}"],
     )  # fmt: skip
-    smoke = recipe.smoke()
-    assert [list(smoke.trains(epoch)) for epoch in range(smoke.epochs)] == [[f"layers of epoch {n}"] for n in (0, 6)]
+    smoke = recipe.for_smoke_run()
+    assert [list(smoke.trainable_layers(epoch)) for epoch in range(smoke.epochs)] == [
+        [f"layers of epoch {n}"] for n in (0, 6)
+    ]

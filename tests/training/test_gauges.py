@@ -13,7 +13,7 @@ from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.training import train_committee
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.train_step import BlockGauges, training_step
+from keras_committee.training.train_step import BlockStats, make_train_step
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -36,7 +36,7 @@ def measured(model, strategy, batch):
     with strategy.scope():
         optimizer = keras.optimizers.SGD(0.0)
         optimizer.build(model.trainable_variables)
-    step = training_step(model, optimizer, LOSS, strategy, BlockGauges(model))
+    step = make_train_step(model, optimizer, LOSS, strategy, BlockStats(model))
     shared = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(batch))
     return step(*next(iter(shared)))[2].numpy()
 
@@ -49,7 +49,7 @@ def test_the_gradient_of_a_block_is_the_mean_absolute_one_of_its_first_kernel():
         )
     kernels = [model.layers[place].branch.trainable_variables[0] for place in (1, 2)]
     expected = [np.abs(gradient).mean() for gradient in tape.gradient(loss, [kernel.value for kernel in kernels])]
-    np.testing.assert_allclose(measured(model, make_strategy("one", 6), (images, labels)), expected, rtol=1e-5)
+    np.testing.assert_allclose(measured(model, make_strategy("single", 6), (images, labels)), expected, rtol=1e-5)
 
 
 def test_replicas_tell_the_gradient_of_the_global_batch(mirrored):
@@ -61,23 +61,23 @@ def test_replicas_tell_the_gradient_of_the_global_batch(mirrored):
     alone = two_blocks([1.0, 1.0])
     alone.set_weights(shared.get_weights())
     told = measured(shared, mirrored, batch)
-    np.testing.assert_allclose(told, measured(alone, make_strategy("one", 6), batch), rtol=1e-4)
+    np.testing.assert_allclose(told, measured(alone, make_strategy("single", 6), batch), rtol=1e-4)
 
 
 def test_a_closed_block_has_no_gradient_and_did_not_run():
     model = two_blocks([0.0, 1.0])
-    gradients = measured(model, make_strategy("one", 6), a_batch())
+    gradients = measured(model, make_strategy("single", 6), a_batch())
     assert gradients[0] == 0.0
     assert gradients[1] > 0.0
-    assert BlockGauges(model).runs().tolist() == [0.0, 1.0]
+    assert BlockStats(model).run_counts().tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("survival", [None, 0.7])
 def test_our_builders_have_a_gauge_for_each_block_in_their_order(survival):
     model = models.resnet(20, classes=10, survival=survival)
-    gauges = BlockGauges(model)
+    gauges = BlockStats(model)
     markers = [tf.fill(tuple(weight.shape), float(place)) for place, weight in enumerate(model.trainable_variables)]
-    places = gauges.gradients(markers, model.trainable_variables).numpy().astype(int)
+    places = gauges.mean_abs_gradients(markers, model.trainable_variables).numpy().astype(int)
     firsts = [model.trainable_variables[place] for place in places]
     assert [tuple(kernel.shape)[2:] for kernel in firsts] == (
         [(16, 16)] * 3 + [(16, 32)] + [(32, 32)] * 2 + [(32, 64)] + [(64, 64)] * 2
@@ -88,9 +88,9 @@ def test_our_builders_have_a_gauge_for_each_block_in_their_order(survival):
 def test_a_network_without_blocks_shows_nothing():
     image = keras.Input((3,), name="image")
     model = keras.Model(image, keras.layers.Dense(4)(image))
-    gauges = BlockGauges(model)
-    assert gauges.gradients([tf.ones((3, 4)), tf.ones(4)], model.trainable_variables).shape == (0,)
-    assert gauges.runs().shape == (0,)
+    gauges = BlockStats(model)
+    assert gauges.mean_abs_gradients([tf.ones((3, 4)), tf.ones(4)], model.trainable_variables).shape == (0,)
+    assert gauges.run_counts().shape == (0,)
 
 
 def test_survival_changes_over_the_epochs_and_the_realised_depth_with_it(tmp_path):

@@ -18,10 +18,10 @@ import pytest
 import tensorflow as tf
 
 from keras_committee import cli, data
-from keras_committee.data.images import Pixels
+from keras_committee.data.images import InMemoryImages
 from keras_committee.errors import RecipeError
 from keras_committee.training.checkpoint import Checkpoints
-from keras_committee.training.devices import part_of
+from keras_committee.training.devices import host_shard
 from keras_committee.training.multihost import Cluster, read_cluster
 
 TINY = "tests/recipes/tiny.py"
@@ -43,7 +43,7 @@ def host(index, ports, arguments, output, timing):
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(2)
-    training.Settings = functools.partial(training.Settings, **timing)
+    training.TrainingOptions = functools.partial(training.TrainingOptions, **timing)
     os._exit(cli.main(arguments))
 
 
@@ -124,7 +124,7 @@ def test_A20_hosts_that_are_killed_stopped_and_silenced_end_where_they_would_hav
     unbroken.start(0, 1)
     assert unbroken.codes(0, 1) == [0, 0], unbroken.said(0) + unbroken.said(1)
 
-    killed = hosts("run", "--deterministic", "--save-every", "0.2")
+    killed = hosts("run", "--deterministic", "--checkpoint-every", "0.2")
     killed.start(0, 1)
     killed.wait_for(0, "epoch 2/12")
     killed.processes[1].kill()
@@ -188,7 +188,7 @@ def test_the_chief_is_the_first_host_of_the_cluster(monkeypatch):
     cluster = read_cluster()
     assert cluster == Cluster((("chief", 0, "c:3"), ("worker", 0, "a:1"), ("worker", 1, "b:2")), 2)
     assert not cluster.is_chief
-    assert cluster.name(2) == "worker 1 (b:2)"
+    assert cluster.host_name(2) == "worker 1 (b:2)"
     assert cluster.device(2) == "/job:worker/replica:0/task:1"
 
 
@@ -198,7 +198,7 @@ def test_the_chief_is_the_first_host_of_the_cluster(monkeypatch):
         ("", "needs the environment variable TF_CONFIG.\n  On the first of two hosts"),
         ("{", "TF_CONFIG does not describe a cluster: JSONDecodeError"),
         ("{}", "KeyError: 'cluster'"),
-        (config({"worker": ["a:1"]}), "fewer than two hosts; on one, use --strategy one or mirrored"),
+        (config({"worker": ["a:1"]}), "fewer than two hosts; on one, use --strategy single or mirrored"),
         (config({"worker": ["a:1", "b:2"]}, index=2), "its task worker 2 is not among its hosts"),
         (config({"worker": ["a:1", "b"]}), "ValueError"),
         (config({"worker": ["a:1", "b:70000"]}), "'b:70000' is not host:port"),
@@ -223,11 +223,11 @@ def test_several_hosts_train_one_member_at_a_time(tmp_path, capsys):
 @pytest.mark.parametrize(("hosts", "replicas"), [(2, 1), (2, 2), (3, 1)])
 def test_the_parts_of_the_hosts_are_the_global_batch_each_row_once(hosts, replicas):
     images = np.arange(24 * 6, dtype=np.uint8).reshape(24, 2, 1, 3)
-    split = data.Split(images=Pixels(images), labels=np.arange(24, dtype=np.int32))
+    split = data.Split(images=InMemoryImages(images), labels=np.arange(24, dtype=np.int32))
     splits = data.Splits(classes=("a",) * 24, train=split, validation=split, test=split, batch_size=12)
     stream = functools.partial(splits.stream, 3, 1, 3)
     contexts = [tf.distribute.InputContext(hosts, place, hosts * replicas) for place in range(hosts)]
-    parts = [list(part_of(stream, context).as_numpy_iterator()) for context in contexts]
+    parts = [list(host_shard(stream, context).as_numpy_iterator()) for context in contexts]
     for step, batch in enumerate(stream().as_numpy_iterator()):
         mine = [part[step * replicas : (step + 1) * replicas] for part in parts]
         rows = [row for each in mine for row in each]
@@ -242,6 +242,6 @@ def test_a_reader_passes_over_what_is_damaged_and_leaves_it(tmp_path):
     (paths[1] / "arrays.npz").write_bytes(b"torn")
     (tmp_path / "state" / ".part-step-000000009-1").mkdir()
     before = sorted(path.name for path in (tmp_path / "state").iterdir())
-    checkpoint, _ = Checkpoints(tmp_path / "state", read_only=True).newest()
+    checkpoint, _ = Checkpoints(tmp_path / "state", read_only=True).load_newest()
     assert checkpoint.step == 3
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == before

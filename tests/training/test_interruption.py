@@ -12,7 +12,7 @@ import time
 import pytest
 
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.training.signals import Interruption, Stopped
+from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 
 MODULE = pathlib.Path(__file__).parents[2] / "keras_committee" / "training" / "interruption.py"
 
@@ -69,27 +69,27 @@ def start():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_A04_a_signal_is_held_back_while_there_is_something_to_lose(number):
-    with Interruption() as stop:
+    with GracefulShutdown() as stop:
         reached = []
-        with stop.deferred():
+        with stop.mask_signals():
             ask(number)
             reached.append("end")
         assert (reached, stop.requested) == (["end"], number)
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingStopped):
             stop.check()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_A04_a_signal_stops_at_once_where_there_is_nothing_to_lose(number):
-    with Interruption() as stop:
-        with pytest.raises(Stopped):
+    with GracefulShutdown() as stop:
+        with pytest.raises(TrainingStopped):
             ask(number)
         assert stop.requested == number
 
 
 def test_a_block_that_has_nothing_to_lose_defers_nothing():
-    with Interruption() as stop:
-        with pytest.raises(Stopped), stop.deferred(when=False):
+    with GracefulShutdown() as stop:
+        with pytest.raises(TrainingStopped), stop.mask_signals(enabled=False):
             ask()
         assert stop.requested == signal.SIGINT
 
@@ -97,58 +97,58 @@ def test_a_block_that_has_nothing_to_lose_defers_nothing():
 def test_A04_a_signal_while_a_recipe_builds_a_member_is_no_mistake_of_the_recipe(tmp_path):
     file = tmp_path / "slow.py"
     file.write_text("import os, signal\n\ndef recipe():\n    os.kill(os.getpid(), signal.SIGTERM)\n")
-    with Interruption(), pytest.raises(Stopped):
+    with GracefulShutdown(), pytest.raises(TrainingStopped):
         RecipeFile.read(file).build({})
 
 
 def test_an_inner_block_does_not_end_the_outer_one():
-    with Interruption() as stop, stop.deferred():
-        with stop.deferred(), stop.deferred(when=False):
+    with GracefulShutdown() as stop, stop.mask_signals():
+        with stop.mask_signals(), stop.mask_signals(enabled=False):
             pass
         ask()
         assert stop.requested == signal.SIGINT
 
 
 def test_a_block_that_fails_does_not_defer_for_ever():
-    with Interruption() as stop:
-        with pytest.raises(ZeroDivisionError, match="division"), stop.deferred():
+    with GracefulShutdown() as stop:
+        with pytest.raises(ZeroDivisionError, match="division"), stop.mask_signals():
             1 / 0  # noqa: B018
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingStopped):
             ask()
 
 
 def test_A04_a_second_signal_does_not_disturb_the_saving():
-    with Interruption() as stop:
-        with stop.deferred():
+    with GracefulShutdown() as stop:
+        with stop.mask_signals():
             ask(signal.SIGTERM)
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingStopped):
             stop.check()
         ask(signal.SIGTERM)  # the work would be saved here
         assert stop.requested == signal.SIGTERM
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingStopped):
             stop.check()
 
 
 def test_the_first_signal_gives_the_exit_code():
-    with Interruption() as stop, stop.deferred():
+    with GracefulShutdown() as stop, stop.mask_signals():
         ask(signal.SIGTERM)
         ask(signal.SIGINT)
-    assert stop.ended("saved", "Again.").exit_code == 143
+    assert stop.as_error("saved", "Again.").exit_code == 143
 
 
 def test_without_a_signal_nothing_stops():
-    with Interruption() as stop:
+    with GracefulShutdown() as stop:
         stop.check()
-        assert list(stop.watch([2, 7])) == [2, 7]
+        assert list(stop.check_each([2, 7])) == [2, 7]
     assert stop.requested is None
 
 
 def test_watched_items_end_where_a_signal_comes():
-    with Interruption() as stop, stop.deferred():
-        items = stop.watch([2, 7])
+    with GracefulShutdown() as stop, stop.mask_signals():
+        items = stop.check_each([2, 7])
         assert next(items) == 2
         ask()
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingStopped):
             next(items)
 
 
@@ -160,9 +160,9 @@ def test_watched_items_end_where_a_signal_comes():
     ],
 )
 def test_A04_E06_the_user_is_told_what_was_saved_and_how_to_go_on(number, text, code):
-    with Interruption() as stop, stop.deferred():
+    with GracefulShutdown() as stop, stop.mask_signals():
         ask(number)
-    error = stop.ended("saved member 2", "The same command goes on.")
+    error = stop.as_error("saved member 2", "The same command goes on.")
     assert (str(error), error.exit_code) == (text, code)
 
 
@@ -171,9 +171,9 @@ def test_handlers_and_wakeup_are_those_from_before_when_it_ends():
     os.set_blocking(writer, False)
     before, files = handlers(), len(os.listdir("/proc/self/fd"))
     outer = signal.set_wakeup_fd(writer)
-    with Interruption() as stop:
+    with GracefulShutdown() as stop:
         assert handlers() == [stop._handle] * 2
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingStopped):
             ask()
     assert handlers() == before
     assert signal.set_wakeup_fd(outer) == writer
@@ -191,7 +191,7 @@ def wait_until(holds):
 
 def test_its_thread_ends_with_it():
     before = threading.active_count()
-    with Interruption():
+    with GracefulShutdown():
         assert threading.active_count() == before + 1
     wait_until(lambda: threading.active_count() == before)
 
@@ -200,10 +200,10 @@ def test_outside_of_the_main_thread_it_takes_nothing_over():
     before, seen = handlers(), []
 
     def work():
-        with Interruption() as stop, stop.deferred():
+        with GracefulShutdown() as stop, stop.mask_signals():
             seen.append(handlers())
             stop.check()
-            seen.append(list(stop.watch([3])))
+            seen.append(list(stop.check_each([3])))
 
     thread = threading.Thread(target=work)
     thread.start()

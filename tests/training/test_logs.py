@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from keras_committee.errors import ResourceError
-from keras_committee.member_dir import MemberFolder
+from keras_committee.member_dir import MemberDir
 from keras_committee.training import tensorboard
-from keras_committee.training.tensorboard import Events, MemberLog
+from keras_committee.training.tensorboard import MemberLog, SummaryWriter
 
 
 class Clock:
@@ -34,7 +34,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = MemberFolder(tmp_path, 3)
+    folder = MemberDir(tmp_path, 3)
     folder.path.mkdir(parents=True)
     return folder
 
@@ -81,7 +81,7 @@ def test_a_histogram_of_the_blocks_counts_each_once(folder):
 
 def test_the_network_is_drawn_as_training_begins(folder):
     image = keras.Input((4,), name="image")
-    MemberLog(folder, print).began(keras.Model(image, keras.layers.Dense(3, name="logits")(image)))
+    MemberLog(folder, print).on_train_begin(keras.Model(image, keras.layers.Dense(3, name="logits")(image)))
     graph = EventAccumulator(str(folder.tensorboard)).Reload().Graph()
     assert [(node.name, list(node.input)) for node in graph.node] == [("image", []), ("logits", ["image"])]
 
@@ -170,4 +170,4 @@ def test_A07_curves_that_find_no_room_do_not_end_training_and_go_on_when_there_i
 def test_curves_that_cannot_be_written_are_a_resource_error(tmp_path):
     (tmp_path / "curves").write_text("in the way")
     with pytest.raises(ResourceError, match=r"cannot write .*curves"):
-        Events(tmp_path / "curves").write(1, {"loss": 0.7})
+        SummaryWriter(tmp_path / "curves").write(1, {"loss": 0.7})

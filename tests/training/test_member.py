@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_committee import layers
 from keras_committee.errors import DivergedError, RecipeError
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.train_step import training_step
+from keras_committee.training.train_step import make_train_step
 from keras_committee.training.trainer import check_fit
 
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -39,7 +39,7 @@ def weights_after_steps(strategy, steps=3):
         model = small_network()
         optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
         optimizer.build(model.trainable_variables)
-    step = training_step(model, optimizer, CROSSENTROPY, strategy)
+    step = make_train_step(model, optimizer, CROSSENTROPY, strategy)
     shared = strategy.experimental_distribute_dataset(batches)
     results = [[float(value) for value in step(*batch)[:2]] for batch in shared]
     return model.get_weights(), results
@@ -60,7 +60,7 @@ def test_one_step_is_the_written_gradient_step():
     loss = -np.log(p[np.arange(7), labels]).mean() + 0.02 * (kernel**2).sum()
 
     optimizer = keras.optimizers.SGD(0.3)
-    step = training_step(model, optimizer, CROSSENTROPY, make_strategy("one", 7))
+    step = make_train_step(model, optimizer, CROSSENTROPY, make_strategy("single", 7))
     objective, hits, _ = step(images, labels)
 
     np.testing.assert_allclose(objective, loss, rtol=1e-5)
@@ -70,7 +70,7 @@ def test_one_step_is_the_written_gradient_step():
 
 
 def test_two_replicas_train_as_one_device_does_on_the_same_global_batch():
-    one, results_of_one = weights_after_steps(make_strategy("one", 8))
+    one, results_of_one = weights_after_steps(make_strategy("single", 8))
     two, results_of_two = weights_after_steps(make_strategy("mirrored", 8))
     np.testing.assert_allclose(results_of_two, results_of_one, rtol=1e-5)
     for ours, theirs in zip(two, one, strict=True):

@@ -14,7 +14,7 @@ import pytest
 from keras_committee.errors import Interrupted, RecipeError, ResourceError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
-from keras_committee.training import joined, train_committee
+from keras_committee.training import connect, train_committee
 
 GATED = Path(__file__).parents[1] / "recipes" / "gated.py"
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -89,9 +89,9 @@ def test_a_member_whose_node_is_killed_resumes_on_the_other(two_nodes, gated, tm
         finally:
             gate.touch()
 
-    with ThreadPoolExecutor(1) as thread, joined(cluster.address) as nodes:
+    with ThreadPoolExecutor(1) as thread, connect(cluster.address) as nodes:
         killing = thread.submit(kill_the_second_node)
-        train_committee(run, recipe, workers="auto", ray=nodes)
+        train_committee(run, recipe, workers="auto", ray_cluster=nodes)
         killing.result()
 
     (died,) = events(run, "member_died")
@@ -122,10 +122,10 @@ def test_sigterm_at_the_driver_saves_the_members_on_the_cluster(gated, tmp_path)
             os.kill(os.getpid(), signal.SIGTERM)
             gate.touch()
 
-    with ThreadPoolExecutor(1) as thread, joined("local", "cpus=1") as nodes:
+    with ThreadPoolExecutor(1) as thread, connect("local", "cpus=1") as nodes:
         asking = thread.submit(ask_to_stop)
         with pytest.raises(Interrupted, match="SIGTERM: 0 of 1 members are finished, the others saved") as caught:
-            train_committee(run, recipe, workers="auto", ray=nodes)
+            train_committee(run, recipe, workers="auto", ray_cluster=nodes)
         asking.result()
     assert caught.value.exit_code == 143
     assert [event["event"] for event in run.events()][-2:] == ["member_stopped", "training_stopped"]
@@ -147,29 +147,29 @@ def test_sigterm_at_the_driver_saves_the_members_on_the_cluster(gated, tmp_path)
     ],
 )
 def test_each_member_asks_for_its_part_of_a_node(nodes, members, asked, gets):
-    from keras_committee.training.ray_cluster import needs
+    from keras_committee.training.ray_cluster import resources_per_member
 
     there = [{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes]
-    assert needs(there, members, *asked) == {"num_cpus": gets[0], "num_gpus": gets[1]}
+    assert resources_per_member(there, members, *asked) == {"num_cpus": gets[0], "num_gpus": gets[1]}
 
 
 def test_more_than_any_node_has_is_refused():
-    from keras_committee.training.ray_cluster import needs
+    from keras_committee.training.ray_cluster import resources_per_member
 
     with pytest.raises(RecipeError, match=r"no node has the 3 CPUs and 1 GPUs .* 2 CPUs and 1 GPUs; 8 CPUs and 0 GPUs"):
-        needs([{"CPU": 2.0, "GPU": 1.0}, {"CPU": 8.0}], 1, 3, 1.0)
+        resources_per_member([{"CPU": 2.0, "GPU": 1.0}, {"CPU": 8.0}], 1, 3, 1.0)
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:port", ":6379"])
 def test_an_address_that_cannot_work_is_refused(address):
-    with pytest.raises(RecipeError, match="expected auto, local or host:port"), joined(address):
+    with pytest.raises(RecipeError, match="expected auto, local or host:port"), connect(address):
         pass
 
 
 def test_a_cluster_that_does_not_answer_is_told_at_once():
     with (
         pytest.raises(ResourceError, match=r"cannot join a Ray cluster at '127\.0\.0\.1:1'.*refused"),
-        joined("127.0.0.1:1"),
+        connect("127.0.0.1:1"),
     ):
         pass
 
@@ -178,17 +178,20 @@ def test_a_cluster_that_does_not_answer_is_told_at_once():
     "text", ["", "2", "cpus=0", "cpus=1.5", "gpus=-1", "gpus=1,cpus=2", "gpu=1", "gpus=1.5", "cpus=2gpus=1"]
 )
 def test_a_wish_that_cannot_be_read_is_refused(text):
-    with pytest.raises(RecipeError, match=f"--per-member expected .* Received: '{text}'"), joined("local", text):
+    with (
+        pytest.raises(RecipeError, match=f"--resources-per-member expected .* Received: '{text}'"),
+        connect("local", text),
+    ):
         pass
 
 
 def test_a_wish_without_ray_is_refused():
-    with pytest.raises(RecipeError, match="cpus=2 is what members ask of --ray"), joined(None, "cpus=2"):
+    with pytest.raises(RecipeError, match="cpus=2 is what members ask of --ray-address"), connect(None, "cpus=2"):
         pass
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "keras_committee.training.ray_cluster", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(RecipeError, match=r"pip install keras-committee\[ray\]"), joined("auto"):
+    with pytest.raises(RecipeError, match=r"pip install keras-committee\[ray\]"), connect("auto"):
         pass

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from keras_committee.errors import DivergedError, IncompleteError, Interrupted, RecipeError, ResourceError, RunError
-from keras_committee.training import Settings
-from keras_committee.training.signals import Interruption
+from keras_committee.training import TrainingOptions
+from keras_committee.training.signals import GracefulShutdown
 from keras_committee.training.trainer import check_fit
 
 KNOBS = ["members=2", "epochs=2"]
@@ -22,7 +22,7 @@ def stopped_once(run_at, tmp_path_factory, stop_at):
     """The folder of a run that was stopped in the first epoch of member 0."""
     run, train = run_at(tmp_path_factory.mktemp("stopped") / "run", KNOBS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("keras_committee.training.fit.Interruption", lambda: stop_at(9))
+        patch.setattr("keras_committee.training.fit.GracefulShutdown", lambda: stop_at(9))
         with pytest.raises(Interrupted, match=r"SIGTERM: 0 of 2 members are finished, the others saved\."):
             train()
     return run.path
@@ -57,7 +57,7 @@ def test_A04_a_stopped_run_is_saved_at_its_very_step_and_goes_on_there(stopped, 
 def test_A03_what_is_finished_is_not_trained_again(new_run, monkeypatch):
     run, train = new_run(KNOBS)
     looks = []
-    monkeypatch.setattr(Interruption, "check", lambda stop: looks.append(1))
+    monkeypatch.setattr(GracefulShutdown, "check", lambda stop: looks.append(1))
     train()
     many = len(looks)
     (run.member(1).path / "state" / "step-000000007").mkdir(parents=True)  # a kill between the model and its clean-up
@@ -105,7 +105,7 @@ def test_A11_a_device_that_is_out_of_memory_says_what_to_make_smaller(new_run, m
     def exhausted(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[64,32]")
 
-    monkeypatch.setattr("keras_committee.training.trainer._Training.train_epoch", exhausted)
+    monkeypatch.setattr("keras_committee.training.trainer._Trainer.train_epoch", exhausted)
     with pytest.raises(ResourceError, match=r"member 0 does not fit into the memory of its device: OOM .*\[64,32\]"):
         train()
     assert steps(run, 0) == [0]
@@ -125,9 +125,9 @@ def test_A14_without_a_usable_checkpoint_nothing_starts_over_by_itself(stopped):
     run, train = stopped
     for step in (0, 9):
         (run.member(0).state / f"step-{step:09d}" / "manifest.json").write_text("{}")
-    with pytest.raises(RunError, match=r"no usable checkpoint in [\s\S]*--from-scratch"):
+    with pytest.raises(RunError, match=r"no usable checkpoint in [\s\S]*--restart"):
         train()
-    train(from_scratch=True)
+    train(restart=True)
     assert run.finished_members() == [0, 1]
     assert events(run, "member_resumed") == []
 
@@ -146,7 +146,7 @@ def test_A17_a_state_of_another_network_is_refused(stopped, new_run):
 
 def test_A18_a_state_of_another_format_is_refused(stopped, monkeypatch):
     _, train = stopped
-    monkeypatch.setattr("keras_committee.training.checkpoint.FORMAT", 99)
+    monkeypatch.setattr("keras_committee.training.checkpoint.FORMAT_VERSION", 99)
     with pytest.raises(RunError, match="has format 1; this version of keras-committee reads format 99"):
         train()
 
@@ -194,7 +194,7 @@ def test_a_checkpoint_every_step_changes_nothing(new_run):
     seldom, train_seldom = new_run(["members=1"], name="seldom")
     often, train_often = new_run(["members=1"], name="often")
     train_seldom()
-    train_often(settings=Settings(save_seconds=0.0))
+    train_often(settings=TrainingOptions(checkpoint_seconds=0.0))
     assert len(events(often, "member_saved")) == 2 * STEPS
     rows = [[json.loads(line) for line in run.member(0).history.read_text().splitlines()] for run in (seldom, often)]
     for one, other in zip(*rows, strict=True):

@@ -10,10 +10,10 @@ import tensorflow as tf
 from tensorflow.python.framework import config as determinism
 
 from keras_committee import Recipe, data, layers, schedules
-from keras_committee.member_dir import MemberFolder
-from keras_committee.training import Settings
+from keras_committee.member_dir import MemberDir
+from keras_committee.training import TrainingOptions
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.signals import Interruption, Stopped
+from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.trainer import train_member
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ MATRIX = {
     "member": {"member": lambda index: network("sample", 0.7)},
     "member, subset": {"member": lambda index: network("subset", 0.7)},
     "member, constant depth": {"member": lambda index: network(survival=1.0)},
-    "optimizer": {"optimizer": lambda steps: keras.optimizers.Adam(schedules.cosine(steps, 0.01, warm_up=4))},
+    "optimizer": {"optimizer": lambda steps: keras.optimizers.Adam(schedules.cosine(steps, 0.01, warmup_steps=4))},
     "optimizer, RMSProp": {"optimizer": lambda steps: keras.optimizers.RMSprop(0.003, momentum=0.9, centered=True)},
     "optimizer, warm-up": {
         "optimizer": lambda steps: keras.optimizers.SGD(
@@ -73,7 +73,7 @@ MATRIX = {
         )
     },
     "loss": {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")},
-    "survival": {"survival": layers.ramp(1.0, 0.2, 3)},
+    "survival": {"survival": layers.linear_schedule(1.0, 0.2, 3)},
     "precision, bfloat16": {"precision": "mixed_bfloat16"},
     "precision": {"precision": "mixed_float16"},
     "ema": {"ema": 0.9},
@@ -120,10 +120,10 @@ def digits():
 def train(made, digits, folder, stop, strategy=None):
     """Trains, or goes on, until `stop` says so; whether it ended, and what it reported."""
     splits, report = dataclasses.replace(digits, augment=made.data.augment), Silent()
-    devices = strategy or make_strategy("one", BATCH)
+    devices = strategy or make_strategy("single", BATCH)
     try:
-        train_member(made, 0, splits, folder, devices, report, stop, Settings())
-    except Stopped:
+        train_member(made, 0, splits, folder, devices, report, stop, TrainingOptions())
+    except TrainingStopped:
         return False, report.events
     return True, report.events
 
@@ -145,8 +145,8 @@ def assert_same(one, other):
 def options_of(row, digits, tmp_path):
     options = dict(MATRIX[row])
     if "initial" in options:
-        folder = MemberFolder(tmp_path / "initial", 0)
-        train(recipe(epochs=1, seed=77), digits, folder, Interruption())
+        folder = MemberDir(tmp_path / "initial", 0)
+        train(recipe(epochs=1, seed=77), digits, folder, GracefulShutdown())
         options["initial"] = str(tmp_path / "initial")
     return options
 
@@ -159,11 +159,11 @@ def test_every_training_option_is_in_the_matrix():
 @pytest.mark.parametrize("row", MATRIX)
 def test_A01_a_member_stopped_three_times_ends_as_one_that_never_was(row, digits, stop_at, tmp_path):
     made = recipe(**options_of(row, digits, tmp_path))
-    whole, broken = MemberFolder(tmp_path / "whole", 0), MemberFolder(tmp_path / "broken", 0)
-    assert train(made, digits, whole, Interruption())[0]
+    whole, broken = MemberDir(tmp_path / "whole", 0), MemberDir(tmp_path / "broken", 0)
+    assert train(made, digits, whole, GracefulShutdown())[0]
     # Within an epoch of 5 steps, within a validation of 6 batches, and after the first step of the next epoch.
     stopped = [train(made, digits, broken, stop_at(moment))[0] for moment in (3, 4, 8)]
-    ended, events = train(made, digits, broken, Interruption())
+    ended, events = train(made, digits, broken, GracefulShutdown())
     assert (stopped, ended) == ([False, False, False], True)
     assert events[0][0] == "member_resumed"
     assert_same(outcome(broken), outcome(whole))
@@ -173,10 +173,10 @@ def test_A01_a_member_stopped_three_times_ends_as_one_that_never_was(row, digits
 @pytest.mark.parametrize("moment", [5, 12, 13])
 def test_A01_a_member_goes_on_before_at_and_after_the_step_where_other_layers_train(moment, digits, stop_at, tmp_path):
     made = recipe(**MATRIX["trains"])
-    whole, broken = MemberFolder(tmp_path / "whole", 0), MemberFolder(tmp_path / "broken", 0)
-    train(made, digits, whole, Interruption())
+    whole, broken = MemberDir(tmp_path / "whole", 0), MemberDir(tmp_path / "broken", 0)
+    train(made, digits, whole, GracefulShutdown())
     assert not train(made, digits, broken, stop_at(moment))[0]
-    ended, events = train(made, digits, broken, Interruption())
+    ended, events = train(made, digits, broken, GracefulShutdown())
     # After the last step of the frozen epoch, after the checkpoint at its end, and after the first step of the next.
     assert (ended, events[0][1]["step"]) == (True, {5: 5, 12: 5, 13: 6}[moment])
     assert_same(outcome(broken), outcome(whole))
@@ -185,8 +185,8 @@ def test_A01_a_member_goes_on_before_at_and_after_the_step_where_other_layers_tr
 @pytest.mark.parametrize("row", ["member", "keep_best", "trains"])
 def test_A01_two_replicas_stopped_end_as_two_that_never_were(row, digits, mirrored, stop_at, tmp_path):
     made = recipe(**options_of(row, digits, tmp_path))
-    whole, broken = MemberFolder(tmp_path / "whole", 0), MemberFolder(tmp_path / "broken", 0)
-    train(made, digits, whole, Interruption(), strategy=mirrored)
+    whole, broken = MemberDir(tmp_path / "whole", 0), MemberDir(tmp_path / "broken", 0)
+    train(made, digits, whole, GracefulShutdown(), strategy=mirrored)
     assert not train(made, digits, broken, stop_at(8), strategy=mirrored)[0]
-    assert train(made, digits, broken, Interruption(), strategy=mirrored)[0]
+    assert train(made, digits, broken, GracefulShutdown(), strategy=mirrored)[0]
     assert_same(outcome(broken), outcome(whole))

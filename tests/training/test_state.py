@@ -6,7 +6,7 @@ import json
 import keras
 import numpy as np
 
-from keras_committee.training.checkpoint import Best, Checkpoint, MemberState
+from keras_committee.training.checkpoint import BestEpoch, Checkpoint, MemberState
 
 FIGURES = {
     "step": 7,
@@ -16,7 +16,7 @@ FIGURES = {
     "gradients": [np.float32([0.2, 0.7]), np.float32([0.1, 0.3])],
     "runs": np.array([2.0, 1.0]),
     "timed": (2, 0.7),
-    "best": Best(1, 0.7, "best-000001"),
+    "best": BestEpoch(1, 0.7, "best-000001"),
     "rollbacks": 2,
     "stopped": True,
 }

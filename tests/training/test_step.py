@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_committee.data.mix import mixed_targets
+from keras_committee.data.mix import mix_targets
 from keras_committee.errors import RecipeError
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.train_step import training_step
+from keras_committee.training.train_step import make_train_step
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 RATE = 0.3
@@ -47,7 +47,7 @@ def stepped(targets, images, strategy, **options):
     """The weights before one step and after it, and the objective and hits it told."""
     model, optimizer = linear(strategy)
     before = model.get_weights()
-    step = training_step(model, optimizer, SPARSE, strategy, **options)
+    step = make_train_step(model, optimizer, SPARSE, strategy, **options)
     batches = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors((images, targets)))
     objective, hits, _ = step(*next(iter(batches)))
     return before, model.get_weights(), float(objective), int(hits)
@@ -84,7 +84,7 @@ def test_a_loss_that_is_scaled_is_clipped_as_one_that_is_not(mirrored):
     with mirrored.scope():
         optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=64.0)
         optimizer.build(model.trainable_variables)
-    step = training_step(model, optimizer, SPARSE, mirrored, clip_norm=0.2)
+    step = make_train_step(model, optimizer, SPARSE, mirrored, global_clipnorm=0.2)
     step(*next(iter(mirrored.experimental_distribute_dataset(tf.data.Dataset.from_tensors((images, labels))))))
     _, (new_kernel, _), _, _ = stepped(labels, images, mirrored, clip_norm=0.2)  # from the same weights
     np.testing.assert_allclose(model.get_weights()[0], new_kernel, atol=1e-6)
@@ -101,7 +101,7 @@ def test_smoothed_labels_share_a_part_with_all_classes(strategy):
 
 def test_mixed_targets_are_trained_on_and_a_hit_is_their_larger_part(strategy):
     images, labels = a_batch()
-    targets = mixed_targets(labels, 0.7, 5).numpy()
+    targets = mix_targets(labels, 0.7, 5).numpy()
     (kernel, bias), (new_kernel, _), objective, hits = stepped(targets, images, strategy)
     loss, kernel_gradient, _ = written(kernel, bias, images, targets)
     assert objective == pytest.approx(loss, rel=1e-5)
@@ -112,7 +112,7 @@ def test_mixed_targets_are_trained_on_and_a_hit_is_their_larger_part(strategy):
 def test_a_batch_that_has_no_equal_parts_is_refused():
     images, labels = a_batch(6)
     with pytest.raises(RecipeError, match="batch of 6 on one device cannot be divided into 4 equal parts"):
-        stepped(labels, images, make_strategy("one", 6), accumulate=4)
+        stepped(labels, images, make_strategy("single", 6), accumulate=4)
 
 
 def test_a_loss_scale_halves_on_overflow_of_any_replica_and_leaves_the_weights(mirrored):
@@ -123,7 +123,7 @@ def test_a_loss_scale_halves_on_overflow_of_any_replica_and_leaves_the_weights(m
     images, labels = a_batch()
     images[-1] = 1e6  # of the second replica: infinite in float16
     before = model.get_weights()
-    step = training_step(model, optimizer, SPARSE, mirrored)
+    step = make_train_step(model, optimizer, SPARSE, mirrored)
     step(*next(iter(mirrored.experimental_distribute_dataset(tf.data.Dataset.from_tensors((images, labels))))))
     assert float(optimizer.dynamic_scale.numpy()) == 32.0
     for old, new in zip(before, model.get_weights(), strict=True):

@@ -15,13 +15,13 @@ import pytest
 from keras_committee.errors import IncompleteError, RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
-from keras_committee.training import Settings, devices, train_committee
+from keras_committee.training import TrainingOptions, devices, train_committee
 
 pytestmark = pytest.mark.slow
 
 FAULTY = pathlib.Path(__file__).parents[1] / "recipes" / "faulty.py"
 KNOBS = ["members=3", "epochs=3"]
-SETTINGS = Settings(stall_seconds=30.0, deterministic=False)
+SETTINGS = TrainingOptions(stall_timeout_seconds=30.0, deterministic=False)
 
 
 def make_run(path, overrides):
@@ -58,7 +58,7 @@ def test_the_members_of_workers_are_those_of_one_process(whole, tmp_path):
 def test_A10_A12_a_member_killed_and_one_that_hangs_start_again_and_the_others_are_untouched(whole, tmp_path, capfd):
     (tmp_path / "marks").mkdir()
     run, train = make_run(tmp_path / "run", ["killed=1", "hanging=2", f"marks={tmp_path / 'marks'}"])
-    train(settings=SETTINGS)
+    train(options=SETTINGS)
     assert run.finished_members() == [0, 1, 2]
     assert sorted(events(run, "member_died")) == [1, 2]
     assert sorted(events(run, "member_resumed")) == [1, 2]
@@ -68,7 +68,7 @@ def test_A10_A12_a_member_killed_and_one_that_hangs_start_again_and_the_others_a
     told = capfd.readouterr().err
     assert "member 1 was killed (signal 9, peak RSS " in told
     assert "member 2 said nothing for 30 s and was killed" in told
-    assert "Current thread" in run.log(2).read_text()  # its stacks
+    assert "Current thread" in run.log_path(2).read_text()  # its stacks
 
 
 def test_A10_a_member_that_is_killed_always_is_given_up_and_the_others_end(tmp_path):
@@ -76,7 +76,7 @@ def test_A10_a_member_that_is_killed_always_is_given_up_and_the_others_end(tmp_p
     with pytest.raises(
         IncompleteError, match=r"1 of 2 members .* are finished; failed:\n  member 1: .*killed"
     ) as caught:
-        train(settings=Settings(retries=1))
+        train(options=TrainingOptions(max_retries=1))
     assert caught.value.exit_code == 6
     assert run.finished_members() == [0]
     assert events(run, "member_started").count(1) == 2
@@ -85,7 +85,7 @@ def test_A10_a_member_that_is_killed_always_is_given_up_and_the_others_end(tmp_p
 def test_A08_a_member_that_diverges_does_not_stop_the_others(tmp_path):
     run, train = make_run(tmp_path / "run", ["diverging=0", "members=2"])
     with pytest.raises(IncompleteError, match=r"member 0: member 0 diverged at step 2 \(loss="):
-        train(settings=Settings(rollbacks=1))
+        train(options=TrainingOptions(max_rollbacks=1))
     assert run.finished_members() == [1]
     assert run.member(0).state.exists()
 
@@ -98,30 +98,30 @@ def test_a_recipe_that_fails_in_a_worker_is_told_as_in_one_process(tmp_path):
 
 
 def test_cores_and_gpus_are_divided_among_the_workers():
-    shares = devices.shares(2, cores=[0, 1, 4, 5, 6], gpus=[])
+    shares = devices.partition_devices(2, cores=[0, 1, 4, 5, 6], gpus=[])
     assert [share.cores for share in shares] == [(0, 1), (4, 5, 6)]
-    shares = devices.shares(3, cores=[0, 1, 2], gpus=[0, 1])
+    shares = devices.partition_devices(3, cores=[0, 1, 2], gpus=[0, 1])
     assert [share.gpus for share in shares] == [(0,), (1,), (0,)]
-    shares = devices.shares(2, cores=[0, 1], gpus=[0, 1, 2, 3])
+    shares = devices.partition_devices(2, cores=[0, 1], gpus=[0, 1, 2, 3])
     assert [share.gpus for share in shares] == [(0, 1), (2, 3)]
 
 
 def test_auto_takes_a_member_for_each_core_that_finds_memory_and_says_so(monkeypatch):
     monkeypatch.setattr(devices, "usable_core_count", lambda: 4)
     monkeypatch.setattr(devices, "free_memory", lambda: 7 * 1024**3)
-    many, why = devices.choose("auto", 8)
+    many, why = devices.choose_num_workers("auto", 8)
     assert (many, why) == (
         3,
         "3 of 8 members at once, as there are 4 cores and 7 GiB of free memory; --workers N to choose.",
     )
-    assert devices.choose("auto", 2)[0] == 2
-    assert devices.choose(6, 4) == (4, "")
+    assert devices.choose_num_workers("auto", 2)[0] == 2
+    assert devices.choose_num_workers(6, 4) == (4, "")
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "many"])
 def test_a_number_of_workers_that_is_none_is_refused(workers):
     with pytest.raises(RecipeError, match=r"workers must be 'auto' or an integer of 1 or more\. Received: "):
-        devices.choose(workers, 4)
+        devices.choose_num_workers(workers, 4)
 
 
 def start(folder, *options):

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import click
 
-from keras_committee.cli.doctor.checks import Finding
+from keras_committee.cli.doctor.checks import CheckResult
 from keras_committee.cli.options import json_option, standard_options
-from keras_committee.cli.output import command, print_json, say, say_next
+from keras_committee.cli.output import command_line, print_json, print_message, print_next_steps
 from keras_committee.errors import ResourceError
 
 
@@ -21,32 +21,32 @@ def doctor(as_json: bool) -> None:
     One line is said of each, with the command that mends what is amiss. The exit code is 0 where `train` would work,
     and 7 otherwise. TensorFlow is started last, in a process of its own.
     """
-    findings = []
-    for finding in _findings():
-        findings.append(finding)
+    results = []
+    for result in _run_checks():
+        results.append(result)
         if not as_json:
-            click.echo(str(finding))
-    broken = [each.part for each in findings if each.needed and each.state != "ok"]
+            click.echo(str(result))
+    failed = [result.part for result in results if result.needed and result.state != "ok"]
     if as_json:
-        print_json({"works": not broken, "findings": [dataclasses.asdict(each) for each in findings]})
-    if broken:
+        print_json({"works": not failed, "findings": [dataclasses.asdict(each) for each in results]})
+    if failed:
         raise ResourceError(
-            f"`train` would not work here: {', '.join(broken)}. Nothing was changed.\n"
-            f"  Run the commands above, then: {command('doctor')}"
+            f"`train` would not work here: {', '.join(failed)}. Nothing was changed.\n"
+            f"  Run the commands above, then: {command_line('doctor')}"
         )
     if not as_json:
-        say("\n`train` works here.")
-        say_next("new", "recipes/mine.py", "--from", "image-folder", "PATH")
+        print_message("\n`train` works here.")
+        print_next_steps("init", "recipes/mine.py", "--from", "image-folder", "PATH")
 
 
-def _findings() -> Iterator[Finding]:
-    from keras_committee.cli.doctor.checks import machine_findings, tensorflow_findings
+def _run_checks() -> Iterator[CheckResult]:
+    from keras_committee.cli.doctor.checks import check_machine, check_tensorflow
 
     if importlib.util.find_spec("packaging"):  # TensorFlow and Keras bring it
-        from keras_committee.cli.doctor.checks import package_findings
+        from keras_committee.cli.doctor.checks import check_packages
 
-        yield from package_findings()
+        yield from check_packages()
     else:
-        yield Finding("packaging", "missing", "not installed", "pip install packaging keras-committee", needed=True)
-    yield from machine_findings()
-    yield from tensorflow_findings()
+        yield CheckResult("packaging", "missing", "not installed", "pip install packaging keras-committee", needed=True)
+    yield from check_machine()
+    yield from check_tensorflow()

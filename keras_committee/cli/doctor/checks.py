@@ -22,11 +22,11 @@ from packaging.specifiers import SpecifierSet
 
 from keras_committee import system_limits
 
-State = Literal["ok", "missing", "wrong"]
+Status = Literal["ok", "missing", "wrong"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One line of `doctor`.
 
     Args:
@@ -38,109 +38,115 @@ class Finding:
     """
 
     part: str
-    state: State
+    state: Status
     text: str
-    mend: str = ""
+    hint: str = ""
     needed: bool = False
 
     def __str__(self) -> str:
-        lines = [f"{self.state:<8} {self.part}: {self.text}", *([f"         {self.mend}"] if self.mend else [])]
+        lines = [f"{self.state:<8} {self.part}: {self.text}", *([f"         {self.hint}"] if self.hint else [])]
         return "\n".join(lines)
 
 
 GIB = 1024**3
-BINARY = "tensorflow_model_server"
-_MEMORY, _DISK, _FILES, _SHARED = 2 * GIB, 1 * GIB, 1024, GIB // 4
-_NOTED = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_ENABLE_ONEDNN_OPTS")
-_FLAGS = ("XLA_FLAGS", "TF_XLA_FLAGS", "TF_FORCE_GPU_ALLOW_GROWTH")
+SERVING_BINARY = "tensorflow_model_server"
+_MIN_FREE_MEMORY, _MIN_FREE_DISK, _MIN_OPEN_FILES, _MIN_SHARED_MEMORY = 2 * GIB, 1 * GIB, 1024, GIB // 4
+_REPORTED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_ENABLE_ONEDNN_OPTS")
+_FLAG_VARIABLES = ("XLA_FLAGS", "TF_XLA_FLAGS", "TF_FORCE_GPU_ALLOW_GROWTH")
 
 
-def machine_findings() -> Iterator[Finding]:
+def check_machine() -> Iterator[CheckResult]:
     """What the machine and the environment leave for training."""
-    yield _cores()
-    yield _memory(system_limits.free_memory())
-    yield disk(Path("runs"))
-    yield _files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    yield _shared_memory(Path("/dev/shm"))
-    yield from environment_findings(os.environ)
-    yield serving(shutil.which(BINARY))
+    yield _check_cores()
+    yield _check_memory(system_limits.free_memory())
+    yield check_disk(Path("runs"))
+    yield _check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    yield _check_shared_memory(Path("/dev/shm"))
+    yield from check_environment(os.environ)
+    yield check_serving(shutil.which(SERVING_BINARY))
 
 
-def environment_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
+def check_environment(environment: Mapping[str, str]) -> Iterator[CheckResult]:
     """The variables that change what Keras and TensorFlow do."""
-    yield _backend(environment)
+    yield _check_backend(environment)
     if cluster := environment.get("TF_CONFIG"):
-        yield _cluster(cluster)
-    given = [f"{name}={environment[name]}" for name in (*_FLAGS, *_NOTED) if name in environment]
-    yield Finding("environment", "ok", ", ".join(given) or f"none of {', '.join(_FLAGS)} is set")
+        yield _check_tf_config(cluster)
+    variables = [
+        f"{name}={environment[name]}" for name in (*_FLAG_VARIABLES, *_REPORTED_VARIABLES) if name in environment
+    ]
+    yield CheckResult("environment", "ok", ", ".join(variables) or f"none of {', '.join(_FLAG_VARIABLES)} is set")
 
 
-def disk(runs: Path) -> Finding:
+def check_disk(runs: Path) -> CheckResult:
     """Whether runs can be written and locked, and how much room there is."""
-    folder = next(each for each in (runs, *runs.absolute().parents) if each.is_dir())
+    folder = next(parent for parent in (runs, *runs.absolute().parents) if parent.is_dir())
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         text = f"{folder.absolute()} cannot be written and locked: {error.strerror}"
-        return Finding("disk", "wrong", text, "cd into a folder of yours, or train with --run DIR", needed=True)
+        return CheckResult("disk", "wrong", text, "cd into a folder of yours, or train with --run DIR", needed=True)
     free = shutil.disk_usage(folder).free
     text = f"{free / GIB:.1f} GiB free for runs/ in {folder.absolute()}"
-    if free < _DISK:
-        return Finding("disk", "wrong", f"{text}; at least 1 GiB is wanted", "make room, or train with --run DIR", True)
-    return Finding("disk", "ok", text)
+    if free < _MIN_FREE_DISK:
+        return CheckResult(
+            "disk", "wrong", f"{text}; at least 1 GiB is wanted", "make room, or train with --run DIR", True
+        )
+    return CheckResult("disk", "ok", text)
 
 
-def serving(binary: str | None) -> Finding:
+def check_serving(binary: str | None) -> CheckResult:
     if binary:
-        return Finding(BINARY, "ok", binary)
-    text = "not on the PATH; only `serve --real` starts it, `serve` has a stand-in"
-    return Finding(BINARY, "missing", text, "docker pull tensorflow/serving")
+        return CheckResult(SERVING_BINARY, "ok", binary)
+    text = "not on the PATH; only `serve --use-tf-serving` starts it, `serve` has a stand-in"
+    return CheckResult(SERVING_BINARY, "missing", text, "docker pull tensorflow/serving")
 
 
-def _cores() -> Finding:
-    seen, quota = len(system_limits.usable_cores()), system_limits.cpu_quota()
+def _check_cores() -> CheckResult:
+    usable, quota = len(system_limits.usable_cores()), system_limits.cpu_quota()
     limit = "" if math.isinf(quota) else f", {quota:g} by the quota of the container"
-    return Finding("cores", "ok", f"{seen} of {os.cpu_count()} usable{limit}")
+    return CheckResult("cores", "ok", f"{usable} of {os.cpu_count()} usable{limit}")
 
 
-def _memory(free: int) -> Finding:
+def _check_memory(free: int) -> CheckResult:
     text = f"{free / GIB:.1f} GiB free"
-    if free < _MEMORY:
-        mend = "end other programs, or train with --workers 1 and a smaller --set batch_size"
-        return Finding("memory", "wrong", f"{text}; a member takes 1 to 2 GiB", mend)
-    return Finding("memory", "ok", text)
+    if free < _MIN_FREE_MEMORY:
+        hint = "end other programs, or train with --workers 1 and a smaller --set batch_size"
+        return CheckResult("memory", "wrong", f"{text}; a member takes 1 to 2 GiB", hint)
+    return CheckResult("memory", "ok", text)
 
 
-def _files(limit: int) -> Finding:
-    if 0 <= limit < _FILES:
-        return Finding("open files", "wrong", f"at most {limit}; {_FILES} are wanted", f"ulimit -n {_FILES}")
-    return Finding("open files", "ok", f"at most {limit}" if limit >= 0 else "without limit")
+def _check_open_files(limit: int) -> CheckResult:
+    if 0 <= limit < _MIN_OPEN_FILES:
+        return CheckResult(
+            "open files", "wrong", f"at most {limit}; {_MIN_OPEN_FILES} are wanted", f"ulimit -n {_MIN_OPEN_FILES}"
+        )
+    return CheckResult("open files", "ok", f"at most {limit}" if limit >= 0 else "without limit")
 
 
-def _shared_memory(folder: Path) -> Finding:
+def _check_shared_memory(folder: Path) -> CheckResult:
     if not folder.is_dir():
-        return Finding("shared memory", "ok", f"there is no {folder} on this system")
+        return CheckResult("shared memory", "ok", f"there is no {folder} on this system")
     size = shutil.disk_usage(folder).total
     text = f"{size / GIB:.2f} GiB in {folder}"
-    if size < _SHARED:
-        mend = "docker run --shm-size=2g ..., for --ray and several GPUs"
-        return Finding("shared memory", "wrong", text, mend)
-    return Finding("shared memory", "ok", text)
+    if size < _MIN_SHARED_MEMORY:
+        hint = "docker run --shm-size=2g ..., for --ray-address and several GPUs"
+        return CheckResult("shared memory", "wrong", text, hint)
+    return CheckResult("shared memory", "ok", text)
 
 
-def _backend(environment: Mapping[str, str]) -> Finding:
+def _check_backend(environment: Mapping[str, str]) -> CheckResult:
     file = Path(environment.get("KERAS_HOME") or Path.home() / ".keras", "keras.json")
-    asked, where, mend = environment.get("KERAS_BACKEND"), "KERAS_BACKEND", "export KERAS_BACKEND=tensorflow"
-    if not asked:
-        asked, where = _configured(file), str(file)
-    if asked not in (None, "tensorflow"):
-        text = f"{asked}, by {where}; training and data are TensorFlow"
-        return Finding("Keras backend", "wrong", text, mend, needed=True)
-    return Finding("Keras backend", "ok", "tensorflow")
+    backend, source, hint = environment.get("KERAS_BACKEND"), "KERAS_BACKEND", "export KERAS_BACKEND=tensorflow"
+    if not backend:
+        backend, source = _configured_backend(file), str(file)
+    if backend not in (None, "tensorflow"):
+        text = f"{backend}, by {source}; training and data are TensorFlow"
+        return CheckResult("Keras backend", "wrong", text, hint, needed=True)
+    return CheckResult("Keras backend", "ok", "tensorflow")
 
 
-def _configured(file: Path) -> str | None:
+def _configured_backend(file: Path) -> str | None:
     try:
         settings = json.loads(file.read_bytes())
     except (OSError, ValueError):
@@ -148,37 +154,46 @@ def _configured(file: Path) -> str | None:
     return settings.get("backend") if isinstance(settings, dict) else None
 
 
-def _cluster(text: str) -> Finding:
+def _check_tf_config(text: str) -> CheckResult:
     try:
         task = json.loads(text)["task"]
-        return Finding("TF_CONFIG", "ok", f"this host is {task['type']} {task['index']}; for --strategy multiworker")
+        return CheckResult(
+            "TF_CONFIG", "ok", f"this host is {task['type']} {task['index']}; for --strategy multiworker"
+        )
     except (ValueError, KeyError, TypeError):
-        mend = "unset TF_CONFIG, or give it as deploy/training.md shows"
-        return Finding("TF_CONFIG", "wrong", f"not the description of a cluster: {text[:60]}", mend)
+        hint = "unset TF_CONFIG, or give it as deploy/training.md shows"
+        return CheckResult("TF_CONFIG", "wrong", f"not the description of a cluster: {text[:60]}", hint)
 
 
-OURS = "keras-committee"
-INSTALL = f"pip install {OURS}"
-PURPOSES = {
+PACKAGE = "keras-committee"
+INSTALL_COMMAND = f"pip install {PACKAGE}"
+EXTRA_PURPOSES = {
     "cv": "keras-cv's models as members",
     "model-garden": "the Model Garden's models as members",
     "serving": "`serve`, and `predict --url`",
-    "ray": "`train --ray`",
+    "ray": "`train --ray-address`",
     "search": "`search`",
     "datasets": "recipes that read TensorFlow Datasets",
     "profile": "the profile page of TensorBoard",
 }
-WHY = {
+REASONS = {
     "setuptools": "TensorBoard imports pkg_resources, which setuptools 81 dropped",
     "keras": "older versions load files that run code (CVE-2025-1550, 8747, 9905)",
 }
 # Distributions that install the same `tensorflow` folder, one over the other.
-TWINS = ("tensorflow-cpu", "tensorflow-gpu", "tensorflow-intel", "intel-tensorflow", "tf-nightly", "tf-nightly-cpu")
+CONFLICTING = (
+    "tensorflow-cpu",
+    "tensorflow-gpu",
+    "tensorflow-intel",
+    "intel-tensorflow",
+    "tf-nightly",
+    "tf-nightly-cpu",
+)
 
-Version = Callable[[str], str | None]
+VersionLookup = Callable[[str], str | None]
 
 
-def installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     """The version of a distribution, None where it is not installed."""
     try:
         return importlib.metadata.version(package)
@@ -186,7 +201,7 @@ def installed(package: str) -> str | None:
         return None
 
 
-def requirements(package: str) -> list[Requirement]:
+def distribution_requirements(package: str) -> list[Requirement]:
     """What an installed distribution asks for, extras included; nothing where it is not installed."""
     try:
         return [Requirement(text) for text in importlib.metadata.requires(package) or ()]
@@ -194,90 +209,107 @@ def requirements(package: str) -> list[Requirement]:
         return []
 
 
-def package_findings(version: Version = installed) -> Iterator[Finding]:
+def check_packages(get_version: VersionLookup = installed_version) -> Iterator[CheckResult]:
     """Python, what the package needs, what conflicts, and the extras."""
-    asked = requirements(OURS)
-    if not asked:
-        yield Finding(OURS, "wrong", "its metadata is missing: it was not installed", INSTALL, needed=True)
+    declared = distribution_requirements(PACKAGE)
+    if not declared:
+        yield CheckResult(
+            PACKAGE, "wrong", "its metadata is missing: it was not installed", INSTALL_COMMAND, needed=True
+        )
         return
-    yield _python(importlib.metadata.metadata(OURS)["Requires-Python"])
-    for requirement in asked:
-        if _extra(requirement) is None:
-            yield _core(requirement, version)
-    yield from _conflicts(version)
-    for extra, purpose in PURPOSES.items():
-        yield _extra_finding(extra, purpose, [each for each in asked if _extra(each) == extra], version)
+    yield _check_python(importlib.metadata.metadata(PACKAGE)["Requires-Python"])
+    for requirement in declared:
+        if _extra_name(requirement) is None:
+            yield _check_requirement(requirement, get_version)
+    yield from _check_conflicts(get_version)
+    for extra, purpose in EXTRA_PURPOSES.items():
+        yield _check_extra(
+            extra, purpose, [requirement for requirement in declared if _extra_name(requirement) == extra], get_version
+        )
 
 
-def _python(wanted: str) -> Finding:
-    found = platform.python_version()
-    if SpecifierSet(wanted).contains(found, prereleases=True):
-        return Finding("Python", "ok", found)
-    mend = f"python3.11 -m venv .venv && .venv/bin/{INSTALL}"
-    return Finding("Python", "wrong", f"{found}; {wanted} is needed", mend, needed=True)
+def _check_python(required: str) -> CheckResult:
+    version = platform.python_version()
+    if SpecifierSet(required).contains(version, prereleases=True):
+        return CheckResult("Python", "ok", version)
+    hint = f"python3.11 -m venv .venv && .venv/bin/{INSTALL_COMMAND}"
+    return CheckResult("Python", "wrong", f"{version}; {required} is needed", hint, needed=True)
 
 
-def _core(requirement: Requirement, version: Version) -> Finding:
-    name, found = requirement.name, version(requirement.name)
-    if _fits(requirement, found):
-        return Finding(name, "ok", str(found), needed=True)
-    twin = next((each for each in TWINS if name == "tensorflow" and _fits(requirement, version(each))), None)
-    if twin:
-        return Finding(name, "ok", f"{version(twin)}, as {twin}", needed=True)
-    state, what = ("wrong", f"{found}; {requirement.specifier} is needed") if found else ("missing", "not installed")
-    why = f". {WHY[name]}" if found and name in WHY else ""
-    return Finding(name, state, what + why, _install(requirement), needed=True)
+def _check_requirement(requirement: Requirement, get_version: VersionLookup) -> CheckResult:
+    name, found = requirement.name, get_version(requirement.name)
+    if _is_satisfied(requirement, found):
+        return CheckResult(name, "ok", str(found), needed=True)
+    alternative = next(
+        (
+            package
+            for package in CONFLICTING
+            if name == "tensorflow" and _is_satisfied(requirement, get_version(package))
+        ),
+        None,
+    )
+    if alternative:
+        return CheckResult(name, "ok", f"{get_version(alternative)}, as {alternative}", needed=True)
+    state, problem = ("wrong", f"{found}; {requirement.specifier} is needed") if found else ("missing", "not installed")
+    reason = f". {REASONS[name]}" if found and name in REASONS else ""
+    return CheckResult(name, state, problem + reason, _install_command(requirement), needed=True)
 
 
-def _conflicts(version: Version) -> Iterator[Finding]:
-    twins = [name for name in ("tensorflow", *TWINS) if version(name)]
-    if len(twins) > 1:
-        mend = f"pip uninstall -y {' '.join(twins)} && pip install {twins[0]}=={version(twins[0])}"
-        text = f"{' and '.join(twins)} write into the same folder"
-        yield Finding("TensorFlow twice", "wrong", text, mend, needed=True)
+def _check_conflicts(get_version: VersionLookup) -> Iterator[CheckResult]:
+    conflicting = [name for name in ("tensorflow", *CONFLICTING) if get_version(name)]
+    if len(conflicting) > 1:
+        hint = (
+            f"pip uninstall -y {' '.join(conflicting)} && pip install {conflicting[0]}=={get_version(conflicting[0])}"
+        )
+        text = f"{' and '.join(conflicting)} write into the same folder"
+        yield CheckResult("TensorFlow twice", "wrong", text, hint, needed=True)
     for owner in ("tensorflow", "tensorboard", "tensorflow-serving-api"):
-        for requirement in requirements(owner):
-            found = version(requirement.name)
-            if _applies(requirement) and found and not _fits(requirement, found):
+        for requirement in distribution_requirements(owner):
+            found = get_version(requirement.name)
+            if _applies_without_extra(requirement) and found and not _is_satisfied(requirement, found):
                 text = f"{owner} needs {requirement.specifier}, {found} is installed"
-                yield Finding(requirement.name, "wrong", text, _install(requirement), needed=owner == "tensorflow")
+                yield CheckResult(
+                    requirement.name, "wrong", text, _install_command(requirement), needed=owner == "tensorflow"
+                )
 
 
-def _extra_finding(extra: str, purpose: str, asked: list[Requirement], version: Version) -> Finding:
-    found = {each.name: version(each.name) for each in asked}
-    lacking = [each.name for each in asked if not found[each.name]]
-    unfit = [
-        f"{each.name} {found[each.name]} ({each.specifier})" for each in asked if not _fits(each, found[each.name])
+def _check_extra(extra: str, purpose: str, declared: list[Requirement], get_version: VersionLookup) -> CheckResult:
+    found = {requirement.name: get_version(requirement.name) for requirement in declared}
+    missing = [each.name for each in declared if not found[each.name]]
+    unsatisfied = [
+        f"{each.name} {found[each.name]} ({each.specifier})"
+        for each in declared
+        if not _is_satisfied(each, found[each.name])
     ]
-    mend = f"pip install '{OURS}[{extra}]'"
-    if lacking:
-        return Finding(f"extra {extra}", "missing", f"{', '.join(lacking)}; for {purpose}", mend)
-    if unfit:
-        return Finding(f"extra {extra}", "wrong", f"{', '.join(unfit)} is needed; for {purpose}", mend)
-    return Finding(f"extra {extra}", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
+    hint = f"pip install '{PACKAGE}[{extra}]'"
+    if missing:
+        return CheckResult(f"extra {extra}", "missing", f"{', '.join(missing)}; for {purpose}", hint)
+    if unsatisfied:
+        return CheckResult(f"extra {extra}", "wrong", f"{', '.join(unsatisfied)} is needed; for {purpose}", hint)
+    return CheckResult(f"extra {extra}", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
 
 
-def _fits(requirement: Requirement, found: str | None) -> bool:
-    return found is not None and requirement.specifier.contains(found, prereleases=True)
+def _is_satisfied(requirement: Requirement, version: str | None) -> bool:
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
-def _applies(requirement: Requirement) -> bool:
+def _applies_without_extra(requirement: Requirement) -> bool:
     return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
 
 
-def _extra(requirement: Requirement) -> str | None:
+def _extra_name(requirement: Requirement) -> str | None:
     """The extra that a requirement belongs to, None for one of the package itself."""
-    if _applies(requirement):
+    if _applies_without_extra(requirement):
         return None
-    return next((extra for extra in PURPOSES if requirement.marker.evaluate({"extra": extra})), "")  # pyright: ignore[reportOptionalMemberAccess]
+    return next((extra for extra in EXTRA_PURPOSES if requirement.marker.evaluate({"extra": extra})), "")  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def _install(requirement: Requirement) -> str:
+def _install_command(requirement: Requirement) -> str:
     return f"pip install '{requirement.name}{requirement.specifier}'"
 
 
 # Says in one line of JSON what it found, or the first cause of what went wrong.
-PROGRAM = """
+PROBE_SCRIPT = """
 import json, sys, time
 start = time.monotonic()
 try:
@@ -298,63 +330,70 @@ except BaseException as error:
     found = {"error": f"{type(error).__name__}: {error}"}
 print("\\n" + json.dumps(found))
 """
-REINSTALL = "pip install --force-reinstall 'tensorflow~=2.20'"
-_SECONDS = 300
-_SIGNALS = {
+REINSTALL_COMMAND = "pip install --force-reinstall 'tensorflow~=2.20'"
+_PROBE_TIMEOUT_SECONDS = 300
+_SIGNAL_CAUSES = {
     signal.SIGILL: "this processor lacks instructions (AVX) that this build of TensorFlow uses",
     signal.SIGKILL: "most likely the memory did not suffice",
     signal.SIGABRT: "a wrong XLA_FLAGS or TF_XLA_FLAGS does that",
 }
 
 
-def tensorflow_findings(program: Sequence[str] = (sys.executable, "-P", "-c", PROGRAM)) -> Iterator[Finding]:
+def check_tensorflow(program: Sequence[str] = (sys.executable, "-P", "-c", PROBE_SCRIPT)) -> Iterator[CheckResult]:
     """Whether TensorFlow and Keras start, with what; the devices where they do."""
-    answer = _ask(program)
-    if "error" in answer:
-        mend = answer.get("mend") or REINSTALL
-        yield Finding("TensorFlow", "wrong", f"it does not start: {_first_line(answer['error'])}", mend, needed=True)
+    probe = _run_probe(program)
+    if "error" in probe:
+        hint = probe.get("mend") or REINSTALL_COMMAND
+        yield CheckResult("TensorFlow", "wrong", f"it does not start: {_first_line(probe['error'])}", hint, needed=True)
         return
-    took = f"starts in {answer['seconds']:.1f} s"
-    yield Finding("TensorFlow", "ok", f"{answer['tensorflow']}, Keras {answer['keras']} on it; {took}", needed=True)
-    yield devices(answer, _nvidia())
+    startup = f"starts in {probe['seconds']:.1f} s"
+    yield CheckResult(
+        "TensorFlow", "ok", f"{probe['tensorflow']}, Keras {probe['keras']} on it; {startup}", needed=True
+    )
+    yield check_gpus(probe, _has_nvidia_driver())
 
 
-def devices(answer: dict[str, Any], nvidia: bool) -> Finding:
+def check_gpus(probe: dict[str, Any], has_nvidia: bool) -> CheckResult:
     """GPUs that TensorFlow uses; that it uses none where there are some is wrong."""
-    if answer["gpus"]:
-        return Finding("GPUs", "ok", f"{len(answer['gpus'])}: {', '.join(answer['gpus'])}")
-    if nvidia and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return Finding("GPUs", "wrong", "hidden by CUDA_VISIBLE_DEVICES", "unset CUDA_VISIBLE_DEVICES")
-    if nvidia:
+    if probe["gpus"]:
+        return CheckResult("GPUs", "ok", f"{len(probe['gpus'])}: {', '.join(probe['gpus'])}")
+    if has_nvidia and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return CheckResult("GPUs", "wrong", "hidden by CUDA_VISIBLE_DEVICES", "unset CUDA_VISIBLE_DEVICES")
+    if has_nvidia:
         text = "this machine has NVIDIA GPUs, TensorFlow sees none of them: members would train on the cores"
-        return Finding("GPUs", "wrong", text, "pip install 'tensorflow[and-cuda]~=2.20'")
-    return Finding("GPUs", "ok", "none: members train on the cores")
+        return CheckResult("GPUs", "wrong", text, "pip install 'tensorflow[and-cuda]~=2.20'")
+    return CheckResult("GPUs", "ok", "none: members train on the cores")
 
 
-def _ask(program: Sequence[str]) -> dict[str, Any]:
+def _run_probe(program: Sequence[str]) -> dict[str, Any]:
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     try:
-        ended = subprocess.run(program, capture_output=True, text=True, timeout=_SECONDS, env=environment)
+        completed = subprocess.run(
+            program, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_SECONDS, env=environment
+        )
     except subprocess.TimeoutExpired:
-        return {"error": f"no answer in {_SECONDS} s", "mend": "free the machine, or move the packages to a local disk"}
+        return {
+            "error": f"no answer in {_PROBE_TIMEOUT_SECONDS} s",
+            "mend": "free the machine, or move the packages to a local disk",
+        }
     try:
-        return json.loads(ended.stdout.splitlines()[-1])
+        return json.loads(completed.stdout.splitlines()[-1])
     except (ValueError, IndexError):
-        return _unsaid(ended.returncode, ended.stderr)
+        return _error_from_exit(completed.returncode, completed.stderr)
 
 
-def _unsaid(code: int, said: str) -> dict[str, Any]:
+def _error_from_exit(returncode: int, stderr: str) -> dict[str, Any]:
     """What the end of a process tells that could not say itself what went wrong."""
-    if code < 0:
-        why = _SIGNALS.get(signal.Signals(-code))
-        return {"error": f"it ended with {signal.Signals(-code).name}" + (f"; {why}" if why else "")}
-    return {"error": (said.strip().splitlines() or [f"it ended with exit code {code}"])[-1]}
+    if returncode < 0:
+        cause = _SIGNAL_CAUSES.get(signal.Signals(-returncode))
+        return {"error": f"it ended with {signal.Signals(-returncode).name}" + (f"; {cause}" if cause else "")}
+    return {"error": (stderr.strip().splitlines() or [f"it ended with exit code {returncode}"])[-1]}
 
 
 def _first_line(text: str) -> str:
     return next((line for line in text.splitlines() if line.strip()), text)
 
 
-def _nvidia() -> bool:
+def _has_nvidia_driver() -> bool:
     """Whether the driver of NVIDIA is there."""
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()

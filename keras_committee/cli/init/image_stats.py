@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from keras_committee.class_folders import MEND, list_images
-from keras_committee.errors import refuse
+from keras_committee.class_folders import HINT, list_images
+from keras_committee.errors import raise_if_problems
 
-MOST_OPENED = 2_000  # headers, evenly spread over the files: enough for a median
+MAX_IMAGES_OPENED = 2_000  # headers, evenly spread over the files: enough for a median
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Survey:
+class ImageStats:
     """What recipes depend on.
 
     Args:
@@ -25,23 +25,23 @@ class Survey:
         first_label: The label of the first class where they lie in TFRecords; None for folders.
     """
 
-    counts: dict[str, int]
-    training: dict[str, int]
+    class_counts: dict[str, int]
+    training_counts: dict[str, int]
     held_out: tuple[str, ...]
-    side: int
+    median_side: int
     first_label: int | None = None
 
     @property
-    def images(self) -> int:
-        return sum(self.counts.values())
+    def num_images(self) -> int:
+        return sum(self.class_counts.values())
 
     @property
     def imbalance(self) -> float:
         """How many times as many images the largest class has for training as the smallest."""
-        return max(self.training.values()) / min(self.training.values())
+        return max(self.training_counts.values()) / min(self.training_counts.values())
 
 
-def survey(directory: Path) -> Survey:
+def collect_image_stats(directory: Path) -> ImageStats:
     """Looks at class folders.
 
     Raises:
@@ -49,33 +49,35 @@ def survey(directory: Path) -> Survey:
     """
     listing = list_images(directory)
     names = [name for split in listing.splits.values() for images in split.values() for name in images]
-    sides, unreadable = shorter_sides({name: directory / name for name in spread(names)})
-    few = [] if listing.problems else too_few(listing.classes)
-    refuse(f"image_folder({str(directory)!r})", [*listing.problems, *few, *unreadable], MEND)
+    sides, unreadable = shorter_sides({name: directory / name for name in subsample(names)})
+    class_problems = [] if listing.problems else class_count_problems(listing.classes)
+    raise_if_problems(f"image_folder({str(directory)!r})", [*listing.problems, *class_problems, *unreadable], HINT)
     training = {name: len(images) for name, images in listing.splits["train"].items()}
     counts = {name: sum(len(split[name]) for split in listing.splits.values()) for name in listing.classes}
-    held_out = tuple(part for part in ("validation", "test") if part in listing.splits)
-    return Survey(counts=counts, training=training, held_out=held_out, side=round(statistics.median(sides)))
+    held_out = tuple(split for split in ("validation", "test") if split in listing.splits)
+    return ImageStats(
+        class_counts=counts, training_counts=training, held_out=held_out, median_side=round(statistics.median(sides))
+    )
 
 
-def spread(rows: Sequence) -> Sequence:
+def subsample(rows: Sequence) -> Sequence:
     """Every so-manieth of them: MOST_OPENED, or up to twice as many."""
-    return rows[:: max(1, len(rows) // MOST_OPENED)]
+    return rows[:: max(1, len(rows) // MAX_IMAGES_OPENED)]
 
 
-def too_few(classes: Sequence[str]) -> list[str]:
+def class_count_problems(classes: Sequence[str]) -> list[str]:
     """What is wrong with the number of classes."""
     return [] if len(classes) > 1 else ["there is only one class; a classifier needs two"]
 
 
 def shorter_sides(images: Mapping[str, Path | BinaryIO]) -> tuple[list[int], list[str]]:
     """The shorter sides of the images, and what is wrong with those that have none, by their names."""
-    found = {name: _side(image) for name, image in images.items()}
+    found = {name: _shorter_side(image) for name, image in images.items()}
     problems = [f"{name}: {problem}" for name, (_, problem) in found.items() if problem]
     return [side for side, problem in found.values() if not problem], problems
 
 
-def _side(file: Path | BinaryIO) -> tuple[int, str]:
+def _shorter_side(file: Path | BinaryIO) -> tuple[int, str]:
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -6,22 +6,22 @@ import math
 import textwrap
 from pathlib import Path
 
-from keras_committee.cli.init.image_stats import Survey
+from keras_committee.cli.init.image_stats import ImageStats
 
-SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
-LARGEST_FOR_WIDE_RESNET = 64
-IMAGES_SEEN = 2_000_000  # in all epochs; CIFAR-10 in 44
-FEWEST_EPOCHS, MOST_EPOCHS = 10, 200
-UNEVEN = 3.0
-FEW_EXAMPLES = 20_000
-RATES = {"wide_resnet": 0.1, "efficientnet": 0.05}  # for batches of 128
+IMAGE_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
+MAX_WIDE_RESNET_SIZE = 64
+TARGET_IMAGES_SEEN = 2_000_000  # in all epochs; CIFAR-10 in 44
+MIN_EPOCHS, MAX_EPOCHS = 10, 200
+IMBALANCE_THRESHOLD = 3.0
+SMALL_DATASET_SIZE = 20_000
+BASE_LEARNING_RATES = {"wide_resnet": 0.1, "efficientnet": 0.05}  # for batches of 128
 # Of an image in a training step, estimated from the activations and rounded up: WRN-16-4, EfficientNet-B0, float32.
 BYTES_PER_PIXEL = {"wide_resnet": 12_000, "efficientnet": 2_500}
-HELD_OUT = {"validation": 0.1, "test": 0.2}
+HOLDOUT_FRACTIONS = {"validation": 0.1, "test": 0.2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Choices:
+class RecipeDefaults:
     """What stands in a new recipe, each with the sentence that says why."""
 
     size: int
@@ -35,82 +35,86 @@ class Choices:
     learning_rate: float
     validation: float
     test: float
-    uneven: str
+    imbalance_warning: str
 
 
-def choose(found: Survey, free_memory: int) -> Choices:
+def choose_defaults(stats: ImageStats, free_memory: int) -> RecipeDefaults:
     """Sensible first values; `free_memory` in bytes is what all members share."""
-    size = _size(found.side)
-    network = "wide_resnet" if size <= LARGEST_FOR_WIDE_RESNET else "efficientnet"
-    shares, examples = _shares(found)
-    batch, batch_why = _batch(BYTES_PER_PIXEL[network] * size * size, examples, free_memory)
-    epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(IMAGES_SEEN / examples)))
-    return Choices(
+    size = _choose_size(stats.median_side)
+    network = "wide_resnet" if size <= MAX_WIDE_RESNET_SIZE else "efficientnet"
+    fractions, examples = _split_fractions(stats)
+    batch_size, batch_why = _choose_batch_size(BYTES_PER_PIXEL[network] * size * size, examples, free_memory)
+    epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, round(TARGET_IMAGES_SEEN / examples)))
+    return RecipeDefaults(
         size=size,
-        size_why=f"the median of the shorter sides is {found.side} pixels",
+        size_why=f"the median of the shorter sides is {stats.median_side} pixels",
         network=network,
-        width=2 if examples < FEW_EXAMPLES else 4,
-        batch_size=batch,
+        width=2 if examples < SMALL_DATASET_SIZE else 4,
+        batch_size=batch_size,
         batch_why=batch_why,
         epochs=epochs,
         epochs_why=f"{examples:,} images for training, {epochs * examples:,} seen in all",
-        learning_rate=float(f"{RATES[network] * batch / 128:.2g}"),
-        uneven=_uneven(found),
-        **shares,
+        learning_rate=float(f"{BASE_LEARNING_RATES[network] * batch_size / 128:.2g}"),
+        imbalance_warning=_imbalance_warning(stats),
+        **fractions,
     )
 
 
-def _size(side: int) -> int:
+def _choose_size(side: int) -> int:
     """The largest size that does not blow the median image up, but by a tenth; 32 at least."""
-    return max([each for each in SIZES if each <= 1.1 * side], default=SIZES[0])
+    return max([size for size in IMAGE_SIZES if size <= 1.1 * side], default=IMAGE_SIZES[0])
 
 
-def _shares(found: Survey) -> tuple[dict[str, float], int]:
+def _split_fractions(stats: ImageStats) -> tuple[dict[str, float], int]:
     """What is held out for test and then for validation, 0.0 where folders say it, and the examples that are left."""
-    shares, examples = {"validation": 0.0, "test": 0.0}, sum(found.training.values())
-    for part in ("test", "validation"):
-        if part not in found.held_out:
-            enough = math.ceil(110 * len(found.training) / examples) / 100  # an image of each class, and a tenth more
-            shares[part] = min(0.4, max(HELD_OUT[part], enough))
-            examples = max(1, examples - round(examples * shares[part]))
-    return shares, examples
+    fractions, examples = {"validation": 0.0, "test": 0.0}, sum(stats.training_counts.values())
+    for split in ("test", "validation"):
+        if split not in stats.held_out:
+            min_fraction = (
+                math.ceil(110 * len(stats.training_counts) / examples) / 100
+            )  # an image of each class, and a tenth more
+            fractions[split] = min(0.4, max(HOLDOUT_FRACTIONS[split], min_fraction))
+            examples = max(1, examples - round(examples * fractions[split]))
+    return fractions, examples
 
 
-def _batch(bytes_of_image: int, examples: int, free_memory: int) -> tuple[int, str]:
+def _choose_batch_size(bytes_per_image: int, examples: int, free_memory: int) -> tuple[int, str]:
     """A power of two, and which limit it keeps."""
-    most, why = min(
+    max_batch_size, why = min(
         (128, "as in the papers"),
         (examples // 8, "8 of them make an epoch"),
-        (free_memory // 2 // bytes_of_image, "half of the free memory holds it, as estimated"),
+        (free_memory // 2 // bytes_per_image, "half of the free memory holds it, as estimated"),
         key=lambda limit: limit[0],
     )
-    return _power_of_two(most), why
+    return _largest_power_of_two(max_batch_size), why
 
 
-def _power_of_two(most: int) -> int:
+def _largest_power_of_two(maximum: int) -> int:
     """The largest power of two up to `most`, 1 at least."""
-    return 1 << (max(1, most).bit_length() - 1)
+    return 1 << (max(1, maximum).bit_length() - 1)
 
 
-def _uneven(found: Survey) -> str:
+def _imbalance_warning(stats: ImageStats) -> str:
     """A warning where some classes have many more images than others."""
-    if found.imbalance < UNEVEN:
+    if stats.imbalance < IMBALANCE_THRESHOLD:
         return ""
-    (most, many), (least, few) = (pick(found.training.items(), key=lambda pair: pair[1]) for pick in (max, min))
+    (largest, largest_count), (smallest, smallest_count) = (
+        pick(stats.training_counts.items(), key=lambda pair: pair[1]) for pick in (max, min)
+    )
     return (
-        f"class {most!r} has {many:,} images for training, {least!r} has {few:,}: {found.imbalance:.1f} times fewer. "
-        f"Accuracy says little of {least!r}; look at the confusion matrix, or collect more of it."
+        f"class {largest!r} has {largest_count:,} images for training, {smallest!r} has {smallest_count:,}: {stats.imbalance:.1f} times fewer. "
+        f"Accuracy says little of {smallest!r}; look at the confusion matrix, or collect more of it."
     )
 
 
-_LONGEST = 120
+_MAX_LINE_LENGTH = 120
 
-_RECIPE = '''"""{title}
+_RECIPE_TEMPLATE = '''"""{title}
 
     {command}
     {command} --smoke
 
-Written by `keras-committee new`; the figures in the comments are those of the images on that day. Change what you like.
+Written by `keras-committee init`; the figures in the comments are those of the images on that day. Change what you like.
 """
 
 import keras
@@ -156,14 +160,14 @@ def recipe(
     )
 '''
 
-_FIRST_LABEL = "            first_label={},  # of the first class, in the examples\n"
+_FIRST_LABEL_TEMPLATE = "            first_label={},  # of the first class, in the examples\n"
 
-_CAPACITY = {
+_CAPACITY_TEMPLATES = {
     "wide_resnet": "    width={width},  # channels of the network; 2 for few images, 4 for {few:,} and more",
     "efficientnet": '    variant="b0",  # to "b7", each larger than the one before',
 }
 
-_NETWORK = {
+_NETWORK_TEMPLATES = {
     "wide_resnet": """\
         shape = (size, size, 3)  # a WRN suits images of up to 64 pixels
         return models.wide_resnet(16, width, classes={classes}, image_shape=shape, l2=2.5e-4)""",
@@ -174,36 +178,36 @@ _NETWORK = {
 }
 
 
-def draft(found: Survey, chosen: Choices, data_dir: Path, command: str) -> str:
+def render_recipe(stats: ImageStats, defaults: RecipeDefaults, data_dir: Path, command: str) -> str:
     """The source of a recipe for the images in `data_dir`; `command` is the one that trains it."""
-    classes = len(found.counts)
-    return _RECIPE.format(
-        title=f"Four members vote on {found.images:,} images of {classes} classes.",
+    classes = len(stats.class_counts)
+    return _RECIPE_TEMPLATE.format(
+        title=f"Four members vote on {stats.num_images:,} images of {classes} classes.",
         command=command.replace("\\", "\\\\").replace('"', '\\"'),
-        capacity=_CAPACITY[chosen.network].format(width=chosen.width, few=FEW_EXAMPLES),
-        network=_NETWORK[chosen.network].format(classes=classes),
-        data_dir=_argument("data_dir", str(data_dir)),
-        warning=_comment(chosen.uneven),
-        reader="image_folder" if found.first_label is None else "imagenet_records",
-        first_label="" if found.first_label is None else _FIRST_LABEL.format(found.first_label),
-        validation_why=_why(chosen.validation, "validation", found),
-        test_why=_why(chosen.test, "test", found),
-        **{name: getattr(chosen, name) for name in ("validation", "test", "epochs", "epochs_why", "batch_size")},
-        **{name: getattr(chosen, name) for name in ("batch_why", "learning_rate", "size", "size_why")},
+        capacity=_CAPACITY_TEMPLATES[defaults.network].format(width=defaults.width, few=SMALL_DATASET_SIZE),
+        network=_NETWORK_TEMPLATES[defaults.network].format(classes=classes),
+        data_dir=_format_argument("data_dir", str(data_dir)),
+        warning=_format_comment(defaults.imbalance_warning),
+        reader="image_folder" if stats.first_label is None else "imagenet_records",
+        first_label="" if stats.first_label is None else _FIRST_LABEL_TEMPLATE.format(stats.first_label),
+        validation_why=_split_reason(defaults.validation, "validation", stats),
+        test_why=_split_reason(defaults.test, "test", stats),
+        **{name: getattr(defaults, name) for name in ("validation", "test", "epochs", "epochs_why", "batch_size")},
+        **{name: getattr(defaults, name) for name in ("batch_why", "learning_rate", "size", "size_why")},
     )
 
 
-def _argument(name: str, value: str) -> str:
+def _format_argument(name: str, value: str) -> str:
     """An argument with a string for its default, in the quotes of the house; long ones may pass the margin."""
     line = f"{name}={json.dumps(value, ensure_ascii=False)},"
-    return f"{line}  # noqa: E501" if len(line) + 4 > _LONGEST and " " in value else line
+    return f"{line}  # noqa: E501" if len(line) + 4 > _MAX_LINE_LENGTH and " " in value else line
 
 
-def _why(share: float, part: str, found: Survey) -> str:
-    there = "there is a folder for" if found.first_label is None else "there are shards for"
-    return f"{share:.0%} of the training images" if share else f"{there} {part}"
+def _split_reason(fraction: float, split: str, stats: ImageStats) -> str:
+    source = "there is a folder for" if stats.first_label is None else "there are shards for"
+    return f"{fraction:.0%} of the training images" if fraction else f"{source} {split}"
 
 
-def _comment(text: str) -> str:
-    lines = textwrap.wrap(text, _LONGEST - 6)
+def _format_comment(text: str) -> str:
+    lines = textwrap.wrap(text, _MAX_LINE_LENGTH - 6)
     return "".join(f"    # {line}\n" for line in lines)

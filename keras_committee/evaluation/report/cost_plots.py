@@ -8,64 +8,83 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from keras_committee.evaluation.report.run_data import Chosen, Point, Series
-from keras_committee.figures.style import FRONT, INK, NARROW, PAPER, QUIET, Label, colour, marker, place, round_numbers
+from keras_committee.evaluation.report.run_data import CostPoint, SelectedCommittee, Series
+from keras_committee.figures.style import (
+    BACKGROUND,
+    FOREGROUND,
+    MUTED,
+    NARROW_INCHES,
+    PARETO_FRONT,
+    Label,
+    color,
+    marker,
+    place_labels,
+    set_log_ticks,
+)
 
-TIMES = "\N{MULTIPLICATION SIGN}"
+TIMES_SIGN = "\N{MULTIPLICATION SIGN}"
 
 
 def accuracy_against_mflops(
-    series: Sequence[Series], chosen: Sequence[Chosen], front: Sequence[Point], split: str, width: float
+    series: Sequence[Series],
+    selected: Sequence[SelectedCommittee],
+    front: Sequence[CostPoint],
+    split: str,
+    width: float,
 ) -> Figure:
     """Accuracy over the logarithm of MFLOPs: single networks hollow, committees filled, cascades as stars."""
-    narrow = width <= NARROW
+    narrow = width <= NARROW_INCHES
     figure = Figure((width, 4.6 if narrow else 5.0))
     axes = figure.subplots()
     _draw_front(axes, front)
-    for number, one in enumerate(series):
-        _draw_series(axes, one, _ink(one, number), marker(number))
-    for each in chosen:
-        _draw_chosen(axes, each)
-    _scale(axes, [*_ends(series), *((each.mflops, 100 * each.scores["accuracy"]) for each in chosen)])
-    axes.set_xlabel(f"MFLOPs for one image (2 {TIMES} multiply-adds / 1e6), logarithmic")
-    axes.set_title(f"{split} accuracy, %", loc="left", fontsize=8.5, color=QUIET)
-    _key(figure, chosen, any(len(one.committees) > 1 for one in series), 2 if narrow else 4)
-    _label(axes, series, chosen, front, narrow)
+    for index, architecture in enumerate(series):
+        _draw_series(axes, architecture, _series_color(architecture, index), marker(index))
+    for committee in selected:
+        _draw_selected(axes, committee)
+    _set_log_axes(
+        axes, [*_error_bar_ends(series), *((each.mflops, 100 * each.scores["accuracy"]) for each in selected)]
+    )
+    axes.set_xlabel(f"MFLOPs for one image (2 {TIMES_SIGN} multiply-adds / 1e6), logarithmic")
+    axes.set_title(f"{split} accuracy, %", loc="left", fontsize=8.5, color=MUTED)
+    _add_legend(figure, selected, any(len(one.committees) > 1 for one in series), 2 if narrow else 4)
+    _add_labels(axes, series, selected, front, narrow)
     return figure
 
 
 def gain_by_size(series: Sequence[Series], width: float) -> Figure:
     """Two panels over the size of the committee: accuracy gained over one member in points, and NLL."""
-    narrow = width <= NARROW
+    narrow = width <= NARROW_INCHES
     figure = Figure((width, 5.2 if narrow else 3.1))
     left, right = figure.subplots(2, 1, sharex=True) if narrow else figure.subplots(1, 2)
-    several = [(number, one) for number, one in enumerate(series) if len(one.committees) > 1]
-    for number, one in several:
-        sizes = [each["size"] for each in one.committees]
-        gains = [100 * (each["accuracy"]["mean"] - one.single["accuracy"]["mean"]) for each in one.committees]
-        style = {"color": _ink(one, number), "marker": marker(number), "markersize": 5, "linewidth": 1.4}
+    multi_member = [
+        (index, architecture) for index, architecture in enumerate(series) if len(architecture.committees) > 1
+    ]
+    for number, one in multi_member:
+        sizes = [committee["size"] for committee in one.committees]
+        gains = [100 * (each["accuracy"]["mean"] - one.single_member["accuracy"]["mean"]) for each in one.committees]
+        style = {"color": _series_color(one, number), "marker": marker(number), "markersize": 5, "linewidth": 1.4}
         left.errorbar(sizes, gains, [100 * each["accuracy"]["std"] for each in one.committees], elinewidth=1, **style)
-        losses = [each["nll"] for each in one.committees]
+        nll_scores = [each["nll"] for each in one.committees]
         right.errorbar(
-            sizes, [loss["mean"] for loss in losses], [loss["std"] for loss in losses], elinewidth=1, **style
+            sizes, [loss["mean"] for loss in nll_scores], [loss["std"] for loss in nll_scores], elinewidth=1, **style
         )
-    _finish_sizes(left, right, several, narrow)
+    _format_size_axes(left, right, multi_member, narrow)
     return figure
 
 
-def exit_rates(chosen: Chosen, width: float) -> Figure:
+def exit_rates(cascade: SelectedCommittee, width: float) -> Figure:
     """One bar, cut into the shares of the images that end at each stage."""
     figure = Figure((width, 1.3))
     axes = figure.subplots()
     start = 0.0
-    for number, each in enumerate(chosen.exits):
-        rate = 100 * each["rate"]
-        axes.barh(0, rate, left=start, height=0.6, color=colour(0), alpha=1 / (1 + 0.8 * number), linewidth=0)
-        if rate > (16 if width <= NARROW else 8):
-            light = number == 0
-            members = f"{each['members']} member{'s' if each['members'] > 1 else ''}"
+    for index, stage in enumerate(cascade.exits):
+        rate = 100 * stage["rate"]
+        axes.barh(0, rate, left=start, height=0.6, color=color(0), alpha=1 / (1 + 0.8 * index), linewidth=0)
+        if rate > (16 if width <= NARROW_INCHES else 8):
+            on_dark_bar = index == 0
+            members = f"{stage['members']} member{'s' if stage['members'] > 1 else ''}"
             axes.text(start + rate / 2, 0, f"{members}\n{rate:.0f} %", ha="center", va="center",
-                      color=PAPER if light else INK, fontsize=8)  # fmt: skip
+                      color=BACKGROUND if on_dark_bar else FOREGROUND, fontsize=8)  # fmt: skip
         start += rate
     axes.set(xlim=(0, 100), ylim=(-0.4, 0.4), yticks=[])
     axes.grid(False)
@@ -74,140 +93,156 @@ def exit_rates(chosen: Chosen, width: float) -> Figure:
     return figure
 
 
-def _ink(series: Series, number: int) -> str:
-    return QUIET if series.mixed else colour(number)
+def _series_color(series: Series, index: int) -> str:
+    return MUTED if series.mixed else color(index)
 
 
-def _draw_front(axes: Axes, front: Sequence[Point]) -> None:
+def _draw_front(axes: Axes, front: Sequence[CostPoint]) -> None:
     axes.plot(
         [point.mflops for point in front], [100 * point.accuracy for point in front],
-        color=FRONT, linewidth=9, solid_joinstyle="round", solid_capstyle="round", zorder=1,
+        color=PARETO_FRONT, linewidth=9, solid_joinstyle="round", solid_capstyle="round", zorder=1,
     )  # fmt: skip
 
 
-def _draw_series(axes: Axes, one: Series, ink: str, shape: str) -> None:
-    costs = [each["mflops"] for each in one.committees]
-    means = [100 * each["accuracy"]["mean"] for each in one.committees]
-    errors = [100 * each["accuracy"]["std"] for each in one.committees]
-    axes.plot(costs, means, color=ink, linewidth=1.4, zorder=3)
-    axes.errorbar(costs, means, errors, fmt="none", ecolor=ink, elinewidth=1.1, capsize=0, zorder=3)
-    axes.plot(costs[1:], means[1:], shape, color=ink, markersize=6.5, markeredgecolor=PAPER, zorder=4)
+def _draw_series(axes: Axes, architecture: Series, line_color: str, shape: str) -> None:
+    costs = [committee["mflops"] for committee in architecture.committees]
+    means = [100 * each["accuracy"]["mean"] for each in architecture.committees]
+    errors = [100 * each["accuracy"]["std"] for each in architecture.committees]
+    axes.plot(costs, means, color=line_color, linewidth=1.4, zorder=3)
+    axes.errorbar(costs, means, errors, fmt="none", ecolor=line_color, elinewidth=1.1, capsize=0, zorder=3)
+    axes.plot(costs[1:], means[1:], shape, color=line_color, markersize=6.5, markeredgecolor=BACKGROUND, zorder=4)
     axes.plot(
-        costs[:1], means[:1], shape, color=PAPER, markersize=6.5, markeredgecolor=ink, markeredgewidth=1.6, zorder=4
+        costs[:1],
+        means[:1],
+        shape,
+        color=BACKGROUND,
+        markersize=6.5,
+        markeredgecolor=line_color,
+        markeredgewidth=1.6,
+        zorder=4,
     )
 
 
-def _draw_chosen(axes: Axes, each: Chosen) -> None:
-    shape, size = ("*", 14) if each.kind == "cascade" else ("X", 9)
+def _draw_selected(axes: Axes, committee: SelectedCommittee) -> None:
+    shape, size = ("*", 14) if committee.kind == "cascade" else ("X", 9)
     axes.plot(
-        [each.mflops], [100 * each.scores["accuracy"]], shape, color=INK, markersize=size, markeredgecolor=PAPER,
+        [committee.mflops], [100 * committee.scores["accuracy"]], shape, color=FOREGROUND, markersize=size, markeredgecolor=BACKGROUND,
         markeredgewidth=1.0, zorder=5,
     )  # fmt: skip
 
 
-def _places(series: Sequence[Series]) -> list[tuple[float, float]]:
-    return [(each["mflops"], 100 * each["accuracy"]["mean"]) for one in series for each in one.committees]
+def _mean_points(series: Sequence[Series]) -> list[tuple[float, float]]:
+    return [
+        (committee["mflops"], 100 * committee["accuracy"]["mean"])
+        for architecture in series
+        for committee in architecture.committees
+    ]
 
 
-def _ends(series: Sequence[Series]) -> list[tuple[float, float]]:
+def _error_bar_ends(series: Sequence[Series]) -> list[tuple[float, float]]:
     """Where the error bars end."""
-    committees = [each for one in series for each in one.committees]
+    committees = [committee for architecture in series for committee in architecture.committees]
     scores = [(each["mflops"], each["accuracy"]) for each in committees]
     return [(cost, 100 * (score["mean"] + sign * score["std"])) for cost, score in scores for sign in (-1, 1)]
 
 
-def _scale(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+def _set_log_axes(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     costs, accuracies = zip(*points, strict=True)
     axes.set_xscale("log")
     axes.set_xlim(min(costs) / 1.35, max(costs) * 1.45)
     margin = max(0.12 * (max(accuracies) - min(accuracies)), 0.3)
     axes.set_ylim(min(accuracies) - margin, min(max(accuracies) + margin, 100.5))
-    round_numbers(axes.xaxis, *axes.get_xlim())
+    set_log_ticks(axes.xaxis, *axes.get_xlim())
 
 
-def _key(figure: Figure, chosen: Sequence[Chosen], committees: bool, columns: int) -> None:
-    hollow = Line2D([], [], marker="o", color=PAPER, markeredgecolor=QUIET, markeredgewidth=1.6, markersize=6)
-    filled = Line2D([], [], marker="o", color=QUIET, markeredgecolor=PAPER, markersize=6.5, linewidth=1.4)
-    star = Line2D([], [], marker="*", color=INK, markeredgecolor=PAPER, markersize=12, linewidth=0)
-    cross = Line2D([], [], marker="X", color=INK, markeredgecolor=PAPER, markersize=8, linewidth=0)
-    front = Line2D([], [], color=FRONT, linewidth=7)
-    kinds = {each.kind for each in chosen}
+def _add_legend(figure: Figure, selected: Sequence[SelectedCommittee], has_committees: bool, columns: int) -> None:
+    hollow = Line2D([], [], marker="o", color=BACKGROUND, markeredgecolor=MUTED, markeredgewidth=1.6, markersize=6)
+    filled = Line2D([], [], marker="o", color=MUTED, markeredgecolor=BACKGROUND, markersize=6.5, linewidth=1.4)
+    star = Line2D([], [], marker="*", color=FOREGROUND, markeredgecolor=BACKGROUND, markersize=12, linewidth=0)
+    cross = Line2D([], [], marker="X", color=FOREGROUND, markeredgecolor=BACKGROUND, markersize=8, linewidth=0)
+    front = Line2D([], [], color=PARETO_FRONT, linewidth=7)
+    kinds = {committee.kind for committee in selected}
     rows = [
         (hollow, "one network", True),
-        (filled, "committee, ± std over its subsets" if columns > 2 else "committee ± std", committees),
+        (filled, "committee, ± std over its subsets" if columns > 2 else "committee ± std", has_committees),
         (star, "cascade, average cost", "cascade" in kinds),
         (cross, "chosen committee", "committee" in kinds),
         (front, "Pareto front", True),
     ]
     handles, names, _ = zip(*(row for row in rows if row[2]), strict=True)
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, labelcolor=QUIET, handlelength=1.5)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, labelcolor=MUTED, handlelength=1.5)
 
 
-def _label(
-    axes: Axes, series: Sequence[Series], chosen: Sequence[Chosen], front: Sequence[Point], narrow: bool
+def _add_labels(
+    axes: Axes,
+    series: Sequence[Series],
+    selected: Sequence[SelectedCommittee],
+    front: Sequence[CostPoint],
+    narrow: bool,
 ) -> None:
     labels = [
         Label(
-            x=each.mflops, y=100 * each.scores["accuracy"], text=each.name, colour=INK, weight="bold",
-            first=("above left", "left", "above"),
+            x=committee.mflops, y=100 * committee.scores["accuracy"], text=committee.name, color=FOREGROUND, weight="bold",
+            preferred_positions=("above left", "left", "above"),
         )
-        for each in chosen
+        for committee in selected
     ]  # fmt: skip
     labels += [
         Label(
             x=x,
             y=y,
-            text=one.name,
-            colour=_ink(one, number),
+            text=architecture.name,
+            color=_series_color(architecture, index),
             size=9,
             weight="bold",
-            first=("below right", "below", "right"),
+            preferred_positions=("below right", "below", "right"),
         )
-        for number, one in enumerate(series)
-        for x, y in _places([one])[:1]
+        for index, architecture in enumerate(series)
+        for x, y in _mean_points([architecture])[:1]
     ]
     labels += [
         Label(
             x=x,
             y=y,
-            text=f"{TIMES}{each['size']}",
-            colour=_ink(one, number),
+            text=f"{TIMES_SIGN}{each['size']}",
+            color=_series_color(one, number),
             size=8,
-            first=("above left", "above", "below right"),
+            preferred_positions=("above left", "above", "below right"),
         )
         for number, one in enumerate(series)
-        for each, (x, y) in list(zip(one.committees, _places([one]), strict=True))[:: -1 if narrow else 1]
+        for each, (x, y) in list(zip(one.committees, _mean_points([one]), strict=True))[:: -1 if narrow else 1]
         if each["size"] > 1 and (not narrow or each["size"] in (2, 4, 8, len(one.committees)))
     ]
-    points = [*_places(series), *((each.mflops, 100 * each.scores["accuracy"]) for each in chosen)]
-    place(axes, labels, points, [_places([one]) for one in series if len(one.committees) > 1])
+    points = [*_mean_points(series), *((each.mflops, 100 * each.scores["accuracy"]) for each in selected)]
+    place_labels(axes, labels, points, [_mean_points([one]) for one in series if len(one.committees) > 1])
 
 
-def _finish_sizes(left: Axes, right: Axes, several: Sequence[tuple[int, Series]], narrow: bool) -> None:
-    left.set_title("accuracy gained over one member, points", loc="left", fontsize=8.5, color=QUIET)
-    right.set_title("NLL (lower is better)", loc="left", fontsize=8.5, color=QUIET)
-    most = max(len(one.committees) for _, one in several)
+def _format_size_axes(left: Axes, right: Axes, multi_member: Sequence[tuple[int, Series]], narrow: bool) -> None:
+    left.set_title("accuracy gained over one member, points", loc="left", fontsize=8.5, color=MUTED)
+    right.set_title("NLL (lower is better)", loc="left", fontsize=8.5, color=MUTED)
+    max_size = max(len(architecture.committees) for _, architecture in multi_member)
     for axes in (left, right):
-        axes.set_xlim(0.6, most + 0.4 + 0.25 * most)
-        axes.set_xticks(range(1, most + 1))
+        axes.set_xlim(0.6, max_size + 0.4 + 0.25 * max_size)
+        axes.set_xticks(range(1, max_size + 1))
         axes.set_xlabel("members of the committee")
     if narrow:
         left.set_xlabel("")
-    names = [
+    gain_labels = [
         Label(
-            x=one.committees[-1]["size"], y=100 * (one.whole["accuracy"]["mean"] - one.single["accuracy"]["mean"]),
-            text=one.name, colour=_ink(one, number), weight="bold", first=("right",),
+            x=one.committees[-1]["size"], y=100 * (one.full_committee["accuracy"]["mean"] - one.single_member["accuracy"]["mean"]),
+            text=one.name, color=_series_color(one, index), weight="bold", preferred_positions=("right",),
         )
-        for number, one in several
+        for index, one in multi_member
     ]  # fmt: skip
-    place(left, names, *_drawn(left))
-    losses = [
-        dataclasses.replace(label, y=one.whole["nll"]["mean"]) for label, (_, one) in zip(names, several, strict=True)
+    place_labels(left, gain_labels, *_drawn_points_and_lines(left))
+    nll_labels = [
+        dataclasses.replace(label, y=one.full_committee["nll"]["mean"])
+        for label, (_, one) in zip(gain_labels, multi_member, strict=True)
     ]
-    place(right, losses, *_drawn(right))
+    place_labels(right, nll_labels, *_drawn_points_and_lines(right))
 
 
-def _drawn(axes: Axes) -> tuple[list, list]:
+def _drawn_points_and_lines(axes: Axes) -> tuple[list, list]:
     """The points and the lines of axes, for labels to keep clear of."""
     lines = [np.asarray(line.get_xydata()) for line in axes.lines]
     return [tuple(point) for line in lines for point in line], lines

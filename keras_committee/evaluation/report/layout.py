@@ -6,8 +6,22 @@ from collections.abc import Sequence
 
 from keras_committee.figures.style import Picture
 
-MFLOPS = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
-_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+MFLOPS_NOTE = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
+_NUMBER_WORDS = (
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +30,7 @@ class Table:
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    numbers: int = 1
+    first_numeric_column: int = 1
     note: str = ""
 
 
@@ -39,51 +53,51 @@ class Section:
     blocks: tuple[Block, ...]
 
 
-def percent(share: float, digits: int = 1) -> str:
+def format_percent(fraction: float, digits: int = 1) -> str:
     """ "82.2 %"."""
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * fraction:.{digits}f} %"
 
 
-def points(share: float, digits: int = 1) -> str:
+def format_points(fraction: float, digits: int = 1) -> str:
     """A difference of two shares: "1.9 points"."""
-    number = f"{100 * share:.{digits}f}"
+    number = f"{100 * fraction:.{digits}f}"
     return f"{number} {'point' if float(number) == 1 else 'points'}"
 
 
-def mflops(value: float) -> str:
+def format_mflops(value: float) -> str:
     """ "160 MFLOPs", with three digits that count."""
-    return f"{figures(value)} MFLOPs"
+    return f"{format_significant(value)} MFLOPs"
 
 
-def figures(value: float, digits: int = 3) -> str:
+def format_significant(value: float, digits: int = 3) -> str:
     """`value` with so many digits that count, and never an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:.0f}"
-    after = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{after}f}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
 
 
-def count(number: int) -> str:
+def number_word(number: int) -> str:
     """ "three", and digits beyond twelve."""
-    return _WORDS[number] if number < len(_WORDS) else f"{number:,}"
+    return _NUMBER_WORDS[number] if number < len(_NUMBER_WORDS) else f"{number:,}"
 
 
-def plural(number: int, noun: str) -> str:
+def count_with_noun(number: int, noun: str) -> str:
     """ "three members", "one member"."""
-    return f"{count(number)} {noun if number == 1 else noun + 's'}"
+    return f"{number_word(number)} {noun if number == 1 else noun + 's'}"
 
 
-def spread(score: dict[str, float], digits: int = 4) -> str:
+def format_mean_std(score: dict[str, float], digits: int = 4) -> str:
     """ "0.8200 ± 0.0012", and no spread where there is one subset only."""
     mean = f"{score['mean']:.{digits}f}"
     return mean if score["subsets"] == 1 else f"{mean} ± {score['std']:.{digits}f}"
 
 
-def sentence(text: str) -> str:
+def capitalize_first(text: str) -> str:
     """With a capital letter at its beginning, whatever begins it."""
     return text[:1].upper() + text[1:]
 
 
-def listing(names: Sequence[str]) -> str:
+def join_with_and(names: Sequence[str]) -> str:
     """ "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -14,12 +14,23 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from keras_committee.evaluation.report import sections_accuracy, sections_predictions, sections_runs
-from keras_committee.evaluation.report.layout import Section, percent, plural
-from keras_committee.evaluation.report.run_data import Panel, Source, gather_panel, read_sources
-from keras_committee.figures.style import DARK_SERIES, FRONT, INK, LINE, NARROW, PAPER, QUIET, SERIES, WIDE, Picture
-from keras_committee.files import now, write_file, writing
+from keras_committee.evaluation.report.layout import Section, count_with_noun, format_percent
+from keras_committee.evaluation.report.run_data import ReportData, RunData, load_report_data, load_run_data
+from keras_committee.figures.style import (
+    BACKGROUND,
+    DARK_SERIES_COLORS,
+    FOREGROUND,
+    GRID_LINE,
+    MUTED,
+    NARROW_INCHES,
+    PARETO_FRONT,
+    SERIES_COLORS,
+    WIDE_INCHES,
+    Picture,
+)
+from keras_committee.files import translate_os_errors, utc_timestamp, write_file
 from keras_committee.run import Run
-from keras_committee.summaries import knobs_summary, picture_summary
+from keras_committee.summaries import hparams_summary, image_summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +57,7 @@ def write_report(
     *,
     split: str = "test",
     min_members: int | None = None,
-    allow_twins: bool = False,
+    allow_duplicate_weights: bool = False,
 ) -> Report:
     """Writes `index.html`, the same pictures as PNG files and `tensorboard/` into the folder `out`.
 
@@ -68,14 +79,14 @@ def write_report(
         VerificationError: If a member's votes are no votes, or two members of a run have identical weights.
         ResourceError: If the report cannot be written.
     """
-    sources = read_sources(runs, split, min_members=min_members, allow_twins=allow_twins)
-    panel = gather_panel(sources, split, selections)
-    sections, examples = sections_of(panel)
-    page = page_of(panel, sections, examples)
-    pictures = {picture.name: picture.png() for picture in pictures_of(sections)}
+    run_data = load_run_data(runs, split, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights)
+    report_data = load_report_data(run_data, split, selections)
+    sections, examples = build_sections(report_data)
+    page = render_page(report_data, sections, examples)
+    pictures = {picture.name: picture.png() for picture in collect_pictures(sections)}
     for name, content in pictures.items():
         write_file(out / f"{name}.png", content)
-    write_tensorboard(out / "tensorboard", pictures, sources)
+    write_tensorboard(out / "tensorboard", pictures, run_data)
     write_file(out / "index.html", page.encode())  # at last: it shows that the report is whole
     return Report(
         page=out / "index.html",
@@ -85,108 +96,121 @@ def write_report(
     )
 
 
-def sections_of(panel: Panel) -> tuple[list[Section], tuple[sections_predictions.Example, ...]]:
+def build_sections(
+    report_data: ReportData,
+) -> tuple[list[Section], tuple[sections_predictions.DisagreementExample, ...]]:
     """The sections in their order, without those that the runs have nothing for, and the disputed images."""
-    divided = sections_predictions.disputed_section(panel)
+    disagreements = sections_predictions.disagreements_section(report_data)
     sections = [
-        sections_accuracy.cost_section(panel.series, panel.chosen, panel.split, len(panel.labels)),
-        sections_accuracy.size_section(panel.series),
-        sections_accuracy.cascade_section(panel.chosen),
-        sections_accuracy.members_section(panel.members, panel.split, len(panel.labels)),
-        sections_predictions.reliability_section(panel),
-        sections_runs.calibration_section(panel.sources),
-        sections_predictions.diversity_section(panel),
-        divided[0] if divided else None,
-        sections_predictions.confusion_section(panel),
-        sections_runs.robustness_section(panel.sources),
-        sections_runs.learning_section(panel.sources),
-        sections_runs.depth_section(panel.sources),
-        sections_runs.card_section(panel.sources),
+        sections_accuracy.cost_section(
+            report_data.series, report_data.selected, report_data.split, len(report_data.labels)
+        ),
+        sections_accuracy.size_section(report_data.series),
+        sections_accuracy.cascade_section(report_data.selected),
+        sections_accuracy.members_section(report_data.members, report_data.split, len(report_data.labels)),
+        sections_predictions.reliability_section(report_data),
+        sections_runs.calibration_section(report_data.runs),
+        sections_predictions.diversity_section(report_data),
+        disagreements[0] if disagreements else None,
+        sections_predictions.confusion_section(report_data),
+        sections_runs.robustness_section(report_data.runs),
+        sections_runs.training_curves_section(report_data.runs),
+        sections_runs.depth_section(report_data.runs),
+        sections_runs.run_summary_section(report_data.runs),
     ]
-    return [section for section in sections if section is not None], divided[1] if divided else ()
+    return [section for section in sections if section is not None], disagreements[1] if disagreements else ()
 
 
-def pictures_of(sections: Sequence[Section]) -> list[Picture]:
+def collect_pictures(sections: Sequence[Section]) -> list[Picture]:
     return [picture for section in sections for block in section.blocks for picture in block.pictures]
 
 
-def page_of(panel: Panel, sections: Sequence[Section], examples: Sequence[sections_predictions.Example]) -> str:
+def render_page(
+    report_data: ReportData, sections: Sequence[Section], examples: Sequence[sections_predictions.DisagreementExample]
+) -> str:
     """The page: whatever comes from data is escaped."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["tied"] = _tied
-    source = importlib.resources.files(__package__ or "").joinpath("template.html.j2").read_text("utf-8")
-    return environment.from_string(source).render(
-        title=_title(panel),
-        subtitle=_subtitle(panel),
-        tiles=_tiles(panel),
+    environment.filters["tied"] = _nonbreaking
+    template = importlib.resources.files(__package__ or "").joinpath("template.html.j2").read_text("utf-8")
+    return environment.from_string(template).render(
+        title=_title(report_data),
+        subtitle=_subtitle(report_data),
+        tiles=_kpi_tiles(report_data),
         sections=sections,
         examples=examples,
         svg=_svg,
-        percent=percent,
-        ink={"ink": INK, "quiet": QUIET, "line": LINE, "front": FRONT, "paper": PAPER},
-        series=list(zip(SERIES, DARK_SERIES, strict=True)),
-        made=now()[:16].replace("T", " "),
+        percent=format_percent,
+        ink={"ink": FOREGROUND, "quiet": MUTED, "line": GRID_LINE, "front": PARETO_FRONT, "paper": BACKGROUND},
+        series=list(zip(SERIES_COLORS, DARK_SERIES_COLORS, strict=True)),
+        made=utc_timestamp()[:16].replace("T", " "),
     )
 
 
 def _svg(picture: Picture) -> dict[str, Any]:
     # Markup that matplotlib wrote, which has escaped all words in it.
-    return {name: markupsafe.Markup(picture.svg(width)) for name, width in (("wide", WIDE), ("narrow", NARROW))}
+    return {
+        name: markupsafe.Markup(picture.svg(width))
+        for name, width in (("wide", WIDE_INCHES), ("narrow", NARROW_INCHES))
+    }
 
 
-def _tied(text: str) -> str:
+def _nonbreaking(text: str) -> str:
     """No line is broken between a number and its unit."""
     for unit in ("%", "MFLOPs", "points"):
         text = text.replace(f" {unit}", f"\N{NO-BREAK SPACE}{unit}")
     return text.replace("± ", "±\N{NO-BREAK SPACE}")
 
 
-def _title(panel: Panel) -> str:
-    recipes = dict.fromkeys(source.environment["recipe"] for source in panel.sources)
+def _title(report_data: ReportData) -> str:
+    recipes = dict.fromkeys(run.environment["recipe"] for run in report_data.runs)
     return ", ".join(recipes)
 
 
-def _subtitle(panel: Panel) -> str:
-    runs = plural(len(panel.sources), "run")
+def _subtitle(report_data: ReportData) -> str:
+    runs_text = count_with_noun(len(report_data.runs), "run")
     return (
-        f"{plural(len(panel.members), 'member').capitalize()} of {runs}, {len(panel.labels):,} {panel.split} images,"
-        f" {len(panel.classes)} classes."
+        f"{count_with_noun(len(report_data.members), 'member').capitalize()} of {runs_text}, {len(report_data.labels):,} {report_data.split} images,"
+        f" {len(report_data.classes)} classes."
     )
 
 
-def _tiles(panel: Panel) -> list[tuple[str, str, str]]:
+def _kpi_tiles(report_data: ReportData) -> list[tuple[str, str, str]]:
     """The figures at the top: what, how much, of whom."""
-    singles = max((one for one in panel.series if not one.mixed), key=lambda one: one.single["accuracy"]["mean"])
-    best = max(panel.series, key=lambda one: one.whole["accuracy"]["mean"])
+    best_single = max(
+        (architecture for architecture in report_data.series if not architecture.mixed),
+        key=lambda one: one.single_member["accuracy"]["mean"],
+    )
+    best = max(report_data.series, key=lambda one: one.full_committee["accuracy"]["mean"])
     tiles = [
         (
             "one network",
-            percent(singles.single["accuracy"]["mean"]),
-            f"{singles.name}, {_cost(singles.single['mflops'])}",
+            format_percent(best_single.single_member["accuracy"]["mean"]),
+            f"{best_single.name}, {_format_mflops(best_single.single_member['mflops'])}",
         ),
         (
             "best committee",
-            percent(best.whole["accuracy"]["mean"]),
-            f"{best.whole['size']} x {best.name}, {_cost(best.whole['mflops'])}",
+            format_percent(best.full_committee["accuracy"]["mean"]),
+            f"{best.full_committee['size']} x {best.name}, {_format_mflops(best.full_committee['mflops'])}",
         ),
     ]
-    tiles = tiles[:1] if best.whole["size"] == 1 else tiles
+    tiles = tiles[:1] if best.full_committee["size"] == 1 else tiles
     return tiles + [
-        (each.name, percent(each.scores["accuracy"]), f"{_cost(each.mflops)} on average") for each in panel.chosen
+        (committee.name, format_percent(committee.scores["accuracy"]), f"{_format_mflops(committee.mflops)} on average")
+        for committee in report_data.selected
     ]
 
 
-def _cost(mflops: float) -> str:
+def _format_mflops(mflops: float) -> str:
     return f"{mflops:,.0f} MFLOPs" if mflops >= 10 else f"{mflops:.2g} MFLOPs"
 
 
-_SUFFIX = ".report"
+_EVENT_FILE_SUFFIX = ".report"
 _METRICS = ("accuracy", "nll", "ece", "brier")
 
 
-def write_tensorboard(folder: Path, pictures: Mapping[str, bytes], sources: Sequence[Source]) -> None:
+def write_tensorboard(folder: Path, pictures: Mapping[str, bytes], runs: Sequence[RunData]) -> None:
     """Writes the pictures of the report, and for each run its knobs and the figures of its whole committee.
 
     Args:
@@ -197,18 +221,18 @@ def write_tensorboard(folder: Path, pictures: Mapping[str, bytes], sources: Sequ
     Raises:
         ResourceError: If it cannot be written.
     """
-    with writing(folder):
-        for old in folder.rglob(f"*{_SUFFIX}"):
-            old.unlink()
-        _write(folder, [picture_summary(f"report/{name}", content) for name, content in pictures.items()])
-        for source in sources:
-            told = [knobs_summary(source.knobs, source.name), _scores(source)]
-            _write(folder / source.name.replace("/", "-").strip("-."), told)
+    with translate_os_errors(folder):
+        for stale_file in folder.rglob(f"*{_EVENT_FILE_SUFFIX}"):
+            stale_file.unlink()
+        _write_events(folder, [image_summary(f"report/{name}", content) for name, content in pictures.items()])
+        for run in runs:
+            summaries = [hparams_summary(run.parameters, run.name), _committee_summary(run)]
+            _write_events(folder / run.name.replace("/", "-").strip("-."), summaries)
 
 
-def _write(folder: Path, summaries: Sequence[Summary]) -> None:
+def _write_events(folder: Path, summaries: Sequence[Summary]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    writer = EventFileWriter(str(folder), filename_suffix=_SUFFIX)
+    writer = EventFileWriter(str(folder), filename_suffix=_EVENT_FILE_SUFFIX)
     try:
         for summary in summaries:
             writer.add_event(Event(wall_time=time.time(), step=0, summary=summary))
@@ -216,7 +240,7 @@ def _write(folder: Path, summaries: Sequence[Summary]) -> None:
         writer.close()
 
 
-def _scores(source: Source) -> Summary:
-    committee = source.evaluation["committees"][-1]
+def _committee_summary(run: RunData) -> Summary:
+    committee = run.evaluation["committees"][-1]
     values = {name: committee[name]["mean"] for name in _METRICS} | {"mflops": committee["mflops"]}
     return Summary(value=[Summary.Value(tag=f"committee/{name}", simple_value=value) for name, value in values.items()])

@@ -12,11 +12,18 @@ import numpy as np
 
 from keras_committee import flops, metrics
 from keras_committee.errors import RunError
-from keras_committee.evaluation.cascade import Ballots, CascadePlan, run_cascade
-from keras_committee.evaluation.evaluate import committee_of_size, evaluate
+from keras_committee.evaluation.cascade import CascadeConfig, MemberPredictions, simulate_cascade
+from keras_committee.evaluation.evaluate import evaluate, score_committees_of_size
 from keras_committee.evaluation.pool import require_equal_classes, require_equal_examples
-from keras_committee.evaluation.predictions import Votes, cast_votes, loaded
-from keras_committee.layers import GeometricMean, blocks, expected_depth, head_name, head_named, head_of
+from keras_committee.evaluation.predictions import SplitPredictions, load_or_compute_predictions, preload
+from keras_committee.layers import (
+    GeometricMean,
+    expected_depth,
+    get_head,
+    head_name,
+    stochastic_depth_blocks,
+    subset_head,
+)
 from keras_committee.models.loading import load_member
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
@@ -24,16 +31,16 @@ from keras_committee.selection import Selection
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gates:
+class StochasticDepthStats:
     """The stochastic depth of a run's members: residual blocks, how many are expected to run, multiply-adds saved."""
 
-    blocks: int
+    num_blocks: int
     expected_depth: float
-    expected_saving: float
+    expected_flops_reduction: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
+class RunData:
     """One run.
 
     Attributes:
@@ -54,23 +61,23 @@ class Source:
 
     name: str
     path: Path
-    doc: str
-    knobs: dict[str, Any]
+    docstring: str
+    parameters: dict[str, Any]
     environment: dict[str, Any]
     events: list[dict[str, Any]]
     evaluation: dict[str, Any]
-    votes: Votes
+    predictions: SplitPredictions
     head: Any
     histories: dict[int, list[dict[str, Any]]]
-    so_far: tuple[list[int], list[float]] | None
-    gates: Gates | None
-    added: dict[str, dict[str, Any]]
+    anytime_accuracy: tuple[list[int], list[float]] | None
+    depth_stats: StochasticDepthStats | None
+    other_results: dict[str, dict[str, Any]]
     examples: Any
 
 
-def read_sources(
-    runs: Sequence[Run], split: str, *, min_members: int | None = None, allow_twins: bool = False
-) -> list[Source]:
+def load_run_data(
+    runs: Sequence[Run], split: str, *, min_members: int | None = None, allow_duplicate_weights: bool = False
+) -> list[RunData]:
     """What each of `runs` knows; what is missing of votes and evaluations is computed first and kept there.
 
     Executes the recipes in the run folders; the caller holds the locks of the folders.
@@ -83,76 +90,87 @@ def read_sources(
     """
     names = [run.path.resolve().name for run in runs]
     names = [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
-    known: list[tuple[Any, Recipe, Any]] = []
-    sources = [
-        _read(run, name, *_loaded(run, known), split, min_members, allow_twins)
+    data_cache: list[tuple[Any, Recipe, Any]] = []
+    run_data = [
+        _load_run(run, name, *_load_splits_once(run, data_cache), split, min_members, allow_duplicate_weights)
         for run, name in zip(runs, names, strict=True)
     ]
-    require_equal_classes({source.name: source.votes.classes for source in sources})
-    require_equal_examples({source.name: source.votes for source in sources}, split)
-    return sources
+    require_equal_classes({data.name: data.predictions.classes for data in run_data})
+    require_equal_examples({source.name: source.predictions for source in run_data}, split)
+    return run_data
 
 
-def _loaded(run: Run, known: list[tuple[Any, Recipe, Any]]) -> tuple[Recipe, Any]:
+def _load_splits_once(run: Run, data_cache: list[tuple[Any, Recipe, Any]]) -> tuple[Recipe, Any]:
     """The recipe with its data read, and these: read once for all runs that ask for the same."""
     recipe = run.recipe()
-    for data, same, splits in known:
+    for data, cached_recipe, splits in data_cache:
         if data == recipe.data:
-            return dataclasses.replace(recipe, data=same.data), splits
-    with_data, splits = loaded(recipe)
-    known.append((recipe.data, with_data, splits))
-    return with_data, splits
+            return dataclasses.replace(recipe, data=cached_recipe.data), splits
+    loaded_recipe, splits = preload(recipe)
+    data_cache.append((recipe.data, loaded_recipe, splits))
+    return loaded_recipe, splits
 
 
-def _read(run: Run, name: str, recipe: Recipe, splits: Any, split: str, min_members: int | None, twins: bool) -> Source:
-    votes = cast_votes(run, recipe, split, min_members)
+def _load_run(
+    run: Run, name: str, recipe: Recipe, splits: Any, split: str, min_members: int | None, allow_duplicate_weights: bool
+) -> RunData:
+    predictions = load_or_compute_predictions(run, recipe, split, min_members)
     head = recipe.head or GeometricMean()
-    evaluation = _kept_json(run.path / "evaluation.json")
-    if evaluation is None or not says_the_same(evaluation, votes, split, head_name(head)):
-        evaluation = evaluate(run, recipe, split, min_members=min_members, allow_twins=twins)
-    histories = {index: _history(run.member(index).history) for index in votes.members}
+    evaluation = _read_cached_json(run.path / "evaluation.json")
+    if evaluation is None or not is_current(evaluation, predictions, split, head_name(head)):
+        evaluation = evaluate(
+            run, recipe, split, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights
+        )
+    histories = {index: _read_history(run.member(index).history) for index in predictions.members}
     histories = {index: rows for index, rows in histories.items() if rows}
-    added = {name: _kept_json(run.path / f"{name}.json") for name in ("calibration", "robustness")}
-    return Source(
+    other_results = {name: _read_cached_json(run.path / f"{name}.json") for name in ("calibration", "robustness")}
+    return RunData(
         name=name,
         path=run.path,
-        doc=run.recipe_file().doc,
-        knobs=run.knobs(),
+        docstring=run.recipe_file().docstring,
+        parameters=run.parameters(),
         environment=run.environment(),
         events=run.events(),
         evaluation=evaluation,
-        votes=votes,
+        predictions=predictions,
         head=head,
         histories=histories,
-        so_far=_so_far(run, votes.members, head, splits.validation.labels, histories),
-        gates=_gates(run, histories),
-        added={name: document for name, document in added.items() if document is not None},
+        anytime_accuracy=_anytime_accuracy(run, predictions.members, head, splits.validation.labels, histories),
+        depth_stats=_load_depth_stats(run, histories),
+        other_results={name: document for name, document in other_results.items() if document is not None},
         examples=getattr(splits, split),
     )
 
 
-def says_the_same(evaluation: dict[str, Any], votes: Votes, split: str, head: str) -> bool:
+def is_current(evaluation: dict[str, Any], predictions: SplitPredictions, split: str, head: str) -> bool:
     """Whether an `evaluation.json` is that of these votes: same split, members, head, and the scores they give."""
     try:
-        told = [{name: row[name] for name in ("accuracy", "nll", "ece", "brier")} for row in evaluation["members"]]
-        same = (evaluation["split"], evaluation["examples"], evaluation["head"]) == (split, len(votes.labels), head)
-        same = same and [row["index"] for row in evaluation["members"]] == list(votes.members)
-        same = same and len(evaluation["committees"]) == len(votes.members)
+        stored_scores = [
+            {name: row[name] for name in ("accuracy", "nll", "ece", "brier")} for row in evaluation["members"]
+        ]
+        matches = (evaluation["split"], evaluation["examples"], evaluation["head"]) == (
+            split,
+            len(predictions.labels),
+            head,
+        )
+        matches = matches and [row["index"] for row in evaluation["members"]] == list(predictions.members)
+        matches = matches and len(evaluation["committees"]) == len(predictions.members)
     except (KeyError, TypeError):  # of another version, or not ours
         return False
-    if not same:
+    if not matches:
         return False
     scores = [
-        metrics.summary(np.exp(votes.log_probabilities[:, place]), votes.labels) for place in range(len(votes.members))
+        metrics.classification_metrics(np.exp(predictions.log_probabilities[:, index]), predictions.labels)
+        for index in range(len(predictions.members))
     ]
     return all(
         np.isclose(row[name], score[name], rtol=1e-6, atol=1e-9)
-        for row, score in zip(told, scores, strict=True)
+        for row, score in zip(stored_scores, scores, strict=True)
         for name in score
     )
 
 
-def _kept_json(path: Path) -> Any:
+def _read_cached_json(path: Path) -> Any:
     """The document in file `path`, or None where there is no such file. Raises RunError."""
     try:
         return json.loads(path.read_bytes())
@@ -164,7 +182,7 @@ def _kept_json(path: Path) -> Any:
         ) from error
 
 
-def _history(path: Path) -> list[dict[str, Any]]:
+def _read_history(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
@@ -175,30 +193,32 @@ def _history(path: Path) -> list[dict[str, Any]]:
         raise RunError(f"{path} is damaged: {error}.\n  Move it away to report without it.") from error
 
 
-def _so_far(
+def _anytime_accuracy(
     run: Run, members: Sequence[int], head: Any, labels: np.ndarray, histories: dict[int, list[dict]]
 ) -> tuple[list[int], list[float]] | None:
     """The committee after each epoch that all members left their votes of."""
     if len(members) < 2 or not histories or not len(labels):
         return None
-    shares = {}
+    accuracies = {}
     for row in next(iter(histories.values())):
-        files = [run.member(index).epoch_votes(row["epoch"]) for index in members]
+        files = [run.member(index).epoch_predictions(row["epoch"]) for index in members]
         if all(file.exists() for file in files):
-            votes = np.stack([np.load(file, allow_pickle=False).astype(np.float32) for file in files], axis=1)
-            said = keras.ops.convert_to_numpy(head_of(head, members)(votes)).argmax(axis=1)
-            shares[row["epoch"]] = float((said == labels).mean()) if len(said) == len(labels) else None
-    shares = {epoch: share for epoch, share in shares.items() if share is not None}
-    return (list(shares), list(shares.values())) if shares else None
+            predictions = np.stack([np.load(file, allow_pickle=False).astype(np.float32) for file in files], axis=1)
+            predicted = keras.ops.convert_to_numpy(subset_head(head, members)(predictions)).argmax(axis=1)
+            accuracies[row["epoch"]] = float((predicted == labels).mean()) if len(predicted) == len(labels) else None
+    accuracies = {epoch: accuracy for epoch, accuracy in accuracies.items() if accuracy is not None}
+    return (list(accuracies), list(accuracies.values())) if accuracies else None
 
 
-def _gates(run: Run, histories: dict[int, list[dict]]) -> Gates | None:
-    gated = [index for index, rows in histories.items() if "realised_depth" in rows[0]]
-    if not gated:
+def _load_depth_stats(run: Run, histories: dict[int, list[dict]]) -> StochasticDepthStats | None:
+    member_indices = [index for index, rows in histories.items() if "realised_depth" in rows[0]]
+    if not member_indices:
         return None
-    model = load_member(run.member(gated[0]).model)
-    return Gates(
-        blocks=len(blocks(model)), expected_depth=expected_depth(model), expected_saving=flops.expected_saving(model)
+    model = load_member(run.member(member_indices[0]).model)
+    return StochasticDepthStats(
+        num_blocks=len(stochastic_depth_blocks(model)),
+        expected_depth=expected_depth(model),
+        expected_flops_reduction=flops.expected_flops_reduction(model),
     )
 
 
@@ -225,16 +245,16 @@ class Series:
     gain_error: float = 0.0
 
     @property
-    def single(self) -> dict[str, Any]:
+    def single_member(self) -> dict[str, Any]:
         return self.committees[0]
 
     @property
-    def whole(self) -> dict[str, Any]:
+    def full_committee(self) -> dict[str, Any]:
         return self.committees[-1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Chosen:
+class SelectedCommittee:
     """A committee or cascade from a `selection.json`, measured on the votes of this report.
 
     Attributes:
@@ -259,7 +279,7 @@ class Chosen:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Point:
+class CostPoint:
     """One thing that can be shipped, in the picture of accuracy against cost."""
 
     name: str
@@ -267,7 +287,7 @@ class Point:
     accuracy: float
 
 
-def architectures(names: Sequence[str]) -> tuple[str, ...]:
+def architecture_names(names: Sequence[str]) -> tuple[str, ...]:
     """The architecture of each member of a run.
 
     It is the member's name, but for members that are merely numbered: "linear_0" and "linear_1" are both "linear".
@@ -277,31 +297,37 @@ def architectures(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(stems) * len(names) if numbered else tuple(names)
 
 
-def trade_points(series: Sequence[Series], chosen: Sequence[Chosen]) -> list[Point]:
+def cost_points(series: Sequence[Series], selected: Sequence[SelectedCommittee]) -> list[CostPoint]:
     """Every committee in the picture; one of several subsets stands at their mean."""
     points = [
-        Point(name=_named(each["size"], one), mflops=each["mflops"], accuracy=each["accuracy"]["mean"])
-        for one in series
-        for each in one.committees
+        CostPoint(
+            name=_committee_name(committee["size"], architecture),
+            mflops=committee["mflops"],
+            accuracy=committee["accuracy"]["mean"],
+        )
+        for architecture in series
+        for committee in architecture.committees
     ]
-    return points + [Point(name=each.name, mflops=each.mflops, accuracy=each.scores["accuracy"]) for each in chosen]
+    return points + [
+        CostPoint(name=each.name, mflops=each.mflops, accuracy=each.scores["accuracy"]) for each in selected
+    ]
 
 
-def front(points: Sequence[Point]) -> list[Point]:
+def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
     """The points that no other beats: by rising cost, each more accurate than all cheaper ones."""
-    best: list[Point] = []
+    front_points: list[CostPoint] = []
     for point in sorted(points, key=lambda point: (point.mflops, -point.accuracy)):
-        if not best or point.accuracy > best[-1].accuracy:
-            best.append(point)
-    return best
+        if not front_points or point.accuracy > front_points[-1].accuracy:
+            front_points.append(point)
+    return front_points
 
 
-def _named(size: int, series: Series) -> str:
+def _committee_name(size: int, series: Series) -> str:
     return series.name if size == 1 and not series.mixed else f"{size} x {series.name}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Panel:
+class ReportData:
     """All members of all runs of a report, and their committees.
 
     Attributes:
@@ -317,124 +343,147 @@ class Panel:
         chosen: Those of the selections.
     """
 
-    sources: tuple[Source, ...]
+    runs: tuple[RunData, ...]
     split: str
     labels: np.ndarray
     classes: tuple[str, ...]
-    votes: np.ndarray
+    predictions: np.ndarray
     members: tuple[dict[str, Any], ...]
     series: tuple[Series, ...]
-    said: tuple[np.ndarray, ...]
-    committee: np.ndarray
-    chosen: tuple[Chosen, ...]
+    series_predictions: tuple[np.ndarray, ...]
+    committee_predictions: np.ndarray
+    selected: tuple[SelectedCommittee, ...]
 
 
-def gather_panel(sources: Sequence[Source], split: str, selections: Sequence[Path]) -> Panel:
+def load_report_data(runs: Sequence[RunData], split: str, selections: Sequence[Path]) -> ReportData:
     """Everything that the sections of the report are made of.
 
     Raises:
         RunError: If a selection is none, or has a member that is in none of the runs.
     """
-    votes = np.concatenate([source.votes.log_probabilities for source in sources], axis=1)
-    members = [member for source in sources for member in _members(source)]
-    pairs = [_series(name, members, votes, sources) for name in dict.fromkeys(each["architecture"] for each in members)]
-    pairs += _mixed(sources, members, votes)
-    pairs = sorted(pairs, key=lambda pair: pair[0].single["mflops"])
-    first = sources[0].votes
-    return Panel(
-        sources=tuple(sources),
+    predictions = np.concatenate([run.predictions.log_probabilities for run in runs], axis=1)
+    members = [member for source in runs for member in _member_rows(source)]
+    pairs = [
+        _architecture_series(name, members, predictions, runs)
+        for name in dict.fromkeys(member["architecture"] for member in members)
+    ]
+    pairs += _mixed_series(runs, members, predictions)
+    pairs = sorted(pairs, key=lambda pair: pair[0].single_member["mflops"])
+    first_predictions = runs[0].predictions
+    return ReportData(
+        runs=tuple(runs),
         split=split,
-        labels=first.labels,
-        classes=first.classes,
-        votes=votes,
+        labels=first_predictions.labels,
+        classes=first_predictions.classes,
+        predictions=predictions,
         members=tuple(members),
         series=tuple(series for series, _ in pairs),
-        said=tuple(said for _, said in pairs),
-        committee=_says(head_of(sources[0].head, first.members) if len(sources) == 1 else GeometricMean(), votes),
-        chosen=tuple(_measured(path, selections, sources, votes) for path in selections),
+        series_predictions=tuple(output for _, output in pairs),
+        committee_predictions=_combine(
+            subset_head(runs[0].head, first_predictions.members) if len(runs) == 1 else GeometricMean(), predictions
+        ),
+        selected=tuple(_score_selection(path, selections, runs, predictions) for path in selections),
     )
 
 
-def _members(source: Source) -> list[dict[str, Any]]:
-    rows = source.evaluation["members"]
-    names = architectures([row["name"] for row in rows])
-    return [{"run": source.name, "architecture": name, **row} for row, name in zip(rows, names, strict=True)]
+def _member_rows(run: RunData) -> list[dict[str, Any]]:
+    rows = run.evaluation["members"]
+    names = architecture_names([row["name"] for row in rows])
+    return [{"run": run.name, "architecture": name, **row} for row, name in zip(rows, names, strict=True)]
 
 
-def _series(
-    name: str, members: Sequence[dict[str, Any]], votes: np.ndarray, sources: Sequence[Source]
+def _architecture_series(
+    name: str, members: Sequence[dict[str, Any]], predictions: np.ndarray, all_runs: Sequence[RunData]
 ) -> tuple[Series, np.ndarray]:
     """The committees of one architecture, from `evaluation.json` where they are those of one whole run."""
-    places = tuple(place for place, member in enumerate(members) if member["architecture"] == name)
-    runs = {members[place]["run"] for place in places}
-    source = next(source for source in sources if source.name in runs)
-    if len(runs) == 1 and len(places) == len(source.votes.members):
-        return _made(name, places, members, votes, source.votes.labels, source)
-    return _made(name, places, members, votes, source.votes.labels, None)
+    indices = tuple(index for index, member in enumerate(members) if member["architecture"] == name)
+    run_names = {members[place]["run"] for place in indices}
+    run = next(source for source in all_runs if source.name in run_names)
+    if len(run_names) == 1 and len(indices) == len(run.predictions.members):
+        return _build_series(name, indices, members, predictions, run.predictions.labels, run)
+    return _build_series(name, indices, members, predictions, run.predictions.labels, None)
 
 
-def _mixed(sources: Sequence[Source], members: Sequence[dict], votes: np.ndarray) -> list[tuple[Series, np.ndarray]]:
+def _mixed_series(
+    runs: Sequence[RunData], members: Sequence[dict], predictions: np.ndarray
+) -> list[tuple[Series, np.ndarray]]:
     """The committees of each run whose members are of several architectures."""
     pairs = []
-    for source in sources:
-        places = tuple(place for place, member in enumerate(members) if member["run"] == source.name)
-        if len({members[place]["architecture"] for place in places}) > 1:
-            series, said = _made(f"{source.name}, mixed", places, members, votes, source.votes.labels, source)
-            pairs.append((dataclasses.replace(series, mixed=True), said))
+    for run in runs:
+        indices = tuple(index for index, member in enumerate(members) if member["run"] == run.name)
+        if len({members[place]["architecture"] for place in indices}) > 1:
+            series, committee_predictions = _build_series(
+                f"{run.name}, mixed", indices, members, predictions, run.predictions.labels, run
+            )
+            pairs.append((dataclasses.replace(series, mixed=True), committee_predictions))
     return pairs
 
 
-def _made(
+def _build_series(
     name: str,
-    places: tuple[int, ...],
+    indices: tuple[int, ...],
     members: Sequence[dict],
-    votes: np.ndarray,
+    predictions: np.ndarray,
     labels: np.ndarray,
-    source: Source | None,
+    run: RunData | None,
 ) -> tuple[Series, np.ndarray]:
     """A series; with a `source` it is that whole run, under its own head."""
-    part = votes[:, list(places)]
-    head = head_of(source.head, source.votes.members) if source else GeometricMean()
-    said = _says(head, part)
-    gained = (said.argmax(axis=1) == labels) - (part.argmax(axis=2) == labels[:, None]).mean(axis=1)
-    committees = source.evaluation["committees"] if source else _committees(part, labels, [members[p] for p in places])
+    subset = predictions[:, list(indices)]
+    head = subset_head(run.head, run.predictions.members) if run else GeometricMean()
+    committee_predictions = _combine(head, subset)
+    gains = (committee_predictions.argmax(axis=1) == labels) - (subset.argmax(axis=2) == labels[:, None]).mean(axis=1)
+    committees = (
+        run.evaluation["committees"]
+        if run
+        else _score_committee_sizes(subset, labels, [members[index] for index in indices])
+    )
     series = Series(
         name=name,
-        members=places,
+        members=indices,
         committees=tuple(committees),
-        parameters=float(np.mean([members[place]["parameters"] for place in places])),
-        gain=float(gained.mean()),
-        gain_error=float(gained.std() / np.sqrt(len(labels))),
+        parameters=float(np.mean([members[member_index]["parameters"] for member_index in indices])),
+        gain=float(gains.mean()),
+        gain_error=float(gains.std() / np.sqrt(len(labels))),
     )
-    return series, said
+    return series, committee_predictions
 
 
-def _committees(votes: np.ndarray, labels: np.ndarray, members: Sequence[dict]) -> list[dict]:
-    cast = Votes(
+def _score_committee_sizes(predictions: np.ndarray, labels: np.ndarray, members: Sequence[dict]) -> list[dict]:
+    member_predictions = SplitPredictions(
         members=tuple(range(len(members))),
-        log_probabilities=votes,
+        log_probabilities=predictions,
         labels=labels,
-        classes=tuple(map(str, range(votes.shape[2]))),
+        classes=tuple(map(str, range(predictions.shape[2]))),
     )
     costs = [member["mflops"] for member in members]
-    return [committee_of_size(size, cast, GeometricMean(), costs) for size in range(1, len(members) + 1)]
+    return [
+        score_committees_of_size(size, member_predictions, GeometricMean(), costs)
+        for size in range(1, len(members) + 1)
+    ]
 
 
-def _says(head: Any, votes: np.ndarray) -> np.ndarray:
-    return keras.ops.convert_to_numpy(head(np.ascontiguousarray(votes, np.float32)))
+def _combine(head: Any, predictions: np.ndarray) -> np.ndarray:
+    return keras.ops.convert_to_numpy(head(np.ascontiguousarray(predictions, np.float32)))
 
 
-def _measured(path: Path, paths: Sequence[Path], sources: Sequence[Source], votes: np.ndarray) -> Chosen:
+def _score_selection(
+    path: Path, paths: Sequence[Path], runs: Sequence[RunData], predictions: np.ndarray
+) -> SelectedCommittee:
     """The selection in file `path`, on the votes of this report."""
     selection = Selection.read(path)
-    places = _places(path, selection, sources)
+    indices = _member_indices(path, selection, runs)
     temperatures = np.array([member.temperature for member in selection.members], np.float32)
-    head = head_named(selection.head, **({"weights": list(selection.weights)} if selection.weights else {}))
+    head = get_head(selection.head, **({"weights": list(selection.weights)} if selection.weights else {}))
     costs = [member.mflops for member in selection.members]
-    ballots = Ballots(votes[:, places] / temperatures[:, None], sources[0].votes.labels, costs, head)
-    everyone = tuple(range(len(places)))
-    full = {**metrics.summary(ballots.probabilities(everyone), ballots.labels), "mflops": ballots.cost(everyone)}
-    named = {
+    member_predictions = MemberPredictions(
+        predictions[:, indices] / temperatures[:, None], runs[0].predictions.labels, costs, head
+    )
+    all_members = tuple(range(len(indices)))
+    full = {
+        **metrics.classification_metrics(member_predictions.probabilities(all_members), member_predictions.labels),
+        "mflops": member_predictions.cost(all_members),
+    }
+    fields = {
         "name": selection.kind if len(paths) == 1 else f"{selection.kind} {path.parent.name}/{path.stem}",
         "kind": selection.kind,
         "members": tuple(member.name for member in selection.members),
@@ -442,20 +491,22 @@ def _measured(path: Path, paths: Sequence[Path], sources: Sequence[Source], vote
     }
     if selection.stages is None:
         scores = {name: value for name, value in full.items() if name != "mflops"}
-        return Chosen(**named, mflops=full["mflops"], worst_mflops=full["mflops"], scores=scores)
-    plan = CascadePlan(
-        order=everyone,
+        return SelectedCommittee(**fields, mflops=full["mflops"], worst_mflops=full["mflops"], scores=scores)
+    config = CascadeConfig(
+        order=all_members,
         sizes=tuple(stage.members for stage in selection.stages),
         thresholds=tuple(stage.threshold for stage in selection.stages if stage.threshold is not None),
         confidence=selection.confidence,
     )
-    ran = run_cascade(ballots, plan)
-    exits = tuple(dataclasses.asdict(each) for each in ran.exits)
-    return Chosen(**named, mflops=ran.mflops, worst_mflops=ran.worst_mflops, scores=ran.scores, exits=exits)
+    result = simulate_cascade(member_predictions, config)
+    exits = tuple(dataclasses.asdict(stage_exit) for stage_exit in result.exits)
+    return SelectedCommittee(
+        **fields, mflops=result.mflops, worst_mflops=result.worst_mflops, scores=result.scores, exits=exits
+    )
 
 
-def _places(path: Path, selection: Selection, sources: Sequence[Source]) -> list[int]:
-    hashes = [weights for source in sources for weights in source.votes.weights]
+def _member_indices(path: Path, selection: Selection, runs: Sequence[RunData]) -> list[int]:
+    hashes = [weights for run in runs for weights in run.predictions.weight_hashes]
     for member in selection.members:
         if member.weights not in hashes:
             raise RunError(

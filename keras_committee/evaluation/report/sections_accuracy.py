@@ -6,35 +6,37 @@ from typing import Any
 
 from keras_committee.evaluation.report.cost_plots import accuracy_against_mflops, exit_rates, gain_by_size
 from keras_committee.evaluation.report.layout import (  # fmt: skip
-    MFLOPS,
+    MFLOPS_NOTE,
     Block,
     Section,
     Table,
-    count,
-    listing,
-    mflops,
-    percent,
-    plural,
-    points,
-    spread,
+    count_with_noun,
+    format_mean_std,
+    format_mflops,
+    format_percent,
+    format_points,
+    join_with_and,
+    number_word,
 )
-from keras_committee.evaluation.report.run_data import Chosen, Point, Series, front, trade_points
+from keras_committee.evaluation.report.run_data import CostPoint, SelectedCommittee, Series, cost_points, pareto_front
 from keras_committee.figures.style import Picture
 
 _SCORES = ("accuracy", "nll", "ece", "brier")
 
 
-def cost_section(series: Sequence[Series], chosen: Sequence[Chosen], split: str, examples: int) -> Section:
+def cost_section(series: Sequence[Series], selected: Sequence[SelectedCommittee], split: str, examples: int) -> Section:
     """Accuracy against MFLOPs: every committee size of every architecture, and what was chosen."""
-    best = front(trade_points(series, chosen))
-    text = cost_sentence(series, chosen, split, examples)
+    front_points = pareto_front(cost_points(series, selected))
+    text = cost_sentence(series, selected, split, examples)
     picture = Picture(
-        "accuracy-against-mflops", text, lambda width: accuracy_against_mflops(series, chosen, best, split, width)
+        "accuracy-against-mflops",
+        text,
+        lambda width: accuracy_against_mflops(series, selected, front_points, split, width),
     )
     table = Table(
         columns=("committee", "subsets", "MFLOPs", "accuracy", "NLL", "ECE", "Brier", "front"),
-        rows=(*_committee_rows(series, best), *_chosen_rows(chosen, best)),
-        note=f"Mean ± standard deviation over the subsets of that size, on {examples:,} {split} images. {MFLOPS}"
+        rows=(*_committee_rows(series, front_points), *_selected_rows(selected, front_points)),
+        note=f"Mean ± standard deviation over the subsets of that size, on {examples:,} {split} images. {MFLOPS_NOTE}"
         " The front was drawn after the fact, on the same images.",
     )
     return Section(
@@ -44,14 +46,14 @@ def cost_section(series: Sequence[Series], chosen: Sequence[Chosen], split: str,
 
 def size_section(series: Sequence[Series]) -> Section | None:
     """What each further member gains; None where there are no committees."""
-    several = [one for one in series if len(one.committees) > 1]
-    if not several:
+    multi_member = [architecture for architecture in series if len(architecture.committees) > 1]
+    if not multi_member:
         return None
-    text = size_sentence(several)
+    text = size_sentence(multi_member)
     table = Table(
         columns=("architecture", "members", "accuracy", "gained by the last one", "least .. most", "NLL"),
-        rows=tuple(_gain_row(one, place) for one in several for place in range(len(one.committees))),
-        numbers=1,
+        rows=tuple(_gain_row(one, index) for one in multi_member for index in range(len(one.committees))),
+        first_numeric_column=1,
         note="The standard deviation tells how much the choice of members matters; subsets share members.",
     )
     picture = Picture("gain-by-size", text, lambda width: gain_by_size(series, width))
@@ -60,28 +62,28 @@ def size_section(series: Sequence[Series]) -> Section | None:
     )
 
 
-def cascade_section(chosen: Sequence[Chosen]) -> Section | None:
+def cascade_section(selected: Sequence[SelectedCommittee]) -> Section | None:
     """Where the images leave each cascade; None where there is no cascade."""
     blocks = []
-    for number, each in enumerate(cascade for cascade in chosen if cascade.exits):
-        text = cascade_sentence(each)
-        name = "exit-rates" if number == 0 else f"exit-rates-{number + 1}"
-        pictures = (Picture(name, text, lambda width, each=each: exit_rates(each, width)),)
-        blocks.append(Block(sentence=text, pictures=pictures, table=_exit_table(each), title=each.name))
+    for index, cascade in enumerate(cascade for cascade in selected if cascade.exits):
+        text = cascade_sentence(cascade)
+        name = "exit-rates" if index == 0 else f"exit-rates-{index + 1}"
+        pictures = (Picture(name, text, lambda width, each=cascade: exit_rates(each, width)),)
+        blocks.append(Block(sentence=text, pictures=pictures, table=_exit_table(cascade), title=cascade.name))
     return Section(name="cascade", title="Where images leave the cascade", blocks=tuple(blocks)) if blocks else None
 
 
 def members_section(members: Sequence[dict[str, Any]], split: str, examples: int) -> Section:
     """Every member by itself."""
-    runs = len({member["run"] for member in members}) > 1
+    several_runs = len({member["run"] for member in members}) > 1
     accuracies = [member["accuracy"] for member in members]
-    text = f"The one member is right on {percent(accuracies[0])} of the {split} images."
+    text = f"The one member is right on {format_percent(accuracies[0])} of the {split} images."
     if len(members) > 1:
-        least, most = percent(min(accuracies)), percent(max(accuracies))
-        text = f"Single members are right on {least} to {most} of the {split} images."
+        lowest, highest = format_percent(min(accuracies)), format_percent(max(accuracies))
+        text = f"Single members are right on {lowest} to {highest} of the {split} images."
     table = Table(
         columns=(
-            *(["run"] if runs else []),
+            *(["run"] if several_runs else []),
             "member",
             "name",
             "parameters",
@@ -93,7 +95,7 @@ def members_section(members: Sequence[dict[str, Any]], split: str, examples: int
         ),
         rows=tuple(
             (
-                *([member["run"]] if runs else []),
+                *([member["run"]] if several_runs else []),
                 str(member["index"]),
                 member["name"],
                 f"{member['parameters']:,}",
@@ -102,155 +104,171 @@ def members_section(members: Sequence[dict[str, Any]], split: str, examples: int
             )
             for member in members
         ),
-        numbers=3 if runs else 2,
-        note=f"On {examples:,} {split} images. {MFLOPS}",
+        first_numeric_column=3 if several_runs else 2,
+        note=f"On {examples:,} {split} images. {MFLOPS_NOTE}",
     )
     return Section(name="members", title="The members", blocks=(Block(sentence=text, table=table),))
 
 
-def cost_sentence(series: Sequence[Series], chosen: Sequence[Chosen], split: str, examples: int) -> str:
+def cost_sentence(series: Sequence[Series], selected: Sequence[SelectedCommittee], split: str, examples: int) -> str:
     """The best of each architecture, whether a larger network beats several smaller ones, and what was chosen."""
-    said = [_best_of(one) for one in series if not one.mixed or len(series) == 1]
-    said += [text for large in series if (text := rivals([one for one in series if not one.mixed], large))]
-    said += [_chosen_sentence(each) for each in chosen]
-    return " ".join(said) + f" All on {examples:,} {split} images."
-
-
-def rivals(series: Sequence[Series], large: Series) -> str:
-    """The best committee that costs no more than one large network: which is better? "" where there is none."""
-    budget = large.single["mflops"]
-    affordable = [
-        (each["accuracy"]["mean"], each, one)
-        for one in series
-        for each in one.committees
-        if one.name != large.name and each["size"] > 1 and each["mflops"] <= budget
+    sentences = [
+        _best_committee_sentence(architecture) for architecture in series if not architecture.mixed or len(series) == 1
     ]
-    if large.mixed or not affordable:
+    sentences += [text for large in series if (text := competitors([one for one in series if not one.mixed], large))]
+    sentences += [_selected_sentence(committee) for committee in selected]
+    return " ".join(sentences) + f" All on {examples:,} {split} images."
+
+
+def competitors(series: Sequence[Series], large_architecture: Series) -> str:
+    """The best committee that costs no more than one large network: which is better? "" where there is none."""
+    budget = large_architecture.single_member["mflops"]
+    affordable = [
+        (committee["accuracy"]["mean"], committee, architecture)
+        for architecture in series
+        for committee in architecture.committees
+        if architecture.name != large_architecture.name and committee["size"] > 1 and committee["mflops"] <= budget
+    ]
+    if large_architecture.mixed or not affordable:
         return ""
-    accuracy, several, small = max(affordable, key=lambda each: each[0])
-    ahead = accuracy - large.single["accuracy"]["mean"]
-    verdict = "as accurate as" if abs(ahead) < 5e-4 else f"{points(abs(ahead))} {'above' if ahead > 0 else 'below'}"
+    accuracy, best_committee, small_architecture = max(affordable, key=lambda each: each[0])
+    difference = accuracy - large_architecture.single_member["accuracy"]["mean"]
+    verdict = (
+        "as accurate as"
+        if abs(difference) < 5e-4
+        else f"{format_points(abs(difference))} {'above' if difference > 0 else 'below'}"
+    )
     return (
-        f"At no more than the cost of one {large.name} ({mflops(budget)}), {count(several['size'])} {small.name}"
-        f" ({mflops(several['mflops'])}) are {verdict} it."
+        f"At no more than the cost of one {large_architecture.name} ({format_mflops(budget)}), {number_word(best_committee['size'])} {small_architecture.name}"
+        f" ({format_mflops(best_committee['mflops'])}) are {verdict} it."
     )
 
 
 def size_sentence(series: Sequence[Series]) -> str:
     """What the second member and the last one gain."""
-    said = []
-    for one in series:
-        means = [each["accuracy"]["mean"] for each in one.committees]
-        text = f"For {one.name} the second member gains {points(means[1] - means[0])}"
+    sentences = []
+    for architecture in series:
+        means = [committee["accuracy"]["mean"] for committee in architecture.committees]
+        text = f"For {architecture.name} the second member gains {format_points(means[1] - means[0])}"
         if len(means) > 2:
-            text += f", the {_ordinal(len(means))} {points(means[-1] - means[-2], 2)}"
-        change = one.whole["nll"]["mean"] / one.single["nll"]["mean"] - 1
-        said.append(f"{text}; NLL {'falls' if change < 0 else 'rises'} by {percent(abs(change), 0)}.")
-    return " ".join(said)
+            text += f", the {_ordinal(len(means))} {format_points(means[-1] - means[-2], 2)}"
+        change = architecture.full_committee["nll"]["mean"] / architecture.single_member["nll"]["mean"] - 1
+        sentences.append(f"{text}; NLL {'falls' if change < 0 else 'rises'} by {format_percent(abs(change), 0)}.")
+    return " ".join(sentences)
 
 
-def cascade_sentence(each: Chosen) -> str:
+def cascade_sentence(cascade: SelectedCommittee) -> str:
     """Where most images end, and what that saves."""
-    first, last = each.exits[0], each.exits[-1]
+    first, last = cascade.exits[0], cascade.exits[-1]
     text = (
-        f"{percent(first['rate'], 0)} of the images are answered by {plural(first['members'], 'member')}"
-        f"{_right(first)}, {percent(last['rate'], 0)} need all {count(last['members'])}{_right(last)}."
+        f"{format_percent(first['rate'], 0)} of the images are answered by {count_with_noun(first['members'], 'member')}"
+        f"{_accuracy_note(first)}, {format_percent(last['rate'], 0)} need all {number_word(last['members'])}{_accuracy_note(last)}."
     )
-    return f"{text} {_chosen_sentence(each)}"
+    return f"{text} {_selected_sentence(cascade)}"
 
 
-def _best_of(one: Series) -> str:
-    if len(one.committees) == 1:
-        return f"One {one.name} reaches {percent(one.single['accuracy']['mean'])} at {mflops(one.single['mflops'])}."
-    whole, single = one.whole, one.single
-    where = "above" if one.gain >= 0 else "below"
+def _best_committee_sentence(architecture: Series) -> str:
+    if len(architecture.committees) == 1:
+        return f"One {architecture.name} reaches {format_percent(architecture.single_member['accuracy']['mean'])} at {format_mflops(architecture.single_member['mflops'])}."
+    full_committee, single_member = architecture.full_committee, architecture.single_member
+    direction = "above" if architecture.gain >= 0 else "below"
     return (
-        f"{count(whole['size']).capitalize()} of {one.name} reach {percent(whole['accuracy']['mean'])} at"
-        f" {mflops(whole['mflops'])}, {points(abs(one.gain))} (± {100 * 1.96 * one.gain_error:.1f}, 95 % interval"
-        f" over the images) {where} one of them, which has {percent(single['accuracy']['mean'])} at"
-        f" {mflops(single['mflops'])}."
+        f"{number_word(full_committee['size']).capitalize()} of {architecture.name} reach {format_percent(full_committee['accuracy']['mean'])} at"
+        f" {format_mflops(full_committee['mflops'])}, {format_points(abs(architecture.gain))} (± {100 * 1.96 * architecture.gain_error:.1f}, 95 % interval"
+        f" over the images) {direction} one of them, which has {format_percent(single_member['accuracy']['mean'])} at"
+        f" {format_mflops(single_member['mflops'])}."
     )
 
 
-def _chosen_sentence(each: Chosen) -> str:
-    accuracy = percent(each.scores["accuracy"])
-    if each.kind == "committee":
-        return f"The chosen committee ({_members(each)}) reaches {accuracy} at {mflops(each.mflops)}."
-    ahead = each.scores["accuracy"] - each.full["accuracy"]
-    verdict = "as accurate as" if abs(ahead) < 5e-5 else f"{points(abs(ahead), 2)} {'above' if ahead > 0 else 'below'}"
+def _selected_sentence(committee: SelectedCommittee) -> str:
+    accuracy = format_percent(committee.scores["accuracy"])
+    if committee.kind == "committee":
+        return (
+            f"The chosen committee ({_member_list(committee)}) reaches {accuracy} at {format_mflops(committee.mflops)}."
+        )
+    difference = committee.scores["accuracy"] - committee.full["accuracy"]
+    verdict = (
+        "as accurate as"
+        if abs(difference) < 5e-5
+        else f"{format_points(abs(difference), 2)} {'above' if difference > 0 else 'below'}"
+    )
     return (
-        f"The {each.name} ({_members(each)}) reaches {accuracy} at {mflops(each.mflops)} on average and at most"
-        f" {mflops(each.worst_mflops)}: {verdict} all its members voting on every image, with"
-        f" {each.full['mflops'] / each.mflops:.1f} times fewer multiply-adds."
+        f"The {committee.name} ({_member_list(committee)}) reaches {accuracy} at {format_mflops(committee.mflops)} on average and at most"
+        f" {format_mflops(committee.worst_mflops)}: {verdict} all its members voting on every image, with"
+        f" {committee.full['mflops'] / committee.mflops:.1f} times fewer multiply-adds."
     )
 
 
-def _members(each: Chosen) -> str:
-    groups = [(name, len(list(same))) for name, same in itertools.groupby(each.members)]
-    return listing([f"{count(number)} {name}" for name, number in groups])
+def _member_list(committee: SelectedCommittee) -> str:
+    groups = [(name, len(list(same))) for name, same in itertools.groupby(committee.members)]
+    return join_with_and([f"{number_word(repeats)} {name}" for name, repeats in groups])
 
 
-def _committee_rows(series: Sequence[Series], best: Sequence[Point]) -> list[tuple[str, ...]]:
-    on_front = {(point.mflops, point.accuracy) for point in best}
+def _committee_rows(series: Sequence[Series], front_points: Sequence[CostPoint]) -> list[tuple[str, ...]]:
+    on_front = {(point.mflops, point.accuracy) for point in front_points}
     return [
         (
-            f"{each['size']} x {one.name}",
-            str(each["accuracy"]["subsets"]),
-            f"{each['mflops']:.2f}",
-            *(spread(each[score]) for score in _SCORES),
-            "yes" if (each["mflops"], each["accuracy"]["mean"]) in on_front else "",
+            f"{committee['size']} x {architecture.name}",
+            str(committee["accuracy"]["subsets"]),
+            f"{committee['mflops']:.2f}",
+            *(format_mean_std(committee[score]) for score in _SCORES),
+            "yes" if (committee["mflops"], committee["accuracy"]["mean"]) in on_front else "",
         )
-        for one in series
-        for each in one.committees
+        for architecture in series
+        for committee in architecture.committees
     ]
 
 
-def _chosen_rows(chosen: Sequence[Chosen], best: Sequence[Point]) -> list[tuple[str, ...]]:
-    names = {point.name for point in best}
+def _selected_rows(selected: Sequence[SelectedCommittee], front_points: Sequence[CostPoint]) -> list[tuple[str, ...]]:
+    names = {point.name for point in front_points}
     return [
         (
-            each.name,
+            committee.name,
             "",
-            f"{each.mflops:.2f}",
-            *(f"{each.scores[score]:.4f}" for score in _SCORES),
-            "yes" if each.name in names else "",
+            f"{committee.mflops:.2f}",
+            *(f"{committee.scores[score]:.4f}" for score in _SCORES),
+            "yes" if committee.name in names else "",
         )
-        for each in chosen
+        for committee in selected
     ]
 
 
-def _gain_row(one: Series, place: int) -> tuple[str, ...]:
-    each = one.committees[place]
-    step = each["accuracy"]["mean"] - one.committees[place - 1]["accuracy"]["mean"] if place else None
+def _gain_row(architecture: Series, index: int) -> tuple[str, ...]:
+    committee = architecture.committees[index]
+    gain = committee["accuracy"]["mean"] - architecture.committees[index - 1]["accuracy"]["mean"] if index else None
     return (
-        one.name,
-        str(each["size"]),
-        spread(each["accuracy"]),
-        "" if step is None else f"{100 * step:+.2f} points",
-        f"{each['accuracy']['min']:.4f} .. {each['accuracy']['max']:.4f}",
-        spread(each["nll"]),
+        architecture.name,
+        str(committee["size"]),
+        format_mean_std(committee["accuracy"]),
+        "" if gain is None else f"{100 * gain:+.2f} points",
+        f"{committee['accuracy']['min']:.4f} .. {committee['accuracy']['max']:.4f}",
+        format_mean_std(committee["nll"]),
     )
 
 
-def _exit_table(each: Chosen) -> Table:
+def _exit_table(cascade: SelectedCommittee) -> Table:
     rows = [
-        (str(exit_["members"]), percent(exit_["rate"]), *(_or_none(exit_[name]) for name in ("accuracy", "nll", "ece")))
-        for exit_ in each.exits
+        (
+            str(stage["members"]),
+            format_percent(stage["rate"]),
+            *(_format_score(stage[name]) for name in ("accuracy", "nll", "ece")),
+        )
+        for stage in cascade.exits
     ]
     return Table(
         columns=("members asked", "images that end here", "accuracy of these", "NLL", "ECE"),
         rows=tuple(rows),
-        numbers=0,
-        note="Members in the order asked: " + ", ".join(each.members) + ".",
+        first_numeric_column=0,
+        note="Members in the order asked: " + ", ".join(cascade.members) + ".",
     )
 
 
-def _or_none(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "no images" if value is None else f"{value:.4f}"
 
 
-def _right(exit_: dict) -> str:
-    return "" if exit_["accuracy"] is None else f" ({percent(exit_['accuracy'])} of them right)"
+def _accuracy_note(stage: dict) -> str:
+    return "" if stage["accuracy"] is None else f" ({format_percent(stage['accuracy'])} of them right)"
 
 
 def _ordinal(number: int) -> str:

@@ -37,7 +37,7 @@ class BatchingParameters:
         named = {name: getattr(proto, name).value for name in names if proto.HasField(name)}
         return cls(allowed_batch_sizes=tuple(proto.allowed_batch_sizes), **named)
 
-    def padded(self, rows: int) -> int:
+    def padded_size(self, rows: int) -> int:
         """The size that a batch of `rows` is brought to."""
         return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
 
@@ -46,8 +46,8 @@ class BatchingParameters:
 class _Task:
     inputs: dict[str, np.ndarray]
     rows: int
-    until: float
-    answer: dict[str, np.ndarray] | None = None
+    deadline: float
+    outputs: dict[str, np.ndarray] | None = None
     error: StatusError | None = None
     done: threading.Event = dataclasses.field(default_factory=threading.Event)
 
@@ -55,7 +55,7 @@ class _Task:
 @dataclasses.dataclass(eq=False)
 class _Batch:
     key: tuple[str, tuple[str, ...]]
-    since: float
+    created_at: float
     tasks: list[_Task] = dataclasses.field(default_factory=list)
     closed: bool = False
 
@@ -70,11 +70,11 @@ class BatchedSession:
     def __init__(self, session: Any, parameters: BatchingParameters):
         self._session, self._parameters = session, parameters
         self.signatures, self.meta_graph = session.signatures, session.meta_graph
-        self._changed = threading.Condition()
+        self._condition = threading.Condition()
         self._queue: deque[_Batch] = deque()
         self._closing = False
         count = parameters.num_batch_threads
-        self._threads = [threading.Thread(target=self._work, name="batching", daemon=True) for _ in range(count)]
+        self._threads = [threading.Thread(target=self._run_batches, name="batching", daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
 
@@ -92,9 +92,9 @@ class BatchedSession:
             StatusError: Besides the session's: INVALID_ARGUMENT for more rows than a batch may have, UNAVAILABLE for
                 a full queue, RESOURCE_EXHAUSTED for a deadline that passed in it.
         """
-        called = find_signature(self.signatures, signature)
-        check_inputs(called, inputs)
-        names = choose_outputs(called, outputs)
+        spec = find_signature(self.signatures, signature)
+        check_inputs(spec, inputs)
+        names = choose_outputs(spec, outputs)
         arrays = {name: np.asarray(array) for name, array in inputs.items()}
         sizes = {len(array) if array.ndim else -1 for array in arrays.values()}
         if len(sizes) != 1 or min(sizes) < 1:
@@ -104,28 +104,28 @@ class BatchedSession:
         task.done.wait()
         if task.error is not None:
             raise StatusError(task.error.code, task.error.message)
-        return task.answer or {}
+        return task.outputs or {}
 
     def close(self) -> None:
         """Runs what is queued, then closes the session."""
-        with self._changed:
+        with self._condition:
             self._closing = True
-            self._changed.notify_all()
+            self._condition.notify_all()
         for thread in self._threads:
             thread.join()
         self._session.close()
 
     def _enqueue(self, key: tuple[str, tuple[str, ...]], task: _Task) -> None:
-        most = self._parameters.max_batch_size
-        if task.rows > most:
+        max_rows = self._parameters.max_batch_size
+        if task.rows > max_rows:
             raise StatusError(
-                "INVALID_ARGUMENT", f"Task size {task.rows} is larger than maximum input batch size {most}"
+                "INVALID_ARGUMENT", f"Task size {task.rows} is larger than maximum input batch size {max_rows}"
             )
-        with self._changed:
+        with self._condition:
             if self._closing:
                 raise StatusError("UNAVAILABLE", "the session is closed")
-            batch = next((each for each in reversed(self._queue) if each.key == key and not each.closed), None)
-            if batch is None or batch.rows + task.rows > most:
+            batch = next((queued for queued in reversed(self._queue) if queued.key == key and not queued.closed), None)
+            if batch is None or batch.rows + task.rows > max_rows:
                 if len(self._queue) >= self._parameters.max_enqueued_batches:
                     raise StatusError(
                         "UNAVAILABLE", "The batch scheduling queue to which this task was submitted is full"
@@ -135,15 +135,15 @@ class BatchedSession:
                 batch = _Batch(key, time.monotonic())
                 self._queue.append(batch)
             batch.tasks.append(task)
-            self._changed.notify_all()
+            self._condition.notify_all()
 
-    def _work(self) -> None:
-        while (batch := self._next()) is not None:
+    def _run_batches(self) -> None:
+        while (batch := self._next_batch()) is not None:
             _finish(batch.tasks, self._run_batch(batch))
 
-    def _next(self) -> _Batch | None:
+    def _next_batch(self) -> _Batch | None:
         """The oldest batch that is full or has waited long enough; None at the end."""
-        with self._changed:
+        with self._condition:
             while True:
                 for batch in self._queue:
                     if self._closing or batch.closed or self._is_due(batch):
@@ -151,24 +151,26 @@ class BatchedSession:
                         return batch
                 if self._closing:
                     return None
-                self._changed.wait(self._patience())
+                self._condition.wait(self._wait_seconds())
 
     def _is_due(self, batch: _Batch) -> bool:
-        waited = time.monotonic() - batch.since
+        waited = time.monotonic() - batch.created_at
         return batch.rows >= self._parameters.max_batch_size or waited >= self._parameters.batch_timeout_micros / 1e6
 
-    def _patience(self) -> float | None:
-        due = [batch.since + self._parameters.batch_timeout_micros / 1e6 for batch in self._queue]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+    def _wait_seconds(self) -> float | None:
+        deadlines = [batch.created_at + self._parameters.batch_timeout_micros / 1e6 for batch in self._queue]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _run_batch(self, batch: _Batch) -> StatusError | None:
-        latest = max(task.until for task in batch.tasks) - time.monotonic()
-        if latest <= 0:
+        time_left = max(task.deadline for task in batch.tasks) - time.monotonic()
+        if time_left <= 0:
             return StatusError("RESOURCE_EXHAUSTED", "Run() timeout exceeded while waiting in batching queue")
         try:
-            inputs = _concatenated(batch.tasks, self._parameters.padded(batch.rows) - batch.rows)
-            answer = self._session.run(batch.key[0], inputs, batch.key[1], timeout=latest if latest < 1e8 else None)
-            _share(batch.tasks, answer, self._parameters.padded(batch.rows))
+            inputs = _concatenate_inputs(batch.tasks, self._parameters.padded_size(batch.rows) - batch.rows)
+            outputs = self._session.run(
+                batch.key[0], inputs, batch.key[1], timeout=time_left if time_left < 1e8 else None
+            )
+            _distribute_outputs(batch.tasks, outputs, self._parameters.padded_size(batch.rows))
         except StatusError as error:
             return error
         except Exception as error:  # or those who wait would wait for ever
@@ -176,7 +178,7 @@ class BatchedSession:
         return None
 
 
-def _concatenated(tasks: list[_Task], padding: int) -> dict[str, np.ndarray]:
+def _concatenate_inputs(tasks: list[_Task], padding: int) -> dict[str, np.ndarray]:
     """The inputs of all tasks along the batch axis, filled up with the first row of the last one."""
     joined: dict[str, np.ndarray] = {}
     for name in tasks[0].inputs:
@@ -196,8 +198,8 @@ def _concatenated(tasks: list[_Task], padding: int) -> dict[str, np.ndarray]:
     return joined
 
 
-def _share(tasks: list[_Task], answer: dict[str, np.ndarray], size: int) -> None:
-    for name, array in answer.items():
+def _distribute_outputs(tasks: list[_Task], outputs: dict[str, np.ndarray], size: int) -> None:
+    for name, array in outputs.items():
         if not array.ndim or len(array) != size:
             raise StatusError(
                 "FAILED_PRECONDITION",
@@ -205,7 +207,7 @@ def _share(tasks: list[_Task], answer: dict[str, np.ndarray], size: int) -> None
             )
     start = 0
     for task in tasks:
-        task.answer = {name: array[start : start + task.rows] for name, array in answer.items()}
+        task.outputs = {name: array[start : start + task.rows] for name, array in outputs.items()}
         start += task.rows
 
 

@@ -5,28 +5,28 @@ from typing import Any
 
 import numpy as np
 
-from keras_committee.tfserving.server.limits import Limits, check_shape, check_strings
-from keras_committee.tfserving.tf_protocol import DEFAULT, Signature, StatusError
+from keras_committee.tfserving.server.limits import Limits, check_image_sizes, check_shape
+from keras_committee.tfserving.tf_protocol import DEFAULT_SIGNATURE, Signature, StatusError
 
 
-def serialized(request_input: Any, limits: Limits) -> np.ndarray:
+def serialize_examples(request_input: Any, limits: Limits) -> np.ndarray:
     """The examples of an `Input` message as an object array of bytes, (examples,); a context is merged into each."""
     if request_input.WhichOneof("kind") == "example_list_with_context":
-        listed = request_input.example_list_with_context
-        return merged(listed.examples, listed.context, limits)
-    return merged(request_input.example_list.examples, None, limits)
+        examples_with_context = request_input.example_list_with_context
+        return merge_context(examples_with_context.examples, examples_with_context.context, limits)
+    return merge_context(request_input.example_list.examples, None, limits)
 
 
-def merged(examples: Sequence[Any], context: Any, limits: Limits) -> np.ndarray:
+def merge_context(examples: Sequence[Any], context: Any, limits: Limits) -> np.ndarray:
     """The Example messages as an object array of bytes, (examples,). Raises INVALID_ARGUMENT where there are none."""
     # Two serialized messages in a row are one in which what comes last wins.
-    before = b"" if context is None else context.SerializeToString()
+    context_bytes = b"" if context is None else context.SerializeToString()
     if not examples:
         raise StatusError("INVALID_ARGUMENT", "Input is empty.")
     check_shape("examples", [len(examples)], limits)
     array = np.empty(len(examples), object)
-    array[:] = [before + each.SerializeToString() for each in examples]
-    check_strings(array, limits)
+    array[:] = [context_bytes + example.SerializeToString() for example in examples]
+    check_image_sizes(array, limits)
     return array
 
 
@@ -38,21 +38,21 @@ def classify(
     Raises:
         StatusError: In the words of TF Serving's classifier.cc.
     """
-    called = _find(session, signature)
-    _check_one_input(called, "classification")
-    if len(called.outputs) not in (1, 2):
-        raise StatusError("INVALID_ARGUMENT", f"Expected one or two output Tensors, found {len(called.outputs)}")
-    names = [name for name in ("classes", "scores") if name in called.outputs]
+    spec = _find_signature(session, signature)
+    _check_one_input(spec, "classification")
+    if len(spec.outputs) not in (1, 2):
+        raise StatusError("INVALID_ARGUMENT", f"Expected one or two output Tensors, found {len(spec.outputs)}")
+    names = [name for name in ("classes", "scores") if name in spec.outputs]
     if not names:
         raise StatusError(
             "FAILED_PRECONDITION",
             'Expected classification signature outputs to contain at least one of "classes" or "scores". '
-            f"Signature was: {called.proto}",
+            f"Signature was: {spec.proto}",
         )
-    answers = session.run(signature, {"inputs": examples}, names, timeout=timeout)
+    outputs = session.run(signature, {"inputs": examples}, names, timeout=timeout)
     for name, kind in (("classes", "string"), ("scores", "float")):
-        _check_matrix(name, kind, answers.get(name), len(examples))
-    classes, scores = answers.get("classes"), answers.get("scores")
+        _check_matrix(name, kind, outputs.get(name), len(examples))
+    classes, scores = outputs.get("classes"), outputs.get("scores")
     if classes is not None and scores is not None and classes.shape != scores.shape:
         raise StatusError(
             "INVALID_ARGUMENT",
@@ -63,12 +63,12 @@ def classify(
 
 def regress(session: Any, signature: str, examples: np.ndarray, timeout: float | None = None) -> np.ndarray:
     """Values (examples,) of float32. Raises StatusError in the words of TF Serving's regressor.cc."""
-    called = _find(session, signature)
-    _check_one_input(called, "regression")
-    if len(called.outputs) != 1:
+    spec = _find_signature(session, signature)
+    _check_one_input(spec, "regression")
+    if len(spec.outputs) != 1:
         raise StatusError("INVALID_ARGUMENT", "Expected one output Tensor.")
-    if "outputs" not in called.outputs:
-        raise StatusError("FAILED_PRECONDITION", f"No regression outputs found in SignatureDef: {called.proto}")
+    if "outputs" not in spec.outputs:
+        raise StatusError("FAILED_PRECONDITION", f"No regression outputs found in SignatureDef: {spec.proto}")
     values = session.run(signature, {"inputs": examples}, ["outputs"], timeout=timeout)["outputs"]
     if values.shape not in ((len(examples),), (len(examples), 1)):
         raise StatusError(
@@ -81,17 +81,17 @@ def regress(session: Any, signature: str, examples: np.ndarray, timeout: float |
     return values.ravel()
 
 
-def _find(session: Any, signature: str) -> Signature:
-    if (signature or DEFAULT) not in session.signatures:
-        raise StatusError("INVALID_ARGUMENT", f"No signature was found with the name: {signature or DEFAULT}")
-    return session.signatures[signature or DEFAULT]
+def _find_signature(session: Any, signature: str) -> Signature:
+    if (signature or DEFAULT_SIGNATURE) not in session.signatures:
+        raise StatusError("INVALID_ARGUMENT", f"No signature was found with the name: {signature or DEFAULT_SIGNATURE}")
+    return session.signatures[signature or DEFAULT_SIGNATURE]
 
 
-def _check_one_input(called: Signature, what: str) -> None:
-    if len(called.inputs) != 1:
+def _check_one_input(spec: Signature, task: str) -> None:
+    if len(spec.inputs) != 1:
         raise StatusError("INVALID_ARGUMENT", "Expected one input Tensor.")
-    if "inputs" not in called.inputs:
-        raise StatusError("FAILED_PRECONDITION", f"No {what} inputs found in SignatureDef: {called.proto}")
+    if "inputs" not in spec.inputs:
+        raise StatusError("FAILED_PRECONDITION", f"No {task} inputs found in SignatureDef: {spec.proto}")
 
 
 def _check_matrix(name: str, kind: str, array: np.ndarray | None, rows: int) -> None:

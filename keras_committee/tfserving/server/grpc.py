@@ -14,35 +14,35 @@ from typing import Any
 import numpy as np
 
 from keras_committee.errors import RecipeError, ResourceError
-from keras_committee.tfserving.server.examples import classify, regress, serialized
-from keras_committee.tfserving.server.limits import Limits, check_shape, check_strings
-from keras_committee.tfserving.server.manager import Manager, read_configs
+from keras_committee.tfserving.server.examples import classify, regress, serialize_examples
+from keras_committee.tfserving.server.limits import Limits, check_image_sizes, check_shape
+from keras_committee.tfserving.server.manager import Manager, configs_from_proto
 from keras_committee.tfserving.server.metrics import Metrics
 from keras_committee.tfserving.server.ports import listen
-from keras_committee.tfserving.server.worker_pool import Work, remaining, timed
+from keras_committee.tfserving.server.worker_pool import BoundedExecutor, seconds_until, timed
 from keras_committee.tfserving.tf_protocol import (
-    DEFAULT,
+    DEFAULT_SIGNATURE,
     Signature,
     StatusError,
     check_inputs,
-    checked_shape,
     find_signature,
-    to_array,
+    proto_shape,
+    proto_to_array,
     truncated,
     typed_proto,
 )
 
-Method = Callable[[bytes, float], bytes]
-_Answer = Callable[[Any, float], Any]
+RpcMethod = Callable[[bytes, float], bytes]
+_RpcHandler = Callable[[Any, float], Any]
 
 
-class Answers:
+class PredictionServicer:
     """The methods of PredictionService and ModelService, from bytes to bytes. `methods` names them all."""
 
-    def __init__(self, manager: Manager, limits: Limits, metrics: Metrics, *, reload: bool = False):
-        self._manager, self._limits, self._metrics, self._reload = manager, limits, metrics, reload
+    def __init__(self, manager: Manager, limits: Limits, metrics: Metrics, *, allow_reload: bool = False):
+        self._manager, self._limits, self._metrics, self._allow_reload = manager, limits, metrics, allow_reload
 
-    def methods(self) -> dict[str, dict[str, Method]]:
+    def methods(self) -> dict[str, dict[str, RpcMethod]]:
         """dict of service -> method -> `answer(content, seconds)`, which raises StatusError."""
         from tensorflow_serving.apis import (
             classification_pb2,
@@ -54,39 +54,45 @@ class Answers:
             regression_pb2,
         )
 
-        examples = ExampleAnswers(self._lent, self._limits)
+        example_servicer = ExampleServicer(self._borrowed, self._limits)
         return {
             "tensorflow.serving.PredictionService": {
-                "Predict": _parsed(predict_pb2.PredictRequest, self._counted("Predict", self.predict)),
-                "Classify": _parsed(
-                    classification_pb2.ClassificationRequest, self._counted("Classify", examples.classify)
+                "Predict": _with_parsing(predict_pb2.PredictRequest, self._with_metrics("Predict", self.predict)),
+                "Classify": _with_parsing(
+                    classification_pb2.ClassificationRequest, self._with_metrics("Classify", example_servicer.classify)
                 ),
-                "Regress": _parsed(regression_pb2.RegressionRequest, self._counted("Regress", examples.regress)),
-                "MultiInference": _parsed(inference_pb2.MultiInferenceRequest, examples.multi_inference),
-                "GetModelMetadata": _parsed(get_model_metadata_pb2.GetModelMetadataRequest, self.metadata),
+                "Regress": _with_parsing(
+                    regression_pb2.RegressionRequest, self._with_metrics("Regress", example_servicer.regress)
+                ),
+                "MultiInference": _with_parsing(inference_pb2.MultiInferenceRequest, example_servicer.multi_inference),
+                "GetModelMetadata": _with_parsing(get_model_metadata_pb2.GetModelMetadataRequest, self.metadata),
             },
             "tensorflow.serving.ModelService": {
-                "GetModelStatus": _parsed(get_model_status_pb2.GetModelStatusRequest, self.status),
-                "HandleReloadConfigRequest": _parsed(model_management_pb2.ReloadConfigRequest, self.reload),
+                "GetModelStatus": _with_parsing(get_model_status_pb2.GetModelStatusRequest, self.status),
+                "HandleReloadConfigRequest": _with_parsing(model_management_pb2.ReloadConfigRequest, self.reload),
             },
         }
 
-    def predict(self, request: Any, seconds: float) -> Any:
+    def predict(self, request: Any, timeout: float) -> Any:
         """The PredictResponse to a PredictRequest. Raises StatusError."""
         from tensorflow_serving.apis import predict_pb2
 
-        with self._lent(request) as lent:
-            name = request.model_spec.signature_name or DEFAULT
-            check_inputs(find_signature(lent.session.signatures, name), request.inputs)
-            inputs = {alias: self._array(proto, alias) for alias, proto in request.inputs.items()}
-            with timed(lambda took: self._metrics.latency("runtime_latency", (lent.name, "Predict", "TF1"), took)):
-                outputs = lent.session.run(name, inputs, list(request.output_filter), timeout=seconds)
-            response = predict_pb2.PredictResponse(model_spec=answering_spec(request, lent))
+        with self._borrowed(request) as servable:
+            name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+            check_inputs(find_signature(servable.session.signatures, name), request.inputs)
+            inputs = {alias: self._input_array(proto, alias) for alias, proto in request.inputs.items()}
+            with timed(
+                lambda elapsed: self._metrics.record_latency(
+                    "runtime_latency", (servable.name, "Predict", "TF1"), elapsed
+                )
+            ):
+                outputs = servable.session.run(name, inputs, list(request.output_filter), timeout=timeout)
+            response = predict_pb2.PredictResponse(model_spec=response_model_spec(request, servable))
         for alias, array in outputs.items():
             response.outputs[alias].CopyFrom(typed_proto(array))
         return response
 
-    def metadata(self, request: Any, _seconds: float) -> Any:
+    def metadata(self, request: Any, _timeout: float) -> Any:
         """The GetModelMetadataResponse to a GetModelMetadataRequest. Raises StatusError."""
         from tensorflow_serving.apis import get_model_metadata_pb2 as metadata_pb2
 
@@ -96,30 +102,33 @@ class Answers:
         for field in request.metadata_field:
             if field != "signature_def":
                 raise StatusError("INVALID_ARGUMENT", f"Metadata field {field} is not supported")
-        with self._lent(request) as lent:
-            signatures = metadata_pb2.SignatureDefMap(signature_def=lent.session.meta_graph.signature_def)
-            spec = answering_spec(request, lent, "")
+        with self._borrowed(request) as servable:
+            signatures = metadata_pb2.SignatureDefMap(signature_def=servable.session.meta_graph.signature_def)
+            spec = response_model_spec(request, servable, "")
         response = metadata_pb2.GetModelMetadataResponse(model_spec=spec)
         response.metadata["signature_def"].Pack(signatures)
         return response
 
-    def status(self, request: Any, _seconds: float) -> Any:
+    def status(self, request: Any, _timeout: float) -> Any:
         """The GetModelStatusResponse to a GetModelStatusRequest; a label is ignored. Raises StatusError."""
         from tensorflow_serving.apis import get_model_status_pb2 as status_pb2
 
         _check_spec(request)
         response = status_pb2.GetModelStatusResponse()
-        for each in self._manager.statuses(request.model_spec.name, _version(request.model_spec)):
-            status = response.model_version_status.add(version=each.version)
-            status.state = status_pb2.ModelVersionStatus.State.Value(each.state)
-            status.status.error_code, status.status.error_message = _code(each.code), each.message
+        for version_status in self._manager.statuses(request.model_spec.name, _requested_version(request.model_spec)):
+            status = response.model_version_status.add(version=version_status.version)
+            status.state = status_pb2.ModelVersionStatus.State.Value(version_status.state)
+            status.status.error_code, status.status.error_message = (
+                _code_number(version_status.code),
+                version_status.message,
+            )
         return response
 
-    def reload(self, request: Any, _seconds: float) -> Any:
+    def reload(self, request: Any, _timeout: float) -> Any:
         """The ReloadConfigResponse to a ReloadConfigRequest, where it is switched on. Raises StatusError."""
         from tensorflow_serving.apis import model_management_pb2
 
-        if not self._reload:
+        if not self._allow_reload:
             raise StatusError("PERMISSION_DENIED", "HandleReloadConfigRequest is switched off in this stand-in")
         if request.config.WhichOneof("config") != "model_config_list":
             raise StatusError(
@@ -127,56 +136,58 @@ class Answers:
                 "ServerModelConfig type not supported by HandleReloadConfigRequest."
                 " Only ModelConfigList is currently supported",
             )
-        self._manager.reload(read_configs(request.config))
+        self._manager.reload(configs_from_proto(request.config))
         return model_management_pb2.ReloadConfigResponse(status={})
 
-    def _counted(self, api: str, answer: _Answer) -> _Answer:
-        def answer_and_count(request: Any, seconds: float) -> Any:
+    def _with_metrics(self, api: str, handler: _RpcHandler) -> _RpcHandler:
+        def handle_and_record(request: Any, timeout: float) -> Any:
             name, start, status = request.model_spec.name, time.perf_counter(), "OK"
             try:
-                return answer(request, seconds)
+                return handler(request, timeout)
             except StatusError as error:
                 status = error.code
                 raise
             finally:
                 if name in self._manager.names():  # a stranger must not make up labels
-                    self._metrics.count(name, status)
+                    self._metrics.count_request(name, status)
                     if status == "OK":
-                        self._metrics.latency("request_latency", (name, api, "GRPC"), time.perf_counter() - start)
+                        self._metrics.record_latency(
+                            "request_latency", (name, api, "GRPC"), time.perf_counter() - start
+                        )
 
-        return answer_and_count
+        return handle_and_record
 
     @contextlib.contextmanager
-    def _lent(self, request: Any) -> Iterator[Any]:
+    def _borrowed(self, request: Any) -> Iterator[Any]:
         """The version that `request` asks for, kept loaded meanwhile."""
         _check_spec(request)
         spec = request.model_spec
-        with self._manager.borrow(spec.name, _version(spec), spec.version_label or None) as lent:
-            yield lent
+        with self._manager.borrow(spec.name, _requested_version(spec), spec.version_label or None) as servable:
+            yield servable
 
-    def _array(self, proto: Any, alias: str) -> np.ndarray:
+    def _input_array(self, proto: Any, alias: str) -> np.ndarray:
         try:
-            shape = checked_shape(proto, self._limits.elements)
+            shape = proto_shape(proto, self._limits.max_elements)
             check_shape(alias, shape, self._limits)
-            array = to_array(proto, self._limits.elements)
+            array = proto_to_array(proto, self._limits.max_elements)
         except StatusError as error:
             raise StatusError(error.code, f"tensor parsing error: {alias}: {error.message}") from error
         if array.dtype == object:
-            check_strings(array, self._limits, alias)
+            check_image_sizes(array, self._limits, alias)
         return array
 
 
-def _parsed(kind: Any, answer: _Answer) -> Method:
+def _with_parsing(message_class: Any, handler: _RpcHandler) -> RpcMethod:
     from google.protobuf.message import DecodeError
 
-    def parse_and_answer(content: bytes, seconds: float) -> bytes:
+    def parse_and_handle(content: bytes, timeout: float) -> bytes:
         try:
-            request = kind.FromString(content)
+            request = message_class.FromString(content)
         except DecodeError as error:
-            raise StatusError("INVALID_ARGUMENT", f"this is no {kind.DESCRIPTOR.name}: {error}") from error
-        return answer(request, seconds).SerializeToString()
+            raise StatusError("INVALID_ARGUMENT", f"this is no {message_class.DESCRIPTOR.name}: {error}") from error
+        return handler(request, timeout).SerializeToString()
 
-    return parse_and_answer
+    return parse_and_handle
 
 
 def _check_spec(request: Any) -> None:
@@ -184,13 +195,13 @@ def _check_spec(request: Any) -> None:
         raise StatusError("INVALID_ARGUMENT", "Missing ModelSpec")
 
 
-def _code(name: str) -> int:
+def _code_number(name: str) -> int:
     from tensorflow.core.protobuf import error_codes_pb2
 
     return error_codes_pb2.Code.Value(name)
 
 
-def _version(spec: Any) -> int | None:
+def _requested_version(spec: Any) -> int | None:
     return spec.version.value if spec.HasField("version") else None
 
 
@@ -201,13 +212,13 @@ _log = logging.getLogger(__name__)
 class GrpcServer:
     """A gRPC server that runs. `port` is the one that it listens on; `close` ends it."""
 
-    def __init__(self, server: Any, port: int, work: Work):
-        self._server, self.port, self._work = server, port, work
+    def __init__(self, server: Any, port: int, executor: BoundedExecutor):
+        self._server, self.port, self._executor = server, port, executor
 
     def close(self, grace: float = 5.0) -> None:
         """Takes no new requests and waits for those under way, `grace` seconds at most. A second call does nothing."""
         self._server.stop(grace).wait()
-        self._work.close()
+        self._executor.close()
 
     def __enter__(self) -> "GrpcServer":
         return self
@@ -222,7 +233,7 @@ def start(
     limits: Limits | None = None,
     metrics: Metrics | None = None,
     *,
-    reload: bool = False,
+    allow_reload: bool = False,
 ) -> GrpcServer:
     """Answers gRPC at `address`, (host, port); port 0 takes a free one.
 
@@ -243,45 +254,52 @@ def start(
         raise RecipeError(f'the stand-in needs pip install "keras-committee[serving]": {error}') from error
     limits = limits or Limits()
     # Its threads only wait for those of `work`, which refuses what is too much with the status that clients retry.
-    waiting = concurrent.futures.ThreadPoolExecutor(limits.queue + 8, "grpc")
-    server = grpc.server(waiting, options=_options(limits), maximum_concurrent_rpcs=2 * limits.queue + 8)
-    answers, work = Answers(manager, limits, metrics or Metrics(), reload=reload), Work(limits)
-    for service, methods in answers.methods().items():
-        handlers = {name: _handler(answer, limits, work) for name, answer in methods.items()}
+    thread_pool = concurrent.futures.ThreadPoolExecutor(limits.max_queue_size + 8, "grpc")
+    server = grpc.server(
+        thread_pool, options=_server_options(limits), maximum_concurrent_rpcs=2 * limits.max_queue_size + 8
+    )
+    servicer, executor = (
+        PredictionServicer(manager, limits, metrics or Metrics(), allow_reload=allow_reload),
+        BoundedExecutor(limits),
+    )
+    for service, methods in servicer.methods().items():
+        handlers = {name: _make_handler(method, limits, executor) for name, method in methods.items()}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     _add_health(server)
     port = _bind(server, address)
     server.start()
-    return GrpcServer(server, port, work)
+    return GrpcServer(server, port, executor)
 
 
-def _options(limits: Limits) -> list[tuple[str, int]]:
+def _server_options(limits: Limits) -> list[tuple[str, int]]:
     return [
-        ("grpc.max_receive_message_length", limits.body),
+        ("grpc.max_receive_message_length", limits.max_body_bytes),
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_metadata_size", limits.header),
+        ("grpc.max_metadata_size", limits.max_header_bytes),
         ("grpc.so_reuseport", 0),  # or two servers share a port, and each gets half of the requests
     ]
 
 
 def _bind(server: Any, address: tuple[str, int]) -> int:
-    host, wanted = address
-    if wanted:
-        listen(host, wanted).close()  # knows what is in the way; gRPC only says that something is
+    host, requested_port = address
+    if requested_port:
+        listen(host, requested_port).close()  # knows what is in the way; gRPC only says that something is
     try:
-        return server.add_insecure_port(f"[{host}]:{wanted}" if ":" in host else f"{host}:{wanted}")
+        return server.add_insecure_port(f"[{host}]:{requested_port}" if ":" in host else f"{host}:{requested_port}")
     except RuntimeError as error:
-        raise ResourceError(f"cannot listen on {host} port {wanted}: {error}. Nothing was started.") from error
+        raise ResourceError(f"cannot listen on {host} port {requested_port}: {error}. Nothing was started.") from error
 
 
-def _handler(answer: Method, limits: Limits, work: Work) -> Any:
+def _make_handler(method: RpcMethod, limits: Limits, executor: BoundedExecutor) -> Any:
     import grpc
 
     def handle(content: bytes, context: Any) -> bytes:
-        left = context.time_remaining()
-        deadline = time.monotonic() + min(limits.deadline, limits.deadline if left is None else left)
+        time_left = context.time_remaining()
+        deadline = time.monotonic() + min(
+            limits.response_timeout, limits.response_timeout if time_left is None else time_left
+        )
         try:
-            return work.submit(lambda until: answer(content, remaining(until)), deadline).result()
+            return executor.submit(lambda job_deadline: method(content, seconds_until(job_deadline)), deadline).result()
         except StatusError as error:
             code, message = error.code, error.message
         except MemoryError:
@@ -303,80 +321,86 @@ def _add_health(server: Any) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
 
 
-CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
+CLASSIFY_METHOD, REGRESS_METHOD = "tensorflow/serving/classify", "tensorflow/serving/regress"
 
 
-class ExampleAnswers:
+class ExampleServicer:
     """The three methods that take tf.Examples. `lend(request)` is a context with the version that a request names."""
 
-    def __init__(self, lend: Callable[[Any], Any], limits: Limits):
-        self._lend, self._limits = lend, limits
+    def __init__(self, borrow: Callable[[Any], Any], limits: Limits):
+        self._borrow, self._limits = borrow, limits
 
-    def classify(self, request: Any, seconds: float) -> Any:
+    def classify(self, request: Any, timeout: float) -> Any:
         """The ClassificationResponse to a ClassificationRequest. Raises StatusError."""
         from tensorflow_serving.apis import classification_pb2
 
-        with self._lend(request) as lent:
-            examples = serialized(request.input, self._limits)
-            result = classified(*classify(lent.session, request.model_spec.signature_name, examples, seconds))
-            return classification_pb2.ClassificationResponse(result=result, model_spec=answering_spec(request, lent))
+        with self._borrow(request) as servable:
+            examples = serialize_examples(request.input, self._limits)
+            result = classification_result(
+                *classify(servable.session, request.model_spec.signature_name, examples, timeout)
+            )
+            return classification_pb2.ClassificationResponse(
+                result=result, model_spec=response_model_spec(request, servable)
+            )
 
-    def regress(self, request: Any, seconds: float) -> Any:
+    def regress(self, request: Any, timeout: float) -> Any:
         """The RegressionResponse to a RegressionRequest. Raises StatusError."""
         from tensorflow_serving.apis import regression_pb2
 
-        with self._lend(request) as lent:
-            examples = serialized(request.input, self._limits)
-            result = regressed(regress(lent.session, request.model_spec.signature_name, examples, seconds))
-            return regression_pb2.RegressionResponse(result=result, model_spec=answering_spec(request, lent))
+        with self._borrow(request) as servable:
+            examples = serialize_examples(request.input, self._limits)
+            result = regression_result(regress(servable.session, request.model_spec.signature_name, examples, timeout))
+            return regression_pb2.RegressionResponse(result=result, model_spec=response_model_spec(request, servable))
 
-    def multi_inference(self, request: Any, seconds: float) -> Any:
+    def multi_inference(self, request: Any, timeout: float) -> Any:
         """The MultiInferenceResponse to a MultiInferenceRequest. Raises StatusError."""
         from tensorflow_serving.apis import inference_pb2
 
         if not request.tasks:
             raise StatusError("INVALID_ARGUMENT", "Missing ModelSpec")
         response = inference_pb2.MultiInferenceResponse()
-        with self._lend(request.tasks[0]) as lent:
-            check_tasks(request.tasks, lent.session.signatures)
-            examples = serialized(request.input, self._limits)
+        with self._borrow(request.tasks[0]) as servable:
+            check_tasks(request.tasks, servable.session.signatures)
+            examples = serialize_examples(request.input, self._limits)
             for task in request.tasks:
-                result = response.results.add(model_spec=answering_spec(task, lent))
+                result = response.results.add(model_spec=response_model_spec(task, servable))
                 name = task.model_spec.signature_name
-                if task.method_name == CLASSIFY:
-                    answer = classified(*classify(lent.session, name, examples, seconds))
-                    result.classification_result.CopyFrom(answer)
+                if task.method_name == CLASSIFY_METHOD:
+                    classification = classification_result(*classify(servable.session, name, examples, timeout))
+                    result.classification_result.CopyFrom(classification)
                 else:
-                    result.regression_result.CopyFrom(regressed(regress(lent.session, name, examples, seconds)))
+                    result.regression_result.CopyFrom(
+                        regression_result(regress(servable.session, name, examples, timeout))
+                    )
         return response
 
 
-def answering_spec(request: Any, lent: Any, signature: str | None = None) -> Any:
+def response_model_spec(request: Any, servable: Any, signature: str | None = None) -> Any:
     """The ModelSpec of an answer: the version that answered, and the signature by which it did."""
     from tensorflow_serving.apis import model_pb2
 
-    asked = request.model_spec
-    signature = (asked.signature_name or DEFAULT) if signature is None else signature
-    spec = model_pb2.ModelSpec(name=asked.name, signature_name=signature)
-    spec.version.value = lent.version
+    requested = request.model_spec
+    signature = (requested.signature_name or DEFAULT_SIGNATURE) if signature is None else signature
+    spec = model_pb2.ModelSpec(name=requested.name, signature_name=signature)
+    spec.version.value = servable.version
     return spec
 
 
-def classified(classes: np.ndarray | None, scores: np.ndarray | None) -> Any:
+def classification_result(classes: np.ndarray | None, scores: np.ndarray | None) -> Any:
     """The ClassificationResult of labels and scores `(examples, classes)`, one of which may be None."""
     from tensorflow_serving.apis import classification_pb2
 
     result = classification_pb2.ClassificationResult()
-    rows = next(array.shape for array in (classes, scores) if array is not None)
-    for i in range(rows[0]):
+    shape = next(array.shape for array in (classes, scores) if array is not None)
+    for i in range(shape[0]):
         row = result.classifications.add()
-        for j in range(rows[1]):
+        for j in range(shape[1]):
             label = None if classes is None else classes[i, j].decode(errors="replace")
             row.classes.add(label=label, score=None if scores is None else scores[i, j])
     return result
 
 
-def regressed(values: np.ndarray) -> Any:
+def regression_result(values: np.ndarray) -> Any:
     """The RegressionResult of values `(examples,)`."""
     from tensorflow_serving.apis import regression_pb2
 
@@ -388,7 +412,7 @@ def regressed(values: np.ndarray) -> Any:
 
 def check_tasks(tasks: Sequence[Any], signatures: dict[str, Signature]) -> None:
     """Raises StatusError unless all tasks have one model, different signatures, and these read one tensor."""
-    names = [task.model_spec.signature_name or DEFAULT for task in tasks]
+    names = [task.model_spec.signature_name or DEFAULT_SIGNATURE for task in tasks]
     for i, (task, name) in enumerate(zip(tasks, names, strict=True)):
         if not task.model_spec.name:
             raise StatusError("INVALID_ARGUMENT", "Found ModelSpec with an empty model name.")
@@ -400,7 +424,7 @@ def check_tasks(tasks: Sequence[Any], signatures: dict[str, Signature]) -> None:
             raise StatusError("INVALID_ARGUMENT", f"Duplicate evaluation of signature: {name}")
         if name not in signatures:
             raise StatusError("INVALID_ARGUMENT", f"Requested signature not found in model graph: {name}")
-        if task.method_name not in (CLASSIFY, REGRESS):
+        if task.method_name not in (CLASSIFY_METHOD, REGRESS_METHOD):
             raise StatusError("UNIMPLEMENTED", f"Unsupported signature method_name: {task.method_name}")
     tensors = {info.tensor_name for name in names for info in signatures[name].inputs.values()}
     if len(tensors) > 1:

@@ -9,65 +9,67 @@ import numpy as np
 
 from keras_committee.tfserving.tf_protocol import StatusError
 
-_SEVERAL = 4096  # floats formatted together
+_CHUNK_SIZE = 4096  # floats formatted together
 
 
-def predictions(outputs: Mapping[str, np.ndarray], row: bool) -> str:
+def format_predictions(outputs: Mapping[str, np.ndarray], is_row_format: bool) -> str:
     """The answer to a predict request: {"predictions": rows} or {"outputs": columns}; one output stands without name.
 
     Raises:
         StatusError: INVALID_ARGUMENT in TF Serving's words for what JSON cannot tell.
     """
     if not outputs:
-        raise _invalid("Cannot convert empty tensor map to JSON")
-    return _rows(outputs) if row else _columns(outputs)
+        raise _invalid_argument("Cannot convert empty tensor map to JSON")
+    return _format_rows(outputs) if is_row_format else _format_columns(outputs)
 
 
-def classifications(labels: np.ndarray | None, scores: np.ndarray | None) -> str:
+def format_classifications(labels: np.ndarray | None, scores: np.ndarray | None) -> str:
     """The answer to a classify request: pairs of label and score, (examples, classes)."""
     shape = (labels if labels is not None else np.asarray(scores)).shape
-    names = np.full(shape, b"", object) if labels is None else labels
-    numbers = elements("scores", np.zeros(shape, np.float32) if scores is None else scores)
-    pairs = [f"[{name}, {number}]" for name, number in zip(elements("classes", names), numbers, strict=True)]
-    return f'{{\n    "results": [{", ".join(_nested(pairs, list(shape)))}\n    ]\n}}'
+    label_array = np.full(shape, b"", object) if labels is None else labels
+    score_texts = format_elements("scores", np.zeros(shape, np.float32) if scores is None else scores)
+    pairs = [
+        f"[{name}, {number}]" for name, number in zip(format_elements("classes", label_array), score_texts, strict=True)
+    ]
+    return f'{{\n    "results": [{", ".join(_nest(pairs, list(shape)))}\n    ]\n}}'
 
 
-def regressions(values: np.ndarray) -> str:
+def format_regressions(values: np.ndarray) -> str:
     """The answer to a regress request: one number for each example."""
-    return f'{{\n    "results": [{", ".join(elements("outputs", values))}]\n}}'
+    return f'{{\n    "results": [{", ".join(format_elements("outputs", values))}]\n}}'
 
 
-def error(message: str) -> str:
+def format_error(message: str) -> str:
     """The body of every failure."""
     return json.dumps({"error": message}, indent=4, ensure_ascii=False)
 
 
-def elements(name: str, array: np.ndarray) -> list[str]:
+def format_elements(name: str, array: np.ndarray) -> list[str]:
     """The JSON text of each element: floats with six digits where these suffice, else nine (float64: seventeen)."""
     if array.dtype.kind in "OSU":
-        return _strings(array, name.endswith("_bytes"))
+        return _format_strings(array, name.endswith("_bytes"))
     if array.dtype in (np.float32, np.float64):
-        return decimals(array.ravel())
+        return format_floats(array.ravel())
     if array.dtype.kind in "iu":
         return list(map(str, array.ravel().tolist()))
     if array.dtype.kind == "b":
-        return ["true" if each else "false" for each in array.ravel().tolist()]
+        return ["true" if value else "false" for value in array.ravel().tolist()]
     kind = {"float16": "half"}.get(array.dtype.name, array.dtype.name)
-    raise _invalid(f"Failed to write JSON value for tensor type: {kind}")
+    raise _invalid_argument(f"Failed to write JSON value for tensor type: {kind}")
 
 
-def decimals(values: np.ndarray) -> list[str]:
+def format_floats(values: np.ndarray) -> list[str]:
     """The JSON text of each float of a vector of float32 or float64."""
     texts: list[str] = []
-    for start in range(0, len(values), _SEVERAL):
-        texts += _some_decimals(values[start : start + _SEVERAL])
+    for start in range(0, len(values), _CHUNK_SIZE):
+        texts += _format_float_chunk(values[start : start + _CHUNK_SIZE])
     return texts
 
 
-def _some_decimals(values: np.ndarray) -> list[str]:
-    texts = _formatted("%.6g", values)
-    exact = np.array(list(map(float, texts))).astype(values.dtype) == values
-    for i in np.flatnonzero(~exact & np.isfinite(values)):
+def _format_float_chunk(values: np.ndarray) -> list[str]:
+    texts = _apply_format("%.6g", values)
+    is_exact = np.array(list(map(float, texts))).astype(values.dtype) == values
+    for i in np.flatnonzero(~is_exact & np.isfinite(values)):
         texts[i] = ("%.9g" if values.dtype == np.float32 else "%.17g") % values[i]
     names = {"nan": "NaN", "-nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
     for i in np.flatnonzero(~np.isfinite(values)):
@@ -75,18 +77,18 @@ def _some_decimals(values: np.ndarray) -> list[str]:
     return [text if "." in text or "e" in text or text[-1] in "yN" else text + ".0" for text in texts]
 
 
-def _formatted(pattern: str, values: np.ndarray) -> list[str]:
+def _apply_format(pattern: str, values: np.ndarray) -> list[str]:
     return (" ".join([pattern] * len(values)) % tuple(values.tolist())).split(" ")
 
 
-def _strings(array: np.ndarray, as_bytes: bool) -> list[str]:
-    contents = [each if isinstance(each, bytes) else str(each).encode() for each in array.ravel()]
+def _format_strings(array: np.ndarray, as_bytes: bool) -> list[str]:
+    contents = [content if isinstance(content, bytes) else str(content).encode() for content in array.ravel()]
     if as_bytes:
         return [f'{{"b64": "{base64.b64encode(each).decode()}"}}' for each in contents]
     return [json.dumps(each.decode(errors="replace"), ensure_ascii=False) for each in contents]
 
 
-def _nested(texts: list[str], shape: list[int]) -> list[str]:
+def _nest(texts: list[str], shape: list[int]) -> list[str]:
     """The elements joined to lists, but for the first axis: `shape[0]` texts."""
     for axis in range(len(shape) - 1, 0, -1):
         size, count = shape[axis], int(np.prod(shape[:axis]))
@@ -94,40 +96,40 @@ def _nested(texts: list[str], shape: list[int]) -> list[str]:
     return texts
 
 
-def _rows(outputs: Mapping[str, np.ndarray]) -> str:
+def _format_rows(outputs: Mapping[str, np.ndarray]) -> str:
     size = None
     for name, array in outputs.items():
         if not array.ndim:
-            raise _invalid(f"Tensor name: {name} has no shape information ")
+            raise _invalid_argument(f"Tensor name: {name} has no shape information ")
         if size not in (None, len(array)):
-            raise _invalid(f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {size}")
+            raise _invalid_argument(f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {size}")
         size = len(array)
-    columns = {name: _nested(elements(name, array), list(array.shape)) for name, array in outputs.items()}
+    columns = {name: _nest(format_elements(name, array), list(array.shape)) for name, array in outputs.items()}
     if len(columns) == 1:
         (column,) = columns.values()
         return f'{{\n    "predictions": [{", ".join(column)}\n    ]\n}}'
     keys = [json.dumps(name) for name in columns]
-    rows = (_object(keys, row) for row in zip(*columns.values(), strict=True))
+    rows = (_format_object(keys, row) for row in zip(*columns.values(), strict=True))
     return '{\n    "predictions": [\n' + ",\n".join(rows) + "\n    ]\n}"
 
 
-def _object(keys: list[str], values: tuple[Any, ...]) -> str:
+def _format_object(keys: list[str], values: tuple[Any, ...]) -> str:
     members = (f"            {key}: {value}" for key, value in zip(keys, values, strict=True))
     return "        {\n" + ",\n".join(members) + "\n        }"
 
 
-def _columns(outputs: Mapping[str, np.ndarray]) -> str:
-    texts = {name: _whole(name, array) for name, array in outputs.items()}
+def _format_columns(outputs: Mapping[str, np.ndarray]) -> str:
+    texts = {name: _format_array(name, array) for name, array in outputs.items()}
     if len(texts) == 1:
         return f'{{\n    "outputs": {next(iter(texts.values()))}\n}}'
     members = (f"        {json.dumps(name)}: {text}" for name, text in texts.items())
     return '{\n    "outputs": {\n' + ",\n".join(members) + "\n    }\n}"
 
 
-def _whole(name: str, array: np.ndarray) -> str:
-    texts = elements(name, array)
-    return f"[{', '.join(_nested(texts, list(array.shape)))}]" if array.ndim else texts[0]
+def _format_array(name: str, array: np.ndarray) -> str:
+    texts = format_elements(name, array)
+    return f"[{', '.join(_nest(texts, list(array.shape)))}]" if array.ndim else texts[0]
 
 
-def _invalid(message: str) -> StatusError:
+def _invalid_argument(message: str) -> StatusError:
     return StatusError("INVALID_ARGUMENT", message)

@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_committee.tfserving.python_session import load_session
 from keras_committee.tfserving.server import examples
-from keras_committee.tfserving.server.limits import Limits, check_shape, check_strings
-from keras_committee.tfserving.tf_protocol import StatusError, to_array
+from keras_committee.tfserving.server.limits import Limits, check_image_sizes, check_shape
+from keras_committee.tfserving.tf_protocol import StatusError, proto_to_array
 
 
 def load_version(folder: Path) -> Any:
@@ -19,10 +19,10 @@ def load_version(folder: Path) -> Any:
     Raises:
         StatusError: What is wrong with it.
     """
-    refuse_links(folder)
+    check_no_symlinks(folder)
     session = load_session(folder)
     try:
-        refuse_xla(session.meta_graph)
+        check_no_xla(session.meta_graph)
         replay(session, folder)
     except BaseException:
         session.close()
@@ -30,17 +30,17 @@ def load_version(folder: Path) -> Any:
     return session
 
 
-def refuse_links(folder: Path) -> None:
+def check_no_symlinks(folder: Path) -> None:
     """Raises FAILED_PRECONDITION where `folder` or anything in it is a symbolic link: it may lead anywhere."""
-    inside = (Path(place, name) for place, folders, files in os.walk(folder) for name in folders + files)
+    inside = (Path(directory, name) for directory, folders, files in os.walk(folder) for name in folders + files)
     for path in [folder, *inside]:
         if path.is_symlink():
             raise StatusError("FAILED_PRECONDITION", f"{path} is a symbolic link; a version must hold its own files")
 
 
-def refuse_xla(meta_graph: Any) -> None:
+def check_no_xla(meta_graph: Any) -> None:
     """Raises INTERNAL where a function must be compiled: TF Serving has XLA switched off, and each request fails."""
-    for attributes in _attributes(meta_graph.graph_def):
+    for attributes in _graph_attributes(meta_graph.graph_def):
         if "_XlaMustCompile" in attributes and attributes["_XlaMustCompile"].b:
             raise StatusError(
                 "INTERNAL",
@@ -48,19 +48,19 @@ def refuse_xla(meta_graph: Any) -> None:
             )
 
 
-def _attributes(graph: Any) -> Iterator[Any]:
-    yield from _of_nodes(graph.node)
+def _graph_attributes(graph: Any) -> Iterator[Any]:
+    yield from _node_attributes(graph.node)
     for function in graph.library.function:
         yield function.attr
-        yield from _of_nodes(function.node_def)
+        yield from _node_attributes(function.node_def)
 
 
-def _of_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
+def _node_attributes(nodes: Iterable[Any]) -> Iterator[Any]:
     return (node.attr for node in nodes)
 
 
-FILE = Path("assets.extra", "tf_serving_warmup_requests")
-MOST = 1000  # records; TF Serving refuses more
+WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
+MAX_RECORDS = 1000  # records; TF Serving refuses more
 
 
 def replay(session: Any, folder: Path) -> int:
@@ -70,17 +70,17 @@ def replay(session: Any, folder: Path) -> int:
         StatusError: Of the first that fails; DATA_LOSS where the file is no TFRecord of PredictionLogs.
     """
     count = 0
-    for count, record in enumerate(_records(folder / FILE), start=1):
-        if count > MOST:
+    for count, record in enumerate(_read_records(folder / WARMUP_FILE), start=1):
+        if count > MAX_RECORDS:
             raise StatusError(
                 "INVALID_ARGUMENT",
-                f"Number of warmup records exceeds the maximum ({MOST}) at {folder / FILE}",
+                f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {folder / WARMUP_FILE}",
             )
-        _run(session, record, Limits())
+        _replay_record(session, record, Limits())
     return count
 
 
-def _records(path: Path) -> Iterator[Any]:
+def _read_records(path: Path) -> Iterator[Any]:
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -88,52 +88,56 @@ def _records(path: Path) -> Iterator[Any]:
         return
     try:
         for content in tf.compat.v1.io.tf_record_iterator(str(path)):
-            yield _parsed(prediction_log_pb2.PredictionLog, content)
+            yield _parse_record(prediction_log_pb2.PredictionLog, content)
     except tf.errors.OpError as error:
         raise StatusError(
             "DATA_LOSS", f"{error.message}. Please verify your warmup data is in TFRecord format."
         ) from error
 
 
-def _parsed(kind: Any, content: bytes) -> Any:
+def _parse_record(message_class: Any, content: bytes) -> Any:
     from google.protobuf.message import DecodeError
 
     try:
-        return kind.FromString(content)
+        return message_class.FromString(content)
     except DecodeError as error:
         raise StatusError("INVALID_ARGUMENT", f"Failed to parse warmup record: {content[:64]!r}") from error
 
 
-def _run(session: Any, record: Any, limits: Limits) -> None:
+def _replay_record(session: Any, record: Any, limits: Limits) -> None:
     match record.WhichOneof("log_type"):
         case "predict_log":
             request = record.predict_log.request
-            inputs = {name: _to_array(proto, name, limits) for name, proto in request.inputs.items()}
+            inputs = {name: _input_array(proto, name, limits) for name, proto in request.inputs.items()}
             session.run(request.model_spec.signature_name, inputs, list(request.output_filter))
         case "classify_log":
             request = record.classify_log.request
-            examples.classify(session, request.model_spec.signature_name, examples.serialized(request.input, limits))
+            examples.classify(
+                session, request.model_spec.signature_name, examples.serialize_examples(request.input, limits)
+            )
         case "regress_log":
             request = record.regress_log.request
-            examples.regress(session, request.model_spec.signature_name, examples.serialized(request.input, limits))
+            examples.regress(
+                session, request.model_spec.signature_name, examples.serialize_examples(request.input, limits)
+            )
         case "multi_inference_log":
-            _run_tasks(session, record.multi_inference_log.request, limits)
+            _replay_tasks(session, record.multi_inference_log.request, limits)
         case None:
             pass
         case other:
             raise StatusError("UNIMPLEMENTED", f"Unsupported log_type for warmup: {other}")
 
 
-def _to_array(proto: Any, name: str, limits: Limits) -> np.ndarray:
-    array = to_array(proto, limits.elements)
+def _input_array(proto: Any, name: str, limits: Limits) -> np.ndarray:
+    array = proto_to_array(proto, limits.max_elements)
     check_shape(name, array.shape, limits)
     if array.dtype.kind == "O":
-        check_strings(array, limits, name)
+        check_image_sizes(array, limits, name)
     return array
 
 
-def _run_tasks(session: Any, request: Any, limits: Limits) -> None:
-    inputs = examples.serialized(request.input, limits)
+def _replay_tasks(session: Any, request: Any, limits: Limits) -> None:
+    inputs = examples.serialize_examples(request.input, limits)
     for task in request.tasks:
-        called = examples.regress if task.method_name.endswith("regress") else examples.classify
-        called(session, task.model_spec.signature_name, inputs)
+        inference_fn = examples.regress if task.method_name.endswith("regress") else examples.classify
+        inference_fn(session, task.model_spec.signature_name, inputs)

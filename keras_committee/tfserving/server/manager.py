@@ -16,7 +16,7 @@ from keras_committee.tfserving.tf_protocol import StatusError
 
 
 @dataclasses.dataclass(frozen=True)
-class VersionStatus:
+class ServableStatus:
     """What GetModelStatus tells of a version: `code` and `message` say why it cannot be served."""
 
     version: int
@@ -39,30 +39,30 @@ class Servable:
     state: str = "START"
     error: StatusError | None = None
     aspired: bool = True
-    users: int = 0
+    num_users: int = 0
     tries: int = 0
     next_try: float = 0.0  # monotonic seconds
 
-    def status(self) -> VersionStatus:
+    def status(self) -> ServableStatus:
         failed = self.error if self.state in ("LOADING", "END") else None
-        words = (failed.code, failed.message) if failed else ("OK", "")
-        return VersionStatus(self.version, self.state, *words)
+        code_and_message = (failed.code, failed.message) if failed else ("OK", "")
+        return ServableStatus(self.version, self.state, *code_and_message)
 
     def due(self) -> bool:
         """Whether it is time to load it, for the first time or once more."""
         return self.state in ("START", "LOADING") and time.monotonic() >= self.next_try
 
     def may_unload(self) -> bool:
-        return self.state == "UNLOADING" and not self.users
+        return self.state == "UNLOADING" and not self.num_users
 
 
-_NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,128}")
-_NUMBER = re.compile(r"\d{1,19}", re.A)
-_LARGEST = 2**63 - 1
+_MODEL_NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,128}")
+_VERSION_NAME = re.compile(r"\d{1,19}", re.A)
+_MAX_VERSION = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class VersionPolicy:
     """Which of the versions on disk to serve: `latest(n)`, `everything()` or `specific(...)`."""
 
     kind: str
@@ -70,29 +70,29 @@ class Policy:
     versions: tuple[int, ...] = ()
 
     @classmethod
-    def latest(cls, count: int = 1) -> "Policy":
+    def latest(cls, count: int = 1) -> "VersionPolicy":
         """The `count` versions with the largest numbers."""
         if count < 1:
             raise StatusError("INVALID_ARGUMENT", f"num_versions is {count}; a policy keeps at least one version")
         return cls("latest", count=count)
 
     @classmethod
-    def everything(cls) -> "Policy":
+    def all_versions(cls) -> "VersionPolicy":
         """All versions."""
         return cls("all")
 
     @classmethod
-    def specific(cls, *versions: int) -> "Policy":
+    def specific(cls, *versions: int) -> "VersionPolicy":
         """These versions, where they exist."""
         return cls("specific", versions=versions)
 
-    def choose(self, present: Iterable[int]) -> set[int]:
+    def select(self, available: Iterable[int]) -> set[int]:
         """Those of the versions `present` that should be served."""
         if self.kind == "all":
-            return set(present)
+            return set(available)
         if self.kind == "specific":
-            return set(present) & set(self.versions)
-        return set(sorted(present)[-self.count :])
+            return set(available) & set(self.versions)
+        return set(sorted(available)[-self.count :])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +108,11 @@ class ModelConfig:
 
     name: str
     base_path: Path
-    policy: Policy = dataclasses.field(default_factory=Policy.latest)
+    policy: VersionPolicy = dataclasses.field(default_factory=VersionPolicy.latest)
     labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not _MODEL_NAME.fullmatch(self.name):
             raise StatusError(
                 "INVALID_ARGUMENT",
                 f"the model name {self.name!r} is not allowed: 1 to 128 of A-Z a-z 0-9 _ . - and no dot in front",
@@ -126,15 +126,15 @@ class ModelConfig:
 
 def check_configs(configs: Iterable[ModelConfig]) -> dict[str, ModelConfig]:
     """The configs by name. Raises INVALID_ARGUMENT where two have one name."""
-    named: dict[str, ModelConfig] = {}
+    by_name: dict[str, ModelConfig] = {}
     for config in configs:
-        if config.name in named:
+        if config.name in by_name:
             raise StatusError(
                 "INVALID_ARGUMENT",
                 f"Illegal to list model {config.name} multiple times in config list",
             )
-        named[config.name] = config
-    return named
+        by_name[config.name] = config
+    return by_name
 
 
 def find_versions(base_path: Path) -> dict[int, Path]:
@@ -142,18 +142,22 @@ def find_versions(base_path: Path) -> dict[int, Path]:
 
     What is in them is not looked at, as in TF Serving: a version must appear by a rename.
     """
-    found: dict[int, Path] = {}
+    folders: dict[int, Path] = {}
     for path in sorted(base_path.iterdir()):
-        if _NUMBER.fullmatch(path.name) and int(path.name) <= _LARGEST and (path.is_dir() or path.is_symlink()):
-            found.setdefault(int(path.name), path)
-    return found
+        if (
+            _VERSION_NAME.fullmatch(path.name)
+            and int(path.name) <= _MAX_VERSION
+            and (path.is_dir() or path.is_symlink())
+        ):
+            folders.setdefault(int(path.name), path)
+    return folders
 
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ManagerOptions:
     """How versions come and go; the defaults are those of TF Serving.
 
     Attributes:
@@ -164,9 +168,9 @@ class Settings:
     """
 
     poll_seconds: float = 1.0
-    retries: int = 5
+    max_retries: int = 5
     retry_seconds: float = 60.0
-    labels_for_unavailable: bool = False
+    allow_labels_for_unavailable: bool = False
 
 
 class Manager:
@@ -175,17 +179,17 @@ class Manager:
     def __init__(
         self,
         configs: Iterable[ModelConfig],
-        settings: Settings | None = None,
+        options: ManagerOptions | None = None,
         load: Callable[[Path], Any] = load_version,
     ):
-        self.settings = settings or Settings()
+        self.options = options or ManagerOptions()
         self._load = load
-        self._changed = threading.Condition(threading.RLock())
+        self._condition = threading.Condition(threading.RLock())
         self._configs: dict[str, ModelConfig] = {}
         self._labels: dict[str, dict[str, int]] = {}
         self._servables: dict[str, dict[int, Servable]] = {}
-        self._closing = self._hurry = False
-        self._told: set[str] = set()  # what was logged once of a base path
+        self._closing = self._wake = False
+        self._logged: set[str] = set()  # what was logged once of a base path
         self._configure(configs)
         self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
         self._thread.start()
@@ -197,19 +201,19 @@ class Manager:
         Raises:
             StatusError: NOT_FOUND where there is no such version, INVALID_ARGUMENT for an unknown label.
         """
-        with self._changed:
-            servable = self._find(name, version, label)
-            servable.users += 1
+        with self._condition:
+            servable = self._find_servable(name, version, label)
+            servable.num_users += 1
         try:
             yield servable
         finally:
-            with self._changed:
-                servable.users -= 1
-                self._changed.notify_all()
+            with self._condition:
+                servable.num_users -= 1
+                self._condition.notify_all()
 
-    def statuses(self, name: str, version: int | None = None) -> list[VersionStatus]:
+    def statuses(self, name: str, version: int | None = None) -> list[ServableStatus]:
         """The state of every version of a model that was ever seen, or of one; the largest number first."""
-        with self._changed:
+        with self._condition:
             known = self._servables.get(name, {})
             statuses = [known[number].status() for number in sorted(known, reverse=True)]
         if not statuses:
@@ -222,20 +226,20 @@ class Manager:
 
     def names(self) -> list[str]:
         """The models that are configured."""
-        with self._changed:
+        with self._condition:
             return sorted(self._configs)
 
     def configs(self) -> list[ModelConfig]:
         """What is configured."""
-        with self._changed:
+        with self._condition:
             return list(self._configs.values())
 
     def reload(self, configs: Iterable[ModelConfig]) -> None:
         """Replaces the configuration. Raises StatusError, and then nothing is changed."""
-        with self._changed:
+        with self._condition:
             self._configure(configs)
-            self._hurry = True
-            self._changed.notify_all()
+            self._wake = True
+            self._condition.notify_all()
 
     def wait_until_available(self, timeout: float = 60.0) -> None:
         """Returns when each model has a version that serves.
@@ -243,20 +247,20 @@ class Manager:
         Raises:
             StatusError: The error of a model all of whose versions failed; DEADLINE_EXCEEDED after `timeout` seconds.
         """
-        until = time.monotonic() + timeout
-        with self._changed:
-            while waiting := [name for name in self._configs if not self._serves(name)]:
-                if not self._changed.wait(max(0.0, until - time.monotonic())) and time.monotonic() >= until:
+        deadline = time.monotonic() + timeout
+        with self._condition:
+            while waiting := [name for name in self._configs if not self._has_available_version(name)]:
+                if not self._condition.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
                     raise StatusError("DEADLINE_EXCEEDED", f"no version to serve after {timeout:g} s: {waiting}")
 
     def close(self) -> None:
         """Stops the thread, waits for those who borrowed, and unloads everything."""
-        with self._changed:
+        with self._condition:
             self._closing = True
-            self._changed.notify_all()
+            self._condition.notify_all()
         self._thread.join()
-        for servable in self._all():
-            self._unload(servable, patient=True)
+        for servable in self._all_servables():
+            self._unload(servable, wait_for_users=True)
 
     def __enter__(self) -> "Manager":
         return self
@@ -265,17 +269,17 @@ class Manager:
         self.close()
 
     def _configure(self, configs: Iterable[ModelConfig]) -> None:
-        named = check_configs(configs)
-        for config in named.values():
+        configs_by_name = check_configs(configs)
+        for config in configs_by_name.values():
             for label, version in config.labels.items():
                 self._check_label(config.name, label, version)
-        self._configs = named
-        self._labels = {config.name: dict(config.labels) for config in named.values()}
+        self._configs = configs_by_name
+        self._labels = {config.name: dict(config.labels) for config in configs_by_name.values()}
 
     def _check_label(self, name: str, label: str, version: int) -> None:
         servable = self._servables.get(name, {}).get(version)
-        new = label not in self._labels.get(name, {})
-        if (servable and servable.state == "AVAILABLE") or (new and self.settings.labels_for_unavailable):
+        is_new = label not in self._labels.get(name, {})
+        if (servable and servable.state == "AVAILABLE") or (is_new and self.options.allow_labels_for_unavailable):
             return
         raise StatusError(
             "FAILED_PRECONDITION",
@@ -283,7 +287,7 @@ class Manager:
             "which is not currently available for inference",
         )
 
-    def _find(self, name: str, version: int | None, label: str | None) -> Servable:
+    def _find_servable(self, name: str, version: int | None, label: str | None) -> Servable:
         if not name:
             raise StatusError("INVALID_ARGUMENT", "ModelSpec has no name specified.")
         if label is not None:
@@ -297,7 +301,7 @@ class Manager:
         wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
         raise StatusError("NOT_FOUND", f"Servable not found for request: {wanted}")
 
-    def _serves(self, name: str) -> bool:
+    def _has_available_version(self, name: str) -> bool:
         known = self._servables.get(name, {}).values()
         if any(servable.state == "AVAILABLE" for servable in known):
             return True
@@ -308,37 +312,39 @@ class Manager:
 
     def _watch(self) -> None:
         while not self._closing:
-            self._look()
+            self._poll()
             while not self._closing and self._step():
                 pass
-            with self._changed:
-                if not self._closing and not self._hurry:
-                    self._changed.wait_for(self._called, self._pause())
-                self._hurry = False
+            with self._condition:
+                if not self._closing and not self._wake:
+                    self._condition.wait_for(self._should_wake, self._seconds_until_next_poll())
+                self._wake = False
 
-    def _called(self) -> bool:
-        return self._closing or self._hurry or any(each.may_unload() for each in self._all())
+    def _should_wake(self) -> bool:
+        return self._closing or self._wake or any(servable.may_unload() for servable in self._all_servables())
 
-    def _pause(self) -> float:
+    def _seconds_until_next_poll(self) -> float:
         """Seconds until the next look at the disk, or the next try to load."""
-        tries = [each.next_try - time.monotonic() for each in self._all() if each.state == "LOADING"]
-        return max(0.0, min([self.settings.poll_seconds, *tries]))
+        retry_delays = [
+            servable.next_try - time.monotonic() for servable in self._all_servables() if servable.state == "LOADING"
+        ]
+        return max(0.0, min([self.options.poll_seconds, *retry_delays]))
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """What is on disk becomes what is aspired."""
         for name in {*self._configs, *self._servables}:
             config = self._configs.get(name)
             try:
                 present = find_versions(config.base_path) if config else {}
             except OSError as error:  # as TF Serving: nothing changes
-                self._tell_once(f"cannot look for versions of {name}: {error}")
+                self._log_once(f"cannot look for versions of {name}: {error}")
                 continue
-            with self._changed:
-                self._aspire(name, present, config.policy.choose(present) if config else set())
+            with self._condition:
+                self._set_aspired(name, present, config.policy.select(present) if config else set())
 
-    def _aspire(self, name: str, present: dict[int, Path], wanted: set[int]) -> None:
+    def _set_aspired(self, name: str, present: dict[int, Path], wanted: set[int]) -> None:
         known = self._servables.setdefault(name, {})
-        for version in wanted - {version for version, each in known.items() if each.aspired}:
+        for version in wanted - {version for version, known_servable in known.items() if known_servable.aspired}:
             if version not in known or known[version].state == "END":
                 known[version] = Servable(name, version, present[version])
             known[version].aspired = True
@@ -346,92 +352,97 @@ class Manager:
             servable.aspired = version in wanted
         if not known:
             del self._servables[name]
-        self._changed.notify_all()
+        self._condition.notify_all()
 
     def _step(self) -> bool:
         """Loads or unloads one version; False where there is nothing to do now."""
-        for servable in self._all():
+        for servable in self._all_servables():
             if servable.aspired and servable.due():
                 self._try_to_load(servable)
                 return True
-        for servable in self._all():
-            if self._superfluous(servable):
+        for servable in self._all_servables():
+            if self._is_unneeded(servable):
                 servable.state = "UNLOADING"
             if servable.may_unload():
                 self._unload(servable)
                 return True
         return False
 
-    def _superfluous(self, servable: Servable) -> bool:
+    def _is_unneeded(self, servable: Servable) -> bool:
         """Whether a version may go: nobody wants it, and one that is wanted serves (or none is wanted at all)."""
         if servable.aspired or servable.state not in ("AVAILABLE", "LOADING", "START"):
             return False
-        wanted = [each for each in self._servables[servable.name].values() if each.aspired]
+        wanted = [other for other in self._servables[servable.name].values() if other.aspired]
         return servable.session is None or not wanted or any(each.state == "AVAILABLE" for each in wanted)
 
     def _try_to_load(self, servable: Servable) -> None:
-        self._set(servable, "LOADING")
+        self._set_state(servable, "LOADING")
         try:
             session = self._load(servable.path)
         except Exception as error:  # whatever a loader may raise is the state of this version
             status = error if isinstance(error, StatusError) else StatusError("INTERNAL", f"{error}")
-            self._failed(servable, status)
+            self._record_failure(servable, status)
             return
         servable.session, servable.error = session, None
-        self._set(servable, "AVAILABLE")
+        self._set_state(servable, "AVAILABLE")
         _log.info("%s version %d is available", servable.name, servable.version)
 
-    def _failed(self, servable: Servable, error: StatusError) -> None:
+    def _record_failure(self, servable: Servable, error: StatusError) -> None:
         servable.tries += 1
-        servable.next_try = time.monotonic() + self.settings.retry_seconds
+        servable.next_try = time.monotonic() + self.options.retry_seconds
         servable.error = error
-        last = servable.tries > self.settings.retries
+        last = servable.tries > self.options.max_retries
         _log.warning("%s version %d cannot be loaded (%s): %s", servable.name, servable.version, error.code, error)
-        self._set(servable, "END" if last else "LOADING")
+        self._set_state(servable, "END" if last else "LOADING")
 
-    def _unload(self, servable: Servable, patient: bool = False) -> None:
-        with self._changed:
-            if patient:
-                self._changed.wait_for(lambda: not servable.users)
+    def _unload(self, servable: Servable, wait_for_users: bool = False) -> None:
+        with self._condition:
+            if wait_for_users:
+                self._condition.wait_for(lambda: not servable.num_users)
             session, servable.session = servable.session, None
             servable.aspired = False
         if session is not None:
             session.close()
             _log.info("%s version %d is unloaded", servable.name, servable.version)
-        self._set(servable, "END")
+        self._set_state(servable, "END")
 
-    def _set(self, servable: Servable, state: str) -> None:
-        with self._changed:
+    def _set_state(self, servable: Servable, state: str) -> None:
+        with self._condition:
             servable.state = state
-            self._changed.notify_all()
+            self._condition.notify_all()
 
-    def _all(self) -> list[Servable]:
-        with self._changed:
+    def _all_servables(self) -> list[Servable]:
+        with self._condition:
             return [known[number] for known in self._servables.values() for number in sorted(known)]
 
-    def _tell_once(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
+    def _log_once(self, message: str) -> None:
+        if message not in self._logged:
+            self._logged.add(message)
             _log.warning(message)
 
 
-def read_configs(config: Any) -> list[ModelConfig]:
+def configs_from_proto(config: Any) -> list[ModelConfig]:
     """The models of a parsed `models.config`. Raises INVALID_ARGUMENT with everything that is wrong with it."""
     problems = lint_models(config)
     if problems:
         raise StatusError("INVALID_ARGUMENT", "the configuration is refused: " + "; ".join(problems))
     return [
-        ModelConfig(model.name, Path(model.base_path), _policy(model.model_version_policy), dict(model.version_labels))
+        ModelConfig(
+            model.name,
+            Path(model.base_path),
+            _policy_from_proto(model.model_version_policy),
+            dict(model.version_labels),
+        )
         for model in config.model_config_list.config
     ]
 
 
-def _policy(policy: Any) -> Policy:
+def _policy_from_proto(policy: Any) -> VersionPolicy:
     match policy.WhichOneof("policy_choice"):
         case "all":
-            return Policy.everything()
+            return VersionPolicy.all_versions()
         case "specific":
-            return Policy.specific(*policy.specific.versions)
+            return VersionPolicy.specific(*policy.specific.versions)
         case "latest":
-            return Policy.latest(policy.latest.num_versions)
-    return Policy.latest()
+            return VersionPolicy.latest(policy.latest.num_versions)
+    return VersionPolicy.latest()

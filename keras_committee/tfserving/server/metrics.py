@@ -4,13 +4,13 @@ import bisect
 import itertools
 import threading
 
-_COUNT = ":tensorflow:serving:request_count"
-_LATENCIES = {
+_REQUEST_COUNT = ":tensorflow:serving:request_count"
+_LATENCY_LABELS = {
     "request_latency": ("model_name", "API", "entrypoint"),
     "runtime_latency": ("model_name", "API", "runtime"),
 }
 # Microseconds: scale 10, power 1.8, 33 buckets (servables/tensorflow/util.cc).
-_LIMITS = tuple(itertools.accumulate(itertools.repeat(1.8, 32), float.__mul__, initial=10.0))
+_BUCKET_BOUNDS = tuple(itertools.accumulate(itertools.repeat(1.8, 32), float.__mul__, initial=10.0))
 
 Labels = tuple[str, ...]
 
@@ -23,53 +23,53 @@ class Metrics:
         self._counts: dict[Labels, int] = {}
         self._histograms: dict[tuple[str, Labels], _Histogram] = {}
 
-    def count(self, model: str, status: str) -> None:
+    def count_request(self, model: str, status: str) -> None:
         """One more request for `model` that ended with the gRPC code `status`."""
         with self._lock:
             self._counts[model, status] = self._counts.get((model, status), 0) + 1
 
-    def latency(self, name: str, labels: Labels, seconds: float) -> None:
+    def record_latency(self, name: str, labels: Labels, seconds: float) -> None:
         """One duration of "request_latency" (model, API, entrypoint) or "runtime_latency" (model, API, runtime)."""
         with self._lock:
             self._histograms.setdefault((name, labels), _Histogram()).add(seconds * 1e6)
 
-    def page(self) -> str:
+    def render(self) -> str:
         """The text that Prometheus reads."""
         with self._lock:
-            lines = [f"# TYPE {_COUNT} counter"]
+            lines = [f"# TYPE {_REQUEST_COUNT} counter"]
             for labels, count in sorted(self._counts.items()):
-                lines.append(f"{_COUNT}{{{_text(('model_name', 'status'), labels)}}} {count}")
-            for name, keys in _LATENCIES.items():
+                lines.append(f"{_REQUEST_COUNT}{{{_format_labels(('model_name', 'status'), labels)}}} {count}")
+            for name, keys in _LATENCY_LABELS.items():
                 lines += self._latency_lines(name, keys)
         return "\n".join(lines) + "\n"
 
     def _latency_lines(self, name: str, keys: Labels) -> list[str]:
         lines = [f"# TYPE :tensorflow:serving:{name} histogram"]
-        for (owner, labels), histogram in sorted(self._histograms.items(), key=lambda item: item[0]):
-            if owner == name:
-                lines += histogram.lines(f":tensorflow:serving:{name}", _text(keys, labels))
+        for (metric_name, labels), histogram in sorted(self._histograms.items(), key=lambda item: item[0]):
+            if metric_name == name:
+                lines += histogram.lines(f":tensorflow:serving:{name}", _format_labels(keys, labels))
         return lines
 
 
 class _Histogram:
     def __init__(self) -> None:
-        self._counts = [0] * (len(_LIMITS) + 1)
+        self._counts = [0] * (len(_BUCKET_BOUNDS) + 1)
         self._sum = 0.0
 
     def add(self, value: float) -> None:
-        self._counts[bisect.bisect_right(_LIMITS, value)] += 1
+        self._counts[bisect.bisect_right(_BUCKET_BOUNDS, value)] += 1
         self._sum += value
 
     def lines(self, name: str, labels: str) -> list[str]:
-        limits = [f"{limit:g}" for limit in _LIMITS] + ["+Inf"]
+        bounds = [f"{bound:g}" for bound in _BUCKET_BOUNDS] + ["+Inf"]
         counts = list(itertools.accumulate(self._counts))
-        buckets = [f'{name}_bucket{{{labels},le="{le}"}} {n}' for le, n in zip(limits, counts, strict=True)]
+        buckets = [f'{name}_bucket{{{labels},le="{le}"}} {n}' for le, n in zip(bounds, counts, strict=True)]
         return [*buckets, f"{name}_sum{{{labels}}} {self._sum:g}", f"{name}_count{{{labels}}} {counts[-1]}"]
 
 
-def _text(keys: Labels, values: Labels) -> str:
-    return ",".join(f'{key}="{_escaped(value)}"' for key, value in zip(keys, values, strict=True))
+def _format_labels(keys: Labels, values: Labels) -> str:
+    return ",".join(f'{key}="{_escape(value)}"' for key, value in zip(keys, values, strict=True))
 
 
-def _escaped(value: str) -> str:
+def _escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

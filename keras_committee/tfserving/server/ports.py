@@ -28,11 +28,11 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen(_BACKLOG)
     except OSError as error:
         listening.close()
-        raise ResourceError(_refusal(host, port, error)) from error
+        raise ResourceError(_bind_error_message(host, port, error)) from error
     return listening
 
 
-def _refusal(host: str, port: int, error: OSError) -> str:
+def _bind_error_message(host: str, port: int, error: OSError) -> str:
     if error.errno != errno.EADDRINUSE:
         return f"cannot listen on {host} port {port}: {error.strerror or error}. Nothing was started."
     owner = owner_of(port)
@@ -42,21 +42,21 @@ def _refusal(host: str, port: int, error: OSError) -> str:
 
 def owner_of(port: int) -> int | None:
     """The process that listens on `port`, where the system tells: on Linux, and to its owner only."""
-    wanted = {f"socket:[{inode}]" for inode in _inodes(port)}
+    socket_links = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
-            if wanted and os.readlink(link) in wanted:
+            if socket_links and os.readlink(link) in socket_links:
                 return int(link.parts[2])
         except OSError:  # another user's process, or one that has just ended
             continue
     return None
 
 
-def _inodes(port: int) -> set[str]:
+def _listening_inodes(port: int) -> set[str]:
     """The sockets that listen on `port`: state 0A of /proc/net/tcp."""
-    found: set[str] = set()
+    inodes: set[str] = set()
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         text = table.read_text() if table.exists() else ""
         rows = re.findall(rf"^ *\d+: [0-9A-F]+:{port:04X} \S+ 0A(?: +\S+){{5}} +(\d+)", text, re.M)
-        found.update(rows)
-    return found
+        inodes.update(rows)
+    return inodes

@@ -23,7 +23,7 @@ def routes(manager: Manager) -> list[Any]:
 
     html = resources.files(__name__).joinpath("index.html").read_text(encoding="utf-8")
     headers = {
-        "Content-Security-Policy": policy(html),
+        "Content-Security-Policy": content_security_policy(html),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-store",
@@ -33,17 +33,17 @@ def routes(manager: Manager) -> list[Any]:
         return HTMLResponse(html, headers=headers)
 
     def models(_request: Request) -> JSONResponse:
-        return JSONResponse({"models": listed(manager)}, headers={"Cache-Control": "no-store"})
+        return JSONResponse({"models": list_models(manager)}, headers={"Cache-Control": "no-store"})
 
     return [Route("/", page, methods=["GET"]), Route("/page/models", models, methods=["GET"])]
 
 
-def listed(manager: Manager) -> list[dict[str, Any]]:
+def list_models(manager: Manager) -> list[dict[str, Any]]:
     """The models with their versions that serve, the newest first, and the labels of these."""
     return [
         {
             "name": config.name,
-            "versions": [str(version) for version in _serving(manager, config.name)],
+            "versions": [str(version) for version in _available_versions(manager, config.name)],
             "labels": {label: str(version) for label, version in sorted(config.labels.items())},
         }
         for config in sorted(manager.configs(), key=lambda config: config.name)
@@ -51,7 +51,7 @@ def listed(manager: Manager) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def policy(html: str) -> str:
+def content_security_policy(html: str) -> str:
     """The Content-Security-Policy of the page: its own script and style, this server, and no other place."""
     script, style = (_hashes(html, tag) for tag in ("script", "style"))
     return (
@@ -66,7 +66,7 @@ def _hashes(html: str, tag: str) -> str:
     return " ".join(f"'sha256-{digest}'" for digest in digests)
 
 
-def _serving(manager: Manager, name: str) -> list[int]:
+def _available_versions(manager: Manager, name: str) -> list[int]:
     try:
         return [status.version for status in manager.statuses(name) if status.state == "AVAILABLE"]
     except StatusError:
