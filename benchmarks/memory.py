@@ -34,7 +34,7 @@ def run(depth, batch_size, survival, remat):
     optimizer = keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)
     optimizer.build(model.trainable_variables)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    step = make_train_step(model, optimizer, loss, make_strategy("one", batch_size))
+    step = make_train_step(model, optimizer, loss, make_strategy("single", batch_size))
     seconds, losses = [time.perf_counter() - started], []
     for _ in range(3):
         started = time.perf_counter()

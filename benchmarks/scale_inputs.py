@@ -78,7 +78,7 @@ def training(variant, size, batch, rounds=3):
     optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9, epsilon=1e-3)
     optimizer.build(model.trainable_variables)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    step = make_train_step(model, optimizer, loss, make_strategy("one", batch))
+    step = make_train_step(model, optimizer, loss, make_strategy("single", batch))
     images, labels = tf.zeros((batch, size, size, 3), tf.uint8), tf.zeros(batch, tf.int32)
     seconds = []
     for _ in range(rounds + 1):

@@ -132,7 +132,7 @@ def run(depth, batch_size, rounds):
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, size=(batch_size, 32, 32, 3), dtype=np.uint8)
     batch = (images, draw.integers(0, 10, size=batch_size, dtype=np.int32))
-    builders, one, two = networks(depth), make_strategy("one", batch_size), make_strategy("mirrored", batch_size)
+    builders, one, two = networks(depth), make_strategy("single", batch_size), make_strategy("mirrored", batch_size)
 
     steppers = {name: stepper(build, one, batch) for name, build in builders.items() if name != OPEN}
     steppers["ours, batch, with gauges"] = stepper(builders["ours, batch"], one, batch, gauged=True)

@@ -76,7 +76,7 @@ class ExportError(CommitteeError):
 
 
 def raise_if_problems(name: str, problems: Sequence[str], hint: str) -> None:
-    """Raise a `DataError` that lists `problems`, the first 20 in full, and ends with `mend`; return where none."""
+    """Raise a `DataError` that lists `problems`, the first 20 in full, and ends with `hint`; return where none."""
     if not problems:
         return
     lines = [f"  {problem}" for problem in problems[:_MAX_LISTED]]

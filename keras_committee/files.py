@@ -69,9 +69,9 @@ def file_lock(path: Path, description: str, *, shared: bool = False, timeout: fl
 
     Args:
         path: The lock file; it is made, and says who holds it.
-        what: What messages call the thing that is locked.
+        description: What messages call the thing that is locked.
         shared: Whether others may hold it as well, if they share it too.
-        patience: Seconds to wait for another process to let go of it.
+        timeout: Seconds to wait for another process to let go of it.
 
     Raises:
         InUseError: If another process holds it.

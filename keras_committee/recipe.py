@@ -33,18 +33,18 @@ class Recipe:
             the model was built.
         precision: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"` (with a dynamic loss scale): the dtype policy
             that members are built under. Loss and logits are float32 under each.
-        ema: Float in (0, 1), such as 0.9999, or None. Members are judged and kept with exponential moving averages of
+        ema_momentum: Float in (0, 1), such as 0.9999, or None. Members are judged and kept with exponential moving averages of
             their weights, which `training.averages` defines.
-        clip_norm: Float > 0 or None. Largest global norm of a step's gradient.
+        global_clipnorm: Float > 0 or None. Largest global norm of a step's gradient.
         label_smoothing: Float in [0, 1). Share of each target that goes to all classes alike.
-        mix: `data.mixup(...)`, `data.cutmix(...)` or None. Mixes the images and targets of a batch.
-        accumulate: Integer >= 1. In how many parts, one after another, a batch is taken, to save memory.
-        keep_best: `"accuracy"`, `"nll"` or None. Keeps the weights of the epoch that is best on the validation split by
+        batch_augment: `data.mixup(...)`, `data.cutmix(...)` or None. Mixes the images and targets of a batch.
+        gradient_accumulation_steps: Integer >= 1. In how many parts, one after another, a batch is taken, to save memory.
+        restore_best: `"accuracy"`, `"nll"` or None. Keeps the weights of the epoch that is best on the validation split by
             this score; None keeps the last ones.
-        patience: Integer >= 1 or None. Stops a member after so many epochs without a better one by `keep_best`.
-        initial: Where members begin, instead of at random weights: a `.keras` file, a run folder whose members of the
+        patience: Integer >= 1 or None. Stops a member after so many epochs without a better one by `restore_best`.
+        initial_weights: Where members begin, instead of at random weights: a `.keras` file, a run folder whose members of the
             same index are taken, or a function of the index that returns one. Layers of other shapes stay random.
-        trains: Function of the epoch, counted from 0, to the names of the layers that train in it, such as
+        trainable_layers: Function of the epoch, counted from 0, to the names of the layers that train in it, such as
             `lambda epoch: ["logits"] if epoch < 5 else ["*"]`; a pattern matches a layer's name or one around it. The
             others are frozen: their weights and batch statistics stand still. None trains all of them.
 
@@ -107,7 +107,7 @@ class Recipe:
             "a number between 0 and 1, or None",
         )
         self._require(
-            "clip_norm",
+            "global_clipnorm",
             self.global_clipnorm is None or _is_between(self.global_clipnorm, 0, math.inf),
             "a number above 0, or None",
         )
@@ -119,7 +119,9 @@ class Recipe:
             _is_count(self.gradient_accumulation_steps, 1)
             and self.data.batch_size % self.gradient_accumulation_steps == 0
         )
-        self._require("accumulate", valid_steps, f"an integer that divides the batch of {self.data.batch_size}")
+        self._require(
+            "gradient_accumulation_steps", valid_steps, f"an integer that divides the batch of {self.data.batch_size}"
+        )
         self._require("keep_best", self.restore_best in (None, *SCORES), f"one of {', '.join(SCORES)}, or None")
         self._require(
             "patience", self.patience is None or _is_count(self.patience, 1), "an integer of 1 or more, or None"

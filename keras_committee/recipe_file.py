@@ -20,7 +20,7 @@ from keras_committee.recipe import Recipe
 class RecipeFile:
     """A recipe file, read but not run.
 
-    `source` is the text of the file, `doc` its docstring, `defaults` its knobs with their default values.
+    `source` is the text of the file, `docstring` its docstring, `defaults` its knobs with their default values.
     """
 
     path: Path

@@ -50,7 +50,7 @@ class Run:
         """Records recipe, knobs and environment in a new folder `path`, or checks that they are those of the old one.
 
         More members, another `data_dir` (the data themselves are compared where a member goes on), and comments in the
-        recipe change no result: they are recorded in place of the old ones. Any other change needs `allow_change`.
+        recipe change no result: they are recorded in place of the old ones. Any other change needs `allow_config_change`.
         With `shared` others may be at work in the folder.
 
         Raises:

@@ -50,7 +50,7 @@ def lr_stochastic_depth(
         steps: Steps of the whole training, 1 or more.
         rate: Learning rate of the first step after the warm-up.
         drops: Parts of the training after which the rate falls to a tenth; (0.6, 0.7) for the paper's SVHN.
-        warm_up: Steps at a tenth of `rate` before that, which count as steps of the training; 10 of 300 epochs for the
+        warmup_steps: Steps at a tenth of `rate` before that, which count as steps of the training; 10 of 300 epochs for the
             paper's 1202 layers.
 
     Raises:
@@ -70,12 +70,12 @@ def lr_stochastic_depth(
 
 
 def cosine(steps: int, rate: float, warmup_steps: int = 0) -> CosineDecay:
-    """Half a cosine from `rate` to 0, after `warm_up` steps in which the rate rises in equal steps from 0.
+    """Half a cosine from `rate` to 0, after `warmup_steps` steps in which the rate rises in equal steps from 0.
 
     Args:
         steps: Steps of the whole training, 1 or more.
         rate: The highest learning rate.
-        warm_up: How many of the steps the rate rises.
+        warmup_steps: How many of the steps the rate rises.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -109,7 +109,7 @@ def lr_efficientnet(
         batch_size: Examples of one step over all devices; the full rate is `rate * batch_size / 256`, the paper's
             0.256 at 4,096.
         rate: Learning rate for 256 images a step.
-        warm_up_epochs: Epochs in which the rate rises in equal steps from 0; 0 for none.
+        warmup_epochs: Epochs in which the rate rises in equal steps from 0; 0 for none.
         decay_epochs: Epochs between two drops.
         factor: What each drop leaves of the rate, in (0, 1).
 
@@ -121,7 +121,7 @@ def lr_efficientnet(
     _check_positive(steps_per_epoch=steps_per_epoch, batch_size=batch_size, rate=rate, decay_epochs=decay_epochs)
     _check_factor(factor)
     if not warmup_epochs >= 0:
-        raise ValueError(f"warm_up_epochs must be 0 or more. Received: {warmup_epochs=}")
+        raise ValueError(f"warmup_epochs must be 0 or more. Received: {warmup_epochs=}")
     decay = ExponentialDecay(rate * batch_size / 256, steps_per_epoch * decay_epochs, factor, staircase=True)
     warmup_steps = int(steps_per_epoch * warmup_epochs)
     return WarmUp(warmup_steps, decay, delay=False) if warmup_steps else decay

@@ -58,10 +58,10 @@ class Selection:
 
     Attributes:
         members: In the order in which a cascade asks them. One may stand here twice: it counts twice.
-        head: Name of the head, as `layers.head_named` takes it.
+        head: Name of the head, as `layers.get_head` takes it.
         weights: One for each member where the head is "weighted_geometric_mean", else None.
         stages: Of a cascade, by rising `members`, the last one all of them; None where all members always vote.
-        confidence: One of `layers.CONFIDENCES`.
+        confidence: One of `layers.CONFIDENCE_MEASURES`.
         classes: Names of the classes, in label order.
         report: How it was chosen and what it measured: objective, budget, validation, test, front.
     """
@@ -178,7 +178,7 @@ _STAGE_SCHEMA = {"members": _COUNT, "threshold": (_is_null_or(_is_number), "null
 
 
 def _validated(location: str, document: Any, schema: dict[str, tuple[Callable[[Any], bool], str]]) -> dict[str, Any]:
-    """The values of `keys` in what was read at `place`. Raises ValueError where one is missing or of another kind."""
+    """The values of `schema` in what was read at `location`. Raises ValueError where one is missing or of another kind."""
     if not isinstance(document, dict):
         raise ValueError(f"{location or 'it'} must be an object. Received: {_truncated(document)}")
     for key, (is_valid, expected) in schema.items():

@@ -166,7 +166,7 @@ def test_importing_the_package_loads_itself_alone_and_the_command_line_little_of
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_E12_what_cannot_be_printed_is_printed_with_escapes(encoding):
-    code = "from keras_committee.cli import main, output; main(['--version']); output.say('\\udcff ± end')"
+    code = "from keras_committee.cli import main, output; main(['--version']); output.print_message('\\udcff ± end')"
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     out = subprocess.check_output([sys.executable, "-c", code], env=environment)
     assert out.splitlines()[-1].startswith(b"\\udcff ")
@@ -216,8 +216,8 @@ def test_train_makes_the_run_and_hands_over_recipe_and_strategy(folder, untraine
     options = ["--workers", "2", "--members", "1,0", "--checkpoint-every", "7", "--deterministic", "--restart"]
     assert cli.main(["train", "tiny.py", "--set", "epochs=7", "--strategy", "single", *options]) == 0
     [(run, recipe, strategy, told)] = untrained
-    assert (told["workers"], told["members"], told["from_scratch"]) == (2, [1, 0], True)
-    assert told["settings"] == training.TrainingOptions(checkpoint_seconds=7.0, deterministic=True)
+    assert (told["workers"], told["members"], told["restart"]) == (2, [1, 0], True)
+    assert told["options"] == training.TrainingOptions(checkpoint_seconds=7.0, deterministic=True)
     assert (str(run.path), recipe.epochs, recipe.members, strategy) == ("runs/tiny", 7, 2, "single")
     begun = "keras-committee train tiny.py --set epochs=7 --strategy single --workers 2"
     assert run.environment()["command"].startswith(begun)
@@ -372,7 +372,7 @@ def test_a_missing_argument_is_told_in_our_form(capsys):
 
 
 def test_E09_a_reader_that_has_gone_away_is_no_failure(folder):
-    program = "import sys; from keras_committee.cli import output; output.say('x' * 100_000); sys.exit(0)"
+    program = "import sys; from keras_committee.cli import output; output.print_message('x' * 100_000); sys.exit(0)"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:
         process.stdout.close()

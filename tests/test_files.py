@@ -24,8 +24,8 @@ RACING = pathlib.Path(__file__).with_name("racing.py")
 HOLDER = """
 import sys, time
 from pathlib import Path
-from keras_committee.files import owned
-with owned(Path(sys.argv[1]), "the house", shared=sys.argv[2] == "shared"):
+from keras_committee.files import file_lock
+with file_lock(Path(sys.argv[1]), "the house", shared=sys.argv[2] == "shared"):
     print("locked", flush=True)
     time.sleep(60)
 """
@@ -140,14 +140,14 @@ def test_an_owner_who_has_not_written_its_name_is_another_process(tmp_path):
 def test_who_has_patience_waits_for_the_lock_to_be_free(tmp_path, hold):
     holder = hold(tmp_path / "lock", "alone")
     threading.Timer(0.3, holder.kill).start()
-    assert take(tmp_path / "lock", patience=30.0) == "taken"
+    assert take(tmp_path / "lock", timeout=30.0) == "taken"
 
 
 def test_patience_has_an_end(tmp_path, hold):
     hold(tmp_path / "lock", "alone")
     started = time.monotonic()
     with pytest.raises(InUseError, match="the house is in use"):
-        take(tmp_path / "lock", patience=0.2)
+        take(tmp_path / "lock", timeout=0.2)
     assert time.monotonic() - started >= 0.2
 
 
@@ -241,11 +241,11 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("left", [b'{"event": "ha', b"\0" * 4096, b"\xff"])
 def test_A01_what_a_kill_left_of_the_last_line_is_repaired(run, left):
-    run.journal("first")
+    run.append_event("first")
     path = run.path / "journal.jsonl"
     path.write_bytes(path.read_bytes() + left)
     assert [event["event"] for event in run.events()] == ["first"]
-    run.journal("second")
+    run.append_event("second")
     assert [event["event"] for event in run.events()] == ["first", "second"]
     assert path.read_bytes().count(b"\n") == 2
 
@@ -253,7 +253,7 @@ def test_A01_what_a_kill_left_of_the_last_line_is_repaired(run, left):
 def test_an_event_is_in_its_file_before_that_is_flushed_to_the_disk(run, monkeypatch):
     seen = []
     monkeypatch.setattr(os, "fsync", lambda _: seen.append(json.loads((run.path / "journal.jsonl").read_bytes())))
-    run.journal("first")
+    run.append_event("first")
     assert [event["event"] for event in seen] == ["first"]
 
 
@@ -266,14 +266,14 @@ def limit():
 
 
 def test_A06_an_event_that_finds_room_for_half_of_it_is_a_resource_error(run, limit):
-    run.journal("first")
+    run.append_event("first")
     path = run.path / "journal.jsonl"
     limit(path.stat().st_size + 20)
     with pytest.raises(ResourceError, match=r"cannot write .*journal\.jsonl: File too large"):
-        run.journal("second")
+        run.append_event("second")
     assert [event["event"] for event in run.events()] == ["first"]
     limit(resource.RLIM_INFINITY)
-    run.journal("third")
+    run.append_event("third")
     assert [event["event"] for event in run.events()] == ["first", "third"]
 
 

@@ -81,7 +81,7 @@ MEASURED = """
 import pathlib, re, sys
 import keras, numpy as np, tensorflow as tf
 from keras_committee import flops, layers
-from keras_committee.training.train_step import training_step
+from keras_committee.training.train_step import make_train_step
 from keras_committee.training.devices import make_strategy
 
 tf.config.threading.set_inter_op_parallelism_threads(1)  # or the peak depends on what runs side by side
@@ -94,7 +94,7 @@ model = keras.Model(image, keras.layers.Dense(5)(keras.layers.GlobalAveragePooli
 optimizer = keras.optimizers.SGD(0.1)
 optimizer.build(model.trainable_variables)
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-step = training_step(model, optimizer, loss, make_strategy("single", batch))
+step = make_train_step(model, optimizer, loss, make_strategy("single", batch))
 images, labels = np.zeros((batch, 64, 64, 3), "float32"), np.zeros(batch, "int32")
 for _ in range(3):
     step(images, labels)

@@ -16,7 +16,7 @@ def groups(tmp_path, files, own):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "own").write_text(own)
-    return {"root": tmp_path / "cgroup", "own": tmp_path / "own"}
+    return {"root": tmp_path / "cgroup", "cgroup_file": tmp_path / "own"}
 
 
 @pytest.mark.parametrize(

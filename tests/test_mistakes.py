@@ -156,6 +156,6 @@ def test_a_run_folder_of_another_recipe(fail, folder):
 def test_an_unknown_strategy(fail):
     assert fail("train", "pets.py", "--strategy", "mirrorred") == (
         2,
-        "error: Invalid value for '--strategy': 'mirrorred' is not one of 'auto', 'one', 'mirrored', 'multiworker'.\n"
+        "error: Invalid value for '--strategy': 'mirrorred' is not one of 'auto', 'single', 'mirrored', 'multiworker'.\n"
         "  see: keras-committee train --help\n",
     )

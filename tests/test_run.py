@@ -72,7 +72,7 @@ def test_the_same_recipe_and_knobs_continue_a_run_and_keep_its_first_environment
 
 def test_a_run_killed_while_it_was_created_is_created_anew(create):
     (create().path / "environment.json").unlink()
-    assert create(["members=2"]).knobs()["members"] == 2
+    assert create(["members=2"]).parameters()["members"] == 2
 
 
 def test_other_knobs_are_refused_with_what_differs_and_what_to_do(create):
@@ -82,7 +82,7 @@ def test_other_knobs_are_refused_with_what_differs_and_what_to_do(create):
     assert "members" not in str(caught.value)
     assert f"--run {run.path}-2" in str(caught.value)
     assert caught.value.exit_code == 4
-    assert run.knobs()["learning_rate"] == 0.1
+    assert run.parameters()["learning_rate"] == 0.1
 
 
 def test_another_recipe_is_refused_with_the_lines_that_differ(create, tmp_path):
@@ -162,7 +162,7 @@ def test_A17_a_knob_that_changes_results_is_refused_and_told(create, change, tol
 def test_A17_a_change_that_is_allowed_is_recorded_and_journaled(create, change, knob, value, told):
     environment = create().environment()
     run = create([change], allow_config_change=True)
-    assert run.knobs()[knob] == value
+    assert run.parameters()[knob] == value
     assert run.environment() == environment
     assert [(event["event"], event["changes"]) for event in run.events()] == [("changed", [told])]
     create([change])
@@ -173,7 +173,7 @@ def test_A17_a_change_that_is_allowed_is_recorded_and_journaled(create, change, 
 
 def test_A17_fewer_members_go_on_where_change_is_allowed_and_more_again_anyway(create):
     create()
-    assert create(["members=2"], allow_config_change=True).knobs()["members"] == 2
+    assert create(["members=2"], allow_config_change=True).parameters()["members"] == 2
     run = create(["members=5"])
     assert [event["changes"] for event in run.events()] == [["members 8 -> 2"], ["members 2 -> 5"]]
 
@@ -188,7 +188,7 @@ def test_A17_fewer_members_go_on_where_change_is_allowed_and_more_again_anyway(c
 def test_A17_more_members_and_moved_data_go_on(create, change, knob, value, told):
     create()
     run = create([change])
-    assert run.knobs()[knob] == value
+    assert run.parameters()[knob] == value
     assert [event["changes"] for event in run.events()] == [[told]]
 
 
@@ -243,7 +243,7 @@ def test_A17_a_smoke_run_never_mixes_even_where_change_is_allowed(create, first)
 def test_A17_a_kill_between_recipe_and_knobs_leaves_a_run_that_can_be_read(create, tmp_path):
     run = create()
     (run.path / "recipe.py").write_text(SOURCE.replace("widths=(1, 2), ", ""))
-    assert run.knobs() == {"members": 8, "learning_rate": 0.1, "widths": [1, 2], "data_dir": None, "seed": 3}
+    assert run.parameters() == {"members": 8, "learning_rate": 0.1, "widths": [1, 2], "data_dir": None, "seed": 3}
 
 
 def test_a_smoke_run_and_a_whole_run_do_not_share_a_folder(create):
@@ -270,7 +270,7 @@ def test_opening_what_is_no_run_folder_is_an_error_that_says_why(tmp_path, creat
         Run.open(tmp_path / "missing")
     run = create()
     (run.path / "parameters.json").unlink()
-    with pytest.raises(RunError, match=r"is not a run folder: it has no knobs\.json"):
+    with pytest.raises(RunError, match=r"is not a run folder: it has no parameters\.json"):
         Run.open(run.path)
 
 
@@ -296,8 +296,8 @@ def test_what_was_typed_in_place_of_a_run_is_told_with_the_command_that_was_mean
 def test_a_damaged_record_is_a_run_error_with_its_path(create):
     run = create()
     (run.path / "parameters.json").write_text('{"members": 8')
-    with pytest.raises(RunError, match=r"tiny/knobs\.json cannot be read"):
-        run.knobs()
+    with pytest.raises(RunError, match=r"tiny/parameters\.json cannot be read"):
+        run.parameters()
 
 
 def test_changed_versions_are_told(create):
@@ -315,7 +315,7 @@ def test_the_files_of_a_member_lie_in_its_own_folder(create):
     assert member.path == run.path / "members" / "07"
     names = [member.model.name, member.history.name, member.tensorboard.name, member.state.name]
     assert names == ["model.keras", "history.jsonl", "tensorboard", "state"]
-    assert member.epoch_votes(12) == member.path / "validation" / "0012.npy"
+    assert member.epoch_predictions(12) == member.path / "validation" / "0012.npy"
 
 
 def test_a_member_is_finished_when_its_model_is_there(create):
@@ -336,8 +336,8 @@ def test_a_run_without_members_has_none_finished(create):
 def test_the_journal_keeps_events_in_order_with_their_time_in_utc(create):
     run = create()
     assert run.events() == []
-    run.journal("member_started", member=0)
-    run.journal("member_failed", member=0, error="é\nnan")
+    run.append_event("member_started", member=0)
+    run.append_event("member_failed", member=0, error="é\nnan")
     first, second = run.events()
     assert {**first, "time": ""} == {"time": "", "event": "member_started", "member": 0}
     assert second["error"] == "é\nnan"
@@ -347,17 +347,17 @@ def test_the_journal_keeps_events_in_order_with_their_time_in_utc(create):
 
 def test_a_torn_last_line_of_the_journal_is_dropped_and_the_next_event_is_whole(create):
     run = create()
-    run.journal("first")
+    run.append_event("first")
     with open(run.path / "journal.jsonl", "a") as file:
         file.write('{"event": "half')
     assert [event["event"] for event in run.events()] == ["first"]
-    run.journal("second")
+    run.append_event("second")
     assert [event["event"] for event in run.events()] == ["first", "second"]
 
 
 def test_a_journal_damaged_in_the_middle_is_an_error(create):
     run = create()
-    run.journal("first")
+    run.append_event("first")
     path = run.path / "journal.jsonl"
     path.write_bytes(b"\0\0\0\n" + path.read_bytes())
     with pytest.raises(RunError, match=r"journal\.jsonl is damaged"):
@@ -470,7 +470,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
 def test_E12_a_folder_may_have_any_name(create, tmp_path, name):
     run = create(folder=name)
     with run.lock():
-        run.journal("trained", note=name)
+        run.append_event("trained", note=name)
     assert Run.open(tmp_path / name).events()[-1]["note"] == name
 
 

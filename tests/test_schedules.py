@@ -57,11 +57,11 @@ def test_stochastic_depth_warms_up_1202_layers_for_10_epochs():
     assert_table(schedule, paper_table(300, 1_407, changes))
 
 
-@pytest.mark.parametrize("warm_up", [0, 20])
-def test_cosine_rises_in_a_line_and_falls_as_half_a_cosine_to_zero(warm_up):
-    rise = [0.7 * step / 20 for step in range(warm_up)]
-    fall = [0.35 * (1 + math.cos(math.pi * step / (100 - warm_up))) for step in range(101 - warm_up)]
-    np.testing.assert_allclose(rates(schedules.cosine(100, 0.7, warm_up), range(101)), rise + fall, atol=1e-6)
+@pytest.mark.parametrize("warmup_steps", [0, 20])
+def test_cosine_rises_in_a_line_and_falls_as_half_a_cosine_to_zero(warmup_steps):
+    rise = [0.7 * step / 20 for step in range(warmup_steps)]
+    fall = [0.35 * (1 + math.cos(math.pi * step / (100 - warmup_steps))) for step in range(101 - warmup_steps)]
+    np.testing.assert_allclose(rates(schedules.cosine(100, 0.7, warmup_steps), range(101)), rise + fall, atol=1e-6)
 
 
 def test_efficientnet_rises_for_5_epochs_and_falls_every_2_point_4():
@@ -164,21 +164,25 @@ def test_the_wrn_recipe_has_the_rates_it_had(epochs):
     assert_equal_around(borders, optimizer_of("cifar_wrn", steps, f"epochs={epochs}"), before, steps)
 
 
-@pytest.mark.parametrize(("epochs", "warm_up"), [(500, 0), (4, 0), (300, 10), (7, 2)])
-def test_the_stochastic_depth_recipe_has_the_rates_it_had(epochs, warm_up):
+@pytest.mark.parametrize(("epochs", "warmup_steps"), [(500, 0), (4, 0), (300, 10), (7, 2)])
+def test_the_stochastic_depth_recipe_has_the_rates_it_had(epochs, warmup_steps):
     steps = epochs * 351
-    borders = [round(steps * warm_up / epochs)] * (warm_up > 0) + [round(steps * part) for part in (0.5, 0.75)]
-    values = [0.1 / 10] * (warm_up > 0) + [0.1 * 0.1**drop for drop in range(3)]
+    borders = [round(steps * warmup_steps / epochs)] * (warmup_steps > 0) + [
+        round(steps * part) for part in (0.5, 0.75)
+    ]
+    values = [0.1 / 10] * (warmup_steps > 0) + [0.1 * 0.1**drop for drop in range(3)]
     before = keras.optimizers.schedules.PiecewiseConstantDecay(borders, values)
-    optimizer = optimizer_of("cifar_stochastic_depth", steps, f"epochs={epochs}", f"warm_up={warm_up}")
+    optimizer = optimizer_of("cifar_stochastic_depth", steps, f"epochs={epochs}", f"warmup_steps={warmup_steps}")
     assert_equal_around(borders, optimizer, before, steps)
 
 
 @pytest.mark.parametrize("steps", [12 * 19, 5])
 def test_the_digits_recipe_has_the_rates_it_had(steps):
-    warm_up = steps // 10
-    before = keras.optimizers.schedules.CosineDecay(0.0, steps - warm_up, warmup_target=0.1, warmup_steps=warm_up)
-    assert_equal_around([warm_up, steps // 2], optimizer_of("digits_wrn", steps), before, steps)
+    warmup_steps = steps // 10
+    before = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warmup_steps, warmup_target=0.1, warmup_steps=warmup_steps
+    )
+    assert_equal_around([warmup_steps, steps // 2], optimizer_of("digits_wrn", steps), before, steps)
 
 
 @pytest.mark.parametrize(
@@ -195,17 +199,17 @@ def test_the_digits_recipe_has_the_rates_it_had(steps):
         (lambda: schedules.lr_wide_resnet(10, math.nan), "rate must be above 0. Received: rate=nan"),
         (
             lambda: schedules.lr_stochastic_depth(10, warmup_steps=6),
-            "first drop, step 5. Received: warm_up=6, steps=10",
+            "first drop, step 5. Received: warmup_steps=6, steps=10",
         ),
-        (lambda: schedules.lr_stochastic_depth(10, warmup_steps=-1), "first drop, step 5. Received: warm_up=-1"),
-        (lambda: schedules.cosine(10, 0.1, warmup_steps=10), "less than steps. Received: warm_up=10, steps=10"),
-        (lambda: schedules.cosine(10, 0.1, warmup_steps=-1), "less than steps. Received: warm_up=-1"),
+        (lambda: schedules.lr_stochastic_depth(10, warmup_steps=-1), "first drop, step 5. Received: warmup_steps=-1"),
+        (lambda: schedules.cosine(10, 0.1, warmup_steps=10), "less than steps. Received: warmup_steps=10, steps=10"),
+        (lambda: schedules.cosine(10, 0.1, warmup_steps=-1), "less than steps. Received: warmup_steps=-1"),
         (lambda: schedules.cosine(10, -0.1), "rate must be above 0. Received: rate=-0.1"),
         (lambda: schedules.lr_efficientnet(0, 256), "steps_per_epoch must be above 0. Received: steps_per_epoch=0"),
         (lambda: schedules.lr_efficientnet(10, 0), "batch_size must be above 0. Received: batch_size=0"),
         (lambda: schedules.lr_efficientnet(10, 8, decay_epochs=0), "decay_epochs must be above 0"),
         (lambda: schedules.lr_efficientnet(10, 8, factor=0.0), "factor must lie within"),
-        (lambda: schedules.lr_efficientnet(10, 8, warmup_epochs=-1), "0 or more. Received: warm_up_epochs=-1"),
+        (lambda: schedules.lr_efficientnet(10, 8, warmup_epochs=-1), "0 or more. Received: warmup_epochs=-1"),
         (lambda: WarmUp(0, AFTER), "steps must be 1 or more. Received: steps=0"),
         (lambda: WarmUp(3, 0.1), "LearningRateSchedule. Received: after=0.1"),
     ],

@@ -97,7 +97,7 @@ def member(spec):
     keras.utils.set_random_seed(spec["member"])
     model, descent = network(), optimizer()
     descent.build(model.trainable_variables)
-    step = make_train_step(model, descent, loss(), make_strategy("one", spec["batch"]), BlockStats(model))
+    step = make_train_step(model, descent, loss(), make_strategy("single", spec["batch"]), BlockStats(model))
     stream = iter(splits.stream(spec["member"], 0, ENDLESS))
     cached = next(stream)
     with tempfile.TemporaryDirectory() as folder:

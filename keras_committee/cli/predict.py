@@ -116,13 +116,13 @@ def _predict_with_run(predictor: Any, images: tuple[Path, ...]) -> tuple[tuple[s
     from keras_committee.data.image_files import read_image_with_transforms
 
     pixels_by_image, unreadable = _read_images(
-        images, lambda image: read_image_with_transforms(image, predictor.framings)
+        images, lambda image: read_image_with_transforms(image, predictor.transforms)
     )
     if not pixels_by_image:
         return predictor.classes, [], unreadable
     batches = zip(*pixels_by_image.values(), strict=True)
-    predictions = predictor.answer(
-        {transform: np.stack(rows) for transform, rows in zip(predictor.framings, batches, strict=True)}
+    predictions = predictor.predict(
+        {transform: np.stack(rows) for transform, rows in zip(predictor.transforms, batches, strict=True)}
     )
     return predictor.classes, _rows_per_image(pixels_by_image, predictions), unreadable
 
@@ -133,12 +133,12 @@ def _predict_with_export(export: Any, images: tuple[Path, ...]) -> tuple[tuple[s
     contents, unreadable = _read_images(images, read_image_bytes)
     if not contents:
         return (), [], unreadable
-    predictions = export.answer(list(contents.values()))
+    predictions = export.predict(list(contents.values()))
     rows = _rows_per_image(contents, predictions)
     problem = "damaged or cut off, it cannot be decoded"
     unreadable += [(image, f"{image}: {problem}") for image, row in rows if not row["valid"]]
     rows = [(image, row) for image, row in rows if row["valid"]]
-    class_names = export.classes(contents[rows[0][0]], predictions["probabilities"].shape[1]) if rows else ()
+    class_names = export.class_names(contents[rows[0][0]], predictions["probabilities"].shape[1]) if rows else ()
     return class_names, rows, unreadable
 
 

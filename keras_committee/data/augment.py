@@ -15,7 +15,7 @@ class Augmentation(Protocol):
     """Two methods, kept apart so that a resumed run can repeat any draw."""
 
     def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
-        """One row of draws for each training example of a pass, int32 `(examples, k)`; `generator` decides alone."""
+        """One row of draws for each training example of a pass, int32 `(examples, k)`; `rng` decides alone."""
         ...
 
     def apply(self, images, draws):
@@ -121,14 +121,14 @@ def make_augment_fn(images, augment: Augmentation | None):
     """A graph function from indices `(batch,)` and draws `(batch, k)` to augmented uint8 images of a split.
 
     Args:
-        images: `Pixels` or `Encoded`.
+        images: `InMemoryImages` or `EncodedImages`.
         augment: An augmentation; None shows the images as they are.
     """
     crop = leading_crop(augment)
     if crop is None:
-        gather = images.gatherer()
+        gather = images.make_gather_fn()
         return lambda indices, draws: gather(indices) if augment is None else augment.apply(gather(indices), draws)
-    read_crops = images.cropper(crop)
+    read_crops = images.make_crop_fn(crop)
     if not isinstance(augment, Compose) or len(augment.parts) == 1:
         return read_crops
     width, remaining = augment.columns()[0].stop, Compose(augment.parts[1:])

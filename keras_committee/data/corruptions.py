@@ -26,10 +26,10 @@ def corrupt_images(
 
     Args:
         images: uint8 `(examples, height, width, 3)`.
-        kind: One of `KINDS`.
+        corruption: One of `CORRUPTIONS`.
         severity: 1, the mildest, to 5.
         seed: Integer of 0 or more.
-        first: The place of the first image among all of them: a batch is corrupted as a part of the whole.
+        first_index: The place of the first image among all of them: a batch is corrupted as a part of the whole.
 
     Returns:
         uint8 `(examples, height, width, 3)`.
@@ -278,7 +278,7 @@ def filter2d(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def convolve(image: np.ndarray, weights: np.ndarray, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The mean of `image` seen from each of `places`, (rows down, columns right), by their `weights`."""
+    """The mean of `image` seen from each of `offsets`, (rows down, columns right), by their `weights`."""
     margin = max(max(abs(row), abs(column)) for row, column in offsets)
     height, width = image.shape[:2]
     padded = np.pad(image, [(margin, margin), (margin, margin), (0, 0)], mode="edge")

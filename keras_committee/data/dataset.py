@@ -156,13 +156,13 @@ class DataConfig:
         """Train, validation and test."""
         test_count, validation_count = self._hold_out_counts(found)
         remaining, held_out = hold_out(found.train.labels, test_count)
-        test = found.train.take(held_out) if found.test is None else found.test
+        test = found.train.subset(held_out) if found.test is None else found.test
         kept, held_out = hold_out(found.train.labels[remaining], validation_count)
-        validation = found.train.take(remaining[held_out]) if found.validation is None else found.validation
-        return found.train.take(remaining[kept]), validation, test
+        validation = found.train.subset(remaining[held_out]) if found.validation is None else found.validation
+        return found.train.subset(remaining[kept]), validation, test
 
     def _apply_limit(self, split):
-        return split if self.limit is None else split.take(stratified_indices(split.labels, self.limit))
+        return split if self.limit is None else split.subset(stratified_indices(split.labels, self.limit))
 
     def _load_images(self, splits):
         """The splits without their unreadable files, in memory where they fit, and what is wrong with those files.
@@ -179,7 +179,7 @@ class DataConfig:
             images, bad_files = _read_images(split.images, fits_in_memory and not stay)
             loaded = dataclasses.replace(split, images=images)
             loaded_splits.append(
-                loaded.take(np.delete(np.arange(len(split)), list(bad_files))) if bad_files else loaded
+                loaded.subset(np.delete(np.arange(len(split)), list(bad_files))) if bad_files else loaded
             )
             problems += bad_files.values()
         return loaded_splits, problems
@@ -200,7 +200,7 @@ def _read_images(images, into_memory):
 
 
 def resolve_count(count_or_fraction: float, num_examples: int) -> int:
-    """Examples that `part` stands for: a fraction where it is a float, a count where it is an integer."""
+    """Examples that `count_or_fraction` stands for: a fraction where it is a float, a count where it is an integer."""
     return round(count_or_fraction * num_examples) if isinstance(count_or_fraction, float) else count_or_fraction
 
 
@@ -216,7 +216,7 @@ def hold_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 def check_hold_out(labels: np.ndarray, count: int, classes: Sequence[str], split_name: str) -> list[str]:
     """Why `count` examples cannot be held out from `labels` with every class on both sides; empty if they can.
 
-    `classes` are the class names in label order, `name` is what the message calls the held-out part.
+    `classes` are the class names in label order, `split_name` is what the message calls the held-out part.
     """
     if count == 0:
         return []

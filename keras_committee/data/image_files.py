@@ -61,8 +61,8 @@ def read_image_folder(folder: Path, max_images: int, transform: ImageTransform) 
 
     Args:
         folder: The folder.
-        most: At most so many, evenly spread over the sorted names.
-        framing: Which part of each is seen, and at which size.
+        max_images: At most so many, evenly spread over the sorted names.
+        transform: Which part of each is seen, and at which size.
 
     Raises:
         DataError: If there are none, or names each that cannot be read.

@@ -34,7 +34,7 @@ def image_folder(
         directory: The folder.
         batch_size: Examples of one training step over all devices.
         size: Height and width, in pixels, that every image is resized to; or
-        framing: which part of every image is seen and at which size, such as `centre_crop(224)`. It holds for
+        transform: which part of every image is seen and at which size, such as `center_crop(224)`. It holds for
             evaluation, for serving and, unless `augment` begins with a `random_resized_crop`, for training.
         validation: Examples held out from training, a count or a fraction of what is not test.
         test: Examples held out for the test, a count or a fraction.
@@ -59,8 +59,8 @@ class ClassFolders:
 
     Args:
         directory: The folder.
-        framing: How the files become images of one size.
-        exact: Whether the files must have that size already.
+        transform: How the files become images of one size.
+        require_exact_size: Whether the files must have that size already.
         classes: Number of classes there must be, or None. Where it is given, so must `train` and `test` be.
     """
 

@@ -77,7 +77,7 @@ class InMemoryImages:
         return self.digest() if self._encoded is None else self._encoded.source_id()
 
     def hashes(self, indices: Sequence[int], *, ends_only: bool = False) -> Iterator[bytes]:
-        """SHA-256 of the pixels of the image at each of `places`."""
+        """SHA-256 of the pixels of the image at each of `indices`."""
         array = self._tensor.numpy()
         return (hashlib.sha256(array[index].tobytes()).digest() for index in indices)
 
@@ -89,8 +89,8 @@ class EncodedImages(abc.ABC):
     """Images that stay encoded and are decoded each time they are asked for. Where they lie is for a subclass to say.
 
     Attributes:
-        framing: How an image of any size becomes one of the split's.
-        exact: Whether the images must have the framing's size already; they are framed otherwise.
+        transform: How an image of any size becomes one of the split's.
+        require_exact_size: Whether the images must have the framing's size already; they are framed otherwise.
     """
 
     transform: ImageTransform
@@ -170,7 +170,7 @@ class EncodedImages(abc.ABC):
         )
 
     def hashes(self, indices: Sequence[int], *, ends_only: bool = False) -> Iterator[bytes]:
-        """SHA-256 of the encoded image at each of `places`; with `glance` of its first and last bytes only."""
+        """SHA-256 of the encoded image at each of `indices`; with `ends_only` of its first and last bytes only."""
         for index in indices:
             content = b"".join(self.head_and_tail(index)) if ends_only else self.read(index)
             yield hashlib.sha256(content).digest()
@@ -183,8 +183,8 @@ class ImageFiles(EncodedImages):
     Args:
         root: The folder that the names start from; it does not enter the digest, so data may be moved.
         names: Tuple of paths relative to `root`, with forward slashes.
-        framing: How they become images of one size.
-        exact: Whether the files must have that size already; they are framed otherwise.
+        transform: How they become images of one size.
+        require_exact_size: Whether the files must have that size already; they are framed otherwise.
     """
 
     root: Path

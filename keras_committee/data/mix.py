@@ -14,10 +14,10 @@ class BatchMix(Protocol):
     """Two methods, kept apart as in `Augmentation`, so that a resumed run can repeat any draw."""
 
     def draw(self, rng: np.random.Generator, batches: int, image_shape: tuple[int, ...]) -> np.ndarray:
-        """One row of draws for each batch, `(batches, k)` of one dtype; `generator` decides alone.
+        """One row of draws for each batch, `(batches, k)` of one dtype; `rng` decides alone.
 
         Args:
-            generator: Source of the randomness.
+            rng: Source of the randomness.
             batches: Number of rows, 0 or more.
             image_shape: Height, width, channels.
         """
@@ -26,7 +26,7 @@ class BatchMix(Protocol):
     def apply(self, images, draws):
         """Uint8 `(batch, height, width, channels)` and `(k,)` to mixed uint8 images of the same shape and their share.
 
-        The share, a float32 scalar, is the part of each mixed image that is its own; the rest is its `partner`'s.
+        The share, a float32 scalar, is the part of each mixed image that is its own; the rest is its `mix_partners`'s.
         Runs in a TensorFlow graph and has no randomness of its own.
         """
         ...

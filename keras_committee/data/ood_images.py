@@ -11,7 +11,7 @@ from keras_committee.data.corruptions import gaussian_blur
 
 
 def generate_ood(kind: str, examples: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """Images of one of `FOREIGN`, uint8 `(examples, height, width, 3)`; they follow from kind, place and seed.
+    """Images of one of `OOD_GENERATORS`, uint8 `(examples, height, width, 3)`; they follow from kind, place and seed.
 
     Args:
         kind: `"gaussian"`: every value normal about grey; `"rademacher"`: every value 0 or 255; `"blobs"`: shapes

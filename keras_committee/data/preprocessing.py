@@ -20,7 +20,7 @@ class ImageTransform:
         padding: None takes the whole image; its aspect ratio is not kept. A number of 0 or more takes the largest
             window in the middle that has the proportions of `size` when it is resized to `size + padding`, and leaves
             out that padding at its rim: of a square `size` the square of side `min(h, w) * size / (size + padding)`.
-        method: One of `METHODS`; antialiased where the image shrinks.
+        method: One of `RESIZE_METHODS`; antialiased where the image shrinks.
 
     Raises:
         RecipeError: If a value makes no sense.
@@ -46,7 +46,7 @@ class ImageTransform:
 
     @property
     def is_plain_resize(self) -> bool:
-        """Whether it is what `resized(size)` gives: the whole image, bilinear."""
+        """Whether it is what `resize(size)` gives: the whole image, bilinear."""
         return self.padding is None and self.method == "bilinear"
 
     def apply(self, pixels):
@@ -83,7 +83,7 @@ def resize(size: int | tuple[int, int], *, method: str = "bilinear") -> ImageTra
 
 
 def center_crop(size: int | tuple[int, int], *, padding: int = 32, method: str = "bilinear") -> ImageTransform:
-    """The middle of the image at `size`, a side of a square or height and width; see `Framing`.
+    """The middle of the image at `size`, a side of a square or height and width; see `ImageTransform`.
 
     What EfficientNet is evaluated with. It is drawn for each resolution anew: at 224 pixels and a padding of 32 the
     window has 0.875 of the short side, at 96 pixels 0.75.
@@ -95,7 +95,7 @@ def center_crop(size: int | tuple[int, int], *, padding: int = 32, method: str =
 
 
 def resolve_transform(name: str, size: tuple[int, int] | None, transform: ImageTransform | None) -> ImageTransform:
-    """`framing`, or the plain one of `size`; raises RecipeError unless just one is given. `name` is the function's."""
+    """`transform`, or the plain one of `size`; raises RecipeError unless just one is given. `name` is the function's."""
     if size is not None and transform is None:
         return resize(size)
     if size is None and transform is not None:

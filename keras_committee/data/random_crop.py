@@ -72,7 +72,7 @@ class RandomResizedCrop:
         Args:
             content: Scalar string tensor: a JPEG or PNG.
             draws: int32 `(2,)`, a row of `draw`.
-            framing: Tells size and method; what it leaves out in evaluation may be seen in training.
+            transform: Tells size and method; what it leaves out in evaluation may be seen in training.
         """
         window = self.window(tf.stack(image_size_from_header(content)), draws)
         cropped = resize_image(decode_window(content, window), transform.size, transform.method)

@@ -50,7 +50,7 @@ class ShardScan:
     Args:
         rows: One for each sound record, in order, of type `ROW`: where in the file the encoded image lies, offset and
             length in bytes, its label, and the record's checksum.
-        names: Label -> text and synset, "" where there is none, of the labels that occur.
+        class_names: Label -> text and synset, "" where there is none, of the labels that occur.
         problems: One sentence for each record that is not sound.
     """
 
@@ -159,10 +159,10 @@ class RecordIndex:
 
     Args:
         shards: Paths of the shards.
-        stamps: Size in bytes and time of change, in nanoseconds, of each shard when it was read.
-        starts: Row at which each shard begins, and their number: int64 `(shards + 1,)`.
+        sizes_and_mtimes: Size in bytes and time of change, in nanoseconds, of each shard when it was read.
+        row_offsets: Row at which each shard begins, and their number: int64 `(shards + 1,)`.
         rows: Records, of type `record_scan.ROW`, `(records,)`.
-        names: Label -> text and synset.
+        class_names: Label -> text and synset.
     """
 
     shards: tuple[Path, ...]
@@ -218,7 +218,7 @@ def _short_hash(parts):
 
 
 def _update_cache(cache_path, shards, keys, fields):
-    """The scans of the shards; what is not in the index at `place` is read, and what is sound is kept there."""
+    """The scans of the shards; what is not in the index at `cache_path` is read, and what is sound is kept there."""
     cached = _load(cache_path)
     stale = [path for path, key in zip(shards, keys, strict=True) if key not in cached]
     if not stale:
@@ -237,7 +237,7 @@ def _scan_shards(shards, fields):
 def _build_index(shards, keys, scans):
     sizes_and_mtimes = tuple(key[1:] for key in keys)
     row_offsets = np.cumsum([0, *(len(scan.rows) for scan in scans)])
-    names = {label: class_name for scan in reversed(scans) for label, class_name in scan.names.items()}
+    names = {label: class_name for scan in reversed(scans) for label, class_name in scan.class_names.items()}
     rows = np.concatenate([scan.rows for scan in scans])
     index = RecordIndex(
         shards=tuple(shards), sizes_and_mtimes=sizes_and_mtimes, row_offsets=row_offsets, rows=rows, class_names=names
@@ -251,7 +251,7 @@ def _save(cache_path, scans):
     arrays = {
         "format": np.array(INDEX_VERSION),
         "keys": np.array([json.dumps(key) for key in keys], np.str_),
-        "names": np.array([json.dumps(list(scans[key].names.items())) for key in keys], np.str_),
+        "names": np.array([json.dumps(list(scans[key].class_names.items())) for key in keys], np.str_),
         "counts": np.array([len(scans[key].rows) for key in keys], np.int64),
     }
     rows = np.concatenate([np.zeros(0, ROW_DTYPE), *(scans[key].rows for key in keys)])

@@ -54,8 +54,8 @@ def write_tfrecords(
         shards: Number of training shards.
         validation_shards: Number of shards of every other split; an eighth of `shards` where it is None.
         workers: Threads; None takes one for each core, 8 at most.
-        keep: Whether PNG and CMYK images stay as they are (see `record_example.py`).
-        report: Called with the images done and the images there are.
+        keep_encoding: Whether PNG and CMYK images stay as they are (see `record_example.py`).
+        on_progress: Called with the images done and the images there are.
 
     Returns:
         What stands in `records.json`, and `encoded_anew`, the number of images that are JPEGs now.
@@ -249,9 +249,9 @@ def serialize_example(
         content: The image file's.
         filename: Its name, without folders.
         label: The class, counted from 0; written as `label + FIRST_LABEL`.
-        name: The class folder's name. `n01440764_tench` gives the synset `n01440764` and the text `tench`; any other
+        class_name: The class folder's name. `n01440764_tench` gives the synset `n01440764` and the text `tench`; any other
             name is both.
-        keep: Whether PNG and CMYK stay as they are. Model Garden reads JPEG only, so they become RGB JPEGs of quality
+        keep_encoding: Whether PNG and CMYK stay as they are. Model Garden reads JPEG only, so they become RGB JPEGs of quality
             100 otherwise.
 
     Raises:

@@ -29,7 +29,7 @@ class Split:
     """Examples in a fixed order.
 
     Args:
-        images: `Pixels` in memory, or `Encoded` images such as `Files`.
+        images: `InMemoryImages` in memory, or `EncodedImages` images such as `ImageFiles`.
         labels: Class of each image, int32 `(examples,)`.
     """
 
@@ -124,8 +124,8 @@ class Splits:
             seed: Integer of 0 or more. Order, augmentation and mixing follow from it alone.
             first_step: Step, counted from 0 over all epochs, that the first batch belongs to.
             steps: Number of batches.
-            mix: How images are mixed (see `mix.py`), or None.
-            part: Place, counted from 0, and number of equal parts of a batch: only those rows of every batch come, and
+            batch_augment: How images are mixed (see `mix.py`), or None.
+            shard: Place, counted from 0, and number of equal parts of a batch: only those rows of every batch come, and
                 only their images are read and decoded; with a mix that of the next row as well, their last partner.
 
         Raises:
@@ -172,7 +172,7 @@ class Splits:
         return dataset.apply(tf.data.experimental.assert_cardinality(steps))
 
     def _mix_batches(self, dataset, batch_augment, seed, first_step, steps, num_rows):
-        """The first `count` rows of each batch, mixed: step `s` takes row `s % MIX_TABLE` of table `s // MIX_TABLE`."""
+        """The first `num_rows` rows of each batch, mixed: step `s` takes row `s % MIX_TABLE` of table `s // MIX_TABLE`."""
 
         def draw_table(table_index, rows=MIX_TABLE_ROWS):
             return batch_augment.draw(np.random.default_rng((seed, table_index, 2)), rows, self.train.image_shape)

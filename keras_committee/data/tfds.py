@@ -34,7 +34,7 @@ def tfds(
         name: The data set's, such as `"imagenet2012"`, `"mnist:3.0.1"` or `"cars/small"`.
         batch_size: Examples of one training step over all devices.
         size: Height and width, in pixels, that every image is resized to; or
-        framing: which part of every image is seen and at which size, such as `centre_crop(224)`.
+        transform: which part of every image is seen and at which size, such as `center_crop(224)`.
         data_dir: The folder of the prepared data sets; None is TensorFlow Datasets' own, `~/tensorflow_datasets`.
         train: Its split to train on.
         validation: Its split; or what is held out from training, a count or a fraction.

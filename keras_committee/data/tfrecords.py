@@ -52,7 +52,7 @@ def imagenet_records(
         directory: The folder.
         batch_size: Examples of one training step over all devices.
         size: Height and width, in pixels, that every image is resized to; or
-        framing: which part of every image is seen and at which size, such as `centre_crop(224)`.
+        transform: which part of every image is seen and at which size, such as `center_crop(224)`.
         labels: A text file with one class name in each line, in label order; None takes `labels.txt` of the folder if
             there is one, else what the examples call their classes.
         first_label: The label of the first class: 1 as in Model Garden's ImageNet, where 0 is the background.
@@ -93,7 +93,7 @@ def tfrecords(
         batch_size: Examples of one training step over all devices.
         first_label: The label of the first class, mostly 0 or 1.
         size: Height and width, in pixels, that every image is resized to; or
-        framing: which part of every image is seen and at which size, such as `centre_crop(224)`.
+        transform: which part of every image is seen and at which size, such as `center_crop(224)`.
         image_field: Name of the field with the encoded image, a JPEG or PNG.
         label_field: Name of the field with the label, an integer.
         labels: A text file with one class name in each line, in label order, or None.
@@ -124,7 +124,7 @@ class ShardReader(abc.ABC):
     """Reads splits in shards. Which files they are is for a subclass to say.
 
     Args:
-        framing: How the images become images of one size.
+        transform: How the images become images of one size.
         labels: File of class names, or None.
         first_label: The label of the first class.
     """
@@ -249,7 +249,7 @@ class ShardPatterns(ShardReader):
 
 
 def read_records_json(directory: Path, parse: Callable[[Any], Any]) -> Any:
-    """What `read` finds in the `records.json` of a folder; None where there is none. Raises DataError."""
+    """What `parse` finds in the `records.json` of a folder; None where there is none. Raises DataError."""
     try:
         return parse(json.loads((directory / "records.json").read_text()))
     except FileNotFoundError:
@@ -294,8 +294,8 @@ class TFRecordImages(EncodedImages):
     Args:
         index: Where every record of the shards lies.
         rows: Which of them are the examples, and in which order: int64 `(examples,)`.
-        framing: How they become images of one size.
-        exact: Whether they must have that size already; they are framed otherwise.
+        transform: How they become images of one size.
+        require_exact_size: Whether they must have that size already; they are framed otherwise.
     """
 
     index: RecordIndex
@@ -392,7 +392,7 @@ class _OpenShard:
 
 @functools.cache
 def _shard_cache():
-    """`_Shard` by path and stamp; at most a quarter of the files that this process may open stay open."""
+    """`_OpenShard` by path and stamp; at most a quarter of the files that this process may open stay open."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return functools.lru_cache(max(8, limit // 4) if limit != resource.RLIM_INFINITY else 4096)(_OpenShard)
 

@@ -1,6 +1,6 @@
 """What is wrong with the data, all of it in one message?
 
-Each check returns a list of sentences, one for each problem; `errors.refuse` turns the collected list into one
+Each check returns a list of sentences, one for each problem; `errors.raise_if_problems` turns the collected list into one
 `DataError`.
 """
 
@@ -21,7 +21,7 @@ END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
 def check_labels(labels: np.ndarray, classes: int, array_name: str) -> list[str]:
-    """Labels that are not integers in `0 .. classes - 1`, with their rows; `where` names the array."""
+    """Labels that are not integers in `0 .. classes - 1`, with their rows; `array_name` names the array."""
     if labels.ndim != 1:
         return [f"{array_name}: shape {labels.shape}, expected one label for each image"]
     if labels.dtype.kind not in "iuf":
@@ -34,7 +34,7 @@ def check_labels(labels: np.ndarray, classes: int, array_name: str) -> list[str]
 
 
 def check_classes(labels: np.ndarray, classes: Sequence[str], array_name: str) -> list[str]:
-    """Classes without an example among `labels`, integers below the number of classes; `where` names the array."""
+    """Classes without an example among `labels`, integers below the number of classes; `array_name` names the array."""
     counts = np.bincount(labels, minlength=len(classes))
     class_counts = zip(classes, counts, strict=True)
     return [
@@ -45,7 +45,7 @@ def check_classes(labels: np.ndarray, classes: Sequence[str], array_name: str) -
 
 
 def check_images(images: np.ndarray, shape: tuple[int, ...], array_name: str) -> list[str]:
-    """Whether `images` is uint8 `(examples, *shape)`; `where` names the array."""
+    """Whether `images` is uint8 `(examples, *shape)`; `array_name` names the array."""
     if images.dtype == np.uint8 and images.shape[1:] == shape:
         return []
     expected_shape = ", ".join(map(str, ("examples", *shape)))
@@ -124,21 +124,21 @@ def _decoding_problem(files, index, contents):
         height, width, _ = decode_image(contents).shape
     except tf.errors.InvalidArgumentError:
         return f"{files.name(index)}: damaged or cut off, it cannot be decoded"
-    if files.exact and (height, width) != files.framing.size:
-        return f"{files.name(index)}: {height}x{width} pixels, expected {'x'.join(map(str, files.framing.size))}"
+    if files.require_exact_size and (height, width) != files.transform.size:
+        return f"{files.name(index)}: {height}x{width} pixels, expected {'x'.join(map(str, files.transform.size))}"
     return None
 
 
 def _check_header(files, index):
     """What is wrong with one file, or None."""
     try:
-        head, tail = files.ends(index)
+        head, tail = files.head_and_tail(index)
     except OSError as error:
         return f"{files.name(index)}: cannot be read ({error.strerror})"
     format_name, problem = _detect_format(head)
     if problem:
         return f"{files.name(index)}: {problem}"
-    if tail.endswith(END_MARKERS[format_name]) and not files.exact:
+    if tail.endswith(END_MARKERS[format_name]) and not files.require_exact_size:
         return None
     contents, problem = _read_file(files, index)
     return problem or _decoding_problem(files, index, contents)
@@ -178,7 +178,7 @@ def duplicates_warning(splits: Splits) -> str | None:
 
 
 def find_duplicates(other_splits: Sequence[Split], test: Split) -> list[list[tuple[int, int]]]:
-    """For each of `parts` the places (in `test`, in the part) of equal images.
+    """For each of `other_splits` the places (in `test`, in the part) of equal images.
 
     Equal are those of equal pixels in memory, of equal bytes in files.
     """
@@ -200,6 +200,6 @@ def _find_duplicates_in(split: Split, test: Split, test_quick_hashes: dict[int, 
 
 
 def _hashes_by_index(split: Split, indices: Iterable[int], *, ends_only: bool = False) -> dict[int, bytes]:
-    """Of the images at `places`; with `glance` of the little of them that was read before."""
+    """Of the images at `indices`; with `ends_only` of the little of them that was read before."""
     indices = list(indices)
     return dict(zip(indices, split.images.hashes(indices, ends_only=ends_only), strict=True))

@@ -24,7 +24,7 @@ def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> di
     Args:
         run: The run folder.
         recipe: Its recipe.
-        min_members: As in `cast_votes`.
+        min_members: As in `load_or_compute_predictions`.
 
     Returns:
         The content of `calibration.json`:
@@ -37,7 +37,7 @@ def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> di
           for `WeightedGeometricMean`; `weights_gap`, how much lower the NLL on the fitted split can be at most; the
           scores `before`; and the scores `after` each of `member_temperatures` (each member's own, then the head),
           `temperature` and `weights`.
-        - `reliability`: of the committee `before` and after `temperature`, for each bin `confidence` and `accuracy`
+        - `reliability_diagrams`: of the committee `before` and after `temperature`, for each bin `confidence` and `accuracy`
           (null where it is empty) and `count`.
 
         Under a geometric head dividing the logits of every member by the committee's `temperature` is the same.
@@ -104,7 +104,7 @@ def _calibrate_member(position: int, validation: SplitPredictions, test: SplitPr
 def _calibrate_committee(
     head: Any, validation: SplitPredictions, test: SplitPredictions
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parts `committee` and `reliability` of the document."""
+    """The parts `committee` and `reliability_diagrams` of the document."""
     labels = test.labels
     members = range(len(validation.members))
     member_temperatures = np.array(

@@ -33,7 +33,7 @@ class CascadeConfig:
         order: Places of the members among the votes, first asked first.
         sizes: So many members have been asked when a stage ends; rising, the last all of the order.
         thresholds: A stage but the last answers where the confidence is at least this, one float for each.
-        confidence: One of `layers.CONFIDENCES`.
+        confidence: One of `layers.CONFIDENCE_MEASURES`.
 
     Raises:
         ValueError: If the sizes do not rise to the length of the order, or the thresholds are not one fewer.

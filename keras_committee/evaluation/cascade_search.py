@@ -158,7 +158,7 @@ def _cell_indices(grids):
     """For the first, the first two, ... rulers: the place of every example on their grid."""
     cell = np.zeros(1, np.int64)
     for grid in grids:
-        cell = cell * len(grid.cuts) + grid.goes_on
+        cell = cell * len(grid.thresholds) + grid.continues
         yield cell
 
 
@@ -247,15 +247,15 @@ def search_cascade(
     """The best cascade over orders, stages, confidences and thresholds.
 
     Args:
-        ballots: Votes of the pool on the validation split. A cascade may leave members out.
+        predictions: Votes of the pool on the validation split. A cascade may leave members out.
         target: Search the least average cost that is this good: an accuracy to reach, or an NLL or Brier score to
             keep to.
         max_mflops: Or search the best objective at this average cost.
         max_worst_mflops: No cascade may cost more than this for any image.
         objective: `"accuracy"`, `"nll"` or `"brier"`.
-        sizes: The partitions to try, each the members asked by the end of each stage; `partitions` where None.
-        confidences: Those of `layers.CONFIDENCES` to try.
-        most_chains: Try all chains of a partition where there are so many at most.
+        sizes: The partitions to try, each the members asked by the end of each stage; `stage_partitions` where None.
+        confidences: Those of `layers.CONFIDENCE_MEASURES` to try.
+        max_member_orders: Try all chains of a partition where there are so many at most.
 
     Returns:
         The plan; None where no cascade reaches the target or keeps to the cost.
@@ -303,7 +303,7 @@ def evaluate_cascade(
     """What the cascade does where it was chosen, and where it was not.
 
     Args:
-        plan: The cascade.
+        config: The cascade.
         validation: The votes that it was fitted to.
         test: Votes on examples that nothing was fitted to.
         **goal: `target` or `max_mflops`, and `objective`, of the fit.
@@ -322,7 +322,7 @@ def evaluate_cascade(
 
 def _cross_validated(config, validation, *, target=None, max_mflops=None, objective="accuracy"):
     shuffled = np.random.default_rng(0).permutation(len(validation.labels))
-    halves = [validation.part(half) for half in np.array_split(shuffled, 2)]
+    halves = [validation.subset(half) for half in np.array_split(shuffled, 2)]
     results = []
     for fit_half, test_half in (halves, halves[::-1]):
         stages = stage_outcomes_from_predictions(fit_half, config.order, config.sizes, config.confidence, objective)
@@ -397,7 +397,7 @@ class _CascadeSearch:
         return min(self._candidates[order, sizes], key=self._sort_key, default=None)
 
     def _prefetch(self, order, sizes):
-        """All about one committee before the next is asked: `Ballots` has the last one at hand."""
+        """All about one committee before the next is asked: `MemberPredictions` has the last one at hand."""
         for size in sizes:
             self.predictions.scores(order[:size], self.objective)
             for measure in self.confidences if size < len(order) else ():
@@ -431,7 +431,7 @@ class _CascadeSearch:
                     confidence=candidate.confidence,
                 )
                 fitted_configs.append((self._sort_key(fitted), config))
-        return min(fitted_configs, key=lambda pair: pair[0])[1].trimmed() if fitted_configs else None
+        return min(fitted_configs, key=lambda pair: pair[0])[1].without_unused_stages() if fitted_configs else None
 
     def _stage_outcomes(self, order, sizes, measure):
         return stage_outcomes_from_predictions(self.predictions, order, sizes, measure, self.objective)

@@ -58,11 +58,11 @@ def scores(
     Args:
         log_probabilities: Of all members: floats `(examples, members, classes)`.
         labels: Integers `(examples,)`.
-        shares: Numbers of 0 or more `(committees, members)`; each committee has one above 0.
+        multiplicities: Numbers of 0 or more `(committees, members)`; each committee has one above 0.
         head: One of `HEADS`.
 
     Returns:
-        Float64 `(committees,)` for each of `SCORES`.
+        Float64 `(committees,)` for each of `SCORE_NAMES`.
 
     Raises:
         ValueError: If there is no such head, or shapes or shares do not fit.
@@ -100,10 +100,10 @@ def combine(log_probabilities: np.ndarray, multiplicities: np.ndarray, head: str
 def subset_multiplicities(
     subsets: Sequence[Sequence[int]], num_members: int, weights: Sequence[float] | None = None
 ) -> np.ndarray:
-    """The rows of subsets of the `members`: float64 `(subsets, members)`; a member named twice counts twice.
+    """The rows of subsets of the `num_members`: float64 `(subsets, members)`; a member named twice counts twice.
 
     With `weights`, one for each member, each counts as much; where all of a subset have weight 0, they count alike, as
-    in `layers.head_of`.
+    in `layers.subset_head`.
     """
     multiplicities = np.zeros((len(subsets), num_members))
     for row, subset in zip(multiplicities, subsets, strict=True):

@@ -21,7 +21,7 @@ class Objective:
     """What is wanted of a committee.
 
     Attributes:
-        objective: `"accuracy"`, `"nll"` or `"brier"`, on the validation split.
+        metric: `"accuracy"`, `"nll"` or `"brier"`, on the validation split.
         max_cost: A committee may cost so much at most.
         min_accuracy: It must be so accurate on the validation split at least.
     """
@@ -45,9 +45,9 @@ class CandidateTable:
     """Committees with what they cost and score on the validation split, one row each.
 
     Attributes:
-        shares: int64 `(committees, members)`.
+        multiplicities: int64 `(committees, members)`.
         costs: float64 `(committees,)`.
-        scores: For each of `subsets.SCORES` float64 `(committees,)`.
+        scores: For each of `subsets.SCORE_NAMES` float64 `(committees,)`.
     """
 
     multiplicities: np.ndarray
@@ -276,9 +276,9 @@ def compare_architectures(
     Args:
         candidates: What was looked at so far; more may be added.
         architectures: Of each member.
-        goal: Both committees keep to it.
+        objective: Both committees keep to it.
         method: As `methods.look` takes it.
-        figures: Function of shares `(committees, members)`: their figures on the test split.
+        score_on_test: Function of shares `(committees, members)`: their figures on the test split.
 
     Returns:
         `{"answer", "statement", "pairs"}`. The answer is "yes", "no", "undecided", or "cannot be told" where the pool
@@ -338,7 +338,7 @@ def _single_architecture(
 
 
 def _mixed(candidates: Candidates, architectures: np.ndarray, single: np.ndarray, objective: Objective, method: str):
-    """The best committee of two or more architectures that costs no more than `uniform`."""
+    """The best committee of two or more architectures that costs no more than `single`."""
     cost = float(candidates.cost(single))
     same_cost_objective = Objective(metric=objective.metric, max_cost=cost, min_accuracy=objective.min_accuracy)
     if len(set(architectures)) > 1:

@@ -44,9 +44,9 @@ def evaluate(
         run: The run folder.
         recipe: Its recipe.
         split: `"train"`, `"validation"` or `"test"`.
-        min_members: As in `cast_votes`; `missing` in the result says who is not there.
-        allow_twins: Whether members may have identical weights.
-        timed: Whether to measure the latency of each member, too: `"latency"` in milliseconds.
+        min_members: As in `load_or_compute_predictions`; `missing` in the result says who is not there.
+        allow_duplicate_weights: Whether members may have identical weights.
+        measure_latency: Whether to measure the latency of each member, too: `"latency"` in milliseconds.
 
     Returns:
         The content of `evaluation.json`.
@@ -102,7 +102,7 @@ def score_committees_of_size(size: int, predictions: SplitPredictions, head, mfl
 
 
 def member_subsets(num_members: int, size: int) -> list[tuple[int, ...]]:
-    """The subsets of `size` out of `members`: all of them, or MOST_SUBSETS drawn with a fixed seed."""
+    """The subsets of `size` out of `num_members`: all of them, or MOST_SUBSETS drawn with a fixed seed."""
     if math.comb(num_members, size) <= MAX_SUBSETS:
         return list(itertools.combinations(range(num_members), size))
     rng, subsets = random.Random(0), set()
@@ -181,7 +181,7 @@ def diversity(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     between them.
 
     Args:
-        votes: Probabilities `(examples, members, classes)`.
+        probabilities: Probabilities `(examples, members, classes)`.
         labels: Integers `(examples,)`.
     """
     return {
@@ -197,14 +197,14 @@ def diversity(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def mean_uncertainty(probabilities: np.ndarray, correct: np.ndarray) -> dict[str, dict[str, float | None]]:
-    """The block `uncertainty` of `evaluation.json`: means in nats over `all` answers, the `right` and the `wrong` ones.
+    """The block `uncertainty` of `evaluation.json`: means in nats over `all` answers, the `correct` and the `wrong` ones.
 
     Each has `total`, `expected` and `mutual`, as `metrics.uncertainty` defines them; null where there is no such
     answer.
 
     Args:
-        votes: Probabilities `(examples, members, classes)`.
-        right: Booleans `(examples,)`: whether the committee's answer is right.
+        probabilities: Probabilities `(examples, members, classes)`.
+        correct: Booleans `(examples,)`: whether the committee's answer is right.
     """
     decomposition = metrics.uncertainty_decomposition(probabilities)
     masks = {"all": np.ones_like(correct), "right": correct, "wrong": ~correct}

@@ -40,7 +40,7 @@ class ModelSource:
 
     Attributes:
         path: A `.keras` file, or the folder of a SavedModel.
-        scale: What pixels it was trained on, as `models.as_member` takes it.
+        input_scaling: What pixels it was trained on, as `models.wrap_model` takes it.
         classes: Names of its classes, in the order of its outputs; None where its owner does not say.
         signature, output: Of a SavedModel, as `models.from_saved_model` takes them.
     """
@@ -58,9 +58,9 @@ class ImportedModel:
 
     Attributes:
         model: Raw pixels to logits, in the order of the data's classes.
-        bare: The model as it was read.
+        original: The model as it was read.
         outputs: What was done to its outputs to make them logits.
-        order: For each class of the data its place in the outputs of `bare`, where that is another one.
+        class_order: For each class of the data its place in the outputs of `original`, where that is another one.
         sha256: Of the file, or of the names and contents of all files in the folder.
     """
 
@@ -166,10 +166,10 @@ class ImportOptions:
     """What is adopted although it looks like a mistake, or only because it was asked for.
 
     Attributes:
-        reorder: Outputs in another order of the same classes are reordered.
+        reorder_classes: Outputs in another order of the same classes are reordered.
         resize: A model of another image size resizes the images itself.
-        twins: Members may have identical weights.
-        as_declared: The data may contradict what was declared of a model.
+        allow_duplicate_weights: Members may have identical weights.
+        skip_sanity_checks: The data may contradict what was declared of a model.
     """
 
     reorder_classes: bool = False
@@ -188,11 +188,11 @@ def import_models(
     Args:
         run: The run folder.
         recipe: Its recipe: the data, and how many members there are.
-        offers: The models, and what is declared of them.
-        allowed: What is let pass.
+        sources: The models, and what is declared of them.
+        options: What is let pass.
 
     Returns:
-        For each model what the journal says of it: `member`, `path`, `sha256`, `scale`, `outputs`, `classes` ("given",
+        For each model what the journal says of it: `imported`, `path`, `sha256`, `scale`, `outputs`, `classes` ("given",
         "reordered" or "taken to be those of the data"), and the share of `examples` validation images that it gets
         `right`.
 
@@ -338,7 +338,7 @@ def better_scale(declared: str, predict_classes: Callable[[str], np.ndarray], la
 
     Args:
         declared: Name of the scale that was declared.
-        answers: Function of a scale's name: the classes that the model then gives the images, int `(examples,)`.
+        predict_classes: Function of a scale's name: the classes that the model then gives the images, int `(examples,)`.
         labels: int `(examples,)`.
         scales: The names of those to try.
 
@@ -359,9 +359,9 @@ def better_order(predicted: np.ndarray, labels: np.ndarray, num_classes: int):
     It is found on every other example, and judged on the rest.
 
     Args:
-        answers: The classes that the model gives the images, int `(examples,)`.
+        predicted: The classes that the model gives the images, int `(examples,)`.
         labels: int `(examples,)`.
-        classes: Number of classes.
+        num_classes: Number of classes.
 
     Returns:
         None, or `(order, right in it, right as declared)` of the examples judged; `order[i]` is the output that

@@ -44,7 +44,7 @@ def measure_latencies(
 
     Args:
         models: Functional models of one image of known size.
-        batches: Sizes of the batches.
+        batch_sizes: Sizes of the batches.
         repeats: Rounds after the warm-up.
         clock: Seconds since some moment.
 

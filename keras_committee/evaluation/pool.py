@@ -22,7 +22,7 @@ class PoolMember:
     Attributes:
         run: Its run folder.
         index: Its index there.
-        weights: SHA-256 of its `model.keras`, in hexadecimal digits.
+        weights_hash: SHA-256 of its `model.keras`, in hexadecimal digits.
         name: The model's name.
         parameters: Trainable weights.
         mflops: 2 x multiply-adds / 1e6 for one image.
@@ -45,7 +45,7 @@ class Pool:
     Attributes:
         members: In the order of the runs, and of the indices in each.
         classes: Names of the classes, in label order.
-        votes: For each split float32 log probabilities `(examples, members, classes)`.
+        predictions: For each split float32 log probabilities `(examples, members, classes)`.
         labels: For each split int32 `(examples,)`.
         missing: Of each run, the indices of the members that are not trained.
     """
@@ -77,7 +77,7 @@ def load_pool(
         runs: At least one.
         splits: Of `"train"`, `"validation"` and `"test"`.
         min_members: A run is taken as it is with so many members; None wants all of each.
-        allow_twins: Whether members may have identical weights.
+        allow_duplicate_weights: Whether members may have identical weights.
 
     Raises:
         RecipeError: If a run is given twice, a split has no examples, or classes or channels differ.
@@ -215,7 +215,7 @@ def require_equal_examples(predictions_by_run: Mapping[str, SplitPredictions], s
 
 
 def check_no_duplicate_weights(weight_hashes: Mapping[str, str], owner: str) -> None:
-    """Raises VerificationError if two members have identical weights; `weights` are their hashes by their names."""
+    """Raises VerificationError if two members have identical weights; `weight_hashes` are their hashes by their names."""
     first_with_hash: dict[str, str] = {}
     for member, digest in weight_hashes.items():
         duplicate = first_with_hash.setdefault(digest, member)

@@ -27,14 +27,14 @@ class CommitteePredictor:
         temperatures: One for each; its logits are divided by it.
         head: Layer from votes to probabilities.
         stages: Of a cascade, as in `Selection`; None asks all members.
-        measure: One of `layers.CONFIDENCES`.
+        confidence_measure: One of `layers.CONFIDENCE_MEASURES`.
         classes: Names of the classes, in label order.
-        recorded: For each what its run recorded of how its data frame an image, see `Run.trained_framing`; None where
+        recorded_transforms: For each what its run recorded of how its data frame an image, see `Run.trained_framing`; None where
             nothing is: it sees the whole image.
 
     Attributes:
         classes: As given.
-        framings: What the members see of a picture, each framing once.
+        transforms: What the members see of a picture, each framing once.
 
     Raises:
         RecipeError: If a member takes images of any size, or no colour images.

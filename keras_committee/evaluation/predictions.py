@@ -39,9 +39,9 @@ class SplitPredictions:
         log_probabilities: float32 `(examples, members, classes)`.
         labels: int32 `(examples,)`.
         classes: Names of the classes.
-        weights: SHA-256 of each member's `model.keras`, in hexadecimal digits.
-        data: The fingerprint of the split.
-        origin: The same of what its images were made from; equal for the same files at two sizes.
+        weight_hashes: SHA-256 of each member's `model.keras`, in hexadecimal digits.
+        data_fingerprint: The fingerprint of the split.
+        source_fingerprint: The same of what its images were made from; equal for the same files at two sizes.
     """
 
     members: tuple[int, ...]
@@ -98,7 +98,7 @@ def predict_split(run: Run, members: Sequence[int], splits: "Splits", split: str
         classes=splits.classes,
         weight_hashes=tuple(weight_hashes),
         data_fingerprint=data_fingerprint,
-        source_fingerprint=examples.origin(),
+        source_fingerprint=examples.source_id(),
     )
 
 
@@ -148,7 +148,7 @@ def load_if_current(folder: Path, name: str, source: str) -> np.ndarray | None:
 
 
 def store(folder: Path, name: str, source: str, array: np.ndarray) -> None:
-    """Writes the array for `current`, and deletes those of other sources under the same name. Raises ResourceError."""
+    """Writes the array for `load_if_current`, and deletes those of other sources under the same name. Raises ResourceError."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     file = _array_path(folder, name, source)

@@ -42,21 +42,21 @@ def robustness(
     Args:
         run: The run folder.
         recipe: Its recipe.
-        kinds: Some of `data.corruptions.KINDS`.
+        corruptions: Some of `data.corruptions.CORRUPTIONS`.
         severities: Some of 1 to 5.
-        examples: At most so many images of the test split, spread over the classes, and as many foreign ones of a kind.
-        folder: A folder of foreign images, besides the generated ones.
+        max_examples: At most so many images of the test split, spread over the classes, and as many foreign ones of a kind.
+        ood_dir: A folder of foreign images, besides the generated ones.
         seed: Integer of 0 or more; the corruptions and the generated images follow from it.
-        min_members: As in `cast_votes`.
+        min_members: As in `load_or_compute_predictions`.
 
     Returns:
         The content of `robustness.json`:
 
-        - `recipe`, `head`, `split`, `examples`, `classes` (their number), `seed`, `members` (their indices).
-        - `clean`: `members`, a list, and `committee`, each with `accuracy`, `nll` and `ece` on the images as they are.
+        - `recipe`, `head`, `split`, `max_examples`, `classes` (their number), `seed`, `members` (their indices).
+        - `clean_predictions`: `members`, a list, and `committee`, each with `accuracy`, `nll` and `ece` on the images as they are.
         - `corruptions`: the same for each `kind` and `severity`.
         - `mean`: the means over all `corruptions`.
-        - `foreign`: for each `source`, a name in `data.foreign.FOREIGN` or the folder, its `examples`, and `auroc` and
+        - `foreign`: for each `source`, a name in `data.foreign.OOD_GENERATORS` or the folder, its `max_examples`, and `auroc` and
           `fpr95` of telling them from the clean images by the committee's `confidence` (its largest probability) and
           by the `mutual_information` of class and member.
 

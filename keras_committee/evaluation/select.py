@@ -42,7 +42,7 @@ def select(
     objective: Objective,
     out: Path,
     *,
-    method: str = "auto",
+    search_method: str = "auto",
     head: str = "geometric_mean",
     latencies: Sequence[float] | None = None,
 ) -> Selection:
@@ -50,9 +50,9 @@ def select(
 
     Args:
         pool: With votes on "validation" and "test".
-        goal: What is wanted. Its `max_cost` is in MFLOPs, or in milliseconds where there are `latencies`.
+        objective: What is wanted. Its `max_cost` is in MFLOPs, or in milliseconds where there are `latencies`.
         out: The file that the selection is meant for; the paths of its runs start from the folder of this file.
-        method: One of `methods.METHODS`.
+        search_method: One of `committee_search.METHODS`.
         head: One of `subsets.HEADS`, not the weighted one.
         latencies: Milliseconds that each member takes.
 
@@ -65,7 +65,7 @@ def select(
             large for the method.
     """
     selector = CommitteeSelector(pool, objective, head, latencies)
-    chosen = selector.choose(method)
+    chosen = selector.choose(search_method)
     members, weights = members_and_weights(pool, chosen, head, out)
     return Selection(
         members=members,
@@ -256,7 +256,7 @@ def select_cascade(
     objective: Objective,
     out: Path,
     *,
-    method: str = "auto",
+    search_method: str = "auto",
     head: str = "geometric_mean",
     max_accuracy_drop: float = 0.0,
 ) -> Selection:
@@ -264,18 +264,18 @@ def select_cascade(
 
     Args:
         pool: With votes on "validation" and "test".
-        goal: Its `max_cost` is the average cost in MFLOPs to keep to. Without one, the cascade reaches `min_accuracy`,
+        objective: Its `max_cost` is the average cost in MFLOPs to keep to. Without one, the cascade reaches `min_accuracy`,
             or where that is 0 what the best committee reaches.
         out: The file that the selection is meant for.
         method: How the committee is found, see `select`.
         head: One of `subsets.HEADS`, not the weighted one.
-        target_drop: It may have so many points of accuracy less than the best committee.
+        max_accuracy_drop: It may have so many points of accuracy less than the best committee.
 
     Raises:
         RecipeError: If no cascade keeps to the goal, or the pool is too large for the method.
     """
     selector = CommitteeSelector(pool, dataclasses.replace(objective, max_cost=math.inf, min_accuracy=0.0), head)
-    committee = selector.choose(method)
+    committee = selector.choose(search_method)
     predictions = {
         split: MemberPredictions(pool.predictions[split], pool.labels[split], pool.mflops.tolist(), get_head(head))
         for split in ("validation", "test")

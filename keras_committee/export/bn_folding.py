@@ -158,8 +158,8 @@ def _foldable_norms(graph):
     """Each normalisation with the linear layer whose output it alone reads."""
     for node in filter(graph.is_plain_norm, graph.nodes):
         tensor = node.input_tensors[0]
-        producer = graph.maker(tensor)
-        if producer is not None and graph.is_free(producer.operation) and len(graph.readers(tensor)) == 1:
+        producer = graph.producer(tensor)
+        if producer is not None and graph.is_replaceable(producer.operation) and len(graph.consumers(tensor)) == 1:
             yield id(node.operation), producer.operation
 
 
@@ -171,7 +171,7 @@ def _split_norm(graph, node, plan, offsets):
     downstream = _downstream_linear_layers(graph, node.outputs[0])
     if downstream is None or not _can_shift_offset(graph, tensor, norm, plan):
         return
-    plan.split[id(norm)] = len(graph.readers(tensor)) > 1
+    plan.split[id(norm)] = len(graph.consumers(tensor)) > 1
     plan.scales.update({id(layer): scale for layer in downstream})
     offsets[id(tensor)] = shift / scale
 
@@ -179,10 +179,10 @@ def _split_norm(graph, node, plan, offsets):
 def _downstream_linear_layers(graph, tensor):
     """The linear layers that read `tensor`, right away or behind what a positive scale passes; None if others do."""
     layers = []
-    for node in graph.readers(tensor):
+    for node in graph.consumers(tensor):
         if node is None:
             return None
-        if _can_absorb_scale(node.operation) and graph.once(node.operation):
+        if _can_absorb_scale(node.operation) and graph.used_once(node.operation):
             layers.append(node.operation)
             continue
         nested_layers = (
@@ -207,11 +207,11 @@ def _commutes_with_scale(layer):
 
 def _can_shift_offset(graph, tensor, norm, plan):
     """Whether a constant can be added to `tensor` where it is made, and taken out again by all others who read it."""
-    producer = graph.maker(tensor)
+    producer = graph.producer(tensor)
     can_add = producer is not None and (
-        graph.is_free(producer.operation) or _compensating_layer(graph, producer, plan) is not None
+        graph.is_replaceable(producer.operation) or _compensating_layer(graph, producer, plan) is not None
     )
-    other_consumers = [node for node in graph.readers(tensor) if node is None or node.operation is not norm]
+    other_consumers = [node for node in graph.consumers(tensor) if node is None or node.operation is not norm]
     return can_add and all(
         node is not None and _compensating_layer(graph, node, plan) is not None for node in other_consumers
     )
@@ -220,12 +220,12 @@ def _can_shift_offset(graph, tensor, norm, plan):
 def _compensating_layer(graph, node, plan):
     """The linear layer that only the sum `node` reads, whose bias can therefore move the sum; None if there is none."""
     shapes = {tuple(tensor.shape) for tensor in node.input_tensors}
-    if type(node.operation) is not keras.layers.Add or not graph.once(node.operation) or len(shapes) > 1:
+    if type(node.operation) is not keras.layers.Add or not graph.used_once(node.operation) or len(shapes) > 1:
         return None
     for tensor in reversed(node.input_tensors):
-        producer = graph.maker(tensor)
+        producer = graph.producer(tensor)
         layer = None if producer is None else plan.folded.get(id(producer.operation), producer.operation)
-        if layer is not None and graph.is_free(layer) and graph.readers(tensor) == [node]:
+        if layer is not None and graph.is_replaceable(layer) and graph.consumers(tensor) == [node]:
             return layer
     return None
 

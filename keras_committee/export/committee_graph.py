@@ -29,18 +29,18 @@ class ServingCommittee:
     """The traced committee: each network once, called by every signature.
 
     Args:
-        networks: One for each member of the selection; a member that stands there twice has the same network twice.
+        models: One for each member of the selection; a member that stands there twice has the same network twice.
         selection: Temperatures, head, weights, stages, confidence and classes.
         image_shape: (height, width, channels) of the images.
-        framings: What each member sees of an encoded image; a member of another size than `image_shape` sees pixels
+        transforms: What each member sees of an encoded image; a member of another size than `image_shape` sees pixels
             resized. None where all see the whole image at that size.
 
     Attributes:
-        answer: Function of float32 raw pixels `(batch, height, width, channels)` to the dict of `probabilities`
+        predict: Function of float32 raw pixels `(batch, height, width, channels)` to the dict of `probabilities`
             float32 `(batch, classes)`, `class_id` int32, `label` string, `confidence` float32, `mutual_information`
             float32 in nats and `members_used` int32, each `(batch,)`. A batch of 0 has 0 answers.
-        answer_of_all: The same without a cascade, and `member_probabilities` float32 `(batch, members, classes)`.
-        answer_encoded: The same as `answer` from the contents of JPEG or PNG files, string `(batch,)`, and `valid`,
+        predict_all: The same without a cascade, and `member_probabilities` float32 `(batch, members, classes)`.
+        predict_encoded: The same as `predict` from the contents of JPEG or PNG files, string `(batch,)`, and `valid`,
             bool `(batch,)`: False where it could not be decoded, and all else there means nothing. Each member sees
             the pixels of its framing; in a cascade those of a later stage are decoded for the images that go on.
         variables: For each network, dict of name -> variable: all that the graph reads, each once.
@@ -114,7 +114,7 @@ class ServingCommittee:
 
         def run_later_stages():
             later_outputs = self._run_cascade(
-                later_stages, request_images.of(uncertain), tf.gather_nd(logits, uncertain)
+                later_stages, request_images.gather_rows(uncertain), tf.gather_nd(logits, uncertain)
             )
             return {
                 name: tf.tensor_scatter_nd_update(outputs[name], uncertain, later_outputs[name]) for name in outputs
@@ -127,7 +127,7 @@ class ServingCommittee:
     def _member_logits(self, request_images, logits, members):
         """Logits `(batch, members, classes)` before temperatures, of which the first columns may be known."""
         logits_per_member = [] if logits is None else tf.unstack(logits, axis=1)
-        images = request_images.at(self._transforms[len(logits_per_member) : members])
+        images = request_images.inputs_for(self._transforms[len(logits_per_member) : members])
         for model, transform in list(zip(self._models, self._transforms, strict=True))[
             len(logits_per_member) : members
         ]:
@@ -260,8 +260,8 @@ class TransformedImages:
 
     Args:
         source: What they are made from, a tensor `(batch, ...)`.
-        make: Function of `source` and a list of framings to a dict of framing -> float32 `(batch, *size, channels)`.
-        made: Those that there are already.
+        transform_fn: Function of `source` and a list of framings to a dict of framing -> float32 `(batch, *size, channels)`.
+        computed: Those that there are already.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class TransformedImages:
         return self._computed
 
     def gather_rows(self, indices) -> Self:
-        """The images at `rows`, int64 `(rows, 1)`. What is not made yet will be made of these only."""
+        """The images at `indices`, int64 `(rows, 1)`. What is not made yet will be made of these only."""
         computed = {transform: tf.gather_nd(images, indices) for transform, images in self._computed.items()}
         return type(self)(tf.gather_nd(self.source, indices), self._transform_fn, computed)
 
@@ -305,8 +305,8 @@ def decode_images(image_bytes, transforms: Sequence[ImageTransform]):
     """Pixels and validity of encoded images; each is decoded once, whatever the number of framings.
 
     Args:
-        contents: String tensor `(batch,)`, the content of JPEG or PNG files.
-        framings: At least one, each once.
+        image_bytes: String tensor `(batch,)`, the content of JPEG or PNG files.
+        transforms: At least one, each once.
 
     Returns:
         dict of framing -> float32 `(batch, *size, 3)`, and bool `(batch,)`.

@@ -44,7 +44,7 @@ def export(
 
     Args:
         runs: One run folder, or several whose members form one committee.
-        to: The model's folder, `saved_models/NAME`; NAME is that of the first run folder where None.
+        out: The model's folder, `saved_models/NAME`; NAME is that of the first run folder where None.
         selection: Which members, how combined; the path of a `selection.json`, or one whose `run` paths start from the
             first run folder. None is the committee of all members under the head of their recipe.
         image_size: Height and width, for members that take any; those of the run's data where None.
@@ -81,9 +81,9 @@ def publish_committee(
     transforms: Sequence[ImageTransform] | None = None,
     runs: Sequence[Run] = (),
 ) -> Path:
-    """Saves, verifies and publishes the committee of `models`, one for each member of the selection, below `base`.
+    """Saves, verifies and publishes the committee of `models`, one for each member of the selection, below `model_dir`.
 
-    `framings` say what each member sees of an encoded image: the whole of it, at the member's size, where None.
+    `transforms` say what each member sees of an encoded image: the whole of it, at the member's size, where None.
     Returns the folder of the new version. Raises ExportError and ResourceError, as `export` does.
     """
     transforms = transforms or export_members.resolve_transforms(models, [None] * len(models))
@@ -184,7 +184,7 @@ def _verify(selection, models, transforms, signatures, version_dir, cases_file) 
 def _warmup_requests(inputs, cases, selection) -> list[verification_cases.WarmupRequest]:
     requests = []
     for signature, arrays in inputs.items():
-        predictions = cases.framed if signature in _ENCODED_SIGNATURES else cases.votes
+        predictions = cases.preprocessed_predictions if signature in _ENCODED_SIGNATURES else cases.predictions
         batches = _batch_indices(verification_cases.cascade_outputs(predictions, selection)["members_used"])
         requests += verification_cases.build_requests({signature: arrays}, batches)
     return requests
@@ -245,7 +245,7 @@ def build_manifest(
 ) -> dict[str, Any]:
     """The content of `committee.json`.
 
-    `image` is what `serving_default` takes, `framings` what each member sees of an encoded image: its size, the padding
+    `image` is what `serving_default` takes, `transforms` what each member sees of an encoded image: its size, the padding
     of its centre crop, or null, and how it is resized. `metrics` is what `evaluate` measured of each run, or null;
     `report` what the selection measured.
     """
@@ -274,7 +274,7 @@ def selection_fields(selection: Selection) -> dict[str, Any]:
 
 
 def _recipe(run):
-    return {"run": run.path.resolve().name, "recipe": run.environment()["recipe"], "knobs": run.knobs()}
+    return {"run": run.path.resolve().name, "recipe": run.environment()["recipe"], "knobs": run.parameters()}
 
 
 def _metrics(run):

@@ -96,7 +96,7 @@ def resolve_transforms(
 
     Args:
         models: The members.
-        recorded: For each what its run recorded of its data; see `Run.trained_framing`.
+        transform_configs: For each what its run recorded of its data; see `Run.trained_framing`.
         image_size: Height and width for those that take any; None gives them the size of the run's data, or of the
             others.
 

@@ -27,7 +27,7 @@ class ExportedCommittee:
     """A committee that is asked by signature.
 
     Args:
-        ask: Function of a signature's name and its inputs to its outputs.
+        predict_fn: Function of a signature's name and its inputs to its outputs.
         name: What messages call it.
     """
 

@@ -36,7 +36,7 @@ def check_name(model_dir: Path) -> None:
 
 @contextlib.contextmanager
 def staging(model_dir: Path) -> Iterator[Path]:
-    """A new folder inside `base` that no server looks at; `publish` takes `version` in it. It is removed at the end.
+    """A new folder inside `model_dir` that no server looks at; `publish` takes `version` in it. It is removed at the end.
 
     What dead processes left of theirs is removed first.
 
@@ -58,7 +58,7 @@ def staging(model_dir: Path) -> Iterator[Path]:
 
 
 def publish(model_dir: Path, version_dir: Path) -> Path:
-    """Gives the whole folder `version`, inside a `staging` folder of `base`, the next number.
+    """Gives the whole folder `version_dir`, inside a `staging` folder of `model_dir`, the next number.
 
     The number is above every one that there is or was. Returns the new path.
 

@@ -44,8 +44,8 @@ class VerificationCases:
 
     Attributes:
         images: uint8 `(examples, height, width, channels)`.
-        votes: float32 `(examples, members, classes)`: of the images as pixels, which a smaller member sees resized.
-        framed: The same of the images encoded, of which each member sees what its framing leaves.
+        predictions: float32 `(examples, members, classes)`: of the images as pixels, which a smaller member sees resized.
+        preprocessed_predictions: The same of the images encoded, of which each member sees what its framing leaves.
     """
 
     images: np.ndarray
@@ -103,7 +103,7 @@ def _split_into_batches(images):
 
 
 def committee_outputs(predictions: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
-    """What a committee of the members in `votes` says, by the names of the exported outputs."""
+    """What a committee of the members in `predictions` says, by the names of the exported outputs."""
     members = predictions.shape[1]
     probabilities = subset_head(selection.head_layer(), range(members))(predictions)
     member_probabilities = np.exp(predictions - np.log(np.exp(predictions).sum(-1, keepdims=True)))
@@ -146,7 +146,7 @@ def unambiguous_rows(predictions: np.ndarray, selection: Selection) -> np.ndarra
 
 
 def expected_outputs(cases: VerificationCases, selection: Selection, signatures: Sequence[str]) -> dict[str, dict]:
-    """The golden outputs of each signature; bytes have one more row, for `NO_IMAGE`."""
+    """The golden outputs of each signature; bytes have one more row, for `INVALID_IMAGE`."""
     predictions = cases.predictions
     default_outputs = _add_class_and_label(cascade_outputs(predictions, selection), selection)
     bytes_outputs = _add_class_and_label(cascade_outputs(cases.preprocessed_predictions, selection), selection)

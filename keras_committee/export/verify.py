@@ -77,7 +77,7 @@ def compare(actual: np.ndarray, expected: np.ndarray) -> tuple[float, str]:
 
 
 def verify(folder: Path, cases_file: Path) -> dict[str, Any]:
-    """What `check_answers` returns, found in this process."""
+    """What `check_outputs` returns, found in this process."""
     from keras_committee.tfserving.server.loading import replay
     from keras_committee.tfserving.session import Session
 

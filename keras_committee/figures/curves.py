@@ -116,7 +116,7 @@ def reliability_diagrams(panels: Sequence[tuple[str, Sequence[Curve], Curve]], w
 def reliability_data(
     name: str, members: np.ndarray, committee: np.ndarray, labels: np.ndarray
 ) -> tuple[str, Sequence[Curve], Curve]:
-    """What `reliability` draws of members' probabilities `(examples, members, classes)` and of their committee."""
+    """What `reliability_diagrams` draws of members' probabilities `(examples, members, classes)` and of their committee."""
     member_curves = [_reliability_points(members[:, index], labels) for index in range(members.shape[1])]
     return name, member_curves, _reliability_points(committee, labels)
 

@@ -35,7 +35,7 @@ _LABEL_POSITIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Label:
-    """A text for the point `(x, y)`, in the units of the data; `first` are the places that suit it best."""
+    """A text for the point `(x, y)`, in the units of the data; `preferred_positions` are the places that suit it best."""
 
     x: float
     y: float
@@ -161,7 +161,7 @@ class Picture:
 
     Attributes:
         name: Name of its file, without the ending.
-        says: What it shows, for those who cannot see it.
+        caption: What it shows, for those who cannot see it.
         draw: Function of the width in inches that returns a new figure.
     """
 
@@ -196,12 +196,12 @@ def freeze_layout(figure: Figure) -> Figure:
 
 
 def color(index: int) -> str:
-    """The colour of series number `place`."""
+    """The colour of series number `index`."""
     return SERIES_COLORS[index % len(SERIES_COLORS)]
 
 
 def marker(index: int) -> str:
-    """The shape of series number `place`: another one where the colours begin anew."""
+    """The shape of series number `index`: another one where the colours begin anew."""
     return MARKERS[(index + index // len(SERIES_COLORS)) % len(MARKERS)]
 
 
@@ -243,6 +243,6 @@ def set_log_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def set_integer_ticks(axis: Axis, maximum: int) -> None:
-    """A few whole numbers from 1 to `most`, though the axis may go on."""
+    """A few whole numbers from 1 to `maximum`, though the axis may go on."""
     ticks = MaxNLocator(8, integer=True).tick_values(1, max(maximum, 2))
     axis.set_major_locator(FixedLocator([tick for tick in ticks if 1 <= tick <= maximum]))

@@ -298,7 +298,7 @@ def cascade_multiply_adds(
 
     Args:
         model: A `Cascade`, or an `Ensemble` that is asked in stages.
-        rates: For each stage the share of the images that it answers; of sum 1.
+        exit_rates: For each stage the share of the images that it answers; of sum 1.
         stages: Members asked by the end of each stage; those of the model where None.
 
     Returns:

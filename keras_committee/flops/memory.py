@@ -75,8 +75,8 @@ def training_memory(
         model: As for `count`.
         batch_size: Examples of a step on this device.
         optimizer: The Keras optimizer, built; None counts none.
-        averages: Whether there are moving averages (`Recipe(ema=...)`).
-        parts: In how many parts a batch is taken (`Recipe(accumulate=...)`).
+        use_ema: Whether there are moving averages (`Recipe(ema=...)`).
+        gradient_accumulation_steps: In how many parts a batch is taken (`Recipe(gradient_accumulation_steps=...)`).
 
     Raises:
         ValueError: As `count`.

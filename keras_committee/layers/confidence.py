@@ -19,9 +19,9 @@ def confidence(measure: str, probabilities, predictions):
     - `"agreement"`: the share of members whose own most probable class is the committee's.
 
     Args:
-        kind: One of `CONFIDENCES`.
+        measure: One of `CONFIDENCE_MEASURES`.
         probabilities: Float tensor `(batch, classes)`, what the committee says.
-        votes: Float tensor `(batch, members, classes)`, probabilities or logits of its members; read by `"agreement"`
+        predictions: Float tensor `(batch, members, classes)`, probabilities or logits of its members; read by `"agreement"`
             alone.
 
     Returns:
@@ -49,6 +49,6 @@ def confidence(measure: str, probabilities, predictions):
 
 
 def check_confidence(measure: str) -> None:
-    """Raises ValueError unless `kind` is one of `CONFIDENCES`."""
+    """Raises ValueError unless `measure` is one of `CONFIDENCE_MEASURES`."""
     if measure not in CONFIDENCE_MEASURES:
         raise ValueError(f"confidence must be one of {', '.join(CONFIDENCE_MEASURES)}. Received: {measure!r}")

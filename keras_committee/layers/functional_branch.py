@@ -42,7 +42,7 @@ def snapshot(state):
 
 
 def remat(function, num_trainable):
-    """`pure`, whose first `weights` values are trainable, run again for its gradient instead of remembered."""
+    """`function`, whose first `num_trainable` values are trainable, run again for its gradient instead of remembered."""
     if keras.backend.backend() != "tensorflow":
         return keras.remat(function)
 

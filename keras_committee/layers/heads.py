@@ -158,7 +158,7 @@ def get_head(name: str, **arguments) -> keras.layers.Layer:
 
 
 def head_name(head: keras.layers.Layer) -> str:
-    """The name that `head_named` takes; the registered name for a head that is not one of ours."""
+    """The name that `get_head` takes; the registered name for a head that is not one of ours."""
     names = [name for name, cls in _HEADS.items() if type(head) is cls]
     return names[0] if names else keras.saving.get_registered_name(type(head))
 

@@ -37,8 +37,8 @@ def row_window(random_values, num_rows, survival):
     for which oneDNN and cuDNN prepare their kernels anew.
 
     Args:
-        uniform: float32 `(2,)`, drawn from [0, 1).
-        rows: int32 scalar b.
+        random_values: float32 `(2,)`, drawn from [0, 1).
+        num_rows: int32 scalar b.
         survival: float32 scalar p in [0, 1].
 
     Returns:
@@ -59,7 +59,7 @@ def switch_branches(first, count, num_rows):
 
     Args:
         first, count: int32 scalars, from `window`.
-        rows: Integer b, on TensorFlow possibly an int32 scalar.
+        num_rows: Integer b, on TensorFlow possibly an int32 scalar.
 
     Returns:
         The number of the drawn window in the list, counted from 1, or 0 if it holds no rows (on TensorFlow True or

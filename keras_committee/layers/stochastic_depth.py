@@ -40,7 +40,7 @@ class StochasticDepth(keras.layers.Layer):
     branch does not count, and outside `"sample"` mode that it does not run; a survival of 1 is the plain residual.
 
     `survival` is a variable: `set_survival` changes it between steps without tracing the model again. The variable
-    `runs` counts training calls: 1 for each that ran the branch for all, a fraction where some examples survived.
+    `run_count` counts training calls: 1 for each that ran the branch for all, a fraction where some examples survived.
 
     Args:
         branch: Layer or model mapping `(batch, ...)` to the shape of the shortcut. Activity regularisation inside is
@@ -191,7 +191,7 @@ class StochasticDepth(keras.layers.Layer):
         return shortcut + outputs
 
     def _switch(self, branch_index, residuals, shortcut, training):
-        """`skipped` where the choice is 0 or False, else the residual of that number, from 1; the first where None.
+        """`shortcut` where the choice is 0 or False, else the residual of that number, from 1; the first where None.
 
         The branch runs as a pure function inside the conditional and its new state is assigned outside: JAX and
         rematerialisation need it so, and TensorFlow takes the same time as with assignments inside.

@@ -12,7 +12,7 @@ from keras_committee.layers.stochastic_depth import StochasticDepth
 
 
 def linear_decay(num_blocks: int, last_survival: float) -> tuple[float, ...]:
-    """`p_l = 1 - l / L * (1 - p_L)`, l = 1..L: the input always survives, block L with probability `last`.
+    """`p_l = 1 - l / L * (1 - p_L)`, l = 1..L: the input always survives, block L with probability `last_survival`.
 
     Source: Huang et al. 2016, arXiv:1603.09382, equation 4.
     """
@@ -27,14 +27,14 @@ def constant_survival(num_blocks: int, survival: float) -> tuple[float, ...]:
 
 
 def survival_timm_linear(num_blocks: int, last_survival: float) -> tuple[float, ...]:
-    """timm's transformers and ConvNeXt, `linspace(0, rate, L)`: block 1 always survives, block L with `last`."""
+    """timm's transformers and ConvNeXt, `linspace(0, rate, L)`: block 1 always survives, block L with `last_survival`."""
     if _check_block_count(num_blocks) == 1:
         return (1.0,)
     return tuple(1.0 - block / (num_blocks - 1) * (1.0 - last_survival) for block in range(num_blocks))
 
 
 def survival_keras_efficientnet(num_blocks: int, last_survival: float) -> tuple[float, ...]:
-    """keras.applications' EfficientNet, `rate * b / L` from b = 0: no block falls to `last`."""
+    """keras.applications' EfficientNet, `rate * b / L` from b = 0: no block falls to `last_survival`."""
     return tuple(1.0 - block / num_blocks * (1.0 - last_survival) for block in range(_check_block_count(num_blocks)))
 
 
@@ -43,7 +43,7 @@ def survival_model_garden_resnet(stages: Sequence[int], last_survival: float) ->
 
     Args:
         stages: Number of blocks of each of the four stages.
-        last: Survival of the last stage.
+        last_survival: Survival of the last stage.
     """
     rates = [(1.0 - last_survival) * (stage + 2) / 5 for stage in range(len(stages))]
     return tuple(1.0 - rate for rate, blocks in zip(rates, stages, strict=True) for _ in range(blocks))
@@ -92,7 +92,7 @@ def survival_schedule(num_blocks: int, survival: float | Sequence[float]) -> tup
 
 
 def linear_schedule(initial_survival: float, final_survival: float, epochs: int) -> Callable[[int], float]:
-    """A function from the epoch, counted from 0, to p_L: in equal steps from `first` to `last`, then constant."""
+    """A function from the epoch, counted from 0, to p_L: in equal steps from `initial_survival` to `final_survival`, then constant."""
     return lambda epoch: initial_survival + (final_survival - initial_survival) * min(epoch / max(epochs, 1), 1.0)
 
 

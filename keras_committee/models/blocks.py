@@ -45,7 +45,7 @@ class LayerFactory:
     """Makes the layers of one network.
 
     Attributes:
-        fan: `"fan_in"` or `"fan_out"`: what He's normal initialisation goes by.
+        fan_mode: `"fan_in"` or `"fan_out"`: what He's normal initialisation goes by.
         l2: Factor of `l2 * sum(w^2)`, which falls on every trainable weight.
         survival: Probability that each residual block runs in training, or None for each in constant depth.
         mode, scaling, remat: See `StochasticDepth`.

@@ -27,10 +27,10 @@ class Cascade(CommitteeModel):
         members: As for `Ensemble`, in the order in which they are asked.
         thresholds: One float for each stage but the last.
         stages: Members asked by the end of each stage, rising to all of them; None asks one after another.
-        confidence: One of `layers.CONFIDENCES`.
-        head: As for `Ensemble`; the members asked so far are combined by `layers.head_of` it.
+        confidence: One of `layers.CONFIDENCE_MEASURES`.
+        head: As for `Ensemble`; the members asked so far are combined by `layers.subset_head` it.
         temperatures: As for `Ensemble`.
-        image_size: As for `Ensemble`. With `at_resolution` one model can be asked twice, at two resolutions.
+        image_size: As for `Ensemble`. With `with_input_size` one model can be asked twice, at two resolutions.
         name: Name of the model.
 
     Call arguments:

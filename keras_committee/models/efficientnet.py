@@ -54,7 +54,7 @@ def efficientnet(
         classes: Integer, the number of logits.
         image_size: Height and width in pixels, from 32; that of the variant where None.
         survival: p_L of the linear decay over the blocks that can be skipped (a shortcut without change of shape), or
-            one probability for each of them; `compatible_survival` gives the schedule of `keras.applications`. None is
+            one probability for each of them; `keras_applications_survival` gives the schedule of `keras.applications`. None is
             constant depth.
         mode: See `StochasticDepth`.
         scaling: See `StochasticDepth`. The reference code scales in training.
@@ -109,7 +109,7 @@ def keras_applications_survival(variant: str, last_survival: float = 0.8) -> tup
     """The schedule of `keras.applications`: it counts the blocks that are never skipped, too, and begins with 0.
 
     Returns:
-        One survival probability for each block that can be skipped; none falls to `last`.
+        One survival probability for each block that can be skipped; none falls to `last_survival`.
     """
     blocks = _block_specs(variant)
     schedule = survival_keras_efficientnet(len(blocks), last_survival)
@@ -178,7 +178,7 @@ class _EfficientNetLayers:
             depthwise_regularizer=self._l2_regularizer(), name=f"{block.name}dwconv",
         )  # fmt: skip
         x = self._squeeze_and_excite(block, self._bn_swish(depthwise(x), block.name, synchronized), filters)
-        x = self._convolution(block.channels, 1, f"{block.name}project_conv")(x)
+        x = self._convolution(block.channels_out, 1, f"{block.name}project_conv")(x)
         return self._batch_norm(f"{block.name}project_bn", synchronized)(x)
 
     def _squeeze_and_excite(self, block, x, filters):

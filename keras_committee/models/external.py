@@ -105,7 +105,7 @@ INPUT_SCALINGS: Mapping[str, InputNormalization] = types.MappingProxyType(
 
 
 def resolve_input_scaling(scaling: InputScaling) -> InputNormalization:
-    """What a scale stands for. Raises ValueError if it is none of `SCALES` and no `Normalization`."""
+    """What a scale stands for. Raises ValueError if it is none of `INPUT_SCALINGS` and no `InputNormalization`."""
     if isinstance(scaling, InputNormalization):
         return scaling
     if scaling not in INPUT_SCALINGS:
@@ -127,7 +127,7 @@ def apply_input_scaling(image, scaling: InputScaling):
 
 
 def parse_input_scaling(text: str) -> InputScaling:
-    """A name in `SCALES`, or `MEAN/STD` of raw pixels such as "125.3,123,113.9/63,62.1,66.7". Raises ValueError."""
+    """A name in `INPUT_SCALINGS`, or `MEAN/STD` of raw pixels such as "125.3,123,113.9/63,62.1,66.7". Raises ValueError."""
     if text in INPUT_SCALINGS:
         return text
     try:
@@ -156,9 +156,9 @@ def wrap_model(
 
     Args:
         model: Functional or built Sequential model of one image to logits or probabilities `(batch, classes)`.
-        scale: What pixels it was trained on, which nothing in a file tells: a name in `SCALES`, such as `"0..1"`, or a
-            `Normalization`. `"0..255"` where it takes raw pixels, or normalises them itself.
-        order: For each of our classes its place in the model's outputs; None leaves them as they are.
+        input_scaling: What pixels it was trained on, which nothing in a file tells: a name in `INPUT_SCALINGS`, such as `"0..1"`, or a
+            `InputNormalization`. `"0..255"` where it takes raw pixels, or normalises them itself.
+        class_order: For each of our classes its place in the model's outputs; None leaves them as they are.
         image_size: `(height, width)`, where the model takes images of any size.
         resized_from: `(height, width)` of the member's images, which it then brings to the size of the model itself.
         name: Name of the member; that of `model` where None.
@@ -186,7 +186,7 @@ def wrap_model_with_report(
     resized_from: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> tuple[keras.Model, LogitsConversion]:
-    """What `as_member` returns, and what was done to the outputs to make them logits."""
+    """What `wrap_model` returns, and what was done to the outputs to make them logits."""
     _check_model(model)
     # Of a graph only: a model may want its one image in a list or a dict.
     single_input_model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
@@ -245,14 +245,14 @@ def from_keras_file(
 
     Args:
         path: The file.
-        scale: As `as_member` takes it.
-        order: As `as_member` takes it.
-        image_size: As `as_member` takes it.
-        name: As `as_member` takes it.
+        input_scaling: As `wrap_model` takes it.
+        class_order: As `wrap_model` takes it.
+        image_size: As `wrap_model` takes it.
+        name: As `wrap_model` takes it.
 
     Raises:
         VerificationError: If it is no such file, holds code, or cannot be a member.
-        ValueError: As `as_member`.
+        ValueError: As `wrap_model`.
     """
     return wrap_model(
         load_keras_file(path), input_scaling=input_scaling, class_order=class_order, image_size=image_size, name=name

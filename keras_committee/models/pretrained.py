@@ -243,14 +243,14 @@ def from_keras_cv(
         backbone: Such as `keras_cv.models.ResNetV2Backbone(...)`: of images to features `(batch, rows, columns,
             channels)`. The named ones, such as `ResNet18V2Backbone()`, ask Kaggle for their shape.
         classes: Number of logits.
-        scale: What pixels the backbone was trained on, as `as_member` takes it. None asks it for its
+        input_scaling: What pixels the backbone was trained on, as `wrap_model` takes it. None asks it for its
             `include_rescaling`: with it, it takes raw pixels, and without it pixels in 0..1.
         image_size: `(height, width)`, where the backbone takes images of any size.
         dropout: Share of the features that are dropped in training.
         name: Name of the member; that of the backbone where None.
 
     Raises:
-        VerificationError: If it is no backbone, or does not say whether it rescales and no `scale` is given.
+        VerificationError: If it is no backbone, or does not say whether it rescales and no `input_scaling` is given.
         ValueError: If the scale is none.
     """
     features = (getattr(backbone, "outputs", None) or [None])[0]

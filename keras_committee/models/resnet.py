@@ -83,7 +83,7 @@ def resnet(
 
 
 def _small_blocks(factory, n, indices, x):
-    """The blocks with these indices; in a network of more than `_NESTED` blocks, as a model of their own."""
+    """The blocks with these indices; in a network of more than `_MAX_BLOCKS_PER_MODEL` blocks, as a model of their own."""
     inputs = keras.Input(x.shape[1:], dtype=x.dtype) if 3 * n > _MAX_BLOCKS_PER_MODEL else x
     outputs = inputs
     for index in indices:

@@ -8,17 +8,17 @@ from keras_committee.models.predict import transform_outputs
 
 
 def mc_stochastic_depth(model: keras.Model, images, num_samples: int, seed: int) -> np.ndarray:
-    """Asks `draws` random sub-networks: the implicit ensemble.
+    """Asks `num_samples` random sub-networks: the implicit ensemble.
 
     For each draw every block is kept with its survival probability, one gate for all images; kept branches count in
     full. The network runs in inference mode, so batch normalisation uses its moving statistics, and closed branches are
-    not computed. The votes are those of `draws` members: heads and metrics turn them into a mean and a spread.
+    not computed. The votes are those of `num_samples` members: heads and metrics turn them into a mean and a spread.
 
     Args:
         model: Member with `StochasticDepth` layers, from images to logits `(batch, classes)`. Its survival
             probabilities are changed while this runs, and restored.
         images: Raw pixels `(examples, height, width, channels)`.
-        draws: Number of sub-networks.
+        num_samples: Number of sub-networks.
         seed: Integer; the same seed draws the same sub-networks.
 
     Returns:

@@ -35,13 +35,13 @@ def from_saved_model(
         signature: Of one image `(batch, height, width, 3)`.
         output: Name of the output `(batch, classes)`; needed where there are several.
         image_size: `(height, width)` of the images, where the signature leaves it open.
-        scale: What pixels it was trained on, as `as_member` takes it.
-        order: As in `as_member`.
+        input_scaling: What pixels it was trained on, as `wrap_model` takes it.
+        class_order: As in `wrap_model`.
         name: Name of the member; that of the folder where None.
 
     Raises:
         VerificationError: If there is no such SavedModel, signature or output, or it cannot be a member.
-        ValueError: As `as_member`.
+        ValueError: As `wrap_model`.
     """
     network = load_saved_model(path, signature=signature, output=output, image_size=image_size)
     return wrap_model(network, input_scaling=input_scaling, class_order=class_order, name=name)
@@ -54,7 +54,7 @@ def load_saved_model(
     output: str | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> keras.Model:
-    """The network in a SavedModel, as it is: `from_saved_model` without the rest of `as_member`."""
+    """The network in a SavedModel, as it is: `from_saved_model` without the rest of `wrap_model`."""
     path = Path(path)
     function = _load_signature(path, signature)
     image_spec, output_name = _find_image_input(path, function), _find_output(path, function, output)

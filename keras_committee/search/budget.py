@@ -14,7 +14,7 @@ class Budget:
     """What a search may spend in all.
 
     Attributes:
-        gflops_images: GFLOPs of training, over all images, epochs and members; see `training_gflops`.
+        gflops: GFLOPs of training, over all images, epochs and members; see `training_gflops`.
         minutes: Minutes of training, over all members and all times that the search was started.
     """
 

@@ -51,12 +51,12 @@ def search(
 
     Args:
         recipe_file: The recipe that is varied. It has the knobs `members` and `seed`.
-        knobs: All its knobs; those in `ranges` are replaced, and the seed is raised by one for each member.
+        parameters: All its knobs; those in `ranges` are replaced, and the seed is raised by one for each member.
         ranges: What is varied.
         budget: For all members together. It may be raised, to go on.
         out: The folder of the search.
         command: What the run folders say that they were made by.
-        tell: Is given a line on each member.
+        report: Is given a line on each member.
 
     Returns:
         `{"folder", "runs", "members", "gflops_images", "minutes", "best_nll"}`: each of the members is

@@ -17,7 +17,7 @@ class ParameterRange:
     """The values of one knob.
 
     Attributes:
-        knob: Its name.
+        parameter: Its name.
         values: The values to choose from; or the lowest and the highest.
         kind: `"choice"`, `"linear"` or `"log"`.
     """

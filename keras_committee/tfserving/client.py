@@ -219,7 +219,7 @@ _NUMPY_DTYPES = {
 
 
 class RestTransport:
-    """The REST API at `server`, "http://host:port", for one model."""
+    """The REST API at `server_url`, "http://host:port", for one model."""
 
     def __init__(self, server_url: str, model: str):
         try:
@@ -340,7 +340,7 @@ _MAX_ELEMENTS = 2**31  # elements of an answer; its message is bounded anyway
 
 
 class GrpcTransport:
-    """One channel to `place`, "host:port", for one model."""
+    """One channel to `address`, "host:port", for one model."""
 
     def __init__(self, address: str, model: str, max_message_bytes: int):
         try:

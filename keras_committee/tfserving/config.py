@@ -51,11 +51,11 @@ class BatchingConfig:
     """How requests of several clients are put into one batch.
 
     Attributes:
-        sizes: The batch sizes that may be run, increasing: a smaller batch is filled up with copies of a row. The last
+        allowed_batch_sizes: The batch sizes that may be run, increasing: a smaller batch is filled up with copies of a row. The last
             one is the most that a request may hold.
-        timeout_micros: Microseconds that a request waits for others.
-        threads: Batches run at once: the cores on a CPU, 2 or 3 on a GPU.
-        queued: Batches that may wait; then requests are refused as UNAVAILABLE.
+        batch_timeout_micros: Microseconds that a request waits for others.
+        num_batch_threads: Batches run at once: the cores on a CPU, 2 or 3 on a GPU.
+        max_enqueued_batches: Batches that may wait; then requests are refused as UNAVAILABLE.
     """
 
     allowed_batch_sizes: tuple[int, ...] = (1, 8, 32)

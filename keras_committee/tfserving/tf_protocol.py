@@ -53,7 +53,7 @@ def packed_proto(array: np.ndarray) -> Any:
 
 
 def proto_shape(proto: Any, max_elements: int) -> tuple[int, ...]:
-    """The shape that `proto` claims, of at most `most` elements. Nothing is allocated. Raises StatusError."""
+    """The shape that `proto` claims, of at most `max_elements` elements. Nothing is allocated. Raises StatusError."""
     shape = proto.tensor_shape
     dims = tuple(dim.size for dim in shape.dim)
     if shape.unknown_rank or any(size < 0 for size in dims) or len(dims) > _MAX_DIMENSIONS:
@@ -72,7 +72,7 @@ def proto_to_array(proto: Any, max_elements: int = 2**26) -> np.ndarray:
     Strings are an object array of bytes. The size is checked before anything is allocated.
 
     Raises:
-        StatusError: INVALID_ARGUMENT for a shape that is unknown or has more than `most` elements, a dtype that no
+        StatusError: INVALID_ARGUMENT for a shape that is unknown or has more than `max_elements` elements, a dtype that no
             array has, content of another length, and more than a million elements to be filled up.
     """
     shape = proto_shape(proto, max_elements)
@@ -304,7 +304,7 @@ class StatusError(ExportError):
     Attributes:
         code: Name of a gRPC status, such as "INVALID_ARGUMENT".
         message: The exact text that a client sees.
-        http: The HTTP code of the same failure: 400 for INVALID_ARGUMENT.
+        http_status: The HTTP code of the same failure: 400 for INVALID_ARGUMENT.
     """
 
     def __init__(self, code: str, message: str, http_status: int | None = None):

@@ -68,7 +68,7 @@ class Checkpoints:
             step: Steps trained; the name and the order of the checkpoint.
             arrays: Of any dtype but object.
             document: JSON with finite numbers.
-            needs: The name of the folder from `save_aside` that this checkpoint is nothing without.
+            requires: The name of the folder from `save_aside` that this checkpoint is nothing without.
 
         Raises:
             ResourceError: If it cannot be written; the ones before it are untouched.
@@ -79,7 +79,7 @@ class Checkpoints:
         return path
 
     def save_named(self, name: str, arrays: dict[str, np.ndarray]) -> str:
-        """Writes arrays that the next checkpoints will name in `needs`, and returns `name`. Raises ResourceError."""
+        """Writes arrays that the next checkpoints will name in `resources_per_member`, and returns `name`. Raises ResourceError."""
         self._write(name, arrays, {})
         return name
 
@@ -150,7 +150,7 @@ class Checkpoints:
         return target_dir
 
     def _rename_into_place(self, temp_dir: Path, target_dir: Path) -> None:
-        """Renames `part` to `path`. The same step is there where a stop came at the end of an epoch."""
+        """Renames `temp_dir` to `target_dir`. The same step is there where a stop came at the end of an epoch."""
         replaced_dir = self._folder / f".old-{target_dir.name}"
         if target_dir.exists():
             shutil.rmtree(replaced_dir, ignore_errors=True)
@@ -288,15 +288,15 @@ class MemberState:
 
     Args:
         model, optimizer: The member and its optimizer, built.
-        averages: The moving averages, or None.
+        ema: The moving averages, or None.
         step: Steps trained.
         history: A row for each finished epoch.
-        losses, hits, gradients: Of each step of the unfinished epoch: floats, integers, float32 `(blocks,)`.
-        runs: How often each block had run when the epoch began, `(blocks,)`.
-        timed: Steps of the unfinished epoch that were timed, and their seconds.
+        losses, num_correct, gradients: Of each step of the unfinished epoch: floats, integers, float32 `(blocks,)`.
+        block_run_counts: How often each block had run when the epoch began, `(blocks,)`.
+        timed_steps: Steps of the unfinished epoch that were timed, and their seconds.
         best: The best epoch so far, or None.
         rollbacks: How often training went back to a checkpoint; the order of the data follows from it.
-        stopped: Whether training ended before its last epoch, for want of progress.
+        stopped_early: Whether training ended before its last epoch, for want of progress.
     """
 
     model: keras.Model

@@ -53,7 +53,7 @@ def translate_oom(index: int) -> Iterator[None]:
     except tf.errors.ResourceExhaustedError as error:
         raise ResourceError(
             f"member {index} does not fit into the memory of its device: {error.message.splitlines()[0]}\n"
-            "  Its last checkpoint is kept. Use fewer --workers, a smaller batch, or Recipe(accumulate=...)."
+            "  Its last checkpoint is kept. Use fewer --workers, a smaller batch, or Recipe(gradient_accumulation_steps=...)."
         ) from error
 
 

@@ -46,13 +46,13 @@ def train_committee(
         run: The run folder; it gets models, histories, TensorBoard logs and a journal.
         recipe: What to train. Workers build it anew from the recipe in the run folder.
         strategy: `"auto"`, `"single"`, `"mirrored"` or `"multiworker"`, see `strategy.make_strategy`.
-            With the last one this host is the chief, and the others call `follower.take_part`.
+            With the last one this host is the chief, and the others call `follower.run_as_worker`.
         workers: How many members train at once, each in a process of its own with its share of the cores or GPUs. 1
             trains in this process; `"auto"` is the number that `machine.choose` gives.
         members: The indices of those to train; None is all. Others may train others in the same run folder.
-        settings: How members are run and kept safe.
-        from_scratch: Discard the state of unfinished members first.
-        ray: The Ray cluster to train on, joined; None trains on this machine.
+        options: How members are run and kept safe.
+        restart: Discard the state of unfinished members first.
+        ray_cluster: The Ray cluster to train on, joined; None trains on this machine.
 
     Raises:
         DataError: If the pre-flight of the data finds anything; nothing was trained then.
@@ -83,7 +83,7 @@ def _train_missing(run, recipe, missing, strategy, workers, options, host_group:
     run.require_classes(splits.classes)
     finished = run.finished_members()
     data_info = {"classes": list(splits.classes), "framing": dataclasses.asdict(splits.train.transform)}
-    run.journal("training_started", members=missing, kept=finished, workers=num_workers, **data_info)
+    run.append_event("training_started", members=missing, kept=finished, workers=num_workers, **data_info)
     progress_monitor = Monitor(run, recipe, splits, missing)
     with (
         GracefulShutdown() as shutdown,
@@ -102,7 +102,7 @@ def _train_missing(run, recipe, missing, strategy, workers, options, host_group:
                 run, recipe, missing, splits, tf_strategy, monitor, shutdown, options, host_group
             )
     _notify_end(run, recipe, failures)
-    run.journal("training_finished")
+    run.append_event("training_finished")
 
 
 def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, restart: bool) -> list[int]:
@@ -135,7 +135,7 @@ def _load_data(recipe: Recipe) -> Splits:
 
 @contextlib.contextmanager
 def _translate_stop(run: Run, recipe: Recipe, shutdown: GracefulShutdown) -> Iterator[None]:
-    """Turns `Stopped` into what the user reads."""
+    """Turns `TrainingStopped` into what the user reads."""
     try:
         yield
     except TrainingStopped:
@@ -151,8 +151,10 @@ def _train_in_process(
     failures = {}
     for index in missing:
         host_group.begin_member(index, shutdown)
-        monitor.member_started(index)
-        run.journal("member_started", member=index, seed=recipe.seed + index, devices=tf_strategy.num_replicas_in_sync)
+        monitor.on_member_begin(index)
+        run.append_event(
+            "member_started", member=index, seed=recipe.seed + index, devices=tf_strategy.num_replicas_in_sync
+        )
         started = time.monotonic()
         try:
             with run.member(index).lock(), translate_oom(index):
@@ -163,11 +165,11 @@ def _train_in_process(
             failures[index] = error
             monitor.event(index, "member_failed", f"error: {error}", error=str(error))
         except BaseException as error:
-            run.journal("member_failed", member=index, error=f"{type(error).__name__}: {error}")
+            run.append_event("member_failed", member=index, error=f"{type(error).__name__}: {error}")
             raise
         else:
-            run.journal("member_finished", member=index, seconds=round(time.monotonic() - started, 1))
-        monitor.member_ended(index)
+            run.append_event("member_finished", member=index, seconds=round(time.monotonic() - started, 1))
+        monitor.on_member_end(index)
     return failures
 
 
@@ -191,7 +193,7 @@ def connect(address: str | None, resources_per_member: str | None = None) -> "It
 
     Args:
         address: As in `ray.Cluster`, or None.
-        per_member: What each member asks for: `"cpus=2"`, `"gpus=0.5"` or `"cpus=2,gpus=1"`.
+        resources_per_member: What each member asks for: `"cpus=2"`, `"gpus=0.5"` or `"cpus=2,gpus=1"`.
 
     Raises:
         RecipeError: If Ray is not installed, or an argument is wrong.

@@ -19,7 +19,7 @@ class LayerFreezer:
 
     Args:
         model: The member, just built.
-        trains: Function of the epoch, counted from 0, to the patterns (`fnmatch`) of the names of the layers that train
+        trainable_layers: Function of the epoch, counted from 0, to the patterns (`fnmatch`) of the names of the layers that train
             in it. None trains all of them.
         epochs: For how many epochs.
 
@@ -58,12 +58,12 @@ class LayerFreezer:
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise RecipeError(
-                    f"Recipe(trains=...): {self._model.name} has no layer {pattern!r}.{did_you_mean(pattern, names)}"
+                    f"Recipe(trainable_layers=...): {self._model.name} has no layer {pattern!r}.{did_you_mean(pattern, names)}"
                 )
         selected = [part for around, part in self._layers if _matches(around, patterns)]
         if not any(part.trainable_variables for part in selected):
             raise RecipeError(
-                f"Recipe(trains=...): {list(patterns)} trains no weight of {self._model.name}. "
+                f"Recipe(trainable_layers=...): {list(patterns)} trains no weight of {self._model.name}. "
                 "Name layers with weights."
             )
 
@@ -72,7 +72,7 @@ def _patterns_for_epoch(trainable_layers, epoch) -> tuple[str, ...]:
     patterns = trainable_layers(epoch)
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
         raise RecipeError(
-            "Recipe(trains=...) must return a list of names of layers, such as ['logits'] or ['*']. "
+            "Recipe(trainable_layers=...) must return a list of names of layers, such as ['logits'] or ['*']. "
             f"Received for epoch {epoch}: {patterns!r}"
         )
     return tuple(patterns)

@@ -86,7 +86,7 @@ class LeaseShutdown(GracefulShutdown):
     """Asks to stop once the claim is recalled or lost, and forbids to save without it. Takes over no signal.
 
     Args:
-        claim: The claim that this process was started with.
+        lease: The claim that this process was started with.
     """
 
     def __init__(self, lease: Lease):

@@ -222,7 +222,7 @@ class HostGroup(SingleHost):
     Args:
         cluster: Who they are.
         run: The run folder, for the step that is safe.
-        settings: How long to wait for whom.
+        options: How long to wait for whom.
 
     Raises:
         IncompleteError: On entering, where a host does not come within `start_seconds`; on leaving, where one was lost.

@@ -36,7 +36,7 @@ _SHUTDOWN_SECONDS = 60.0  # for a member to end its step and save, when asked to
 
 @dataclasses.dataclass
 class _RayTask:
-    """A task that was handed to Ray, and what is known of it. It may wait for resources: `heard` is None then."""
+    """A task that was handed to Ray, and what is known of it. It may wait for resources: `last_seen` is None then."""
 
     index: int
     lease: Lease
@@ -51,12 +51,12 @@ class RayTasks:
     Args:
         run: The run folder, locked by the caller.
         members: The indices of the members to train.
-        many: How many at once.
+        num_workers: How many at once.
         strategy: What each task gives to `make_strategy`.
-        asked: What each task asks Ray for: `num_cpus` and `num_gpus`.
+        resources: What each task asks Ray for: `num_cpus` and `num_gpus`.
         monitor: Who is told.
-        stop: Who says when to stop.
-        settings: How members are kept safe.
+        shutdown: Who says when to stop.
+        options: How members are kept safe.
     """
 
     def __init__(
@@ -335,10 +335,10 @@ def _init_ray(address: str) -> None:
 
 
 def train_task(task_spec: dict[str, Any], queue: Any) -> dict[str, str] | None:
-    """Trains a member, and returns why it is not finished, as `worker.outcome` does.
+    """Trains a member, and returns why it is not finished, as `worker.capture_error` does.
 
     Args:
-        order: What the driver asks for.
+        task_spec: What the driver asks for.
         queue: Takes `(token, message)`.
     """
     run = Run(Path(task_spec["run"]))

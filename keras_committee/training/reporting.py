@@ -159,14 +159,14 @@ class TrainingOptions:
 
     Args:
         deterministic: Whether equal runs on equal machines give equal bits, at a price in speed (README).
-        save_seconds: Seconds between two checkpoints within an epoch.
-        rollbacks: How often a diverged member goes back to its last checkpoint before it is given up.
-        retries: How often a worker that died is started again before its member is given up.
-        stall_seconds: Seconds without a word from a worker after which it is killed and counts as dead. The first step
+        checkpoint_seconds: Seconds between two checkpoints within an epoch.
+        max_rollbacks: How often a diverged member goes back to its last checkpoint before it is given up.
+        max_retries: How often a worker that died is started again before its member is given up.
+        stall_timeout_seconds: Seconds without a word from a worker after which it is killed and counts as dead. The first step
             of a deep network is traced for minutes. Under `multiworker`: seconds without a step.
-        peer_seconds: Under `multiworker`, seconds after which another host that does not answer is given up.
-        start_seconds: Under `multiworker`, seconds to wait until all hosts have come.
-        profile: The first and the last step that is profiled of each member, as `profiling` counts them, or None.
+        peer_timeout_seconds: Under `multiworker`, seconds after which another host that does not answer is given up.
+        start_timeout_seconds: Under `multiworker`, seconds to wait until all hosts have come.
+        profile_steps: The first and the last step that is profiled of each member, as `profiling` counts them, or None.
     """
 
     deterministic: bool = False

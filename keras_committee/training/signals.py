@@ -24,7 +24,7 @@ class GracefulShutdown:
     """Ctrl-C and SIGTERM, held back until the work is at a safe place.
 
     As a context manager it takes over both signals. Inside `deferred()` a signal only sets `requested`, and the work
-    looks at it; elsewhere it raises `Stopped` at once. Once `Stopped` was raised, later signals do not disturb what is
+    looks at it; elsewhere it raises `TrainingStopped` at once. Once `TrainingStopped` was raised, later signals do not disturb what is
     being saved. A second Ctrl-C ends the process at once, from a thread, as Python itself hears no signal during a long
     step. Outside the main thread, which alone may do so, no signal is taken over.
     """
@@ -53,7 +53,7 @@ class GracefulShutdown:
 
     @contextmanager
     def mask_signals(self, enabled: bool = True) -> Iterator[None]:
-        """Inside the block a signal is only remembered, if there is anything to lose: `when`."""
+        """Inside the block a signal is only remembered, if there is anything to lose: `enabled`."""
         self._mask_depth += enabled
         try:
             yield
@@ -61,13 +61,13 @@ class GracefulShutdown:
             self._mask_depth -= enabled
 
     def check(self) -> None:
-        """Raises `Stopped` where a signal has come."""
+        """Raises `TrainingStopped` where a signal has come."""
         if self.requested:
             self._stop_raised = True
             raise TrainingStopped
 
     def check_each(self, items: Iterable) -> Iterator:
-        """The items, until a signal comes: then `Stopped` is raised."""
+        """The items, until a signal comes: then `TrainingStopped` is raised."""
         for item in items:
             self.check()
             yield item
@@ -76,7 +76,7 @@ class GracefulShutdown:
         """Raises RunError where this process may no longer write into the member's folder: `claim.py`."""
 
     def as_error(self, progress: str, hint: str) -> Interrupted:
-        """The error that tells the user: `what` was saved and `how` to go on."""
+        """The error that tells the user: `progress` was saved and `hint` to go on."""
         number = self.requested or signal.SIGINT
         name = "Ctrl-C" if number == signal.SIGINT else number.name
         return Interrupted(f"{name}: {progress}.\n  {hint}", EXIT_CODES[number])

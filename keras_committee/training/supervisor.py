@@ -55,8 +55,8 @@ class Supervisor:
         workers: How many at once.
         strategy: What each worker gives to `make_strategy`.
         monitor: Who is told.
-        stop: Who says when to stop.
-        settings: How members are kept safe.
+        shutdown: Who says when to stop.
+        options: How members are kept safe.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class MemberOutcomes:
         run: The run folder, locked by the caller.
         members: The indices of the members to train.
         monitor: Who is told.
-        settings: How often a member is tried.
+        options: How often a member is tried.
     """
 
     def __init__(self, run: Run, members: Sequence[int], monitor: Monitor, options: TrainingOptions):

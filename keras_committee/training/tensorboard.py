@@ -34,7 +34,7 @@ class SummaryWriter:
 
     Args:
         path: The folder of the run.
-        ending: Of the name of its file, by which `forget` knows it.
+        suffix: Of the name of its file, by which `delete` knows it.
     """
 
     def __init__(self, path: Path, suffix: str = ".v2"):
@@ -85,7 +85,7 @@ class MemberLog:
     """The logs of one member. Training goes on without them: what cannot be written is told once a minute.
 
     Args:
-        folder: The member's folder.
+        member_dir: The member's folder.
         warn: Function of a text.
     """
 
@@ -104,8 +104,8 @@ class MemberLog:
 
         Args:
             history: The rows of all epochs.
-            votes: Log probabilities `(examples, classes)` of the validation split.
-            blocks: Figures `(blocks,)` of each residual block, by their name.
+            log_probs: Log probabilities `(examples, classes)` of the validation split.
+            block_values: Figures `(blocks,)` of each residual block, by their name.
         """
         row = history[-1]
         block_scalars = {
@@ -225,7 +225,7 @@ class StepProfiler:
     Args:
         folder: TensorBoard's folder of the member.
         steps: The first and the last step, counted from 1 where training begins or goes on; None profiles nothing.
-        tell: Function of a line for the user.
+        notify: Function of a line for the user.
     """
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None, notify: Callable[[str], None]):

@@ -84,7 +84,7 @@ def make_train_step(
     """A function of one global batch (images, targets) that updates the weights that are trainable now.
 
     It returns, over the whole global batch: the mean loss with its penalties, the number of examples whose top class
-    was right, and the gradients `(blocks,)` that `gauges` reads.
+    was right, and the gradients `(blocks,)` that `block_stats` reads.
 
     Args:
         model: Images to logits `(batch, classes)`.
@@ -92,18 +92,18 @@ def make_train_step(
         loss: Keras loss of labels `(batch,)` and logits. With probabilities as targets a
             `SparseCategoricalCrossentropy` is exchanged for its categorical form.
         strategy: Where the step runs; each replica takes an equal part of the batch.
-        gauges: What to read of each residual block, or None.
-        accumulate: In how many parts, one after another, a replica takes its batch: the same update in less memory.
+        block_stats: What to read of each residual block, or None.
+        gradient_accumulation_steps: In how many parts, one after another, a replica takes its batch: the same update in less memory.
             Batch normalisation sees each part by itself.
-        clip_norm: The largest global norm of the gradient of the whole batch, or None.
+        global_clipnorm: The largest global norm of the gradient of the whole batch, or None.
         label_smoothing: Share in [0, 1) of each target that goes to all classes alike (Szegedy et al. 2016,
             arXiv:1512.00567, section 7).
-        averages: The moving averages to update after the weights, or None.
+        ema: The moving averages to update after the weights, or None.
 
     The targets are labels, int32 `(batch,)`, or probabilities, float32 `(batch, classes)`, as a mix yields them.
 
     Raises:
-        RecipeError: When traced, if a replica's batch cannot be divided into `accumulate` equal parts.
+        RecipeError: When traced, if a replica's batch cannot be divided into `gradient_accumulation_steps` equal parts.
     """
     replicas = strategy.num_replicas_in_sync
     # Keras' optimizers clip before they sum over the replicas, and its loss scaling looks at one replica only: where
@@ -152,14 +152,14 @@ def make_train_step(
 
 
 def _accumulate(compute_gradients, num_parts: int, images, targets):
-    """The sums of what `part_of` returns for equal parts of the batch, one part after another.
+    """The sums of what `compute_gradients` returns for equal parts of the batch, one part after another.
 
     The loop is unrolled: replicas cannot exchange batch statistics inside a `tf.while_loop`.
     """
     if images.shape[0] is not None and images.shape[0] % num_parts:
         raise RecipeError(
             f"a batch of {images.shape[0]} on one device cannot be divided into {num_parts} equal parts. Choose "
-            "Recipe(accumulate=...) so that it divides the batch of each device."
+            "Recipe(gradient_accumulation_steps=...) so that it divides the batch of each device."
         )
     sums = compute_gradients(*(_part_rows(tensor, 0, num_parts) for tensor in (images, targets)))
     for part_index in range(1, num_parts):

@@ -59,16 +59,16 @@ def train_member(
     options: TrainingOptions,
     host_group: SingleHost | None = None,
 ) -> None:
-    """Train member `index`, or go on with it, and leave `model.keras`, its history and its votes in `folder`.
+    """Train member `index`, or go on with it, and leave `model.keras`, its history and its votes in `member_dir`.
 
-    `team`: the hosts that train it together; each calls this, and the chief alone writes.
+    `host_group`: the hosts that train it together; each calls this, and the chief alone writes.
 
     Raises:
         RecipeError: If the model does not fit the data.
         RunError: If there are checkpoints that cannot be used.
         ResourceError: If a checkpoint cannot be written.
         DivergedError: If the loss or a weight is no longer finite, after `rollbacks` returns to the last checkpoint.
-        Stopped: If `stop` was requested; the state up to then is saved.
+        Stopped: If `shutdown` was requested; the state up to then is saved.
     """
     trainer = _Trainer(
         recipe, index, splits, member_dir, strategy, reporter, shutdown, options, host_group or SingleHost()
@@ -121,7 +121,7 @@ class _Trainer:
         replicas_note = self._check_compatible(checkpoint.document)
         state.restore(checkpoint)
         self._last_save = (checkpoint.step, time.monotonic())
-        self._reporter.resumed(self._index, checkpoint.step)
+        self._reporter.on_resume(self._index, checkpoint.step)
         epoch, step = divmod(checkpoint.step, self._splits.steps_per_epoch)
         text = f"resuming member {self._index} at epoch {epoch + 1} step {step}{replicas_note}"
         self._reporter.event(self._index, "member_resumed", text, step=checkpoint.step)
@@ -130,20 +130,24 @@ class _Trainer:
         """The steps that the unfinished epoch still lacks."""
         state, steps_per_epoch = self._state, self._splits.steps_per_epoch
         epoch = len(state.history)
-        self._host_group.agree(state.step, self._data_fingerprint, state.model)
+        self._host_group.assert_in_sync(state.step, self._data_fingerprint, state.model)
         take_step = self._epoch_steps.begin_epoch(epoch)
         seed = self._recipe.seed + self._index + _ROLLBACK_SEED_STRIDE * state.rollbacks
         stream = partial(
-            self._splits.stream, seed, state.step, (epoch + 1) * steps_per_epoch - state.step, mix=self._recipe.mix
+            self._splits.stream,
+            seed,
+            state.step,
+            (epoch + 1) * steps_per_epoch - state.step,
+            batch_augment=self._recipe.batch_augment,
         )
         batches, last_step_end = iter(distribute(stream, self._strategy)), None
         while state.step < (epoch + 1) * steps_per_epoch:
-            with self._shutdown.deferred(enabled=state.step != self._last_save[0]), profile.step():
+            with self._shutdown.mask_signals(enabled=state.step != self._last_save[0]), profile.step():
                 results = take_step(*next(batches))
                 self._record_step(results)
             if last_step_end is not None:  # a first step traces the graph
                 state.timed_steps = (state.timed_steps[0] + 1, state.timed_steps[1] + time.monotonic() - last_step_end)
-            with self._shutdown.deferred(), self._host_group.together(self._shutdown, NonFiniteError):
+            with self._shutdown.mask_signals(), self._host_group.in_sync(self._shutdown, NonFiniteError):
                 self._after_step()
             last_step_end = time.monotonic()
 
@@ -158,29 +162,29 @@ class _Trainer:
         state.step += 1  # last: only now is there anything to save
 
     def _after_step(self) -> None:
-        self._reporter.steps_ended(self._index)
+        self._reporter.on_steps_end(self._index)
         self._shutdown.check()
-        if time.monotonic() - self._last_save[1] > self._options.save_seconds:
+        if time.monotonic() - self._last_save[1] > self._options.checkpoint_seconds:
             self.save("interval")
 
     def validate(self) -> None:
         """The chief judges the epoch, and all hosts do what follows from it."""
-        with self._host_group.together(self._shutdown, NonFiniteError):
+        with self._host_group.in_sync(self._shutdown, NonFiniteError):
             if self._host_group.is_chief:
                 self._validate()
             else:
                 self._state.history.append({})  # the chief has the row
                 self._state.begin_epoch(self._block_stats.run_counts())
-        self._state.stopped_early = self._host_group.from_chief(self._state.stopped_early)
+        self._state.stopped_early = self._host_group.broadcast(self._state.stopped_early)
 
     def _validate(self) -> None:
         """Predict the validation split, log the epoch and save."""
         state, batch_size = self._state, self._splits.batch_size
-        with self._shutdown.deferred():
-            batches = self._shutdown.watch(self._splits.validation.batches(batch_size))
+        with self._shutdown.mask_signals():
+            batches = self._shutdown.check_each(self._splits.validation.batches(batch_size))
             with _swap_in_ema(state.ema):
                 log_probs = self._predictor(batches)
-                weights = state.weights() if self._recipe.keep_best else None
+                weights = state.weights() if self._recipe.restore_best else None
             if not np.isfinite(log_probs).all():
                 raise NonFiniteError(f"step {state.step} (validation logits are not finite)")
             row, block_values = self._history_row(log_probs)
@@ -189,7 +193,7 @@ class _Trainer:
             state.begin_epoch(self._block_stats.run_counts())
             self.save("epoch")
             self._log.on_epoch_end(state.history, log_probs, block_values)
-            self._reporter.epoch_ended(self._index, row)
+            self._reporter.on_epoch_end(self._index, row)
             self._shutdown.check()
 
     def _history_row(self, log_probs) -> tuple[dict, dict]:
@@ -215,9 +219,9 @@ class _Trainer:
     def _update_best(self, row: dict, weights: dict | None) -> None:
         """Keep the weights of the best epoch, and stop where there has been none for long."""
         state, recipe = self._state, self._recipe
-        if recipe.keep_best is None or weights is None:
+        if recipe.restore_best is None or weights is None:
             return
-        score = row[f"validation_{recipe.keep_best}"] * (1 if recipe.keep_best == "accuracy" else -1)
+        score = row[f"validation_{recipe.restore_best}"] * (1 if recipe.restore_best == "accuracy" else -1)
         if state.best is None or score > state.best.score:
             name = self._checkpoints.save_named(f"best-{row['epoch']:06d}", weights)
             state.best = BestEpoch(row["epoch"], score, name)
@@ -235,7 +239,7 @@ class _Trainer:
             ResourceError: If it cannot be written.
             RunError: If the member was given to another process.
         """
-        self._shutdown.before_saving()
+        self._shutdown.check_before_saving()
         state, started = self._state, time.monotonic()
         if not self._host_group.is_chief:
             return
@@ -267,7 +271,7 @@ class _Trainer:
     def roll_back(self, where: str) -> None:
         """Go back to the last checkpoint and on with other batches; give up after `rollbacks` times."""
         checkpoint, _ = self._checkpoints.load_newest()
-        if self._num_rollbacks == self._options.rollbacks or checkpoint is None:
+        if self._num_rollbacks == self._options.max_rollbacks or checkpoint is None:
             raise DivergedError(
                 f"member {self._index} diverged at {where}, after {self._num_rollbacks} returns to its last good state.\n"
                 f"  Its last good checkpoint, step {checkpoint.step if checkpoint else 0}, is kept in "
@@ -290,7 +294,7 @@ class _Trainer:
             state.set_weights(self._checkpoints.load_named(state.best.weights_name))
         elif state.ema:
             state.ema.copy_to_weights()
-        self._shutdown.before_saving()
+        self._shutdown.check_before_saving()
         self._log.write_history(state.history)
         self._log.save_model(state.model)
         self._checkpoints.discard()
@@ -401,7 +405,7 @@ def copy_weights(initial_weights: str | Callable[[int], str] | None, model: kera
     logits of another number of classes; there must be as many such layers in both, and at least one must fit.
 
     Args:
-        initial: A `.keras` file, or a run folder, whose member `index` is taken; or a function of the index that
+        initial_weights: A `.keras` file, or a run folder, whose member `index` is taken; or a function of the index that
             returns one. None leaves the model as it is.
         model: The member, just built.
         index: Its index.

@@ -47,7 +47,9 @@ def written_window(crop, shape, chances):
 def test_a_window_is_that_of_the_written_definition(shape, crop):
     chances = np.random.default_rng(3).random((40, 10, 4), np.float32)
     place = tf.function(
-        lambda rows: tf.map_fn(lambda row: crop.window_at(tf.constant(shape), row), rows, fn_output_signature=tf.int32)
+        lambda rows: tf.map_fn(
+            lambda row: crop.window_from_uniforms(tf.constant(shape), row), rows, fn_output_signature=tf.int32
+        )
     )
     assert place(chances).numpy().tolist() == [written_window(crop, shape, each) for each in chances]
 

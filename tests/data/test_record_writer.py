@@ -162,5 +162,5 @@ def test_the_command_writes_and_tells_what_in_json_and_in_words(tmp_path, write_
 
 
 def test_the_help_names_every_option():
-    words = set(CliRunner().invoke(cli, ["records", "--help"], obj={}).output.split())
+    words = set(CliRunner().invoke(cli, ["make-tfrecords", "--help"], obj={}).output.split())
     assert {"--shards", "--validation-shards", "--workers", "--keep-encoding", "--json"} <= words

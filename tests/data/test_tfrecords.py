@@ -1,6 +1,7 @@
 """Do TFRecord shards give the examples that were written, one by one and in any order?"""
 
 import dataclasses
+import importlib
 import shutil
 
 import numpy as np
@@ -10,10 +11,11 @@ from shard_files import field, forget, payloads, rewrite
 
 from keras_committee import data
 from keras_committee.data import record_index
-from keras_committee.data import tfrecords as module
 from keras_committee.data.record_index import Fields
 from keras_committee.data.tfrecords import TFRecordImages, matching_shards, missing_shards, split_shards
 from keras_committee.errors import DataError, ResourceError
+
+module = importlib.import_module("keras_committee.data.tfrecords")  # `data.tfrecords` is the function
 
 
 def described(folder, **options):
@@ -112,16 +114,16 @@ def test_the_index_goes_to_the_users_cache_where_the_folder_is_only_read(records
 
 def test_E11_the_number_of_open_shards_is_bounded(records, monkeypatch):
     monkeypatch.setattr(module.resource, "getrlimit", lambda _: (12, 12))
-    module._descriptors.cache_clear()
+    module._shard_cache.cache_clear()
     try:
-        assert module._descriptors().cache_info().maxsize == 8
+        assert module._shard_cache().cache_info().maxsize == 8
     finally:
-        module._descriptors.cache_clear()
+        module._shard_cache.cache_clear()
 
 
 def test_a_shard_that_the_cache_does_not_hold_is_open_as_long_as_it_is_read(records, monkeypatch):
     """As the second of two threads finds it that open one shard at once: the cache keeps the other's."""
-    monkeypatch.setattr(module, "_shard_cache", lambda: module._Shard)
+    monkeypatch.setattr(module, "_shard_cache", lambda: module._OpenShard)
     images = whole(records)
     assert [images.head_and_tail(row) for row in range(3)] == [
         (each[:16], each[-16:]) for each in map(images.read, range(3))

@@ -1,4 +1,4 @@
-"""How is a command that a page shows run in a test? Each kind has a line in `KINDS`; another one is an error."""
+"""How is a command that a page shows run in a test? Each kind has a line in `CORRUPTIONS`; another one is an error."""
 
 import json
 import re

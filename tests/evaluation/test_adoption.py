@@ -122,7 +122,7 @@ def offer(model, tmp_path, **fields):
 
 
 def adapted(an_offer, classes=("ant", "bee", "cow"), shape=(8, 6, 3), **asked):
-    return import_model(an_offer, classes, shape, **{"reorder": False, "resize": False, **asked})
+    return import_model(an_offer, classes, shape, **{"reorder_classes": False, "resize": False, **asked})
 
 
 def small(classes=3, shape=(8, 6, 3)):

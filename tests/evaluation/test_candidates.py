@@ -32,7 +32,7 @@ def slowly():
 
 def chosen(candidates, goal):
     table = candidates.table()
-    return tuple(np.flatnonzero(table.shares[table.best(goal)]).tolist())
+    return tuple(np.flatnonzero(table.multiplicities[table.best(goal)]).tolist())
 
 
 @pytest.mark.parametrize(("objective", "sign"), [("accuracy", -1), ("nll", 1), ("brier", 1)])

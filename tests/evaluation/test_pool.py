@@ -166,7 +166,7 @@ def test_other_examples_are_refused(labels, words):
 def test_a_pool_without_a_validation_split_says_what_to_do(trained, monkeypatch):
     run, recipe = trained
     splits = recipe.data.load()
-    empty = dataclasses.replace(splits, validation=splits.validation.take(np.arange(0)))
+    empty = dataclasses.replace(splits, validation=splits.validation.subset(np.arange(0)))
     monkeypatch.setattr(type(recipe.data), "load", lambda _: empty)
     with pytest.raises(RecipeError, match=r"have no validation split\.\n  Members are chosen on it"):
         load_pool([run])

@@ -73,19 +73,19 @@ def test_an_architecture_is_gathered_from_all_runs_and_its_committees_are_the_sl
     assert list(by_name) == ["small", "large", "third, mixed", "huge"]
     assert by_name["small"].members == (0, 1, 2)
     rights = [
-        (geometric_mean(panel.votes[:, list(pair)]).argmax(axis=1) == LABELS).mean()
+        (geometric_mean(panel.predictions[:, list(pair)]).argmax(axis=1) == LABELS).mean()
         for pair in itertools.combinations((0, 1, 2), 2)
     ]
     assert by_name["small"].committees[1]["accuracy"]["mean"] == pytest.approx(np.mean(rights))
     assert by_name["small"].committees[2]["mflops"] == 30.0
-    assert by_name["third, mixed"].committees == tuple(panel.sources[2].evaluation["committees"])
+    assert by_name["third, mixed"].committees == tuple(panel.runs[2].evaluation["committees"])
 
 
 def test_the_gain_is_that_over_the_mean_member_with_its_paired_standard_error(panel):
     small = next(one for one in panel.series if one.name == "small")
     gains = []
     for example in range(EXAMPLES):
-        votes = panel.votes[example : example + 1, :3]
+        votes = panel.predictions[example : example + 1, :3]
         alone = [votes[0, member].argmax() == LABELS[example] for member in range(3)]
         gains.append(float(geometric_mean(votes).argmax() == LABELS[example]) - np.mean(alone))
     assert small.gain == pytest.approx(np.mean(gains))
@@ -183,8 +183,8 @@ def test_the_most_disputed_examples_have_the_most_different_answers():
 
 
 def test_confusions_are_those_of_scikit_learn(panel):
-    expected = confusion_matrix(LABELS, panel.committee.argmax(axis=1), labels=range(3))
-    np.testing.assert_array_equal(metrics.confusion_matrix(panel.committee, LABELS), expected)
+    expected = confusion_matrix(LABELS, panel.committee_predictions.argmax(axis=1), labels=range(3))
+    np.testing.assert_array_equal(metrics.confusion_matrix(panel.committee_predictions, LABELS), expected)
     worst = (expected * (1 - np.eye(3, dtype=int))).max()
     assert sections_predictions.confusion_section(panel).blocks[0].table.rows[0][2] == str(worst)
 
@@ -192,7 +192,7 @@ def test_confusions_are_those_of_scikit_learn(panel):
 def test_the_diversity_table_holds_every_pair_once(panel):
     table = sections_predictions.diversity_section(panel).blocks[0].table
     assert len(table.rows) == 5 * 4 / 2
-    differ = metrics.disagreement(np.exp(panel.votes))
+    differ = metrics.disagreement(np.exp(panel.predictions))
     assert table.rows[0][2] == f"{100 * differ.max():.2f} %"
 
 

@@ -111,11 +111,11 @@ def test_a_pool_too_large_for_exhaustive_search_is_refused():
 
 def compared(pool, goal=None, search_method="exhaustive"):
     goal = goal or Objective(metric="nll")
-    candidates = Candidates(pool.votes["validation"], pool.labels["validation"], pool.mflops, "geometric_mean")
-    search_committees(candidates, goal, method)
+    candidates = Candidates(pool.predictions["validation"], pool.labels["validation"], pool.mflops, "geometric_mean")
+    search_committees(candidates, goal, search_method)
 
     def on_test(shares):
-        return per_example_scores(pool.votes["test"], pool.labels["test"], shares, "geometric_mean")
+        return per_example_scores(pool.predictions["test"], pool.labels["test"], shares, "geometric_mean")
 
     return compare_architectures(candidates, [each.architecture for each in pool.members], goal, method, on_test)
 

@@ -112,17 +112,17 @@ def test_the_order_of_members_does_not_matter_and_a_committee_of_one_is_the_memb
     [
         ({"head": "median"}, "head must be one of geometric_mean, .*'median'"),
         (
-            {"shares": np.array([[1, 0, 0, 0], [0, 0, 0, 0]])},
+            {"multiplicities": np.array([[1, 0, 0, 0], [0, 0, 0, 0]])},
             r"shares must be \(committees, 4\), of 0 or more, in no row",
         ),
-        ({"shares": np.ones((1, 3))}, r"shares must be \(committees, 4\)"),
-        ({"shares": np.array([[1, -1, 2, 0]])}, r"shares must be .* of 0 or more"),
+        ({"multiplicities": np.ones((1, 3))}, r"shares must be \(committees, 4\)"),
+        ({"multiplicities": np.array([[1, -1, 2, 0]])}, r"shares must be .* of 0 or more"),
         ({"labels": np.full(90, 5)}, r"labels must be 90 integers of 0\.\.4"),
         ({"log_probabilities": np.zeros((90, 5))}, r"votes must be \(examples, members, classes\).*\(90, 5\)"),
     ],
 )
 def test_what_does_not_fit_is_told(arguments, words):
     votes, labels = some_votes()
-    given_ = {"log_probabilities": votes, "labels": labels, "shares": np.ones((1, 4)), "head": "geometric_mean"}
+    given_ = {"log_probabilities": votes, "labels": labels, "multiplicities": np.ones((1, 4)), "head": "geometric_mean"}
     with pytest.raises(ValueError, match=words):
         scores(**{**given_, **arguments})

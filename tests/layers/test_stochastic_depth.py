@@ -396,7 +396,7 @@ def test_a_model_trains_and_the_gates_open_are_the_branches_run(mode):
     model.fit(data((20, 4)), data((20, 2)), batch_size=4, epochs=3, verbose=0)
     blocks = model.layers[1:-1]
     seen = [float(block.branch.rows) for block in blocks]
-    runs = [float(block.runs) for block in blocks]
+    runs = [float(block.run_count) for block in blocks]
     expected = {"batch": [4 * r for r in runs], "subset": [4 * r for r in runs], "sample": [60.0] * 4}[mode]
     np.testing.assert_allclose(seen, expected, rtol=1e-5)
     assert runs[2:] == [0, 15]
@@ -498,7 +498,7 @@ def test_replicas_train_a_normalised_branch_under_a_conditional(mirrored):
     layer = model.get_layer("first")
     layer.set_survival(0.2)
     assert layer.survival == 0.2
-    assert numpy(layer.runs) in (0, 1, 2)
+    assert numpy(layer.run_count) in (0, 1, 2)
 
 
 @tf_only

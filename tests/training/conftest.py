@@ -23,5 +23,5 @@ class StopAt(GracefulShutdown):
 
 @pytest.fixture(scope="session")
 def stop_at():
-    """Makes an `Interruption` that asks to stop at a moment."""
+    """Makes an `GracefulShutdown` that asks to stop at a moment."""
     return StopAt

@@ -38,7 +38,7 @@ def save(checkpoints, step, value, needs=None):
 
 
 def aside(checkpoints, epoch):
-    return checkpoints.save_aside(f"best-{epoch:06d}", {"model/00000": np.full(4, epoch / 10, "float32")})
+    return checkpoints.save_named(f"best-{epoch:06d}", {"model/00000": np.full(4, epoch / 10, "float32")})
 
 
 def before_nothing(checkpoints):
@@ -60,7 +60,7 @@ SCENES = {
     "first": (before_nothing, lambda checkpoints: save(checkpoints, 30, 0.3)),
     "third": (before_two, lambda checkpoints: save(checkpoints, 30, 0.3, aside(checkpoints, 3))),
     "again": (before_two, lambda checkpoints: save(checkpoints, 20, 0.3, "best-000002")),
-    "damaged": (before_damaged, lambda checkpoints: checkpoints.newest()),
+    "damaged": (before_damaged, lambda checkpoints: checkpoints.load_newest()),
 }
 
 
@@ -111,13 +111,13 @@ def told(module, folder):
     """What a process finds that comes after the killed one."""
     checkpoints = module.Checkpoints(folder)
     before = sorted(path.name for path in folder.glob("*")) if folder.exists() else []
-    checkpoint, said = checkpoints.newest()
+    checkpoint, said = checkpoints.load_newest()
     found = None
     if checkpoint is not None:
         values = sorted(set(checkpoint.arrays["model/00000"].ravel().tolist()))
         steps = [checkpoint.step, int(checkpoint.arrays["model/00001"][0])]
-        needs = checkpoints._needs(f"step-{checkpoint.step:09d}")
-        best = None if needs is None else sorted(set(checkpoints.load_aside(needs)["model/00000"].tolist()))
+        needs = checkpoints._required_dir_name(f"step-{checkpoint.step:09d}")
+        best = None if needs is None else sorted(set(checkpoints.load_named(needs)["model/00000"].tolist()))
         found = {"steps": steps, "value": checkpoint.document["value"], "values": values, "best": best}
     save(checkpoints, 40, 0.4)
     return {"before": before, "found": found, "said": said, "after": sorted(path.name for path in folder.glob("*"))}

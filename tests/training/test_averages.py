@@ -119,7 +119,7 @@ def test_survival_and_counted_runs_are_not_averaged(one):
     assert len(averages.variables) == len(averaged(model)) == len(model.trainable_variables) + 4
     gate = model.layers[3]
     layers.set_survival(model, 0.2)
-    gate.runs.assign(41.0)
+    gate.run_count.assign(41.0)
     averages.update(1)
     draw_weights(model, 1)
     averages.copy_to_weights()

@@ -68,10 +68,10 @@ class NoBoard:
     def __init__(self, *_):
         pass
 
-    def began(self):
+    def on_train_begin(self):
         pass
 
-    def epoch_ended(self, epoch):
+    def on_epoch_end(self, epoch):
         pass
 
 
@@ -93,13 +93,13 @@ def monitor(monkeypatch):
 
 def train(monitor, epochs=200):
     with monitor:
-        monitor.member_started(0)
+        monitor.on_member_begin(0)
         for epoch in range(1, epochs + 1):
-            monitor.steps_ended(0, 10)
-            monitor.epoch_ended(0, {"epoch": epoch, **ROW})
+            monitor.on_steps_end(0, 10)
+            monitor.on_epoch_end(0, {"epoch": epoch, **ROW})
         monitor._progress.refresh()  # as ten times a second
         monitor.note("warning: the word that matters")
-        monitor.member_ended(0)
+        monitor.on_member_end(0)
 
 
 @pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1"}, {"TERM": "dumb"}, {"NO_COLOR": "1"}])

@@ -30,7 +30,7 @@ def test_the_knobs_stand_beside_the_whole_committee_alone(trained):
     run, _ = trained
     told = knobs(run, 3)
     assert told.group_name == "tiny"
-    assert {knob: value.number_value for knob, value in told.hparams.items()} == run.knobs()
+    assert {knob: value.number_value for knob, value in told.hparams.items()} == run.parameters()
     assert found(run, 2).Tags()["tensors"] != []
     with pytest.raises(KeyError):
         knobs(run, 2)
@@ -52,7 +52,7 @@ def test_pictures_come_five_times_in_a_training_and_show_the_whole_committee(new
     copy, _ = new_run([])
     for index in range(3):
         copy.member(index).path.mkdir(parents=True)
-        (copy.member(index).path / "validation").symlink_to(run.member(index).epoch_votes(1).parent)
+        (copy.member(index).path / "validation").symlink_to(run.member(index).epoch_predictions(1).parent)
     monkeypatch.setattr(tensorboard, "_MIN_SECONDS_BEFORE_PLOTS", 0.0)
     shown = CommitteeTensorBoard(copy, recipe, recipe.data.load())
     shown.on_epoch_end(1)

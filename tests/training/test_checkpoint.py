@@ -39,7 +39,7 @@ def save(checkpoints, step, needs=None):
 
 def save_best(checkpoints, epoch):
     weights = {"model/00000": np.random.default_rng(1000 + epoch).normal(size=40)}
-    return checkpoints.save_aside(f"best-{epoch:06d}", weights)
+    return checkpoints.save_named(f"best-{epoch:06d}", weights)
 
 
 def assert_same(arrays, others):
@@ -128,7 +128,7 @@ def test_the_newest_is_that_of_the_highest_step_beyond_nine_digits(folder):
 
 def test_the_same_step_is_replaced(checkpoints, folder):
     checkpoints.save(4120, {"other": np.array([0.7])}, {"epoch": "ended"}, "best-000002")
-    checkpoint, said = checkpoints.newest()
+    checkpoint, said = checkpoints.load_newest()
     assert (checkpoint.step, checkpoint.document, said) == (4120, {"epoch": "ended"}, [])
     assert_same(checkpoint.arrays, {"other": np.array([0.7])})
     assert names(folder) == ["best-000001", "best-000002", "step-000000128", "step-000004120"]
@@ -136,13 +136,13 @@ def test_the_same_step_is_replaced(checkpoints, folder):
 
 def test_what_was_set_aside_comes_back(checkpoints):
     expected = np.random.default_rng(1002).normal(size=40)
-    assert_same(checkpoints.load_aside("best-000002"), {"model/00000": expected})
+    assert_same(checkpoints.load_named("best-000002"), {"model/00000": expected})
 
 
 def test_weights_set_aside_that_are_damaged_are_a_run_error(checkpoints, folder):
     flip(random.Random(3), folder / "best-000002/arrays.npz")
     with pytest.raises(RunError, match=r"best-000002 fails its checksum: arrays\.npz\. Train this member again"):
-        checkpoints.load_aside("best-000002")
+        checkpoints.load_named("best-000002")
 
 
 def test_a_number_that_json_does_not_know_leaves_no_part(checkpoints, folder):
@@ -227,7 +227,7 @@ def test_A02_what_a_process_of_the_same_number_left_is_in_nobodys_way(checkpoint
     for name in (f".part-step-000005000-{os.getpid()}", f".gone-step-000000128-{os.getpid()}", ".old-step-000004120"):
         (folder / name).mkdir()
         (folder / name / "rest").touch()
-    checkpoint, said = checkpoints.newest()
+    checkpoint, said = checkpoints.load_newest()
     assert checkpoint.step == 4120
     assert said == [f"{folder}/.part-step-000005000-{os.getpid()} was never finished; removed"]
     save(checkpoints, 5000)
@@ -293,7 +293,7 @@ def test_A13_of_150_corruptions_each_is_seen_and_the_older_checkpoint_goes_on(ch
 def test_A13_a_whole_folder_in_the_place_of_another_is_seen(checkpoints, folder, ours, theirs):
     shutil.rmtree(folder / ours)
     shutil.copytree(folder / theirs, folder / ours)
-    checkpoint, said = checkpoints.newest()
+    checkpoint, said = checkpoints.load_newest()
     assert checkpoint.step == 128
     assert said == [f"{folder / ours} was written as {theirs}"]
 
@@ -301,14 +301,14 @@ def test_A13_a_whole_folder_in_the_place_of_another_is_seen(checkpoints, folder,
 def test_A13_weights_aside_in_the_place_of_a_checkpoint_are_seen(checkpoints, folder):
     shutil.rmtree(folder / "step-000004120")
     shutil.copytree(folder / "best-000002", folder / "step-000004120")
-    assert checkpoints.newest()[0].step == 128
+    assert checkpoints.load_newest()[0].step == 128
 
 
 def test_A13_a_damaged_checkpoint_does_not_stand_before_those_to_come(checkpoints, folder):
     flip(random.Random(1), folder / "step-000004120/arrays.npz")
-    assert checkpoints.newest()[0].step == 128
+    assert checkpoints.load_newest()[0].step == 128
     save(checkpoints, 300, "best-000001")
-    checkpoint, said = checkpoints.newest()
+    checkpoint, said = checkpoints.load_newest()
     assert (checkpoint.step, said) == (300, [])
     assert names(folder) == ["best-000001", "step-000000128", "step-000000300"]
 
@@ -318,7 +318,7 @@ def test_A14_where_all_are_damaged_nothing_starts_over_and_nothing_is_removed(ch
     truncate(random.Random(6), folder / "step-000000128/manifest.json")
     before = everything(folder)
     with pytest.raises(RunError, match=r"no usable checkpoint in .*state:") as caught:
-        checkpoints.newest()
+        checkpoints.load_newest()
     assert caught.value.exit_code == 4
     assert f"{folder}/step-000004120 fails its checksum: arrays.npz" in str(caught.value)
     assert f"{folder}/step-000000128 cannot be read" in str(caught.value)
@@ -331,7 +331,7 @@ def test_A14_where_the_weights_that_all_need_are_damaged_nothing_starts_over(che
     zero_tail(random.Random(5), folder / "best-000002/arrays.npz")
     before = everything(folder)
     with pytest.raises(RunError, match=r"no usable checkpoint in .*state:\n .*best-000002 .*\n .*best-000002 "):
-        checkpoints.newest()
+        checkpoints.load_newest()
     assert everything(folder) == before
 
 
@@ -342,7 +342,7 @@ def test_E11_what_cannot_be_read_just_now_is_not_taken_for_damaged(checkpoints, 
     before = everything(folder)
     monkeypatch.setattr(room, "file_hash", too_many)
     with pytest.raises(ResourceError, match=r"cannot read the checkpoint .*4120: Too many open files") as caught:
-        checkpoints.newest()
+        checkpoints.load_newest()
     assert caught.value.exit_code == 7
     assert everything(folder) == before
 
@@ -350,23 +350,23 @@ def test_E11_what_cannot_be_read_just_now_is_not_taken_for_damaged(checkpoints, 
 def test_A16_the_order_is_that_of_the_steps_whatever_the_clocks_say(checkpoints, folder, monkeypatch):
     for path, days in ((folder / "step-000004120", -1), (folder / "step-000000128", 1)):
         os.utime(path, (time.time() + days * 86_400,) * 2)
-    assert checkpoints.newest()[0].step == 4120
+    assert checkpoints.load_newest()[0].step == 4120
     today = time.time()
     for days, step in ((-2, 4200), (1, 4300), (-1, 4400)):
         monkeypatch.setattr(time, "time", lambda days=days: today + days * 86_400)
         save(checkpoints, step)
         os.utime(folder / f"step-{step:09d}", (time.time(),) * 2)
-        assert checkpoints.newest()[0].step == step
+        assert checkpoints.load_newest()[0].step == step
     assert names(folder) == ["step-000004300", "step-000004400"]
 
 
 def test_A18_another_format_is_refused_and_left_as_it_is(checkpoints, folder, monkeypatch):
-    monkeypatch.setattr(room, "FORMAT_VERSION", 99)
+    monkeypatch.setattr(room, "FORMAT", 99)
     save(checkpoints, 5000)
     monkeypatch.undo()
     before = everything(folder)
     with pytest.raises(RunError, match=r"step-000005000 has format 99; this version of keras-committee reads format"):
-        checkpoints.newest()
+        checkpoints.load_newest()
     assert everything(folder) == before
 
 
@@ -426,9 +426,9 @@ def test_A06_a_full_disk_keeps_the_checkpoints_before_it(checkpoints, folder, mo
         (path, content) for path, _, content in before
     ]
     disk.room = 1_000_000
-    assert checkpoints.newest()[0].step == 4500
+    assert checkpoints.load_newest()[0].step == 4500
     save(checkpoints, 5000)
-    assert checkpoints.newest()[0].step == 5000
+    assert checkpoints.load_newest()[0].step == 5000
 
 
 def test_A06_the_message_tells_path_need_room_and_the_step_that_is_safe(checkpoints, folder, monkeypatch):
@@ -460,7 +460,7 @@ def test_A06_a_disk_that_fails_at_one_call_keeps_the_checkpoints_before_it(check
     with pytest.raises(ResourceError, match=r"step-000004120: Input/output error .* up to step 4120 is safe"):
         save(checkpoints, 4120, "best-000002")
     monkeypatch.undo()
-    checkpoint, said = checkpoints.newest()
+    checkpoint, said = checkpoints.load_newest()
     assert (checkpoint.step, said) == (4120, [])
     assert_same(checkpoint.arrays, arrays_of(4120))
     assert names(folder) == ["best-000001", "best-000002", "step-000000128", "step-000004120"]
@@ -471,7 +471,7 @@ def test_A06_the_old_one_takes_its_name_again_where_the_new_one_cannot(checkpoin
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(ResourceError, match="up to step 4120 is safe"):
         checkpoints.save(4120, {"other": np.array(0.7)}, {})
-    assert_same(checkpoints.newest()[0].arrays, arrays_of(4120))
+    assert_same(checkpoints.load_newest()[0].arrays, arrays_of(4120))
     assert rename.calls == 3
 
 
@@ -484,18 +484,18 @@ def test_E05_a_file_system_that_became_read_only_is_a_resource_error(checkpoints
     before = everything(folder)
     with pytest.raises(ResourceError, match=r"Read-only file system .* up to step 4120 is safe"):
         save(checkpoints, 5000)
-    assert checkpoints.newest()[0].step == 4120
+    assert checkpoints.load_newest()[0].step == 4120
     assert everything(folder) == before
     flip(random.Random(1), folder / "step-000004120/arrays.npz")
     with pytest.raises(ResourceError, match=r"cannot write .*state: Read-only file system"):
-        checkpoints.newest()
+        checkpoints.load_newest()
 
 
 def test_older_checkpoints_that_cannot_be_removed_are_a_resource_error(checkpoints, monkeypatch):
     monkeypatch.setattr(os, "rename", Rename(part=".gone-"))
     with pytest.raises(ResourceError, match=r"cannot write .*state: No space left on device"):
         save(checkpoints, 5000)
-    assert checkpoints.newest()[0].step == 5000
+    assert checkpoints.load_newest()[0].step == 5000
 
 
 def test_a_reader_beside_the_writer_changes_nothing(checkpoints, folder):

@@ -18,12 +18,12 @@ class Listener:
     def __init__(self, after, act):
         self._left, self._act = after, act
 
-    def steps_ended(self, index, steps=1):
+    def on_steps_end(self, index, steps=1):
         self._left -= steps
         if self._left == 0:
             self._act()
 
-    def epoch_ended(self, index, row):
+    def on_epoch_end(self, index, row):
         pass
 
     def note(self, text):

@@ -73,7 +73,7 @@ def test_tensorboard_holds_the_committee_so_far_after_each_epoch(trained):
     for size in (1, 2, 3):
         logged = scalars(run.path / "tensorboard" / f"committee_of_{size}")["validation_nll"]
         for epoch, value in logged:
-            votes = [np.load(run.member(index).epoch_votes(epoch)) for index in range(size)]
+            votes = [np.load(run.member(index).epoch_predictions(epoch)) for index in range(size)]
             probabilities = np.asarray(GeometricMean()(np.stack(votes, axis=1).astype(np.float32)))
             assert value == pytest.approx(metrics.nll(probabilities, labels), rel=1e-5)
         assert [epoch for epoch, _ in logged] == [1, 2]
@@ -84,7 +84,7 @@ def test_two_replicas_train_the_same_committee(new_run):
     two, train_two = new_run(["members=1", "epochs=1"], name="two")
     train_one(strategy="single")
     train_two(strategy="mirrored")
-    votes = [np.load(run.member(0).epoch_votes(1)).astype(np.float32) for run in (one, two)]
+    votes = [np.load(run.member(0).epoch_predictions(1)).astype(np.float32) for run in (one, two)]
     np.testing.assert_allclose(votes[0], votes[1], atol=0.02)
 
 

@@ -58,7 +58,7 @@ def bits(variables):
 def test_a_layer_trains_whose_name_or_one_around_it_matches(patterns, expected):
     model = network()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LayerFreezer, "_check", lambda *_: None)  # "[!s]tem" is nobody's name
+        patch.setattr(LayerFreezer, "_check_matches", lambda *_: None)  # "[!s]tem" is nobody's name
         freezer(model, *patterns).begin_epoch(0)
     assert [name.rstrip("_0123456789") for name in layers_that_train(model)] == expected
 
@@ -86,7 +86,7 @@ def test_a_shared_layer_trains_if_one_of_its_places_does():
 
 OPTIONS = {
     "plain": {},
-    "in parts and clipped": {"accumulate": 2, "clip_norm": 0.3},
+    "in parts and clipped": {"gradient_accumulation_steps": 2, "global_clipnorm": 0.3},
     "bfloat16": {"dtype": "mixed_bfloat16"},
     "float16": {"dtype": "mixed_float16"},
 }
@@ -142,7 +142,7 @@ def test_a_frozen_normalisation_answers_in_training_as_in_inference():
 @pytest.mark.parametrize(
     ("patterns", "words"),
     [
-        (["logit"], r"Recipe\(trains=\.\.\.\): ours has no layer 'logit'\. Did you mean 'logits'\?"),
+        (["logit"], r"Recipe\(trainable_layers=\.\.\.\): ours has no layer 'logit'\. Did you mean 'logits'\?"),
         (["flatten*"], r"\['flatten\*'\] trains no weight of ours\. Name layers with weights"),
         ([], r"\[\] trains no weight of ours"),
     ],

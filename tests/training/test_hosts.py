@@ -139,7 +139,7 @@ def test_A20_hosts_that_are_killed_stopped_and_silenced_end_where_they_would_hav
     assert asked.codes(0, 1) == [143, 143], asked.said(0) + asked.said(1)
     assert "resuming member 0 at epoch" in asked.said(0)
 
-    silent = hosts("run", "--deterministic", timing={"peer_seconds": 2.0})
+    silent = hosts("run", "--deterministic", timing={"peer_timeout_seconds": 2.0})
     silent.start(0, 1)
     silent.wait_for(0, "epoch 6/12")
     os.kill(silent.processes[0].pid, signal.SIGSTOP)
@@ -172,7 +172,7 @@ def test_a_host_with_another_command_is_refused(hosts):
 
 
 def test_a_host_that_never_comes_is_named(hosts, tmp_path):
-    pair = hosts("run", timing={"start_seconds": 2.0, "peer_seconds": 2.0})
+    pair = hosts("run", timing={"start_timeout_seconds": 2.0, "peer_timeout_seconds": 2.0})
     pair.start(0)
     assert pair.codes(0) == [6], pair.said(0)
     assert f"worker 1 (127.0.0.1:{pair.ports[1]}) did not come within 2 s" in pair.said(0)

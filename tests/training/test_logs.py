@@ -44,7 +44,7 @@ def rows(epochs):
 
 
 def end_epoch(log, epoch):
-    log.epoch_ended(rows(epoch), np.full((5, 3), -epoch / 10), {"open": np.array([0.2, 0.7])})
+    log.on_epoch_end(rows(epoch), np.full((5, 3), -epoch / 10), {"open": np.array([0.2, 0.7])})
 
 
 def history(folder):
@@ -63,7 +63,7 @@ def test_an_epoch_leaves_history_votes_and_curves(folder):
     end_epoch(log, 2)
     assert told == []
     assert history(folder) == rows(2)
-    votes = np.load(folder.epoch_votes(2))
+    votes = np.load(folder.epoch_predictions(2))
     assert votes.dtype == np.float16
     np.testing.assert_allclose(votes, np.full((5, 3), -0.2), rtol=1e-3)
     for tag in ("loss", "validation_accuracy", "open/block_001", "open/block_002", "open/blocks"):
@@ -114,7 +114,7 @@ def test_A07_a_full_disk_for_logs_is_told_once_a_minute_and_training_goes_on(fol
     assert not folder.history.exists()
     end_epoch(log, 6)
     assert history(folder) == rows(6)
-    assert [path.name for path in folder.epoch_votes(6).parent.iterdir()] == ["0006.npy"]
+    assert [path.name for path in folder.epoch_predictions(6).parent.iterdir()] == ["0006.npy"]
     assert logged(folder, "loss") == [1, 2, 3, 4, 5, 6]
 
 
@@ -138,7 +138,7 @@ def test_A07_what_is_in_the_way_of_one_log_is_in_the_way_of_no_other(folder, nam
     end_epoch(log, 2)
     assert len(told) == 1
     assert history(folder) == rows(2)
-    assert folder.epoch_votes(2).exists()
+    assert folder.epoch_predictions(2).exists()
     assert logged(folder, "loss")[-1] == 2
 
 

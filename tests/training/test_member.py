@@ -83,7 +83,7 @@ def test_a_batch_that_replicas_cannot_share_equally_is_refused():
 
 
 def test_an_unknown_strategy_names_the_known_ones():
-    with pytest.raises(RecipeError, match=r"unknown strategy 'miror'\. Use one of: auto, one, mirrored"):
+    with pytest.raises(RecipeError, match=r"unknown strategy 'miror'\. Use one of: auto, single, mirrored"):
         make_strategy("miror", 8)
 
 

@@ -76,16 +76,20 @@ MATRIX = {
     "survival": {"survival": layers.linear_schedule(1.0, 0.2, 3)},
     "precision, bfloat16": {"precision": "mixed_bfloat16"},
     "precision": {"precision": "mixed_float16"},
-    "ema": {"ema": 0.9},
-    "clip_norm": {"clip_norm": 0.3},
+    "ema": {"ema_momentum": 0.9},
+    "global_clipnorm": {"global_clipnorm": 0.3},
     "label_smoothing": {"label_smoothing": 0.1},
-    "mix": {"mix": data.mixup(0.4)},
-    "mix, cutmix": {"mix": data.cutmix(1.0)},
-    "accumulate": {"accumulate": 4},
-    "keep_best": {"keep_best": "accuracy", "ema": 0.7},
-    "patience": {"keep_best": "nll", "patience": 1, "optimizer": lambda steps: keras.optimizers.SGD(2.0)},
-    "initial": {"initial": "members"},  # replaced by a folder that holds one
-    "trains": {"trains": lambda epoch: [["logits"], ["*"], ["block", "logits"]][epoch], "ema": 0.9, "clip_norm": 0.3},
+    "batch_augment": {"batch_augment": data.mixup(0.4)},
+    "batch_augment, cutmix": {"batch_augment": data.cutmix(1.0)},
+    "gradient_accumulation_steps": {"gradient_accumulation_steps": 4},
+    "restore_best": {"restore_best": "accuracy", "ema_momentum": 0.7},
+    "patience": {"restore_best": "nll", "patience": 1, "optimizer": lambda steps: keras.optimizers.SGD(2.0)},
+    "initial_weights": {"initial_weights": "members"},  # replaced by a folder that holds one
+    "trainable_layers": {
+        "trainable_layers": lambda epoch: [["logits"], ["*"], ["block", "logits"]][epoch],
+        "ema_momentum": 0.9,
+        "global_clipnorm": 0.3,
+    },
 }
 NO_OPTIONS = {"members", "epochs", "head", "seed"}
 
@@ -94,9 +98,9 @@ class Silent:
     def __init__(self):
         self.events = []
 
-    def resumed(self, index, step): ...
-    def steps_ended(self, index, steps=1): ...
-    def epoch_ended(self, index, row): ...
+    def on_resume(self, index, step): ...
+    def on_steps_end(self, index, steps=1): ...
+    def on_epoch_end(self, index, row): ...
     def note(self, text): ...
 
     def event(self, index, name, text, **fields):
@@ -114,7 +118,7 @@ def deterministic():
 def digits():
     """A piece of the digits."""
     whole = recipe().data.load()
-    return dataclasses.replace(whole, train=whole.train.take(np.arange(STEPS * BATCH + 3)))
+    return dataclasses.replace(whole, train=whole.train.subset(np.arange(STEPS * BATCH + 3)))
 
 
 def train(made, digits, folder, stop, strategy=None):

@@ -12,13 +12,13 @@ FIGURES = {
     "step": 7,
     "history": [{"epoch": 1, "loss": 0.7}],
     "losses": [0.2, 0.7],
-    "hits": [3, 5],
+    "num_correct": [3, 5],
     "gradients": [np.float32([0.2, 0.7]), np.float32([0.1, 0.3])],
-    "runs": np.array([2.0, 1.0]),
-    "timed": (2, 0.7),
+    "block_run_counts": np.array([2.0, 1.0]),
+    "timed_steps": (2, 0.7),
     "best": BestEpoch(1, 0.7, "best-000001"),
     "rollbacks": 2,
-    "stopped": True,
+    "stopped_early": True,
 }
 
 

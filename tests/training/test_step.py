@@ -53,14 +53,16 @@ def stepped(targets, images, strategy, **options):
     return before, model.get_weights(), float(objective), int(hits)
 
 
-@pytest.fixture(params=["one", "mirrored"])
+@pytest.fixture(params=["single", "mirrored"])
 def strategy(request):
     return make_strategy(request.param, 8)
 
 
 def test_accumulated_parts_are_the_step_of_the_whole_batch(strategy):
     images, labels = a_batch()
-    (kernel, bias), (new_kernel, new_bias), objective, hits = stepped(labels, images, strategy, accumulate=4)
+    (kernel, bias), (new_kernel, new_bias), objective, hits = stepped(
+        labels, images, strategy, gradient_accumulation_steps=4
+    )
     loss, kernel_gradient, bias_gradient = written(kernel, bias, images, np.eye(5)[labels])
     assert objective == pytest.approx(loss, rel=1e-5)
     assert hits == ((images.reshape(8, -1) @ kernel + bias).argmax(axis=1) == labels).sum()
@@ -71,7 +73,7 @@ def test_accumulated_parts_are_the_step_of_the_whole_batch(strategy):
 @pytest.mark.parametrize("norm", [0.2, 100.0])
 def test_the_gradient_of_the_whole_batch_is_clipped_by_its_global_norm(strategy, norm):
     images, labels = a_batch()
-    (kernel, bias), (new_kernel, new_bias), _, _ = stepped(labels, images, strategy, clip_norm=norm)
+    (kernel, bias), (new_kernel, new_bias), _, _ = stepped(labels, images, strategy, global_clipnorm=norm)
     _, *gradients = written(kernel, bias, images, np.eye(5)[labels])
     scale = min(1.0, norm / np.sqrt(sum((gradient**2).sum() for gradient in gradients)))
     np.testing.assert_allclose(new_kernel, kernel - RATE * scale * gradients[0], atol=1e-5)
@@ -86,7 +88,7 @@ def test_a_loss_that_is_scaled_is_clipped_as_one_that_is_not(mirrored):
         optimizer.build(model.trainable_variables)
     step = make_train_step(model, optimizer, SPARSE, mirrored, global_clipnorm=0.2)
     step(*next(iter(mirrored.experimental_distribute_dataset(tf.data.Dataset.from_tensors((images, labels))))))
-    _, (new_kernel, _), _, _ = stepped(labels, images, mirrored, clip_norm=0.2)  # from the same weights
+    _, (new_kernel, _), _, _ = stepped(labels, images, mirrored, global_clipnorm=0.2)  # from the same weights
     np.testing.assert_allclose(model.get_weights()[0], new_kernel, atol=1e-6)
 
 
@@ -112,7 +114,7 @@ def test_mixed_targets_are_trained_on_and_a_hit_is_their_larger_part(strategy):
 def test_a_batch_that_has_no_equal_parts_is_refused():
     images, labels = a_batch(6)
     with pytest.raises(RecipeError, match="batch of 6 on one device cannot be divided into 4 equal parts"):
-        stepped(labels, images, make_strategy("single", 6), accumulate=4)
+        stepped(labels, images, make_strategy("single", 6), gradient_accumulation_steps=4)
 
 
 def test_a_loss_scale_halves_on_overflow_of_any_replica_and_leaves_the_weights(mirrored):

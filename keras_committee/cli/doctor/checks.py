@@ -33,7 +33,7 @@ class CheckResult:
         part: What was looked at.
         state: Whether it is as it should be.
         text: What was found.
-        mend: The command, or the act, that mends it; empty where nothing needs mending.
+        hint: The command, or the act, that mends it; empty where nothing needs mending.
         needed: Whether `train` cannot work while it is not ok.
     """
 

@@ -60,7 +60,7 @@ def init(file: Path, source: tuple[str, Path], as_json: bool) -> None:
 
 
 def _collect_stats(kind: str, path: Path) -> "ImageStats":
-    """What lies in `place`; TensorFlow, which reads shards, is not imported for folders."""
+    """What lies in `path`; TensorFlow, which reads shards, is not imported for folders."""
     if kind == "image-folder":
         from keras_committee.cli.init.image_stats import collect_image_stats
 

@@ -18,10 +18,10 @@ class ImageStats:
     """What recipes depend on.
 
     Args:
-        counts: Images of each class, of all splits.
-        training: Images of each class that are for training, before anything is held out.
+        class_counts: Images of each class, of all splits.
+        training_counts: Images of each class that are for training, before anything is held out.
         held_out: Which of `"validation"` and `"test"` have folders of their own.
-        side: Median over the images of their shorter side, in pixels.
+        median_side: Median over the images of their shorter side, in pixels.
         first_label: The label of the first class where they lie in TFRecords; None for folders.
     """
 

@@ -90,7 +90,7 @@ def _choose_batch_size(bytes_per_image: int, examples: int, free_memory: int) ->
 
 
 def _largest_power_of_two(maximum: int) -> int:
-    """The largest power of two up to `most`, 1 at least."""
+    """The largest power of two up to `maximum`, 1 at least."""
     return 1 << (max(1, maximum).bit_length() - 1)
 
 

@@ -26,7 +26,7 @@ _NUMBER_WORDS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns and rows of text; `numbers` says from which column on they are set flush right."""
+    """Columns and rows of text; `first_numeric_column` says from which column on they are set flush right."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]

@@ -68,8 +68,8 @@ def write_report(
         out: A folder; it is made where needed.
         selections: Files that `keras-committee select` wrote, of members of these runs.
         split: `"train"`, `"validation"` or `"test"`.
-        min_members: As in `cast_votes`.
-        allow_twins: Whether members may have identical weights.
+        min_members: As in `load_or_compute_predictions`.
+        allow_duplicate_weights: Whether members may have identical weights.
 
     Raises:
         IncompleteError: If a run has too few members.
@@ -216,7 +216,7 @@ def write_tensorboard(folder: Path, pictures: Mapping[str, bytes], runs: Sequenc
     Args:
         folder: Where; what an earlier report left there is replaced.
         pictures: PNG files by their names.
-        sources: The runs.
+        runs: The runs.
 
     Raises:
         ResourceError: If it cannot be written.

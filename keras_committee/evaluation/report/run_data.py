@@ -46,16 +46,16 @@ class RunData:
     Attributes:
         name: What the report calls it: the name of its folder, or its path where two folders share one.
         path: Its folder.
-        doc: The recipe's docstring.
-        knobs, environment, events: As in the run folder.
+        docstring: The recipe's docstring.
+        parameters, environment, events: As in the run folder.
         evaluation: The content of `evaluation.json`, of this split and these members.
-        votes: On the split of the report.
+        predictions: On the split of the report.
         head: Of the whole committee, with a place for each member of the recipe.
         histories: The rows of `history.jsonl` of each member that has them, by its index.
-        so_far: Epochs, and the share of the validation split that the committee gets right after each; None where it
+        anytime_accuracy: Epochs, and the share of the validation split that the committee gets right after each; None where it
             is not known.
-        gates: None for members of constant depth.
-        added: `calibration` and `robustness`, the content of those JSON files that are there.
+        depth_stats: None for members of constant depth.
+        other_results: `calibration` and `robustness`, the content of those JSON files that are there.
         examples: The split of the report, with its images.
     """
 
@@ -331,16 +331,16 @@ class ReportData:
     """All members of all runs of a report, and their committees.
 
     Attributes:
-        sources: The runs.
+        runs: The runs.
         split: Its name.
         labels: int32 `(examples,)`.
         classes: Names of the classes.
-        votes: float32 log probabilities `(examples, members, classes)`, in the order of the runs.
+        predictions: float32 log probabilities `(examples, members, classes)`, in the order of the runs.
         members: For each member its run's name, `architecture`, and its row of `evaluation.json`.
         series: The committees of each architecture, by rising cost.
-        said: For each series what the committee of all its members says, float32 `(examples, classes)`.
-        committee: What the committee of all members says, whatever their architecture.
-        chosen: Those of the selections.
+        series_predictions: For each series what the committee of all its members says, float32 `(examples, classes)`.
+        committee_predictions: What the committee of all members says, whatever their architecture.
+        selected: Those of the selections.
     """
 
     runs: tuple[RunData, ...]
@@ -427,7 +427,7 @@ def _build_series(
     labels: np.ndarray,
     run: RunData | None,
 ) -> tuple[Series, np.ndarray]:
-    """A series; with a `source` it is that whole run, under its own head."""
+    """A series; with a `run` it is that whole run, under its own head."""
     subset = predictions[:, list(indices)]
     head = subset_head(run.head, run.predictions.members) if run else GeometricMean()
     committee_predictions = _combine(head, subset)

@@ -169,12 +169,12 @@ class DisagreementExample:
     """One image of the split, and what is said of it.
 
     Attributes:
-        place: Its place in the split.
+        index: Its place in the split.
         image: uint8 `(height, width, channels)`.
-        truth: Its class.
-        answer: That of the committee of all members.
-        right: Whether this is its class.
-        votes: For each member its short name, its answer and its probability for that.
+        true_class: Its class.
+        predicted_class: That of the committee of all members.
+        correct: Whether this is its class.
+        member_predictions: For each member its short name, its answer and its probability for that.
     """
 
     index: int
@@ -199,8 +199,8 @@ def rank_by_disagreement(probabilities: np.ndarray, max_examples: int) -> np.nda
     Divided is the entropy of the members' top classes; among equals the mutual information of member and class counts.
 
     Args:
-        votes: Probabilities `(examples, members, classes)`.
-        examples: How many at most. Those that all members agree on are never among them.
+        probabilities: Probabilities `(examples, members, classes)`.
+        max_examples: How many at most. Those that all members agree on are never among them.
     """
     top = probabilities.argmax(axis=2)
     class_fractions = np.stack(
@@ -248,7 +248,7 @@ def disagreements_section(report_data: ReportData) -> tuple[Section, tuple[Disag
 
 
 def _load_images(report_data: ReportData, indices: np.ndarray) -> np.ndarray:
-    batches = report_data.runs[0].examples.take(indices).batches(len(indices))
+    batches = report_data.runs[0].examples.subset(indices).batches(len(indices))
     return next(iter(batches))[0].numpy()
 
 

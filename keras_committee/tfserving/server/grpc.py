@@ -242,7 +242,7 @@ def start(
         address: Host and port.
         limits: What a request may ask for.
         metrics: Where requests are counted.
-        reload: Whether clients may change which models are served.
+        allow_reload: Whether clients may change which models are served.
 
     Raises:
         ResourceError: If the port is in use, or may not be taken.

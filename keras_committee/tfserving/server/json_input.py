@@ -297,7 +297,7 @@ TensorInfos = Mapping[str, TensorInfo]
 
 @dataclasses.dataclass(frozen=True)
 class PredictRequest:
-    """`signature` is "" where none was named; `row` says in which format to answer."""
+    """`signature` is "" where none was named; `is_row_format` says in which format to answer."""
 
     signature: str
     inputs: dict[str, np.ndarray]

@@ -15,18 +15,18 @@ class Limits:
     """What the stand-in accepts. TF Serving itself has none of these limits: put a proxy before it.
 
     Attributes:
-        body: Bytes of a request as it is sent.
-        decompressed: Bytes of a gzip body after decompression.
-        ratio: Decompressed bytes for each compressed byte.
-        depth: Levels of lists and objects in JSON.
-        elements: Of one tensor.
-        batch: Rows of one request.
-        pixels: Of one JPEG or PNG image, read from its header.
-        connections: Open at once.
-        header: Bytes of request line and headers.
+        max_body_bytes: Bytes of a request as it is sent.
+        max_decompressed_bytes: Bytes of a gzip body after decompression.
+        max_compression_ratio: Decompressed bytes for each compressed byte.
+        max_json_depth: Levels of lists and objects in JSON.
+        max_elements: Of one tensor.
+        max_batch_size: Rows of one request.
+        max_pixels: Of one JPEG or PNG image, read from its header.
+        max_connections: Open at once.
+        max_header_bytes: Bytes of request line and headers.
         read_timeout: Seconds until a request must have arrived.
-        deadline: Seconds until it is answered; then 504.
-        queue: Requests that wait or run; then 503.
+        response_timeout: Seconds until it is answered; then 504.
+        max_queue_size: Requests that wait or run; then 503.
     """
 
     max_body_bytes: int = 32 * 2**20

@@ -129,11 +129,11 @@ def tf_serving_command(
     """The command line of TF Serving's binary.
 
     Args:
-        model: Base path of one model, or None where `models` names the file that lists them.
+        model_dir: Base path of one model, or None where `models_config` names the file that lists them.
         ports: Of the REST API and of gRPC.
-        models: models.config
-        monitoring: monitoring.config
-        batching: batching.config, or True for batching with the defaults.
+        models_config: models.config
+        monitoring_config: monitoring.config
+        batching_config: batching.config, or True for batching with the defaults.
 
     Raises:
         ResourceError: Where it is not installed.

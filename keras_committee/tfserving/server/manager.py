@@ -87,7 +87,7 @@ class VersionPolicy:
         return cls("specific", versions=versions)
 
     def select(self, available: Iterable[int]) -> set[int]:
-        """Those of the versions `present` that should be served."""
+        """Those of the versions `available` that should be served."""
         if self.kind == "all":
             return set(available)
         if self.kind == "specific":
@@ -162,9 +162,9 @@ class ManagerOptions:
 
     Attributes:
         poll_seconds: Between two looks at the disk.
-        retries: How often a load that failed is tried again.
+        max_retries: How often a load that failed is tried again.
         retry_seconds: Between these.
-        labels_for_unavailable: Whether a new label may name a version that is not loaded yet.
+        allow_labels_for_unavailable: Whether a new label may name a version that is not loaded yet.
     """
 
     poll_seconds: float = 1.0

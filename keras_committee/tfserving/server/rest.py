@@ -77,8 +77,8 @@ def start(
         address: Host and port. Only on a loopback host is the Host header checked, against another page's tricks.
         limits: What a request may ask for.
         metrics: Where requests are counted.
-        monitoring: Path of the page for Prometheus.
-        threads: That answer requests; a few more than cores where None.
+        metrics_path: Path of the page for Prometheus.
+        num_threads: That answer requests; a few more than cores where None.
 
     Raises:
         ResourceError: If the port is in use, or may not be taken.

@@ -72,7 +72,7 @@ def _parse_version(text: str | None) -> int | None:
 
 
 class RestHandlers:
-    """The REST API without its HTTP: `answer` runs in a worker's thread."""
+    """The REST API without its HTTP: `handle` runs in a worker's thread."""
 
     def __init__(self, manager: Manager, limits: Limits, metrics: Metrics):
         self._manager, self._limits, self._metrics = manager, limits, metrics
