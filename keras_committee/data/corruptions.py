@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-SEVERITIES = (1, 2, 3, 4, 5)
+from keras_committee.choices import CORRUPTIONS, SEVERITIES
+
 REFERENCE_SIDE = 32  # pixels, which the lengths below are for
 
 
@@ -256,8 +257,6 @@ _SEVERITY_TABLE = types.MappingProxyType(
         "jpeg_compression": (_jpeg, (80, 65, 58, 50, 40)),
     }
 )
-CORRUPTIONS = tuple(_SEVERITY_TABLE)
-
 
 def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Blurred by a Gaussian of `sigma` pixels that ends at four of them, as in SciPy and scikit-image."""

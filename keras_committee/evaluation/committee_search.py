@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_committee.choices import OBJECTIVES, SEARCH_METHODS
 from keras_committee.evaluation.committee_scores import SCORE_NAMES, PerExampleScores, bootstrap_differences, scores
 
-OBJECTIVE_METRICS = ("accuracy", "nll", "brier")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class Objective:
     min_accuracy: float = 0.0
 
     def __post_init__(self):
-        if self.metric not in OBJECTIVE_METRICS:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVE_METRICS)}. Received: {self.metric!r}")
+        if self.metric not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}. Received: {self.metric!r}")
 
     @property
     def minimizes_cost(self) -> bool:
@@ -147,7 +147,6 @@ class Candidates:
         return CandidateTable(self._rows[0], self.cost(self._rows[0]), joined)
 
 
-METHODS = ("auto", "exhaustive", "greedy", "evolutionary")
 MAX_AUTO_EXHAUSTIVE_MEMBERS = 12  # members: 4,095 committees, about ten seconds on 10,000 examples of ten classes
 MAX_EXHAUSTIVE_MEMBERS = 16  # where exhaustive search is asked for
 
@@ -167,8 +166,8 @@ def search_committees(
         ValueError: If there is no such method, or there are too many members for it.
     """
     member_indices = np.arange(candidates.num_members) if members is None else np.asarray(members)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}. Received: {method!r}")
+    if method not in SEARCH_METHODS:
+        raise ValueError(f"method must be one of {', '.join(SEARCH_METHODS)}. Received: {method!r}")
     if method == "auto":
         method = "exhaustive" if len(member_indices) <= MAX_AUTO_EXHAUSTIVE_MEMBERS else "evolutionary"
     _SEARCH_FUNCTIONS[method](candidates, objective, member_indices)

@@ -52,7 +52,7 @@ def select(
         pool: With votes on "validation" and "test".
         objective: What is wanted. Its `max_cost` is in MFLOPs, or in milliseconds where there are `latencies`.
         out: The file that the selection is meant for; the paths of its runs start from the folder of this file.
-        search_method: One of `committee_search.METHODS`.
+        search_method: One of `choices.SEARCH_METHODS`.
         head: One of `subsets.HEADS`, not the weighted one.
         latencies: Milliseconds that each member takes.
 

@@ -8,10 +8,9 @@ from typing import Literal
 
 import tensorflow as tf
 
+from keras_committee.choices import STRATEGIES
 from keras_committee.errors import RecipeError, ResourceError
 from keras_committee.system_limits import free_memory, usable_core_count
-
-STRATEGY_NAMES = ("auto", "single", "mirrored", "multiworker")
 
 
 def make_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
@@ -26,8 +25,8 @@ def make_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
     Raises:
         RecipeError: If the name is unknown, there is nothing to mirror on, or the batch cannot be divided equally.
     """
-    if name not in STRATEGY_NAMES:
-        raise RecipeError(f"unknown strategy '{name}'. Use one of: {', '.join(STRATEGY_NAMES)}.")
+    if name not in STRATEGIES:
+        raise RecipeError(f"unknown strategy '{name}'. Use one of: {', '.join(STRATEGIES)}.")
     if name == "multiworker":
         strategy = _multiworker_strategy()  # before anything else talks to the devices
         _check_divisible(batch_size, strategy.num_replicas_in_sync)

@@ -10,7 +10,7 @@ import sklearn.metrics
 from PIL import Image
 
 from keras_committee import cli, evaluation
-from keras_committee.cli.robustness import CORRUPTIONS
+from keras_committee.choices import CORRUPTIONS
 from keras_committee.data import corruptions, ood_images
 from keras_committee.data.corruptions import corrupt_images
 from keras_committee.data.dataset import stratified_indices
@@ -107,8 +107,8 @@ def test_without_a_test_split_there_is_nothing_to_corrupt(trained):
         robustness(run, dataclasses.replace(recipe, data=data))
 
 
-def test_the_command_line_knows_the_kinds():
-    assert CORRUPTIONS == corruptions.CORRUPTIONS
+def test_every_corruption_has_its_constants():
+    assert tuple(corruptions._SEVERITY_TABLE) == CORRUPTIONS
 
 
 def test_robustness_as_json_is_the_document_on_the_disk(trained, capsys):
