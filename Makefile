@@ -1,12 +1,13 @@
-# Two commands: `make demo` and `make test`. Both set up .venv first and need only Python 3.11, gcc and make.
+# `make demo`, `make check` and `make test` set up .venv first; they need Python 3.11, gcc and make.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint types tests slow docs bench audit packages lock clean
+.PHONY: demo test check lint types fast tests jax full-matrix docs bench audit packages lock clean
 
 .venv/ready: requirements.lock pyproject.toml
-	@echo "Setting up .venv: 225 packages from requirements.lock; pip says nothing for minutes."
+	@echo "Installing the packages of requirements.lock into .venv; this downloads about 1 GB and takes minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -18,33 +19,42 @@ demo: .venv/ready
 	$(BIN)/keras-committee report runs/digits_wrn
 	$(BIN)/keras-committee export runs/digits_wrn
 
-test: lint types tests slow
+# Everything: at most 20 minutes on two idle cores.
+test: lint types tests jax
+
+# Before each commit: at most 5 minutes.
+check: lint types fast
 
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --config pyproject.toml
 
 types: .venv/ready
 	$(BIN)/basedpyright --level error
 
-# The layers and models are keras.ops only: the same tests hold them to it under JAX.
+fast: .venv/ready
+	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow"
+
 tests: .venv/ready
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests/layers tests/models tests/test_flops.py tests/test_schedules.py
+	KERAS_BACKEND=tensorflow $(PYTEST)
 
-# Processes that are killed, hang and go on; several hosts; a Ray cluster.
-slow: .venv/ready
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m slow
+# The contracts of layers and models hold under JAX, too.
+jax: .venv/ready
+	KERAS_BACKEND=jax $(PYTEST) -m jax tests/layers tests/models
 
-# The guide, in build/site; a warning is an error.
+# Training stopped at every step and resumed, for every recipe option: about half an hour.
+full-matrix: .venv/ready
+	KERAS_BACKEND=tensorflow $(PYTEST) -m full_matrix tests/training
+
+# The documentation site in build/site; a warning is an error.
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: .venv/ready
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-# Asks the vulnerability service for what is known of the lock; --strict, since one that could not be asked about is no
-# clean one. What is accepted, and why, stands in SECURITY.md.
+# Known vulnerabilities of the locked packages; accepted ones are listed in SECURITY.md.
 audit: .venv/ready
 	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict --progress-spinner off
 

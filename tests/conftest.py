@@ -1,4 +1,4 @@
-"""What every test may count on: two logical CPU devices, a seed, float32."""
+"""Shared fixtures: two logical CPU devices, a fixed seed, float32 and trained runs."""
 
 import functools
 import os
@@ -11,13 +11,26 @@ import pytest
 
 
 def pytest_configure(config):
-    """Starts Keras where tests run: in the workers of xdist, but not in the process that only deals the tests out."""
+    """Configure Keras in processes that run tests, but not in the xdist controller."""
     if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
         _two_devices()
 
 
+def pytest_collection_modifyitems(config, items):
+    """Deselect the full resume matrix by default; with `--dist loadgroup`, keep files together and run slow ones first."""
+    if "full_matrix" not in config.getoption("markexpr", ""):
+        matrix = [item for item in items if item.get_closest_marker("full_matrix")]
+        items[:] = [item for item in items if item not in matrix]
+        config.hook.pytest_deselected(items=matrix)
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)  # stable: a long file at the end would leave a worker idle
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
 def _two_devices():
-    """MirroredStrategy is tested on two logical devices; they can only be made before TensorFlow starts its runtime."""
+    """Create the two logical devices that MirroredStrategy is tested on, before TensorFlow starts its runtime."""
     import keras
 
     if keras.backend.backend() == "tensorflow":
@@ -29,7 +42,7 @@ def _two_devices():
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Each test starts from the same seed and float32, whatever the one before it did."""
+    """Reset the seed and the dtype policy before each test."""
     import keras
 
     keras.config.set_dtype_policy("float32")
@@ -40,7 +53,7 @@ TINY = pathlib.Path(__file__).parent / "recipes" / "tiny.py"
 
 
 def make_run(path, overrides):
-    """A new run folder of the tiny recipe, and the function that trains it."""
+    """Create a run folder of the tiny recipe: `(run, train)`."""
     from keras_committee.recipe_file import RecipeFile
     from keras_committee.run import Run
     from keras_committee.training import train_committee
@@ -53,19 +66,19 @@ def make_run(path, overrides):
 
 @pytest.fixture(scope="session")
 def run_at():
-    """Makes a run of the tiny recipe at a path, with some knobs turned: `(run, train)`."""
+    """Function of a path and overrides that creates a run of the tiny recipe: `(run, train)`."""
     return make_run
 
 
 @pytest.fixture
 def new_run(tmp_path):
-    """Makes a run of the tiny recipe with some knobs turned: `(run, train)`."""
+    """Function of overrides that creates a run of the tiny recipe in `tmp_path`: `(run, train)`."""
     return lambda overrides, name="run": make_run(tmp_path / name, overrides)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The tiny recipe's run, trained once: `(run, recipe)`. Tests only read it."""
+    """The tiny recipe, trained once: `(run, recipe)`. Read-only."""
     run, train = make_run(tmp_path_factory.mktemp("trained") / "tiny", [])
     train()
     return run, train.args[1]
@@ -73,7 +86,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def mirrored():
-    """The one MirroredStrategy of the process, on two logical CPU devices."""
+    """The single MirroredStrategy of the process, on two logical CPU devices."""
     from keras_committee.training.devices import make_strategy
 
     return make_strategy("mirrored", 2)
@@ -81,10 +94,10 @@ def mirrored():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """A headless Chromium with a fresh profile; where there is none, what needs it is skipped."""
+    """Headless Chromium with a fresh profile; tests that need it are skipped where it is not installed."""
     selenium = pytest.importorskip("selenium.webdriver")
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("there is no chromium")
+        pytest.skip("chromium is not installed")
     options = selenium.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1400,1000"):
@@ -99,7 +112,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def until(browser):
-    """Waits until a condition of the page holds, and returns its value."""
+    """Function that waits until a condition of the page is true and returns its value."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     return lambda condition: WebDriverWait(browser, 60).until(lambda _: condition())

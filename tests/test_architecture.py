@@ -1,0 +1,60 @@
+"""Architecture rules that are not import floors; import-linter checks the floors in `make lint`."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "keras_committee"
+
+# `--help` and a mistyped option answer at once because nothing here loads a heavy library at import.
+LIGHT = """
+    keras_committee choices class_folders errors files member_dir metrics recipe recipe_file run selection summaries
+    system_limits tables search search.budget search.search_space export export.publish tfserving tfserving.config
+    tfserving.versions cli cli.calibrate cli.completion cli.describe cli.doctor cli.doctor.checks cli.evaluate
+    cli.export cli.import_models cli.init cli.init.image_stats cli.init.template cli.make_tfrecords cli.options
+    cli.output cli.predict cli.report cli.robustness cli.search cli.select cli.serve cli.serving_config cli.train
+""".split()
+HEAVY = {"jax", "keras", "matplotlib", "optuna", "ray", "rich", "scipy", "sklearn", "tensorflow", "torch"}
+
+UNSAFE = re.compile(
+    r"allow_pickle=True|enable_unsafe_deserialization|safe_mode=False|yaml\.(unsafe_|full_)?load\(|shell=True|os\.system\("
+    r"|^ *(import|from) (pickle|dill|joblib|marshal|shelve|cloudpickle)\b|(?<![\w.])(eval|exec)[()]|verify=False",
+    re.MULTILINE,
+)
+ALLOWED = {"recipe_file.py": ["exec)"]}  # executes the recipe that the user named
+
+
+def test_light_modules_load_nothing_heavy():
+    names = ", ".join(f"keras_committee.{name}".removesuffix(".keras_committee") for name in LIGHT)
+    program = f"import sys, {names}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "", "")
+
+
+def test_no_module_enables_unsafe_calls():
+    modules = sorted(PACKAGE.rglob("*.py"))
+    assert len(modules) >= 100
+    found = {
+        module.relative_to(PACKAGE).as_posix(): [match.group().strip() for match in UNSAFE.finditer(module.read_text())]
+        for module in modules
+    }
+    assert {name: calls for name, calls in found.items() if calls} == ALLOWED
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "    from joblib import load",
+        "np.load(file, allow_pickle=True)",
+        "eval(text)",
+        "subprocess.run(words, shell=True)",
+        "yaml.load(text)",
+        "keras.config.enable_unsafe_deserialization()",
+    ],
+)
+def test_unsafe_calls_are_recognized(line):
+    assert UNSAFE.search(f"x = 1\n{line}\n")
