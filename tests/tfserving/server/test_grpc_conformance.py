@@ -1,0 +1,56 @@
+"""Does the stand-in answer gRPC as TF Serving does?
+
+The same against the real server, started with what `zoo.py` writes and told the label:
+    python -m pytest tests/serving/test_grpc_conformance.py --target grpc://127.0.0.1:8500
+"""
+
+import grpc
+import pytest
+from google.protobuf import text_format
+from grpc_requests import KINDS, ask
+from grpc_cases import CASES
+from tensorflow_serving.apis import get_model_metadata_pb2
+
+
+@pytest.fixture(scope="module")
+def channel(request):
+    """To the target, or to the stand-in."""
+    target = request.config.getoption("--target") or ""
+    if target.startswith("grpc://"):
+        with grpc.insecure_channel(target.removeprefix("grpc://")) as channel:
+            yield channel
+    else:
+        yield request.getfixturevalue("grpc_channel")
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    if CASES[request.param].ours and request.config.getoption("--target"):
+        pytest.skip("a limit of the stand-in")
+    return CASES[request.param]
+
+
+def expected(case, content):
+    """The answer of `case`, or the one in `content` where any will do."""
+    response = KINDS[case.method][2]
+    return text_format.Parse(case.answer, response()) if case.answer else response.FromString(content)
+
+
+def test_there_are_enough_cases():
+    assert len(CASES) >= 50
+
+
+def test_D08_D09_D11_D14_D15_each_request_is_answered_as_written(channel, case):
+    content, code, message = ask(channel, case)
+    assert (code, case.message in message) == (case.code, True), message
+    assert KINDS[case.method][2].FromString(content) == expected(case, content)
+
+
+def test_metadata_holds_every_signature_of_the_model(channel):
+    content, _, _ = ask(channel, CASES["metadata"])
+    response = get_model_metadata_pb2.GetModelMetadataResponse.FromString(content)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    assert response.metadata["signature_def"].Unpack(signatures)
+    assert {"serving_default", "classify", "regress"} <= set(signatures.signature_def)
+    assert signatures.signature_def["serving_default"].inputs["x"].tensor_shape.dim[0].size == -1
+    assert (response.model_spec.name, response.model_spec.version.value) == ("half_plus_two", 123)

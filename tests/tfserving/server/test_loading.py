@@ -1,0 +1,71 @@
+"""Is a version that fails its warm-up requests, or that TF Serving could not run, kept from serving?"""
+
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_committee.tfserving.server.loading import WARMUP_FILE, check_no_xla, load_version
+from keras_committee.tfserving.session import Session
+from keras_committee.tfserving.tf_protocol import StatusError
+
+ONE = {"x": np.float32([1.0])}
+
+
+def warm(folder, *requests):
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    path = folder / WARMUP_FILE
+    path.parent.mkdir()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for request in requests:
+            log = prediction_log_pb2.PredictionLog()  # without a request nothing is asked, and it counts
+            for signature, array in filter(None, [request]):
+                log.predict_log.request.model_spec.signature_name = signature
+                log.predict_log.request.inputs["x"].CopyFrom(tf.make_tensor_proto(array))
+            writer.write(log.SerializeToString())
+
+
+def load_warm(half_plus_two, tmp_path, *requests):
+    folder = shutil.copytree(half_plus_two / "123", tmp_path / "warm")
+    warm(folder, *requests)
+    load_version(folder).close()
+
+
+def test_a_thousand_warm_up_requests_pass_and_one_more_does_not(half_plus_two, tmp_path):
+    load_warm(half_plus_two, tmp_path, ("", ONE["x"]), *[None] * 999)
+    shutil.rmtree(tmp_path / "warm")
+    with pytest.raises(StatusError, match=r"Number of warmup records exceeds the maximum \(1000\)"):
+        load_warm(half_plus_two, tmp_path, *[None] * 1001)
+
+
+@pytest.mark.parametrize(
+    ("signature", "array", "message"),
+    [
+        ("nope", ONE["x"], 'Serving signature key "nope" not found.'),
+        ("", np.float64([1]), "Expects arg"),
+        ("", np.zeros([2000], np.float32), "a batch of 2000; at most 1024"),
+    ],
+)
+def test_a_warm_up_request_that_fails_keeps_its_version_from_serving(
+    half_plus_two, tmp_path, signature, array, message
+):
+    with pytest.raises(StatusError, match=message):
+        load_warm(half_plus_two, tmp_path, (signature, array))
+
+
+def test_a_warm_up_file_that_is_no_tfrecord_is_data_loss(half_plus_two, tmp_path):
+    folder = shutil.copytree(half_plus_two / "123", tmp_path / "warm")
+    (folder / WARMUP_FILE).parent.mkdir()
+    (folder / WARMUP_FILE).write_bytes(b"this is text, not records of requests")
+    with pytest.raises(StatusError, match=r"DATA_LOSS: .*Please verify your warmup data is in TFRecord format\."):
+        load_version(folder)
+
+
+def test_a_function_that_must_be_compiled_is_refused(half_plus_two):
+    with Session.load(half_plus_two / "123") as session:
+        check_no_xla(session.meta_graph)
+        session.meta_graph.graph_def.library.function[0].attr["_XlaMustCompile"].b = True
+        with pytest.raises(StatusError, match="XLA compilation disabled"):
+            check_no_xla(session.meta_graph)

@@ -1,0 +1,104 @@
+"""Does the page at / of the stand-in show what the committee says, and nothing as markup that a stranger wrote?"""
+
+import io
+import re
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_committee import NAMES, SIZE, expected
+
+from keras_committee.tfserving.server import rest
+from keras_committee.tfserving.server.manager import Manager, ModelConfig, VersionPolicy
+from keras_committee.tfserving.server.page import content_security_policy, list_models
+
+ORANGE = np.broadcast_to(np.array([230, 120, 20], np.uint8), (SIZE, SIZE, 3))
+
+
+@pytest.fixture(scope="module")
+def manager(tiny_committee):
+    with Manager([ModelConfig("tiny", tiny_committee, VersionPolicy.specific(4))]) as manager:
+        manager.wait_until_available()
+        yield manager
+
+
+@pytest.fixture(scope="module")
+def address(manager):
+    with rest.start(manager, ("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.port}/"
+
+
+def png(path):
+    Image.fromarray(np.array(ORANGE)).save(path)
+    return path
+
+
+def test_the_page_needs_no_network_and_says_what_it_is(address):
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        html, headers = answer.read().decode(), answer.headers
+    assert "It is not TensorFlow Serving." in html
+    assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", html) == []
+    assert re.findall(r"\b(innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval)\b", html) == []
+    assert headers["Content-Security-Policy"] == content_security_policy(html)
+    assert "default-src 'none'" in content_security_policy(html)
+    assert content_security_policy(html).count("'sha256-") == 2
+    assert "unsafe" not in content_security_policy(html)
+
+
+def test_the_page_learns_which_versions_serve(manager, address):
+    with urllib.request.urlopen(f"{address}page/models", timeout=10) as answer:
+        assert answer.headers["Content-Type"] == "application/json"
+    assert list_models(manager) == [{"name": "tiny", "versions": ["4"], "labels": {}}]
+
+
+def texts(browser, selector):
+    return [each.text for each in browser.find_elements("css selector", selector)]
+
+
+@pytest.mark.slow
+def test_a_chosen_image_shows_classes_and_each_members_vote(browser, until, address, tmp_path):
+    browser.get(address)
+    until(lambda: texts(browser, "#version option") == ["4"])
+    browser.find_element("id", "file").send_keys(str(png(tmp_path / "orange.png")))
+    until(lambda: len(texts(browser, "#members .bar")) == 3)
+    votes = expected(ORANGE[None])[0]
+    mean = votes.mean(0)
+    assert texts(browser, "#classes .bar span:first-child") == [NAMES[i] for i in np.argsort(-mean)]
+    shown = [float(text.removesuffix(" %")) for text in texts(browser, "#classes .number")]
+    np.testing.assert_allclose(shown, 100 * np.sort(mean)[::-1], atol=0.051)
+    assert texts(browser, "#verdict") == [f"<b>red</b>, {100 * mean[0]:.1f} %"]  # shown, not obeyed
+    assert "2 of 3 members were asked" in texts(browser, "#about")[0]
+    assert texts(browser, "#members .faint") == ["asked", "asked", "not asked"]
+    assert texts(browser, "#members span:nth-child(2)") == [NAMES[i] for i in votes.argmax(1)]
+    shown = [float(text.removesuffix(" %")) for text in texts(browser, "#members .number")]
+    np.testing.assert_allclose(shown, 100 * votes.max(1), atol=0.051)
+    widths = [
+        float(each.get_attribute("width")[:-1]) for each in browser.find_elements("css selector", "#classes rect")
+    ]
+    np.testing.assert_allclose(widths, 100 * np.sort(mean)[::-1], atol=0.051)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+DROP = """
+const [content, name] = arguments;
+const file = new File([Uint8Array.from(content)], name, {type: 'image/png'});
+const data = new DataTransfer(); data.items.add(file);
+const event = new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
+document.getElementById('drop').dispatchEvent(event);
+"""
+
+
+@pytest.mark.slow
+def test_a_dropped_image_is_shown_and_a_dropped_text_is_told(browser, until, address):
+    browser.get(address)
+    until(lambda: texts(browser, "#version option") == ["4"])
+    buffer = io.BytesIO()
+    Image.fromarray(np.array(ORANGE)).save(buffer, "PNG")
+    browser.execute_script(DROP, list(buffer.getvalue()), "orange.png")
+    until(lambda: len(texts(browser, "#members .bar")) == 3)
+    browser.execute_script(DROP, list(b"<script>alert(1)</script>"), "<img src=x onerror=alert(1)>.png")
+    until(lambda: texts(browser, "#error") != [""])
+    assert texts(browser, "#error") == ["The server could not decode this file: it takes JPEG and PNG."]
+    assert texts(browser, "#hint") == ["<img src=x onerror=alert(1)>.png"]
+    assert not browser.find_element("id", "result").is_displayed()
