@@ -71,7 +71,7 @@ class Cascade(CommitteeModel):
         image, logits = committee_image_and_logits(list(members), image_size, temperatures)
         combiner = GeometricMean() if head is None else head
         outputs = {
-            **_first_confident(logits, stages, thresholds, confidence, combiner),
+            **first_confident(logits, stages, thresholds, confidence, combiner),
             "votes": keras.layers.Softmax(dtype="float32", name="votes")(logits),
         }
         super().__init__(inputs=image, outputs=outputs, name=name, **kwargs)
@@ -95,23 +95,42 @@ def check_stages(stages: Sequence[int], thresholds: Sequence[float], members: in
         )
 
 
-def _first_confident(logits, stages, thresholds, measure, head):
-    """The outputs of the first stage that is sure; from the last to the first, so that the first has the last word."""
-    outputs = _run_stage(logits, stages[-1], measure, head)
+def first_confident(logits, stages, thresholds, measure, head):
+    """Return the `stage_outputs` of the first stage that is confident enough; of the last stage where none is.
+
+    `aggregation.run_cascade` is the same rule in NumPy.
+
+    Args:
+        logits: Tensor `(batch, members, classes)`, divided by the temperatures.
+        stages: Numbers of members at the end of each stage, ascending.
+        thresholds: One float for each stage but the last.
+        measure: One of `layers.CONFIDENCE_MEASURES`.
+        head: Layer that combines the predictions of all members.
+    """
+    outputs = stage_outputs(logits, stages[-1], measure, head)
+    # From the last stage to the first, so that the first confident one decides.
     for size, threshold in reversed(list(zip(stages, thresholds, strict=False))):
-        stage_outputs = _run_stage(logits, size, measure, subset_head(head, range(size)))
-        is_confident = ops.greater_equal(stage_outputs["confidence"], ops.cast(threshold, "float32"))
+        earlier = stage_outputs(logits, size, measure, subset_head(head, range(size)))
+        is_confident = ops.greater_equal(earlier["confidence"], ops.cast(threshold, "float32"))
         outputs = {
             "probabilities": ops.where(
-                ops.expand_dims(is_confident, 1), stage_outputs["probabilities"], outputs["probabilities"]
+                ops.expand_dims(is_confident, 1), earlier["probabilities"], outputs["probabilities"]
             ),
-            "members_used": ops.where(is_confident, stage_outputs["members_used"], outputs["members_used"]),
-            "confidence": ops.where(is_confident, stage_outputs["confidence"], outputs["confidence"]),
+            "members_used": ops.where(is_confident, earlier["members_used"], outputs["members_used"]),
+            "confidence": ops.where(is_confident, earlier["confidence"], outputs["confidence"]),
         }
     return outputs
 
 
-def _run_stage(logits, size, measure, head):
+def stage_outputs(logits, size, measure, head):
+    """Return `probabilities`, `members_used` and `confidence` of the committee of the first `size` members.
+
+    Args:
+        logits: Tensor `(batch, members, classes)` of at least `size` members, divided by the temperatures.
+        size: Number of members.
+        measure: One of `layers.CONFIDENCE_MEASURES`.
+        head: Layer that combines the predictions of these members.
+    """
     member_logits = logits[:, :size]
     probabilities = head(member_logits)
     stage_confidence = confidence(measure, probabilities, member_logits)
