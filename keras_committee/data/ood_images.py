@@ -1,4 +1,4 @@
-"""Which images, noise and textures, belong to no class of any data?
+"""Generated out-of-distribution images: noise and textures that belong to no class.
 
 Source: Gaussian, Rademacher and Blobs: Hendrycks et al. 2019, arXiv:1812.04606, appendix A.
 """
@@ -6,19 +6,22 @@ Source: Gaussian, Rademacher and Blobs: Hendrycks et al. 2019, arXiv:1812.04606,
 import types
 
 import numpy as np
-
-from keras_committee.data.corruptions import gaussian_blur
+from scipy import ndimage
 
 
 def generate_ood(kind: str, examples: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """Images of one of `OOD_GENERATORS`, uint8 `(examples, height, width, 3)`; they follow from kind, place and seed.
+    """Return images of one of `OOD_GENERATORS`, which are a function of kind, index and seed.
 
     Args:
-        kind: `"gaussian"`: every value normal about grey; `"rademacher"`: every value 0 or 255; `"blobs"`: shapes
-            of pure colours with sharp rims; `"stripes"`: a wave in two colours, of any direction and of 2 to 8 periods.
-        examples: How many.
-        size: Height and width.
+        kind: `"gaussian"`: every value normal around gray; `"rademacher"`: every value 0 or 255; `"blobs"`: shapes
+            of pure colors with sharp edges; `"stripes"`: a wave between two colors, in any direction, with 2 to 8
+            periods.
+        examples: Number of images.
+        size: Height and width, in pixels.
         seed: Integer of 0 or more.
+
+    Returns:
+        uint8 `(examples, height, width, 3)`.
     """
     rngs = (np.random.default_rng((seed, OOD_GENERATORS.index(kind), index)) for index in range(examples))
     images = np.stack([_GENERATOR_FNS[kind](size, rng) for rng in rngs])
@@ -34,7 +37,8 @@ def _rademacher(size, rng):
 
 
 def _blobs(size, rng):
-    smooth = gaussian_blur(rng.normal(size=(*size, 3)), min(size) / 16)
+    sigma = min(size) / 16
+    smooth = ndimage.gaussian_filter(rng.normal(size=(*size, 3)), (sigma, sigma, 0), mode="nearest", truncate=4)
     return (smooth > np.median(smooth)).astype(float)
 
 
