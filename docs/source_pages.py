@@ -1,8 +1,7 @@
-"""How do tests, benchmarks and the help of the commands get into the pages?
+"""MkDocs hook: pages with the source of linked tests and benchmarks, and the help of each command.
 
-A hook of mkdocs. A link such as `](../tests/test_flops.py)` leaves the folder of the pages: the site gets a page with
-the text of each file that is linked so, and the link is turned to it. The line `<!-- commands -->` becomes
-the help of each command.
+A link such as `](../tests/test_flops.py)` points outside the folder of the pages: the site gets a page with the text of
+that file, and the link is rewritten. The line `<!-- commands -->` is replaced by the help of each command.
 """
 
 import re
@@ -19,18 +18,18 @@ _LINK = re.compile(r"\]\((?:\.\./)+((?:benchmarks|keras_committee|recipes|tests)
 
 
 def on_files(files: Files, /, *, config: Any) -> Files:
-    """Adds a page for each file that a page links to."""
+    """Add a page for each source file that a page links to."""
     linked = {name: page for page in files.documentation_pages() for name in _LINK.findall(page.content_string)}
     for name, page in sorted(linked.items()):
         file = Path(config.config_file_path).parent / name
         if not file.is_file():
-            raise PluginError(f"{page.src_uri} links to {name}, and there is no such file.")
+            raise PluginError(f"{page.src_uri} links to {name}, which does not exist.")
         files.append(File.generated(config, f"source/{name}.md", content=_page(name, file.read_text())))
     return files
 
 
 def on_page_markdown(markdown: str, /, *, page: Any, **_: Any) -> str:
-    """Turns the links to these pages, and puts the help where it is asked for."""
+    """Rewrite the links to these pages and insert the commands' help."""
     up = "../" * page.file.src_uri.count("/")
     return _LINK.sub(rf"]({up}source/\1.md)", markdown).replace("<!-- commands -->", _commands())
 
@@ -45,5 +44,5 @@ def _help(name: str) -> str:
 
 
 def _page(name: str, text: str) -> str:
-    # A fence longer than any inside; excluded from the search, which is for what we explain.
+    # The fence is longer than any inside. Excluded from the search, which covers the guides.
     return f"---\ntitle: {name}\nsearch:\n  exclude: true\n---\n# {name}\n\n``````python\n{text}\n``````\n"
