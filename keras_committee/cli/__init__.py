@@ -1,6 +1,6 @@
-"""What can be done at the command line, and what does a failure look like there?
+"""The command line: `keras-committee COMMAND`.
 
-Everything heavy is imported inside the commands: `--help` and a mistyped knob answer at once.
+Commands import TensorFlow only where they need it, so that `--help` and usage errors appear at once.
 """
 
 import io
@@ -37,12 +37,19 @@ __all__ = ["cli", "main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0, that of a `CommitteeError`, 2 for usage, 130 for Ctrl-C."""
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: The words after `keras-committee`; None takes them from `sys.argv`.
+
+    Returns:
+        0 on success, 2 for a usage error, 130 for Ctrl-C, or the `exit_code` of the `CommitteeError`.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     _escape_unencodable_output()
-    # TensorFlow's C++ log greets and, without a GPU, complains; what goes wrong comes as a Python exception, too.
+    # TensorFlow's C++ log prints a banner and, without a GPU, warnings; real failures raise Python exceptions, too.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Its Python log warns of retracing where several models predict, each of them once.
+    # Its Python log warns of retracing when several models predict, each of them once.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     settings = {"debug": False, "command": shlex.join(["keras-committee", *arguments])}
     try:
@@ -55,23 +62,24 @@ def main(arguments: list[str] | None = None) -> int:
     except CommitteeError as error:
         return _print_error(error, str(error), error.exit_code, settings)
     except click.Abort as error:
-        if isinstance(error.__cause__, EOFError):  # click takes it for Ctrl-D; here it is a file cut short
+        if isinstance(error.__cause__, EOFError):  # click reads it as Ctrl-D; here it is a truncated file
             raise error.__cause__ from None
-        return _print_error(error, f"interrupted. To go on: {settings['command']}", 130, settings)
+        return _print_error(error, f"interrupted. To resume, run: {settings['command']}", 130, settings)
 
 
 class _OrderedGroup(click.Group):
+    """Group that lists its commands in the order of a workflow."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which they are needed, not of the alphabet."""
         return list(self.commands)
 
 
 @click.group(cls=_OrderedGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @standard_options
 def cli() -> None:
-    """Train a committee of small image classifiers, and see what its votes are worth.
+    """Train, evaluate and export committees of small image classifiers.
 
-    A RECIPE is a Python file. `train` and `show` execute it, and what takes a RUN executes the copy in the run folder:
+    A RECIPE is a Python file; a RUN is the folder that `train` writes. Both contain code that the commands execute:
     use only files that you trust.
     """
 
@@ -99,14 +107,14 @@ for command in (
 
 
 def _escape_unencodable_output() -> None:
-    """What the encoding of stdout lacks, as in odd names of files, is printed as `\\udcff`: it ends no command."""
+    """Print characters that the encoding of stdout lacks as escapes such as `\\udcff`, instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _usage_message(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
-    return error.format_message() + (f"\n  see: {context.command_path} --help" if context else "")
+    return error.format_message() + (f"\n  See: {context.command_path} --help" if context else "")
 
 
 def _print_error(error: BaseException, message: str, exit_code: int, settings: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""What does `python -m keras_committee.cli` do? The same as `keras-committee`."""
+"""Entry point of `python -m keras_committee.cli`."""
 
 import sys
 

@@ -1,12 +1,11 @@
-"""`keras-committee calibrate`: which temperature and which weights make a committee as sure as it is right?"""
+"""`keras-committee calibrate`: fit temperatures and member weights."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from keras_committee.cli import options
-from keras_committee.cli.options import json_option, min_members_option, standard_options
+from keras_committee.cli.options import json_option, min_members_option, run_argument, standard_options
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.run import Run
 from keras_committee.tables import print_table
@@ -15,28 +14,29 @@ _SCORES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "adaptive_ece": "
 
 
 @click.command()
-@click.argument("run", type=click.Path(), shell_complete=options.complete_runs)
+@run_argument
 @min_members_option
 @json_option
 @standard_options
 def calibrate(run: str, min_members: int | None, as_json: bool) -> None:
-    """Make RUN as sure as it is right: temperatures and weights.
+    """Fit temperatures and member weights on validation data.
 
-    They are fitted on its validation split, for the members and for the committee, and measured on its test split.
+    Both are fitted on the validation split of RUN, for each member and for the committee, and evaluated on its test
+    split. The result is written to RUN/calibration.json.
     """
     opened = Run.open(run)
     with opened.lock(), reserve_stdout_for_json(as_json):
-        built = opened.recipe()
+        recipe = opened.recipe()
         from keras_committee import evaluation
 
-        result = evaluation.calibrate(opened, built, min_members=min_members)
+        result = evaluation.calibrate(opened, recipe, min_members=min_members)
     if as_json:
         print_json(result)
         return
     _print_result(result)
     click.echo(
-        f"Fitted on {result['fitted_on']['examples']} examples of validation, measured on"
-        f" {result['measured_on']['examples']} of test. All of it: {Path(run, 'calibration.json')}"
+        f"Fitted on {result['fitted_on']['examples']:,} validation examples, evaluated on"
+        f" {result['measured_on']['examples']:,} test examples. Details: {Path(run, 'calibration.json')}"
     )
     print_next_steps("report", run, *forwarded_options(min_members))
 
@@ -45,7 +45,7 @@ def _print_result(result: dict[str, Any]) -> None:
     committee = result["committee"]
     weights = " ".join(f"{weight:.3f}" for weight in committee["weights"])
     temperatures = {
-        "member_temperatures": "each its own",
+        "member_temperatures": "one per member",
         "temperature": f"{committee['temperature']:.3f}",
         "weights": "1",
     }

@@ -1,7 +1,7 @@
-"""`keras-committee completion`: with which script does a shell complete what is typed?"""
+"""`keras-committee completion`: print a shell completion script."""
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import BashComplete, ZshComplete, add_completion_class, get_completion_class
 
 from keras_committee.cli.options import standard_options
 
@@ -12,18 +12,6 @@ _INSTALL_HINTS = {
     "zsh": f'# In ~/.zshrc: eval "$({PROGRAM} completion zsh)"',
     "fish": f"# Once: {PROGRAM} completion fish > ~/.config/fish/completions/{PROGRAM}.fish",
 }
-# A knob goes on with its value: no blank after the equals sign. fish knows.
-_NO_SPACE_PATCH = {
-    "bash": (
-        "    return 0\n",
-        "    [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2> /dev/null\n    return 0\n",
-    ),
-    "zsh": (
-        "        _describe -V unsorted completions_with_descriptions -U\n",
-        "        local -a no_blank; [[ $completions_with_descriptions[1] == *=:* ]] && no_blank=(-S '')\n"
-        '        _describe -V unsorted completions_with_descriptions -U "${no_blank[@]}"\n',
-    ),
-}
 
 
 @click.command()
@@ -31,16 +19,95 @@ _NO_SPACE_PATCH = {
 @standard_options
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script with which a shell completes what is typed.
+    """Print a shell completion script.
 
-    It completes commands, options, recipes, runs, models and knobs.
+    The script completes commands, options, recipes, recipe parameters, runs and exported models. To enable it in bash,
+    add this line to ~/.bashrc:
 
-    For bash: eval "$(keras-committee completion bash)", in ~/.bashrc.
+    \b
+        eval "$(keras-committee completion bash)"
     """
     completion_class = get_completion_class(shell)
-    if completion_class is None:
-        raise click.UsageError(f"click knows no completion for {shell}.")
-    script = completion_class(context.find_root().command, {}, PROGRAM, COMPLETION_VARIABLE).source()
-    if shell in _NO_SPACE_PATCH:
-        script = script.replace(*_NO_SPACE_PATCH[shell], 1)
+    script = completion_class(  # pyright: ignore[reportOptionalCall]
+        context.find_root().command, {}, PROGRAM, COMPLETION_VARIABLE
+    ).source()
     click.echo(f"{_INSTALL_HINTS[shell]}\n{script}")
+
+
+# Both scripts below are click's, changed in one point: no space follows `NAME=`, so that the value can be typed. The
+# fish script of click does that already.
+@add_completion_class
+class _BashCompleteWithoutSpace(BashComplete):
+    source_template = """\
+%(complete_func)s() {
+    local IFS=$'\\n'
+    local response
+
+    response=$(env COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD %(complete_var)s=bash_complete $1)
+
+    for completion in $response; do
+        IFS=',' read type value <<< "$completion"
+
+        if [[ $type == 'dir' ]]; then
+            COMPREPLY=()
+            compopt -o dirnames
+        elif [[ $type == 'file' ]]; then
+            COMPREPLY=()
+            compopt -o default
+        elif [[ $type == 'plain' ]]; then
+            COMPREPLY+=($value)
+        fi
+    done
+
+    [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2> /dev/null
+    return 0
+}
+
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+
+@add_completion_class
+class _ZshCompleteWithoutSpace(ZshComplete):
+    source_template = """\
+#compdef %(prog_name)s
+
+%(complete_func)s() {
+    local -a completions
+    local -a completions_with_descriptions
+    local -a response
+    (( ! $+commands[%(prog_name)s] )) && return 1
+
+    response=("${(@f)$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) %(complete_var)s=zsh_complete %(prog_name)s)}")
+
+    for type key descr in ${response}; do
+        if [[ "$type" == "plain" ]]; then
+            if [[ "$descr" == "_" ]]; then
+                completions+=("$key")
+            else
+                completions_with_descriptions+=("$key":"$descr")
+            fi
+        elif [[ "$type" == "dir" ]]; then
+            _path_files -/
+        elif [[ "$type" == "file" ]]; then
+            _path_files -f
+        fi
+    done
+
+    if [ -n "$completions_with_descriptions" ]; then
+        local -a no_space
+        [[ $completions_with_descriptions[1] == *=:* ]] && no_space=(-S '')
+        _describe -V unsorted completions_with_descriptions -U "${no_space[@]}"
+    fi
+
+    if [ -n "$completions" ]; then
+        compadd -U -V unsorted -a completions
+    fi
+}
+
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    %(complete_func)s "$@"
+else
+    compdef %(complete_func)s %(prog_name)s
+fi
+"""  # noqa: E501

@@ -1,27 +1,29 @@
-"""`keras-committee describe`: what is a recipe, and what will its members cost?"""
+"""`keras-committee describe`: print the parameters, cost and memory of a recipe."""
 
 import dataclasses
 from typing import Any
 
 import click
 
-from keras_committee.cli import options
-from keras_committee.cli.options import json_option, set_option, standard_options
+from keras_committee.cli.options import json_option, recipe_argument, set_option, standard_options
 from keras_committee.cli.output import print_json, reserve_stdout_for_json
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.tables import print_members
 
-_STEPS_PER_EPOCH = 1_000  # of an epoch; the memory of an optimizer does not depend on them
+_STEPS_PER_EPOCH = 1_000  # placeholder for the schedule; the memory of an optimizer does not depend on it
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(), shell_complete=options.complete_recipes)
+@recipe_argument
 @set_option
 @json_option
 @standard_options
 def describe(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show the docstring, the knobs and the members of RECIPE."""
+    """Print the parameters, cost and memory of a recipe.
+
+    For each member of RECIPE: weights, MFLOPs, expected depth and savings under stochastic depth, and estimated memory.
+    """
     recipe_file = RecipeFile.read(recipe)
     parameters = recipe_file.resolve(list(overrides))
     with reserve_stdout_for_json(as_json):
@@ -60,7 +62,7 @@ def _describe_member(recipe: Recipe, index: int) -> dict[str, Any]:
 
 
 def _memory_bytes(recipe: Recipe, model) -> dict[str, int]:
-    """Bytes by what they are for, on one device that takes the recipe's whole batch; `inference` is of one image."""
+    """Return bytes by purpose: training on one device with the recipe's whole batch, inference with one image."""
     from keras_committee import flops
 
     optimizer = recipe.optimizer(recipe.epochs * _STEPS_PER_EPOCH)

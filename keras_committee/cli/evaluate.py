@@ -1,14 +1,14 @@
-"""`keras-committee evaluate`: how good are the members of a run, and its committees?"""
+"""`keras-committee evaluate`: score the members of a run and its committees of every size."""
 
 from pathlib import Path
 
 import click
 
-from keras_committee.cli import options
 from keras_committee.cli.options import (
     allow_duplicate_weights_option,
     json_option,
     min_members_option,
+    run_argument,
     split_option,
     standard_options,
 )
@@ -18,25 +18,28 @@ from keras_committee.tables import print_evaluation
 
 
 @click.command()
-@click.argument("run", type=click.Path(), shell_complete=options.complete_runs)
+@run_argument
 @split_option
 @min_members_option
 @allow_duplicate_weights_option
-@click.option("--measure-latency", is_flag=True, help="Measure how long each member takes, for 1 and 32 images.")
+@click.option("--measure-latency", is_flag=True, help="Measure the latency of each member on 1 and 32 images.")
 @json_option
 @standard_options
 def evaluate(
     run: str, split: str, min_members: int | None, allow_duplicate_weights: bool, measure_latency: bool, as_json: bool
 ) -> None:
-    """Measure the members of RUN, and its committees of every size."""
+    """Evaluate the members and committees of a run.
+
+    Scores every member of RUN and its committees of every size. The result is written to RUN/evaluation.json.
+    """
     opened = Run.open(run)
     with opened.lock(), reserve_stdout_for_json(as_json):
-        built = opened.recipe()
+        recipe = opened.recipe()
         from keras_committee import evaluation
 
         result = evaluation.evaluate(
             opened,
-            built,
+            recipe,
             split=split,
             min_members=min_members,
             allow_duplicate_weights=allow_duplicate_weights,
@@ -46,6 +49,6 @@ def evaluate(
         print_json(result)
         return
     print_evaluation(result)
-    click.echo(f"{result['examples']} examples of {split}. All of it: {Path(run, 'evaluation.json')}")
-    next_command = "select" if len(result["members"]) > 1 else "report"  # of one member there is nothing to choose
+    click.echo(f"Evaluated on {result['examples']:,} {split} examples. Details: {Path(run, 'evaluation.json')}")
+    next_command = "select" if len(result["members"]) > 1 else "report"  # one member leaves nothing to select
     print_next_steps(next_command, run, *forwarded_options(min_members, allow_duplicate_weights))

@@ -1,31 +1,35 @@
-"""`keras-committee export`: how does a committee become a version that TF Serving loads?"""
+"""`keras-committee export`: export a committee as a SavedModel for TF Serving."""
 
 import json
 from pathlib import Path
 
 import click
 
-from keras_committee.cli import options
-from keras_committee.cli.options import json_option, min_members_option, standard_options
+from keras_committee.cli.options import json_option, min_members_option, runs_argument, standard_options
 from keras_committee.cli.output import command_line, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.run import Run
 
 
 @click.command()
-@click.argument(
-    "runs", metavar="RUN...", type=click.Path(), nargs=-1, required=True, shell_complete=options.complete_runs
+@runs_argument
+@click.option("--out", type=click.Path(), metavar="DIR", help="Model folder.", show_default="saved_models/RUN")
+@click.option(
+    "--selection",
+    type=click.Path(),
+    metavar="FILE",
+    help="Selection file written by `select`.",
+    show_default="all members",
 )
-@click.option("--out", type=click.Path(), metavar="DIR", help="The model's folder. [default: saved_models/RUN]")
-@click.option("--selection", type=click.Path(), metavar="FILE", help="A selection.json. [default: all members]")
 @min_members_option
 @json_option
 @standard_options
 def export(
     runs: tuple[str, ...], out: str | None, selection: str | None, min_members: int | None, as_json: bool
 ) -> None:
-    """Publish the committee of all RUNs as a version for TF Serving.
+    """Export a committee as a SavedModel for TF Serving.
 
-    It is verified before it appears: asked again in a process of its own, it must answer as the members do.
+    The committee has the members of all RUNs, or those of --selection. Before the new version appears in the model
+    folder, its predictions are verified against the Keras members in a separate process.
     """
     opened = [Run.open(run) for run in runs]
     with reserve_stdout_for_json(as_json):
@@ -42,14 +46,15 @@ def export(
 
 def _format_summary(version: Path, manifest: dict) -> str:
     model = version.parent
+    count = len(manifest["members"])
+    verified = manifest["verified"]
     image = '{"signature_name": "predict_bytes", "instances": [{"b64": "\'$(base64 -w0 IMAGE)\'"}]}'
-    url = f"http://127.0.0.1:8501/v1/models/{model.name}:predict"
     return "\n".join(
         [
-            f"{version}",
-            f"{manifest['kind']} of {len(manifest['members'])}, verified: {manifest['verified']['outputs']} outputs, "
-            f"largest difference {manifest['verified']['largest_difference']:.1e}. Ask it, or once it is served:",
+            f"Exported a {manifest['kind']} of {count} member{'' if count == 1 else 's'} to {version}",
+            f"Verified {verified['outputs']} outputs; largest difference {verified['largest_difference']:.1e}.",
+            "To classify an image, with the export or with the server:",
             f"  {command_line('predict', str(model), 'IMAGE')}",
-            f"  curl -d '{image}' {url}",
+            f"  curl -d '{image}' http://127.0.0.1:8501/v1/models/{model.name}:predict",
         ]
     )

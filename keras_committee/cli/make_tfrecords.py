@@ -1,4 +1,4 @@
-"""`keras-committee make-tfrecords`: how do class folders become TFRecords?"""
+"""`keras-committee make-tfrecords`: convert class folders to TFRecord files."""
 
 import shlex
 import time
@@ -11,25 +11,28 @@ import click
 from keras_committee.cli.options import json_option, standard_options
 from keras_committee.cli.output import print_json, reserve_stdout_for_json
 
-PROGRESS_INTERVAL_SECONDS = 10.0  # where there is no terminal to draw a bar on
+PROGRESS_INTERVAL_SECONDS = 10.0  # between progress lines if stderr is not a terminal
 
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
-@click.option(
-    "--shards", type=click.IntRange(1, 99999), metavar="N", required=True, help="Files of the training split."
-)
+@click.option("--shards", type=click.IntRange(1, 99999), metavar="N", required=True, help="Number of training shards.")
 @click.option(
     "--validation-shards",
     type=click.IntRange(1, 99999),
     metavar="N",
-    help="Files of every other split.  [default: an eighth of --shards]",
+    help="Number of shards of each other split.",
+    show_default="an eighth of --shards",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), metavar="N", help="Threads.  [default: one for each core, 8 at most]"
+    "--workers", type=click.IntRange(1), metavar="N", help="Number of threads.", show_default="one per core, at most 8"
 )
-@click.option("--keep-encoding", is_flag=True, help="Leave PNG and CMYK as they are; Model Garden reads only RGB JPEG.")
+@click.option(
+    "--keep-encoding",
+    is_flag=True,
+    help="Keep PNG and CMYK images instead of converting them to RGB JPEG, the only format that Model Garden reads.",
+)
 @json_option
 @standard_options
 def make_tfrecords(
@@ -41,11 +44,11 @@ def make_tfrecords(
     keep_encoding: bool,
     as_json: bool,
 ) -> None:
-    """Write the images of SOURCE as TFRecords into folder DEST.
+    """Convert class folders to TFRecord files.
 
-    SOURCE is a folder of class folders, or of train and val that hold such. The records have Model Garden's format,
-    shuffled, with the class names in labels.txt; data.imagenet_records reads them. DEST is a new folder, which appears
-    when all of it is written; where the command was killed, the same one goes on.
+    SOURCE holds one folder per class, or `train` and `val` folders of such. The records are shuffled and have Model
+    Garden's format, with the class names in labels.txt; read them with data.imagenet_records. DEST must not exist; it
+    appears once all records are written. To resume an interrupted conversion, run the same command again.
     """
     start = time.monotonic()
     with reserve_stdout_for_json(as_json), _progress_reporter() as report:
@@ -72,7 +75,7 @@ def make_tfrecords(
 
 @contextmanager
 def _progress_reporter() -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, else a line every ten seconds, on stderr."""
+    """Yield a callback that draws a progress bar on stderr, or prints a line every ten seconds without a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""Which options do several commands have?"""
+"""Arguments, options and completions that several commands share."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,38 +7,39 @@ import click
 from click.shell_completion import CompletionItem
 
 import keras_committee
+from keras_committee.choices import SPLITS
 from keras_committee.errors import CommitteeError
 from keras_committee.recipe_file import RecipeFile
 
 
 def complete_recipes(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The recipes in recipes/ and in the current folder; other files where none fits."""
+    """Complete the recipes in recipes/ and in the current folder, or any file if none matches."""
     files = [*sorted(Path("recipes").glob("*.py")), *sorted(Path().glob("*.py"))]
     return _completion_items(map(str, files), incomplete) or [CompletionItem(incomplete, type="file")]
 
 
 def complete_runs(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The run folders in runs/; other folders where none fits."""
+    """Complete the run folders in runs/, or any folder if none matches."""
     return _completion_items(_run_folders(), incomplete) or [CompletionItem(incomplete, type="dir")]
 
 
 def complete_exports(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The exported models in saved_models/; other folders where none fits."""
+    """Complete the exported models in saved_models/, or any folder if none matches."""
     return _completion_items(_export_folders(), incomplete) or [CompletionItem(incomplete, type="dir")]
 
 
 def complete_runs_or_exports(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """For `predict`: whom to ask, and then pictures."""
+    """Complete the first argument of `predict`, a run or an exported model; the later ones are image files."""
     source = context.params.get("source_and_images") or context.params.get("url")
     folders = [] if source else _completion_items([*_run_folders(), *_export_folders()], incomplete)
     return folders or [CompletionItem(incomplete, type="file")]
 
 
 def complete_parameters(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The knobs of the recipe that stands on the line, read from its signature; with their defaults as help."""
-    words = [context.params.get("recipe"), *context.args]  # click leaves it there while --set has no value yet
+    """Complete the parameters of the recipe on the command line, without executing it; the defaults are the help."""
+    words = [context.params.get("recipe"), *context.args]  # click keeps it in `args` while --set has no value
     try:
         defaults = RecipeFile.read(next((word for word in words if word), "")).defaults
     except CommitteeError:
@@ -62,57 +63,50 @@ def _completion_items(words: Iterable[str], incomplete: str) -> list[CompletionI
     return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
+def _set_debug(context: click.Context, _parameter: click.Parameter, debug: bool) -> None:
+    if debug:
+        context.obj["debug"] = True
+
+
 def standard_options(command):
-    return _debug_option(_version_option(command))
+    """Add `--debug` and `--version`."""
+    debug = click.option(
+        "--debug", is_flag=True, is_eager=True, expose_value=False, callback=_set_debug, help="Show error tracebacks."
+    )
+    version = click.version_option(
+        keras_committee.__version__, message="%(prog)s %(version)s", help="Show the version."
+    )
+    return debug(version(command))
 
 
-def _debug_option(command):
-    def set_debug(context: click.Context, _parameter, debug: bool) -> None:
-        if debug:
-            context.obj["debug"] = True
+recipe_argument = click.argument("recipe", type=click.Path(), shell_complete=complete_recipes)
+run_argument = click.argument("run", type=click.Path(), shell_complete=complete_runs)
+runs_argument = click.argument(
+    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=complete_runs
+)
 
-    return click.option(
-        "--debug",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=set_debug,
-        help="Show tracebacks of errors.",
-    )(command)
-
-
-def _version_option(command):
-    def show_version(context: click.Context, _parameter, requested: bool) -> None:
-        if requested:
-            click.echo(f"keras-committee {keras_committee.__version__}")
-            context.exit()
-
-    return click.option(
-        "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Show the version."
-    )(command)
-
-
+run_dir_option = click.option(
+    "--run", "run_dir", metavar="DIR", shell_complete=complete_runs, help="Run folder.", show_default="runs/RECIPE"
+)
 set_option = click.option(
     "--set",
     "overrides",
-    metavar="KNOB=VALUE",
+    metavar="NAME=VALUE",
     multiple=True,
-    help="Turn a knob of the recipe.",
+    help="Override a recipe parameter. May be repeated.",
     shell_complete=complete_parameters,
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document; all else goes to stderr.")
-
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document; log to stderr.")
 split_option = click.option(
-    "--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True,
-    help="The examples to measure on.",
-)  # fmt: skip
+    "--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Dataset split to evaluate on."
+)
 min_members_option = click.option(
     "--allow-incomplete",
     "min_members",
     type=click.IntRange(1),
     metavar="N",
-    help="Take a run as it is with so many members.",
+    help="Accept incomplete runs with at least N trained members.",
 )
 allow_duplicate_weights_option = click.option(
-    "--allow-duplicate-weights", is_flag=True, help="Members may have identical weights."
+    "--allow-duplicate-weights", is_flag=True, help="Accept members with identical weights."
 )

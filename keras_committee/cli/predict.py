@@ -1,4 +1,4 @@
-"""`keras-committee predict`: what does a committee say of these pictures?"""
+"""`keras-committee predict`: classify images with a run, an exported model or a server."""
 
 import functools
 from collections.abc import Callable
@@ -7,8 +7,12 @@ from typing import Any
 
 import click
 
-from keras_committee.cli import options
-from keras_committee.cli.options import json_option, min_members_option, standard_options
+from keras_committee.cli.options import (
+    complete_runs_or_exports,
+    json_option,
+    min_members_option,
+    standard_options,
+)
 from keras_committee.cli.output import print_json, reserve_stdout_for_json
 from keras_committee.errors import DataError, RecipeError
 from keras_committee.run import Run
@@ -23,14 +27,22 @@ from keras_committee.tables import print_table
     required=True,
     type=click.Path(path_type=Path),
     metavar="[RUN_OR_MODEL_DIR] IMAGE...",
-    shell_complete=options.complete_runs_or_exports,
+    shell_complete=complete_runs_or_exports,
 )
 @click.option(
-    "--top", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="So many classes of each picture."
+    "--top", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Number of classes per image."
 )
-@click.option("--selection", type=click.Path(path_type=Path), metavar="FILE", help="The committee or cascade chosen.")
 @click.option(
-    "--url", metavar="URL", help="Ask a server: grpc://HOST:PORT/MODEL or http://...; without RUN_OR_MODEL_DIR."
+    "--selection",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Selection file written by `select`.",
+    show_default="all members",
+)
+@click.option(
+    "--url",
+    metavar="URL",
+    help="Send the images to a server, grpc://HOST:PORT/MODEL or http://HOST:PORT/MODEL, instead of RUN_OR_MODEL_DIR.",
 )
 @min_members_option
 @json_option
@@ -43,41 +55,42 @@ def predict(
     min_members: int | None,
     as_json: bool,
 ) -> None:
-    """Say what is on each IMAGE, a JPEG or PNG file of any size.
+    """Classify images with a run, an exported model or a server.
 
-    Told are the most probable classes, how sure the committee is, how many members were asked, and the share of them
-    that agree. RUN_OR_MODEL_DIR is a run folder or an exported model, such as saved_models/NAME. A picture that cannot
-    be read is named, the others are answered, and the exit code is 3.
+    Each IMAGE is a JPEG or PNG file of any size. RUN_OR_MODEL_DIR is a run folder or an exported model, such as
+    saved_models/NAME. Prints the top classes, the confidence of the committee, the number of members that ran, and the
+    share of them that agree. If an image is unreadable, the others are still classified and the exit code is 3.
     """
     images = source_and_images if url else source_and_images[1:]
     if not images:
-        raise click.UsageError("name a run folder or a model folder, and one or more images.")
+        raise click.UsageError("expected a run or model folder, then at least one image.")
     if selection is not None and (url or min_members):
-        raise click.UsageError("--selection says who is asked: it goes with neither --url nor --allow-incomplete.")
+        raise click.UsageError("--selection cannot be combined with --url or --allow-incomplete.")
     with reserve_stdout_for_json(as_json):
         predict_images = _resolve_server(url) if url else _resolve_source(source_and_images[0], selection, min_members)
         class_names, predictions, unreadable = predict_images(images)
     result = {
         "source": url or str(source_and_images[0]),
-        "answers": [_format_prediction(image, class_names, prediction, top) for image, prediction in predictions],
-        "refused": [{"image": str(image), "problem": problem} for image, problem in unreadable],
+        "predictions": [_format_prediction(image, class_names, prediction, top) for image, prediction in predictions],
+        "unreadable": [{"image": str(image), "problem": problem} for image, problem in unreadable],
     }
     if as_json:
         print_json(result)
     else:
-        _print_predictions(result["answers"], top)
+        _print_predictions(result["predictions"], top)
     if unreadable:
-        count = "1 picture" if len(unreadable) == 1 else f"{len(unreadable)} pictures"
-        listing = "\n  ".join(problem for _, problem in unreadable)
-        raise DataError(f"{count} of {len(images)} cannot be read; the others are answered:\n  {listing}")
+        problems = "\n  ".join(problem for _, problem in unreadable)
+        raise DataError(
+            f"{len(unreadable)} of {len(images)} images cannot be read; the others are classified:\n  {problems}"
+        )
 
 
 def _resolve_source(source: Path, selection: Path | None, min_members: int | None) -> Callable:
-    """Who answers: a function of the paths to the names of the classes, the answers, and the pictures refused."""
+    """Return a function from image paths to the class names, the predictions and the unreadable images."""
     if _is_export(source):
         if selection is not None or min_members:
             raise RecipeError(
-                f"{source} is an exported committee: --selection and --allow-incomplete are those of a run."
+                f"{source} is an exported committee; --selection and --allow-incomplete apply to runs only."
             )
         from keras_committee.export.predict import ExportedCommittee
 
@@ -93,17 +106,17 @@ def _resolve_source(source: Path, selection: Path | None, min_members: int | Non
 
 
 def _resolve_server(url: str) -> Callable:
-    """The same of the model behind `url`."""
+    """Return the same function for the model behind `url`."""
     from keras_committee.export.predict import ExportedCommittee
 
     return functools.partial(_predict_with_export, ExportedCommittee.from_url(url))
 
 
 def _check_selection_uses_run(file: Path, run: Run) -> None:
-    """Raises RecipeError where the selection in `file` chose none of the members of `run`."""
+    """Raise RecipeError if the selection in `file` has no member of `run`."""
     runs = {(file.parent / member.run).resolve() for member in Selection.read(file).members}
     if run.path.resolve() not in runs:
-        raise RecipeError(f"{file} chose no member of {run.path}, but of {', '.join(sorted(map(str, runs)))}.")
+        raise RecipeError(f"{file} selects no member of {run.path}. Its runs: {', '.join(sorted(map(str, runs)))}.")
 
 
 def _is_export(folder: Path) -> bool:
@@ -135,8 +148,9 @@ def _predict_with_export(export: Any, images: tuple[Path, ...]) -> tuple[tuple[s
         return (), [], unreadable
     predictions = export.predict(list(contents.values()))
     rows = _rows_per_image(contents, predictions)
-    problem = "damaged or cut off, it cannot be decoded"
-    unreadable += [(image, f"{image}: {problem}") for image, row in rows if not row["valid"]]
+    unreadable += [
+        (image, f"{image}: damaged or cut off, it cannot be decoded") for image, row in rows if not row["valid"]
+    ]
     rows = [(image, row) for image, row in rows if row["valid"]]
     class_names = export.class_names(contents[rows[0][0]], predictions["probabilities"].shape[1]) if rows else ()
     return class_names, rows, unreadable
@@ -145,7 +159,7 @@ def _predict_with_export(export: Any, images: tuple[Path, ...]) -> tuple[tuple[s
 def _read_images(
     images: tuple[Path, ...], read: Callable[[Path], Any]
 ) -> tuple[dict[Path, Any], list[tuple[Path, str]]]:
-    """What could be read of the pictures, and what is wrong with the others."""
+    """Return the contents of the readable images, and a problem for each of the others."""
     contents, unreadable = {}, []
     for image in dict.fromkeys(images):
         try:
@@ -163,12 +177,12 @@ def _format_prediction(
     image: Path, class_names: tuple[str, ...], prediction: dict[str, Any], top: int
 ) -> dict[str, Any]:
     probabilities = prediction["probabilities"]
-    best = (-probabilities).argsort(kind="stable")[:top].tolist()
+    top_ids = (-probabilities).argsort(kind="stable")[:top].tolist()
     return {
         "image": str(image),
         "top": [
             {"class": class_names[class_id], "class_id": class_id, "probability": float(probabilities[class_id])}
-            for class_id in best
+            for class_id in top_ids
         ],
         "confidence": float(prediction["confidence"]),
         "members_used": int(prediction["members_used"]),
@@ -182,15 +196,7 @@ def _print_predictions(predictions: list[dict[str, Any]], top: int) -> None:
     for prediction in predictions:
         classes = ", ".join(f"{best['class']} {best['probability']:.1%}" for best in prediction["top"])
         agreement = "-" if prediction["agreement"] is None else f"{prediction['agreement']:.0%}"
-        rows.append(
-            [
-                prediction["image"],
-                classes,
-                f"{prediction['confidence']:.3f}",
-                str(prediction["members_used"]),
-                agreement,
-            ]
-        )
+        members_used = str(prediction["members_used"])
+        rows.append([prediction["image"], classes, f"{prediction['confidence']:.3f}", members_used, agreement])
     if rows:
-        columns = ["image", "class" if top == 1 else "classes", "confidence", "members asked", "agree"]
-        print_table(columns, rows)
+        print_table(["image", "class" if top == 1 else "classes", "confidence", "members used", "agreement"], rows)

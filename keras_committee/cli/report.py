@@ -1,4 +1,4 @@
-"""`keras-committee report`: which committee is worth its cost, on one page?"""
+"""`keras-committee report`: write an HTML report on one or more runs."""
 
 import contextlib
 import os
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli import options
 from keras_committee.cli.options import (
     allow_duplicate_weights_option,
     json_option,
     min_members_option,
+    runs_argument,
     split_option,
     standard_options,
 )
@@ -25,17 +25,21 @@ from keras_committee.run import Run
 
 
 @click.command()
-@click.argument(
-    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=options.complete_runs
+@runs_argument
+@click.option(
+    "--out",
+    type=click.Path(),
+    metavar="DIR",
+    help="Write the report to DIR.",
+    show_default="RUN/report, or report/ beside several runs",
 )
-@click.option("--out", type=click.Path(), metavar="DIR", help="Folder of the report; RUN/report of a single run.")
 @click.option(
     "--selection",
     "selections",
     multiple=True,
     type=click.Path(),
     metavar="FILE",
-    help="What `select` wrote; may be given repeatedly.",
+    help="Selection file written by `select`. May be repeated.",
 )
 @split_option
 @min_members_option
@@ -46,11 +50,11 @@ def report(
     runs: tuple[str, ...], out: str | None, selections: tuple[str, ...], split: str, min_members: int | None,
     allow_duplicate_weights: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Write one page on RUNs: what accuracy costs, and why.
+    """Write an HTML report on one or more runs.
 
-    It shows accuracy against cost, calibration, diversity, mistakes and the course of training. What is missing of
-    votes and evaluations is computed first. The page needs nothing but itself; the same pictures lie beside it as PNG
-    files, and in its folder `tensorboard`.
+    The report shows accuracy against cost, calibration, diversity, mistakes and training curves of RUNs. Missing
+    predictions and evaluations are computed first. The page is self-contained; its figures are also written as PNG
+    files and as TensorBoard images.
     """
     opened = [Run.open(run) for run in dict.fromkeys(runs)]
     folder = Path(out) if out else _default_folder(opened)
@@ -68,7 +72,7 @@ def report(
             {
                 "report": str(written.page),
                 "runs": [str(run.path) for run in opened],
-                "pictures": [str(picture) for picture in written.pictures],
+                "figures": [str(figure) for figure in written.pictures],
                 "tensorboard": str(written.tensorboard),
                 "sentences": written.sentences,
             }
@@ -79,7 +83,7 @@ def report(
 
 
 def _default_folder(runs: list[Run]) -> Path:
-    """That of the one run, or beside several."""
+    """Return RUN/report for one run, and `report` in the common parent folder for several."""
     if len(runs) == 1:
         return runs[0].path / "report"
     return Path(os.path.commonpath([run.path.absolute().parent for run in runs])) / "report"

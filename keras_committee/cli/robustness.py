@@ -1,28 +1,21 @@
-"""`keras-committee robustness`: what is left of a committee on corrupted and on foreign images?"""
+"""`keras-committee robustness`: evaluate a run on corrupted and out-of-distribution images."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from keras_committee.cli import options
-from keras_committee.cli.options import json_option, min_members_option, standard_options
+from keras_committee.choices import CORRUPTIONS, SEVERITIES
+from keras_committee.cli.options import json_option, min_members_option, run_argument, standard_options
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.run import Run
 from keras_committee.tables import print_table
 
-# Those of data.corruptions.KINDS, which takes TensorFlow to import.
-CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "gaussian_blur", "defocus_blur", "glass_blur",
-    "motion_blur", "zoom_blur", "snow", "fog", "brightness", "contrast", "saturate", "elastic_transform", "pixelate",
-    "jpeg_compression",
-)  # fmt: skip
-
 
 class _CommaSeparated(click.ParamType):
-    """Several values between commas, each one of `choices`."""
+    """Several of `choices`, separated by commas."""
 
-    name = "several"
+    name = "comma-separated"
 
     def __init__(self, choices: tuple[str, ...]):
         self._choice = click.Choice(choices)
@@ -32,20 +25,21 @@ class _CommaSeparated(click.ParamType):
 
 
 @click.command()
-@click.argument("run", type=click.Path(), shell_complete=options.complete_runs)
+@run_argument
 @click.option(
     "--corruptions",
     type=_CommaSeparated(CORRUPTIONS),
-    metavar="KIND,...",
-    help=f"All by default: {', '.join(CORRUPTIONS)}.",
+    metavar="NAME,...",
+    help=f"Corruptions to apply: {', '.join(CORRUPTIONS)}.",
+    show_default="all",
 )
 @click.option(
     "--severities",
-    type=_CommaSeparated(tuple("12345")),
-    default="1,2,3,4,5",
+    type=_CommaSeparated(tuple(map(str, SEVERITIES))),
+    default=",".join(map(str, SEVERITIES)),
     show_default=True,
     metavar="N,...",
-    help="From 1, slight, to 5.",
+    help="Severities of the corruptions, from 1 (mild) to 5 (severe).",
 )
 @click.option(
     "--max-examples",
@@ -53,11 +47,16 @@ class _CommaSeparated(click.ParamType):
     default=1000,
     show_default=True,
     metavar="N",
-    help="Of the test split at most.",
+    help="Maximum number of test examples.",
 )
-@click.option("--ood-dir", type=click.Path(path_type=Path), metavar="DIR", help="Images of anything else.")
+@click.option("--ood-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder of out-of-distribution images.")
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of noise and generated images."
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed of the corruptions and of generated images.",
 )
 @min_members_option
 @json_option
@@ -72,19 +71,20 @@ def robustness(
     min_members: int | None,
     as_json: bool,
 ) -> None:
-    """Measure RUN on corrupted images and on foreign ones.
+    """Evaluate a run on corrupted and OOD images.
 
-    The former are those of its test split, spoilt as by Hendrycks & Dietterich (2019); the latter are noise, textures
-    and the images of --ood-dir, which it should notice.
+    The test split of RUN is corrupted following ImageNet-C (Hendrycks & Dietterich, 2019). Out-of-distribution (OOD)
+    images are generated noise and textures, and those of --ood-dir; the AUROC measures how well the committee's
+    confidence separates them from test images. The result is written to RUN/robustness.json.
     """
     opened = Run.open(run)
     with opened.lock(), reserve_stdout_for_json(as_json):
-        built = opened.recipe()
+        recipe = opened.recipe()
         from keras_committee import evaluation
 
         result = evaluation.robustness(
             opened,
-            built,
+            recipe,
             corruptions=corruptions or CORRUPTIONS,
             severities=[int(severity) for severity in severities],
             max_examples=max_examples,
@@ -96,28 +96,28 @@ def robustness(
         print_json(result)
         return
     _print_result(result)
-    click.echo(f"{result['examples']} examples of test. All of it: {Path(run, 'robustness.json')}")
+    click.echo(f"Evaluated on {result['examples']:,} test examples. Details: {Path(run, 'robustness.json')}")
     print_next_steps("report", run, *forwarded_options(min_members))
 
 
 def _print_result(result: dict[str, Any]) -> None:
     severities = sorted({row["severity"] for row in result["corruptions"]})
     columns = ["accuracy, committee (mean member)", *(f"severity {severity}" for severity in severities)]
-    rows = [["as they are", _format_accuracy(result["clean"])]]
+    rows = [["not corrupted", _format_accuracy(result["clean"])]]
     for kind in dict.fromkeys(row["kind"] for row in result["corruptions"]):
         rows.append([kind, *(_format_accuracy(row) for row in result["corruptions"] if row["kind"] == kind)])
     rows.append(["mean of all corruptions", _format_accuracy(result["mean"])])
     print_table(columns, [row + [""] * (len(columns) - len(row)) for row in rows])
     measures = ("confidence", "mutual_information")
-    cells = [
-        [source_scores["source"], str(source_scores["examples"])]
-        + [f"{source_scores[measure][score]:.3f}" for measure in measures for score in ("auroc", "fpr95")]
-        for source_scores in result["foreign"]
+    ood_rows = [
+        [scores["source"], str(scores["examples"])]
+        + [f"{scores[measure][score]:.3f}" for measure in measures for score in ("auroc", "fpr95")]
+        for scores in result["foreign"]
     ]
     score_columns = [
         f"{score} by {measure}" for measure in ("confidence", "mutual information") for score in ("AUROC", "FPR95")
     ]
-    print_table(["foreign images", "examples", *score_columns], cells)
+    print_table(["OOD images", "examples", *score_columns], ood_rows)
 
 
 def _format_accuracy(scores: dict[str, Any]) -> str:

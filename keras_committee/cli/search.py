@@ -1,4 +1,4 @@
-"""`keras-committee search`: which members of varied recipes are worth a budget of training?"""
+"""`keras-committee search`: search for new members within a training budget."""
 
 import importlib.util
 import math
@@ -6,22 +6,36 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli import options
-from keras_committee.cli.options import json_option, set_option, standard_options
+from keras_committee.cli.options import json_option, recipe_argument, set_option, standard_options
 from keras_committee.cli.output import print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.search import Budget, parse_ranges
 
-_RANGE_HELP = "width=1:4, learning_rate=0.01:0.3:log or depth=16,22,28; may be given again for other knobs."
-
 
 @click.command()
-@click.argument("recipe", type=click.Path(), shell_complete=options.complete_recipes)
-@click.option("--search-space", "ranges", metavar="KNOB=VALUES", multiple=True, required=True, help=_RANGE_HELP)
-@click.option("--out", "search_dir", metavar="DIR", help="The search's folder; runs/RECIPE-search by default.")
-@click.option("--budget-gflops", type=click.FloatRange(0, min_open=True), metavar="X", help="GFLOPs of training.")
-@click.option("--budget-minutes", type=click.FloatRange(0, min_open=True), metavar="X", help="Minutes of training.")
+@recipe_argument
+@click.option(
+    "--search-space",
+    "ranges",
+    metavar="NAME=VALUES",
+    multiple=True,
+    required=True,
+    help="Values of a recipe parameter: width=1:4, learning_rate=0.01:0.3:log or depth=16,22,28. May be repeated.",
+)
+@click.option("--out", "search_dir", metavar="DIR", help="Search folder.", show_default="runs/RECIPE-search")
+@click.option(
+    "--budget-gflops",
+    type=click.FloatRange(0, min_open=True),
+    metavar="X",
+    help="Maximum training cost of all members, in GFLOPs.",
+)
+@click.option(
+    "--budget-minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="X",
+    help="Maximum training time of all members, in minutes.",
+)
 @set_option
 @json_option
 @standard_options
@@ -36,18 +50,18 @@ def search(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Train members of varied recipes until a budget is spent.
+    """Search for new members within a training budget.
 
-    Optuna proposes the knobs of RECIPE. The same command again goes on where it was. Training costs 3 x MFLOPs x images
-    x epochs.
+    Optuna proposes parameters of RECIPE, and each proposal is trained as one member, until the budget is spent. One
+    member costs 3 x MFLOPs x images x epochs. To resume an interrupted search, run the same command again.
     """
     if budget_gflops is None and budget_minutes is None:
-        raise click.UsageError("A search needs a budget: --budget-gflops X or --budget-minutes N.")
+        raise click.UsageError("a search requires --budget-gflops X or --budget-minutes X.")
     recipe_file = RecipeFile.read(recipe)
     search_space = parse_ranges(recipe_file, list(ranges))
     parameters = recipe_file.resolve(list(overrides))
     if importlib.util.find_spec("optuna") is None:
-        raise RecipeError("search needs Optuna, which is not installed: pip install 'keras-committee[search]'.")
+        raise RecipeError("`search` requires Optuna. Install it with: pip install 'keras-committee[search]'")
     with reserve_stdout_for_json(as_json):
         from keras_committee.search.driver import search as run_search
 
@@ -59,7 +73,10 @@ def search(
     if as_json:
         print_json(result)
         return
-    spent = f"{result['gflops_images']:.4g} GFLOPs and {result['minutes']:.1f} minutes of training"
-    click.echo(f"{len(result['runs'])} members for {spent}; the budget of {budget} is spent.")
+    count = len(result["runs"])
+    click.echo(
+        f"Trained {count} member{'' if count == 1 else 's'} for {result['gflops_images']:.4g} GFLOPs in"
+        f" {result['minutes']:.1f} minutes; the budget of {budget} is spent."
+    )
     if result["runs"]:
         print_next_steps("select", *result["runs"])

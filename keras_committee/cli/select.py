@@ -1,4 +1,4 @@
-"""`keras-committee select`: which committee, or cascade, of the members of some runs is to be shipped?"""
+"""`keras-committee select`: select the best committee or cascade."""
 
 import contextlib
 import dataclasses
@@ -8,44 +8,72 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli import options
+from keras_committee.choices import OBJECTIVES, SEARCH_METHODS, SELECTION_HEADS
 from keras_committee.cli.options import (
     allow_duplicate_weights_option,
     json_option,
     min_members_option,
+    runs_argument,
     standard_options,
 )
 from keras_committee.cli.output import print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.run import Run
 from keras_committee.tables import print_selection
 
-_METHODS = ["auto", "exhaustive", "greedy", "evolutionary"]
-_HEADS = ["geometric_mean", "arithmetic_mean", "majority_vote"]
-
 
 @click.command()
-@click.argument(
-    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=options.complete_runs
+@runs_argument
+@click.option(
+    "--max-mflops",
+    type=click.FloatRange(0, min_open=True),
+    metavar="X",
+    help="Maximum cost per image, in MFLOPs; for a cascade, on average.",
 )
-@click.option("--max-mflops", type=click.FloatRange(0, min_open=True), metavar="X", help="Budget; a cascade's average.")
-@click.option("--max-latency", type=click.FloatRange(0, min_open=True), metavar="MS", help="Budget of measured time.")
-@click.option("--min-accuracy", type=click.FloatRange(0, 1), metavar="X", help="Alone: the cheapest that reaches it.")
+@click.option(
+    "--max-latency",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="Maximum measured time per image, in milliseconds.",
+)
+@click.option(
+    "--min-accuracy",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="Minimum accuracy, from 0 to 1. Without a budget, selects the cheapest that reaches it.",
+)
 @click.option(
     "--objective",
-    type=click.Choice(["accuracy", "nll", "brier"]),
+    type=click.Choice(OBJECTIVES),
     default="accuracy",
     show_default=True,
-    help="What is to be best.",
+    help="Metric to optimize.",
 )
-@click.option("--search-method", type=click.Choice(_METHODS), default="auto", show_default=True, help="Of looking.")
 @click.option(
-    "--head", type=click.Choice(_HEADS), default="geometric_mean", show_default=True, help="Of the committee."
+    "--search-method", type=click.Choice(SEARCH_METHODS), default="auto", show_default=True, help="Search algorithm."
 )
-@click.option("--cascade", is_flag=True, help="Ask the next member only while those so far are unsure.")
 @click.option(
-    "--max-accuracy-drop", type=click.FloatRange(0), metavar="POINTS", help="What --cascade may lose of accuracy."
+    "--head",
+    type=click.Choice(SELECTION_HEADS),
+    default="geometric_mean",
+    show_default=True,
+    help="Layer that combines the members' predictions.",
 )
-@click.option("--out", type=click.Path(), metavar="FILE", help="selection.json of the first run by default.")
+@click.option(
+    "--cascade", is_flag=True, help="Select a cascade, which runs later members only if earlier ones lack confidence."
+)
+@click.option(
+    "--max-accuracy-drop",
+    type=click.FloatRange(0),
+    metavar="POINTS",
+    help="Largest accuracy loss allowed for the cascade, in percentage points.",
+)
+@click.option(
+    "--out",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write the selection to FILE.",
+    show_default="selection.json in the first RUN",
+)
 @min_members_option
 @allow_duplicate_weights_option
 @json_option
@@ -65,9 +93,10 @@ def select(
     allow_duplicate_weights: bool,
     as_json: bool,
 ) -> None:
-    """Choose the best committee, or cascade, of the members of RUNs.
+    """Select the best committee or cascade.
 
-    It is chosen on the validation split; what it is worth is told on the test split.
+    The members come from all RUNs. Selection uses the validation split; accuracy is reported on the test split with
+    95 % confidence intervals.
     """
     _check_options(max_mflops, max_latency, min_accuracy, objective, cascade, max_accuracy_drop)
     opened = [Run.open(run) for run in runs]
@@ -79,15 +108,15 @@ def select(
         max_cost = max_mflops or max_latency or math.inf
         goal = evaluation.Objective(metric=objective, max_cost=max_cost, min_accuracy=min_accuracy or 0.0)
         if cascade:
-            chosen = evaluation.select_cascade(
+            selection = evaluation.select_cascade(
                 pool, goal, file, search_method=search_method, head=head, max_accuracy_drop=max_accuracy_drop or 0.0
             )
         else:
             latencies = evaluation.member_latencies(pool) if max_latency else None
-            chosen = evaluation.select(pool, goal, file, search_method=search_method, head=head, latencies=latencies)
-        chosen.write(file)
-        opened[0].append_event("selected", kind=chosen.kind, members=len(chosen.members), file=str(file))
-    document = {"file": str(file), "kind": chosen.kind, **dataclasses.asdict(chosen)}
+            selection = evaluation.select(pool, goal, file, search_method=search_method, head=head, latencies=latencies)
+        selection.write(file)
+        opened[0].append_event("selected", kind=selection.kind, members=len(selection.members), file=str(file))
+    document = {"file": str(file), "kind": selection.kind, **dataclasses.asdict(selection)}
     if as_json:
         print_json(document)
         return
@@ -95,17 +124,20 @@ def select(
     _print_summary(document, runs, file)
 
 
-def _check_options(max_mflops, max_latency, min_accuracy, objective, cascade, target_drop) -> None:
+def _check_options(max_mflops, max_latency, min_accuracy, objective, cascade, max_accuracy_drop) -> None:
+    drop = max_accuracy_drop is not None
     conflicts = {
-        "--max-mflops and --max-latency are two budgets: give one": max_mflops and max_latency,
-        "--max-latency bounds a committee; bound a --cascade by --max-mflops": max_latency and cascade,
-        "--max-accuracy-drop is for a --cascade": target_drop is not None and not cascade,
-        "--max-accuracy-drop is of accuracy: leave out --objective": target_drop is not None
-        and objective != "accuracy",
-        "--max-accuracy-drop and a budget are two goals: give one": target_drop is not None
-        and (max_mflops or min_accuracy),
-        "a --cascade takes --max-mflops or --min-accuracy, not both": cascade and max_mflops and min_accuracy,
-        "--min-accuracy of a --cascade is its target: leave out --objective": (
+        "--max-mflops and --max-latency cannot be combined": max_mflops and max_latency,
+        "--max-latency cannot be combined with --cascade; use --max-mflops": max_latency and cascade,
+        "--max-accuracy-drop requires --cascade": drop and not cascade,
+        "--max-accuracy-drop cannot be combined with --objective": drop and objective != "accuracy",
+        "--max-accuracy-drop cannot be combined with --max-mflops or --min-accuracy": (
+            drop and (max_mflops or min_accuracy)
+        ),
+        "--max-mflops and --min-accuracy cannot be combined with --cascade; give one": (
+            cascade and max_mflops and min_accuracy
+        ),
+        "--min-accuracy with --cascade cannot be combined with --objective": (
             cascade and min_accuracy and objective != "accuracy"
         ),
     }
@@ -116,7 +148,7 @@ def _check_options(max_mflops, max_latency, min_accuracy, objective, cascade, ta
 
 @contextlib.contextmanager
 def _hold_locks(runs: Sequence[Run]) -> Iterator[None]:
-    """Owns all of them; one that is given twice once, so that the pool can say so."""
+    """Hold the lock of each run once; `load_pool` reports a run that is given twice."""
     with contextlib.ExitStack() as stack:
         for run in {run.path.resolve(): run for run in runs}.values():
             stack.enter_context(run.lock())
@@ -126,21 +158,21 @@ def _hold_locks(runs: Sequence[Run]) -> Iterator[None]:
 def _print_summary(document: dict, runs: tuple[str, ...], file: Path) -> None:
     report = document["report"]
     gain = report["best_member"]["gain"]["accuracy"]
-    click.echo(f"Over the best member: {_percentage_points(gain)} on test.")
+    click.echo(f"Test accuracy compared with the best member: {_percentage_points(gain)}.")
     if "cascade" in report:
         cost_ratio, difference = report["cascade"]["times_cheaper"], report["cascade"]["difference"]["accuracy"]
         click.echo(
-            f"Against the best committee: {_percentage_points(difference)} on test, at {cost_ratio['value']:.2f} times fewer "
-            f"multiply-adds [{cost_ratio['low']:.2f}, {cost_ratio['high']:.2f}]."
+            f"Test accuracy compared with the best committee: {_percentage_points(difference)}, with"
+            f" {cost_ratio['value']:.2f} times fewer multiply-adds [{cost_ratio['low']:.2f}, {cost_ratio['high']:.2f}]."
         )
     click.echo(f"Diversity: {report['diversity']['statement']}")
     click.echo(
-        f"{report['candidates']:,} committees looked at ({report['method']}), {len(report['front'])} on the front."
+        f"Searched {report['candidates']:,} committees ({report['method']}); {len(report['front'])} are Pareto optimal."
     )
-    click.echo(f"All of it: {file}")
+    click.echo(f"Details: {file}")
     print_next_steps("export", runs[0], "--selection", str(file))
 
 
 def _percentage_points(difference: dict[str, float]) -> str:
     value, low, high = (f"{100 * difference[key]:+.2f}" for key in ("value", "low", "high"))
-    return f"{value} points of accuracy [{low}, {high}]"
+    return f"{value} percentage points [{low}, {high}]"

@@ -1,4 +1,4 @@
-"""`keras-committee serve`: how is an exported model asked on this machine, as TF Serving would answer?"""
+"""`keras-committee serve`: serve an exported model over REST and gRPC."""
 
 import contextlib
 import logging
@@ -10,8 +10,7 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli import options
-from keras_committee.cli.options import json_option, standard_options
+from keras_committee.cli.options import complete_exports, json_option, standard_options
 from keras_committee.cli.output import print_json, print_message
 from keras_committee.errors import RecipeError
 
@@ -19,25 +18,43 @@ _EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 
 
 @click.command()
-@click.argument("model_dir", type=click.Path(), required=False, shell_complete=options.complete_exports)
-@click.option("--rest-port", type=click.IntRange(0, 65535), default=8501, show_default=True, metavar="PORT")
-@click.option("--grpc-port", type=click.IntRange(0, 65535), default=8500, show_default=True, metavar="PORT")
+@click.argument("model_dir", type=click.Path(), required=False, shell_complete=complete_exports)
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Who asks from elsewhere needs another one."
+    "--rest-port", type=click.IntRange(0, 65535), default=8501, show_default=True, metavar="PORT", help="REST port."
 )
-@click.option("--model-config-file", type=_EXISTING_FILE, help="A models.config instead of MODEL_DIR.")
 @click.option(
-    "--monitoring-config-file", type=_EXISTING_FILE, help="A monitoring.config: the path of the Prometheus page."
+    "--grpc-port", type=click.IntRange(0, 65535), default=8500, show_default=True, metavar="PORT", help="gRPC port."
 )
-@click.option("--enable-batching", is_flag=True, help="Requests that come together run as one batch.")
-@click.option("--batching-parameters-file", type=_EXISTING_FILE, help="A batching.config.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address to bind. 0.0.0.0 accepts remote clients, without authentication.",
+)
+@click.option(
+    "--model-config-file", type=_EXISTING_FILE, metavar="FILE", help="Serve the models of a models.config file."
+)
+@click.option(
+    "--monitoring-config-file",
+    type=_EXISTING_FILE,
+    metavar="FILE",
+    help="Read the path of the Prometheus metrics from a monitoring.config file.",
+)
+@click.option("--enable-batching", is_flag=True, help="Combine concurrent requests into one batch.")
+@click.option(
+    "--batching-parameters-file",
+    type=_EXISTING_FILE,
+    metavar="FILE",
+    help="Read the batching parameters from a batching.config file.",
+)
 @click.option(
     "--allow-version-labels-for-unavailable-models",
     "allow_labels",
     is_flag=True,
-    help="A label of models.config may name a version that is not loaded yet.",
+    help="Accept labels of versions that are not loaded yet.",
 )
-@click.option("--use-tf-serving", is_flag=True, help="Run tensorflow_model_server itself, where it is installed.")
+@click.option("--use-tf-serving", is_flag=True, help="Start tensorflow_model_server instead of the local server.")
 @json_option
 @standard_options
 def serve(
@@ -53,19 +70,19 @@ def serve(
     use_tf_serving: bool,
     as_json: bool,
 ) -> None:
-    """Serve MODEL_DIR as TF Serving would, until Ctrl-C or SIGTERM.
+    """Serve an exported model over REST and gRPC.
 
-    The newest version in it is served, or what a models.config lists. A stand-in for TF Serving: the same URLs, gRPC
-    services, codes and messages, for developing a client against it. It has no authentication. Versions that are
-    published meanwhile are loaded, and then the old ones go.
+    Serves the newest version in MODEL_DIR, or the models of --model-config-file, until Ctrl-C or SIGTERM. The local
+    server has the URLs, gRPC services, status codes and error messages of TF Serving, for developing clients. It loads
+    new versions as they are published, then unloads the old ones.
     """
     if (model_dir is None) == (model_config_file is None):
-        raise click.UsageError("name either MODEL_DIR or --model-config-file.")
+        raise click.UsageError("expected either MODEL_DIR or --model-config-file.")
     if batching_parameters_file and not enable_batching:
-        raise RecipeError("--batching-parameters-file does nothing without --enable-batching. Nothing was started.")
-    batching = batching_parameters_file or enable_batching
+        raise RecipeError("--batching-parameters-file requires --enable-batching. No server was started.")
     if use_tf_serving:
         folder = Path(model_dir).resolve() if model_dir else None
+        batching = batching_parameters_file or enable_batching
         _run_tf_serving(folder, (rest_port, grpc_port), model_config_file, monitoring_config_file, batching)
         return
     from keras_committee.tfserving.server.local_server import LocalServer, ServerOptions
@@ -89,7 +106,7 @@ def serve(
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set."""
+    """Yield an event that Ctrl-C and SIGTERM set."""
     stop = threading.Event()
     previous_handlers = {
         signal_number: signal.signal(signal_number, lambda *_: stop.set())
@@ -98,8 +115,8 @@ def _stop_on_signals() -> Iterator[threading.Event]:
     try:
         yield stop
     finally:
-        for each, handler in previous_handlers.items():
-            signal.signal(each, handler)
+        for signal_number, handler in previous_handlers.items():
+            signal.signal(signal_number, handler)
 
 
 def _model_configs(model_dir: str | None, file: str | None) -> list:
@@ -107,11 +124,9 @@ def _model_configs(model_dir: str | None, file: str | None) -> list:
     from keras_committee.tfserving.server.local_server import config_from_folder
     from keras_committee.tfserving.server.manager import configs_from_proto
 
-    return (
-        config_from_folder(Path(model_dir))
-        if model_dir
-        else configs_from_proto(parse_models(Path(str(file)).read_text()))
-    )
+    if model_dir:
+        return config_from_folder(Path(model_dir))
+    return configs_from_proto(parse_models(Path(str(file)).read_text()))
 
 
 def _prometheus_path(file: str | None) -> str:
@@ -133,12 +148,12 @@ def _batching_parameters(enabled: bool, file: str | None):
 def _print_summary(server, host: str, as_json: bool) -> None:
     rest = f"http://{host}:{server.rest_port}"
     grpc = f"{host}:{server.grpc_port}" if server.grpc_port else None
+    models = server.manager.names()
     if as_json:
-        print_json({"rest": rest, "grpc": grpc, "models": server.manager.names(), "stand_in": True})
+        print_json({"rest": rest, "grpc": grpc, "models": models, "local_server": True})
         return
-    print_message(
-        f"{', '.join(server.manager.names())} at {rest}" + (f", gRPC at {grpc}" if grpc else "") + "; Ctrl-C ends it"
-    )
+    grpc_text = f" (gRPC: {grpc})" if grpc else ""
+    print_message(f"Serving {', '.join(models)} at {rest}{grpc_text}. Press Ctrl-C to stop.")
 
 
 def _run_tf_serving(folder: Path | None, ports: tuple[int, int], *files: str | bool | None) -> None:

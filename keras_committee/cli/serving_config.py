@@ -1,39 +1,37 @@
-"""`keras-committee serving-config`: with which files does TF Serving serve an exported model?"""
+"""`keras-committee serving-config`: write configuration files for TF Serving."""
 
 import re
 from pathlib import Path
 
 import click
 
-from keras_committee.cli import options
-from keras_committee.cli.options import json_option, standard_options
+from keras_committee.cli.options import complete_exports, json_option, standard_options
 from keras_committee.cli.output import print_json
 from keras_committee.errors import RecipeError
 
 
 @click.command()
-@click.argument("model_dir", type=click.Path(), shell_complete=options.complete_exports)
+@click.argument("model_dir", type=click.Path(), shell_complete=complete_exports)
+@click.option("--out", required=True, type=click.Path(), metavar="DIR", help="Write the files to DIR.")
+@click.option("--name", metavar="NAME", help="Name of the model in requests.", show_default="name of MODEL_DIR")
 @click.option(
-    "--out", required=True, type=click.Path(), metavar="DIR", help="Folder for models, batching and monitoring.config."
+    "--base-path", metavar="DIR", help="MODEL_DIR as seen by the server.", show_default="absolute path of MODEL_DIR"
 )
-@click.option("--name", metavar="NAME", help="What requests call the model.  [default: the folder's name]")
-@click.option("--base-path", metavar="DIR", help="MODEL_DIR as the server sees it.  [default: its absolute path]")
 @click.option(
-    "--versions", metavar="N,...", help="Serve these, such as 3 or 3,4.  [default: the labelled ones, else the newest]"
+    "--versions",
+    metavar="N,...",
+    help="Versions to serve, such as 3 or 3,4.",
+    show_default="the labeled versions, else the newest",
 )
 @click.option(
     "--version-label",
     "version_labels",
     metavar="NAME=VERSION",
     multiple=True,
-    help="Such as stable=3; may be repeated.",
+    help="Label of a version, such as stable=3. May be repeated.",
 )
 @click.option(
-    "--batch-sizes",
-    default="1,8,32",
-    show_default=True,
-    metavar="N,...",
-    help="Sizes of a batch; the last is the most.",
+    "--batch-sizes", default="1,8,32", show_default=True, metavar="N,...", help="Allowed batch sizes, ascending."
 )
 @click.option(
     "--batch-timeout-micros",
@@ -41,7 +39,7 @@ from keras_committee.errors import RecipeError
     show_default=True,
     type=click.IntRange(0, 10**7),
     metavar="N",
-    help="Microseconds.",
+    help="Maximum time to wait for a full batch, in microseconds.",
 )
 @click.option(
     "--num-batch-threads",
@@ -49,7 +47,7 @@ from keras_committee.errors import RecipeError
     show_default=True,
     type=click.IntRange(1, 1024),
     metavar="N",
-    help="Batches at once.",
+    help="Number of batches processed at the same time.",
 )
 @json_option
 @standard_options
@@ -65,10 +63,11 @@ def serving_config(
     num_batch_threads,
     as_json,
 ):
-    """Write and check the files that TF Serving starts with.
+    """Write configuration files for TF Serving.
 
-    A rollback is `--versions` with an older one. New or moved labels take two steps: the server loads models.config
-    first, and models.labels.config replaces it once every version is AVAILABLE.
+    Writes and checks models.config, batching.config and monitoring.config for MODEL_DIR. To roll back, set --versions
+    to an older version. New or moved labels take two steps: start the server with models.config, then replace it with
+    models.labels.config once every version is AVAILABLE.
     """
     from keras_committee.tfserving.config import BatchingConfig, ServedModel, ServerConfig, write_config
 
@@ -95,24 +94,23 @@ def serving_config(
 
 def _print_summary(written: list[Path]) -> None:
     for path in written:
-        click.echo(f"wrote {path}")
+        click.echo(f"Wrote {path}")
     if len(written) > 3:
         click.echo(
-            "Labels need a second step. The server reads models.config anew with --model_config_file_poll_wait_seconds;"
-            f"\nonce every version is AVAILABLE: mv {written[1]} {written[0]}"
+            "Labels need a second step. Start the server with --model_config_file_poll_wait_seconds, so that it reloads"
+            f" models.config.\nOnce every version is AVAILABLE, run: mv {written[1]} {written[0]}"
         )
 
 
 def _check_versions_exist(model_dir: str, versions: set[int]) -> None:
-    from keras_committee.tfserving.config import list_versions
+    from keras_committee.tfserving.versions import list_versions
 
     available = list_versions(model_dir)
-    missing = sorted(versions - set(available))
-    if missing or not available:
-        raise RecipeError(
-            f"{model_dir} has no version {missing[0] if missing else 'at all'}. It has: "
-            f"{', '.join(map(str, available)) or 'none'}. Nothing was written."
-        )
+    if not available:
+        raise RecipeError(f"{model_dir} has no versions. No file was written.")
+    if missing := sorted(versions - set(available)):
+        listing = ", ".join(map(str, available))
+        raise RecipeError(f"{model_dir} has no version {missing[0]}. Available: {listing}. No file was written.")
 
 
 def _parse_label(text: str) -> tuple[str, int]:
@@ -122,5 +120,5 @@ def _parse_label(text: str) -> tuple[str, int]:
 
 def _parse_numbers(option: str, text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[0-9]{1,18}(,[0-9]{1,18})*", text):
-        raise RecipeError(f"{option} takes whole numbers of at most 18 digits. Received: {text!r}")
+        raise RecipeError(f"{option} must be comma-separated integers of at most 18 digits. Received: {text!r}")
     return tuple(int(part) for part in text.split(","))

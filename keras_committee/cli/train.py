@@ -1,12 +1,12 @@
-"""`keras-committee train`: how does a recipe become trained members in a run folder?"""
+"""`keras-committee train`: train the members of a recipe."""
 
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from keras_committee.cli import options
-from keras_committee.cli.options import json_option, set_option, standard_options
+from keras_committee.choices import STRATEGIES
+from keras_committee.cli.options import json_option, recipe_argument, run_dir_option, set_option, standard_options
 from keras_committee.cli.output import (
     forwarded_options,
     print_json,
@@ -18,44 +18,52 @@ from keras_committee.errors import DataError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 
-_STRATEGIES = ["auto", "single", "mirrored", "multiworker"]
-_STRATEGY_HELP = "multiworker: each member on all hosts of TF_CONFIG; the same command on each host."
-
 
 @click.command()
-@click.argument("recipe", type=click.Path(), shell_complete=options.complete_recipes)
-@click.option(
-    "--run",
-    "run_dir",
-    metavar="DIR",
-    shell_complete=options.complete_runs,
-    help="The run folder; runs/RECIPE by default.",
-)
+@recipe_argument
+@run_dir_option
 @set_option
 @click.option(
-    "--members", "member_indices", metavar="I,J,...", help="Train only these; other jobs may train others beside it."
+    "--members",
+    "member_indices",
+    metavar="I,J,...",
+    help="Train these members only. Other processes may train others of the same run.",
 )
 @click.option(
-    "--workers", default="auto", show_default=True, metavar="N", help="Members that train at once, a number or auto."
+    "--workers", default="auto", show_default=True, metavar="N", help="Number of members trained in parallel, or auto."
 )
-@click.option("--strategy", default="auto", show_default=True, type=click.Choice(_STRATEGIES), help=_STRATEGY_HELP)
-@click.option("--ray-address", metavar="ADDRESS", help="Train on a Ray cluster: auto, HOST:PORT, local.")
-@click.option("--resources-per-member", metavar="cpus=N,gpus=N", help="What each member asks --ray-address for.")
-@click.option("--deterministic", is_flag=True, help="Equal bits from equal runs, at a price in speed.")
+@click.option(
+    "--strategy",
+    default="auto",
+    show_default=True,
+    type=click.Choice(STRATEGIES),
+    help="Distribution of each member over devices. multiworker uses all hosts of TF_CONFIG; run the same command on "
+    "each host.",
+)
+@click.option("--ray-address", metavar="ADDRESS", help="Train on a Ray cluster: auto, HOST:PORT or local.")
+@click.option(
+    "--resources-per-member", metavar="cpus=N,gpus=N", help="CPUs and GPUs of each member on the Ray cluster."
+)
+@click.option("--deterministic", is_flag=True, help="Make training bit-for-bit reproducible, at lower speed.")
 @click.option(
     "--checkpoint-every",
     type=click.FloatRange(0),
     default=300.0,
     show_default=True,
     metavar="SECONDS",
-    help="Between checkpoints.",
+    help="Time between checkpoints, in seconds.",
 )
-@click.option("--allow-config-change", is_flag=True, help="Go on in a run folder of an edited recipe or other knobs.")
-@click.option("--restart", is_flag=True, help="Discard the state of unfinished members.")
 @click.option(
-    "--profile", "profile_steps", metavar="FIRST,LAST", help="Profile these steps of each member, for TensorBoard."
+    "--allow-config-change", is_flag=True, help="Resume a run although the recipe or its parameters have changed."
 )
-@click.option("--smoke", is_flag=True, help="Two members, one epoch, a few batches: does it run at all?")
+@click.option("--restart", is_flag=True, help="Delete the checkpoints of unfinished members and train them again.")
+@click.option(
+    "--profile",
+    "profile_steps",
+    metavar="FIRST,LAST",
+    help="Profile these training steps of each member for TensorBoard.",
+)
+@click.option("--smoke", is_flag=True, help="Test the recipe: train two members for a few batches.")
 @json_option
 @standard_options
 @click.pass_obj
@@ -77,7 +85,10 @@ def train(
     smoke: bool,
     as_json: bool,
 ) -> None:
-    """Train every member of RECIPE. The same command again goes on where it was, to the very step."""
+    """Train the members of a recipe.
+
+    Training can be interrupted at any time; run the same command again to resume from the last checkpoint.
+    """
     num_workers, members, profile = _parse_workers(workers), _parse_members(member_indices), _parse_steps(profile_steps)
     recipe_file = RecipeFile.read(recipe)
     parameters = recipe_file.resolve(list(overrides))
@@ -118,28 +129,28 @@ def train(
                 restart=restart,
                 ray_cluster=ray,
             )
+    finished = run.finished_members()
     if as_json:
-        finished = run.finished_members()
         print_json(
             {"recipe": recipe_file.name, "run": run_dir, "knobs": parameters, "smoke": smoke, "finished": finished}
         )
     else:
-        _print_summary(run_dir, len(run.finished_members()), built.members)
+        _print_summary(run_dir, len(finished), built.members)
 
 
-def _print_summary(folder: str, finished: int, members: int) -> None:
-    """What is there, and what comes next; members that other jobs train may still be missing."""
+def _print_summary(run_dir: str, finished: int, members: int) -> None:
+    """Print the number of finished members, some of which other processes may still train, and the next command."""
     missing = members - finished
     total = f" of {members}" if missing else ""
-    print_message(f"{finished}{total} member{'' if finished == members == 1 else 's'} in {folder}.")
-    print_next_steps("evaluate", folder, *forwarded_options(finished if missing else None))
+    print_message(f"{run_dir} has {finished}{total} member{'' if members == 1 else 's'}.")
+    print_next_steps("evaluate", run_dir, *forwarded_options(finished if missing else None))
 
 
 def _parse_workers(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:
-        raise click.BadParameter(f"expected auto or a number of 1 or more. Received: {text!r}", param_hint="--workers")
+        raise click.BadParameter(f"must be auto or a positive integer. Received: {text!r}", param_hint="--workers")
     return int(text)
 
 
@@ -148,7 +159,7 @@ def _parse_members(text: str | None) -> list[int] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise click.BadParameter(f"expected indices such as 0,3. Received: {text!r}", param_hint="--members")
+        raise click.BadParameter(f"must be member indices such as 0,3. Received: {text!r}", param_hint="--members")
     return [int(part) for part in parts]
 
 
@@ -157,23 +168,23 @@ def _parse_steps(text: str | None) -> tuple[int, int] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
-        expected = "expected the first and the last step, counted from 1, such as 10,20"
-        raise click.BadParameter(f"{expected}. Received: {text!r}", param_hint="--profile")
+        message = f"must be the first and the last step, counted from 1, such as 10,20. Received: {text!r}"
+        raise click.BadParameter(message, param_hint="--profile")
     return int(parts[0]), int(parts[1])
 
 
 def _check_data_dir(parameters: dict[str, Any]) -> None:
-    """Raises DataError where the knob `data_dir` names nothing: told before TensorFlow is imported, or a run begun."""
+    """Raise DataError if the parameter `data_dir` is missing, before TensorFlow is imported and a run is created."""
     data_dir = parameters.get("data_dir")
     if isinstance(data_dir, str) and not Path(data_dir).exists():
         raise DataError(
-            f"no such data directory: {data_dir} (knob data_dir). Nothing was begun.\n"
-            "  Give the folder of the images: --set data_dir=PATH"
+            f"no such data directory: {data_dir} (parameter data_dir). No run was started.\n"
+            "  Set the folder of the images: --set data_dir=PATH"
         )
 
 
 def _warn_about_changed_versions(run: Run) -> None:
     changed = run.changed_versions()
     if changed:
-        click.echo(f"warning: {run.path} was begun with other versions: {', '.join(changed)}.", err=True)
-        click.echo("  It goes on, but not bit for bit as it would have.", err=True)
+        click.echo(f"warning: {run.path} was started with other versions: {', '.join(changed)}.", err=True)
+        click.echo("  Training resumes, but the result will not be bit-for-bit reproducible.", err=True)
