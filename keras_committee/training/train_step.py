@@ -1,4 +1,4 @@
-"""What happens in one training step, on one device or on several?"""
+"""One training step, on one device or on several replicas."""
 
 import re
 
@@ -13,60 +13,47 @@ from keras_committee.training.ema import WeightEMA
 
 
 class BlockStats:
-    """Reads what is worth knowing of each residual block while a network trains.
+    """Statistics of each residual block of a network in training.
 
     The gradient of a block is the mean absolute gradient of its first convolution's kernel, over the global batch. A
-    block is a `StochasticDepth` layer; in a network of constant depth, a convolution named `block_<number>_conv`, as
-    our builders name the first of each block.
+    block is a `StochasticDepth` layer or, in a network of constant depth, a convolution named `block_<number>_conv`,
+    the name that our builders give to the first of each block.
 
     Args:
-        model: Any Keras model; one without residual blocks has gauges that show nothing.
+        model: Any Keras model; without residual blocks all statistics are empty.
+
+    Raises:
+        ValueError: If a block has no kernel.
 
     Source: the gradient is that of Figure 7 of Huang et al. 2016, arXiv:1603.09382.
     """
 
     def __init__(self, model: keras.Model):
         self._stochastic_depth_blocks = stochastic_depth_blocks(model)
-        self._kernels = [_first_kernel(block.branch) for block in self._stochastic_depth_blocks] or _first_kernels(
-            model
-        )
+        first_layers = [block.branch for block in self._stochastic_depth_blocks] or _first_convolutions(model)
+        self._kernels = [_first_kernel(layer) for layer in first_layers]
 
     def mean_abs_gradients(self, gradients: list, weights: list):
-        """float32 `(blocks,)`: each block's mean absolute gradient, 0 of one that is frozen.
+        """Return the mean absolute gradient of each block, float32 `(blocks,)`; 0 for a frozen block.
 
-        Called in a replica, with the weights that are trained and the gradient of each.
+        Call it in a replica context.
+
+        Args:
+            gradients: Gradient of each of `weights`.
+            weights: The trainable weights.
         """
         gradient_by_weight_id = {id(weight): gradient for weight, gradient in zip(weights, gradients, strict=True)}
         kernel_gradients = [gradient_by_weight_id.get(id(kernel), tf.zeros(())) for kernel in self._kernels]
+        if not kernel_gradients:
+            return tf.zeros((0,))
         context = tf.distribute.get_replica_context()
-        if kernel_gradients and context.num_replicas_in_sync > 1:
+        if context.num_replicas_in_sync > 1:
             kernel_gradients = context.all_reduce("SUM", kernel_gradients)
-        return (
-            tf.stack([tf.reduce_mean(tf.abs(tf.cast(g, "float32"))) for g in kernel_gradients])
-            if kernel_gradients
-            else tf.zeros((0,))
-        )
+        return tf.stack([tf.reduce_mean(tf.abs(tf.cast(gradient, "float32"))) for gradient in kernel_gradients])
 
     def run_counts(self) -> np.ndarray:
-        """float64 `(blocks,)`: the steps that each block ran in so far; empty for a network of constant depth."""
+        """Return in how many steps each block ran so far, float64 `(blocks,)`; empty for a network of constant depth."""
         return np.array([float(keras.ops.convert_to_numpy(block.run_count)) for block in self._stochastic_depth_blocks])
-
-
-def _first_kernels(model):
-    conv_layers = {
-        layer.name: layer for layer in model._flatten_layers() if re.fullmatch(r"block_\d+_conv", layer.name)
-    }
-    return [_first_kernel(conv_layers[name]) for name in sorted(conv_layers, key=lambda name: int(name.split("_")[1]))]
-
-
-def _first_kernel(layer):
-    kernels = [weight for weight in layer.trainable_variables if len(weight.shape) > 1]
-    if not kernels:
-        raise ValueError(f"{layer.name} has no kernel to read a gradient of.")
-    return kernels[0]
-
-
-_ZERO_GRADIENTS = tf.UnconnectedGradients.ZERO
 
 
 def make_train_step(
@@ -81,26 +68,25 @@ def make_train_step(
     label_smoothing: float = 0.0,
     ema: WeightEMA | None = None,
 ):
-    """A function of one global batch (images, targets) that updates the weights that are trainable now.
+    """Return a function of one global batch, `(images, targets)`, that updates the currently trainable weights.
 
-    It returns, over the whole global batch: the mean loss with its penalties, the number of examples whose top class
-    was right, and the gradients `(blocks,)` that `block_stats` reads.
+    The targets are labels, int32 `(batch,)`, or probabilities, float32 `(batch, classes)`, as mixing augmentations
+    yield them. The function returns, over the whole global batch: the mean loss including penalties, the number of
+    examples whose top class was correct, and the gradients `(blocks,)` of `block_stats`.
 
     Args:
-        model: Images to logits `(batch, classes)`.
+        model: Maps images to logits `(batch, classes)`.
         optimizer: A Keras optimizer, built.
-        loss: Keras loss of labels `(batch,)` and logits. With probabilities as targets a
-            `SparseCategoricalCrossentropy` is exchanged for its categorical form.
+        loss: Keras loss of labels `(batch,)` and logits. With probabilities as targets, a
+            `SparseCategoricalCrossentropy` is replaced by its categorical form.
         strategy: Where the step runs; each replica takes an equal part of the batch.
-        block_stats: What to read of each residual block, or None.
-        gradient_accumulation_steps: In how many parts, one after another, a replica takes its batch: the same update in less memory.
-            Batch normalisation sees each part by itself.
-        global_clipnorm: The largest global norm of the gradient of the whole batch, or None.
-        label_smoothing: Share in [0, 1) of each target that goes to all classes alike (Szegedy et al. 2016,
+        block_stats: Statistics of the residual blocks, or None.
+        gradient_accumulation_steps: Number of parts in which a replica processes its batch, one after another: the same
+            update in less memory. Batch normalization uses the statistics of each part.
+        global_clipnorm: Maximum global norm of the gradient of the whole batch, or None.
+        label_smoothing: Fraction in [0, 1) of each target that is spread evenly over all classes (Szegedy et al. 2016,
             arXiv:1512.00567, section 7).
-        ema: The moving averages to update after the weights, or None.
-
-    The targets are labels, int32 `(batch,)`, or probabilities, float32 `(batch, classes)`, as a mix yields them.
+        ema: Moving averages to update after the weights, or None.
 
     Raises:
         RecipeError: When traced, if a replica's batch cannot be divided into `gradient_accumulation_steps` equal parts.
@@ -112,24 +98,25 @@ def make_train_step(
     weights = model.trainable_variables
 
     def compute_gradients(images, targets):
-        """Objective, hits and gradients of a part of a replica's batch; their sums over all parts are the whole."""
-        with tf.GradientTape(watch_accessed_variables=False) as tape:  # what is frozen is not even recorded
+        """Return loss, correct predictions and gradients of a part of a replica's batch; the parts add up."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:  # frozen layers are not even recorded
             tape.watch([weight.value for weight in weights])
             logits = tf.cast(model(images, training=True), tf.float32)
             smoothed_targets, loss_fn = _smooth_labels(targets, logits.shape[-1], loss, label_smoothing)
             # Keras divides `loss` by the replicas already; the penalties are the same on each and must be, too.
             objective = (loss_fn(smoothed_targets, logits) + sum(model.losses) / replicas) / gradient_accumulation_steps
             scaled_loss = optimizer.scale_loss(objective)
+        gradients = tape.gradient(scaled_loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         num_correct = tf.math.count_nonzero(tf.equal(tf.argmax(logits, axis=-1), _class_indices(targets)))
-        return objective, num_correct, tape.gradient(scaled_loss, weights, unconnected_gradients=_ZERO_GRADIENTS)
+        return objective, num_correct, gradients
 
     def replica_step(images, targets):
         objective, num_correct, gradients = _accumulate(compute_gradients, gradient_accumulation_steps, images, targets)
         block_gradients = block_stats.mean_abs_gradients(gradients, weights) if block_stats else tf.zeros((0,))
         if sum_before_apply:
             gradients = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
-        if global_clipnorm is not None:
-            gradients = _clip_by_global_norm(gradients, global_clipnorm * optimizer.scale_loss(1.0))
+        if global_clipnorm is not None:  # Pascanu et al. 2013, arXiv:1211.5063
+            gradients, _ = tf.clip_by_global_norm(gradients, global_clipnorm * optimizer.scale_loss(1.0))
         if sum_before_apply:  # the optimizer sums them once more
             gradients = [gradient / replicas for gradient in gradients]
         optimizer.apply(gradients, weights)
@@ -151,8 +138,25 @@ def make_train_step(
     return step
 
 
+def _first_convolutions(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return the first convolution of each block of a network of constant depth, in their order."""
+    convolutions = {
+        int(match[1]): layer
+        for layer in model._flatten_layers()
+        if (match := re.fullmatch(r"block_(\d+)_conv", layer.name))
+    }
+    return [convolutions[number] for number in sorted(convolutions)]
+
+
+def _first_kernel(layer: keras.layers.Layer):
+    kernels = [weight for weight in layer.trainable_variables if len(weight.shape) > 1]
+    if not kernels:
+        raise ValueError(f"A residual block must have a kernel. Received: layer={layer.name}")
+    return kernels[0]
+
+
 def _accumulate(compute_gradients, num_parts: int, images, targets):
-    """The sums of what `compute_gradients` returns for equal parts of the batch, one part after another.
+    """Return the sums of what `compute_gradients` returns for equal parts of the batch, one part after another.
 
     The loop is unrolled: replicas cannot exchange batch statistics inside a `tf.while_loop`.
     """
@@ -177,25 +181,16 @@ def _part_rows(tensor, part_index: int, num_parts: int):
     return rows
 
 
-def _smooth_labels(targets, num_classes: int, loss, smoothing: float):
-    """The targets, as probabilities where they are any, and the loss that takes them."""
-    if targets.shape.rank == 1 and not smoothing:
+def _smooth_labels(targets, num_classes: int, loss: keras.losses.Loss, smoothing: float):
+    """Return the smoothed targets, as probabilities unless they are plain labels, and the loss that accepts them."""
+    is_labels = targets.shape.rank == 1
+    if is_labels and not smoothing:
         return targets, loss
-    if targets.shape.rank == 1:
-        targets = tf.one_hot(targets, num_classes)
-    return targets * (1.0 - smoothing) + smoothing / num_classes, _categorical_loss(loss)
-
-
-def _categorical_loss(loss):
-    if not isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
-        return loss
-    return keras.losses.CategoricalCrossentropy(from_logits=loss.from_logits, reduction=loss.reduction)
+    probabilities = tf.one_hot(targets, num_classes) if is_labels else targets
+    if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
+        loss = keras.losses.CategoricalCrossentropy(from_logits=loss.from_logits, reduction=loss.reduction)
+    return probabilities * (1.0 - smoothing) + smoothing / num_classes, loss
 
 
 def _class_indices(targets):
     return tf.cast(targets if targets.shape.rank == 1 else tf.argmax(targets, axis=-1), tf.int64)
-
-
-def _clip_by_global_norm(gradients: list, norm) -> list:
-    """The gradients, all scaled down alike where their global norm is above `norm` (Pascanu et al. 2013, 1211.5063)."""
-    return tf.clip_by_global_norm(gradients, norm)[0]

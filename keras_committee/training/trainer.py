@@ -1,13 +1,13 @@
-"""How is one member trained, and how does it go on after whatever stopped it?
+"""The training loop of one member, and its exact resume after any interruption.
 
-1. The member is built under its own seed, `recipe.seed + index`; the state of its newest whole checkpoint is put on it.
-2. Step `s` takes the batch at position `s` of the member's stream: a pure function of (seed, position). So a member
-   goes on at the very step of the checkpoint, and ends as one that was never stopped.
-3. After each epoch the member predicts the validation split once; that is all that is logged from it.
-4. A checkpoint is written before the first step, after each epoch, every `save_seconds` and when training is asked to
-   stop; never one with a weight that is not a finite number.
-5. `model.keras` is renamed into place as the last act but for the removal of the checkpoints: where it stands, the
-   member is finished.
+1. The member is built under its own seed, `recipe.seed + index`. The state of its newest valid checkpoint is restored.
+2. Step `s` trains on the batch at position `s` of the member's stream, a pure function of (seed, position). So a member
+   resumes at the exact step of the checkpoint and ends as one that was never interrupted.
+3. After each epoch the member predicts the validation split once; all validation figures come from these predictions.
+4. A checkpoint is written before the first step, after each epoch, every `checkpoint_seconds` and when training is
+   interrupted; never one with a weight that is not finite.
+5. `model.keras` is renamed into place as the last act before the checkpoints are removed: where it exists, the member
+   is finished.
 """
 
 import contextlib
@@ -40,12 +40,12 @@ from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.tensorboard import MemberLog, StepProfiler
 from keras_committee.training.train_step import BlockStats, make_train_step
 
-# A rollback asks for other batches than those that led astray; members' own seeds lie close together.
+# After a rollback the batches differ from those that led to divergence; the members' own seeds lie close together.
 _ROLLBACK_SEED_STRIDE = 1_000_000_007
 
 
 class NonFiniteError(Exception):
-    """The loss or a weight is no longer a finite number."""
+    """The loss, a weight or a logit is no longer a finite number."""
 
 
 def train_member(
@@ -59,25 +59,34 @@ def train_member(
     options: TrainingOptions,
     host_group: SingleHost | None = None,
 ) -> None:
-    """Train member `index`, or go on with it, and leave `model.keras`, its history and its votes in `member_dir`.
+    """Train member `index`, or resume it, and leave its model, history and validation predictions in `member_dir`.
 
-    `host_group`: the hosts that train it together; each calls this, and the chief alone writes.
+    Args:
+        recipe: What to train.
+        index: Index of the member.
+        splits: The data.
+        member_dir: Folder of the member.
+        strategy: Distribution strategy of the model.
+        reporter: Receives progress and events.
+        shutdown: Requests the end of training.
+        options: How to run and protect the training.
+        host_group: The hosts that train the member together. Each of them calls this function; only the chief writes.
 
     Raises:
         RecipeError: If the model does not fit the data.
-        RunError: If there are checkpoints that cannot be used.
+        RunError: If none of the existing checkpoints can be used.
         ResourceError: If a checkpoint cannot be written.
-        DivergedError: If the loss or a weight is no longer finite, after `rollbacks` returns to the last checkpoint.
-        Stopped: If `shutdown` was requested; the state up to then is saved.
+        DivergedError: If the loss or a weight is not finite after `options.max_rollbacks` rollbacks.
+        TrainingStopped: If `shutdown` was requested; the state so far is saved.
     """
     trainer = _Trainer(
         recipe, index, splits, member_dir, strategy, reporter, shutdown, options, host_group or SingleHost()
     )
     trainer.resume()
-    with StepProfiler(member_dir.tensorboard, options.profile_steps, reporter.note) as profile:
+    with StepProfiler(member_dir.tensorboard, options.profile_steps, reporter.note) as profiler:
         while not trainer.is_done:
             try:
-                trainer.train_epoch(profile)
+                trainer.train_epoch(profiler)
                 trainer.validate()
             except NonFiniteError as error:
                 trainer.roll_back(str(error))
@@ -88,34 +97,34 @@ def train_member(
 
 
 class _Trainer:
-    """One member at work."""
+    """The training of one member, in the order of its methods."""
 
     def __init__(self, recipe, index, splits, member_dir, strategy, reporter, shutdown, options, host_group):
         self._recipe, self._index, self._splits, self._member_dir = recipe, index, splits, member_dir
         self._strategy, self._reporter, self._shutdown, self._options = strategy, reporter, shutdown, options
         self._host_group = host_group
-        self._state = state = build_member(recipe, index, splits, strategy)
+        self._state = state = _build_member(recipe, index, splits, strategy)
         self._block_stats = BlockStats(state.model)
-        self._epoch_steps = EpochSteps(recipe, state, strategy, self._block_stats)
+        self._epoch_steps = _EpochSteps(recipe, state, strategy, self._block_stats)
         self._predictor = Predictor(state.model)
         self._checkpoints = Checkpoints(member_dir.state, read_only=not host_group.is_chief)
         self._log = MemberLog(member_dir, reporter.note)
         self._data_fingerprint = splits.train.fingerprint()
-        self._last_save, self._num_rollbacks = (-1, time.monotonic()), 0
+        self._last_save, self._num_rollbacks = (-1, time.monotonic()), 0  # step and time of the last checkpoint
 
     @property
     def is_done(self) -> bool:
         return self._state.stopped_early or len(self._state.history) == self._recipe.epochs
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint, or make the first one."""
+        """Restore the newest valid checkpoint, or write the first one."""
         state = self._state
         checkpoint, problems = self._checkpoints.load_newest()
         for problem in problems:
             self._reporter.event(self._index, "damaged", problem)
         if checkpoint is None:
             state.begin_epoch(self._block_stats.run_counts())
-            self.save("start")
+            self._save("start")
             self._log.on_train_begin(state.model)
             return
         replicas_note = self._check_compatible(checkpoint.document)
@@ -126,23 +135,19 @@ class _Trainer:
         text = f"resuming member {self._index} at epoch {epoch + 1} step {step}{replicas_note}"
         self._reporter.event(self._index, "member_resumed", text, step=checkpoint.step)
 
-    def train_epoch(self, profile: StepProfiler) -> None:
-        """The steps that the unfinished epoch still lacks."""
-        state, steps_per_epoch = self._state, self._splits.steps_per_epoch
-        epoch = len(state.history)
+    def train_epoch(self, profiler: StepProfiler) -> None:
+        """Take the remaining steps of the unfinished epoch."""
+        state, epoch = self._state, len(self._state.history)
+        epoch_end = (epoch + 1) * self._splits.steps_per_epoch
         self._host_group.assert_in_sync(state.step, self._data_fingerprint, state.model)
         take_step = self._epoch_steps.begin_epoch(epoch)
         seed = self._recipe.seed + self._index + _ROLLBACK_SEED_STRIDE * state.rollbacks
         stream = partial(
-            self._splits.stream,
-            seed,
-            state.step,
-            (epoch + 1) * steps_per_epoch - state.step,
-            batch_augment=self._recipe.batch_augment,
+            self._splits.stream, seed, state.step, epoch_end - state.step, batch_augment=self._recipe.batch_augment
         )
         batches, last_step_end = iter(distribute(stream, self._strategy)), None
-        while state.step < (epoch + 1) * steps_per_epoch:
-            with self._shutdown.mask_signals(enabled=state.step != self._last_save[0]), profile.step():
+        while state.step < epoch_end:
+            with self._shutdown.mask_signals(enabled=state.step != self._last_save[0]), profiler.step():
                 results = take_step(*next(batches))
                 self._record_step(results)
             if last_step_end is not None:  # a first step traces the graph
@@ -165,15 +170,15 @@ class _Trainer:
         self._reporter.on_steps_end(self._index)
         self._shutdown.check()
         if time.monotonic() - self._last_save[1] > self._options.checkpoint_seconds:
-            self.save("interval")
+            self._save("interval")
 
     def validate(self) -> None:
-        """The chief judges the epoch, and all hosts do what follows from it."""
+        """Validate the epoch on the chief, and end or continue on all hosts as the chief decides."""
         with self._host_group.in_sync(self._shutdown, NonFiniteError):
             if self._host_group.is_chief:
                 self._validate()
             else:
-                self._state.history.append({})  # the chief has the row
+                self._state.history.append({})  # only the chief has the row
                 self._state.begin_epoch(self._block_stats.run_counts())
         self._state.stopped_early = self._host_group.broadcast(self._state.stopped_early)
 
@@ -182,7 +187,7 @@ class _Trainer:
         state, batch_size = self._state, self._splits.batch_size
         with self._shutdown.mask_signals():
             batches = self._shutdown.check_each(self._splits.validation.batches(batch_size))
-            with _swap_in_ema(state.ema):
+            with state.ema.swapped_in() if state.ema else contextlib.nullcontext():
                 log_probs = self._predictor(batches)
                 weights = state.weights() if self._recipe.restore_best else None
             if not np.isfinite(log_probs).all():
@@ -191,13 +196,13 @@ class _Trainer:
             state.history.append(row)
             self._update_best(row, weights)
             state.begin_epoch(self._block_stats.run_counts())
-            self.save("epoch")
+            self._save("epoch")
             self._log.on_epoch_end(state.history, log_probs, block_values)
             self._reporter.on_epoch_end(self._index, row)
             self._shutdown.check()
 
-    def _history_row(self, log_probs) -> tuple[dict, dict]:
-        """The row of the history that an epoch gave, and figures `(blocks,)` of each residual block."""
+    def _history_row(self, log_probs: np.ndarray) -> tuple[dict, dict]:
+        """Return the epoch's row of the history, and values `(blocks,)` for each residual block by their name."""
         state, steps = self._state, len(self._state.losses)
         row = {
             "epoch": len(state.history) + 1,
@@ -207,17 +212,18 @@ class _Trainer:
             "accuracy": sum(state.num_correct) / (steps * self._splits.batch_size),
             "images_per_second": state.timed_steps[0] * self._splits.batch_size / max(state.timed_steps[1], 1e-9),
         }
+        run_fraction = (self._block_stats.run_counts() - state.block_run_counts) / steps
         block_values = {
-            "gradient": np.mean(state.gradients, axis=0, dtype=np.float64),
-            "open": (self._block_stats.run_counts() - state.block_run_counts) / steps,
+            "mean_abs_gradient": np.mean(state.gradients, axis=0, dtype=np.float64),
+            "run_fraction": run_fraction,
         }
-        if len(block_values["open"]):
-            row["realised_depth"] = float(block_values["open"].sum())
+        if len(run_fraction):
+            row["realised_depth"] = float(run_fraction.sum())
         validation = metrics.classification_metrics(np.exp(log_probs), self._splits.validation.labels)
         return row | {f"validation_{name}": value for name, value in validation.items()}, block_values
 
     def _update_best(self, row: dict, weights: dict | None) -> None:
-        """Keep the weights of the best epoch, and stop where there has been none for long."""
+        """Save the weights of the best epoch so far, and stop early after `patience` epochs without a better one."""
         state, recipe = self._state, self._recipe
         if recipe.restore_best is None or weights is None:
             return
@@ -227,15 +233,48 @@ class _Trainer:
             state.best = BestEpoch(row["epoch"], score, name)
         state.stopped_early = recipe.patience is not None and row["epoch"] - state.best.epoch >= recipe.patience
 
-    def save_if_stepped(self) -> None:
-        """Save, unless no step was counted since the last time: a signal may have come in the middle of that step."""
-        if self._state.step != self._last_save[0]:
-            self.save("stop")
+    def roll_back(self, where: str) -> None:
+        """Restore the last checkpoint and continue with other batches; raise DivergedError after `max_rollbacks`."""
+        checkpoint, _ = self._checkpoints.load_newest()
+        if self._num_rollbacks == self._options.max_rollbacks or checkpoint is None:
+            times = "1 rollback" if self._num_rollbacks == 1 else f"{self._num_rollbacks} rollbacks"
+            raise DivergedError(
+                f"member {self._index} diverged at {where}, after {times} to its last good state.\n"
+                f"  Its last good checkpoint, step {checkpoint.step if checkpoint else 0}, is kept in "
+                f"{self._member_dir.state}. No other member was changed.\n"
+                "  Try a smaller learning rate, a longer warm-up or global_clipnorm, in a new run folder."
+            )
+        self._num_rollbacks += 1
+        self._state.restore(checkpoint)
+        self._state.rollbacks += self._num_rollbacks
+        text = f"member {self._index} diverged at {where}; back to step {checkpoint.step}, continuing with other batches"
+        self._reporter.event(self._index, "rolled_back", text, step=checkpoint.step)
 
-    def save(self, reason: str) -> None:
-        """Write a checkpoint, unless a weight is not finite: the last one is the last good one then.
+    def save_if_stepped(self) -> None:
+        """Save unless no step was counted since the last checkpoint: a signal may have come within that step."""
+        if self._state.step != self._last_save[0]:
+            self._save("stop")
+
+    def finish(self) -> None:
+        """Save the final model: the weights of the best epoch with `restore_best`, else the averages if there are any."""
+        state = self._state
+        self._epoch_steps.unfreeze()
+        if not self._host_group.is_chief:
+            return
+        if state.best:
+            state.set_weights(self._checkpoints.load_named(state.best.weights_name))
+        elif state.ema:
+            state.ema.copy_to_weights()
+        self._shutdown.check_before_saving()
+        self._log.write_history(state.history)
+        self._log.save_model(state.model)
+        self._checkpoints.discard()
+
+    def _save(self, reason: str) -> None:
+        """Write a checkpoint.
 
         Raises:
+            NonFiniteError: If a weight is not finite; the last checkpoint is then the last good one.
             ResourceError: If it cannot be written.
             RunError: If the member was given to another process.
         """
@@ -256,56 +295,57 @@ class _Trainer:
             self._reporter.event(self._index, "member_saved", text, step=state.step, seconds=round(seconds, 3))
 
     def _check_compatible(self, document: dict) -> str:
-        """What the user must know of a checkpoint before it is put on; raises RunError where it would be wrong."""
+        """Return a note on a changed number of replicas, or ""; raise RunError if the training data changed."""
         if document["data"] != self._data_fingerprint:
             raise RunError(
-                f"the training data of {self._recipe.data.name} are not those that member {self._index} began with.\n"
-                f"  Its state in {self._member_dir.state} was left as it is. Bring the data back, or train this member "
-                "again: --restart."
+                f"the training data of {self._recipe.data.name} changed since member {self._index} began.\n"
+                f"  Its state in {self._member_dir.state} was not changed. Restore the data, or train this member "
+                "from the start: --restart."
             )
         replicas = self._strategy.num_replicas_in_sync
         if document["replicas"] == replicas:
             return ""
         return f"; {document['replicas']} -> {replicas} replicas: continues, not bit-identical"
 
-    def roll_back(self, where: str) -> None:
-        """Go back to the last checkpoint and on with other batches; give up after `rollbacks` times."""
-        checkpoint, _ = self._checkpoints.load_newest()
-        if self._num_rollbacks == self._options.max_rollbacks or checkpoint is None:
-            raise DivergedError(
-                f"member {self._index} diverged at {where}, after {self._num_rollbacks} returns to its last good state.\n"
-                f"  Its last good checkpoint, step {checkpoint.step if checkpoint else 0}, is kept in "
-                f"{self._member_dir.state}; other members are untouched.\n"
-                "  Try a smaller learning rate, a longer warm-up or clip_norm, in a new run folder."
-            )
-        self._num_rollbacks += 1
-        self._state.restore(checkpoint)
-        self._state.rollbacks += self._num_rollbacks
-        text = f"member {self._index} diverged at {where}; back to step {checkpoint.step}, on with other batches"
-        self._reporter.event(self._index, "rolled_back", text, step=checkpoint.step)
 
-    def finish(self) -> None:
-        """Leave the model: of the best epoch where one was asked for, else averaged where there are averages."""
-        state = self._state
-        self._epoch_steps.unfreeze()
-        if not self._host_group.is_chief:
-            return
-        if state.best:
-            state.set_weights(self._checkpoints.load_named(state.best.weights_name))
-        elif state.ema:
-            state.ema.copy_to_weights()
-        self._shutdown.check_before_saving()
-        self._log.write_history(state.history)
-        self._log.save_model(state.model)
-        self._checkpoints.discard()
+class _EpochSteps:
+    """The training step of each epoch, traced again only if other layers train than in the epoch before."""
+
+    def __init__(self, recipe: Recipe, state: MemberState, strategy: tf.distribute.Strategy, block_stats: BlockStats):
+        self._recipe, self._state, self._strategy, self._block_stats = recipe, state, strategy, block_stats
+        self._freezer = LayerFreezer(state.model, recipe.trainable_layers, recipe.epochs)
+        self._step: Callable | None = None
+        self._trainable_patterns: tuple[str, ...] = ()
+
+    def begin_epoch(self, epoch: int) -> Callable:
+        """Set the survival probabilities, freeze the layers of this epoch and return its training step."""
+        if self._recipe.survival is not None:
+            set_survival(self._state.model, self._recipe.survival(epoch))
+        trainable_patterns = self._freezer.begin_epoch(epoch)
+        if self._step is None or trainable_patterns != self._trainable_patterns:
+            self._step, self._trainable_patterns = self._make_step(), trainable_patterns
+        return self._step
+
+    def unfreeze(self) -> None:
+        self._freezer.unfreeze()
+
+    def _make_step(self) -> Callable:
+        recipe, state = self._recipe, self._state
+        return make_train_step(
+            state.model,
+            state.optimizer,
+            recipe.loss,
+            self._strategy,
+            self._block_stats,
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            global_clipnorm=recipe.global_clipnorm,
+            label_smoothing=recipe.label_smoothing,
+            ema=state.ema,
+        )
 
 
-def _swap_in_ema(ema: WeightEMA | None):
-    return ema.swapped_in() if ema else contextlib.nullcontext()
-
-
-def build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distribute.Strategy) -> MemberState:
-    """The untrained member, its optimizer and its moving averages, built under `recipe.seed + index`.
+def _build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distribute.Strategy) -> MemberState:
+    """Build the untrained member, its optimizer and its moving averages under the seed `recipe.seed + index`.
 
     Raises:
         RecipeError: If the model does not fit the data, or the initial weights do not fit the model.
@@ -325,27 +365,21 @@ def build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distri
 
 
 def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
-    """Raise a RecipeError unless `model` takes the images of `splits` gives one logit for each of its classes, and can
-    be trained."""
+    """Raise RecipeError unless `model` is trainable and maps the images of `splits` to one logit per class."""
+    name, image_shape, num_classes = f"member {index} ({model.name})", splits.train.image_shape, len(splits.classes)
     input_shape, output_shape = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
-    image_shape, expected_output_shape = tuple(splits.train.image_shape), (len(splits.classes),)
-    if input_shape != image_shape:
-        raise RecipeError(
-            f"member {index} ({model.name}) takes images of shape {input_shape}; the data has {image_shape}."
-        )
+    if input_shape != tuple(image_shape):
+        raise RecipeError(f"{name} takes images of shape {input_shape}; the data has {tuple(image_shape)}.")
     if _ends_with_softmax(model):
         raise RecipeError(
-            f"member {index} ({model.name}) ends with a softmax. A member returns logits: leave the activation of its "
-            "last layer out."
+            f"{name} ends with a softmax. A member must return logits: remove the activation of its last layer."
         )
     if not model.trainable_variables:
+        raise RecipeError(f"{name} has no trainable weights. To use it without training, run: keras-committee import")
+    if output_shape != (num_classes,):
         raise RecipeError(
-            f"member {index} ({model.name}) has no weight to train. `keras-committee import` takes it as it is."
-        )
-    if output_shape != expected_output_shape:
-        raise RecipeError(
-            f"member {index} ({model.name}) has outputs of shape {output_shape}; the data has {expected_output_shape[0]} classes.\n"
-            "  A member returns one logit for each class: give its builder `classes` to match the data."
+            f"{name} has outputs of shape {output_shape}; the data has {num_classes} classes.\n"
+            "  A member must return one logit per class: pass a matching `classes` to its builder."
         )
 
 
@@ -357,104 +391,67 @@ def _ends_with_softmax(model: keras.Model) -> bool:
     )
 
 
-class EpochSteps:
-    """The training step of each epoch: traced again only where other layers train than in the epoch before.
-
-    Raises:
-        RecipeError: If `recipe.trains` names layers that the member does not have.
-    """
-
-    def __init__(self, recipe: Recipe, state: MemberState, strategy: tf.distribute.Strategy, block_stats: BlockStats):
-        self._recipe, self._state, self._strategy, self._block_stats = recipe, state, strategy, block_stats
-        self._freezer = LayerFreezer(state.model, recipe.trainable_layers, recipe.epochs)
-        self._step: Callable | None = None
-        self._trainable_patterns: tuple[str, ...] = ()
-
-    def begin_epoch(self, epoch: int) -> Callable:
-        """The step for this epoch, once its survival is set and its layers are frozen."""
-        if self._recipe.survival is not None:
-            set_survival(self._state.model, self._recipe.survival(epoch))
-        trainable_patterns = self._freezer.begin_epoch(epoch)
-        if self._step is None or trainable_patterns != self._trainable_patterns:
-            self._step, self._trainable_patterns = self._make_step(), trainable_patterns
-        return self._step
-
-    def unfreeze(self) -> None:
-        """Nothing is frozen any more."""
-        self._freezer.unfreeze()
-
-    def _make_step(self) -> Callable:
-        recipe, state = self._recipe, self._state
-        return make_train_step(
-            state.model,
-            state.optimizer,
-            recipe.loss,
-            self._strategy,
-            self._block_stats,
-            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-            global_clipnorm=recipe.global_clipnorm,
-            label_smoothing=recipe.label_smoothing,
-            ema=state.ema,
-        )
-
-
 def copy_weights(initial_weights: str | Callable[[int], str] | None, model: keras.Model, index: int) -> None:
-    """Copy the weights of a trained network into `model` wherever layers of one place have the same shapes.
+    """Copy the weights of a trained network into `model` wherever corresponding layers have the same shapes.
 
-    The layers that have weights are taken in their order. A layer of other shapes keeps its random weights, such as the
-    logits of another number of classes; there must be as many such layers in both, and at least one must fit.
+    Layers with weights correspond by their order. A layer with other shapes keeps its random weights, for example the
+    logits for another number of classes. Both networks must have as many layers with weights, and at least one of them
+    must match.
 
     Args:
-        initial_weights: A `.keras` file, or a run folder, whose member `index` is taken; or a function of the index that
-            returns one. None leaves the model as it is.
+        initial_weights: A `.keras` file, a run folder, whose member `index` is used, or a function of the index that
+            returns one of them. None leaves the model unchanged.
         model: The member, just built.
-        index: Its index.
+        index: Index of the member.
 
     Raises:
-        RecipeError: If there is no such file, or the network in it is another one.
+        RecipeError: If the file does not exist, or its network does not correspond to `model`.
     """
     if initial_weights is None:
         return
     path = _find_weights_file(Path(initial_weights(index) if callable(initial_weights) else initial_weights), index)
     try:
-        source = load_member(path)
+        source_model = load_member(path)
     except (RunError, VerificationError) as error:
-        raise RecipeError(f"Recipe(initial=...): cannot load {path}: {error.__cause__ or error}") from error
-    source_layers, target_layers = _layers_with_weights(source), _layers_with_weights(model)
-    if len(source_layers) != len(target_layers):
+        raise RecipeError(f"Recipe(initial_weights=...): cannot load {path}: {error.__cause__ or error}") from error
+    sources, targets = _layers_with_weights(source_model), _layers_with_weights(model)
+    if len(sources) != len(targets):
         raise RecipeError(
-            f"Recipe(initial=...): {path} has {len(source_layers)} layers with weights; member {index} ({model.name}) has "
-            f"{len(target_layers)}. Give the weights of a network of the same family and depth."
+            f"Recipe(initial_weights=...): {path} has {len(sources)} layers with weights; member {index} ({model.name}) "
+            f"has {len(targets)}. Use the weights of a network of the same family and depth."
         )
     pairs = [
-        (there, here)
-        for there, here in zip(source_layers, target_layers, strict=True)
-        if _weight_shapes(there) == _weight_shapes(here)
+        (source, target)
+        for source, target in zip(sources, targets, strict=True)
+        if _weight_shapes(source) == _weight_shapes(target)
     ]
     if not pairs:
-        raise RecipeError(f"Recipe(initial=...): no layer of {path} has the shapes of member {index} ({model.name}).")
-    for there, here in pairs:
-        here.set_weights(there.get_weights())
+        raise RecipeError(
+            f"Recipe(initial_weights=...): no layer of {path} has the shapes of member {index} ({model.name}). "
+            "Use the weights of a network of the same family and width."
+        )
+    for source, target in pairs:
+        target.set_weights(source.get_weights())
 
 
 def _find_weights_file(path: Path, index: int) -> Path:
     file = MemberDir(path, index).model if path.is_dir() else path
     if not file.is_file():
         raise RecipeError(
-            f"Recipe(initial=...): there is no {file}. Give a .keras file or a folder with finished members."
+            f"Recipe(initial_weights=...): {file} does not exist. Use a .keras file or a folder with finished members."
         )
-    if file.suffix != ".keras":  # what is in an .h5 file runs as code, whatever `safe_mode` says
+    if file.suffix != ".keras":  # the content of an .h5 file is executed as code, even with `safe_mode`
         raise RecipeError(
-            f"Recipe(initial=...): {file} is no .keras file. Give one, or a folder with finished members."
+            f"Recipe(initial_weights=...): {file} is not a .keras file. Use one, or a folder with finished members."
         )
     return file
 
 
 def _layers_with_weights(model: keras.Model) -> list[keras.layers.Layer]:
-    """The innermost layers that have weights, in their order."""
+    """Return the innermost layers that have weights, in their order."""
     layers = [layer for layer in model._flatten_layers(include_self=False) if layer.weights]
     return [layer for layer in layers if not any(inner.weights for inner in layer._flatten_layers(include_self=False))]
 
 
-def _weight_shapes(layer) -> list[tuple]:
+def _weight_shapes(layer: keras.layers.Layer) -> list[tuple]:
     return [tuple(weight.shape) for weight in layer.weights]
