@@ -1,14 +1,14 @@
-"""What the tests of the pages share: a folder with all that the shown commands name."""
+"""Shared fixture: a workspace with every file that the documented commands name."""
 
 import pytest
-from shop import stock
+from workspace import fill_workspace
 
 
 @pytest.fixture(scope="session")
-def shop(tmp_path_factory):
-    """A folder with all that the commands name, and the commands that have been run so far."""
-    folder = tmp_path_factory.mktemp("shop") / "stock"
+def workspace(tmp_path_factory):
+    """`(folder, commands)`: the filled workspace and the commands that have run in it so far."""
+    folder = tmp_path_factory.mktemp("docs") / "workspace"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return folder, stock(folder)
+        return folder, fill_workspace(folder)

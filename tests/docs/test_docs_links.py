@@ -1,20 +1,19 @@
-"""Is everything that README, the guides and the operator's pages name really there?"""
+"""Files, options, parameters and names in the documentation exist."""
 
 import importlib
 import re
 from pathlib import Path
 
 import pytest
-from shown import PAGES, ROOT, in_backticks, prose
+from pages import PAGES, ROOT, in_backticks, prose
 
 from keras_committee.cli import cli
 from keras_committee.recipe_file import RecipeFile
 
-EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 PACKAGES = ("data", "flops", "layers", "metrics", "models", "schedules")
-# Folders and files that appear where a user works, not in the repository.
+# Folders and files in a user's workspace, not in the repository.
 MADE = re.compile(
-    r"(/|~|theirs/|\.\.|runs/|saved_models/\w|data/\w|members/|votes/|logs/|tensorboard/|train/|test/|val/|report/"
+    r"(/|~|theirs/|\.\.|runs/|saved_models/\w|data/\w|members/|predictions/|logs/|tensorboard/|train/|test/|val/|report/"
     r"|\.venv|\d+|state/|variables/|assets\.extra/|\.staging)"
 )
 MADE_FILES = {
@@ -33,13 +32,13 @@ OTHERS = {
 
 
 def links(page: Path) -> list[str]:
-    """The targets of the links and pictures of a page that are no web addresses."""
+    """Targets of a page's links and images, without web addresses."""
     targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
     return [target for target in targets if not target.startswith(("http://", "https://", "#"))]
 
 
 def paths(page: Path) -> list[str]:
-    """What looks like a file or folder of the repository, in backticks."""
+    """Words in backticks that look like files or folders of the repository."""
     words = [word for code in in_backticks(page) for word in code.split()[:2]]
     looks = r"[\w.*-]+(/[\w.*-]+)*(/|\.(py|md|json|jsonl|ya?ml|html|png|jpg|h5|toml|lock|config|txt))"
     found = [word for word in words if re.fullmatch(looks, word)]
@@ -55,41 +54,55 @@ def known_options() -> set[str]:
     return {name for command in cli.commands.values() for option in command.params for name in option.opts}
 
 
-@EACH_PAGE
-def test_every_link_leads_to_a_file(page):
-    assert [target for target in links(page) if not (page.parent / target.partition("#")[0]).exists()] == []
+def by_page(check) -> dict[str, list]:
+    """What a check finds on each page, without empty results."""
+    found = {page.relative_to(ROOT).as_posix(): sorted(check(page)) for page in PAGES}
+    return {page: problems for page, problems in found.items() if problems}
 
 
-@EACH_PAGE
-def test_every_file_that_is_named_exists(page):
-    places = (ROOT, page.parent, ROOT / "deploy", ROOT / "keras_committee", ROOT / "tests")
-    assert [path for path in paths(page) if not any(list(place.glob(path)) for place in places)] == []
+def missing_links(page):
+    return [target for target in links(page) if not (page.parent / target.partition("#")[0]).exists()]
 
 
-@EACH_PAGE
-def test_every_option_that_is_named_exists(page):
-    assert options(page) - known_options() == set()
+def missing_files(page):
+    roots = (ROOT, page.parent, ROOT / "deploy", ROOT / "keras_committee", ROOT / "tests")
+    return [path for path in paths(page) if not any(list(root.glob(path)) for root in roots)]
 
 
-@EACH_PAGE
-def test_every_name_of_the_package_exists(page):
+def missing_names(page):
     code = " ".join(word for code in in_backticks(page) for word in code.split() if word not in MADE_FILES)
-    named = sorted(set(re.findall(rf"\b({'|'.join(PACKAGES)})\.(?!py\b)([a-zA-Z]\w+)", code)))
-    missing = [each for each in named if not hasattr(importlib.import_module(f"keras_committee.{each[0]}"), each[1])]
-    assert missing == []
+    named = set(re.findall(rf"\b({'|'.join(PACKAGES)})\.(?!py\b)([a-zA-Z]\w+)", code))
+    return [name for name in named if not hasattr(importlib.import_module(f"keras_committee.{name[0]}"), name[1])]
 
 
-@EACH_PAGE
-def test_every_knob_that_is_set_is_one_of_some_recipe(page):
+def missing_parameters(page):
     recipes = [RecipeFile.read(file) for file in sorted((ROOT / "recipes").glob("*.py"))]
-    knobs = {knob for recipe in recipes for knob in recipe.resolve([])} | {
-        "knob",
-        "images_per_second",
-    }  # of benchmarks/scale.py
-    assert set(re.findall(r"--set \"?(\w+)=", page.read_text())) - knobs == set()
+    known = {name for recipe in recipes for name in recipe.resolve([])} | {"images_per_second"}  # benchmarks/scale.py
+    return set(re.findall(r"--set \"?([a-z_]+)=", page.read_text())) - known
 
 
-def test_what_is_missing_would_be_found(tmp_path):
+def test_links_lead_to_files():
+    assert by_page(missing_links) == {}
+
+
+def test_named_files_exist():
+    assert by_page(missing_files) == {}
+
+
+def test_named_options_exist():
+    known = known_options()
+    assert by_page(lambda page: options(page) - known) == {}
+
+
+def test_named_functions_and_classes_exist():
+    assert by_page(missing_names) == {}
+
+
+def test_recipe_parameters_exist():
+    assert by_page(missing_parameters) == {}
+
+
+def test_missing_things_are_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("[there](page.md) [not](other.md#there), `recipes/none.py`, `--set width=1 --no-option`, `tests/`")
     assert links(page) == ["page.md", "other.md#there"]
@@ -98,19 +111,19 @@ def test_what_is_missing_would_be_found(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cifar_stochastic_depth", "cifar_wrn", "digits_wrn"])
-def test_every_accuracy_that_a_recipe_promises_is_one_of_readme(name):
+def test_accuracies_in_recipe_docstrings_are_in_the_results(name):
     expected = (
         RecipeFile.read(ROOT / "recipes" / f"{name}.py").docstring.partition("Expected:")[2].partition("Source:")[0]
     )
     promised = {float(number) for number in re.findall(r"(\d+\.\d) %", expected)}
-    measured = re.findall(r"(\d+\.\d+) (?:± [\d.]+ )?%", (ROOT / "README.md").read_text())
+    measured = re.findall(r"(\d+\.\d+) (?:± [\d.]+ )?%", (ROOT / "docs/results.md").read_text())
     assert promised
     assert promised - {round(float(number), 1) for number in measured} == set()
 
 
-def test_every_measured_number_of_the_papers_page_stands_in_readme():
+def test_measured_numbers_of_the_papers_page_are_in_the_results():
     rows = [row.split("|") for row in (ROOT / "docs/papers.md").read_text().splitlines() if row.startswith("|")]
     measured = [row[2] for row in rows if "`benchmarks" in row[3] or "epochs" in row[3]]
     numbers = {number for text in measured for number in re.findall(r"\d+\.\d+", text)}
     assert len(numbers) >= 15
-    assert numbers - set(re.findall(r"\d+\.\d+", (ROOT / "README.md").read_text())) == set()
+    assert numbers - set(re.findall(r"\d+\.\d+", (ROOT / "docs/results.md").read_text())) == set()

@@ -1,12 +1,12 @@
-"""Does the Python that README and the guides show run as it stands?"""
+"""Every Python block of the documentation runs."""
 
 import re
 
 import keras
 import numpy as np
 import pytest
-from shop import write_pictures
-from shown import blocks
+from pages import blocks
+from workspace import write_images
 
 from keras_committee import models
 
@@ -15,7 +15,7 @@ BLOCKS = blocks("python")
 
 @pytest.fixture(scope="module")
 def names():
-    """What the blocks take for granted."""
+    """Names that the blocks use without defining them."""
     x = np.full((2, 8, 8, 4), 0.7, "float32")
     return {
         "images": np.full((2, 32, 32, 3), 120.0, "float32"),
@@ -27,37 +27,33 @@ def names():
 
 
 @pytest.fixture(scope="module")
-def ports(shop):
-    """Those at which the committee of the shop answers, by the ones that the pages name."""
+def ports(workspace):
+    """Ports of a local server with the workspace's committee, by the documented ports."""
     from keras_committee.tfserving.server.local_server import LocalServer, ServerOptions, config_from_folder
 
     with LocalServer(
-        config_from_folder(shop[0] / "saved_models/cifar_wrn"), ServerOptions(rest_port=0, grpc_port=0)
+        config_from_folder(workspace[0] / "saved_models/cifar_wrn"), ServerOptions(rest_port=0, grpc_port=0)
     ) as server:
         yield {"8501": server.rest_port, "8500": server.grpc_port}
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 
-def test_there_is_python_to_run():
+def test_the_blocks_compile():
     assert len(BLOCKS) >= 6
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_it_is_python(block):
-    compile(block.text, str(block), "exec")
+    assert all(compile(block.text, str(block), "exec") for block in BLOCKS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_it_runs(block, names, ports, folder):
+def test_a_block_runs(block, names, ports, folder):
     text = re.sub(r"(127\.0\.0\.1):(850[01])", lambda found: f"{found[1]}:{ports[found[2]]}", block.text)
-    place = dict(names)
-    exec(compile(text, str(block), "exec"), place)
-    recipes = [place["recipe"]() for name in place if name == "recipe"]
+    namespace = dict(names)
+    exec(compile(text, str(block), "exec"), namespace)
+    recipes = [namespace["recipe"]() for name in namespace if name == "recipe"]
     assert [len(recipe.data.load().classes) for recipe in recipes] == [5] * len(recipes)
     assert [recipe.member(0).output_shape for recipe in recipes] == [(None, 5)] * len(recipes)

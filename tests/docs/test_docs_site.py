@@ -1,4 +1,4 @@
-"""Is the site built without a warning, whole, and without anything from elsewhere?"""
+"""The documentation site builds without warnings, is complete, and loads nothing from other hosts."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from shown import ROOT
+from pages import ROOT
 
 import keras_committee
 from keras_committee import data, flops, layers, metrics, models, schedules
@@ -27,7 +27,11 @@ def site(tmp_path_factory):
 
 
 def public_names():
-    names = {f"keras_committee.{room}.{name}" for room, package in PACKAGES.items() for name in package.__all__}
+    names = {
+        f"keras_committee.{package_name}.{name}"
+        for package_name, package in PACKAGES.items()
+        for name in package.__all__
+    }
     return names | {
         "keras_committee.schedules.WarmUp",
         "keras_committee.Recipe",
@@ -45,7 +49,7 @@ def test_every_public_name_has_an_entry(site):
 
 
 @pytest.mark.slow
-def test_nothing_is_fetched_from_elsewhere(site):
+def test_pages_load_nothing_from_other_hosts(site):
     pages = [page for page in site.rglob("*.html") if page.name != "cifar10-report.html"]
     fetched = (
         r'<(script|img|iframe)[^>]*\ssrc="(https?:)?//|<link[^>]*rel="(stylesheet|preconnect)"[^>]*href="(https?:)?//'
@@ -56,13 +60,13 @@ def test_nothing_is_fetched_from_elsewhere(site):
 
 
 @pytest.mark.slow
-def test_a_link_to_a_test_leads_to_its_text(site):
+def test_a_link_to_a_test_opens_its_source(site):
     assert 'href="source/tests/layers/test_heads.py.html"' in (site / "comparison.html").read_text()
     assert "test_the_geometric_mean_is_the_mth_root" in (site / "source/tests/layers/test_heads.py.html").read_text()
 
 
 @pytest.mark.slow
-def test_the_search_knows_the_guides(site):
+def test_the_search_covers_the_guides(site):
     index = (site / "search/search_index.json").read_text()
     assert "guides/cascade.html" in index
     assert "source/tests" not in index
@@ -76,7 +80,7 @@ def test_every_page_and_every_recipe_is_in_the_navigation():
     assert [file.stem for file in (ROOT / "recipes").glob("*.py") if f"::: {file.stem}\n" not in shown + "\n"] == []
 
 
-def test_the_fonts_and_the_built_pages_are_ours():
+def test_the_site_uses_local_fonts_and_an_ignored_folder():
     settings = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.SafeLoader)
     assert settings["theme"]["font"] is False
     assert settings["site_dir"].split("/")[0] + "/" in (ROOT / ".gitignore").read_text().splitlines()

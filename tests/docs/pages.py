@@ -1,4 +1,4 @@
-"""Which commands and which Python do README, the operator's pages and the guides show?"""
+"""Commands and Python blocks in README, the operator's pages and the guides."""
 
 import dataclasses
 import re
@@ -11,13 +11,13 @@ PAGES += sorted((ROOT / "docs").rglob("*.md"))
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _SHELL = ("", "sh", "bash")
-# Blocks without a language are commands, but for these, known by how they begin.
+# Blocks without a language are commands, except listings that begin with one of these.
 _LISTINGS = ("runs/<name>/", "saved_models/committee/")
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A fenced block: where it stands and what is in it."""
+    """A fenced block of a page."""
 
     page: str
     number: int
@@ -28,7 +28,7 @@ class Block:
         return f"{self.page}-{self.number}"
 
     def commands(self) -> list[list[str]]:
-        """The words of each command, without comments; a line that ends in a backslash goes on."""
+        """The words of each command, without comments; a trailing backslash continues a line."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 

@@ -1,4 +1,4 @@
-"""In which folder do the shown commands find all that they name, small enough for a test?"""
+"""Workspace for the documented commands: small recipes, images, runs and exports under the documented names."""
 
 import shutil
 import subprocess
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from shown import ROOT, blocks
+from pages import ROOT, blocks
 
 from keras_committee.cli import main
 from keras_committee.recipe_file import RecipeFile
 
-# The knobs of the recipe that ships, so that commands are taken as they stand, and a member that trains in a second.
-_STAND_IN = '''"""Linear models on a few digits, in place of {name}."""
+# The parameters of the shipped recipe, so that commands are accepted unchanged, with a member that trains in a second.
+_SMALL_RECIPE = '''"""Linear models on a few digits instead of {name}."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ import keras
 from keras_committee import Recipe, data
 
 
-def recipe({knobs}):
+def recipe({parameters}):
     def member(index):
         image = keras.Input((32, 32, 3), name="image")
         x = keras.layers.AveragePooling2D(8)(keras.layers.Rescaling(1 / 127.5, offset=-1.0)(image))
@@ -39,37 +39,36 @@ def recipe({knobs}):
         seed=seed,
     )
 '''
-RUNS = ("cifar_wrn", "wrn-16-1", "wrn-16-2")  # trained in the shop; others are made by the block that names them
+RUNS = ("cifar_wrn", "wrn-16-1", "wrn-16-2")  # trained here; other runs are trained by the block that names them
 CLASSES = ("ash", "beech", "cedar", "daisy", "elm")
 
 
 def write_recipes(folder: Path) -> None:
-    """A stand-in for each recipe that ships, and the recipes that the pages show with a command to train them."""
+    """Write a small version of each shipped recipe, and the recipes that pages show with a command to train them."""
     folder.mkdir(parents=True)
     for file in sorted((ROOT / "recipes").glob("*.py")):
-        knobs = ", ".join(f"{knob}={value!r}" for knob, value in RecipeFile.read(file).resolve([]).items())
-        (folder / file.name).write_text(_STAND_IN.format(name=file.name, knobs=knobs))
+        parameters = ", ".join(f"{name}={value!r}" for name, value in RecipeFile.read(file).resolve([]).items())
+        (folder / file.name).write_text(_SMALL_RECIPE.format(name=file.name, parameters=parameters))
     for block in blocks("python"):
         if "keras-committee train recipes/" in block.text:
             name = block.text.split("keras-committee train recipes/")[1].split()[0]
             (folder / name).write_text(block.text)
 
 
-def write_pictures(folder: Path) -> None:
-    """`cat.jpg`, `frog.png` and two folders of images for each of five classes."""
-    draw = np.random.default_rng(4)
-    folders = ("my_images", "imagenette")
+def write_images(folder: Path) -> None:
+    """Write `cat.jpg`, `frog.png` and two folders with images of five classes."""
+    rng = np.random.default_rng(4)
     names = ["cat.jpg", "frog.png"]
-    names += [f"{folder}/{name}/{i}.png" for folder in folders for name in CLASSES for i in range(20)]
+    names += [f"{root}/{name}/{i}.png" for root in ("my_images", "imagenette") for name in CLASSES for i in range(20)]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        PIL.Image.fromarray(draw.integers(0, 256, (40, 52, 3), np.uint8)).save(folder / name)
+        PIL.Image.fromarray(rng.integers(0, 256, (40, 52, 3), np.uint8)).save(folder / name)
 
 
-def stock(folder: Path) -> list[list[str]]:
-    """Fills the current folder: recipes, pictures, runs, a selection, exports. Returns the commands that it took."""
+def fill_workspace(folder: Path) -> list[list[str]]:
+    """Fill the current folder with recipes, images, runs, a selection and exports; returns the commands that ran."""
     write_recipes(folder / "recipes")
-    write_pictures(folder)
+    write_images(folder)
     commands = [
         f"train recipes/cifar_wrn.py --run runs/{name} --workers 1 --set seed={10 * seed} --set members=2".split()
         for seed, name in enumerate(RUNS)
@@ -84,7 +83,7 @@ def stock(folder: Path) -> list[list[str]]:
     return [["keras-committee", *command] for command in commands]
 
 
-def tool(name: str, *arguments: str, folder: Path, **options) -> subprocess.Popen:
-    """A command of this environment, started in the folder."""
+def start_tool(name: str, *arguments: str, folder: Path, **options) -> subprocess.Popen:
+    """Start a command-line tool of this environment in the folder."""
     module = {"keras-committee": "keras_committee.cli", "tensorboard": "tensorboard.main"}[name]
     return subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=folder, text=True, **options)
