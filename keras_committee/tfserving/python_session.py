@@ -1,4 +1,4 @@
-"""How does a SavedModel run where TensorFlow has no C API: the same interface over `tf.saved_model.load`?"""
+"""The interface of `Session` over `tf.saved_model.load`, for a TensorFlow without the C API."""
 
 import os
 import re
@@ -11,6 +11,7 @@ import numpy as np
 from keras_committee.tfserving.session import Session
 from keras_committee.tfserving.tf_protocol import (
     CODES,
+    DEFAULT_SIGNATURE,
     Signature,
     StatusError,
     check_inputs,
@@ -24,16 +25,16 @@ _EAGER_ERROR_PREFIX = re.compile(r"^Graph execution error:\s+(?:Detected at node
 
 
 class PythonSession:
-    """`Session` in Python: the same answers, with less exact words where TensorFlow itself refuses something.
+    """`Session` in Python, with the same results. Some error messages of TensorFlow differ from those of TF Serving.
 
     Attributes:
-        signatures: dict of name -> `Signature`.
+        signatures: `Signature` by name.
         meta_graph: The MetaGraphDef of the file.
     """
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "PythonSession":
-        """Loads the SavedModel in `folder`; threads are those of the process. Raises StatusError."""
+        """Load the SavedModel in `folder`. Raises StatusError if TensorFlow cannot load it."""
         import tensorflow as tf
 
         try:
@@ -56,16 +57,16 @@ class PythonSession:
         *,
         timeout: float | None = None,
     ) -> dict[str, np.ndarray]:
-        """Runs one signature, as `Session.run` does. `timeout` is not kept: eager TensorFlow cannot be interrupted."""
+        """Run one signature; see `Session.run`. `timeout` has no effect: eager TensorFlow cannot be interrupted."""
         spec = find_signature(self.signatures, signature)
         check_inputs(spec, inputs)
-        names = choose_outputs(spec, outputs)
+        names = choose_outputs(spec.outputs, outputs)
         _check_dtypes(spec, inputs)
-        results = self._run(signature or "serving_default", inputs)
+        results = self._run(signature or DEFAULT_SIGNATURE, inputs)
         return {name: np.asarray(results[name].numpy()) for name in names}
 
     def close(self) -> None:
-        """Lets go of the model; its memory is freed when the last call has ended."""
+        """Release the model; its memory is freed after the last running call."""
         self._model = None
 
     def __enter__(self) -> "PythonSession":
@@ -89,7 +90,7 @@ class PythonSession:
 
 
 def load_session(folder: str | os.PathLike[str]) -> Session | PythonSession:
-    """A `Session`, or a `PythonSession` where this TensorFlow has no C API. Raises StatusError."""
+    """Load a `Session`, or a `PythonSession` if this TensorFlow has no C API. Raises StatusError."""
     try:
         return Session.load(folder)
     except ImportError:
@@ -106,10 +107,10 @@ def _read_meta_graph(folder: Path) -> Any:
 def _check_dtypes(spec: Signature, inputs: Mapping[str, np.ndarray]) -> None:
     import tensorflow as tf
 
-    for i, (name, info) in enumerate(spec.inputs.items()):
+    for index, (name, info) in enumerate(spec.inputs.items()):
         if (actual_enum := datatype_enum(np.asarray(inputs[name]))) != info.datatype_enum:
             expected, actual = _c_type_name(tf.as_dtype(info.datatype_enum)), _c_type_name(tf.as_dtype(actual_enum))
-            raise StatusError("INVALID_ARGUMENT", f"Expects arg[{i}] to be {expected} but {actual} is provided")
+            raise StatusError("INVALID_ARGUMENT", f"Expects arg[{index}] to be {expected} but {actual} is provided")
 
 
 def _c_type_name(dtype: Any) -> str:

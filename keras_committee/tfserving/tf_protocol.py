@@ -1,263 +1,22 @@
-"""How does an array become a TensorProto, and a TensorProto that a stranger sent an array?"""
+"""TensorFlow Serving's protocol: tensors on the wire, signatures, status codes and the warm-up file.
+
+The client, the sessions and the local server share this module.
+"""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_committee.errors import ExportError
 
-# The field that carries the values of a dtype, and as what. Half floats travel as the bits of an integer.
-_VALUE_FIELDS = {
-    "float16": ("half_val", np.uint16),
-    "bfloat16": ("half_val", np.uint16),
-    "float32": ("float_val", np.float32),
-    "float64": ("double_val", np.float64),
-    "int8": ("int_val", np.int32),
-    "int16": ("int_val", np.int32),
-    "int32": ("int_val", np.int32),
-    "int64": ("int64_val", np.int64),
-    "uint8": ("int_val", np.int32),
-    "uint16": ("int_val", np.int32),
-    "uint32": ("uint32_val", np.uint32),
-    "uint64": ("uint64_val", np.uint64),
-    "bool": ("bool_val", np.bool_),
-    "string": ("string_val", np.object_),
-}
-
-_MAX_DIMENSIONS = 32  # of an array; TensorFlow itself takes 254
-_MAX_REPEATED_ELEMENTS = 2**20  # elements: twenty bytes may claim that their one value fills a tensor
-
-
-def typed_proto(array: np.ndarray) -> Any:
-    """The TensorProto of `array` with its values in a typed field such as `float_val`, as TF Serving answers."""
-    proto, dtype = _empty_proto(array)
-    field, wire_dtype = _VALUE_FIELDS[dtype.name]
-    values = np.ascontiguousarray(array).reshape(-1)
-    if dtype.name == "string":
-        proto.string_val.extend(_as_bytes(value) for value in values)
-    else:
-        getattr(proto, field).extend(_pack(values, dtype.name, wire_dtype).tolist())
-    return proto
-
-
-def packed_proto(array: np.ndarray) -> Any:
-    """The TensorProto of `array` with its values as raw bytes: the shortest for numbers. Strings have a typed field."""
-    if array.dtype.kind in "OSU":
-        return typed_proto(array)
-    proto, _ = _empty_proto(array)
-    proto.tensor_content = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
-    return proto
-
-
-def proto_shape(proto: Any, max_elements: int) -> tuple[int, ...]:
-    """The shape that `proto` claims, of at most `max_elements` elements. Nothing is allocated. Raises StatusError."""
-    shape = proto.tensor_shape
-    dims = tuple(dim.size for dim in shape.dim)
-    if shape.unknown_rank or any(size < 0 for size in dims) or len(dims) > _MAX_DIMENSIONS:
-        raise StatusError("INVALID_ARGUMENT", f"the tensor's shape is not known: {list(dims)[:9]}")
-    if math.prod(max(size, 1) for size in dims) > max_elements:
-        raise StatusError(
-            "INVALID_ARGUMENT",
-            f"a tensor may have {max_elements} elements. The shape {list(dims)[:9]} has {_format_element_count(dims)}",
-        )
-    return dims
-
-
-def proto_to_array(proto: Any, max_elements: int = 2**26) -> np.ndarray:
-    """The array in `proto`, as TensorFlow reads it: values that are missing repeat the last one, or are zero.
-
-    Strings are an object array of bytes. The size is checked before anything is allocated.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT for a shape that is unknown or has more than `max_elements` elements, a dtype that no
-            array has, content of another length, and more than a million elements to be filled up.
-    """
-    shape = proto_shape(proto, max_elements)
-    dtype = _dtype_from_number(proto.dtype)
-    if proto.tensor_content and dtype.name != "string":
-        return _array_from_content(proto.tensor_content, dtype, shape)
-    return _array_from_values(proto, dtype, shape)
-
-
-def _array_from_content(content: bytes, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    numpy_dtype = np.dtype(dtype.as_numpy_dtype)
-    if len(content) != numpy_dtype.itemsize * math.prod(shape):
-        raise StatusError(
-            "INVALID_ARGUMENT",
-            f"tensor_content has {len(content)} bytes; {dtype.name}{list(shape)[:9]} has "
-            f"{numpy_dtype.itemsize * math.prod(shape)}",
-        )
-    return np.frombuffer(content, np.uint8 if dtype.name == "bool" else numpy_dtype).astype(numpy_dtype).reshape(shape)
-
-
-def _array_from_values(proto: Any, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    if proto.tensor_content:
-        raise StatusError("INVALID_ARGUMENT", "strings are taken from string_val, not from tensor_content")
-    field, wire_dtype = _VALUE_FIELDS[dtype.name]
-    sent, count = getattr(proto, field), math.prod(shape)
-    num_sent = min(len(sent), count)
-    if num_sent < count > _MAX_REPEATED_ELEMENTS:
-        raise StatusError(
-            "INVALID_ARGUMENT",
-            f"{num_sent} values are sent for {count} elements; at most {_MAX_REPEATED_ELEMENTS} are filled up",
-        )
-    values = np.full(count, b"" if dtype.name == "string" else 0, wire_dtype)
-    values[:num_sent] = sent[:num_sent]
-    values[num_sent:] = sent[num_sent - 1] if num_sent else values[num_sent:]
-    return _unpack(values, dtype).reshape(shape)
-
-
-def _pack(values: np.ndarray, name: str, wire_dtype: Any) -> np.ndarray:
-    return values.view(wire_dtype) if name in ("float16", "bfloat16") else values.astype(wire_dtype)
-
-
-def _unpack(values: np.ndarray, dtype: Any) -> np.ndarray:
-    numpy_dtype = np.dtype(dtype.as_numpy_dtype)
-    return values.view(numpy_dtype) if dtype.name in ("float16", "bfloat16") else values.astype(numpy_dtype)
-
-
-def _empty_proto(array: np.ndarray) -> tuple[Any, Any]:
-    import tensorflow as tf
-    from tensorflow.core.framework import tensor_pb2
-
-    dtype = tf.string if array.dtype.kind in "OSU" else tf.as_dtype(array.dtype)
-    if dtype.name not in _VALUE_FIELDS:
-        raise StatusError("UNIMPLEMENTED", f"tensors of {dtype.name} are not sent")
-    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
-    for size in array.shape:
-        proto.tensor_shape.dim.add(size=size)
-    return proto, dtype
-
-
-def _dtype_from_number(number: int) -> Any:
-    import tensorflow as tf
-
-    try:
-        dtype = tf.as_dtype(number)
-    except TypeError as error:
-        raise StatusError("INVALID_ARGUMENT", f"there is no tensor of DataType {number}") from error
-    if dtype.name not in _VALUE_FIELDS:
-        raise StatusError("INVALID_ARGUMENT", f"tensors of {dtype.name} are not taken")
-    return dtype
-
-
-def _as_bytes(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode()
-
-
-def _format_element_count(dims: tuple[int, ...]) -> str:
-    """The number of elements in few letters: 32 dimensions of 2**63 have a number of 600 digits."""
-    return f"about 2**{sum(math.log2(max(size, 1)) for size in dims):.0f}"
-
-
 DEFAULT_SIGNATURE = "serving_default"  # the signature of a request that names none
-_INIT_OP = "__saved_model_init_op"
+WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")  # inside a version folder
 
-
-@dataclasses.dataclass(frozen=True)
-class TensorInfo:
-    """A named input or output: `dtype` as in "float32" or "string"; `shape` None where its rank is unknown."""
-
-    dtype: str
-    shape: tuple[int | None, ...] | None
-    tensor_name: str
-    datatype_enum: int  # the DataType of types.proto
-    numpy_dtype: np.dtype
-
-
-@dataclasses.dataclass(frozen=True)
-class Signature:
-    """One way to call a model. `proto` is the SignatureDef that it was read from."""
-
-    inputs: dict[str, TensorInfo]
-    outputs: dict[str, TensorInfo]
-    method_name: str
-    proto: Any
-
-
-def read_signatures(meta_graph: Any) -> dict[str, Signature]:
-    """The signatures of a MetaGraphDef, without the one that initialises tables."""
-    return {
-        name: Signature(_read_infos(proto.inputs), _read_infos(proto.outputs), proto.method_name, proto)
-        for name, proto in sorted(meta_graph.signature_def.items())
-        if name != _INIT_OP
-    }
-
-
-def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
-    """The signature that is meant; FAILED_PRECONDITION where there is none."""
-    if (name or DEFAULT_SIGNATURE) not in signatures:
-        raise StatusError("FAILED_PRECONDITION", f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found.')
-    return signatures[name or DEFAULT_SIGNATURE]
-
-
-def check_inputs(signature: Signature, names: Iterable[str]) -> None:
-    """Raises INVALID_ARGUMENT in TF Serving's words (predict_util.cc) where inputs are missing or unknown."""
-    sent, expected = set(names), set(signature.inputs)
-    if len(sent) != len(expected):
-        raise StatusError(
-            "INVALID_ARGUMENT",
-            f"input size does not match signature: {len(sent)}!={len(expected)} len({_format_set(expected)}). "
-            f"Sent extra: {_format_set(sent - expected)}. Missing but required: {_format_set(expected - sent)}.",
-        )
-    for name in sorted(sent - expected):
-        raise StatusError(
-            "INVALID_ARGUMENT",
-            f"input tensor alias not found in signature: {name}. Inputs expected to be in the set {_format_set(expected)}.",
-        )
-
-
-def choose_outputs(signature: Signature, names: Sequence[str] | None) -> list[str]:
-    """The outputs that are asked for; all of them where `names` is empty."""
-    names = list(names or signature.outputs)
-    for i, name in enumerate(names):
-        if name not in signature.outputs:
-            raise StatusError(
-                "INVALID_ARGUMENT",
-                f"output tensor alias not found in signature: {name}"
-                f" Outputs expected to be in the set {_format_set(signature.outputs)}.",
-            )
-        if name in names[:i]:
-            raise StatusError("INVALID_ARGUMENT", f"duplicate output tensor alias: {name}")
-    return names
-
-
-def datatype_enum(array: np.ndarray) -> int:
-    """The DataType of `array`: strings are object arrays of bytes."""
-    import tensorflow as tf
-
-    if array.dtype.kind in "OSU":
-        return tf.string.as_datatype_enum
-    try:
-        return tf.as_dtype(array.dtype).as_datatype_enum
-    except TypeError as error:
-        raise StatusError("INVALID_ARGUMENT", f"TensorFlow has no tensors of dtype {array.dtype}") from error
-
-
-def _read_infos(infos: Any) -> dict[str, TensorInfo]:
-    return {name: _read_info(info) for name, info in sorted(infos.items())}
-
-
-def _read_info(info: Any) -> TensorInfo:
-    import tensorflow as tf
-
-    shape = None if info.tensor_shape.unknown_rank else tuple(_known_size(dim.size) for dim in info.tensor_shape.dim)
-    dtype = tf.as_dtype(info.dtype)
-    return TensorInfo(dtype.name, shape, info.name, info.dtype, np.dtype(dtype.as_numpy_dtype))
-
-
-def _known_size(size: int) -> int | None:
-    return None if size < 0 else size
-
-
-def _format_set(names: Iterable[str]) -> str:
-    return "{" + ",".join(sorted(names)) + "}"
-
-
-# The canonical codes, in the order of their numbers: CODES[3] == "INVALID_ARGUMENT".
+# The canonical status codes in numeric order: CODES[3] == "INVALID_ARGUMENT".
 CODES = (
     "OK",
     "CANCELLED",
@@ -278,7 +37,7 @@ CODES = (
     "UNAUTHENTICATED",
 )
 
-# TF Serving, model_servers/http_rest_api_handler.cc and http_server.cc; what is missing here is 500.
+# From TF Serving's model_servers/http_rest_api_handler.cc and http_server.cc; any other code is HTTP 500.
 _HTTP_CODES = {
     "OK": 200,
     "INVALID_ARGUMENT": 400,
@@ -295,16 +54,38 @@ _HTTP_CODES = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
-_MAX_MESSAGE_BYTES = 1024  # bytes of a gRPC message; TF Serving cuts at the same place
+
+# The field that carries the values of a dtype, and their dtype there. Half floats travel as the bits of an integer.
+_VALUE_FIELDS = {
+    "float16": ("half_val", np.uint16),
+    "bfloat16": ("half_val", np.uint16),
+    "float32": ("float_val", np.float32),
+    "float64": ("double_val", np.float64),
+    "int8": ("int_val", np.int32),
+    "int16": ("int_val", np.int32),
+    "int32": ("int_val", np.int32),
+    "int64": ("int64_val", np.int64),
+    "uint8": ("int_val", np.int32),
+    "uint16": ("int_val", np.int32),
+    "uint32": ("uint32_val", np.uint32),
+    "uint64": ("uint64_val", np.uint64),
+    "bool": ("bool_val", np.bool_),
+    "string": ("string_val", np.object_),
+}
+
+_MAX_DIMENSIONS = 32  # NumPy's limit before 2.0; TensorFlow allows 254
+_MAX_REPEATED_ELEMENTS = 2**20  # a proto of twenty bytes may claim that its one value fills a whole tensor
+_MAX_MESSAGE_BYTES = 1024  # of a gRPC status message; TF Serving truncates at the same length
+_INIT_OP = "__saved_model_init_op"
 
 
 class StatusError(ExportError):
-    """What TensorFlow or the server refuses, in their words.
+    """A failure with a status code, in the words of TensorFlow or TF Serving.
 
     Attributes:
         code: Name of a gRPC status, such as "INVALID_ARGUMENT".
-        message: The exact text that a client sees.
-        http_status: The HTTP code of the same failure: 400 for INVALID_ARGUMENT.
+        message: The exact text that a client receives.
+        http_status: The corresponding HTTP status, such as 400 for INVALID_ARGUMENT.
     """
 
     def __init__(self, code: str, message: str, http_status: int | None = None):
@@ -315,13 +96,255 @@ class StatusError(ExportError):
 
     @property
     def number(self) -> int:
-        """The number of the code: 3 is INVALID_ARGUMENT."""
+        """The number of the code; 3 is INVALID_ARGUMENT."""
         return CODES.index(self.code)
 
 
 def truncated(message: str) -> str:
-    """The message as a gRPC answer carries it: at most 1,024 bytes, and it says when more was cut off."""
+    """Return the message as a gRPC status carries it: at most 1,024 bytes, with a mark if it was cut."""
     encoded = message.encode()
     if len(encoded) <= _MAX_MESSAGE_BYTES:
         return message
     return encoded[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + "...TRUNCATED"
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """A named input or output of a signature.
+
+    Attributes:
+        dtype: Name of the dtype, such as "float32" or "string".
+        shape: Size of each dimension, None where it is unknown; None if the rank is unknown.
+        tensor_name: Name of the tensor in the graph.
+        datatype_enum: The DataType of types.proto.
+        numpy_dtype: The NumPy dtype; object for strings.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...] | None
+    tensor_name: str
+    datatype_enum: int
+    numpy_dtype: np.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """A callable function of a SavedModel. `proto` is the SignatureDef that it was read from."""
+
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+    method_name: str
+    proto: Any
+
+
+def read_signatures(meta_graph: Any) -> dict[str, Signature]:
+    """Return the signatures of a MetaGraphDef by name, without the one that initializes tables."""
+    return {
+        name: Signature(_read_infos(proto.inputs), _read_infos(proto.outputs), proto.method_name, proto)
+        for name, proto in sorted(meta_graph.signature_def.items())
+        if name != _INIT_OP
+    }
+
+
+def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
+    """Return the signature called `name`, "serving_default" for "". Raises FAILED_PRECONDITION if it is missing."""
+    name = name or DEFAULT_SIGNATURE
+    if name not in signatures:
+        raise StatusError("FAILED_PRECONDITION", f'Serving signature key "{name}" not found.')
+    return signatures[name]
+
+
+def check_inputs(signature: Signature, names: Iterable[str]) -> None:
+    """Raise INVALID_ARGUMENT, in the words of TF Serving (predict_util.cc), if inputs are missing or unknown."""
+    sent, expected = set(names), set(signature.inputs)
+    if len(sent) != len(expected):
+        raise StatusError(
+            "INVALID_ARGUMENT",
+            f"input size does not match signature: {len(sent)}!={len(expected)} len({_format_set(expected)}). "
+            f"Sent extra: {_format_set(sent - expected)}. Missing but required: {_format_set(expected - sent)}.",
+        )
+    for name in sorted(sent - expected):
+        raise StatusError(
+            "INVALID_ARGUMENT",
+            f"input tensor alias not found in signature: {name}. "
+            f"Inputs expected to be in the set {_format_set(expected)}.",
+        )
+
+
+def choose_outputs(available: Iterable[str], names: Sequence[str] | None) -> list[str]:
+    """Return the requested outputs `names`, or all `available` ones if `names` is empty.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, in the words of TF Serving, for an unknown or repeated name.
+    """
+    available = list(available)
+    names = list(names or available)
+    for index, name in enumerate(names):
+        if name not in available:
+            raise StatusError(
+                "INVALID_ARGUMENT",
+                f"output tensor alias not found in signature: {name}"
+                f" Outputs expected to be in the set {_format_set(available)}.",
+            )
+        if name in names[:index]:
+            raise StatusError("INVALID_ARGUMENT", f"duplicate output tensor alias: {name}")
+    return names
+
+
+def datatype_enum(array: np.ndarray) -> int:
+    """Return the DataType of `array`. Object arrays hold bytes and are strings."""
+    import tensorflow as tf
+
+    if array.dtype.kind in "OSU":
+        return tf.string.as_datatype_enum
+    try:
+        return tf.as_dtype(array.dtype).as_datatype_enum
+    except TypeError as error:
+        raise StatusError("INVALID_ARGUMENT", f"TensorFlow has no tensors of dtype {array.dtype}") from error
+
+
+def typed_proto(array: np.ndarray) -> Any:
+    """Return the TensorProto of `array` with its values in a typed field such as `float_val`, as TF Serving does."""
+    proto, dtype = _empty_proto(array)
+    field, wire_dtype = _VALUE_FIELDS[dtype.name]
+    values = np.ascontiguousarray(array).reshape(-1)
+    if dtype.name == "string":
+        proto.string_val.extend(value if isinstance(value, bytes) else str(value).encode() for value in values)
+    else:
+        getattr(proto, field).extend(_pack(values, dtype.name, wire_dtype).tolist())
+    return proto
+
+
+def packed_proto(array: np.ndarray) -> Any:
+    """Return the TensorProto of `array` with its values as raw bytes, the most compact form. Strings stay typed."""
+    if array.dtype.kind in "OSU":
+        return typed_proto(array)
+    proto, _ = _empty_proto(array)
+    proto.tensor_content = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+    return proto
+
+
+def proto_shape(proto: Any, max_elements: int) -> tuple[int, ...]:
+    """Return the shape that `proto` claims. Nothing is allocated.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT if the shape is unknown or has more than `max_elements` elements.
+    """
+    shape = proto.tensor_shape
+    dims = tuple(dim.size for dim in shape.dim)
+    if shape.unknown_rank or any(size < 0 for size in dims) or len(dims) > _MAX_DIMENSIONS:
+        raise StatusError("INVALID_ARGUMENT", f"the tensor has no known shape. Received: {list(dims)[:9]}")
+    if math.prod(max(size, 1) for size in dims) > max_elements:
+        raise StatusError(
+            "INVALID_ARGUMENT",
+            f"a tensor may have at most {max_elements} elements. Received: shape {list(dims)[:9]} with "
+            f"{_format_element_count(dims)}",
+        )
+    return dims
+
+
+def proto_to_array(proto: Any, max_elements: int = 2**26) -> np.ndarray:
+    """Return the array in `proto`, which may come from an untrusted client.
+
+    As in TensorFlow, missing values repeat the last one, or are zero. Strings become an object array of bytes. The size
+    is checked before anything is allocated.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for a shape that is unknown or has more than `max_elements` elements, an
+            unsupported dtype, content of another length than the shape, or more than 2**20 elements to repeat.
+    """
+    shape = proto_shape(proto, max_elements)
+    dtype = _dtype_from_number(proto.dtype)
+    if proto.tensor_content and dtype.name != "string":
+        return _array_from_content(proto.tensor_content, dtype, shape)
+    return _array_from_values(proto, dtype, shape)
+
+
+def _read_infos(infos: Any) -> dict[str, TensorInfo]:
+    return {name: _read_info(info) for name, info in sorted(infos.items())}
+
+
+def _read_info(info: Any) -> TensorInfo:
+    import tensorflow as tf
+
+    shape = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
+    dtype = tf.as_dtype(info.dtype)
+    return TensorInfo(
+        dtype.name,
+        None if info.tensor_shape.unknown_rank else shape,
+        info.name,
+        info.dtype,
+        np.dtype(dtype.as_numpy_dtype),
+    )
+
+
+def _format_set(names: Iterable[str]) -> str:
+    return "{" + ",".join(sorted(names)) + "}"
+
+
+def _empty_proto(array: np.ndarray) -> tuple[Any, Any]:
+    import tensorflow as tf
+    from tensorflow.core.framework import tensor_pb2
+
+    dtype = tf.string if array.dtype.kind in "OSU" else tf.as_dtype(array.dtype)
+    if dtype.name not in _VALUE_FIELDS:
+        raise StatusError("UNIMPLEMENTED", f"tensors of dtype {dtype.name} are not supported")
+    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    return proto, dtype
+
+
+def _dtype_from_number(number: int) -> Any:
+    import tensorflow as tf
+
+    try:
+        dtype = tf.as_dtype(number)
+    except TypeError as error:
+        raise StatusError("INVALID_ARGUMENT", f"there is no tensor of DataType {number}") from error
+    if dtype.name not in _VALUE_FIELDS:
+        raise StatusError("INVALID_ARGUMENT", f"tensors of dtype {dtype.name} are not supported")
+    return dtype
+
+
+def _array_from_content(content: bytes, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    numpy_dtype = np.dtype(dtype.as_numpy_dtype)
+    num_bytes = numpy_dtype.itemsize * math.prod(shape)
+    if len(content) != num_bytes:
+        raise StatusError(
+            "INVALID_ARGUMENT",
+            f"tensor_content has {len(content)} bytes; {dtype.name}{list(shape)[:9]} has {num_bytes}",
+        )
+    # Any byte is a valid uint8, but not a valid bool.
+    return np.frombuffer(content, np.uint8 if dtype.name == "bool" else numpy_dtype).astype(numpy_dtype).reshape(shape)
+
+
+def _array_from_values(proto: Any, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if proto.tensor_content:
+        raise StatusError("INVALID_ARGUMENT", "strings are read from string_val, not from tensor_content")
+    field, wire_dtype = _VALUE_FIELDS[dtype.name]
+    sent, count = getattr(proto, field), math.prod(shape)
+    num_sent = min(len(sent), count)
+    if num_sent < count > _MAX_REPEATED_ELEMENTS:
+        raise StatusError(
+            "INVALID_ARGUMENT",
+            f"{num_sent} values for {count} elements; at most {_MAX_REPEATED_ELEMENTS} elements may repeat a value",
+        )
+    values = np.full(count, b"" if dtype.name == "string" else 0, wire_dtype)
+    values[:num_sent] = sent[:num_sent]
+    values[num_sent:] = sent[num_sent - 1] if num_sent else values[num_sent:]
+    return _unpack(values, dtype).reshape(shape)
+
+
+def _pack(values: np.ndarray, name: str, wire_dtype: Any) -> np.ndarray:
+    return values.view(wire_dtype) if name in ("float16", "bfloat16") else values.astype(wire_dtype)
+
+
+def _unpack(values: np.ndarray, dtype: Any) -> np.ndarray:
+    numpy_dtype = np.dtype(dtype.as_numpy_dtype)
+    return values.view(numpy_dtype) if dtype.name in ("float16", "bfloat16") else values.astype(numpy_dtype)
+
+
+def _format_element_count(dims: tuple[int, ...]) -> str:
+    """Return the number of elements as a power of 2: for 32 dimensions of 2**63 it has 600 digits."""
+    return f"about 2**{sum(math.log2(max(size, 1)) for size in dims):.0f}"

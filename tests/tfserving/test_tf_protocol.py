@@ -1,4 +1,4 @@
-"""Do arrays survive the way through a TensorProto, as TensorFlow writes and reads it, and is a lie found out?"""
+"""Tensors on the wire: round trips as TensorFlow writes and reads them, and protos that lie about their size."""
 
 import numpy as np
 import pytest
@@ -31,16 +31,16 @@ def test_an_array_comes_back_as_it_was(encode, array):
     back = proto_to_array(proto)
     assert (back.dtype, back.shape) == (array.dtype, array.shape)
     np.testing.assert_array_equal(back, array)
-    np.testing.assert_array_equal(tf.make_ndarray(typed_proto(back)), array)  # and as the peer reads it
+    np.testing.assert_array_equal(tf.make_ndarray(typed_proto(back)), array)  # as the other side reads it
 
 
-def test_answers_have_typed_fields():
+def test_responses_have_typed_fields():
     assert list(typed_proto(np.array([2.5, 3.5], np.float32)).float_val) == [2.5, 3.5]
     assert list(typed_proto(np.array([b"cat"], object)).string_val) == [b"cat"]
     assert not typed_proto(np.array([1], np.int32)).tensor_content
 
 
-def test_missing_values_repeat_the_last_one_and_superfluous_ones_are_cut_off():
+def test_missing_values_repeat_the_last_one_and_surplus_ones_are_dropped():
     proto = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, float_val=[0.5, 2.0])
     proto.tensor_shape.dim.add(size=4)
     np.testing.assert_array_equal(proto_to_array(proto), np.array([0.5, 2, 2, 2], np.float32))
@@ -58,23 +58,23 @@ def tensor(dtype, dims, **fields):
 
 
 LIES = [
-    (tensor(types_pb2.DT_FLOAT, [2**40], float_val=[1.0]), r"may have 67108864 elements. .* about 2\*\*40"),
+    (tensor(types_pb2.DT_FLOAT, [2**40], float_val=[1.0]), r"at most 67108864 elements. .* about 2\*\*40"),
     (tensor(types_pb2.DT_FLOAT, [2**62, 2**62]), r"about 2\*\*124"),
-    (tensor(types_pb2.DT_FLOAT, [2**26], float_val=[1.0]), "1 values are sent for 67108864 elements"),
-    (tensor(types_pb2.DT_STRING, [2**21], string_val=[b"a"]), "at most 1048576 are filled up"),
-    (tensor(types_pb2.DT_FLOAT, [-1]), "shape is not known"),
-    (tensor(types_pb2.DT_FLOAT, [1] * 33), "shape is not known"),
+    (tensor(types_pb2.DT_FLOAT, [2**26], float_val=[1.0]), "1 values for 67108864 elements"),
+    (tensor(types_pb2.DT_STRING, [2**21], string_val=[b"a"]), "at most 1048576 elements may repeat a value"),
+    (tensor(types_pb2.DT_FLOAT, [-1]), "no known shape"),
+    (tensor(types_pb2.DT_FLOAT, [1] * 33), "no known shape"),
     (tensor(types_pb2.DT_FLOAT, [2**62, 0, 2**62]), r"about 2\*\*124"),
     (tensor(types_pb2.DT_FLOAT, [3], tensor_content=b"12345678"), r"has 8 bytes; float32\[3\] has 12"),
-    (tensor(types_pb2.DT_STRING, [1], tensor_content=b"\x01a"), "strings are taken from string_val"),
-    (tensor(types_pb2.DT_RESOURCE, [1]), "tensors of resource are not taken"),
+    (tensor(types_pb2.DT_STRING, [1], tensor_content=b"\x01a"), "strings are read from string_val"),
+    (tensor(types_pb2.DT_RESOURCE, [1]), "tensors of dtype resource are not supported"),
     (tensor(types_pb2.DT_INVALID, [1]), "there is no tensor of DataType 0"),
     (tensor(9999, [1]), "there is no tensor of DataType 9999"),
 ]
 
 
 @pytest.mark.parametrize(("proto", "message"), LIES, ids=range(len(LIES)))
-def test_D11_a_lying_tensor_is_refused_before_anything_is_allocated(proto, message):
+def test_D11_a_lying_tensor_is_rejected_before_anything_is_allocated(proto, message):
     with pytest.raises(StatusError, match=message) as caught:
         proto_to_array(proto)
     assert caught.value.code == "INVALID_ARGUMENT"

@@ -1,0 +1,63 @@
+"""Version folders and names, as TensorFlow Serving reads them.
+
+Source: tensorflow_serving/sources/storage_path/file_system_storage_path_source.cc.
+"""
+
+import re
+from pathlib import Path
+
+from keras_committee.errors import RecipeError
+
+MAX_VERSION = 2**63 - 1  # versions are int64
+NAME_RULE = "1 to 128 of A-Z a-z 0-9 _ . -, and no leading dot"
+
+_NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,128}")
+_VERSION = re.compile(r"[0-9]+")
+
+
+def is_valid_name(name: str) -> bool:
+    """Whether requests can name a model or a version label `name`; see `NAME_RULE`."""
+    return bool(_NAME.fullmatch(name))
+
+
+def parse_version(name: str) -> int | None:
+    """Return the version that a folder called `name` holds: "7" and "007" are 7. None if it is no decimal int64."""
+    version = int(name) if _VERSION.fullmatch(name) else MAX_VERSION + 1
+    return version if version <= MAX_VERSION else None
+
+
+def find_versions(model_dir: Path) -> dict[int, Path]:
+    """Return the version folders in `model_dir` by version, ascending.
+
+    Their content is not read: a version must appear by a rename. Of two folders with the same version, such as `7` and
+    `007`, the last name in sorted order counts.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    return dict(sorted(_version_folders(model_dir)))
+
+
+def list_versions(model_dir: str | Path) -> list[int]:
+    """Return the versions in `model_dir`, ascending.
+
+    Raises:
+        RecipeError: If the folder cannot be read, or two folders have the same version.
+    """
+    try:
+        versions = sorted(version for version, _ in _version_folders(Path(model_dir)))
+    except OSError as error:
+        raise RecipeError(
+            f"{model_dir} is not a model folder: {error.strerror}. Create one with `keras-committee export RUN`."
+        ) from error
+    if duplicates := sorted({version for version in versions if versions.count(version) > 1}):
+        raise RecipeError(
+            f"{model_dir} has two folders of version {duplicates[0]}, such as 7 and 007; a server loads only one."
+        )
+    return versions
+
+
+def _version_folders(model_dir: Path) -> list[tuple[int, Path]]:
+    folders = [path for path in model_dir.iterdir() if path.is_dir() or path.is_symlink()]
+    versions = [(parse_version(path.name), path) for path in folders]
+    return [(version, path) for version, path in versions if version is not None]
