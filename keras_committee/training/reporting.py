@@ -1,4 +1,4 @@
-"""What does a committee in training show, on the terminal and in TensorBoard?"""
+"""Progress of a committee in training: the options, the reporter interface, the terminal and TensorBoard."""
 
 import contextlib
 import dataclasses
@@ -20,153 +20,24 @@ from keras_committee.training.tensorboard import CommitteeTensorBoard
 
 _LOG_LINES_PER_MEMBER = 50
 _SECONDS_BETWEEN_LINES = 60.0
-
-
-class Monitor:
-    """Shows a committee in training: bars on a terminal, a line for each epoch elsewhere, TensorBoard always.
-
-    There is one bar for the committee and one for each member that is being trained. All that members report is
-    written to the journal here, by the owner of the run folder.
-
-    Args:
-        run: The run folder.
-        recipe: What is trained.
-        splits: The data that it is trained on.
-        members: The indices of the members still to be trained.
-    """
-
-    def __init__(self, run: Run, recipe: Recipe, splits: Splits, members: list[int]):
-        self._run, self._recipe = run, recipe
-        self._tensorboard = CommitteeTensorBoard(run, recipe, splits)
-        self._steps_per_member = recipe.epochs * splits.steps_per_epoch
-        self._console = Console(stderr=True, highlight=False)
-        # FORCE_COLOR makes Rich take a log for a terminal, and a dumb one cannot go back over what it has shown.
-        self._is_interactive = self._console.is_interactive and self._console.file.isatty()
-        self._progress = ProgressBars(recipe.data.batch_size, console=self._console, disable=not self._is_interactive)
-        self._committee_task = self._progress.add_task(
-            f"{len(members)} members", total=len(members) * self._steps_per_member
-        )
-        self._member_tasks: dict[int, TaskID] = {}
-        self._last_log_time: dict[int, float] = {}  # when members had their last line in a log
-
-    def __enter__(self) -> "Monitor":
-        self._progress.start()
-        self._warn_on_failure(self._tensorboard.on_train_begin)
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._progress.stop()
-
-    def on_member_begin(self, index: int) -> None:
-        """Member `index` is about to be trained."""
-        self._member_tasks[index] = self._progress.add_task(
-            self._member_label(index), total=self._steps_per_member, epoch="starting"
-        )
-
-    def on_member_end(self, index: int) -> None:
-        """Member `index` is finished, or given up."""
-        task = self._progress.tasks[self._progress.task_ids.index(self._member_tasks.pop(index))]
-        self._progress.remove_task(task.id)
-
-    def on_resume(self, index: int, step: int) -> None:
-        """Member `index` goes on at `step`: what lies before it is not work of this process."""
-        self._progress.update(self._member_tasks[index], total=self._steps_per_member - step)
-        total = self._progress.tasks[0].total or 0
-        self._progress.update(self._committee_task, total=total - step)
-
-    def on_steps_end(self, index: int, steps: int = 1) -> None:
-        """Member `index` has been trained on so many more global batches."""
-        self._progress.advance(self._committee_task, steps)
-        self._progress.advance(self._member_tasks[index], steps)
-
-    def on_epoch_end(self, index: int, row: dict[str, Any]) -> None:
-        """Member `index` has ended an epoch with this row of its history; its votes are on the disk."""
-        self._warn_on_failure(lambda: self._tensorboard.on_epoch_end(row["epoch"]))
-        epochs = self._recipe.epochs
-        epoch_text = f"{min(row['epoch'] + 1, epochs)}/{epochs}"
-        self._progress.update(
-            self._member_tasks[index], epoch=epoch_text, validation=f"{row['validation_accuracy']:.2%}"
-        )
-        if not self._is_interactive and self._is_due(index, row["epoch"]):
-            self.note(self._log_line(index, row))
-
-    def event(self, index: int, name: str, text: str, **fields: Any) -> None:
-        """Something of member `index` that belongs into the journal, and the sentence that tells it."""
-        self._run.append_event(name, member=index, **fields)
-        self.note(text)
-
-    def note(self, text: str) -> None:
-        """A line for the user, if anybody is still there to read it."""
-        with contextlib.suppress(OSError):
-            self._console.print(text, soft_wrap=True, markup=False)
-
-    def _warn_on_failure(self, write: Callable[[], None]) -> None:
-        """Training goes on without what TensorBoard would show."""
-        try:
-            write()
-        except ResourceError as error:
-            self.note(f"warning: {error}")
-
-    def _member_label(self, index: int) -> str:
-        return f"member {index}"
-
-    def _is_due(self, index: int, epoch: int) -> bool:
-        """Whether a log gets a line: some fifty for each member, one a minute where epochs are long, and the last."""
-        line_interval, now = math.ceil(self._recipe.epochs / _LOG_LINES_PER_MEMBER), time.monotonic()
-        due = epoch in (1, self._recipe.epochs) or epoch % line_interval == 0
-        if due or now - self._last_log_time.get(index, now) >= _SECONDS_BETWEEN_LINES:
-            self._last_log_time[index] = now
-            return True
-        return False
-
-    def _log_line(self, index: int, row: dict[str, Any]) -> str:
-        seconds_left = self._progress.tasks[0].time_remaining
-        return (
-            f"{self._member_label(index)}  epoch {row['epoch']}/{self._recipe.epochs}"
-            f"  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}"
-            f"  validation {row['validation_accuracy']:.4f}  {row['images_per_second']:.0f} images/s"
-            f"  {'?' if seconds_left is None else f'{seconds_left / 60:.1f}'} min left"
-        )
-
-
-class Reporter(Protocol):
-    """What a member tells while it trains; `index` is that of the member."""
-
-    def on_resume(self, index: int, step: int) -> None:
-        """It goes on at `step`, counted over all epochs."""
-        ...
-
-    def on_steps_end(self, index: int, steps: int = 1) -> None:
-        """It has been trained on so many more global batches."""
-        ...
-
-    def on_epoch_end(self, index: int, row: dict[str, Any]) -> None:
-        """It has ended an epoch with this row of its history; its votes are on the disk."""
-        ...
-
-    def event(self, index: int, name: str, text: str, **fields: Any) -> None:
-        """Something that belongs into the journal, and the sentence that tells it to the user."""
-        ...
-
-    def note(self, text: str) -> None:
-        """A line for the user."""
-        ...
+_FULL_WIDTH, _COMPACT_WIDTH = 72, 46  # characters of all columns, and of those without bar and rate
+_NON_BAR_WIDTH = 62
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How members are run and kept safe; what comes out is the recipe's affair.
+    """How members are run and protected. None of these options changes what a member learns.
 
     Args:
-        deterministic: Whether equal runs on equal machines give equal bits, at a price in speed (README).
+        deterministic: Whether equal runs on equal machines give equal bits, at the cost of speed.
         checkpoint_seconds: Seconds between two checkpoints within an epoch.
-        max_rollbacks: How often a diverged member goes back to its last checkpoint before it is given up.
-        max_retries: How often a worker that died is started again before its member is given up.
-        stall_timeout_seconds: Seconds without a word from a worker after which it is killed and counts as dead. The first step
-            of a deep network is traced for minutes. Under `multiworker`: seconds without a step.
-        peer_timeout_seconds: Under `multiworker`, seconds after which another host that does not answer is given up.
-        start_timeout_seconds: Under `multiworker`, seconds to wait until all hosts have come.
-        profile_steps: The first and the last step that is profiled of each member, as `profiling` counts them, or None.
+        max_rollbacks: How often a diverged member returns to its last checkpoint before it fails.
+        max_retries: How often a worker that died is restarted before its member fails.
+        stall_timeout_seconds: Seconds without a message from a worker after which it is killed and counts as dead. The
+            first step of a deep network is traced for minutes. With `multiworker`: seconds without a step.
+        peer_timeout_seconds: With `multiworker`, seconds after which an unresponsive host counts as lost.
+        start_timeout_seconds: With `multiworker`, seconds to wait for all hosts.
+        profile_steps: First and last step to profile of each member, counted from 1, or None. See `StepProfiler`.
     """
 
     deterministic: bool = False
@@ -179,23 +50,147 @@ class TrainingOptions:
     profile_steps: tuple[int, int] | None = None
 
 
-_FULL_WIDTH, _COMPACT_WIDTH = 72, 46  # places that all columns take, and those without bar and rate
-_NON_BAR_WIDTH = 62
+class Reporter(Protocol):
+    """Receives the progress of a member in training; `index` is the index of the member."""
+
+    def on_resume(self, index: int, step: int) -> None:
+        """The member resumes at `step`, counted over all epochs."""
+        ...
+
+    def on_steps_end(self, index: int, steps: int = 1) -> None:
+        """The member was trained on this number of further global batches."""
+        ...
+
+    def on_epoch_end(self, index: int, row: dict[str, Any]) -> None:
+        """The member finished an epoch with this row of its history; its validation predictions are on disk."""
+        ...
+
+    def event(self, index: int, name: str, text: str, **fields: Any) -> None:
+        """An event for the journal, and the line that describes it to the user."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A line for the user."""
+        ...
+
+
+class Monitor:
+    """Displays a committee in training: bars on a terminal, log lines elsewhere, TensorBoard always.
+
+    There is one bar for the committee and one for each member in training. All events of members are written to the
+    journal here, by the owner of the run folder.
+
+    Args:
+        run: The run folder.
+        recipe: The recipe in training.
+        splits: Its data.
+        members: Indices of the members to train.
+    """
+
+    def __init__(self, run: Run, recipe: Recipe, splits: Splits, members: list[int]):
+        self._run, self._recipe = run, recipe
+        self._tensorboard = CommitteeTensorBoard(run, recipe, splits)
+        self._steps_per_member = recipe.epochs * splits.steps_per_epoch
+        self._console = Console(stderr=True, highlight=False)
+        # FORCE_COLOR makes Rich take a log for a terminal, and a dumb one cannot go back over what it has shown.
+        self._is_interactive = self._console.is_interactive and self._console.file.isatty()
+        self._progress = ProgressBars(recipe.data.batch_size, console=self._console, disable=not self._is_interactive)
+        self._committee_task = self._progress.add_task(
+            "1 member" if len(members) == 1 else f"{len(members)} members", total=len(members) * self._steps_per_member
+        )
+        self._member_tasks: dict[int, TaskID] = {}
+        self._last_log_time: dict[int, float] = {}
+
+    def __enter__(self) -> "Monitor":
+        self._progress.start()
+        self._warn_on_failure(self._tensorboard.on_train_begin)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+
+    def on_member_begin(self, index: int) -> None:
+        """Add the bar of member `index`."""
+        self._member_tasks[index] = self._progress.add_task(
+            f"member {index}", total=self._steps_per_member, epoch="starting"
+        )
+
+    def on_member_end(self, index: int) -> None:
+        """Remove the bar of member `index`, which finished or failed."""
+        self._progress.remove_task(self._member_tasks.pop(index))
+
+    def on_resume(self, index: int, step: int) -> None:
+        """Exclude the first `step` steps of member `index` from the work of this process."""
+        self._progress.update(self._member_tasks[index], total=self._steps_per_member - step)
+        total = self._progress.tasks[0].total or 0
+        self._progress.update(self._committee_task, total=total - step)
+
+    def on_steps_end(self, index: int, steps: int = 1) -> None:
+        """Advance the bars of the committee and of member `index`."""
+        self._progress.advance(self._committee_task, steps)
+        self._progress.advance(self._member_tasks[index], steps)
+
+    def on_epoch_end(self, index: int, row: dict[str, Any]) -> None:
+        """Display an epoch of member `index`, and log the committee to TensorBoard."""
+        self._warn_on_failure(lambda: self._tensorboard.on_epoch_end(row["epoch"]))
+        epochs = self._recipe.epochs
+        self._progress.update(
+            self._member_tasks[index],
+            epoch=f"{min(row['epoch'] + 1, epochs)}/{epochs}",
+            validation=f"{row['validation_accuracy']:.2%}",
+        )
+        if not self._is_interactive and self._is_line_due(index, row["epoch"]):
+            self.note(self._log_line(index, row))
+
+    def event(self, index: int, name: str, text: str, **fields: Any) -> None:
+        """Append an event of member `index` to the journal and print `text`."""
+        self._run.append_event(name, member=index, **fields)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Print a line, unless stderr is closed."""
+        with contextlib.suppress(OSError):
+            self._console.print(text, soft_wrap=True, markup=False)
+
+    def _warn_on_failure(self, write: Callable[[], None]) -> None:
+        """Print a warning if TensorBoard's files cannot be written; training continues."""
+        try:
+            write()
+        except ResourceError as error:
+            self.note(f"warning: {error}")
+
+    def _is_line_due(self, index: int, epoch: int) -> bool:
+        """Return whether to log this epoch: about fifty lines per member, one a minute in long epochs, and the last."""
+        line_interval, now = math.ceil(self._recipe.epochs / _LOG_LINES_PER_MEMBER), time.monotonic()
+        due = epoch in (1, self._recipe.epochs) or epoch % line_interval == 0
+        if due or now - self._last_log_time.get(index, now) >= _SECONDS_BETWEEN_LINES:
+            self._last_log_time[index] = now
+            return True
+        return False
+
+    def _log_line(self, index: int, row: dict[str, Any]) -> str:
+        seconds_left = self._progress.tasks[0].time_remaining
+        return (
+            f"member {index}  epoch {row['epoch']}/{self._recipe.epochs}"
+            f"  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}"
+            f"  validation {row['validation_accuracy']:.4f}  {row['images_per_second']:.0f} images/s"
+            f"  {'?' if seconds_left is None else f'{seconds_left / 60:.1f}'} min left"
+        )
 
 
 class ProgressBars(Progress):
-    """Bars whose columns are chosen anew at each drawing, by the width that the window has then.
+    """Progress bars whose columns fit the current width of the terminal.
 
-    A narrow window loses the bar and the rate first, the words next; never the epoch, the accuracy or the time left.
+    A narrow terminal loses the bar and the rate first, labels next; never the epoch, the accuracy or the time left.
 
     Args:
-        batch_size: Examples of a step: a task counts steps.
-        console: Where they are drawn.
-        disable: Whether nothing is drawn at all; tasks are counted nevertheless.
+        batch_size: Examples per step; tasks count steps.
+        console: Console to draw on.
+        disable: Whether to draw nothing. Tasks are counted anyway.
     """
 
     def __init__(self, batch_size: int, *, console: Console, disable: bool):
-        self._output_console, self._batch_size = console, batch_size  # it is drawn, empty, as it is made
+        self._output_console, self._batch_size = console, batch_size  # before super(), which draws once
         super().__init__(console=console, disable=disable, speed_estimate_period=60)
 
     def add_task(self, description: str, *, epoch: str = "", validation: str = "", **fields):
@@ -206,26 +201,15 @@ class ProgressBars(Progress):
         return super().make_tasks_table(tasks)
 
     def _columns_for_width(self, width: int) -> tuple[ProgressColumn, ...]:
+        epoch = _text_column("{task.fields[epoch]}")
         time_remaining = TimeRemainingColumn(compact=width < _FULL_WIDTH, table_column=Column(no_wrap=True))
         if width < _COMPACT_WIDTH:
-            return (
-                _MemberColumn(),
-                _text_column("{task.fields[epoch]}"),
-                _text_column("{task.fields[validation]}"),
-                time_remaining,
-            )
-        name, epoch = _text_column("{task.description}"), _text_column("{task.fields[epoch]}")
-        validation = _ValidationColumn()
+            return _MemberColumn(), epoch, _text_column("{task.fields[validation]}"), time_remaining
+        name, validation = _text_column("{task.description}"), _ValidationColumn()
         if width < _FULL_WIDTH:
             return name, epoch, validation, time_remaining
-        return (
-            name,
-            epoch,
-            BarColumn(bar_width=min(40, width - _NON_BAR_WIDTH)),
-            _ThroughputColumn(self._batch_size),
-            validation,
-            time_remaining,
-        )
+        bar = BarColumn(bar_width=min(40, width - _NON_BAR_WIDTH))
+        return name, epoch, bar, _ThroughputColumn(self._batch_size), validation, time_remaining
 
 
 def _text_column(template: str) -> TextColumn:
@@ -233,7 +217,7 @@ def _text_column(template: str) -> TextColumn:
 
 
 class _MemberColumn(ProgressColumn):
-    """`member 3` as `3`, `4 members` as `all`: what a narrow window can afford."""
+    """`member 3` as `3` and `4 members` as `all`, for narrow terminals."""
 
     def render(self, task: Task) -> Text:
         _, _, number = task.description.partition("member ")
@@ -241,7 +225,7 @@ class _MemberColumn(ProgressColumn):
 
 
 class _ValidationColumn(ProgressColumn):
-    """The accuracy on the validation split, once there is one."""
+    """Accuracy on the validation split, from the first epoch on."""
 
     def render(self, task: Task) -> Text:
         value = task.fields["validation"]
@@ -249,7 +233,7 @@ class _ValidationColumn(ProgressColumn):
 
 
 class _ThroughputColumn(ProgressColumn):
-    """Images per second of the last minute."""
+    """Images per second over the last minute."""
 
     def __init__(self, batch_size: int):
         super().__init__(table_column=Column(no_wrap=True))

@@ -1,4 +1,4 @@
-"""What does a member leave: its history, its votes after each epoch, its curves in TensorBoard, the model?"""
+"""Training logs: the history, validation predictions and model of a member, and TensorBoard's event files."""
 
 import contextlib
 import io
@@ -27,14 +27,17 @@ from keras_committee.run import Run
 from keras_committee.summaries import hparams_summary, image_summary, network_graph
 
 _SECONDS_BETWEEN_WARNINGS = 60.0
+_HPARAMS_SUFFIX = ".hparams"
+_PLOTS_PER_TRAINING = 5  # plots for ten classes take 0.7 s of a core
+_MIN_SECONDS_BEFORE_PLOTS = 10.0  # a shorter training is a trial and has no plots
 
 
 class SummaryWriter:
-    """What TensorBoard shows of one of its runs.
+    """Writes the event file of one TensorBoard run.
 
     Args:
-        path: The folder of the run.
-        suffix: Of the name of its file, by which `delete` knows it.
+        path: Folder of the run.
+        suffix: Ending of the file name; `delete` finds the file by it.
     """
 
     def __init__(self, path: Path, suffix: str = ".v2"):
@@ -48,7 +51,7 @@ class SummaryWriter:
         histograms: Mapping[str, np.ndarray] | None = None,
         summaries: Iterable[Summary] = (),
     ) -> None:
-        """Raises ResourceError."""
+        """Write scalars, histograms and summaries of one step. Raises ResourceError."""
         with self._open(step):
             for name, value in (scalars or {}).items():
                 tf.summary.scalar(name, value)
@@ -58,12 +61,12 @@ class SummaryWriter:
                 tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step)
 
     def write_graph(self, graph: bytes) -> None:
-        """A graph, a serialized `GraphDef`. Raises ResourceError."""
+        """Write a graph, a serialized `GraphDef`. Raises ResourceError."""
         with self._open(0):
             tf.summary.graph(tf.compat.v1.GraphDef.FromString(graph))
 
     def delete(self) -> None:
-        """Removes what was written with this ending before. Raises ResourceError."""
+        """Remove earlier event files with this suffix. Raises ResourceError."""
         with translate_os_errors(self._path):
             for file in self._path.glob(f"*{self._suffix}"):
                 file.unlink(missing_ok=True)
@@ -77,16 +80,16 @@ class SummaryWriter:
                 with writer.as_default(step=step):
                     yield
                 writer.flush()
-        except tf.errors.OpError as error:  # a full disk, as TensorFlow tells it
+        except tf.errors.OpError as error:  # for example a full disk
             raise ResourceError(f"cannot write {self._path}: {error.message}") from error
 
 
 class MemberLog:
-    """The logs of one member. Training goes on without them: what cannot be written is told once a minute.
+    """The logs of one member. If one cannot be written, training continues, with at most one warning a minute.
 
     Args:
-        member_dir: The member's folder.
-        warn: Function of a text.
+        member_dir: Folder of the member.
+        warn: Function of the text of a warning.
     """
 
     def __init__(self, member_dir: MemberDir, warn: Callable[[str], None]):
@@ -95,7 +98,7 @@ class MemberLog:
         self._last_warning = -_SECONDS_BETWEEN_WARNINGS
 
     def on_train_begin(self, model: keras.Model) -> None:
-        """Draw the network, layer by layer."""
+        """Write the graph of the network, layer by layer."""
         with self._warn_on_failure():
             self._writer.write_graph(network_graph(model.to_json()))
 
@@ -103,9 +106,9 @@ class MemberLog:
         """Log the last epoch of `history`.
 
         Args:
-            history: The rows of all epochs.
-            log_probs: Log probabilities `(examples, classes)` of the validation split.
-            block_values: Figures `(blocks,)` of each residual block, by their name.
+            history: Rows of all epochs so far.
+            log_probs: Log-probabilities of the validation split, `(examples, classes)`.
+            block_values: Values of the residual blocks, `(blocks,)`, by their name.
         """
         row = history[-1]
         block_scalars = {
@@ -120,11 +123,11 @@ class MemberLog:
             self._writer.write(row["epoch"], row | block_scalars, histograms)
 
     def write_history(self, history: list[dict]) -> None:
-        """All rows, whatever was in the file. Raises ResourceError."""
+        """Replace the file of the history. Raises ResourceError."""
         write_file(self._member_dir.history, "".join(json.dumps(row) + "\n" for row in history).encode())
 
     def save_model(self, model: keras.Model) -> None:
-        """The trained model, renamed into place whole. Raises ResourceError."""
+        """Write the trained model and rename it into place. Raises ResourceError."""
         save_member(model, self._member_dir.model)
 
     @contextlib.contextmanager
@@ -134,7 +137,7 @@ class MemberLog:
         except ResourceError as error:
             if time.monotonic() - self._last_warning >= _SECONDS_BETWEEN_WARNINGS:
                 self._last_warning = time.monotonic()
-                self._warn(f"warning: {error}\n  Training goes on; its logs have gaps.")
+                self._warn(f"warning: {error}\n  Training continues; its logs have gaps.")
 
 
 def _save_log_probs(path: Path, log_probs: np.ndarray) -> None:
@@ -144,21 +147,16 @@ def _save_log_probs(path: Path, log_probs: np.ndarray) -> None:
     write_file(path, content.getvalue())
 
 
-_PARAMETERS_SUFFIX = ".knobs"  # how the name of the file ends that holds them
-_PLOTS_PER_TRAINING = 5  # in a training that there are pictures: those of ten classes take 0.7 s of a core
-_MIN_SECONDS_BEFORE_PLOTS = 10.0  # a shorter training is a trial, and has none
-
-
 class CommitteeTensorBoard:
-    """The committee of the members that have ended an epoch, as TensorBoard shows it: a run for each of its sizes.
+    """TensorBoard logs of the committee, one TensorBoard run for each committee size.
 
-    `committee_of_3` at epoch 7 is what the three members that have ended epoch 7 say together of the validation split.
-    The knobs stand beside the committee of all members, in TensorBoard's table of HParams. A few times in a training
-    there are pictures of it, too: what it takes for what, and whether its confidence can be trusted.
+    `committee_of_3` at epoch 7 is the committee of the first three members that finished epoch 7, on the validation
+    split. The run of the full committee also has the recipe parameters, for the HParams table, and five times in a
+    training a confusion matrix and a reliability diagram.
 
     Args:
         run: The run folder.
-        recipe: What is trained.
+        recipe: The recipe in training.
         splits: Its data.
     """
 
@@ -167,20 +165,20 @@ class CommitteeTensorBoard:
         self._labels, self._classes = splits.validation.labels, splits.classes
         self._head = recipe.head or GeometricMean()
         self._writers: dict[int, SummaryWriter] = {}
-        self._start_time, self._num_plots_written = time.monotonic(), 0  # how often there were pictures
+        self._start_time, self._num_plots_written = time.monotonic(), 0
 
     def on_train_begin(self) -> None:
-        """Leave the knobs, in place of those of an earlier start. Raises ResourceError."""
+        """Write the recipe parameters in place of those of an earlier start. Raises ResourceError."""
         for folder in (self._run.path / "tensorboard").glob("committee_of_*"):
-            SummaryWriter(folder, _PARAMETERS_SUFFIX).delete()
-        writer = SummaryWriter(self._log_dir(self._recipe.members), _PARAMETERS_SUFFIX)
+            SummaryWriter(folder, _HPARAMS_SUFFIX).delete()
+        writer = SummaryWriter(self._log_dir(self._recipe.members), _HPARAMS_SUFFIX)
         writer.write(0, summaries=[hparams_summary(self._run.parameters(), self._run.path.resolve().name)])
 
     def on_epoch_end(self, epoch: int) -> None:
-        """Another member has ended `epoch`; its votes are on the disk. Raises ResourceError."""
+        """Log the committee of the members that finished `epoch`. Raises ResourceError."""
         paths = [self._run.member(index).epoch_predictions(epoch) for index in range(self._recipe.members)]
-        members = [index for index, file in enumerate(paths) if file.exists()]
-        if not members:  # the logs have gaps, as was told
+        members = [index for index, path in enumerate(paths) if path.exists()]
+        if not members:  # the predictions could not be written
             return
         predictions = np.stack(
             [np.load(paths[index], allow_pickle=False).astype(np.float32) for index in members], axis=1
@@ -193,44 +191,51 @@ class CommitteeTensorBoard:
             plots = [image_summary(plot.name, plot.png(100)) for plot in self._make_plots(predictions, probabilities)]
             writer.write(epoch, summaries=plots)
 
-    def _log_dir(self, size: int):
+    def _log_dir(self, size: int) -> Path:
         return self._run.path / "tensorboard" / f"committee_of_{size}"
 
     def _plots_due(self, epoch: int) -> bool:
-        """Whether another fifth of the training has ended since there were pictures."""
+        """Return whether another fifth of the training has passed since the last plots."""
         num_due, num_written = epoch * _PLOTS_PER_TRAINING // self._recipe.epochs, self._num_plots_written
         if time.monotonic() - self._start_time >= _MIN_SECONDS_BEFORE_PLOTS:
             self._num_plots_written = max(num_due, num_written)
         return self._num_plots_written > num_written
 
     def _make_plots(self, predictions: np.ndarray, probabilities: np.ndarray) -> list[Picture]:
-        """Of the members' log probabilities `(examples, members, classes)` and the committee's probabilities."""
+        """Draw the reliability diagram and, unless there are too many classes, the confusion matrix.
+
+        Args:
+            predictions: Log-probabilities of the members, `(examples, members, classes)`.
+            probabilities: Probabilities of the committee, `(examples, classes)`.
+        """
         labels, classes = self._labels, self._classes
         panel = reliability_data(f"committee of {predictions.shape[1]}", np.exp(predictions), probabilities, labels)
-        plots = [Picture("reliability", "", lambda width: reliability_diagrams([panel], width))]
+        plots = [Picture("reliability_diagram", "", lambda width: reliability_diagrams([panel], width))]
         if len(classes) <= MAX_LABELED_ROWS:
             matrix = metrics.confusion_matrix(probabilities, labels)
             row_fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-            axis_labels = ("true class", "answer of the committee")
-            plots.append(Picture("confusion", "", lambda width: heatmap(row_fractions, classes, axis_labels, 0, width)))
+            axis_labels = ("true class", "predicted class")
+            plots.append(
+                Picture("confusion_matrix", "", lambda width: heatmap(row_fractions, classes, axis_labels, 0, width))
+            )
         return plots
 
 
 class StepProfiler:
-    """What the machine did in some steps of a member, for TensorBoard's page Profile (extra `profile`).
+    """Profiles some steps of a member, for TensorBoard's Profile page (extra `profile`).
 
-    Used as a context: at its end a profile that has not reached its last step is written as far as it got. Training
-    goes on without what cannot be written.
+    Use it as a context manager: on exit an unfinished profile is written with the steps so far. If a profile cannot be
+    written, training continues.
 
     Args:
-        folder: TensorBoard's folder of the member.
-        steps: The first and the last step, counted from 1 where training begins or goes on; None profiles nothing.
+        folder: TensorBoard folder of the member.
+        steps: First and last step to profile, counted from 1 where training starts or resumes; None profiles nothing.
         notify: Function of a line for the user.
     """
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None, notify: Callable[[str], None]):
         self._folder, self._steps, self._notify = folder, steps, notify
-        self._num_steps, self._active_since = 0, 0  # steps; the first one of the profile that runs
+        self._num_steps, self._active_since = 0, 0  # first step of the running profile, or 0
 
     def __enter__(self) -> "StepProfiler":
         return self
@@ -239,12 +244,13 @@ class StepProfiler:
         self._write()
         if self._steps and self._num_steps < self._steps[0]:
             self._notify(
-                f"warning: no profile: {self._num_steps} steps were taken, the first to profile is {self._steps[0]}"
+                f"warning: no profile was written: training took {self._num_steps} steps; the first step to profile "
+                f"is {self._steps[0]}."
             )
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Around each step."""
+        """Wrap one training step."""
         self._num_steps += 1
         if self._steps is None:
             yield
