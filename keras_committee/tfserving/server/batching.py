@@ -94,7 +94,7 @@ class BatchedSession:
         """
         spec = find_signature(self.signatures, signature)
         check_inputs(spec, inputs)
-        names = choose_outputs(spec, outputs)
+        names = choose_outputs(spec.outputs, outputs)
         arrays = {name: np.asarray(array) for name, array in inputs.items()}
         sizes = {len(array) if array.ndim else -1 for array in arrays.values()}
         if len(sizes) != 1 or min(sizes) < 1:

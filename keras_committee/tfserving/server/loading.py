@@ -10,7 +10,7 @@ import numpy as np
 from keras_committee.tfserving.python_session import load_session
 from keras_committee.tfserving.server import examples
 from keras_committee.tfserving.server.limits import Limits, check_image_sizes, check_shape
-from keras_committee.tfserving.tf_protocol import StatusError, proto_to_array
+from keras_committee.tfserving.tf_protocol import WARMUP_FILE, StatusError, proto_to_array
 
 
 def load_version(folder: Path) -> Any:
@@ -59,7 +59,6 @@ def _node_attributes(nodes: Iterable[Any]) -> Iterator[Any]:
     return (node.attr for node in nodes)
 
 
-WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000  # records; TF Serving refuses more
 
 

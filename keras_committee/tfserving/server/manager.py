@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from keras_committee.tfserving.config import lint_models
 from keras_committee.tfserving.server.loading import load_version
 from keras_committee.tfserving.tf_protocol import StatusError
+from keras_committee.tfserving.versions import find_versions, is_valid_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +54,6 @@ class Servable:
 
     def may_unload(self) -> bool:
         return self.state == "UNLOADING" and not self.num_users
-
-
-_MODEL_NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,128}")
-_VERSION_NAME = re.compile(r"\d{1,19}", re.A)
-_MAX_VERSION = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +107,7 @@ class ModelConfig:
     labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not _MODEL_NAME.fullmatch(self.name):
+        if not is_valid_name(self.name):
             raise StatusError(
                 "INVALID_ARGUMENT",
                 f"the model name {self.name!r} is not allowed: 1 to 128 of A-Z a-z 0-9 _ . - and no dot in front",
@@ -135,22 +130,6 @@ def check_configs(configs: Iterable[ModelConfig]) -> dict[str, ModelConfig]:
             )
         by_name[config.name] = config
     return by_name
-
-
-def find_versions(base_path: Path) -> dict[int, Path]:
-    """The version folders in `base_path`: names that are decimal int64. Raises OSError where it cannot be read.
-
-    What is in them is not looked at, as in TF Serving: a version must appear by a rename.
-    """
-    folders: dict[int, Path] = {}
-    for path in sorted(base_path.iterdir()):
-        if (
-            _VERSION_NAME.fullmatch(path.name)
-            and int(path.name) <= _MAX_VERSION
-            and (path.is_dir() or path.is_symlink())
-        ):
-            folders.setdefault(int(path.name), path)
-    return folders
 
 
 _log = logging.getLogger(__name__)
