@@ -1,39 +1,56 @@
-"""How is a training image varied?"""
+"""Augmentation of training images: the protocol, pad-crop-flip, and composition."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
+from keras_committee.data.images import EncodedImages, InMemoryImages
 from keras_committee.data.random_crop import RandomResizedCrop
 from keras_committee.errors import RecipeError
 
 
 class Augmentation(Protocol):
-    """Two methods, kept apart so that a resumed run can repeat any draw."""
+    """Random variation of training images, in two methods, so that a resumed run can repeat any draw."""
 
     def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
-        """One row of draws for each training example of a pass, int32 `(examples, k)`; `rng` decides alone."""
+        """Draw the random numbers of every training example for one epoch.
+
+        Args:
+            rng: The only source of randomness.
+            examples: Number of rows, 0 or more.
+
+        Returns:
+            int32 `(examples, k)`, where `k` does not depend on `examples`.
+        """
         ...
 
     def apply(self, images, draws):
-        """Uint8 `(batch, height, width, channels)` and int32 `(batch, k)` to uint8 images of the same shape.
+        """Augment a batch; runs in a TensorFlow graph and draws nothing.
 
-        Runs in a TensorFlow graph and has no randomness of its own.
+        Args:
+            images: uint8 `(batch, height, width, channels)`.
+            draws: int32 `(batch, k)`, rows of `draw`.
+
+        Returns:
+            uint8 images of the same shape.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PadCropFlip:
-    """Reflect padding, a random crop of the original size, a random horizontal flip.
+    """Reflect padding, a random crop of the original size, and a random horizontal flip.
 
     Args:
         pad: Pixels added on each side before the crop, 0 or more.
-        flip: Whether half of the images are mirrored left to right; switch it off where the mirror image is
-            another class, as with digits.
+        flip: Whether each image is mirrored left to right with probability 1/2. Turn it off where the mirror image
+            belongs to another class, as with digits.
+
+    Raises:
+        RecipeError: If `pad` is negative.
 
     Source: He et al. 2015, arXiv:1512.03385, section 4.2 (there with zeros); reflect padding as in
     Zagoruyko & Komodakis 2016, arXiv:1605.07146.
@@ -44,15 +61,15 @@ class PadCropFlip:
 
     def __post_init__(self):
         if self.pad < 0:
-            raise RecipeError(f"pad_crop_flip needs a pad of 0 or more pixels. Received: pad={self.pad!r}")
+            raise RecipeError(f"pad_crop_flip: pad must be 0 or more pixels. Received: pad={self.pad!r}")
 
     def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
-        """Top and left edge of the crop in the padded image, and 1 where flipped: int32 `(examples, 3)`."""
+        """Draw top and left edge of the crop in the padded image, and 1 where flipped: int32 `(examples, 3)`."""
         values = [2 * self.pad + 1, 2 * self.pad + 1, 2 if self.flip else 1]
         return rng.integers(0, values, size=(examples, 3), dtype=np.int32)
 
     def apply(self, images, draws):
-        """The cropped and flipped images. No padded copy is made: rows and columns are looked up, reflected."""
+        """Crop and flip the images. Makes no padded copy: gathers the reflected rows and columns."""
         height, width = images.shape[1:3]
         rows = self._source_indices(height, draws[:, 0])
         columns = self._source_indices(width, draws[:, 1])
@@ -60,69 +77,73 @@ class PadCropFlip:
         return tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 
     def _source_indices(self, length, starts):
-        """Which source row (or column) stands at each place of the crop: int32 `(batch, length)`."""
+        """Return the source row (or column) of each row of the crops: int32 `(batch, length)`."""
         reflected = tf.constant(np.pad(np.arange(length, dtype=np.int32), self.pad, mode="reflect"))
         return tf.gather(reflected, starts[:, None] + tf.range(length)[None, :])
 
 
 def pad_crop_flip(pad: int = 4, *, flip: bool = True) -> PadCropFlip:
-    """Reflect padding by `pad` pixels, a random crop of the original size and, unless `flip=False`, a random flip."""
+    """Pad by reflection, crop to the original size and flip at random; see `PadCropFlip`."""
     return PadCropFlip(pad=pad, flip=flip)
 
 
 @dataclasses.dataclass(frozen=True)
 class Compose:
-    """One augmentation after another; their draws stand side by side in one table.
+    """Several augmentations, applied in order.
 
     Args:
-        parts: At least one, of which a `random_resized_crop` is the first.
+        parts: One or more augmentations. A `random_resized_crop` must be the first: it reads the image file.
 
     Raises:
-        RecipeError: If there is none, or a crop that reads files stands later.
+        RecipeError: If there are no parts, or a `random_resized_crop` is not the first.
     """
 
     parts: tuple[Augmentation, ...]
 
     def __post_init__(self):
         if not self.parts:
-            raise RecipeError("sequence needs at least one augmentation. Received: none")
+            raise RecipeError("compose requires at least one augmentation. Received: none")
         if any(isinstance(part, RandomResizedCrop) for part in self.parts[1:]):
-            raise RecipeError("a random_resized_crop reads the image file: put it first in the sequence.")
+            raise RecipeError("compose: random_resized_crop reads the image file; put it first.")
 
-    def draw(self, generator: np.random.Generator, examples: int) -> np.ndarray:
-        """The draws of all parts, int32 `(examples, k)`."""
-        return np.concatenate([part.draw(generator, examples) for part in self.parts], axis=1)
+    def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
+        """Draw for all parts, side by side: int32 `(examples, k)`."""
+        return np.concatenate([part.draw(rng, examples) for part in self.parts], axis=1)
 
     def apply(self, images, draws):
-        """Uint8 images after all parts."""
+        """Apply all parts to uint8 images."""
         for part, columns in zip(self.parts, self.columns(), strict=True):
             images = part.apply(images, draws[:, columns])
         return images
 
     def columns(self) -> list[slice]:
-        """Where the draws of each part stand."""
+        """Return the columns of the draws that belong to each part."""
         widths = [part.draw(np.random.default_rng(0), 0).shape[1] for part in self.parts]
         ends = np.cumsum(widths).tolist()
         return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
 
 
 def compose(*parts: Augmentation) -> Compose:
-    """One augmentation after another, such as `sequence(random_resized_crop(), pad_crop_flip(4, flip=False))`."""
+    """Apply several augmentations in order.
+
+    Example:
+        compose(random_resized_crop(), pad_crop_flip(4, flip=False))
+    """
     return Compose(parts)
 
 
 def leading_crop(augment: Augmentation | None) -> RandomResizedCrop | None:
-    """The crop with which an augmentation begins, or None: a split in files reads its windows."""
+    """Return the random resized crop that an augmentation starts with, or None."""
     first = augment.parts[0] if isinstance(augment, Compose) else augment
     return first if isinstance(first, RandomResizedCrop) else None
 
 
-def make_augment_fn(images, augment: Augmentation | None):
-    """A graph function from indices `(batch,)` and draws `(batch, k)` to augmented uint8 images of a split.
+def make_augment_fn(images: InMemoryImages | EncodedImages, augment: Augmentation | None) -> Callable:
+    """Return a graph function from indices `(batch,)` and draws `(batch, k)` to augmented uint8 images.
 
     Args:
-        images: `InMemoryImages` or `EncodedImages`.
-        augment: An augmentation; None shows the images as they are.
+        images: The images of a split.
+        augment: An augmentation, or None.
     """
     crop = leading_crop(augment)
     if crop is None:
@@ -133,43 +154,3 @@ def make_augment_fn(images, augment: Augmentation | None):
         return read_crops
     width, remaining = augment.columns()[0].stop, Compose(augment.parts[1:])
     return lambda indices, draws: remaining.apply(read_crops(indices, draws[:, :width]), draws[:, width:])
-
-
-MAX_BRANCHES = 8  # of one choice
-
-
-def for_each_image(augment_image: Callable, images, draws):
-    """`vary(image, row)` of each image, uint8 `(height, width, channels)`, and its draws: uint8, of the same shape."""
-
-    def augment_one(example):
-        return tf.ensure_shape(augment_image(*example), images.shape[1:])
-
-    return tf.map_fn(augment_one, (images, draws), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8))
-
-
-def branch_switch(functions: Sequence[Callable]) -> Callable:
-    """A graph function `(number, ...)` that is the one of `functions` with that number; all give tensors of one kind.
-
-    TensorFlow visits each node of every branch that is not taken, 2.4 ms for an image and the 46 branches of policy v0.
-    A call that may not be inlined is one node, and a tree of calls has few branches to visit.
-    """
-    calls = [
-        tf.function(function, autograph=False, experimental_attributes={"_noinline": True}) for function in functions
-    ]
-    if len(calls) > MAX_BRANCHES:
-        groups = [
-            branch_switch(functions[start : start + MAX_BRANCHES]) for start in range(0, len(functions), MAX_BRANCHES)
-        ]
-        inner = branch_switch([lambda number, *rest, group=group: group(number, *rest) for group in groups])
-        return lambda number, *rest: inner(number // MAX_BRANCHES, number % MAX_BRANCHES, *rest)
-    return lambda number, *rest: tf.switch_case(number, [lambda call=call: call(*rest) for call in calls])
-
-
-def check_rgb(images, name: str) -> None:
-    """Raise a `RecipeError` where images, `(batch, height, width, channels)`, have not three channels."""
-    if images.shape[-1] != 3:
-        raise RecipeError(
-            f"{name} varies images of three channels, red, green and blue. "
-            f"Received: images of shape {tuple(images.shape[1:])}. "
-            "Repeat a grey channel three times, or leave the augmentation out."
-        )

@@ -1,4 +1,4 @@
-"""Which window of a training image is seen, so that only its blocks need be decoded?"""
+"""Random resized crop, which decodes only the blocks of a JPEG that the crop contains."""
 
 import dataclasses
 import math
@@ -9,30 +9,30 @@ import tensorflow as tf
 from keras_committee.data.preprocessing import ImageTransform, decode_window, image_size_from_header, resize_image
 from keras_committee.errors import RecipeError
 
-MAX_ATTEMPTS = 10  # as Model Garden
+_MAX_ATTEMPTS = 10  # as in Model Garden
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomResizedCrop:
-    """The Inception crop: a window of random area, proportions and place, resized to the size of the images.
+    """The Inception crop: a window of random area, aspect ratio and position, resized to the size of the images.
 
-    At each of up to ten attempts the window's width over height is uniform in `ratio`, and its height is uniform
-    among the whole numbers for which it fits into the image and has an area within `area`; of the places where it fits
-    each is as likely. An attempt fails where there is no such height; after ten the window is the whole image.
+    Each of up to ten attempts draws the window's width / height uniformly from `ratio`, its height uniformly from the
+    integers for which the window fits into the image and has an area within `area`, and its position uniformly from
+    those where it fits. An attempt fails if there is no such height; after ten the window is the whole image.
 
-    It is an `Augmentation` that also knows how to decode: a split whose images lie in files reads each window from the
-    file, in every pass, instead of first resizing the whole image.
+    It is an `Augmentation` that also decodes: a split of encoded images reads each window from the file in every epoch,
+    instead of resizing the whole image first.
 
     Args:
-        area: Smallest and largest part of the image's area, above 0 and at most 1.
-        ratio: Smallest and largest width over height.
-        flip: Whether half of the windows are mirrored left to right.
+        area: Smallest and largest fraction of the image's area, above 0 and at most 1.
+        ratio: Smallest and largest width / height.
+        flip: Whether each window is mirrored left to right with probability 1/2.
 
     Raises:
         RecipeError: If a range is empty or out of bounds.
 
-    Source: Szegedy et al. 2015, arXiv:1409.4842, section 6; drawn as TensorFlow's `sample_distorted_bounding_box`
-    draws for Model Garden's `random_crop_image`, but that the last row and column are as likely as the others.
+    Source: Szegedy et al. 2015, arXiv:1409.4842, section 6. Drawn as by TensorFlow's `sample_distorted_bounding_box` in
+    Model Garden's `random_crop_image`, except that the last row and column are as likely as the others.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -45,91 +45,96 @@ class RandomResizedCrop:
             if not 0 < low <= high <= upper_bound or math.isinf(high):
                 bound = " and at most 1" if upper_bound == 1 else ""
                 raise RecipeError(
-                    f"random_resized_crop needs {name} as two rising numbers above 0{bound}. "
+                    f"random_resized_crop: {name} must be two increasing numbers above 0{bound}. "
                     f"Received: {name}={getattr(self, name)}"
                 )
 
     def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
-        """The seed of each window, and 1 where it is flipped: int32 `(examples, 2)`."""
+        """Draw the seed of each window, and 1 where it is flipped: int32 `(examples, 2)`."""
         values = [2**31 - 1, 2 if self.flip else 1]
         return rng.integers(0, values, size=(examples, 2), dtype=np.int32)
 
     def apply(self, images, draws):
-        """The windows of images in memory, uint8 `(batch, height, width, channels)`, resized to the same shape."""
+        """Crop decoded images, uint8 `(batch, height, width, channels)`, and resize the windows to the same shape."""
         size = tuple(images.shape[1:3])
 
-        def crop(pair):
-            image, row = pair
+        def crop(example):
+            image, row = example
             top, left, height, width = tf.unstack(self.window(tf.shape(image)[:2], row))
             cropped = resize_image(image[top : top + height, left : left + width], size)
             return tf.ensure_shape(_maybe_flip(cropped, row), images.shape[1:])
 
         return tf.map_fn(crop, (images, draws), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8))
 
-    def decode(self, content, draws, transform: ImageTransform):
-        """The window of one encoded image, uint8 `(*framing.size, 3)`, resized by the framing's method.
+    def decode(self, contents, draws, transform: ImageTransform):
+        """Decode and resize the window of one encoded image.
 
         Args:
-            content: Scalar string tensor: a JPEG or PNG.
+            contents: Scalar string tensor, a JPEG or PNG.
             draws: int32 `(2,)`, a row of `draw`.
-            transform: Tells size and method; what it leaves out in evaluation may be seen in training.
+            transform: Gives size and method; its own crop is not used.
+
+        Returns:
+            uint8 `(*transform.size, 3)`.
         """
-        window = self.window(tf.stack(image_size_from_header(content)), draws)
-        cropped = resize_image(decode_window(content, window), transform.size, transform.method)
+        window = self.window(tf.stack(image_size_from_header(contents)), draws)
+        cropped = resize_image(decode_window(contents, window), transform.size, transform.method)
         return tf.ensure_shape(_maybe_flip(cropped, draws), (*transform.size, 3))
 
     def window(self, shape, draws):
-        """Top, left, height and width, int32 `(4,)`, in an image of `shape`, integers `(2,)`: height and width."""
-        uniforms = tf.random.stateless_uniform((MAX_ATTEMPTS, 4), seed=tf.stack([draws[0], 0]), alg="philox")
+        """Return top, left, height and width of the window, int32 `(4,)`.
+
+        Args:
+            shape: Integers `(2,)`: height and width of the image.
+            draws: int32 `(2,)`, a row of `draw`.
+        """
+        uniforms = tf.random.stateless_uniform((_MAX_ATTEMPTS, 4), seed=tf.stack([draws[0], 0]), alg="philox")
         return self.window_from_uniforms(shape, uniforms)
 
     def window_from_uniforms(self, shape, uniforms):
-        """The same from the numbers in [0, 1) that decide, float32 `(attempts, 4)`: ratio, height, top and left."""
+        """Return the window, int32 `(4,)`, for given random numbers.
+
+        Args:
+            shape: Integers `(2,)`: height and width of the image.
+            uniforms: float32 `(attempts, 4)` in [0, 1), which decide ratio, height, top and left.
+        """
         image_height, image_width = tf.unstack(tf.cast(shape, tf.float32))
+        pixels = image_height * image_width
         ratio = self.ratio[0] + uniforms[:, 0] * (self.ratio[1] - self.ratio[0])
         min_height, max_height = (
-            tf.sqrt(area_fraction * image_height * image_width / ratio) for area_fraction in self.area
+            tf.round(tf.sqrt(fraction * image_height * image_width / ratio)) for fraction in self.area
         )
-        min_height, max_height = (
-            tf.round(min_height),
-            tf.minimum(tf.minimum(tf.round(max_height), image_height), _max_height_for_width(image_width, ratio)),
-        )
+        max_height = tf.minimum(tf.minimum(max_height, image_height), _max_height_for_width(image_width, ratio))
         min_height = tf.minimum(min_height, max_height)
         height = min_height + tf.floor(uniforms[:, 1] * (max_height - min_height + 1))
-        height, width = self._adjust_height_to_area(height, ratio, image_height * image_width)
-        is_valid = self._area_in_range(height, width, image_height * image_width)
+        height, width = self._adjust_height_to_area(height, ratio, pixels)
+        is_valid = (height * width >= self.area[0] * pixels) & (height * width <= self.area[1] * pixels)
         is_valid &= (height <= image_height) & (width <= image_width) & (height >= 1) & (width >= 1)
-        top, left = (
-            tf.floor(uniforms[:, 2] * (image_height - height + 1)),
-            tf.floor(uniforms[:, 3] * (image_width - width + 1)),
-        )
-        windows = tf.concat(
-            [tf.stack([top, left, height, width], axis=1), [[0.0, 0.0, image_height, image_width]]], axis=0
-        )
-        first_valid = tf.argmax(tf.concat([is_valid, [True]], axis=0))  # the whole image where none fits
+        top = tf.floor(uniforms[:, 2] * (image_height - height + 1))
+        left = tf.floor(uniforms[:, 3] * (image_width - width + 1))
+        whole_image = tf.stack([[0.0, 0.0, image_height, image_width]])
+        windows = tf.concat([tf.stack([top, left, height, width], axis=1), whole_image], axis=0)
+        first_valid = tf.argmax(tf.concat([is_valid, [True]], axis=0))  # the whole image if every attempt failed
         return tf.cast(windows[first_valid], tf.int32)
 
     def _adjust_height_to_area(self, height, ratio, pixels):
-        """Height and width, one row more or less where rounding put the area out of its range."""
+        """Return height and width, one row more or less where rounding left the range of the area."""
         area = height * tf.round(height * ratio)
         height = tf.where(area < self.area[0] * pixels, height + 1, height)
         area = height * tf.round(height * ratio)
         height = tf.where(area > self.area[1] * pixels, height - 1, height)
         return height, tf.round(height * ratio)
 
-    def _area_in_range(self, height, width, pixels):
-        return (height * width >= self.area[0] * pixels) & (height * width <= self.area[1] * pixels)
-
 
 def random_resized_crop(
     *, area: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: bool = True
 ) -> RandomResizedCrop:
-    """A window of random area, proportions and place, resized, and mirrored half of the time unless `flip=False`."""
+    """Crop a window of random area, aspect ratio and position, resize it and flip it; see `RandomResizedCrop`."""
     return RandomResizedCrop(area=area, ratio=ratio, flip=flip)
 
 
 def _max_height_for_width(image_width, ratio):
-    """The largest height whose width, rounded, fits into the columns."""
+    """Return the largest height whose rounded width fits into the image."""
     height = tf.floor((image_width + 0.5) / ratio)
     return tf.where(tf.round(height * ratio) > image_width, height - 1, height)
 

@@ -1,4 +1,4 @@
-"""Does the table-driven augmentation equal the plain loop over padded images?"""
+"""PadCropFlip equals the plain loop over padded images."""
 
 import numpy as np
 import pytest

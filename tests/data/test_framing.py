@@ -1,4 +1,4 @@
-"""Is the part of an image that is seen the one that Model Garden evaluates, and does the fingerprint tell it?"""
+"""Image transforms equal Model Garden's center crop and enter the fingerprint of a split."""
 
 import dataclasses
 
@@ -85,11 +85,11 @@ def test_the_plain_framing_leaves_the_digest_of_files_as_it_was(write_images):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: data.resize((0, 8)), "1 or more each"),
-        (lambda: data.center_crop(8, padding=-1), "padding of 0 or more"),
+        (lambda: data.resize((0, 8)), "1 or more pixels each"),
+        (lambda: data.center_crop(8, padding=-1), "padding must be 0 or more"),
         (lambda: data.resize(8, method="nearest"), "bilinear or bicubic"),
-        (lambda: data.image_folder("x", 2), "one of them"),
-        (lambda: data.image_folder("x", 2, size=(8, 8), transform=data.resize(8)), "one of them"),
+        (lambda: data.image_folder("x", 2), "either size or a transform"),
+        (lambda: data.image_folder("x", 2, size=(8, 8), transform=data.resize(8)), "either size or a transform"),
     ],
     ids=["size", "padding", "method", "neither", "both"],
 )

@@ -1,4 +1,4 @@
-"""Do mixup and CutMix equal their written definitions?"""
+"""Mixup and CutMix equal their written definitions."""
 
 import math
 
@@ -147,5 +147,5 @@ def test_the_partner_is_the_next_example_and_the_first_for_the_last():
 @pytest.mark.parametrize("alpha", [0, -0.2, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_an_alpha_that_is_not_above_zero_is_refused(name, alpha):
-    with pytest.raises(RecipeError, match=rf"{name} draws .* alpha above 0\. Received: alpha={alpha}"):
+    with pytest.raises(RecipeError, match=rf"{name}: alpha .* above 0\. Received: alpha={alpha}"):
         getattr(data, name)(alpha)

@@ -178,14 +178,14 @@ def test_files_of_the_very_size_are_cropped_in_memory(write_images):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: data.random_resized_crop(area=(0.0, 1.0)), r"area as two rising numbers above 0 and at most 1"),
-        (lambda: data.random_resized_crop(area=(0.2, 1.1)), "area as two rising"),
-        (lambda: data.random_resized_crop(ratio=(1.5, 0.5)), "ratio as two rising numbers above 0"),
+        (lambda: data.random_resized_crop(area=(0.0, 1.0)), r"area must be two increasing numbers above 0 and at most 1"),
+        (lambda: data.random_resized_crop(area=(0.2, 1.1)), "area must be two increasing"),
+        (lambda: data.random_resized_crop(ratio=(1.5, 0.5)), "ratio must be two increasing numbers above 0"),
         (lambda: data.compose(), "at least one augmentation"),
         (lambda: data.compose(data.pad_crop_flip(), data.random_resized_crop()), "put it first"),
     ],
     ids=["zero", "large", "falling", "empty", "late"],
 )
-def test_a_crop_without_sense_is_refused(make, words):
+def test_an_invalid_crop_is_refused(make, words):
     with pytest.raises(RecipeError, match=words):
         make()
