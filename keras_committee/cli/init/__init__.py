@@ -1,4 +1,4 @@
-"""`keras-committee init`: how do images of one's own get a readable recipe?"""
+"""`keras-committee init`: write a recipe for a folder of images."""
 
 import os
 from pathlib import Path
@@ -19,15 +19,23 @@ _SOURCE_TYPE = (click.Choice(["image-folder", "tfrecords"]), click.Path(path_typ
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--from", "source", nargs=2, type=_SOURCE_TYPE, required=True, metavar="image-folder|tfrecords PATH")
+@click.option(
+    "--from",
+    "source",
+    nargs=2,
+    type=_SOURCE_TYPE,
+    required=True,
+    metavar="image-folder|tfrecords PATH",
+    help="Format and folder of the images.",
+)
 @json_option
 @standard_options
 def init(file: Path, source: tuple[str, Path], as_json: bool) -> None:
-    """Write the recipe FILE for a folder of images.
+    """Write a recipe for a folder of images.
 
-    FILE is such as recipes/mine.py. PATH holds one folder for each class, or such folders in train and test; or
-    TFRecords, as `keras-committee make-tfrecords` writes them, which are read once from end to end. Size, network, batch and
-    epochs are chosen by what lies there, and comments say why.
+    FILE is the recipe to write, such as recipes/mine.py. PATH holds one folder per class, or `train` and `test` folders
+    of such, or the TFRecord files that `keras-committee make-tfrecords` writes. Image size, network, batch size and
+    number of epochs are chosen from the images; comments in the recipe explain each choice.
     """
     _check_target(file)
     from keras_committee.cli.init.template import choose_defaults, render_recipe
@@ -35,33 +43,35 @@ def init(file: Path, source: tuple[str, Path], as_json: bool) -> None:
 
     stats = _collect_stats(*source)
     defaults = choose_defaults(stats, free_memory())
-    write_file(
-        file,
-        render_recipe(stats, defaults, source[1], command_line("train", str(file))).encode(errors="backslashreplace"),
-    )
-    _print_warning(defaults.imbalance_warning)
+    recipe = render_recipe(stats, defaults, source[1], command_line("train", str(file)))
+    write_file(file, recipe.encode(errors="backslashreplace"))
+    if defaults.imbalance_warning:
+        click.echo(f"warning: {defaults.imbalance_warning}", err=True)
     next_command = command_line("train", str(file), "--smoke")
     if as_json:
         print_json(
-            {"recipe": str(file), "classes": stats.class_counts, "size": defaults.size, "network": defaults.network}
-            | {
+            {
+                "recipe": str(file),
+                "classes": stats.class_counts,
+                "size": defaults.size,
+                "network": defaults.network,
                 "batch_size": defaults.batch_size,
                 "epochs": defaults.epochs,
-                "uneven": defaults.imbalance_warning,
+                "imbalance_warning": defaults.imbalance_warning,
                 "next": next_command,
             }
         )
         return
-    summary = f"{defaults.network} at {defaults.size}x{defaults.size}, {defaults.epochs} epochs in batches of {defaults.batch_size}"
     print_message(
-        f"{stats.num_images:,} images of {len(stats.class_counts)} classes, {stats.median_side} pixels on the shorter side (median):\n"
-        f"{summary}. Wrote {file}; its comments say why.\nNext: {next_command}"
+        f"Found {stats.num_images:,} images of {len(stats.class_counts)} classes; their shorter side has"
+        f" {stats.median_side} pixels (median).\n"
+        f"Chose {defaults.network} at {defaults.size}x{defaults.size}, {defaults.epochs} epochs, batch size"
+        f" {defaults.batch_size}. Wrote {file}; its comments explain the choices.\nNext: {next_command}"
     )
 
 
-def _collect_stats(kind: str, path: Path) -> "ImageStats":
-    """What lies in `path`; TensorFlow, which reads shards, is not imported for folders."""
-    if kind == "image-folder":
+def _collect_stats(source_format: str, path: Path) -> "ImageStats":
+    if source_format == "image-folder":  # without TensorFlow, which only TFRecords need
         from keras_committee.cli.init.image_stats import collect_image_stats
 
         return collect_image_stats(path)
@@ -72,11 +82,6 @@ def _collect_stats(kind: str, path: Path) -> "ImageStats":
 
 def _check_target(file: Path) -> None:
     if file.suffix != ".py":
-        raise RecipeError(f"a recipe is a Python file: its name ends in .py. Received: {file}. Nothing was written.")
+        raise RecipeError(f"the name of a recipe must end in .py. Received: {file}. No file was written.")
     if os.path.lexists(file):
-        raise RecipeError(f"{file} is there already. Nothing was written.\n  Name another file, or move it away.")
-
-
-def _print_warning(warning: str) -> None:
-    if warning:
-        click.echo(f"warning: {warning}", err=True)
+        raise RecipeError(f"{file} already exists. No file was written.\n  Choose another name, or move the file away.")

@@ -1,4 +1,4 @@
-"""How is a recipe written down, so that a reader sees what was chosen and why?"""
+"""Defaults of a new recipe, and its source text with a comment on each choice."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from keras_committee.cli.init.image_stats import ImageStats
 
 IMAGE_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
 MAX_WIDE_RESNET_SIZE = 64
-TARGET_IMAGES_SEEN = 2_000_000  # in all epochs; CIFAR-10 in 44
+TARGET_IMAGES_SEEN = 2_000_000  # over all epochs; CIFAR-10 in 44
 MIN_EPOCHS, MAX_EPOCHS = 10, 200
 IMBALANCE_THRESHOLD = 3.0
 SMALL_DATASET_SIZE = 20_000
@@ -19,94 +19,6 @@ BASE_LEARNING_RATES = {"wide_resnet": 0.1, "efficientnet": 0.05}  # for batches 
 BYTES_PER_PIXEL = {"wide_resnet": 12_000, "efficientnet": 2_500}
 HOLDOUT_FRACTIONS = {"validation": 0.1, "test": 0.2}
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RecipeDefaults:
-    """What stands in a new recipe, each with the sentence that says why."""
-
-    size: int
-    size_why: str
-    network: str  # wide_resnet or efficientnet
-    width: int  # of a wide_resnet
-    batch_size: int
-    batch_why: str
-    epochs: int
-    epochs_why: str
-    learning_rate: float
-    validation: float
-    test: float
-    imbalance_warning: str
-
-
-def choose_defaults(stats: ImageStats, free_memory: int) -> RecipeDefaults:
-    """Sensible first values; `free_memory` in bytes is what all members share."""
-    size = _choose_size(stats.median_side)
-    network = "wide_resnet" if size <= MAX_WIDE_RESNET_SIZE else "efficientnet"
-    fractions, examples = _split_fractions(stats)
-    batch_size, batch_why = _choose_batch_size(BYTES_PER_PIXEL[network] * size * size, examples, free_memory)
-    epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, round(TARGET_IMAGES_SEEN / examples)))
-    return RecipeDefaults(
-        size=size,
-        size_why=f"the median of the shorter sides is {stats.median_side} pixels",
-        network=network,
-        width=2 if examples < SMALL_DATASET_SIZE else 4,
-        batch_size=batch_size,
-        batch_why=batch_why,
-        epochs=epochs,
-        epochs_why=f"{examples:,} images for training, {epochs * examples:,} seen in all",
-        learning_rate=float(f"{BASE_LEARNING_RATES[network] * batch_size / 128:.2g}"),
-        imbalance_warning=_imbalance_warning(stats),
-        **fractions,
-    )
-
-
-def _choose_size(side: int) -> int:
-    """The largest size that does not blow the median image up, but by a tenth; 32 at least."""
-    return max([size for size in IMAGE_SIZES if size <= 1.1 * side], default=IMAGE_SIZES[0])
-
-
-def _split_fractions(stats: ImageStats) -> tuple[dict[str, float], int]:
-    """What is held out for test and then for validation, 0.0 where folders say it, and the examples that are left."""
-    fractions, examples = {"validation": 0.0, "test": 0.0}, sum(stats.training_counts.values())
-    for split in ("test", "validation"):
-        if split not in stats.held_out:
-            min_fraction = (
-                math.ceil(110 * len(stats.training_counts) / examples) / 100
-            )  # an image of each class, and a tenth more
-            fractions[split] = min(0.4, max(HOLDOUT_FRACTIONS[split], min_fraction))
-            examples = max(1, examples - round(examples * fractions[split]))
-    return fractions, examples
-
-
-def _choose_batch_size(bytes_per_image: int, examples: int, free_memory: int) -> tuple[int, str]:
-    """A power of two, and which limit it keeps."""
-    max_batch_size, why = min(
-        (128, "as in the papers"),
-        (examples // 8, "8 of them make an epoch"),
-        (free_memory // 2 // bytes_per_image, "half of the free memory holds it, as estimated"),
-        key=lambda limit: limit[0],
-    )
-    return _largest_power_of_two(max_batch_size), why
-
-
-def _largest_power_of_two(maximum: int) -> int:
-    """The largest power of two up to `maximum`, 1 at least."""
-    return 1 << (max(1, maximum).bit_length() - 1)
-
-
-def _imbalance_warning(stats: ImageStats) -> str:
-    """A warning where some classes have many more images than others."""
-    if stats.imbalance < IMBALANCE_THRESHOLD:
-        return ""
-    (largest, largest_count), (smallest, smallest_count) = (
-        pick(stats.training_counts.items(), key=lambda pair: pair[1]) for pick in (max, min)
-    )
-    return (
-        f"class {largest!r} has {largest_count:,} images for training, {smallest!r} has {smallest_count:,}: {stats.imbalance:.1f} times fewer. "
-        f"Accuracy says little of {smallest!r}; look at the confusion matrix, or collect more of it."
-    )
-
-
 _MAX_LINE_LENGTH = 120
 
 _RECIPE_TEMPLATE = '''"""{title}
@@ -114,7 +26,7 @@ _RECIPE_TEMPLATE = '''"""{title}
     {command}
     {command} --smoke
 
-Written by `keras-committee init`; the figures in the comments are those of the images on that day. Change what you like.
+Written by `keras-committee init`; the numbers in the comments describe the images at that time. Edit it as needed.
 """
 
 import keras
@@ -123,16 +35,16 @@ from keras_committee import Recipe, data, models, schedules
 
 
 def recipe(
-    members=4,  # each is one training; two or three already buy most of what a committee gains
+    members=4,  # each is one training; two or three already give most of the gain of a committee
 {capacity}
     epochs={epochs},  # {epochs_why}
-    batch_size={batch_size},  # {batch_why}; less where a GPU runs out of memory
-    learning_rate={learning_rate},  # goes with the batch size
+    batch_size={batch_size},  # {batch_why}; less if a GPU runs out of memory
+    learning_rate={learning_rate},  # scale it with the batch size
     size={size},  # pixels; {size_why}
     {data_dir}
     seed=0,
 ):
-    """The arguments are the knobs: `--set name=value`, typed by these defaults."""
+    """The arguments are the recipe's parameters: `--set name=value`, typed by these defaults."""
 
     def member(index):  # built under seed + index, so the members start apart
 {network}
@@ -148,7 +60,7 @@ def recipe(
             size=(size, size),
 {first_label}            validation={validation},  # {validation_why}
             test={test},  # {test_why}
-            # Random shifts and mirror images: flip=False where a mirror image is of another class, as with digits.
+            # Random shifts and mirroring. Set flip=False if a mirrored image has another class, as with digits.
             augment=data.pad_crop_flip(size // 8),
         ),
         member=member,
@@ -160,10 +72,10 @@ def recipe(
     )
 '''
 
-_FIRST_LABEL_TEMPLATE = "            first_label={},  # of the first class, in the examples\n"
+_FIRST_LABEL_TEMPLATE = "            first_label={},  # label of the first class in the records\n"
 
 _CAPACITY_TEMPLATES = {
-    "wide_resnet": "    width={width},  # channels of the network; 2 for few images, 4 for {few:,} and more",
+    "wide_resnet": "    width={width},  # of the network; 2 for few images, 4 for {few:,} and more",
     "efficientnet": '    variant="b0",  # to "b7", each larger than the one before',
 }
 
@@ -172,17 +84,84 @@ _NETWORK_TEMPLATES = {
         shape = (size, size, 3)  # a WRN suits images of up to 64 pixels
         return models.wide_resnet(16, width, classes={classes}, image_shape=shape, l2=2.5e-4)""",
     "efficientnet": """\
-        # It spends little on large images. For one that begins with the weights of ImageNet:
-        # models.pretrained_efficientnet(variant, classes={classes}, image_size=size), and a tenth of the learning rate.
+        # EfficientNet is cheap on large images. To start from ImageNet weights, use
+        # models.pretrained_efficientnet(variant, classes={classes}, image_size=size) and a tenth of the learning rate.
         return models.efficientnet(variant, classes={classes}, image_size=size, l2=1e-5)""",
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeDefaults:
+    """Defaults of a new recipe, with the reasons that its comments state.
+
+    Args:
+        size: Side of the images, in pixels.
+        size_why: Reason for it.
+        network: `"wide_resnet"` or `"efficientnet"`.
+        width: Width of a wide ResNet.
+        batch_size: Images per training step.
+        batch_why: Reason for it.
+        epochs: Number of epochs.
+        epochs_why: Reason for it.
+        learning_rate: Peak learning rate.
+        validation: Fraction of the training images held out for validation, 0.0 if there is a validation split.
+        test: Fraction held out for testing, likewise.
+        imbalance_warning: Warning about rare classes, or an empty string.
+    """
+
+    size: int
+    size_why: str
+    network: str
+    width: int
+    batch_size: int
+    batch_why: str
+    epochs: int
+    epochs_why: str
+    learning_rate: float
+    validation: float
+    test: float
+    imbalance_warning: str
+
+
+def choose_defaults(stats: ImageStats, free_memory: int) -> RecipeDefaults:
+    """Choose the defaults of a recipe.
+
+    Args:
+        stats: Statistics of the images.
+        free_memory: Memory that all members share, in bytes.
+    """
+    size = _choose_size(stats.median_side)
+    network = "wide_resnet" if size <= MAX_WIDE_RESNET_SIZE else "efficientnet"
+    fractions, examples = _split_fractions(stats)
+    batch_size, batch_why = _choose_batch_size(BYTES_PER_PIXEL[network] * size * size, examples, free_memory)
+    epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, round(TARGET_IMAGES_SEEN / examples)))
+    return RecipeDefaults(
+        size=size,
+        size_why=f"the median of the shorter sides is {stats.median_side} pixels",
+        network=network,
+        width=2 if examples < SMALL_DATASET_SIZE else 4,
+        batch_size=batch_size,
+        batch_why=batch_why,
+        epochs=epochs,
+        epochs_why=f"{examples:,} training images, {epochs * examples:,} seen in total",
+        learning_rate=float(f"{BASE_LEARNING_RATES[network] * batch_size / 128:.2g}"),
+        imbalance_warning=_imbalance_warning(stats),
+        **fractions,
+    )
+
+
 def render_recipe(stats: ImageStats, defaults: RecipeDefaults, data_dir: Path, command: str) -> str:
-    """The source of a recipe for the images in `data_dir`; `command` is the one that trains it."""
+    """Return the source of a recipe.
+
+    Args:
+        stats: Statistics of the images.
+        defaults: Values of its parameters.
+        data_dir: Folder of the images.
+        command: The command that trains the recipe.
+    """
     classes = len(stats.class_counts)
     return _RECIPE_TEMPLATE.format(
-        title=f"Four members vote on {stats.num_images:,} images of {classes} classes.",
+        title=f"A committee of four for {stats.num_images:,} images of {classes} classes.",
         command=command.replace("\\", "\\\\").replace('"', '\\"'),
         capacity=_CAPACITY_TEMPLATES[defaults.network].format(width=defaults.width, few=SMALL_DATASET_SIZE),
         network=_NETWORK_TEMPLATES[defaults.network].format(classes=classes),
@@ -197,15 +176,61 @@ def render_recipe(stats: ImageStats, defaults: RecipeDefaults, data_dir: Path, c
     )
 
 
+def _choose_size(side: int) -> int:
+    """Return the largest size that enlarges the median image by at most a tenth; at least 32."""
+    return max([size for size in IMAGE_SIZES if size <= 1.1 * side], default=IMAGE_SIZES[0])
+
+
+def _split_fractions(stats: ImageStats) -> tuple[dict[str, float], int]:
+    """Return the fractions to hold out, 0.0 for a split with its own files, and the remaining training images."""
+    fractions, examples = {"validation": 0.0, "test": 0.0}, sum(stats.training_counts.values())
+    for split in ("test", "validation"):
+        if split not in stats.held_out:
+            # One image of each class, and a tenth more.
+            min_fraction = math.ceil(110 * len(stats.training_counts) / examples) / 100
+            fractions[split] = min(0.4, max(HOLDOUT_FRACTIONS[split], min_fraction))
+            examples = max(1, examples - round(examples * fractions[split]))
+    return fractions, examples
+
+
+def _choose_batch_size(bytes_per_image: int, examples: int, free_memory: int) -> tuple[int, str]:
+    """Return a power of two and the limit that determined it."""
+    max_batch_size, why = min(
+        (128, "as in the papers"),
+        (examples // 8, "gives 8 batches per epoch"),
+        (free_memory // 2 // bytes_per_image, "fits into half of the free memory, as estimated"),
+        key=lambda limit: limit[0],
+    )
+    return _largest_power_of_two(max_batch_size), why
+
+
+def _largest_power_of_two(maximum: int) -> int:
+    """Return the largest power of two up to `maximum`, at least 1."""
+    return 1 << (max(1, maximum).bit_length() - 1)
+
+
+def _imbalance_warning(stats: ImageStats) -> str:
+    if stats.imbalance < IMBALANCE_THRESHOLD:
+        return ""
+    largest = max(stats.training_counts, key=stats.training_counts.__getitem__)
+    smallest = min(stats.training_counts, key=stats.training_counts.__getitem__)
+    return (
+        f"class {largest!r} has {stats.training_counts[largest]:,} training images, {smallest!r} has"
+        f" {stats.training_counts[smallest]:,}: {stats.imbalance:.1f} times fewer. Overall accuracy hardly depends on"
+        f" {smallest!r}; check the confusion matrix, or collect more images of it."
+    )
+
+
 def _format_argument(name: str, value: str) -> str:
-    """An argument with a string for its default, in the quotes of the house; long ones may pass the margin."""
+    """Return an argument with a string default in double quotes; a long one is exempt from the line length."""
     line = f"{name}={json.dumps(value, ensure_ascii=False)},"
     return f"{line}  # noqa: E501" if len(line) + 4 > _MAX_LINE_LENGTH and " " in value else line
 
 
 def _split_reason(fraction: float, split: str, stats: ImageStats) -> str:
-    source = "there is a folder for" if stats.first_label is None else "there are shards for"
-    return f"{fraction:.0%} of the training images" if fraction else f"{source} {split}"
+    if fraction:
+        return f"{fraction:.0%} of the training images"
+    return f"{split} has its own {'folder' if stats.first_label is None else 'shards'}"
 
 
 def _format_comment(text: str) -> str:
