@@ -1,4 +1,7 @@
-"""TensorFlow Serving: client, configuration files and a local server with its REST and gRPC interfaces."""
+"""TensorFlow Serving: a client, configuration files, sessions of SavedModels and a local server for development.
+
+Nothing here depends on committees: of keras_committee it imports `errors` and `files` only.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

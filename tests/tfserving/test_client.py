@@ -1,4 +1,4 @@
-"""Does a client get the same answers over gRPC and REST, and does it try again only what it may?"""
+"""The client returns the same outputs over gRPC and REST, and retries only what may be retried."""
 
 import contextlib
 import http.server
@@ -51,7 +51,7 @@ def png(image):
     return buffer.getvalue()
 
 
-def test_images_are_answered_with_typed_arrays(client):
+def test_images_give_typed_arrays(client):
     answer = client.predict(IMAGES)
     mean = expected(IMAGES).mean(1)
     np.testing.assert_allclose(answer["probabilities"], mean, atol=1e-6)
@@ -77,39 +77,40 @@ def test_signature_outputs_version_and_label_are_chosen(client):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("arguments", "code", "message"),
     [
         ({"version": 9}, "NOT_FOUND", r"Specific\(tiny, 9\)\n  `Client.status\(\)` lists"),
         ({"label": "canary"}, "INVALID_ARGUMENT", "Unrecognized servable version label: canary"),
         ({"outputs": ["nope"]}, "INVALID_ARGUMENT", "output tensor alias not found in signature: nope"),
+        ({"outputs": ["label", "label"]}, "INVALID_ARGUMENT", "duplicate output tensor alias: label"),
     ],
 )
-def test_D09_what_the_server_refuses_is_told_in_its_words(client, words, code, message):
+def test_D09_an_error_of_the_server_keeps_its_message(client, arguments, code, message):
     with pytest.raises(RequestError, match=f"127.0.0.1:[0-9]+, model 'tiny': {code}: .*{message}") as caught:
-        client.predict(IMAGES, **words)
+        client.predict(IMAGES, **arguments)
     assert caught.value.code == code
 
 
-def test_a_wrong_shape_and_a_wrong_signature_are_refused(client):
+def test_a_wrong_shape_and_a_wrong_signature_are_rejected(client):
     with pytest.raises(RequestError, match="not compatible with expected shape"):
         client.predict(IMAGES[:, :5])
     with pytest.raises(RequestError, match='"nope" not found'):
         client.predict(IMAGES, signature="nope")
 
 
-def test_the_status_is_that_of_the_versions(client):
+def test_the_status_lists_the_versions(client):
     assert client.status() == client.status(version=4) == [VersionStatus(4, "AVAILABLE")]
     with pytest.raises(RequestError, match="Could not find version 9 of model tiny"):
         client.status(version=9)
 
 
-def test_one_output_comes_with_its_name_over_both(urls):
+def test_a_single_output_has_its_name_over_both_protocols(urls):
     for url in urls.values():
         with Client(f"{url}/half") as client:
             np.testing.assert_array_equal(client.predict({"x": np.array([1, 5], np.float32)})["y"], [2.5, 4.5])
 
 
-def test_grpc_takes_messages_above_its_own_four_megabytes(urls):
+def test_grpc_messages_may_exceed_the_default_of_four_megabytes(urls):
     x = np.full((1024, 1500), 3, np.float32)  # 6 MB
     with Client(urls["grpc"], "half") as client:
         np.testing.assert_array_equal(client.predict({"x": x})["y"], x / 2 + 2)
@@ -121,15 +122,15 @@ def test_grpc_takes_messages_above_its_own_four_megabytes(urls):
 
 
 @contextlib.contextmanager
-def scripted(*answers):
-    """A server that gives these (status, document or text), the last one for ever; the URL, and the paths asked for."""
-    asked, left = [], list(answers)
+def scripted(*responses):
+    """Start a server that sends these (status, document or text), repeating the last; yield its URL and requested paths."""
+    paths, left = [], list(responses)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
-            status, said = left.pop(0) if len(left) > 1 else left[0]
-            content = (said if isinstance(said, str) else json.dumps(said)).encode()
+            paths.append(self.path)
+            status, document = left.pop(0) if len(left) > 1 else left[0]
+            content = (document if isinstance(document, str) else json.dumps(document)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -142,7 +143,7 @@ def scripted(*answers):
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", paths
     finally:
         server.shutdown()
         thread.join()
@@ -153,42 +154,42 @@ BUSY = (503, {"error": "the queue is full"})
 STATUS = (200, {"model_version_status": [{"version": "4", "state": "START", "status": {"error_message": ""}}]})
 
 
-def test_unavailable_is_tried_again_until_there_is_an_answer():
-    with scripted(BUSY, BUSY, STATUS) as (url, asked), Client(url, "m") as client:
+def test_unavailable_is_retried_until_there_is_a_response():
+    with scripted(BUSY, BUSY, STATUS) as (url, paths), Client(url, "m") as client:
         assert client.status() == [VersionStatus(4, "START")]
-    assert asked == ["/v1/models/m"] * 3
+    assert paths == ["/v1/models/m"] * 3
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "message"),
+    ("response", "code", "message"),
     [
         ((400, {"error": "Missing 'inputs'"}), "INVALID_ARGUMENT", "Missing 'inputs'"),
-        ((404, "<html>gone</html>"), "NOT_FOUND", "HTTP 404 without a reason"),
+        ((404, "<html>gone</html>"), "NOT_FOUND", "HTTP 404 without a message"),
         ((429, {"error": "all in the queue are too late"}), "RESOURCE_EXHAUSTED", "too late"),
-        ((504, {"error": "Timed out"}), "DEADLINE_EXCEEDED", "Timed out\n  Give the call more time"),
+        ((504, {"error": "Timed out"}), "DEADLINE_EXCEEDED", r"Timed out\n  Increase `timeout=SECONDS`"),
         ((500, {"error": "a bug"}), "INTERNAL", "a bug"),
-        ((200, "<html>hello</html>"), "INTERNAL", "this is no TF Serving"),
-        ((200, "[" * 100_000), "INTERNAL", "this is no TF Serving"),
+        ((200, "<html>hello</html>"), "INTERNAL", "this is not TF Serving"),
+        ((200, "[" * 100_000), "INTERNAL", "this is not TF Serving"),
     ],
 )
-def test_every_other_refusal_is_final(answer, code, message):
+def test_every_other_error_is_final(response, code, message):
     with (
-        scripted(answer) as (url, asked),
+        scripted(response) as (url, paths),
         Client(url, "m") as client,
         pytest.raises(RequestError, match=message) as caught,
     ):
         client.status()
-    assert (caught.value.code, len(asked)) == (code, 1)
+    assert (caught.value.code, len(paths)) == (code, 1)
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_nobody_there_is_told_at_the_deadline_with_the_number_of_tries(scheme):
+def test_an_unreachable_server_is_reported_at_the_deadline_with_the_number_of_attempts(scheme):
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     start = time.monotonic()
     with (
         Client(f"{scheme}://127.0.0.1:{port}", "m", timeout=0.6) as client,
-        pytest.raises(RequestError, match=r"no answer in [2-9] tries within 0.6 s: .*\n  Is the server running\?"),
+        pytest.raises(RequestError, match=r"no response in [2-9] attempts within 0.6 s: .*\n  Is the server running\?"),
     ):
         client.status()
     assert time.monotonic() - start < 5
@@ -198,27 +199,27 @@ def test_a_server_that_comes_back_is_found_again(manager, urls):
     first = grpc.start(manager, ("127.0.0.1", 0))
     with Client(f"grpc://127.0.0.1:{first.port}", "half", timeout=20) as client:
         assert client.status()[0].version == 123
-        first.close(0)
+        first.close()
         later = threading.Timer(0.3, lambda: again.append(grpc.start(manager, ("127.0.0.1", first.port))))
         again = []
         later.start()
         np.testing.assert_array_equal(client.predict({"x": np.array([4], np.float32)})["y"], [4])
         later.join()
-    again[0].close(0)
+    again[0].close()
 
 
 @pytest.mark.parametrize(
     ("url", "model", "message"),
     [
-        ("ftp://host:1", "m", "a server is grpc://host:port or http://host:port. Received: 'ftp://host:1'"),
-        ("http://host", "m", "a server is grpc://"),
-        ("http://host:99999", "m", "a server is grpc://"),
+        ("ftp://host:1", "m", "a server URL must be grpc://host:port or http://host:port. Received: 'ftp://host:1'"),
+        ("http://host", "m", "a server URL must be grpc://"),
+        ("http://host:99999", "m", "a server URL must be grpc://"),
         ("http://host:1", None, "name one model: model=NAME or http://host:port/NAME"),
         ("http://host:1/one", "two", "name one model"),
         ("http://host:1/v1/models/one/versions/3", None, "name one model"),
     ],
 )
-def test_a_wrong_address_is_told_before_anything_is_sent(url, model, message):
+def test_an_invalid_address_is_reported_before_anything_is_sent(url, model, message):
     with pytest.raises(RecipeError, match=message):
         Client(url, model)
 
@@ -240,11 +241,11 @@ def test_the_address_may_name_the_model(url):
         ("a.png", "str"),
     ],
 )
-def test_inputs_that_are_no_images_are_refused(client, inputs, got):
+def test_other_inputs_are_rejected(client, inputs, got):
     with pytest.raises(RecipeError, match=f"arrays by input name. Received: {got}"):
         client.predict(inputs)
 
 
-def test_a_version_and_a_label_at_once_are_refused(client):
-    with pytest.raises(RecipeError, match=r"name a version or a label, not both. Received: 4 and 'stable'"):
+def test_a_version_and_a_label_at_once_are_rejected(client):
+    with pytest.raises(RecipeError, match=r"give a version or a label, not both. Received: version=4, label='stable'"):
         client.predict(IMAGES, version=4, label="stable")

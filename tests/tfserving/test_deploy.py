@@ -1,4 +1,4 @@
-"""Do the files in deploy/ parse, and do their ports, paths and names agree with each other and with what we write?"""
+"""The files in deploy/ parse, and their ports, paths and names agree with each other and with `serving-config`."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from keras_committee.tfserving.config import METRICS_PATH, ServedModel, ServerCo
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAMES = ("models.config", "batching.config", "monitoring.config")
-# Of tensorflow/serving, model_servers/main.cc; a flag that it does not know ends the server.
+# From tensorflow/serving, model_servers/main.cc; the server exits on an unknown flag.
 FLAGS = {
     "port",
     "rest_api_port",
@@ -65,10 +65,10 @@ def test_both_servers_start_with_the_same_known_flags():
     one, other = both_flags()
     assert one == other
     assert set(one) == FLAGS
-    assert one["enable_batching"] == "true"  # or the server refuses the batching file
+    assert one["enable_batching"] == "true"  # otherwise the server rejects the batching file
 
 
-def test_the_files_that_the_flags_name_are_mounted():
+def test_the_files_named_by_the_flags_are_mounted():
     named = {value for value in both_flags()[0].values() if value.startswith("/")}
     assert named == {f"/etc/committee/{name}" for name in NAMES}
     assert "./config:/etc/committee:ro" in compose()["serving"]["volumes"]
@@ -108,7 +108,7 @@ def test_readiness_is_the_status_url_of_the_model():
     assert f"GET /v1/models/{served().name} HTTP/1.0" in compose()["serving"]["healthcheck"]["test"][-1]
 
 
-def test_prometheus_asks_at_the_path_and_port_that_the_server_has():
+def test_prometheus_scrapes_the_path_and_port_of_the_server():
     monitoring = config.parse_monitoring((DEPLOY / "config" / "monitoring.config").read_text())
     (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     assert job["metrics_path"] == monitoring.prometheus_config.path == METRICS_PATH
@@ -118,7 +118,7 @@ def test_prometheus_asks_at_the_path_and_port_that_the_server_has():
 
 
 @pytest.mark.parametrize("kind", ["Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"])
-def test_every_selector_finds_the_pods(kind):
+def test_every_selector_matches_the_pods(kind):
     spec = kubernetes(kind)["spec"]
     selector = spec.get("podSelector", spec.get("selector"))
     labels = kubernetes("Deployment")["spec"]["template"]["metadata"]["labels"]
@@ -141,7 +141,7 @@ def test_nothing_runs_as_root_or_without_a_limit():
     assert all(service["mem_limit"] and service["cap_drop"] == ["ALL"] for service in compose().values())
 
 
-def test_the_operators_page_names_files_that_are_there():
+def test_the_operators_page_names_existing_files():
     page = (DEPLOY / "serving.md").read_text()
     named = re.findall(r"^\| `([\w./]+)` \|", page, re.M)
     assert len(named) == 4

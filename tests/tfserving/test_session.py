@@ -1,4 +1,4 @@
-"""Does a session answer like the model, and refuse in TensorFlow's words?"""
+"""A session returns the results of the model, and the errors of TensorFlow."""
 
 import pathlib
 import resource
@@ -26,12 +26,12 @@ def example(x):
     return tf.train.Example(features=tf.train.Features(feature={"x": feature})).SerializeToString()
 
 
-def test_it_answers_by_the_definition(session):
+def test_it_computes_the_definition(session):
     np.testing.assert_array_equal(session.run("serving_default", {"x": X})["y"], X / 2 + 2)
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (7,)])
-def test_shapes_go_there_and_back(session, shape):
+def test_shapes_are_kept(session, shape):
     answer = session.run("", {"x": np.full(shape, 0.2, np.float32)})["y"]
     assert answer.shape == shape
     assert answer.dtype == np.float32
@@ -43,11 +43,11 @@ def test_strings_go_in_and_out(session):
     np.testing.assert_array_equal(answer["scores"], [[3.5, -3.5], [1.5, -1.5]])
 
 
-def test_only_the_outputs_asked_for_are_returned(session):
+def test_only_the_requested_outputs_are_returned(session):
     assert list(session.run("classify", {"inputs": np.array([example(3.0)], object)}, ["scores"])) == ["scores"]
 
 
-def test_signatures_say_what_goes_in_and_out(session):
+def test_signatures_describe_inputs_and_outputs(session):
     assert set(session.signatures) == {"classify", "regress", "serving_default"}
     x = session.signatures["serving_default"].inputs["x"]
     assert (x.dtype, x.shape, x.tensor_name) == ("float32", (None,), "serving_default_x:0")
@@ -80,13 +80,13 @@ def test_signatures_say_what_goes_in_and_out(session):
         ("INVALID_ARGUMENT", "duplicate output tensor alias: y", ("", {"x": X}, ["y", "y"])),
     ],
 )
-def test_D08_a_wrong_call_is_refused_in_the_words_of_tf_serving(session, code, message, call):
+def test_D08_a_wrong_call_has_the_message_of_tf_serving(session, code, message, call):
     with pytest.raises(StatusError) as caught:
         session.run(*call)
     assert (caught.value.code, caught.value.message) == (code, message)
 
 
-def test_what_an_op_refuses_is_an_invalid_argument(session):
+def test_an_input_that_an_operation_rejects_is_an_invalid_argument(session):
     with pytest.raises(StatusError, match=r"^INVALID_ARGUMENT: Could not parse example input, value: 'q'"):
         session.run("regress", {"inputs": np.array([b"q"], object)})
 
@@ -96,7 +96,7 @@ def test_a_folder_without_a_model_is_not_found(tmp_path):
         Session.load(tmp_path)
 
 
-def test_a_torn_model_is_told_as_tensorflow_does(half_plus_two, tmp_path):
+def test_a_truncated_model_has_the_message_of_tensorflow(half_plus_two, tmp_path):
     whole = (half_plus_two / "123" / "saved_model.pb").read_bytes()
     (tmp_path / "saved_model.pb").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(StatusError, match="OUT_OF_RANGE: Read less bytes than requested"):
@@ -110,7 +110,7 @@ def test_many_threads_share_a_session(half_plus_two):
         np.testing.assert_allclose(list(answers), expected, rtol=1e-6)
 
 
-def test_a_closed_session_refuses(half_plus_two):
+def test_a_closed_session_is_unavailable(half_plus_two):
     session = Session.load(half_plus_two / "123")
     session.close()
     session.close()
@@ -132,23 +132,23 @@ def test_strings_of_any_length_leave_no_memory_behind(half_plus_two):
 
 
 def resident():
-    """The memory of this process in bytes."""
+    """Return the memory of this process in bytes."""
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_where_there_is_no_c_api_python_takes_over(half_plus_two, monkeypatch):
+def test_python_takes_over_without_a_c_api(half_plus_two, monkeypatch):
     monkeypatch.setattr("keras_committee.tfserving.session.importlib.util.find_spec", lambda _name: None)
-    monkeypatch.setattr("keras_committee.tfserving.session.load_library", library_anew)
+    monkeypatch.setattr("keras_committee.tfserving.session.load_library", uncached_library)
     with load_session(half_plus_two / "123") as session:
         assert isinstance(session, PythonSession)
 
 
-def library_anew():
+def uncached_library():
     from keras_committee.tfserving import session
 
     return session.Library(session.find_library())
 
 
-def test_a_long_message_says_that_it_was_cut():
+def test_a_long_message_is_marked_where_it_was_cut():
     assert truncated("é" * 600) == "é" * 512 + "...TRUNCATED"
     assert truncated("é" * 512) == "é" * 512
