@@ -1,4 +1,4 @@
-"""Which layers does a committee need beyond Keras' own?"""
+"""Keras layers of a committee: heads, stochastic depth, fast batch normalization and resizing."""
 
 from keras_committee.layers.confidence import CONFIDENCE_MEASURES, confidence
 from keras_committee.layers.graph import TensorFlowGraph
@@ -36,17 +36,17 @@ __all__ = [
     "StochasticDepth",
     "TensorFlowGraph",
     "WeightedGeometricMean",
-    "stochastic_depth_blocks",
     "confidence",
+    "constant_survival",
     "expected_depth",
-    "head_name",
     "get_head",
-    "subset_head",
-    "survival_keras_efficientnet",
+    "head_name",
     "linear_decay",
-    "survival_model_garden_resnet",
     "linear_schedule",
     "set_survival",
+    "stochastic_depth_blocks",
+    "subset_head",
+    "survival_keras_efficientnet",
+    "survival_model_garden_resnet",
     "survival_timm_linear",
-    "constant_survival",
 ]

@@ -1,7 +1,7 @@
-"""How sure is a committee of its answer?
+"""Confidence measures of a committee, computed with `keras.ops`.
 
-Every measure lies in [0, 1], and more is surer. A cascade answers early where the confidence of the members asked so
-far reaches a threshold.
+Every measure lies in [0, 1]; higher means more confident. A cascade stops at the first stage whose confidence reaches
+the threshold of that stage.
 """
 
 import keras
@@ -11,24 +11,24 @@ CONFIDENCE_MEASURES = ("max_probability", "margin", "entropy", "agreement")
 
 
 def confidence(measure: str, probabilities, predictions):
-    """The confidence of a committee in each of its answers.
+    """Return the confidence of a committee in each of its predictions.
 
     - `"max_probability"`: the largest probability.
-    - `"margin"`: the largest probability less the second largest.
-    - `"entropy"`: 1 less the entropy over that of the uniform distribution.
-    - `"agreement"`: the share of members whose own most probable class is the committee's.
+    - `"margin"`: the largest probability minus the second largest.
+    - `"entropy"`: 1 minus the entropy divided by the entropy of the uniform distribution.
+    - `"agreement"`: the fraction of members whose most probable class is that of the committee.
 
     Args:
         measure: One of `CONFIDENCE_MEASURES`.
-        probabilities: Float tensor `(batch, classes)`, what the committee says.
-        predictions: Float tensor `(batch, members, classes)`, probabilities or logits of its members; read by `"agreement"`
-            alone.
+        probabilities: Float tensor `(batch, classes)`, the probabilities of the committee.
+        predictions: Float tensor `(batch, members, classes)`, probabilities or logits of the members. Only
+            `"agreement"` uses it.
 
     Returns:
         float32 tensor `(batch,)`.
 
     Raises:
-        ValueError: If there is no such measure.
+        ValueError: If `measure` is unknown.
 
     Source: max probability: Wang et al. 2021, arXiv:2012.01988, section 4.
     """
@@ -41,14 +41,14 @@ def confidence(measure: str, probabilities, predictions):
         return best - second
     if measure == "entropy":
         entropy = -ops.sum(probabilities * ops.log(ops.maximum(probabilities, keras.config.epsilon())), axis=-1)
-        # Rounding may put the uniform distribution below 0, where no threshold would let it answer.
+        # Rounding may put the uniform distribution below 0, where even a threshold of 0 would not be reached.
         return ops.maximum(1.0 - entropy / ops.log(ops.cast(probabilities.shape[-1], "float32")), 0.0)
-    top = ops.argmax(probabilities, axis=-1)
-    agrees = ops.equal(ops.argmax(predictions, axis=-1), ops.expand_dims(top, 1))
+    top_class = ops.argmax(probabilities, axis=-1)
+    agrees = ops.equal(ops.argmax(predictions, axis=-1), ops.expand_dims(top_class, 1))
     return ops.mean(ops.cast(agrees, "float32"), axis=1)
 
 
 def check_confidence(measure: str) -> None:
-    """Raises ValueError unless `measure` is one of `CONFIDENCE_MEASURES`."""
+    """Raise `ValueError` unless `measure` is one of `CONFIDENCE_MEASURES`."""
     if measure not in CONFIDENCE_MEASURES:
         raise ValueError(f"confidence must be one of {', '.join(CONFIDENCE_MEASURES)}. Received: {measure!r}")

@@ -1,4 +1,4 @@
-"""How does a network that is a TensorFlow graph, and no layers, run as one?"""
+"""A layer that runs a frozen TensorFlow graph, and the multiply-adds of its operations."""
 
 import base64
 import math
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import keras
 
-# What a network at inference is made of. Whoever writes a `.keras` file writes this graph, too: none of these reads or
-# writes a file, runs Python, keeps a state, or calls a function that would have to be looked into.
+# The operations of a network at inference. The graph may come from an untrusted `.keras` file, so none of these reads
+# or writes a file, runs Python, keeps state, or calls a function whose body would have to be inspected.
 ALLOWED_OPERATIONS = frozenset(
     (
         "Abs", "Add", "AddN", "AddV2", "All", "Any", "ArgMax", "AvgPool", "AvgPool3D", "BatchMatMul",
@@ -32,26 +32,27 @@ ALLOWED_OPERATIONS = frozenset(
 
 @keras.saving.register_keras_serializable(package="keras_committee")
 class TensorFlowGraph(keras.layers.Layer):
-    """A frozen network that is given as a graph of TensorFlow's operations, and weights. It runs on TensorFlow only.
+    """A frozen network, given as a graph of TensorFlow operations and its weights. It runs on TensorFlow only.
 
-    The weights are those of any layer: saved with it, and held once by what is exported. It is no layer that training
-    changes.
+    The weights are those of an ordinary layer: they are saved with it, and an export stores them once. They are not
+    trainable.
 
     Args:
-        graph: A serialized `GraphDef` in base64, whose placeholders are the image and the weights.
-        image_name: The name of the image's placeholder.
-        output_name: The name of the tensor of the outputs, `(batch, classes)`.
-        weight_list: `(name of the placeholder, shape, whether it was trained)` of each weight; float32.
-        classes: Number of outputs.
+        graph: Serialized `GraphDef` in base64, whose placeholders are the image and the weights.
+        image_name: Name of the placeholder of the image.
+        output_name: Name of the output tensor `(batch, classes)`.
+        weight_list: For each weight, a tuple of the name of its placeholder, its shape, and whether it was trained.
+            All are float32.
+        classes: Integer, number of outputs.
 
     Call arguments:
-        image: float32 `(batch, height, width, channels)`.
+        image: float32 tensor `(batch, height, width, channels)`.
 
     Returns:
-        float32 `(batch, classes)`.
+        float32 tensor `(batch, classes)`.
 
     Raises:
-        ValueError: If an operation of the graph is none of `OPERATIONS`, or the graph is damaged.
+        ValueError: If the graph is damaged, or has an operation that is not in `ALLOWED_OPERATIONS`.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class TensorFlowGraph(keras.layers.Layer):
         self.weight_list = [
             (str(name), [int(size) for size in shape], bool(trained)) for name, shape, trained in weight_list
         ]
-        inputs = [image_name, *(each for each, _, _ in self.weight_list)]
-        self._graph_function = _GraphFunction(_parse_graph(graph, self.name), inputs, output_name)
+        input_names = [image_name, *(weight_name for weight_name, _, _ in self.weight_list)]
+        self._graph_function = _GraphFunction(_parse_graph(graph, self.name), input_names, output_name)
 
     def build(self, input_shape):
         self._weight_variables = [
@@ -91,7 +92,11 @@ class TensorFlowGraph(keras.layers.Layer):
         return (input_shape[0], self.classes)
 
     def multiply_adds(self, input_shape, output_shape):
-        """Of all convolutions and products of matrices, for `flops`. ValueError if a shape cannot be known."""
+        """Return the multiply-adds of all convolutions and matrix products. `flops` calls this method.
+
+        Raises:
+            ValueError: If a shape is unknown.
+        """
         graph = self._graph_function.function(tuple(input_shape)).graph
         return sum(operation_multiply_adds(operation) for operation in graph.get_operations())
 
@@ -107,24 +112,29 @@ class TensorFlowGraph(keras.layers.Layer):
 
 
 def check_operations(names: Sequence[str], description: str) -> None:
-    """Raises ValueError, which names them, if there are others than `OPERATIONS` among the `names`."""
+    """Raise `ValueError` if `names` holds operations outside `ALLOWED_OPERATIONS`.
+
+    Args:
+        names: Types of operations, such as `"Conv2D"`.
+        description: What they belong to, the subject of the message.
+    """
     unsupported = sorted(set(names) - ALLOWED_OPERATIONS)
     if unsupported:
         raise ValueError(
-            f"{description} does more than a network at inference does: {', '.join(unsupported)}. It was not run.\n"
-            "  Export it for inference, without control flow, tables, files or Python in it."
+            f"{description} has operations that are not allowed in a network: {', '.join(unsupported)}. "
+            "It was not run.\n  Export the network for inference, without control flow, tables, files or Python."
         )
 
 
 class _GraphFunction:
-    """The graph as a function, made when it is first asked for."""
+    """The graph as a TensorFlow function, created on first use."""
 
-    def __init__(self, graph_def, inputs, output):
-        self._graph_def, self._inputs, self._output = graph_def, inputs, output
+    def __init__(self, graph_def, input_names, output_name):
+        self._graph_def, self._input_names, self._output_name = graph_def, input_names, output_name
         self._functions = {}
 
     def function(self, shape=None):
-        """Of image and weights; with the image's full `shape` known, or as the graph was saved."""
+        """Return the function of image and weights, for images of the full `shape`, or of the saved shape if None."""
         if shape not in self._functions:
             self._functions[shape] = self._wrap(shape)
         return self._functions[shape]
@@ -132,20 +142,19 @@ class _GraphFunction:
     def _wrap(self, shape):
         import tensorflow as tf
 
-        input_names = [f"network/{name}:0" for name in self._inputs]
-
         def import_graph():
             tf.graph_util.import_graph_def(self._with_input_shape(shape), name="network")
 
         wrapped = tf.compat.v1.wrap_function(import_graph, [])
         get_tensor = wrapped.graph.get_tensor_by_name
-        return wrapped.prune([get_tensor(feed) for feed in input_names], get_tensor(f"network/{self._output}"))
+        inputs = [get_tensor(f"network/{name}:0") for name in self._input_names]
+        return wrapped.prune(inputs, get_tensor(f"network/{self._output_name}"))
 
     def _with_input_shape(self, shape):
         if shape is None:
             return self._graph_def
         graph_def = type(self._graph_def).FromString(self._graph_def.SerializeToString())
-        placeholder = next(node for node in graph_def.node if node.name == self._inputs[0])
+        placeholder = next(node for node in graph_def.node if node.name == self._input_names[0])
         for dim, size in zip(placeholder.attr["shape"].shape.dim, shape, strict=True):
             dim.size = size
         return graph_def
@@ -153,24 +162,24 @@ class _GraphFunction:
 
 def _parse_graph(graph, name):
     if keras.backend.backend() != "tensorflow":
-        raise ValueError(f"{name!r} is a graph of TensorFlow. It runs with KERAS_BACKEND=tensorflow only.")
+        raise ValueError(f"{name!r} is a TensorFlow graph. It runs with KERAS_BACKEND=tensorflow only.")
     from google.protobuf.message import DecodeError
     from tensorflow.core.framework.graph_pb2 import GraphDef  # pyright: ignore[reportMissingImports]
 
     try:
         graph_def = GraphDef.FromString(base64.b64decode(graph, validate=True))
     except (DecodeError, ValueError) as error:
-        raise ValueError(f"the graph of {name!r} is damaged: {error}") from error
+        raise ValueError(f"The graph of {name!r} is damaged: {error}") from error
     functions = [function.signature.name for function in graph_def.library.function]
-    check_operations([*functions, *(node.op for node in graph_def.node)], f"the graph of {name!r}")
+    check_operations([*functions, *(node.op for node in graph_def.node)], f"The graph of {name!r}")
     return graph_def
 
 
 def operation_multiply_adds(operation) -> int:
-    """Of one `tf.Operation`: convolutions and products of matrices count, all else is free.
+    """Return the multiply-adds of one `tf.Operation`: those of convolutions and matrix products, else 0.
 
     Raises:
-        ValueError: If a shape that it takes to count is not known.
+        ValueError: If a shape that the count needs is unknown, or an Einsum has an ellipsis.
     """
     rule = _OPERATION_RULES.get(operation.type)
     if rule is None:
@@ -178,7 +187,9 @@ def operation_multiply_adds(operation) -> int:
     tensors = [*operation.inputs, operation.outputs[0]]
     shapes = [(None,) if tensor.shape.rank is None else tuple(tensor.shape.as_list()) for tensor in tensors]
     if any(None in shape for shape in shapes):
-        raise ValueError(f"Cannot count {operation.name!r} ({operation.type}): its shapes are not known.")
+        raise ValueError(
+            f"Cannot count multiply-adds of {operation.name!r} ({operation.type}): its shapes are unknown."
+        )
     return rule(operation, shapes[:-1], shapes[-1])
 
 
@@ -202,7 +213,7 @@ def _matmul(operation, inputs, output):
 def _einsum(operation, inputs, output):
     terms = operation.get_attr("equation").decode().split("->")[0].split(",")
     if "..." in "".join(terms):
-        raise ValueError(f"Cannot count {operation.name!r}: an Einsum with an ellipsis.")
+        raise ValueError(f"Cannot count multiply-adds of {operation.name!r}: an Einsum with an ellipsis.")
     pairs = [pair for term, shape in zip(terms, inputs, strict=True) for pair in zip(term, shape, strict=True)]
     return math.prod(dict(pairs).values())
 

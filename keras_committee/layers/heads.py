@@ -1,29 +1,34 @@
-"""How do the members' logits become one prediction?
+"""Heads: the layers that combine the members' predictions into the committee's.
 
-Every head maps logits `(batch, members, classes)` to probabilities `(batch, classes)`, in float32 under every dtype
-policy. Log-probabilities are logits too: a head gives the same for both.
+A head is the layer on top of the members of a committee; it has no weights to train. Every head maps logits
+`(batch, members, classes)` to probabilities `(batch, classes)`, in float32 under every dtype policy. Log-probabilities
+are valid logits: a head returns the same result for both.
 """
 
-import difflib
 import types
 from collections.abc import Sequence
 
 import keras
 from keras import ops
 
-# Stands in for log 0, so that classes vetoed by members who are certain (a logit of -inf) compare, not turn to NaN.
+from keras_committee.errors import did_you_mean
+
+# Replaces log 0. Where certain members (a logit of -inf) exclude every class, the classes then compare as equal
+# instead of becoming NaN.
 _LOG_ZERO = -1e30
 
 
 class _Head(keras.layers.Layer):
-    """What the heads share: float32 and the shapes."""
+    """Base of the heads: float32 and shapes."""
 
     def __init__(self, **kwargs):
         super().__init__(dtype="float32", **kwargs)
 
     def build(self, input_shape):
         if len(input_shape) != 3:
-            raise ValueError(f"A head takes logits (batch, members, classes). Received: shape={tuple(input_shape)}")
+            raise ValueError(
+                f"A head takes logits of shape (batch, members, classes). Received: shape={tuple(input_shape)}"
+            )
         self.built = True
 
     def compute_output_shape(self, input_shape):
@@ -37,16 +42,19 @@ class _Head(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_committee")
 class GeometricMean(_Head):
-    """The M-th root of the product of the members' probabilities, scaled to sum 1.
+    """Geometric mean of the members' probabilities, normalized to sum 1.
 
-    Equal to the softmax of the mean log-probabilities. It is a product of experts: one member who is certain that a
-    class is wrong all but rules it out.
+    Equal to the softmax of the mean log-probabilities. It is a product of experts: one member that is certain that a
+    class is wrong nearly excludes that class.
 
     Call arguments:
         logits: Tensor `(batch, members, classes)`.
 
     Returns:
         float32 probabilities `(batch, classes)`.
+
+    Raises:
+        ValueError: If `logits` does not have three dimensions.
 
     Source: Kondratyuk et al. 2020, arXiv:2005.00570.
     """
@@ -57,13 +65,16 @@ class GeometricMean(_Head):
 
 @keras.saving.register_keras_serializable(package="keras_committee")
 class ArithmeticMean(_Head):
-    """The mean of the members' probabilities, a mixture of experts.
+    """Mean of the members' probabilities, a mixture of experts.
 
     Call arguments:
         logits: Tensor `(batch, members, classes)`.
 
     Returns:
         float32 probabilities `(batch, classes)`.
+
+    Raises:
+        ValueError: If `logits` does not have three dimensions.
     """
 
     def call(self, logits):
@@ -72,17 +83,20 @@ class ArithmeticMean(_Head):
 
 @keras.saving.register_keras_serializable(package="keras_committee")
 class MajorityVote(_Head):
-    """The share of members whose most probable class this is.
+    """Fraction of members whose most probable class this is.
 
-    Ties stay ties: two classes with as many votes get the same share, and their argmax is the lower class. A member
-    undecided between classes votes for the lowest of them. A class without a vote has probability 0, so the
-    log-likelihood of a committee may be infinite, and no gradient flows.
+    Ties stay ties: two classes with the same number of votes get the same fraction, and the argmax is the lower class.
+    A member with several most probable classes votes for the lowest of them. A class without a vote has probability 0,
+    so the log-likelihood of a committee may be infinite, and no gradient flows.
 
     Call arguments:
         logits: Tensor `(batch, members, classes)`.
 
     Returns:
-        float32 shares `(batch, classes)`, multiples of 1 / members.
+        float32 fractions `(batch, classes)`, multiples of 1 / members.
+
+    Raises:
+        ValueError: If `logits` does not have three dimensions.
     """
 
     def call(self, logits):
@@ -92,10 +106,10 @@ class MajorityVote(_Head):
 
 @keras.saving.register_keras_serializable(package="keras_committee")
 class WeightedGeometricMean(_Head):
-    """The product of the members' probabilities, each to the power of its weight, scaled to sum 1.
+    """Weighted geometric mean of the members' probabilities, normalized to sum 1.
 
     Args:
-        weights: One float per member, none below 0, of sum 1.
+        weights: One float of at least 0 per member, with sum 1.
 
     Call arguments:
         logits: Tensor `(batch, members, classes)`.
@@ -104,15 +118,15 @@ class WeightedGeometricMean(_Head):
         float32 probabilities `(batch, classes)`.
 
     Raises:
-        ValueError: If the weights are not on the simplex, or are not as many as the members.
+        ValueError: If a weight is negative, their sum is not 1, or their number differs from that of the members.
     """
 
     def __init__(self, weights: Sequence[float], **kwargs):
         super().__init__(**kwargs)
-        member_weights = tuple(float(w) for w in weights)
+        member_weights = tuple(float(weight) for weight in weights)
         if not member_weights or not min(member_weights) >= 0 or not abs(sum(member_weights) - 1) <= 1e-6:
-            raise ValueError(f"weights must be floats from 0 that sum to 1. Received: weights={weights}")
-        self._member_weights = member_weights  # `weights` names a layer's variables
+            raise ValueError(f"weights must be floats of at least 0 that sum to 1. Received: weights={weights}")
+        self._member_weights = member_weights  # Keras uses `weights` for the variables of a layer
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -141,38 +155,44 @@ _HEADS = types.MappingProxyType(
 
 
 def get_head(name: str, **arguments) -> keras.layers.Layer:
-    """Makes a head from its name in `evaluation.json`, such as "geometric_mean".
+    """Create a head from its name, as `evaluation.json` and `selection.json` store it.
 
     Args:
-        name: The head's name.
-        **arguments: What its constructor takes, such as `weights`.
+        name: Name of the head, such as `"geometric_mean"`.
+        **arguments: Arguments of its constructor, such as `weights`.
 
     Raises:
-        ValueError: If no head has the name; the message names the nearest.
+        ValueError: If no head has this name. The message suggests the nearest.
     """
     if name not in _HEADS:
-        close_matches = difflib.get_close_matches(name, _HEADS, n=1)
-        hint = f" Did you mean {close_matches[0]!r}?" if close_matches else ""
-        raise ValueError(f"There is no head {name!r}.{hint} Heads: {', '.join(_HEADS)}")
+        raise ValueError(f"There is no head {name!r}.{did_you_mean(name, _HEADS)} Heads: {', '.join(_HEADS)}")
     return _HEADS[name](**arguments)
 
 
 def head_name(head: keras.layers.Layer) -> str:
-    """The name that `get_head` takes; the registered name for a head that is not one of ours."""
+    """Return the name that `get_head` takes, or the registered name of a head from outside this package."""
     names = [name for name, cls in _HEADS.items() if type(head) is cls]
     return names[0] if names else keras.saving.get_registered_name(type(head))
 
 
 def subset_head(head: keras.layers.Layer, members: Sequence[int]) -> keras.layers.Layer:
-    """The head of a part of the committee: the weights of its `members`, scaled to sum 1; other heads as they are.
+    """Return the head of some of the members of a committee.
 
-    Members that all have weight 0 count alike.
+    For a `WeightedGeometricMean`, the weights of these members are normalized to sum 1; if all of them are 0, the
+    members count equally. Every other head is returned unchanged.
+
+    Args:
+        head: Head of the whole committee.
+        members: Indices of the members.
     """
     if not isinstance(head, WeightedGeometricMean):
         return head
-    weights = [head.get_config()["weights"][member] for member in members]
+    all_weights = head.get_config()["weights"]
+    if list(members) == list(range(len(all_weights))):
+        return head
+    weights = [all_weights[member] for member in members]
     total = sum(weights)
-    return WeightedGeometricMean([w / total if total else 1 / len(weights) for w in weights])
+    return WeightedGeometricMean([weight / total if total else 1 / len(weights) for weight in weights])
 
 
 def _log_probabilities(logits):

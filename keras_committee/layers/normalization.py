@@ -1,4 +1,4 @@
-"""How is a batch normalised in one pass over memory instead of five?"""
+"""Batch normalization in one pass over memory instead of five."""
 
 import keras
 from keras import ops
@@ -8,27 +8,27 @@ from keras_committee.layers import row_window
 
 @keras.saving.register_keras_serializable(package="keras_committee")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' `BatchNormalization` through TensorFlow's fused operation.
+    """`keras.layers.BatchNormalization` with TensorFlow's fused operation.
 
-    Config, weights, weight files and numbers are those of `keras.layers.BatchNormalization`; either layer loads what
-    the other saved. The fused operation runs where the backend is TensorFlow, the input is a float32, bfloat16 or
-    float16 tensor of shape `(batch, height, width, channels)`, there is neither mask nor renorm, and the statistics
-    need not be exchanged between replicas. Everything else is left to Keras' own `call`.
+    Config, weights, weight files and results equal those of `keras.layers.BatchNormalization`; each layer loads files
+    that the other saved. The fused operation runs if the backend is TensorFlow, the input is a float32, bfloat16 or
+    float16 tensor of shape `(batch, height, width, channels)`, there is neither a mask nor renorm, and no statistics
+    are exchanged between replicas. In all other cases Keras' own `call` runs.
 
-    The moving variance follows Keras and takes the biased variance of the batch. The fused operation returns the
-    unbiased one, which is multiplied by (n - 1) / n, where n = batch * height * width.
+    Like Keras, the moving variance uses the biased variance of the batch. The fused operation returns the unbiased
+    variance, which is multiplied by (n - 1) / n, where n = batch * height * width.
 
     Args:
-        synchronized: Boolean or None. Whether the statistics of a training batch are those of all replicas. None, the
-            default, is True on TensorFlow and False elsewhere, and stays None in the config, so that a saved model
-            loads on every backend. Keras' layer reads a None as False.
-        *args: Keras' positional arguments, in Keras' order.
-        **kwargs: Keras' other arguments.
+        *args: Positional arguments of `keras.layers.BatchNormalization`.
+        synchronized: Boolean or None. Whether training uses the statistics of the batch across all replicas. None, the
+            default, means True on TensorFlow and False elsewhere, and stays None in the config, so that a saved model
+            loads on every backend. Keras' layer treats None as False.
+        **kwargs: Other arguments of `keras.layers.BatchNormalization`.
 
     Call arguments:
         inputs: Tensor of any rank.
-        training: Boolean or None. With `trainable=False` the layer stays in inference mode, as Keras' does.
-        mask: Boolean tensor of one dimension less than the inputs, or None.
+        training: Boolean or None. With `trainable=False` the layer stays in inference mode, as in Keras.
+        mask: Boolean tensor with one dimension less than the inputs, or None.
 
     Returns:
         Tensor of the shape of the inputs, in the compute dtype. The statistics are float32.
@@ -55,7 +55,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return (
             keras.backend.backend() == "tensorflow"
             and len(inputs.shape) == 4
-            and self.axis in (-1, 3)  # the CPU kernel knows channels last only
+            and self.axis in (-1, 3)  # the CPU kernel supports channels last only
             and keras.backend.standardize_dtype(inputs.dtype) in ("float32", "bfloat16", "float16")
             and not self.renorm
             and not (training and self.synchronized and row_window.num_replicas() > 1)
@@ -76,7 +76,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
         if training:
             count = tf.cast(tf.size(inputs, out_type=tf.int64) // inputs.shape[-1], tf.float32)
-            # multiply_no_nan: the unbiased variance of one pixel is 0 / 0, and a kernel may say so.
+            # multiply_no_nan: the unbiased variance of a single pixel is 0 / 0, and some kernels return NaN.
             biased_variance = tf.math.multiply_no_nan(variance, (count - 1.0) / count)
             self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
             self.moving_variance.assign(moving_variance * self.momentum + biased_variance * (1.0 - self.momentum))

@@ -1,4 +1,4 @@
-"""Which rows of a batch survive a step, and how are they taken out and put back?"""
+"""Contiguous windows of the rows of a batch: random choice, slicing and writing back."""
 
 import contextlib
 
@@ -7,19 +7,22 @@ from keras import ops
 
 
 class PerReplicaSeedGenerator(keras.random.SeedGenerator):
-    """Seeds that differ between replicas, where the states of seed generators are mirrored: all alike."""
+    """A seed generator with different seeds on each replica.
+
+    The state of Keras' generators is mirrored, so that all replicas would draw the same numbers.
+    """
 
     def next(self, ordered=True):
         return super().next(ordered) + ops.convert_to_tensor([_replica_id() * 1_000_003, 0], dtype=self.state.dtype)
 
 
 def run_on_cpu():
-    """The device to draw on: a conditional reads its predicate on the CPU, and waits for one drawn on a GPU."""
+    """Return a scope that draws random numbers on the CPU, where a conditional reads its predicate without waiting."""
     return keras.device("CPU:0") if keras.backend.backend() == "tensorflow" else contextlib.nullcontext()
 
 
 def num_replicas() -> int:
-    """The number of replicas that train together under the strategy in scope."""
+    """Return the number of replicas that train together under the strategy in scope."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf
@@ -28,21 +31,21 @@ def num_replicas() -> int:
 
 
 def row_window(random_values, num_rows, survival):
-    """The surviving rows of a batch: all of them, the first or the second half, or none.
+    """Choose the rows of a batch that survive: all, the first half, the second half, or none.
 
-    A half is kept with probability `2 * min(p, 1 - p)`, either one as likely; otherwise all rows are where p >= 1/2,
-    and none where p < 1/2. So each row survives with probability p exactly, p * b rows do on average, and a branch sees
-    at least half a batch if it sees any. A window of p * b rows would have to wrap around the end for the first and
-    last rows to be as likely as the others, which takes two more copies, and would have another shape in each block,
-    for which oneDNN and cuDNN prepare their kernels anew.
+    One half is kept with probability `2 * min(p, 1 - p)`, the first and the second equally likely. Otherwise all rows
+    are kept if p >= 1/2 and none if p < 1/2. Each row therefore survives with probability exactly p, p * b rows survive
+    on average, and a branch that runs processes at least half a batch. A window of p * b rows would have to wrap around
+    the end to make all rows equally likely, which needs two more copies. It would also have another shape in each
+    block, for which oneDNN and cuDNN prepare new kernels.
 
     Args:
-        random_values: float32 `(2,)`, drawn from [0, 1).
+        random_values: float32 `(2,)`, uniform in [0, 1).
         num_rows: int32 scalar b.
         survival: float32 scalar p in [0, 1].
 
     Returns:
-        int32 scalars: the first row and the number of rows.
+        Two int32 scalars: the index of the first row and the number of rows.
     """
     is_half = random_values[0] < 2.0 * ops.minimum(survival, 1.0 - survival)
     is_second = random_values[1] < 0.5
@@ -52,40 +55,41 @@ def row_window(random_values, num_rows, survival):
 
 
 def switch_branches(first, count, num_rows):
-    """Which of the windows that a program must foresee is the one drawn.
+    """Return the branches of a switch over windows, and the index of the chosen one.
 
-    TensorFlow's shapes may change from step to step: it foresees the drawn window only, whatever that is. Elsewhere a
-    shape is a number, and all windows of `window` that hold rows are foreseen.
+    On TensorFlow shapes may change from step to step, so the chosen window is the only branch. On the other backends
+    shapes are constants, so every window of `row_window` that holds rows is a branch.
 
     Args:
-        first, count: int32 scalars, from `window`.
-        num_rows: Integer b, on TensorFlow possibly an int32 scalar.
+        first: int32 scalar, from `row_window`.
+        count: int32 scalar, from `row_window`.
+        num_rows: Integer b; on TensorFlow possibly an int32 scalar.
 
     Returns:
-        The number of the drawn window in the list, counted from 1, or 0 if it holds no rows (on TensorFlow True or
-        False); and the list of windows `(first, count)`.
+        The position of the chosen window in the list, counted from 1, or 0 if it holds no rows (on TensorFlow True or
+        False), and the list of windows `(first, count)`.
     """
     if keras.backend.backend() == "tensorflow":
         return count > 0, [(first, count)]
     half = num_rows // 2
-    windows = sorted({(0, 0), (0, half), (half, num_rows - half), (0, num_rows)})  # of a single row: two
+    windows = sorted({(0, 0), (0, half), (half, num_rows - half), (0, num_rows)})  # only two for a single row
     matches = [ops.equal(first, f) & ops.equal(count, c) for f, c in windows]
     return ops.argmax(ops.stack(matches)), windows[1:]
 
 
 def slice_rows(x, first, count):
-    """`x` itself, for `put`, and its rows in the window.
+    """Return `x`, to be passed to `write_rows`, and its rows in the window.
 
-    The two functions are a pair: going back, `put` sends the whole gradient to `x` and `cut` writes the gradient of the
-    rows over it. That takes one pass over memory, where slices take a zero-padded copy each and a sum. Windows of
-    Python integers, which are those of other backends than TensorFlow, are sliced: XLA fuses the copies.
+    The two functions form a pair: in the backward pass `write_rows` sends the whole gradient to `x`, and `slice_rows`
+    overwrites it with the gradient of the rows. That takes one pass over memory; plain slices need a zero-padded copy
+    each and a sum. Windows of Python integers, as on all backends but TensorFlow, are sliced: XLA fuses the copies.
     """
     if isinstance(count, int):
         return x, get_rows(x, first, count)
 
     @ops.custom_gradient
     def identity_and_rows(x):
-        # Inside a conditional TensorFlow wants outputs made there; stop_gradient is the identity that is.
+        # Inside a conditional TensorFlow requires outputs created there; stop_gradient creates one.
         return (ops.stop_gradient(x), get_rows(x, first, count)), lambda full_gradient, rows: _replace_rows(
             full_gradient, rows, first, count
         )
@@ -94,7 +98,7 @@ def slice_rows(x, first, count):
 
 
 def write_rows(x, rows, first, count):
-    """`x`, from `cut`, with its rows in the window replaced by `rows`."""
+    """Return `x`, from `slice_rows`, with its rows in the window replaced by `rows`."""
     if isinstance(count, int):
         return _concat_rows(x, rows, first, count)
 
@@ -106,7 +110,7 @@ def write_rows(x, rows, first, count):
 
 
 def get_rows(x, first, count):
-    """The rows of `x` in the window."""
+    """Return the rows of `x` in the window."""
     return x[first : first + count]
 
 

@@ -1,4 +1,4 @@
-"""How does a residual block skip its branch at random while training, and pay nothing for it?"""
+"""Stochastic depth: residual blocks that skip their branch at random during training, at no cost."""
 
 import functools
 
@@ -21,53 +21,57 @@ SCALINGS = ("inference", "training")
 
 @keras.saving.register_keras_serializable(package="keras_committee")
 class StochasticDepth(keras.layers.Layer):
-    """A residual block whose branch is skipped at random while training.
+    """A residual block whose branch is skipped at random during training.
 
-    Returns `shortcut + gate * branch(x)`. While training, the gate is open with probability `survival`:
+    Returns `shortcut + keep * branch(x)`. During training, `keep` is 1 with probability `survival` and 0 otherwise:
 
-    - `"batch"`, the paper's: one gate for the whole batch, the same on every replica. A closed gate runs neither the
-      branch nor its gradient: gradients are exactly zero and the state of the branch (moving statistics) stays.
-    - `"sample"`: one gate per example. The branch runs for all of them; nothing is saved.
-    - `"subset"`: the branch sees the surviving examples only: the whole batch, one of its halves, or nothing, drawn so
-      that every example survives with probability `survival`. As batches are shuffled, a half is as random as other
-      rows, and it is cut and put back without gathering.
+    - `"batch"`, the paper's mode: one decision for the whole batch, the same on every replica. For a dropped block
+      neither the branch nor its gradient is computed: gradients are exactly zero and the state of the branch (moving
+      statistics) does not change.
+    - `"sample"`: one decision per example. The branch runs for all of them, so no time is saved.
+    - `"subset"`: the branch runs on the surviving examples only: the whole batch, one of its halves, or nothing, chosen
+      so that every example survives with probability `survival`. Because batches are shuffled, a half is as random as
+      any other rows, and needs no gather.
 
-    TensorFlow, JAX and PyTorch train in every mode. JAX compiles the branch of a `"subset"` three times, for the whole
-    batch and for each half. On a CPU, XLA runs convolutions inside a conditional slowly: `"sample"` has none.
+    TensorFlow, JAX and PyTorch support every mode. JAX compiles the branch three times in `"subset"` mode, for the
+    whole batch and for each half. On a CPU, XLA runs convolutions inside a conditional slowly; `"sample"` has none.
 
-    At inference the branch runs whole, times `survival` (scaling `"inference"`, the paper's rule) or times 1 (scaling
-    `"training"`, where the open branch was divided by `survival` instead). A survival of 0 means at any time that the
-    branch does not count, and outside `"sample"` mode that it does not run; a survival of 1 is the plain residual.
+    At inference the branch always runs, multiplied by `survival` (scaling `"inference"`, the paper's rule) or by 1
+    (scaling `"training"`, which divides a kept branch by `survival` during training instead). With a survival of 0 the
+    branch never contributes, and does not run except in `"sample"` mode; with a survival of 1 the block is a plain
+    residual block.
 
-    `survival` is a variable: `set_survival` changes it between steps without tracing the model again. The variable
-    `run_count` counts training calls: 1 for each that ran the branch for all, a fraction where some examples survived.
+    `survival` is a variable: `set_survival` changes it between steps without retracing the model. The variable
+    `run_count` counts the training calls that ran the branch; a call in which only some examples survived adds the
+    fraction of these examples.
 
     Args:
-        branch: Layer or model mapping `(batch, ...)` to the shape of the shortcut. Activity regularisation inside is
-            refused: its loss could not leave a skipped branch. Weight regularisation counts once, as anywhere.
+        branch: Layer or model from `(batch, ...)` to the shape of the shortcut. It cannot have an activity regularizer,
+            whose loss could not leave a skipped branch. Weight regularizers work as in every layer.
         survival: Float in [0, 1]. Probability that the branch runs.
         mode: `"batch"`, `"sample"` or `"subset"`.
         scaling: `"inference"` or `"training"`: when the branch is scaled.
-        seed: Integer or None. None follows `keras.utils.set_random_seed`; two layers given one integer draw the same.
-        remat: Boolean. Whether the branch keeps nothing for its gradient and runs again for it: less memory,
-            about a third more time.
+        seed: Integer or None. None follows `keras.utils.set_random_seed`. Two layers with the same integer make the
+            same decisions.
+        remat: Boolean. Whether the activations of the branch are recomputed for the gradient instead of stored: less
+            memory, about a third more time.
 
     Call arguments:
         x: Tensor of shape `(batch, ...)`, the input of the branch.
-        shortcut: Tensor added to the branch; `x` where None.
-        training: Boolean. Whether gates are drawn.
+        shortcut: Tensor that is added to the branch. Defaults to `x`.
+        training: Boolean. Whether blocks are dropped.
 
     Returns:
         Tensor of the shape of the shortcut, in the compute dtype.
 
     Raises:
-        ValueError: If an argument is none of the above, if branch and shortcut differ in shape, or if a branch that may
-            be skipped would have to exchange its statistics with other replicas.
+        ValueError: If an argument is invalid, if the shapes of branch and shortcut differ, or if a branch inside a
+            conditional would have to exchange its statistics with other replicas.
 
     Example:
         >>> branch = keras.Sequential([keras.layers.Conv2D(16, 3, padding="same"), keras.layers.ReLU()])
         >>> block = StochasticDepth(branch, survival=0.8)
-        >>> block(images, training=True)  # images, or images + branch(images) in eight of ten calls
+        >>> block(images, training=True)  # images + branch(images) in 8 of 10 calls, else images
 
     Source: Huang et al. 2016, arXiv:1603.09382, equations 2, 4 and 5.
     """
@@ -95,7 +99,7 @@ class StochasticDepth(keras.layers.Layer):
         self.scaling = scaling
         self.seed = seed
         self.remat = remat
-        # XLA wants one shape for all steps. Elsewhere the flag would also turn off what JAX needs for inference.
+        # XLA requires one shape for all steps. On JAX the flag would also disable the compilation of inference.
         self.supports_jit = not (mode == "subset" and keras.backend.backend() == "tensorflow")
         with row_window.run_on_cpu():
             self.seed_generator = (
@@ -106,11 +110,11 @@ class StochasticDepth(keras.layers.Layer):
 
     @property
     def survival(self) -> float:
-        """The probability that the branch runs: the shortest decimal that names the float32 variable."""
+        """Probability that the branch runs, as the shortest decimal that rounds to the float32 variable."""
         return float(str(np.float32(ops.convert_to_numpy(self._survival))))
 
     def set_survival(self, survival: float) -> None:
-        """Change the probability from the next step on, in functions traced already too.
+        """Set the probability from the next step on, without retracing compiled functions.
 
         Raises:
             ValueError: If `survival` is outside [0, 1].
@@ -129,8 +133,8 @@ class StochasticDepth(keras.layers.Layer):
             scale = survival if self.scaling == "inference" else ops.cast(survival > 0, "float32")
             return self._all_rows(scale > 0, x, shortcut, scale, training)
         scale = None if self.scaling == "inference" else 1.0 / ops.where(survival > 0, survival, 1.0)
-        apply_mode = {"batch": self._drop_batch, "sample": self._drop_samples, "subset": self._row_subset}[self.mode]
-        return apply_mode(x, shortcut, survival, scale)
+        drop = {"batch": self._drop_batch, "sample": self._drop_samples, "subset": self._drop_rows}[self.mode]
+        return drop(x, shortcut, survival, scale)
 
     def compute_output_shape(self, x_shape, shortcut_shape=None):
         return x_shape if shortcut_shape is None else shortcut_shape
@@ -163,7 +167,7 @@ class StochasticDepth(keras.layers.Layer):
         scaled_mask = keep_mask if scale is None else keep_mask * scale
         return self._all_rows(None, x, shortcut, ops.reshape(scaled_mask, (-1,) + (1,) * (len(x.shape) - 1)), True)
 
-    def _row_subset(self, x, shortcut, survival, scale):
+    def _drop_rows(self, x, shortcut, survival, scale):
         with row_window.run_on_cpu():
             rows = ops.shape(x)[0]
             window = row_window.row_window(self._uniform((2,)), rows, survival)
@@ -180,21 +184,28 @@ class StochasticDepth(keras.layers.Layer):
         )
 
     def _all_rows(self, predicate, x, shortcut, scale, training):
-        """The block for all rows alike, if the predicate holds or is None."""
+        """Run the block for all rows if the predicate is True or None, else return the shortcut."""
         return self._switch(
             predicate, [lambda branch: self._add_branch(shortcut, branch(x), scale)], shortcut, training
         )
 
     def _add_branch(self, shortcut, outputs, scale):
-        if scale is not None:  # stopped inside the conditional, which would compute its gradient whether asked or not
+        if scale is not None:  # inside the conditional, which would otherwise compute the gradient of the scale
             outputs = outputs * ops.stop_gradient(self._cast(scale))
         return shortcut + outputs
 
     def _switch(self, branch_index, residuals, shortcut, training):
-        """`shortcut` where the choice is 0 or False, else the residual of that number, from 1; the first where None.
+        """Run one of the residuals, or return the shortcut.
 
         The branch runs as a pure function inside the conditional and its new state is assigned outside: JAX and
-        rematerialisation need it so, and TensorFlow takes the same time as with assignments inside.
+        rematerialization require it, and TensorFlow takes the same time as with assignments inside.
+
+        Args:
+            branch_index: Boolean or int32 scalar, or None. 0 and False return the shortcut, 1 and True run the first
+                residual, i runs residual i. None runs the first one without a conditional.
+            residuals: Functions of the branch, itself a function of its inputs.
+            shortcut: Tensor.
+            training: Boolean.
         """
         if branch_index is not None:
             self._check_replicas()
@@ -232,7 +243,7 @@ class StochasticDepth(keras.layers.Layer):
         return ops.cast(x, self.compute_dtype)
 
     def _add_scalar(self, name, value):
-        # float32 under every policy: bfloat16 cannot tell 0.99 from 0.992.
+        # float32 under every policy: 0.99 and 0.992 are the same number in bfloat16.
         initializer = keras.initializers.Constant(value)
         return self.add_weight((), initializer, "float32", trainable=False, autocast=False, name=name)
 
@@ -241,23 +252,23 @@ class StochasticDepth(keras.layers.Layer):
         if branch_shape[1:] != tuple(shortcut_shape)[1:]:
             raise ValueError(
                 f"The branch must return the shape of the shortcut. Received: branch {branch_shape}, shortcut "
-                f"{tuple(shortcut_shape)}. Pass a projection of x as `shortcut` where a block changes the shape."
+                f"{tuple(shortcut_shape)}. If the block changes the shape, pass a projection of x as `shortcut`."
             )
         regularized = [
-            layer.name for layer in _all_sublayers(self.branch) if getattr(layer, "activity_regularizer", None)
+            layer.name for layer in self.branch._flatten_layers() if getattr(layer, "activity_regularizer", None)
         ]
         if regularized:
-            raise ValueError(f"A branch cannot carry an activity_regularizer. Received: {', '.join(regularized)}")
+            raise ValueError(f"A branch cannot have an activity_regularizer. Received: {', '.join(regularized)}")
 
     def _check_replicas(self):
         if row_window.num_replicas() == 1:
             return
-        synchronized = [layer.name for layer in _all_sublayers(self.branch) if getattr(layer, "synchronized", False)]
+        synchronized = [layer.name for layer in self.branch._flatten_layers() if getattr(layer, "synchronized", False)]
         if synchronized:
             raise ValueError(
                 f"{synchronized[0]} in the branch of {self.name} exchanges its statistics with other replicas, which "
-                "TensorFlow cannot do inside a conditional. Give the batch normalisations of the branch "
-                "synchronized=False, or the block mode='sample'."
+                "TensorFlow cannot do inside a conditional. Set synchronized=False in the batch normalization layers "
+                "of the branch, or mode='sample' in the block."
             )
 
 
@@ -270,10 +281,6 @@ def _check_probability(survival):
 def _run_branch(branch_index, skip, branches):
     if branch_index is None:
         return branches[0]()
-    return (
-        ops.cond(branch_index, branches[0], skip) if len(branches) == 1 else ops.switch(branch_index, [skip, *branches])
-    )
-
-
-def _all_sublayers(branch):
-    return branch._flatten_layers()
+    if len(branches) == 1:
+        return ops.cond(branch_index, branches[0], skip)
+    return ops.switch(branch_index, [skip, *branches])

@@ -1,4 +1,4 @@
-"""Which models can be members, and how do members become one model?"""
+"""Models that can be members, and models made of members."""
 
 from keras_committee.models.cascade import Cascade
 from keras_committee.models.committee import Ensemble
@@ -23,8 +23,6 @@ __all__ = [
     "Cascade",
     "Ensemble",
     "InputNormalization",
-    "wrap_model",
-    "with_input_size",
     "efficientnet",
     "efficientnet_resolution",
     "fold_stochastic_depth",
@@ -34,9 +32,11 @@ __all__ = [
     "from_keras_file",
     "from_saved_model",
     "log_probabilities",
+    "mc_stochastic_depth",
     "pretrained_efficientnet",
     "resnet",
     "resnet_imagenet",
-    "mc_stochastic_depth",
     "wide_resnet",
+    "with_input_size",
+    "wrap_model",
 ]

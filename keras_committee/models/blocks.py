@@ -1,4 +1,4 @@
-"""What are convolutional networks built from? Pixels in, convolutions, residual blocks, logits out."""
+"""Parts of convolutional networks: pixel normalization, convolutions, residual blocks and logits."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,19 +9,24 @@ from keras_committee.layers.normalization import BatchNormalization
 from keras_committee.layers.stochastic_depth import StochasticDepth
 from keras_committee.layers.survival import survival_schedule
 
-# The pixel means and standard deviations of CIFAR-10's training images, as the code of the WRN paper has them.
+# Pixel means and standard deviations of CIFAR-10's training images, from the code of the WRN paper.
 CIFAR10_MEAN = (125.3, 123.0, 113.9)
 CIFAR10_STD = (63.0, 62.1, 66.7)
-# Those of ImageNet's, as fb.resnet.torch has them.
+# Pixel means and standard deviations of ImageNet, from fb.resnet.torch.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
-def normalized(image, mean: float | Sequence[float], std: float | Sequence[float]):
-    """Raw pixels 0..255 minus `mean`, divided by `std`, each one number or one per channel.
+def normalize_pixels(image, mean: float | Sequence[float], std: float | Sequence[float]):
+    """Return raw pixels 0..255 minus `mean`, divided by `std`.
+
+    Args:
+        image: Tensor `(batch, height, width, channels)`.
+        mean: One number, or one for each channel.
+        std: Likewise, above 0.
 
     Raises:
-        ValueError: If they do not fit the channels, or a deviation is not above 0.
+        ValueError: If their number differs from that of the channels, or a standard deviation is not above 0.
     """
     channels = image.shape[-1]
     means, stds = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
@@ -29,12 +34,12 @@ def normalized(image, mean: float | Sequence[float], std: float | Sequence[float
         raise ValueError(f"std must be above 0. Received: std={std}")
     scale = [1.0 / s for s in stds]
     offset = [-m / s for m, s in zip(means, stds, strict=True)]
-    # float32 under every policy: bfloat16 would round a pixel that augmentation has moved off the integers.
+    # float32 under every policy: bfloat16 would round pixels that are no longer integers after augmentation.
     return keras.layers.Rescaling(scale, offset, dtype="float32", name="normalize")(image)
 
 
 def sequential(layers: Sequence[keras.layers.Layer], x):
-    """`x` through one layer after another."""
+    """Return `x` after one layer after the other."""
     for layer in layers:
         x = layer(x)
     return x
@@ -42,13 +47,15 @@ def sequential(layers: Sequence[keras.layers.Layer], x):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerFactory:
-    """Makes the layers of one network.
+    """Creates the layers of one network.
 
     Attributes:
-        fan_mode: `"fan_in"` or `"fan_out"`: what He's normal initialisation goes by.
-        l2: Factor of `l2 * sum(w^2)`, which falls on every trainable weight.
-        survival: Probability that each residual block runs in training, or None for each in constant depth.
-        mode, scaling, remat: See `StochasticDepth`.
+        fan_mode: `"fan_in"` or `"fan_out"`, of He's normal initialization.
+        l2: Factor of `l2 * sum(w^2)`, applied to every trainable weight.
+        survival: For each residual block, the probability that it runs during training, or None for constant depth.
+        mode: See `StochasticDepth`.
+        scaling: See `StochasticDepth`.
+        remat: See `StochasticDepth`.
     """
 
     fan_mode: str
@@ -59,7 +66,7 @@ class LayerFactory:
     remat: bool = False
 
     def convolution(self, filters: int, size: int, stride: int = 1, name: str | None = None) -> keras.layers.Layer:
-        """A convolution without bias that keeps the resolution but for the stride."""
+        """Return a convolution without bias and with the same padding."""
         he = keras.initializers.VarianceScaling(2.0, self.fan_mode, "untruncated_normal")
         return keras.layers.Conv2D(
             filters, size, stride, padding="same", use_bias=False, kernel_initializer=he,
@@ -67,19 +74,19 @@ class LayerFactory:
         )  # fmt: skip
 
     def norm(self, synchronized: bool | None = None) -> keras.layers.Layer:
-        """A batch normalisation with the momentum and epsilon of the papers' code."""
+        """Return a batch normalization with the momentum and epsilon of the papers' code."""
         decay = self._l2_regularizer()
         return BatchNormalization(
             momentum=0.9, epsilon=1e-5, gamma_regularizer=decay, beta_regularizer=decay, synchronized=synchronized
         )
 
     def branch_norm(self) -> keras.layers.Layer:
-        """The same inside a branch: a conditional cannot hold an exchange between replicas."""
+        """Return a batch normalization for a branch: replicas cannot exchange statistics inside a conditional."""
         conditional = self.mode != "sample" and (self.remat or None not in self.survival)
         return self.norm(synchronized=False if conditional else None)
 
     def residual(self, index: int, branch: Sequence[keras.layers.Layer], x, shortcut=None):
-        """`shortcut`, `x` where None, plus the branch of the block `index`, counted from 0."""
+        """Return `shortcut` (by default `x`) plus the branch of block `index`, counted from 0."""
         name, survival = f"block_{index + 1}", self.survival[index]
         if survival is None and not self.remat:
             return keras.layers.Add(name=name)([x if shortcut is None else shortcut, sequential(branch, x)])
@@ -94,7 +101,7 @@ class LayerFactory:
         return block(x) if shortcut is None else block(x, shortcut)
 
     def logits(self, x, classes: int):
-        """The mean over the positions, and one float32 logit per class."""
+        """Return float32 logits `(batch, classes)`: global average pooling and a dense layer."""
         decay = self._l2_regularizer()
         dense = keras.layers.Dense(
             classes, kernel_regularizer=decay, bias_regularizer=decay, dtype="float32", name="logits"
@@ -105,9 +112,9 @@ class LayerFactory:
         return keras.regularizers.L2(self.l2) if self.l2 else None
 
 
-def resolve_survival(blocks: int, survival: float | Sequence[float] | None) -> tuple[float | None, ...]:
-    """One survival probability per block: the linear decay down to a number, or None for each in constant depth."""
-    return (None,) * blocks if survival is None else survival_schedule(blocks, survival)
+def resolve_survival(num_blocks: int, survival: float | Sequence[float] | None) -> tuple[float | None, ...]:
+    """Return `layers.survival.survival_schedule`, or None for each block if `survival` is None: constant depth."""
+    return (None,) * num_blocks if survival is None else survival_schedule(num_blocks, survival)
 
 
 def _per_channel(argument, value, channels):

@@ -1,53 +1,57 @@
-"""How does a cascade decide who is asked, as one model?
+"""A cascade as one Keras model, and the rule by which a cascade stops.
 
-This is the definition: every member runs for every image, and the answer is the one at which the cascade would have
-stopped. What saves time is to ask the later members about unsure images only, which is a matter of serving.
+`Cascade` defines the result: every member runs for every image, and the output is that of the stage at which the
+cascade would have stopped. The exported graph applies the same rule, but runs later members for uncertain images only.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_committee.layers.confidence import check_confidence, confidence
-from keras_committee.layers.heads import GeometricMean, subset_head
-from keras_committee.models.committee import CommitteeModel, ImageSize, committee_image_and_logits, layer_config
+from keras_committee.layers.heads import subset_head
+from keras_committee.models.committee import CommitteeModel, ImageSize
+from keras_committee.selection import check_stages
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")
 class Cascade(CommitteeModel):
-    """A cascade as one functional model: after each stage the committee so far answers if it is sure enough.
+    """A cascade as one functional model: it stops at the first stage that is confident enough.
 
-    After stage s the committee of the first `stages[s]` members answers where its confidence is at least
-    `thresholds[s]`; the last stage always answers. Thresholds of 0 make it the first stage's committee, thresholds
-    above 1 the whole committee.
+    Stage s is the committee of the first `stages[s]` members. The cascade returns its prediction if its confidence is
+    at least `thresholds[s]`, and otherwise continues; the last stage always predicts. Thresholds of 0 make the cascade
+    the committee of the first stage, thresholds above 1 the whole committee.
 
     Args:
-        members: As for `Ensemble`, in the order in which they are asked.
+        members: As in `Ensemble`, in the order in which they run.
         thresholds: One float for each stage but the last.
-        stages: Members asked by the end of each stage, rising to all of them; None asks one after another.
+        stages: Number of members that have run by the end of each stage, increasing to all of them. None adds one
+            member per stage.
         confidence: One of `layers.CONFIDENCE_MEASURES`.
-        head: As for `Ensemble`; the members asked so far are combined by `layers.subset_head` it.
-        temperatures: As for `Ensemble`.
-        image_size: As for `Ensemble`. With `with_input_size` one model can be asked twice, at two resolutions.
+        head: As in `Ensemble`. The members of a stage are combined by `layers.subset_head` of it.
+        temperatures: As in `Ensemble`.
+        image_size: As in `Ensemble`. With `with_input_size`, one network can run at two resolutions.
         name: Name of the model.
+        **kwargs: Other arguments of `keras.Model`.
 
     Call arguments:
         image: float32 raw pixels `(batch, height, width, channels)`.
 
     Returns:
-        Dictionary of
-        - `"probabilities"`: float32 `(batch, classes)`, of the committee that answers.
-        - `"votes"`: float32 probabilities `(batch, members, classes)`, of all members.
-        - `"members_used"`: int32 `(batch,)`, how many members the cascade had to ask.
-        - `"confidence"`: float32 `(batch,)`, of the committee that answers.
+        Dictionary of:
+        - `"probabilities"`: float32 `(batch, classes)`, of the committee at which the cascade stops.
+        - `"member_probabilities"`: float32 `(batch, members, classes)`, of all members.
+        - `"members_used"`: int32 `(batch,)`, number of members that the cascade needs.
+        - `"confidence"`: float32 `(batch,)`, of the committee at which the cascade stops.
 
     Raises:
-        ValueError: As `Ensemble`; if the stages do not rise to all members, or the thresholds are not one fewer.
+        ValueError: As `Ensemble`, or if the stages do not increase to all members, or if there is not one threshold for
+            each stage but the last.
 
     Example:
-        >>> cascade = Cascade([small, at_resolution(large, (24, 24)), large], (0.8, 0.6), image_size="largest")
+        >>> cascade = Cascade([small, with_input_size(large, (24, 24)), large], (0.8, 0.6), image_size="largest")
         >>> cascade.predict(images)["members_used"]
 
     Source: Wang et al. 2021, arXiv:2012.01988, section 4.
@@ -68,74 +72,72 @@ class Cascade(CommitteeModel):
         stages = list(range(1, len(members) + 1) if stages is None else stages)
         check_confidence(confidence)
         check_stages(stages, thresholds, len(members))
-        image, logits = committee_image_and_logits(list(members), image_size, temperatures)
-        combiner = GeometricMean() if head is None else head
-        outputs = {
-            **first_confident(logits, stages, thresholds, confidence, combiner),
-            "votes": keras.layers.Softmax(dtype="float32", name="votes")(logits),
-        }
-        super().__init__(inputs=image, outputs=outputs, name=name, **kwargs)
-        self._head_name = combiner.name
-        self._settings = {
-            "thresholds": [float(threshold) for threshold in thresholds],
-            "stages": stages,
-            "confidence": confidence,
-            **layer_config(image_size, temperatures),
-        }
 
+        def combine(logits, head):
+            return first_confident([stage_outputs(logits, size, confidence, head) for size in stages], thresholds)
 
-def check_stages(stages: Sequence[int], thresholds: Sequence[float], members: int) -> None:
-    """Raises ValueError unless `stages` rise from 1 or more to all `members`, each but the last with a threshold."""
-    if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1 or stages[-1] != members:
-        raise ValueError(f"stages must ask ever more members and at last all {members}. Received: {list(stages)}")
-    if len(thresholds) != len(stages) - 1 or any(math.isnan(threshold) for threshold in thresholds):
-        raise ValueError(
-            f"thresholds must hold one number for each of {len(stages)} stages but the last. "
-            f"Received: {list(thresholds)}"
+        super().__init__(
+            members,
+            image_size=image_size,
+            temperatures=temperatures,
+            head=head,
+            combine=combine,
+            config={
+                "thresholds": [float(threshold) for threshold in thresholds],
+                "stages": stages,
+                "confidence": confidence,
+            },
+            name=name,
+            **kwargs,
         )
 
 
-def first_confident(logits, stages, thresholds, measure, head):
-    """Return the `stage_outputs` of the first stage that is confident enough; of the last stage where none is.
-
-    `aggregation.run_cascade` is the same rule in NumPy.
+def stage_outputs(logits, size: int, measure: str, head: keras.layers.Layer) -> dict[str, Any]:
+    """Return the outputs of one stage: the committee of the first `size` members.
 
     Args:
-        logits: Tensor `(batch, members, classes)`, divided by the temperatures.
-        stages: Numbers of members at the end of each stage, ascending.
-        thresholds: One float for each stage but the last.
+        logits: float32 tensor `(batch, members, classes)` of at least `size` members, divided by their temperatures.
+        size: Number of members that have run by the end of the stage.
         measure: One of `layers.CONFIDENCE_MEASURES`.
-        head: Layer that combines the predictions of all members.
+        head: Head of the whole committee, which `layers.subset_head` reduces to the stage.
+
+    Returns:
+        Dictionary of `"probabilities"` float32 `(batch, classes)`, `"confidence"` float32 `(batch,)` and
+        `"members_used"` int32 `(batch,)`.
     """
-    outputs = stage_outputs(logits, stages[-1], measure, head)
-    # From the last stage to the first, so that the first confident one decides.
-    for size, threshold in reversed(list(zip(stages, thresholds, strict=False))):
-        earlier = stage_outputs(logits, size, measure, subset_head(head, range(size)))
-        is_confident = ops.greater_equal(earlier["confidence"], ops.cast(threshold, "float32"))
-        outputs = {
-            "probabilities": ops.where(
-                ops.expand_dims(is_confident, 1), earlier["probabilities"], outputs["probabilities"]
-            ),
-            "members_used": ops.where(is_confident, earlier["members_used"], outputs["members_used"]),
-            "confidence": ops.where(is_confident, earlier["confidence"], outputs["confidence"]),
-        }
-    return outputs
-
-
-def stage_outputs(logits, size, measure, head):
-    """Return `probabilities`, `members_used` and `confidence` of the committee of the first `size` members.
-
-    Args:
-        logits: Tensor `(batch, members, classes)` of at least `size` members, divided by the temperatures.
-        size: Number of members.
-        measure: One of `layers.CONFIDENCE_MEASURES`.
-        head: Layer that combines the predictions of these members.
-    """
-    member_logits = logits[:, :size]
-    probabilities = head(member_logits)
-    stage_confidence = confidence(measure, probabilities, member_logits)
+    stage_logits = logits[:, :size]
+    probabilities = subset_head(head, range(size))(stage_logits)
+    stage_confidence = confidence(measure, probabilities, stage_logits)
     return {
         "probabilities": probabilities,
-        "members_used": ops.cast(ops.full_like(stage_confidence, size), "int32"),
         "confidence": stage_confidence,
+        "members_used": ops.full_like(stage_confidence, size, dtype="int32"),
     }
+
+
+def is_confident(outputs: Mapping[str, Any], threshold: float):
+    """Return for each image whether the cascade stops: a boolean tensor `(batch,)`.
+
+    Args:
+        outputs: Outputs of a stage, as `stage_outputs` returns them.
+        threshold: Threshold of the stage. A confidence equal to it suffices; NaN does not.
+    """
+    return ops.greater_equal(outputs["confidence"], ops.cast(threshold, "float32"))
+
+
+def first_confident(stages: Sequence[Mapping[str, Any]], thresholds: Sequence[float]) -> dict[str, Any]:
+    """Return for each image the outputs of the first stage that is confident enough, or else of the last.
+
+    Args:
+        stages: Outputs of each stage in order, as `stage_outputs` returns them: tensors `(batch,)` or
+            `(batch, classes)`.
+        thresholds: One number for each stage but the last.
+    """
+    *earlier_stages, outputs = stages
+    for stage, threshold in reversed(list(zip(earlier_stages, thresholds, strict=True))):
+        stops = is_confident(stage, threshold)
+        outputs = {
+            name: ops.where(stops if len(later.shape) == 1 else ops.expand_dims(stops, 1), stage[name], later)
+            for name, later in outputs.items()
+        }
+    return dict(outputs)

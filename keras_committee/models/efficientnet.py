@@ -1,4 +1,4 @@
-"""What is an EfficientNet, B0 to B7?"""
+"""EfficientNet, B0 to B7."""
 
 import dataclasses
 import math
@@ -9,11 +9,10 @@ import keras
 
 from keras_committee.layers.normalization import BatchNormalization
 from keras_committee.layers.stochastic_depth import StochasticDepth
-from keras_committee.layers.survival import survival_keras_efficientnet, survival_schedule
-from keras_committee.models.blocks import IMAGENET_MEAN, IMAGENET_STD, normalized
+from keras_committee.models.blocks import IMAGENET_MEAN, IMAGENET_STD, normalize_pixels, resolve_survival
 
-# width, depth, resolution in pixels, dropout before the logits
-VARIANTS = types.MappingProxyType(
+# Width, depth, resolution in pixels, dropout before the logits.
+_VARIANTS = types.MappingProxyType(
     {
         "b0": (1.0, 1.0, 224, 0.2),
         "b1": (1.0, 1.1, 240, 0.2),
@@ -25,9 +24,16 @@ VARIANTS = types.MappingProxyType(
         "b7": (2.0, 3.1, 600, 0.5),
     }
 )
-# B0's stages: blocks, kernel, stride of the first block, expansion, channels out
-_B0_STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
-           (1, 3, 1, 6, 320))  # fmt: skip
+# Stages of B0: blocks, kernel, stride of the first block, expansion, output channels.
+_B0_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
 
 
 def efficientnet(
@@ -44,48 +50,49 @@ def efficientnet(
     std: float | Sequence[float] = IMAGENET_STD,
     name: str | None = None,
 ) -> keras.Model:
-    """Builds an EfficientNet of inverted residual blocks with squeeze and excitation.
+    """Build an EfficientNet of inverted residual blocks with squeeze and excitation.
 
-    The network is that of `keras.applications`, whose layers' names it keeps, but for three things: it normalises raw
-    pixels itself, gives logits, and its stochastic depth skips the branch instead of multiplying it by zero.
+    The network and its layer names are those of `keras.applications`, with three differences: it normalizes raw pixels
+    itself, returns logits, and its stochastic depth skips the branch instead of multiplying it by zero.
 
     Args:
         variant: `"b0"` to `"b7"`.
-        classes: Integer, the number of logits.
-        image_size: Height and width in pixels, from 32; that of the variant where None.
-        survival: p_L of the linear decay over the blocks that can be skipped (a shortcut without change of shape), or
-            one probability for each of them; `keras_applications_survival` gives the schedule of `keras.applications`. None is
-            constant depth.
+        classes: Integer, number of logits.
+        image_size: Height and width in pixels, at least 32. None is that of the variant.
+        survival: p_L of the linear decay over the blocks that can be skipped (those with a shortcut, because their
+            shape does not change), or one probability for each of them. None is constant depth.
         mode: See `StochasticDepth`.
-        scaling: See `StochasticDepth`. The reference code scales in training.
-        dropout: Probability of dropping a feature before the logits; that of the variant where None.
-        l2: Factor of `l2 * sum(w^2)` over kernels, without batch normalisation and biases. TensorFlow's `l2_loss`
-            halves the sum: the reference's 5e-6 of weight decay is 2.5e-6 here.
+        scaling: See `StochasticDepth`. The reference code scales during training.
+        dropout: Probability of dropping a feature before the logits. None is that of the variant.
+        l2: Factor of `l2 * sum(w^2)` over kernels, without batch normalization and biases. TensorFlow's `l2_loss`
+            halves the sum: the reference's weight decay of 5e-6 is 2.5e-6 here.
         mean: Mean of the pixels, one number or one per channel, subtracted from the raw pixels 0..255.
         std: Standard deviation of the pixels, likewise.
-        name: Name of the model, `efficientnet_<variant>` where None.
+        name: Name of the model. None is `efficientnet_<variant>`.
 
     Returns:
-        Functional model: float32 raw pixels `(batch, size, size, 3)` named "image" to float32 logits
+        Functional model from float32 raw pixels `(batch, size, size, 3)`, named "image", to float32 logits
         `(batch, classes)`.
 
     Raises:
-        ValueError: If there is no such variant, the image is smaller than 32 pixels, or survival does not fit the
-            blocks.
+        ValueError: If the variant is unknown, the image is smaller than 32 pixels, or survival does not fit the blocks.
 
-    Source: Tan and Le 2019, arXiv:1905.11946; hyper-parameters as in google/uncertainty-baselines,
+    Source: Tan and Le 2019, arXiv:1905.11946; hyperparameters as in google/uncertainty-baselines,
     baselines/imagenet/efficientnet.py.
     """
-    width, _, resolution, default_dropout = _variant_settings(variant)
+    check_variant(variant)
+    width, _, resolution, default_dropout = _VARIANTS[variant]
     size = resolution if image_size is None else image_size
     if size < 32 or classes < 1:
-        raise ValueError(f"image_size must be 32 or more, classes 1 or more. Received: {size}, {classes}")
+        raise ValueError(
+            f"image_size must be at least 32 and classes at least 1. Received: image_size={size}, classes={classes}"
+        )
     blocks = _block_specs(variant)
-    probabilities = iter(_resolve_survival(blocks, survival))
+    probabilities = iter(resolve_survival(sum(block.skippable for block in blocks), survival))
     factory = _EfficientNetLayers(l2=l2, mode=mode, scaling=scaling)
 
     image = keras.Input((size, size, 3), dtype="float32", name="image")
-    x = factory.conv_bn_swish(normalized(image, mean, std), _round_filters(32 * width), 3, "stem_", stride=2)
+    x = factory.conv_bn_swish(normalize_pixels(image, mean, std), _round_filters(32 * width), 3, "stem_", stride=2)
     for block in blocks:
         x = factory.inverted_residual(block, x, next(probabilities) if block.skippable else None)
     x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(
@@ -97,23 +104,19 @@ def efficientnet(
 
 
 def efficientnet_resolution(variant: str) -> int:
-    """Height and width, in pixels, of the images that a variant is made for.
+    """Return the published height and width, in pixels, of the images of a variant.
 
     Raises:
-        ValueError: If there is no such variant.
+        ValueError: If the variant is unknown.
     """
-    return _variant_settings(variant)[2]
+    check_variant(variant)
+    return _VARIANTS[variant][2]
 
 
-def keras_applications_survival(variant: str, last_survival: float = 0.8) -> tuple[float, ...]:
-    """The schedule of `keras.applications`: it counts the blocks that are never skipped, too, and begins with 0.
-
-    Returns:
-        One survival probability for each block that can be skipped; none falls to `last_survival`.
-    """
-    blocks = _block_specs(variant)
-    schedule = survival_keras_efficientnet(len(blocks), last_survival)
-    return tuple(probability for block, probability in zip(blocks, schedule, strict=True) if block.skippable)
+def check_variant(variant: str) -> None:
+    """Raise `ValueError` unless `variant` is `"b0"` to `"b7"`."""
+    if variant not in _VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(_VARIANTS)}. Received: {variant!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,31 +130,29 @@ class _BlockSpec:
 
     @property
     def skippable(self) -> bool:
-        """Whether there is a shortcut: nothing changes shape."""
+        """Whether the block has a shortcut, because its shape does not change."""
         return self.stride == 1 and self.channels_in == self.channels_out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _EfficientNetLayers:
-    """Makes the layers of one network, under the names of `keras.applications`."""
+    """Creates the layers of one network, with the names of `keras.applications`."""
 
     l2: float
     mode: str
     scaling: str
 
     def conv_bn_swish(self, x, filters, kernel, prefix, stride=1):
-        """Convolution, batch normalisation, swish."""
-        return self._bn_swish(
-            self._convolution(filters, kernel, f"{prefix}conv", stride)(x), f"{prefix}", synchronized=None
-        )
+        """Return `x` after a convolution, batch normalization and swish."""
+        return self._bn_swish(self._convolution(filters, kernel, f"{prefix}conv", stride)(x), prefix, synchronized=None)
 
     def inverted_residual(self, block, x, survival):
-        """The block's branch, added to its shortcut where it has one; skipped at random where survival is given."""
+        """Return the block's branch, plus its shortcut if it has one. With `survival`, the branch may be skipped."""
         if survival is None:
             outputs = self._apply_branch(block, x, synchronized=None)
             return keras.layers.Add(name=f"{block.name}add")([outputs, x]) if block.skippable else outputs
         inputs = keras.Input(x.shape[1:], name=f"{block.name}input")
-        # A conditional cannot hold an exchange of statistics between replicas.
+        # Replicas cannot exchange statistics inside a conditional.
         outputs = self._apply_branch(block, inputs, synchronized=None if self.mode == "sample" else False)
         branch = keras.Model(inputs, outputs, name=f"{block.name}branch")
         return StochasticDepth(
@@ -159,6 +160,7 @@ class _EfficientNetLayers:
         )(x)
 
     def logits(self, x, classes):
+        """Return float32 logits `(batch, classes)` of a dense layer."""
         initializer = keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform")
         return keras.layers.Dense(
             classes,
@@ -182,7 +184,7 @@ class _EfficientNetLayers:
         return self._batch_norm(f"{block.name}project_bn", synchronized)(x)
 
     def _squeeze_and_excite(self, block, x, filters):
-        """Squeeze and excitation, to a quarter of the channels that come into the block."""
+        """Apply squeeze and excitation, squeezed to a quarter of the block's input channels."""
         gate = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{block.name}se_squeeze")(x)
         squeezed = max(1, int(block.channels_in / 4))
         gate = self._convolution(squeezed, 1, f"{block.name}se_reduce", use_bias=True, activation="swish")(gate)
@@ -211,14 +213,8 @@ def _he_normal():
     return keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
 
 
-def _variant_settings(variant):
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}. Received: {variant!r}")
-    return VARIANTS[variant]
-
-
 def _block_specs(variant):
-    width, depth, *_ = _variant_settings(variant)
+    width, depth, *_ = _VARIANTS[variant]
     blocks, channels_in = [], _round_filters(32 * width)
     for stage, (count, kernel, stride, expansion, base_channels) in enumerate(_B0_STAGES):
         channels = _round_filters(base_channels * width)
@@ -237,12 +233,7 @@ def _block_specs(variant):
     return blocks
 
 
-def _resolve_survival(blocks, survival):
-    skippable = sum(block.skippable for block in blocks)
-    return (None,) * skippable if survival is None else survival_schedule(skippable, survival)
-
-
 def _round_filters(filters):
-    """The nearest multiple of 8, but never less than nine tenths."""
+    """Round to the nearest multiple of 8, or the next one if that is below nine tenths of the value."""
     nearest = max(8, int(filters + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * filters else nearest + 8

@@ -1,4 +1,4 @@
-"""How does a network with stochastic depth become the plain network it is at inference?"""
+"""Fold stochastic depth into the weights: the plain network that a network is at inference."""
 
 import keras
 
@@ -17,21 +17,21 @@ _LINEAR_LAYERS = (
 
 
 def fold_stochastic_depth(model: keras.Model) -> keras.Model:
-    """The same network without stochastic depth: the scale of each branch goes into the branch's own weights.
+    """Return the same network without stochastic depth: each branch's scale is folded into its weights.
 
-    `shortcut + p * branch(x)` becomes a plain `Add`, and p multiplies gamma and beta of the batch normalisation, or
-    kernel and bias of the convolution or dense layer, with which the branch ends. Layers of a Sequential branch become
-    layers of the model around it. At inference the result equals the original to rounding.
+    `shortcut + p * branch(x)` becomes a plain `Add`, and p is multiplied into the last layer of the branch: gamma and
+    beta of a batch normalization, or kernel and bias of a convolution or dense layer. Layers of a Sequential branch
+    become layers of the model itself. At inference the result equals the original up to rounding.
 
     Args:
-        model: Functional or Sequential model; models nested in it are folded too. It stays as it is. Of an
-            `Ensemble`, fold the members.
+        model: Functional or Sequential model, which is not changed. Nested models are folded too. For an `Ensemble`,
+            fold its members.
 
     Returns:
-        Functional model of the same inputs and outputs, with weights of its own.
+        Functional model with the same inputs and outputs and its own weights.
 
     Raises:
-        ValueError: If the model is not a graph of layers, or a branch ends in something p cannot be multiplied into.
+        ValueError: If the model is not a graph of layers, or if a branch ends in a layer that cannot be scaled.
 
     Source: Huang et al. 2016, arXiv:1603.09382, equation 5.
     """
@@ -42,7 +42,7 @@ def fold_stochastic_depth(model: keras.Model) -> keras.Model:
 
 
 class _FoldedBlock:
-    """What stands for a block in the copy: the copies of its branch's layers, the addition."""
+    """The replacement of a block in the copy: copies of the layers of its branch, and an addition."""
 
     def __init__(self, name, layers):
         self.layers = layers
@@ -56,16 +56,19 @@ class _FoldedBlock:
 
 
 class _StochasticDepthFolder:
-    """The copies made so far, one for each original however often it is called."""
+    """Clones models, with one copy per layer however often the layer is called."""
 
     def __init__(self):
         self._copies = {}  # id of the original -> (original, copy)
 
     def clone(self, model):
         if not hasattr(getattr(model, "_functional", model), "_run_through_graph"):
-            raise ValueError(f"Cannot fold {model.name!r}: it is no graph of layers. Define it as a functional model.")
-        # Only a functional model says how each of its layers is called.
-        graph = keras.Model(model.inputs[0], model.outputs[0], name=model.name) if _is_sequential(model) else model
+            raise ValueError(
+                f"Cannot fold {model.name!r}: it is not a graph of layers. Define it as a functional model."
+            )
+        # Only a functional model records how its layers are called.
+        is_sequential = isinstance(model, keras.Sequential)
+        graph = keras.Model(model.inputs[0], model.outputs[0], name=model.name) if is_sequential else model
         return keras.models.clone_model(
             graph, clone_function=self._copy, call_function=lambda copy, *args, **kwargs: copy(*args, **kwargs)
         )
@@ -81,7 +84,7 @@ class _StochasticDepthFolder:
         for block in blocks:
             last = _last_weighted_layer(block.branch, block)
             if id(last) in scaled_ids:
-                raise ValueError(f"Cannot fold {block.name!r}: {last.name!r} ends the branch of another block, too.")
+                raise ValueError(f"Cannot fold {block.name!r}: {last.name!r} also ends the branch of another block.")
             scaled_ids.add(id(last))
             _scale_weights(self._copies[id(last)][1], _inference_scale(block))
 
@@ -92,16 +95,12 @@ class _StochasticDepthFolder:
 
     def _create_copy(self, layer):
         if isinstance(layer, StochasticDepth):
-            _last_weighted_layer(layer.branch, layer)  # raises where p has nowhere to go
-            layers = layer.branch.layers if _is_sequential(layer.branch) else [layer.branch]
+            _last_weighted_layer(layer.branch, layer)  # raises before anything is copied
+            layers = layer.branch.layers if isinstance(layer.branch, keras.Sequential) else [layer.branch]
             return _FoldedBlock(layer.name, [self._copy(part) for part in layers])
         if isinstance(layer, keras.Model):
             return self.clone(layer)
         return layer.__class__.from_config(layer.get_config())
-
-
-def _is_sequential(layer):
-    return isinstance(layer, keras.Sequential)
 
 
 def _inference_scale(block):
@@ -109,22 +108,22 @@ def _inference_scale(block):
 
 
 def _last_weighted_layer(branch, block):
-    """The layer whose weights can carry the scale of the branch."""
+    """Return the layer whose weights can be multiplied by the scale of the branch, or raise `ValueError`."""
     layer = branch
     while isinstance(layer, keras.Model):
         layer = _final_layer(layer)
-    normalized = isinstance(layer, keras.layers.BatchNormalization) and layer.scale
-    linear = isinstance(layer, _LINEAR_LAYERS) and layer.activation is keras.activations.linear
-    if not normalized and not linear:
+    is_norm = isinstance(layer, keras.layers.BatchNormalization) and layer.scale
+    is_linear = isinstance(layer, _LINEAR_LAYERS) and layer.activation is keras.activations.linear
+    if not is_norm and not is_linear:
         raise ValueError(
             f"Cannot fold {block.name!r}: its branch ends in {layer.name!r} ({type(layer).__name__}). It must end in a "
-            "batch normalisation with scale=True, or in a convolution or dense layer without activation."
+            "batch normalization with scale=True, or in a convolution or dense layer without activation."
         )
     return layer
 
 
 def _final_layer(model):
-    """The operation that makes the model's output, before layers that do nothing at inference."""
+    """Return the operation behind the model's output, ignoring layers that do nothing at inference."""
     tensor = model.outputs[0]
     operation = tensor._keras_history.operation
     while isinstance(operation, _INFERENCE_IDENTITIES):

@@ -1,4 +1,4 @@
-"""How does a trained member reach its file, and come back?"""
+"""Files of trained members: atomic writes, and reads that never run code of an untrusted file."""
 
 import json
 import os
@@ -15,37 +15,45 @@ import keras
 from keras_committee.errors import RunError, VerificationError
 from keras_committee.files import fsync_dir, translate_os_errors
 
-# What Keras raises for files that are cut, flipped or written to mislead it.
+# What Keras raises for files that are truncated, corrupted or manipulated.
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, UserWarning)
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error)
 
+_TRUSTED_PACKAGES = ("keras", "keras_committee", "keras_cv", "keras_hub", "keras_nlp", "builtins", None)
+_MAX_COMPRESSION_RATIO = 100  # unpacked bytes per byte of the archive; Keras does not compress
+_MIN_RATIO_BYTES = 64 * 2**20  # archives that unpack to less may have any ratio
+
 
 def load_member(file: Path) -> keras.Model:
-    """The trained member in `file`, ready for inference; nothing in it runs as code.
+    """Load the trained member in `file` for inference. No code in the file is run.
 
     Raises:
         RunError: If the file cannot be read as a Keras model.
-        VerificationError: If it holds code, or an archive that is meant to do harm.
+        VerificationError: If it contains code, or is an unsafe archive.
     """
     try:
-        problem = scan_for_code(file)
+        problem = _find_problem(file)
         if not problem:
-            with warnings.catch_warnings():  # Keras would leave weights that are not in the file at random
+            with warnings.catch_warnings():  # Keras would leave weights that are missing in the file at random values
                 warnings.filterwarnings("error", message="Skipping nested container")
                 return keras.saving.load_model(file, compile=False, safe_mode=True)
     except (*_LOAD_ERRORS, *_ARCHIVE_ERRORS) as error:
         raise RunError(
             f"{file} cannot be loaded: {error}\n"
-            "  Delete it and run `keras-committee train` again to train this member anew."
+            "  Delete it, then run `keras-committee train` again to retrain this member."
         ) from error
     raise VerificationError(
-        f"{file} {problem}. Nothing of it was run.\n"
+        f"{file} {problem}. No code in it was run.\n"
         "  A member may have layers of Keras, keras_committee and its own recipe only. Delete a file that is not yours."
     )
 
 
 def save_member(model: keras.Model, file: Path) -> None:
-    """Writes the member to `file`, a `.keras` file, which is there whole or not at all. Raises ResourceError."""
+    """Write the member to `file`, a `.keras` file, atomically.
+
+    Raises:
+        ResourceError: If the file cannot be written.
+    """
     partial_file = file.with_name(".part-" + file.name)
     with translate_os_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -56,25 +64,20 @@ def save_member(model: keras.Model, file: Path) -> None:
         fsync_dir(file.parent)
 
 
-TRUSTED_MODULES = ("keras", "keras_committee", "keras_cv", "keras_hub", "keras_nlp", "builtins", None)
-MAX_COMPRESSION_RATIO = 100  # of the bytes of the members to those of the archive; Keras does not compress
-RATIO_CHECK_MIN_BYTES = 64 * 2**20  # bytes; below, the ratio does not matter
-
-
-def scan_for_code(file: Path) -> str:
-    """What a `.keras` file would do to whoever loads it, as the end of a sentence; nothing where it may be loaded.
+def _find_problem(file: Path) -> str:
+    """Return why a `.keras` file must not be loaded, as a predicate for the message, or an empty string.
 
     Raises:
-        ValueError: If it is no `.keras` file, or a damaged one.
+        ValueError: If it is not a `.keras` file, or a damaged one.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             if problems := _archive_problems(archive, file.stat().st_size):
-                return f"is an archive made to do harm: {'; '.join(problems)}"
+                return f"is an unsafe archive: {'; '.join(problems)}"
             code = sorted(set(_find_code(json.loads(archive.read("config.json")), "the model")))
-            return f"holds code of whoever wrote it, in {', '.join(code)}" if code else ""
+            return f"contains code, in {', '.join(code)}" if code else ""
     except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"it is no whole .keras archive ({error})") from error
+        raise ValueError(f"it is not a complete .keras archive ({error})") from error
 
 
 def _archive_problems(archive: zipfile.ZipFile, size: int) -> list[str]:
@@ -82,17 +85,16 @@ def _archive_problems(archive: zipfile.ZipFile, size: int) -> list[str]:
     problems = [
         f"member {member.filename!r}, which {reason}" for member in members if (reason := _path_problem(member))
     ]
-    names = [each.filename for each in members]
-    problems += [f"member {name!r}, which stands there twice" for name in sorted({*names}) if names.count(name) > 1]
-    if (unpacked_bytes := sum(each.file_size for each in members)) > max(
-        RATIO_CHECK_MIN_BYTES, MAX_COMPRESSION_RATIO * size
-    ):
+    names = [member.filename for member in members]
+    problems += [f"member {name!r}, which is there twice" for name in sorted({*names}) if names.count(name) > 1]
+    unpacked_bytes = sum(member.file_size for member in members)
+    if unpacked_bytes > max(_MIN_RATIO_BYTES, _MAX_COMPRESSION_RATIO * size):
         problems.append(f"{unpacked_bytes:,} bytes in an archive of {size:,}")
     return problems
 
 
 def _path_problem(member: zipfile.ZipInfo) -> str:
-    """Why a member could write or read outside of the folder it is unpacked in, or nothing."""
+    """Return why unpacking a member could write or read outside of the target folder, or an empty string."""
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         return "leads out of the archive"
@@ -100,15 +102,15 @@ def _path_problem(member: zipfile.ZipInfo) -> str:
 
 
 def _find_code(node: Any, layer: str) -> Iterator[str]:
-    """`layer 'name' (Class)` for each part that is code: a lambda, a saved graph, or of an unknown module."""
+    """Yield `layer 'name' (Class)` for each part that is a lambda, a saved graph, or from an unknown module."""
     if isinstance(node, list):
         for child in node:
             yield from _find_code(child, layer)
     if not isinstance(node, dict):
         return
-    name, class_name = node.get("config"), node.get("class_name")
-    if class_name and isinstance(name, dict) and isinstance(name.get("name"), str):
-        layer = f"layer {name['name']!r} ({class_name})"
+    config, class_name = node.get("config"), node.get("class_name")
+    if class_name and isinstance(config, dict) and isinstance(config.get("name"), str):
+        layer = f"layer {config['name']!r} ({class_name})"
     if class_name and not _is_trusted(node, class_name):
         yield layer
         return
@@ -124,7 +126,8 @@ def _is_trusted(node: dict[str, Any], class_name: str) -> bool:
     if class_name in ("TFSMLayer", "__lambda__"):
         return False
     module = node.get("module")
-    return _is_registered(node) or (module.split(".")[0] if isinstance(module, str) else module) in TRUSTED_MODULES
+    package = module.split(".")[0] if isinstance(module, str) else module
+    return _is_registered(node) or package in _TRUSTED_PACKAGES
 
 
 def _is_registered(node: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""In which precision does a network compute?"""
+"""Dtype policies of the networks."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import keras
 
 @contextlib.contextmanager
 def dtype_policy_scope(name: str) -> Iterator[None]:
-    """Inside the block, layers are made under the dtype policy called so, such as `"mixed_bfloat16"`."""
+    """Create the layers inside the block under the dtype policy `name`, such as `"mixed_bfloat16"`."""
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:

@@ -1,4 +1,4 @@
-"""How is one model asked about many images, each of them once and in order?"""
+"""Predictions of one model on many images, in order."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,33 +7,32 @@ import numpy as np
 
 
 def log_probabilities(model: keras.Model, batches: Iterable) -> np.ndarray:
-    """What `Predictor(model)(batches)` returns; for a model that is asked once."""
+    """Return `Predictor(model)(batches)`, for a model that predicts once."""
     return Predictor(model)(batches)
 
 
 class Predictor:
-    """Runs a member over batches of images, every example once and in order, as often as it is called.
+    """Runs a member on batches of images, each example once and in order.
 
-    The model runs in inference mode, with the weights that it has when called; its compilation and graph stay as they
-    are. It is compiled on JAX only: on TensorFlow XLA costs 1.7x the time on a CPU, and compiles anew for the ragged
-    last batch.
+    The model runs in inference mode with its current weights; its compilation and graph are not changed. It uses XLA
+    on JAX only: on TensorFlow, XLA takes 1.7 times as long on a CPU and recompiles for a smaller last batch.
 
     Args:
         model: Functional model from raw pixels `(batch, height, width, channels)` to logits `(batch, classes)`.
 
     Call arguments:
-        batches: Iterable of image arrays or of tuples that begin with one, such as a `tf.data.Dataset` of
+        batches: Iterable of image arrays, or of tuples that start with one, such as a `tf.data.Dataset` of
             (images, labels). The last batch may be smaller.
 
     Returns:
-        float32 array `(examples, classes)` of natural logarithms.
+        float32 array `(examples, classes)` of log-probabilities.
 
     Raises:
         ValueError: If there are no batches.
     """
 
     def __init__(self, model: keras.Model):
-        # A model of its own, so that compiling it leaves the caller's alone.
+        # A new model, so that compiling it does not change the caller's.
         self._log_prob_model = transform_outputs(
             model, lambda logits: keras.ops.log_softmax(keras.ops.cast(logits, "float32"))
         )
@@ -43,19 +42,17 @@ class Predictor:
         log_probs = []
         for batch in batches:
             images = np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch)
-            # Inside a strategy's scope each replica answers the whole batch, one after another; the first suffices.
+            # In the scope of a strategy each replica predicts the whole batch and the results are concatenated.
             log_probs.append(self._log_prob_model.predict_on_batch(images)[: len(images)])
         if not log_probs:
-            raise ValueError(
-                "batches must hold at least one batch of images. Received none; an iterator already used up?"
-            )
+            raise ValueError("batches must hold at least one batch of images. Received: none. Is the iterator used up?")
         return np.concatenate(log_probs)
 
 
 def transform_outputs(model: keras.Model, function: Callable, name: str | None = None) -> keras.Model:
-    """A new model of the same input whose outputs are `function` of those of `model`, which stays as it is.
+    """Return a new model of the same input whose outputs are `function(model.outputs)`. `model` is not changed.
 
-    It stands around the model, not at its end: an operation of a loaded model may have the name of one of `function`'s.
+    It calls `model` instead of extending its graph: operations of a loaded model may have the names of new ones.
     """
     image = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
     return keras.Model(image, function(model(image)), name=name)

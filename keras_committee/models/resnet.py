@@ -1,6 +1,7 @@
-"""What is a residual network, ResNet-depth, with or without stochastic depth?"""
+"""Residual networks, ResNet-depth, with or without stochastic depth."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -11,13 +12,13 @@ from keras_committee.models.blocks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     LayerFactory,
-    normalized,
+    normalize_pixels,
     resolve_survival,
     sequential,
 )
 
-# Keras walks the graph of a functional model recursively, and Python stops that at a depth of 1000: at most so many
-# blocks of seven layers stand in one model.
+# Keras walks the graph of a functional model recursively, and Python's recursion limit is 1000: a model holds at most
+# this many blocks of seven layers.
 _MAX_BLOCKS_PER_MODEL = 100
 _BOTTLENECK_STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -36,30 +37,30 @@ def resnet(
     remat: bool = False,
     name: str | None = None,
 ) -> keras.Model:
-    """Builds the ResNet for small images: a stem, three groups of n blocks with 16, 32 and 64 channels, depth 6n + 2.
+    """Build the ResNet for small images: a stem, and three groups of n blocks with 16, 32 and 64 channels.
 
-    A block is `ReLU(shortcut + conv-BN-ReLU-conv-BN)`. Where a group halves the resolution, the shortcut is an average
-    pool with zeros for the new channels (option A): without parameters, and there also when the branch is dropped.
-    Convolutions have no bias and start from He's normal distribution; weight decay falls on every trainable weight.
-    One difference from the reference code: Keras pads a strided convolution at the far border only.
+    A block is `ReLU(shortcut + conv-BN-ReLU-conv-BN)`. If a group halves the resolution, the shortcut is an average
+    pool with zeros for the new channels (option A); it has no parameters and also runs when the branch is dropped.
+    Convolutions have no bias and He's normal initialization; weight decay applies to every trainable weight.
+    One difference from the reference code: Keras pads a strided convolution on the bottom and right only.
 
     Args:
-        depth: Integer, 6n + 2: 20, 32, 44, 56, 110, 152, 1202. The blocks are L = 3n.
-        classes: Integer, the number of logits.
+        depth: Integer 6n + 2: 20, 32, 44, 56, 110, 152, 1202. The network has L = 3n blocks.
+        classes: Integer, number of logits.
         image_shape: (height, width, channels) in pixels.
         survival: Stochastic depth: p_L of the linear decay, or one probability for each of the L blocks. None is
             constant depth.
-        mode: See `StochasticDepth`. In all but "sample" the batch normalisations of the branches stay with their
-            replica's own statistics.
+        mode: See `StochasticDepth`. Except in `"sample"` mode, batch normalizations in the branches use the statistics
+            of their own replica.
         scaling: See `StochasticDepth`.
         l2: Factor of `l2 * sum(w^2)`, added to the loss. Half of what SGD code calls weight decay.
         mean: Mean of the pixels, one number or one per channel, subtracted from the raw pixels 0..255.
         std: Standard deviation of the pixels, likewise.
-        remat: Whether the branches run again for the gradient instead of keeping their activations.
-        name: Name of the model, `resnet_<depth>` where None.
+        remat: See `StochasticDepth`.
+        name: Name of the model. None is `resnet_<depth>`.
 
     Returns:
-        Functional model: float32 raw pixels `(batch, height, width, channels)` named "image" to float32 logits
+        Functional model from float32 raw pixels `(batch, height, width, channels)`, named "image", to float32 logits
         `(batch, classes)`.
 
     Raises:
@@ -70,30 +71,86 @@ def resnet(
     """
     n, remainder = divmod(depth - 2, 6)
     if remainder or n < 1:
-        raise ValueError(f"depth must be 6n + 2 with n from 1. Received: depth={depth}")
-    factory = LayerFactory(
-        fan_mode="fan_in", l2=l2, survival=resolve_survival(3 * n, survival), mode=mode, scaling=scaling, remat=remat
-    )
+        raise ValueError(f"depth must be 6n + 2 with n >= 1. Received: depth={depth}")
+    factory = _layer_factory(3 * n, survival=survival, mode=mode, scaling=scaling, l2=l2, remat=remat)
 
     image = keras.Input(image_shape, dtype="float32", name="image")
-    x = sequential([factory.convolution(16, 3), factory.norm(), keras.layers.ReLU()], normalized(image, mean, std))
+    x = normalize_pixels(image, mean, std)
+    x = sequential([factory.convolution(16, 3), factory.norm(), keras.layers.ReLU()], x)
     for first in range(0, 3 * n, _MAX_BLOCKS_PER_MODEL):
-        x = _small_blocks(factory, n, range(first, min(first + _MAX_BLOCKS_PER_MODEL, 3 * n)), x)
+        x = _basic_blocks(factory, n, range(first, min(first + _MAX_BLOCKS_PER_MODEL, 3 * n)), x)
     return keras.Model(image, factory.logits(x, classes), name=name or f"resnet_{depth}")
 
 
-def _small_blocks(factory, n, indices, x):
-    """The blocks with these indices; in a network of more than `_MAX_BLOCKS_PER_MODEL` blocks, as a model of their own."""
+def resnet_imagenet(
+    depth: int,
+    *,
+    classes: int = 1000,
+    image_shape: tuple[int, int, int] = (224, 224, 3),
+    mean: float | Sequence[float] = IMAGENET_MEAN,
+    std: float | Sequence[float] = IMAGENET_STD,
+    name: str | None = None,
+    **options: Any,
+) -> keras.Model:
+    """Build the bottleneck ResNet for large images: depth 50, 101 or 152 with 16, 33 or 50 blocks.
+
+    If a block changes the shape, its shortcut is a 1x1 convolution with batch normalization. The 3x3 convolution has
+    the stride.
+
+    Args:
+        depth: 50, 101 or 152.
+        classes: As in `resnet`.
+        image_shape: As in `resnet`.
+        mean: As in `resnet`.
+        std: As in `resnet`.
+        name: As in `resnet`.
+        **options: `survival`, `mode`, `scaling`, `l2` and `remat` as in `resnet`.
+
+    Returns:
+        As `resnet`.
+
+    Raises:
+        ValueError: As `resnet`, or if depth is not one of those above.
+
+    Source: He et al. 2015, arXiv:1512.03385, table 1; github.com/facebook/fb.resnet.torch.
+    """
+    if depth not in _BOTTLENECK_STAGES:
+        raise ValueError(f"depth must be one of {', '.join(map(str, _BOTTLENECK_STAGES))}. Received: depth={depth}")
+    stages = _BOTTLENECK_STAGES[depth]
+    factory = _layer_factory(sum(stages), **options)
+
+    image = keras.Input(image_shape, dtype="float32", name="image")
+    x = normalize_pixels(image, mean, std)
+    x = sequential([factory.convolution(64, 7, 2), factory.norm(), keras.layers.ReLU()], x)
+    x = keras.layers.MaxPooling2D(3, 2, padding="same")(x)
+    for index, stage in enumerate(stage for stage, blocks in enumerate(stages) for _ in range(blocks)):
+        x = _bottleneck_block(factory, index, stage, index == sum(stages[:stage]), x)
+    return keras.Model(image, factory.logits(x, classes), name=name or f"resnet_{depth}")
+
+
+def _layer_factory(num_blocks, *, survival=None, mode="batch", scaling="inference", l2=0.0, remat=False):
+    return LayerFactory(
+        fan_mode="fan_in",
+        l2=l2,
+        survival=resolve_survival(num_blocks, survival),
+        mode=mode,
+        scaling=scaling,
+        remat=remat,
+    )
+
+
+def _basic_blocks(factory, n, indices, x):
+    """Add the blocks with these indices; nested in a model if the network has more than `_MAX_BLOCKS_PER_MODEL`."""
     inputs = keras.Input(x.shape[1:], dtype=x.dtype) if 3 * n > _MAX_BLOCKS_PER_MODEL else x
     outputs = inputs
     for index in indices:
-        outputs = _small_block(factory, index, 16 * 2 ** (index // n), outputs)
+        outputs = _basic_block(factory, index, 16 * 2 ** (index // n), outputs)
     if inputs is x:
         return outputs
     return keras.Model(inputs, outputs, name=f"blocks_{indices[0] + 1}_to_{indices[-1] + 1}")(x)
 
 
-def _small_block(factory, index, filters, x):
+def _basic_block(factory, index, filters, x):
     stride = 1 if x.shape[-1] == filters else 2
     branch = [
         factory.convolution(filters, 3, stride, name=f"block_{index + 1}_conv"), factory.branch_norm(),
@@ -103,55 +160,18 @@ def _small_block(factory, index, filters, x):
     return keras.layers.ReLU()(factory.residual(index, branch, x, shortcut))
 
 
-def resnet_imagenet(
-    depth: int,
-    *,
-    classes: int = 1000,
-    image_shape: tuple[int, int, int] = (224, 224, 3),
-    survival: float | Sequence[float] | None = None,
-    mode: str = "batch",
-    scaling: str = "inference",
-    l2: float = 0.0,
-    mean: float | Sequence[float] = IMAGENET_MEAN,
-    std: float | Sequence[float] = IMAGENET_STD,
-    remat: bool = False,
-    name: str | None = None,
-) -> keras.Model:
-    """Builds the bottleneck ResNet for large images: depth 50, 101 or 152 with 16, 33 or 50 blocks.
-
-    A shortcut is a 1x1 convolution with batch normalisation where the shape changes; the stride is that of the 3x3
-    convolution. Arguments, result and errors are those of `resnet`.
-
-    Source: He et al. 2015, arXiv:1512.03385, table 1; github.com/facebook/fb.resnet.torch.
-    """
-    if depth not in _BOTTLENECK_STAGES:
-        raise ValueError(f"depth must be one of {', '.join(map(str, _BOTTLENECK_STAGES))}. Received: depth={depth}")
-    stages = _BOTTLENECK_STAGES[depth]
-    factory = LayerFactory(
-        fan_mode="fan_in", l2=l2, survival=resolve_survival(sum(stages), survival), mode=mode, scaling=scaling,
-        remat=remat,
-    )  # fmt: skip
-    relu = keras.layers.ReLU
-
-    image = keras.Input(image_shape, dtype="float32", name="image")
-    x = sequential([factory.convolution(64, 7, 2), factory.norm(), relu()], normalized(image, mean, std))
-    x = keras.layers.MaxPooling2D(3, 2, padding="same")(x)
-    for index, stage in enumerate(stage for stage, blocks in enumerate(stages) for _ in range(blocks)):
-        filters = 64 * 2**stage
-        is_first_of_stage = index == sum(stages[:stage])
-        stride = 2 if is_first_of_stage and stage else 1
-        branch = [
-            factory.convolution(filters, 1, name=f"block_{index + 1}_conv"), factory.branch_norm(), relu(),
-            factory.convolution(filters, 3, stride), factory.branch_norm(), relu(),
-            factory.convolution(4 * filters, 1), factory.branch_norm(),
-        ]  # fmt: skip
-        shortcut = (
-            sequential([factory.convolution(4 * filters, 1, stride), factory.norm()], x) if is_first_of_stage else None
-        )
-        x = relu()(factory.residual(index, branch, x, shortcut))
-    return keras.Model(image, factory.logits(x, classes), name=name or f"resnet_{depth}")
-
-
 def _pool_and_pad(x, filters):
     x = keras.layers.AveragePooling2D(2, padding="same")(x)
     return ops.pad(x, [[0, 0], [0, 0], [0, 0], [0, filters - x.shape[-1]]])
+
+
+def _bottleneck_block(factory, index, stage, is_first_of_stage, x):
+    filters, stride = 64 * 2**stage, 2 if is_first_of_stage and stage else 1
+    branch = [
+        factory.convolution(filters, 1, name=f"block_{index + 1}_conv"), factory.branch_norm(), keras.layers.ReLU(),
+        factory.convolution(filters, 3, stride), factory.branch_norm(), keras.layers.ReLU(),
+        factory.convolution(4 * filters, 1), factory.branch_norm(),
+    ]  # fmt: skip
+    projection = [factory.convolution(4 * filters, 1, stride), factory.norm()] if is_first_of_stage else []
+    shortcut = sequential(projection, x) if projection else None
+    return keras.layers.ReLU()(factory.residual(index, branch, x, shortcut))

@@ -1,7 +1,6 @@
-"""How does a SavedModel, of whatever made it, become a frozen member?"""
+"""SavedModels of any origin as frozen members."""
 
 import base64
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import keras
 
 from keras_committee.errors import VerificationError
 from keras_committee.layers.graph import TensorFlowGraph, check_operations
-from keras_committee.models.external import InputScaling, wrap_model
+from keras_committee.models.external import wrap_model
 
 
 def from_saved_model(
@@ -18,33 +17,28 @@ def from_saved_model(
     signature: str = "serving_default",
     output: str | None = None,
     image_size: tuple[int, int] | None = None,
-    input_scaling: InputScaling = "0..255",
-    class_order: Sequence[int] | None = None,
-    name: str | None = None,
+    **options: Any,
 ) -> keras.Model:
-    """The network in a SavedModel as a member: evaluated, voted with and exported like any other, but not trained.
+    """Return the network in a SavedModel as a member that is evaluated and exported like any other, but not trained.
 
-    Its variables become the weights of a layer, `layers.TensorFlowGraph`, and what the signature computes becomes the
-    graph of that layer. So the member is saved in a `.keras` file, which needs the SavedModel no more.
+    Its variables become the weights of a `layers.TensorFlowGraph` layer, and the signature becomes the graph of that
+    layer. The member is saved as a `.keras` file that no longer needs the SavedModel.
 
-    A SavedModel is a program: only one that you trust should be loaded. The graph that is kept is checked, and holds
-    nothing but the operations of a network.
+    A SavedModel is a program: load it only if you trust its source. The graph that is kept is checked to contain only
+    operations of a network.
 
     Args:
-        path: The folder of the SavedModel, such as one that Model Garden, tf_keras or `keras.Model.export` wrote.
-        signature: Of one image `(batch, height, width, 3)`.
-        output: Name of the output `(batch, classes)`; needed where there are several.
-        image_size: `(height, width)` of the images, where the signature leaves it open.
-        input_scaling: What pixels it was trained on, as `wrap_model` takes it.
-        class_order: As in `wrap_model`.
-        name: Name of the member; that of the folder where None.
+        path: Folder of the SavedModel, such as one that Model Garden, tf_keras or `keras.Model.export` wrote.
+        signature: Name of a signature that takes one image `(batch, height, width, 3)`.
+        output: Name of the output `(batch, classes)`. Required if there are several.
+        image_size: `(height, width)` of the images, if the signature leaves it open.
+        **options: Other arguments of `wrap_model`, such as `input_scaling`. The default `name` is that of the folder.
 
     Raises:
-        VerificationError: If there is no such SavedModel, signature or output, or it cannot be a member.
-        ValueError: As `wrap_model`.
+        VerificationError: If there is no such SavedModel, signature or output, or if it cannot be a member.
+        ValueError: As in `wrap_model`.
     """
-    network = load_saved_model(path, signature=signature, output=output, image_size=image_size)
-    return wrap_model(network, input_scaling=input_scaling, class_order=class_order, name=name)
+    return wrap_model(load_saved_model(path, signature=signature, output=output, image_size=image_size), **options)
 
 
 def load_saved_model(
@@ -54,7 +48,7 @@ def load_saved_model(
     output: str | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> keras.Model:
-    """The network in a SavedModel, as it is: `from_saved_model` without the rest of `wrap_model`."""
+    """Load the network in a SavedModel, unchanged: `from_saved_model` without `wrap_model`."""
     path = Path(path)
     function = _load_signature(path, signature)
     image_spec, output_name = _find_image_input(path, function), _find_output(path, function, output)
@@ -70,16 +64,18 @@ def _load_signature(path, name):
     import tensorflow as tf
 
     if not (path / "saved_model.pb").is_file():
-        raise VerificationError(f"{path} is no SavedModel: it has no saved_model.pb. Name the folder of a version.")
+        raise VerificationError(
+            f"{path} is not a SavedModel: it has no saved_model.pb. Pass the folder of one version."
+        )
     try:
         loaded: Any = tf.saved_model.load(str(path))
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         raise VerificationError(f"{path} cannot be loaded as a SavedModel: {error}") from error
     if name not in loaded.signatures:
         available = ", ".join(sorted(loaded.signatures)) or "none"
-        raise VerificationError(f"{path} has no signature {name!r}. It has: {available}.")
+        raise VerificationError(f"{path} has no signature {name!r}. Signatures: {available}.")
     function = loaded.signatures[name]
-    function._loaded = loaded  # its variables live as long as what was loaded
+    function._loaded = loaded  # keeps the variables alive
     return function
 
 
@@ -95,8 +91,8 @@ def _find_image_input(path, function):
     if not is_image:
         description = ", ".join(f"{spec.name}: {spec.dtype.name} {spec.shape}" for spec in inputs.values())
         raise VerificationError(
-            f"{path} must take one image (batch, height, width, channels), of any batch. It takes {description}.\n"
-            "  Name a signature that does."
+            f"{path} must take one image (batch, height, width, channels) with any batch size. "
+            f"Received: {description}.\n  Pass another signature."
         )
     return image
 
@@ -107,9 +103,9 @@ def _find_output(path, function, name):
         (name,) = outputs
     if name not in outputs:
         problem = "has several outputs" if name is None else f"has no output {name!r}"
-        raise VerificationError(f"{path} {problem}. Name one of: {', '.join(sorted(outputs))}.")
+        raise VerificationError(f"{path} {problem}. Pass output, one of: {', '.join(sorted(outputs))}.")
     if outputs[name].shape.rank != 2 or outputs[name].shape[1] is None:
-        raise VerificationError(f"{path} must give (batch, classes). Its {name!r} has the shape {outputs[name].shape}.")
+        raise VerificationError(f"{path} must return (batch, classes). The shape of {name!r} is {outputs[name].shape}.")
     return name
 
 
@@ -118,18 +114,20 @@ def _image_shape(path, image, size):
     if size is not None:
         height, width = height or size[0], width or size[1]
     if None in (height, width, channels) or (size is not None and (height, width) != tuple(size)):
-        raise VerificationError(f"{path} takes images {image.shape}; image_size={size}. Name the size that it takes.")
+        raise VerificationError(
+            f"{path} takes images {image.shape}. Pass a matching image_size. Received: image_size={size}."
+        )
     return height, width, channels
 
 
 def _default_name(path):
-    """Of the folder; that of the model where the folder is the number of a version."""
+    """Return the name of the folder, or that of its parent if the folder is a version number."""
     name = path.resolve().name
     return path.resolve().parent.name if name.isdecimal() else name
 
 
 def _freeze(path, function, image, output):
-    """The arguments of the layer, and the values of its weights."""
+    """Return the arguments of the layer and the values of its weights."""
     from tensorflow.python.framework.convert_to_constants import (  # pyright: ignore[reportMissingImports]
         convert_variables_to_constants_v2,
     )
@@ -138,10 +136,9 @@ def _freeze(path, function, image, output):
     captured = {inner.op.name: variables.get(id(outer)) for outer, inner in function.graph.captures}
     frozen = convert_variables_to_constants_v2(function)
     graph_def = frozen.graph.as_graph_def()
+    functions = [function.signature.name for function in graph_def.library.function]
     try:
-        check_operations(
-            [*(each.signature.name for each in graph_def.library.function), *(n.op for n in graph_def.node)], path
-        )
+        check_operations([*functions, *(node.op for node in graph_def.node)], str(path))
     except ValueError as error:
         raise VerificationError(str(error)) from error
     weights, values = _extract_weights(graph_def, captured)
@@ -156,7 +153,7 @@ def _freeze(path, function, image, output):
 
 
 def _extract_weights(graph_def, captured):
-    """Puts placeholders in place of the constants that variables became; returns what these were."""
+    """Replace the constants that variables became by placeholders. Return the weights and their values."""
     import tensorflow as tf
 
     extracted = []
@@ -170,12 +167,12 @@ def _extract_weights(graph_def, captured):
         node.op = "Placeholder"
         del node.attr["value"]
         node.attr["shape"].shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
-    extracted.sort(key=lambda pair: not pair[0][2])  # Keras lists what was trained first
+    extracted.sort(key=lambda pair: not pair[0][2])  # Keras lists trainable weights first
     return [weight for weight, _ in extracted], [value for _, value in extracted]
 
 
 def _logits_name(tensor):
-    """The name of the logits where the network ends in their softmax, else of its output."""
+    """Return the name of the logits if the network ends in a softmax of them, else that of its output."""
     last = tensor
     while last.op.type in ("Identity", "Cast") and last.op.inputs[0].dtype == tensor.dtype:
         last = last.op.inputs[0]

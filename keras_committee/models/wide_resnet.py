@@ -1,4 +1,4 @@
-"""What is a wide residual network, WRN-depth-width?"""
+"""Wide residual networks, WRN-depth-width."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from keras_committee.models.blocks import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     LayerFactory,
-    normalized,
+    normalize_pixels,
     resolve_survival,
     sequential,
 )
@@ -29,30 +29,30 @@ def wide_resnet(
     std: float | Sequence[float] = CIFAR10_STD,
     name: str | None = None,
 ) -> keras.Model:
-    """Builds WRN-depth-width: three groups of pre-activation blocks B(3, 3), 16 * width channels in the first group.
+    """Build WRN-depth-width: three groups of pre-activation blocks B(3, 3), 16 * width channels in the first group.
 
-    As in the reference code, the 1x1 projection of a block takes the pre-activated input, dropout stands between the
-    two convolutions after the ReLU, convolutions have no bias and start from He's normal distribution over the fan-out,
-    and weight decay falls on every trainable weight, batch normalisation and biases included.
-    One difference: Keras pads a strided convolution at the far border only, the reference on both sides.
+    As in the reference code, the 1x1 projection of a block takes the pre-activated input, dropout is between the two
+    convolutions after the ReLU, convolutions have no bias and He's normal initialization over the fan-out, and weight
+    decay applies to every trainable weight, including batch normalization and biases.
+    One difference: Keras pads a strided convolution on the bottom and right only, the reference on all sides.
 
     Args:
-        depth: Integer, 6N + 4: the number of 3x3 convolutions and projections on the longest path.
-        width: Integer from 1, the widening factor k.
-        classes: Integer, the number of logits.
+        depth: Integer 6N + 4, the number of 3x3 convolutions and projections on the longest path.
+        width: Integer of at least 1, the widening factor k.
+        classes: Integer, number of logits.
         image_shape: (height, width, channels) in pixels.
         l2: Factor of `l2 * sum(w^2)`, added to the loss. Half of what SGD code calls weight decay.
-        dropout: Probability in [0, 1) of dropping a value between the convolutions of a block.
+        dropout: Float in [0, 1), the probability of dropping a value between the convolutions of a block.
         survival: Stochastic depth: p_L of the linear decay, or one probability for each of the 3N blocks. None is
-            constant depth. A projection and the pre-activation that it shares with its branch are never skipped.
+            constant depth. A projection and the pre-activation that it shares with its branch always run.
         mode: See `StochasticDepth`.
         scaling: See `StochasticDepth`.
         mean: Mean of the pixels, one number or one per channel, subtracted from the raw pixels 0..255.
         std: Standard deviation of the pixels, likewise.
-        name: Name of the model, `wrn_<depth>_<width>` where None.
+        name: Name of the model. None is `wrn_<depth>_<width>`.
 
     Returns:
-        Functional model: float32 raw pixels `(batch, height, width, channels)` named "image" to float32 logits
+        Functional model from float32 raw pixels `(batch, height, width, channels)`, named "image", to float32 logits
         `(batch, classes)`.
 
     Raises:
@@ -63,13 +63,13 @@ def wide_resnet(
     """
     blocks_per_group = _blocks_per_group(depth)
     if width < 1 or classes < 1:
-        raise ValueError(f"width and classes must be integers from 1. Received: width={width}, classes={classes}")
+        raise ValueError(f"width and classes must be at least 1. Received: width={width}, classes={classes}")
     factory = LayerFactory(
         fan_mode="fan_out", l2=l2, survival=resolve_survival(3 * blocks_per_group, survival), mode=mode, scaling=scaling
     )
 
     image = keras.Input(image_shape, dtype="float32", name="image")
-    x = factory.convolution(16, 3)(normalized(image, mean, std))
+    x = factory.convolution(16, 3)(normalize_pixels(image, mean, std))
     for index in range(3 * blocks_per_group):
         group, is_first_of_group = index // blocks_per_group, index % blocks_per_group == 0
         x = _block(factory, index, x, 16 * width * 2**group, 2 if is_first_of_group and group else 1, dropout)
@@ -82,13 +82,13 @@ def _blocks_per_group(depth):
     if remainder or blocks < 1:
         nearest_below = 6 * max(blocks, 1) + 4
         raise ValueError(
-            f"depth must be 6N + 4 with N from 1. Received: depth={depth}. Nearest: {nearest_below}, {nearest_below + 6}"
+            f"depth must be 6N + 4 with N >= 1. Received: depth={depth}. Nearest: {nearest_below}, {nearest_below + 6}"
         )
     return blocks
 
 
 def _block(factory, index, x, filters, stride, dropout):
-    """`shortcut + branch(x)`; where the shape changes, branch and projection share the pre-activation."""
+    """Return `shortcut + branch(x)`. If the shape changes, branch and projection share the pre-activation."""
     relu, dropout_layers = keras.layers.ReLU, [keras.layers.Dropout(dropout)] if dropout else []
     branch = [
         factory.convolution(filters, 3, stride, name=f"block_{index + 1}_conv"),
