@@ -1,25 +1,29 @@
-"""Is the committee as sure as it is right, and what makes it so?"""
+"""Calibration: temperatures and member weights fitted on the validation split."""
 
 from typing import Any
 
-import keras
 import numpy as np
+from scipy.special import logsumexp, softmax
 
-from keras_committee import metrics
+from keras_committee import aggregation, metrics
 from keras_committee.errors import DataError
 from keras_committee.evaluation.predictions import SplitPredictions, load_or_compute_predictions, preload
 from keras_committee.files import write_json
-from keras_committee.layers import GeometricMean, WeightedGeometricMean, head_name, subset_head
+from keras_committee.layers import GeometricMean, head_name, subset_head
+from keras_committee.metrics.calibration import ECE_BINS
+from keras_committee.metrics.scores import MIN_PROBABILITY
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
-BINS = 15
+# The NLL has no minimum where a network is always right (temperature 0) or guesses (infinity).
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> dict[str, Any]:
-    """Fit temperatures and weights on the validation split, measure them on the test split, write `calibration.json`.
+    """Fit temperatures and weights on the validation split, evaluate them on the test split, write `calibration.json`.
 
-    Where `keep_best` chose the epoch of each member by the validation split, the temperatures come out a little low.
+    Where `restore_best` chose the epoch of each member on the validation split, the temperatures are slightly
+    too low.
 
     Args:
         run: The run folder.
@@ -33,19 +37,19 @@ def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> di
         - `fitted_on`, `measured_on`: `split` and `examples` of each.
         - `members`: of each `index`, `temperature`, and its scores `before` and `after` on the measured split:
           `accuracy`, `nll`, `ece`, `adaptive_ece`, `brier`.
-        - `committee`: `temperature`, which divides the logarithm of what the committee says; `weights`, of each member
-          for `WeightedGeometricMean`; `weights_gap`, how much lower the NLL on the fitted split can be at most; the
-          scores `before`; and the scores `after` each of `member_temperatures` (each member's own, then the head),
+        - `committee`: `temperature`, which divides the committee's log-probabilities; `weights`, one per member, for
+          `WeightedGeometricMean`; `weights_gap`, an upper bound on how much lower the NLL on the fitted split can be;
+          the scores `before`; and the scores `after` each of `member_temperatures` (each member's own, then the head),
           `temperature` and `weights`.
-        - `reliability_diagrams`: of the committee `before` and after `temperature`, for each bin `confidence` and `accuracy`
-          (null where it is empty) and `count`.
+        - `reliability`: of the committee `before` and `after` applying `temperature`, for each bin `confidence` and
+          `accuracy` (null for an empty bin) and `count`.
 
-        Under a geometric head dividing the logits of every member by the committee's `temperature` is the same.
+        Under a geometric mean, dividing the logits of every member by the committee's `temperature` is equivalent.
 
     Raises:
         DataError: If there is no validation split, or the data cannot be read.
         IncompleteError: If too few members are trained.
-        VerificationError: If a member's votes are no votes.
+        VerificationError: If a member's predictions are not finite.
 
     Source: temperatures after the head: Rahaman & Thiery 2021, arXiv:2007.08792.
     """
@@ -61,7 +65,7 @@ def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> di
         "recipe": run.recipe_file().name,
         "head": head_name(head),
         "classes": len(validation.classes),
-        "bins": BINS,
+        "bins": ECE_BINS,
         "fitted_on": {"split": "validation", "examples": len(validation.labels)},
         "measured_on": {"split": "test", "examples": len(test.labels)},
         "members": [_calibrate_member(position, validation, test) for position in range(len(validation.members))],
@@ -74,19 +78,19 @@ def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> di
 
 
 def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, NLL, ECE, adaptive ECE and Brier score."""
+    """Return accuracy, NLL, ECE, adaptive ECE and Brier score."""
     return {
         **metrics.classification_metrics(probabilities, labels),
-        "adaptive_ece": metrics.adaptive_ece(probabilities, labels, BINS),
+        "adaptive_ece": metrics.adaptive_ece(probabilities, labels, ECE_BINS),
     }
 
 
 def _check_split_not_empty(run: Run, split: str, num_examples: int) -> None:
     if not num_examples:
         raise DataError(
-            f"the data of {run.path} have no {split} split. What is fitted on examples that the members have learnt,"
-            " and what is measured on those that it was fitted on, says nothing.\n"
-            f"  Give the recipe's data a share for it, such as {split}=0.1, and train into another --run folder."
+            f"the data of {run.path} have no {split} split. Calibration needs examples that the members were not "
+            "trained on, and a separate split to measure the result.\n"
+            f"  Give the recipe's data a fraction for it, such as {split}=0.1, and train in another --run folder."
         )
 
 
@@ -96,27 +100,29 @@ def _calibrate_member(position: int, validation: SplitPredictions, test: SplitPr
     return {
         "index": validation.members[position],
         "temperature": temperature,
-        "before": scores(softmax(logits), test.labels),
-        "after": scores(softmax(logits / temperature), test.labels),
+        "before": scores(softmax(logits, axis=-1), test.labels),
+        "after": scores(softmax(logits / temperature, axis=-1), test.labels),
     }
 
 
 def _calibrate_committee(
     head: Any, validation: SplitPredictions, test: SplitPredictions
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parts `committee` and `reliability_diagrams` of the document."""
+    """Return the parts `committee` and `reliability` of the document."""
     labels = test.labels
     members = range(len(validation.members))
     member_temperatures = np.array(
-        [fit_temperature(validation.log_probabilities[:, m], validation.labels) for m in members], np.float32
+        [fit_temperature(validation.log_probabilities[:, m], validation.labels) for m in members]
     )
-    temperature = fit_temperature(_combine_to_log_probabilities(head, validation.log_probabilities), validation.labels)
+    temperature = fit_temperature(_committee_log_probabilities(head, validation), validation.labels)
     weights, weights_gap = fit_weights(validation.log_probabilities, validation.labels)
-    before = _combine(head, test.log_probabilities)
+    before = aggregation.combine(head, test.log_probabilities, dtype=np.float64)
     after = {
-        "member_temperatures": _combine(head, test.log_probabilities / member_temperatures[:, None]),
-        "temperature": softmax(_combine_to_log_probabilities(head, test.log_probabilities) / temperature),
-        "weights": _combine(WeightedGeometricMean(weights), test.log_probabilities),
+        "member_temperatures": aggregation.combine(
+            head, test.log_probabilities / member_temperatures[:, None], dtype=np.float64
+        ),
+        "temperature": softmax(_committee_log_probabilities(head, test) / temperature, axis=-1),
+        "weights": aggregation.combine("weighted_geometric_mean", test.log_probabilities, weights, np.float64),
     }
     committee = {
         "temperature": temperature,
@@ -132,17 +138,14 @@ def _calibrate_committee(
     return committee, reliability
 
 
-def _combine(head: Any, log_probabilities: np.ndarray) -> np.ndarray:
-    return keras.ops.convert_to_numpy(head(np.asarray(log_probabilities)))
-
-
-def _combine_to_log_probabilities(head: Any, log_probabilities: np.ndarray) -> np.ndarray:
-    # A class without a vote, as under MajorityVote, must be given a little, or no temperature brings it back.
-    return np.log(np.maximum(_combine(head, log_probabilities).astype(np.float64), 1e-12))
+def _committee_log_probabilities(head: Any, predictions: SplitPredictions) -> np.ndarray:
+    # Clipped: no temperature changes a probability of 0, as of a class without a vote under MajorityVote.
+    probabilities = aggregation.combine(head, predictions.log_probabilities, dtype=np.float64)
+    return np.log(np.maximum(probabilities, MIN_PROBABILITY))
 
 
 def _reliability_curve(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list]:
-    curve = metrics.reliability_curve(probabilities, labels, BINS)
+    curve = metrics.reliability_curve(probabilities, labels, ECE_BINS)
     means = {
         name: [None if np.isnan(value) else float(value) for value in curve[name]]
         for name in ("confidence", "accuracy")
@@ -150,15 +153,11 @@ def _reliability_curve(probabilities: np.ndarray, labels: np.ndarray) -> dict[st
     return {**means, "count": curve["count"].tolist()}
 
 
-# A network that is right on every held-out example asks for temperature 0, one that guesses for infinity.
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
-
-
 def fit_temperature(log_probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature in [COLDEST, HOTTEST] at which `softmax(log_probabilities / temperature)` has the least NLL.
+    """Return the temperature in [0.05, 20] that minimizes the NLL of `softmax(log_probabilities / temperature)`.
 
-    Below 1 the predictions were too careful, above 1 too sure. The NLL is convex in `1 / temperature`; its slope, the
-    mean of what is expected of the logits less that of the true class, is followed to its root.
+    Below 1 the predictions were underconfident, above 1 overconfident. The NLL is convex in `1 / temperature`, so the
+    minimum is the root of its derivative: the mean expected logit minus the mean logit of the true class.
 
     Args:
         log_probabilities: Floats `(examples, classes)`: logarithms of probabilities, or logits.
@@ -172,7 +171,8 @@ def fit_temperature(log_probabilities: np.ndarray, labels: np.ndarray) -> float:
     mean_true_logit = logits[np.arange(len(labels)), labels].mean()
 
     def nll_derivative(inverse_temperature: float) -> float:
-        return float(np.sum(softmax(logits * inverse_temperature) * logits, axis=1).mean() - mean_true_logit)
+        expected = np.sum(softmax(logits * inverse_temperature, axis=-1) * logits, axis=1)
+        return float(expected.mean() - mean_true_logit)
 
     if nll_derivative(1 / MAX_TEMPERATURE) >= 0:
         return MAX_TEMPERATURE
@@ -182,16 +182,16 @@ def fit_temperature(log_probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_weights(log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[list[float], float]:
-    """The weights of the members, none below 0 and of sum 1, at which `WeightedGeometricMean` has the least NLL.
+    """Return the member weights, at least 0 with sum 1, that minimize the NLL of `WeightedGeometricMean`.
 
-    The NLL is convex in the weights: a logarithm of sums of exponentials of what is linear in them.
+    The NLL is convex in the weights: a log-sum-exp of linear functions.
 
     Args:
         log_probabilities: Floats `(examples, members, classes)`.
         labels: Integers `(examples,)`.
 
     Returns:
-        The weights, and how much lower than theirs the least NLL may be at most: the gap of Frank and Wolfe.
+        The weights, and an upper bound on how much lower the minimum NLL is: the Frank-Wolfe gap.
     """
     from scipy.optimize import minimize
 
@@ -212,17 +212,11 @@ def fit_weights(log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[list
     return weights.tolist(), float(weights @ gradient - gradient.min())
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
-
-
 def _weighted_nll(weights: np.ndarray, log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """The NLL, and its slope by each weight."""
+    """Return the NLL and its derivative with respect to each weight."""
     logits = np.einsum("emc,m->ec", log_probabilities, weights)
     examples = np.arange(len(labels))
-    nll = np.mean(np.logaddexp.reduce(logits, axis=1) - logits[examples, labels])
-    residuals = softmax(logits)
+    nll = np.mean(logsumexp(logits, axis=1) - logits[examples, labels])
+    residuals = softmax(logits, axis=-1)
     residuals[examples, labels] -= 1
     return float(nll), np.einsum("emc,ec->m", log_probabilities, residuals) / len(labels)

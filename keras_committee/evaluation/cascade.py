@@ -1,42 +1,39 @@
-"""What would a cascade answer, and what would it cost? Arithmetic on votes that were cast already.
+"""Cascade simulation on member predictions: outputs, cost and scores of each exit.
 
-After stage s the committee of the first n_s members answers where it is sure enough; only the other examples ask the
-next members. `models.Cascade` is the same as one model.
+After stage s the committee of the first n_s members answers where its confidence is high enough; only the other
+examples go on to the next members. `models.Cascade` is the same rule as one Keras model.
 """
 
 import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_committee import metrics
-from keras_committee.layers import GeometricMean, subset_head
-from keras_committee.layers.confidence import check_confidence, confidence
-from keras_committee.models.cascade import check_stages
-from keras_committee.selection import Stage
+from keras_committee import aggregation, metrics
+from keras_committee.layers.confidence import check_confidence
+from keras_committee.metrics.scores import MIN_PROBABILITY
+from keras_committee.selection import Stage, check_stages
 
 NO_EXIT = 2.0  # a threshold that no confidence reaches
 
-# Confidences of so many committees are kept: 50 MB for 10,000 examples and one measure.
-_CACHE_SIZE = 1280
+_CACHE_SIZE = 1280  # arrays; 50 MB for 10,000 examples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CascadeConfig:
-    """Who is asked, in which order, and until when.
+    """Members, stages and thresholds of a cascade.
 
     Attributes:
-        order: Places of the members among the votes, first asked first.
-        sizes: So many members have been asked when a stage ends; rising, the last all of the order.
-        thresholds: A stage but the last answers where the confidence is at least this, one float for each.
+        order: Indices of the members among the predictions, in the order in which they run.
+        sizes: Number of members at the end of each stage, ascending; the last is the length of `order`.
+        thresholds: One float for each stage but the last. A stage answers where the confidence is at least this.
         confidence: One of `layers.CONFIDENCE_MEASURES`.
 
     Raises:
-        ValueError: If the sizes do not rise to the length of the order, or the thresholds are not one fewer.
+        ValueError: If the sizes do not ascend to the length of the order, or the number of thresholds is wrong.
     """
 
     order: tuple[int, ...]
@@ -49,7 +46,7 @@ class CascadeConfig:
         check_stages(self.sizes, self.thresholds, len(self.order))
 
     def without_unused_stages(self) -> "CascadeConfig":
-        """The same answers without stages that nobody reaches, and without those that answer nobody."""
+        """Return the same cascade without stages that no example reaches and stages that answer no example."""
         end = max_members_used(self.sizes, self.thresholds)
         pairs = zip(self.sizes, self.thresholds, strict=False)
         kept = [(size, threshold) for size, threshold in pairs if size < end and threshold < NO_EXIT]
@@ -61,84 +58,90 @@ class CascadeConfig:
         )
 
     def stages(self) -> tuple[Stage, ...]:
-        """As `selection.json` keeps them."""
+        """Return the stages of a `Selection`."""
         pairs = zip(self.sizes, (*self.thresholds, None), strict=True)
         return tuple(Stage(members=size, threshold=threshold) for size, threshold in pairs)
 
 
 class MemberPredictions:
-    """The votes of members on one split, and what each member costs.
+    """Predictions of members on one split, with the cost of each member.
 
-    What any committee of them says is worked out when it is first asked for.
+    The outputs of a committee are computed on first use and cached.
 
     Args:
         log_probabilities: Floats `(examples, members, classes)`, natural logarithms, temperatures applied.
         labels: Integers `(examples,)`.
         mflops: For each member 2 x multiply-adds / 1e6 for one image.
-        head: Layer from logits `(batch, members, classes)` to probabilities; `GeometricMean()` where None.
+        head: Head as in `aggregation.combine`.
 
     Raises:
-        ValueError: If the shapes do not fit each other.
+        ValueError: If the shapes do not match.
     """
 
-    def __init__(self, log_probabilities: np.ndarray, labels: np.ndarray, mflops: Sequence[float], head=None):
+    def __init__(
+        self,
+        log_probabilities: np.ndarray,
+        labels: np.ndarray,
+        mflops: Sequence[float],
+        head: Any = "geometric_mean",
+    ):
         if np.ndim(log_probabilities) != 3 or 0 in np.shape(log_probabilities):
-            raise ValueError(f"votes must be (examples, members, classes). Received: {np.shape(log_probabilities)}")
+            raise ValueError(
+                "log_probabilities must be (examples, members, classes), none of them 0. "
+                f"Received: shape {np.shape(log_probabilities)}"
+            )
         examples, members, _ = np.shape(log_probabilities)
         if np.shape(labels) != (examples,) or len(mflops) != members:
             raise ValueError(
-                f"{examples} examples and {members} members need as many labels and costs. "
+                f"labels and mflops must hold one value for each of {examples} examples and {members} members. "
                 f"Received: labels of shape {np.shape(labels)}, {len(mflops)} costs"
             )
         self.log_probabilities = log_probabilities
         self.labels = np.asarray(labels)
         self.mflops = tuple(float(cost) for cost in mflops)
-        self.head = GeometricMean() if head is None else head
+        self.head = head
         self._cached_arrays: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
-        self._last_prediction: tuple = (None, None)
+        self._last_probabilities: tuple[list[int], np.ndarray] | None = None
 
     def subset(self, examples: np.ndarray) -> "MemberPredictions":
-        """The same members on some of the examples: indices or a mask."""
+        """Return the predictions of the same members on some examples, given by indices or a mask."""
         return MemberPredictions(self.log_probabilities[examples], self.labels[examples], self.mflops, self.head)
 
     def cost(self, members: Sequence[int]) -> float:
-        """MFLOPs of asking `members` about one image."""
+        """Return the MFLOPs of running `members` on one image."""
         return math.fsum(self.mflops[member] for member in members)
 
     def probabilities(self, members: Sequence[int]) -> np.ndarray:
-        """What the committee of `members` says: float32 `(examples, classes)`."""
-        return self._cached_prediction(members)[0]
+        """Return the probabilities of the committee of `members`: float32 `(examples, classes)`."""
+        # Sorted, so that a committee has the same outputs to the last bit in whatever order its members run.
+        members = sorted(members)
+        if self._last_probabilities is None or self._last_probabilities[0] != members:
+            head, weights = aggregation.resolve_head(self.head)
+            weights = None if weights is None else np.asarray(weights)[members]
+            output = aggregation.combine(head, self.log_probabilities[:, members], weights)
+            self._last_probabilities = members, output
+        return self._last_probabilities[1]
 
     def confidences(self, members: Sequence[int], measure: str) -> np.ndarray:
-        """How sure the committee of `members` is: float32 `(examples,)`."""
+        """Return the confidence of the committee of `members`: float32 `(examples,)`."""
         return self._cache(
-            ("confidence", measure, *sorted(members)), lambda: self._compute_confidences(members, measure)
+            ("confidence", measure, *sorted(members)),
+            lambda: aggregation.confidence(
+                measure, self.probabilities(members), self.log_probabilities[:, sorted(members)]
+            ),
         )
 
     def scores(self, members: Sequence[int], objective: str) -> np.ndarray:
-        """How good each answer of the committee of `members` is: float32 `(examples,)`, more is better.
+        """Return a score per example for the committee of `members`: float32 `(examples,)`, higher is better.
 
-        1 or 0 for `"accuracy"`, the log-likelihood for `"nll"`, less the Brier score for `"brier"`.
+        1 or 0 for `"accuracy"`, the log-likelihood for `"nll"`, the negative Brier score for `"brier"`.
         """
         return self._cache(
             ("score", objective, *sorted(members)),
             lambda: _per_example_scores(self.probabilities(members), self.labels, objective),
         )
 
-    def _cached_prediction(self, members):
-        """Probabilities and votes of a committee. The last one asked for is at hand: its confidences come next."""
-        members = sorted(members)  # a committee answers to the last bit the same, whoever is asked first
-        if self._last_prediction[0] != members:
-            log_probs = np.ascontiguousarray(self.log_probabilities[:, members], dtype=np.float32)
-            probabilities = keras.ops.convert_to_numpy(subset_head(self.head, members)(log_probs))
-            self._last_prediction = members, (probabilities, log_probs)
-        return self._last_prediction[1]
-
-    def _compute_confidences(self, members, measure):
-        probabilities, log_probs = self._cached_prediction(members)
-        return keras.ops.convert_to_numpy(confidence(measure, probabilities, log_probs))
-
-    def _cache(self, key, compute):
+    def _cache(self, key: tuple, compute: Callable[[], np.ndarray]) -> np.ndarray:
         if key in self._cached_arrays:
             self._cached_arrays.move_to_end(key)
             return self._cached_arrays[key]
@@ -150,12 +153,12 @@ class MemberPredictions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExitStats:
-    """What one stage answered.
+    """Share and scores of the examples that one stage answered.
 
     Attributes:
-        members: Members asked by then.
-        rate: Share of all examples answered here.
-        accuracy, nll, ece: Of those answered here; None where there are none.
+        members: Number of members that have run at this exit.
+        rate: Fraction of all examples answered here.
+        accuracy, nll, ece: Scores of the examples answered here; None where there are none.
     """
 
     members: int
@@ -167,15 +170,15 @@ class ExitStats:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulationResult:
-    """What a cascade did on one split.
+    """Outputs, cost and scores of a cascade on one split.
 
     Attributes:
         probabilities: float32 `(examples, classes)`.
         members_used: int32 `(examples,)`.
-        mflops: The average over the examples.
-        worst_mflops: Of an image that goes as far as the thresholds let any go.
-        exits: One for each stage.
-        scores: Accuracy, NLL, ECE and Brier over all examples.
+        mflops: Mean MFLOPs over the examples.
+        worst_mflops: MFLOPs of an image for which every reachable stage runs.
+        exits: One per stage.
+        scores: Accuracy, NLL, ECE and Brier score over all examples.
     """
 
     probabilities: np.ndarray
@@ -186,44 +189,45 @@ class SimulationResult:
     scores: dict[str, float]
 
     def summary(self) -> dict[str, Any]:
-        """The figures without the arrays, for JSON."""
-        exits = [dataclasses.asdict(each) for each in self.exits]
+        """Return the scalar results, for JSON."""
+        exits = [dataclasses.asdict(stage_exit) for stage_exit in self.exits]
         return {**self.scores, "mflops": self.mflops, "worst_mflops": self.worst_mflops, "exits": exits}
 
 
 def simulate_cascade(predictions: MemberPredictions, config: CascadeConfig) -> SimulationResult:
-    """What the cascade answers on these votes, with what effort and how well, exit by exit.
+    """Return the outputs of a cascade on these predictions, with their cost and scores.
 
     Source: Wang et al. 2021, arXiv:2012.01988, section 4.
     """
-    probabilities = predictions.probabilities(config.order)
-    members_used = np.full(len(predictions.labels), config.sizes[-1], np.int32)
-    undecided = np.ones(len(predictions.labels), bool)
-    for size, threshold in zip(config.sizes, config.thresholds, strict=False):
+
+    def outputs_of(size: int, examples: np.ndarray) -> dict[str, np.ndarray]:
         members = config.order[:size]
-        exits_here = undecided & (predictions.confidences(members, config.confidence) >= np.float32(threshold))
-        probabilities = np.where(exits_here[:, None], predictions.probabilities(members), probabilities)
-        members_used[exits_here] = size
-        undecided &= ~exits_here
+        return {
+            "probabilities": predictions.probabilities(members)[examples],
+            "confidence": predictions.confidences(members, config.confidence)[examples],
+            "members_used": np.full(len(examples), size, np.int32),
+        }
+
+    labels = predictions.labels
+    outputs = aggregation.first_confident(len(labels), config.sizes, config.thresholds, outputs_of)
+    probabilities, members_used = outputs["probabilities"], outputs["members_used"]
     costs = {size: predictions.cost(config.order[:size]) for size in config.sizes}
     return SimulationResult(
         probabilities=probabilities,
         members_used=members_used,
         mflops=float(np.mean([costs[used] for used in members_used.tolist()])),
         worst_mflops=costs[max_members_used(config.sizes, config.thresholds)],
-        exits=tuple(
-            _exit_stats(size, members_used == size, probabilities, predictions.labels) for size in config.sizes
-        ),
-        scores=metrics.classification_metrics(probabilities, predictions.labels),
+        exits=tuple(_exit_stats(size, members_used == size, probabilities, labels) for size in config.sizes),
+        scores=metrics.classification_metrics(probabilities, labels),
     )
 
 
 def max_members_used(sizes: Sequence[int], thresholds: Sequence[float]) -> int:
-    """The members that an image may need at most: a stage with a threshold of 0 or less lets none go on."""
+    """Return the most members that an image may need: a stage with a threshold of 0 or less answers every image."""
     return next((size for size, threshold in zip(sizes, thresholds, strict=False) if threshold <= 0), sizes[-1])
 
 
-def _exit_stats(size, mask, probabilities, labels):
+def _exit_stats(size: int, mask: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> ExitStats:
     if not mask.any():
         return ExitStats(members=size, rate=0.0, accuracy=None, nll=None, ece=None)
     scores = metrics.classification_metrics(probabilities[mask], labels[mask])
@@ -231,12 +235,12 @@ def _exit_stats(size, mask, probabilities, labels):
     return ExitStats(members=size, rate=float(mask.mean()), **scores)
 
 
-def _per_example_scores(probabilities, labels, objective):
+def _per_example_scores(probabilities: np.ndarray, labels: np.ndarray, objective: str) -> np.ndarray:
     true_probabilities = probabilities[np.arange(len(labels)), labels]
     if objective == "accuracy":
         return (probabilities.argmax(axis=1) == labels).astype(np.float32)
     if objective == "nll":
-        return np.log(np.maximum(true_probabilities, 1e-12))
+        return np.log(np.maximum(true_probabilities, MIN_PROBABILITY))
     if objective == "brier":
         return 2 * true_probabilities - np.square(probabilities).sum(axis=1) - 1
     raise ValueError(f"objective must be accuracy, nll or brier. Received: {objective!r}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_committee.evaluation.cascade import NO_EXIT, CascadeConfig, MemberPredictions, simulate_cascade
 from keras_committee.layers import CONFIDENCE_MEASURES
-from keras_committee.models.cascade import check_stages
+from keras_committee.selection import check_stages
 
 GRID_CELLS = 2**18  # of the histogram
 _MAX_DESCENT_ROUNDS = 5  # of moving each threshold once

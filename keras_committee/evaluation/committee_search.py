@@ -15,7 +15,6 @@ from keras_committee.choices import OBJECTIVES, SEARCH_METHODS
 from keras_committee.evaluation.committee_scores import SCORE_NAMES, PerExampleScores, bootstrap_differences, scores
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """What is wanted of a committee.

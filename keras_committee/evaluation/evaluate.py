@@ -1,17 +1,15 @@
-"""How good is each member, and each committee of them?"""
+"""Evaluation of members and of committees of every size."""
 
 import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_committee import metrics
-from keras_committee.evaluation.committee_scores import HEADS, SCORE_NAMES, scores, subset_multiplicities
+from keras_committee import aggregation, metrics
+from keras_committee.evaluation.committee_scores import SCORE_NAMES, scores, subset_multiplicities
 from keras_committee.evaluation.latency import measure_latencies
 from keras_committee.evaluation.member_info import load_member_info
 from keras_committee.evaluation.pool import check_no_duplicate_weights
@@ -22,8 +20,7 @@ from keras_committee.models.loading import load_member
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
-# All 4,095 committees of twelve members; beyond that a size has this many of its subsets, drawn without repetition.
-MAX_SUBSETS = 1000
+_MAX_SUBSETS = 1000  # of one size: all committees of twelve members; larger numbers are sampled
 
 
 def evaluate(
@@ -35,18 +32,18 @@ def evaluate(
     allow_duplicate_weights: bool = False,
     measure_latency: bool = False,
 ) -> dict:
-    """Evaluate members and committees of every size on a split, and write `evaluation.json` into the run folder.
+    """Evaluate members and committees of every size on a split, and write `evaluation.json` to the run folder.
 
-    Every committee size is taken over all its subsets of the members (over 1,000 of them drawn at random where there
-    are more). `mflops` is 2 x multiply-adds / 1e6 for one image, summed over the members of a committee.
+    The scores of a committee size are means over all subsets of the members of that size, or over 1,000 random ones
+    where there are more. `mflops` is 2 x multiply-adds / 1e6 for one image, summed over the members of a committee.
 
     Args:
         run: The run folder.
         recipe: Its recipe.
         split: `"train"`, `"validation"` or `"test"`.
-        min_members: As in `load_or_compute_predictions`; `missing` in the result says who is not there.
-        allow_duplicate_weights: Whether members may have identical weights.
-        measure_latency: Whether to measure the latency of each member, too: `"latency"` in milliseconds.
+        min_members: As in `load_or_compute_predictions`. `missing` in the result lists the members without a model.
+        allow_duplicate_weights: Accept members with identical weights.
+        measure_latency: Measure the latency of each member, too: `"latency"` in milliseconds.
 
     Returns:
         The content of `evaluation.json`.
@@ -54,7 +51,7 @@ def evaluate(
     Raises:
         IncompleteError: If too few members are trained.
         DataError: If the data cannot be read.
-        VerificationError: If a member's votes are no votes, or two members have identical weights.
+        VerificationError: If a member's predictions are not finite, or two members have identical weights.
     """
     predictions = load_or_compute_predictions(run, recipe, split, min_members)
     head = recipe.head or GeometricMean()
@@ -62,6 +59,7 @@ def evaluate(
     if measure_latency:
         _add_latencies(run, members)
     probabilities = np.exp(predictions.log_probabilities)
+    committee = aggregation.combine(subset_head(head, predictions.members), predictions.log_probabilities)
     result = {
         "recipe": run.recipe_file().name,
         "split": split,
@@ -75,10 +73,7 @@ def evaluate(
             for size in range(1, len(members) + 1)
         ],
         "diversity": diversity(probabilities, predictions.labels),
-        "uncertainty": mean_uncertainty(
-            probabilities,
-            _committee_probabilities(predictions, predictions.members, head).argmax(axis=1) == predictions.labels,
-        ),
+        "uncertainty": mean_uncertainty(probabilities, committee.argmax(axis=1) == predictions.labels),
     }
     write_json(run.path / "evaluation.json", result)
     run.append_event("evaluated", split=split, examples=len(predictions.labels))
@@ -86,10 +81,10 @@ def evaluate(
 
 
 def score_committees_of_size(size: int, predictions: SplitPredictions, head, mflops: list[float]) -> dict:
-    """Mean, standard deviation and range of each metric over the committees of `size` members.
+    """Return mean, standard deviation and range of each metric over the committees of `size` members.
 
-    The standard deviation is that of the subsets at hand (divisor n), which share members: it tells how much the choice
-    of members matters, and is no standard error.
+    The standard deviation is that of the given subsets (divisor n), which share members: it measures how much the
+    choice of members matters and is not a standard error.
     """
     subsets = member_subsets(predictions.log_probabilities.shape[1], size)
     scores_by_name = _score_subsets(predictions, subsets, head)
@@ -102,39 +97,28 @@ def score_committees_of_size(size: int, predictions: SplitPredictions, head, mfl
 
 
 def member_subsets(num_members: int, size: int) -> list[tuple[int, ...]]:
-    """The subsets of `size` out of `num_members`: all of them, or MOST_SUBSETS drawn with a fixed seed."""
-    if math.comb(num_members, size) <= MAX_SUBSETS:
+    """Return all subsets of `size` out of `num_members`, or 1,000 of them drawn with a fixed seed."""
+    if math.comb(num_members, size) <= _MAX_SUBSETS:
         return list(itertools.combinations(range(num_members), size))
     rng, subsets = random.Random(0), set()
-    while len(subsets) < MAX_SUBSETS:
+    while len(subsets) < _MAX_SUBSETS:
         subsets.add(tuple(sorted(rng.sample(range(num_members), size))))
     return sorted(subsets)
 
 
 def _score_subsets(predictions: SplitPredictions, subsets: list[tuple[int, ...]], head) -> dict[str, list[float]]:
-    """Each score of each subset."""
-    name = head_name(head)
-    if name not in HEADS:  # a head of the recipe's own
-        rows = [_score_subset(predictions, subset, head) for subset in subsets]
-        return {score: [row[score] for row in rows] for score in SCORE_NAMES}
-    weights = head.get_config().get("weights")
-    weights = weights and [weights[member] for member in predictions.members]
-    multiplicities = subset_multiplicities(subsets, predictions.log_probabilities.shape[1], weights)
-    subset_scores = scores(predictions.log_probabilities, predictions.labels, multiplicities, name)
-    return {score: subset_scores[score].tolist() for score in SCORE_NAMES}
-
-
-def _score_subset(predictions: SplitPredictions, subset: tuple[int, ...], head) -> dict[str, float]:
-    return metrics.classification_metrics(
-        _committee_probabilities(predictions, [predictions.members[position] for position in subset], head),
-        predictions.labels,
-    )
-
-
-def _committee_probabilities(predictions: SplitPredictions, members: Sequence[int], head) -> np.ndarray:
-    """The probabilities `(examples, classes)` that the committee of `members` gives."""
-    positions = [predictions.members.index(member) for member in members]
-    return keras.ops.convert_to_numpy(subset_head(head, members)(predictions.log_probabilities[:, positions]))
+    """Return each score of each subset."""
+    log_probs, labels = predictions.log_probabilities, predictions.labels
+    name, weights = aggregation.resolve_head(subset_head(head, predictions.members))
+    if isinstance(name, str):
+        multiplicities = subset_multiplicities(subsets, log_probs.shape[1], weights)
+        subset_scores = scores(log_probs, labels, multiplicities, name)
+        return {score: subset_scores[score].tolist() for score in SCORE_NAMES}
+    rows = [
+        metrics.classification_metrics(aggregation.combine(head, log_probs[:, list(subset)]), labels)
+        for subset in subsets
+    ]
+    return {score: [row[score] for row in rows] for score in SCORE_NAMES}
 
 
 def _summary_statistics(values: list[float]) -> dict:
@@ -151,34 +135,33 @@ def _member_results(run: Run, predictions: SplitPredictions, allow_duplicate_wei
     member_infos = [load_member_info(run, index) for index in predictions.members]
     if not allow_duplicate_weights:
         weight_hashes = {
-            str(index): each.weights for index, each in zip(predictions.members, member_infos, strict=True)
+            str(index): info.weights for index, info in zip(predictions.members, member_infos, strict=True)
         }
         check_no_duplicate_weights(weight_hashes, str(run.path))
     return [
         {
             "index": index,
-            "name": each.name,
-            "parameters": each.parameters,
-            "mflops": each.mflops,
+            "name": info.name,
+            "parameters": info.parameters,
+            "mflops": info.mflops,
             **metrics.classification_metrics(np.exp(predictions.log_probabilities[:, position]), predictions.labels),
         }
-        for position, (index, each) in enumerate(zip(predictions.members, member_infos, strict=True))
+        for position, (index, info) in enumerate(zip(predictions.members, member_infos, strict=True))
     ]
 
 
 def _add_latencies(run: Run, members: list[dict]) -> None:
     models = [load_member(run.member(member["index"]).model) for member in members]
     for member, latencies in zip(members, measure_latencies(models), strict=True):
-        member["latency"] = [dataclasses.asdict(each) for each in latencies]
+        member["latency"] = [dataclasses.asdict(latency) for latency in latencies]
 
 
 def diversity(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """The block `diversity` of `evaluation.json`.
+    """Return the block `diversity` of `evaluation.json`.
 
     Matrices `(members, members)`, whose entries are null where they are not defined: `disagreement`, `double_fault`,
-    `q_statistic`, `error_correlation`. And `ambiguity`: what all members together gain, in Brier score under the
-    arithmetic mean (`brier`) and in NLL under the geometric mean (`nll`): `members`, `committee` and the `ambiguity`
-    between them.
+    `q_statistic`, `error_correlation`. And `ambiguity`, the decomposition of the gain of all members together: in Brier
+    score under the arithmetic mean (`brier`) and in NLL under the geometric mean (`nll`).
 
     Args:
         probabilities: Probabilities `(examples, members, classes)`.
@@ -197,14 +180,14 @@ def diversity(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def mean_uncertainty(probabilities: np.ndarray, correct: np.ndarray) -> dict[str, dict[str, float | None]]:
-    """The block `uncertainty` of `evaluation.json`: means in nats over `all` answers, the `correct` and the `wrong` ones.
+    """Return the block `uncertainty` of `evaluation.json`: means over `all`, the `right` and the `wrong` predictions.
 
-    Each has `total`, `expected` and `mutual`, as `metrics.uncertainty` defines them; null where there is no such
-    answer.
+    Each has `total`, `expected` and `mutual` of `metrics.uncertainty_decomposition`, in nats; null where there is no
+    such prediction.
 
     Args:
         probabilities: Probabilities `(examples, members, classes)`.
-        correct: Booleans `(examples,)`: whether the committee's answer is right.
+        correct: Booleans `(examples,)`: whether the committee's prediction is correct.
     """
     decomposition = metrics.uncertainty_decomposition(probabilities)
     masks = {"all": np.ones_like(correct), "right": correct, "wrong": ~correct}

@@ -1,4 +1,4 @@
-"""What does a trained committee, or a chosen one, say of loose pictures?"""
+"""Prediction on image files with the members of a run or of a selection."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any, Self
 import keras
 import numpy as np
 
-from keras_committee import metrics
+from keras_committee import aggregation
 from keras_committee.data.preprocessing import ImageTransform, transform_for_member
 from keras_committee.errors import RecipeError, VerificationError
 from keras_committee.files import file_hash
-from keras_committee.layers import GeometricMean, WeightedGeometricMean, confidence, subset_head
+from keras_committee.layers import GeometricMean, subset_head
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
@@ -20,24 +20,24 @@ from keras_committee.selection import SelectedMember, Selection, Stage
 
 
 class CommitteePredictor:
-    """Members that are asked about pictures: all of them, or stage by stage until they are sure.
+    """Members that predict images: all of them, or as a cascade, stage by stage until the confidence is high enough.
 
     Args:
-        models: The members, in the order in which they are asked. One may stand here twice: it counts twice.
-        temperatures: One for each; its logits are divided by it.
-        head: Layer from votes to probabilities.
-        stages: Of a cascade, as in `Selection`; None asks all members.
+        models: The members, in the order in which they run. A model that is listed twice counts twice.
+        temperatures: One per member; its logits are divided by it.
+        head: The head, a layer that combines the members' predictions.
+        stages: Stages of a cascade, as in `Selection`; None runs all members.
         confidence_measure: One of `layers.CONFIDENCE_MEASURES`.
         classes: Names of the classes, in label order.
-        recorded_transforms: For each what its run recorded of how its data frame an image, see `Run.trained_framing`; None where
-            nothing is: it sees the whole image.
+        recorded_transforms: For each member the image transform that its run recorded, see `Run.trained_transform`;
+            None where there is none: the member receives the whole image.
 
     Attributes:
         classes: As given.
-        transforms: What the members see of a picture, each framing once.
+        transforms: The image transforms of the members, each once.
 
     Raises:
-        RecipeError: If a member takes images of any size, or no colour images.
+        RecipeError: If the image size of a member is unknown, or it takes no RGB images.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class CommitteePredictor:
     ):
         transforms = _resolve_transforms(models, recorded_transforms or [None] * len(models))
         self.classes, self.transforms = tuple(classes), tuple(dict.fromkeys(transforms))
-        self._head, self._confidence_measure = head, confidence_measure
+        self._head, self._weights = aggregation.resolve_head(head)
+        self._confidence_measure = confidence_measure
         self._stages = stages or [Stage(members=len(models), threshold=None)]
         predictors = {id(model): Predictor(model) for model in models}
         self._members = [
@@ -62,7 +63,7 @@ class CommitteePredictor:
 
     @classmethod
     def from_run(cls, run: Run, recipe: Recipe, min_members: int | None = None) -> Self:
-        """All members of a run under its head.
+        """Load all members of a run, with its head.
 
         Raises:
             IncompleteError: If too few members are trained.
@@ -77,19 +78,20 @@ class CommitteePredictor:
 
     @classmethod
     def from_selection(cls, file: Path) -> Self:
-        """The members, head and stages of a `selection.json`.
+        """Load the members, head and stages of a `selection.json`.
 
         Raises:
-            RunError: If it is none, or a member is not there or cannot be loaded.
-            VerificationError: If a member is another one than was chosen.
+            RunError: If the file is invalid, or a member is missing or cannot be loaded.
+            VerificationError: If the weights of a member have changed since the selection.
         """
         selection = Selection.read(file)
-        runs = [Run.open(file.parent / each.run) for each in selection.members]
-        files = [run.member(each.index).model for run, each in zip(runs, selection.members, strict=True)]
-        models = {path: _load_selected_member(path, each) for path, each in zip(files, selection.members, strict=True)}
+        members = selection.members
+        runs = [Run.open(file.parent / member.run) for member in members]
+        files = [run.member(member.index).model for run, member in zip(runs, members, strict=True)]
+        models = {path: _load_selected_member(path, member) for path, member in zip(files, members, strict=True)}
         return cls(
             [models[path] for path in files],
-            [each.temperature for each in selection.members],
+            [member.temperature for member in members],
             selection.head_layer(),
             selection.stages,
             selection.confidence,
@@ -98,89 +100,68 @@ class CommitteePredictor:
         )
 
     def predict(self, images: np.ndarray | Mapping[ImageTransform, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the committee says of each image, and who was asked.
+        """Return the committee's predictions.
 
         Args:
-            images: uint8 or float32 raw pixels `(images, height, width, 3)`: for each of `framings` those that it
-                shows, or these alone where there is one.
+            images: uint8 or float32 raw pixels `(images, height, width, 3)`: one array for each of `transforms`, or a
+                single array where there is one transform.
 
         Returns:
             `probabilities` float32 `(images, classes)`, and of shape `(images,)`: `confidence` float32 in [0, 1],
-            `agreement` float32, the share of the asked members whose first class is the committee's,
-            `mutual_information` float64 in nats, and `members_used` int64.
+            `agreement` float32, the fraction of the members that ran whose top class is the committee's,
+            `mutual_information` float64 in nats, and `members_used` int32.
 
         Raises:
-            VerificationError: If a member gives anything but finite numbers.
+            VerificationError: If the outputs of a member are not one finite number per class.
         """
         images_by_transform = images if isinstance(images, Mapping) else {self.transforms[0]: images}
-        count = len(images_by_transform[self.transforms[0]])
-        logits = np.zeros((count, len(self._members), len(self.classes)), np.float32)
-        pending, num_run, parts = np.arange(count), 0, []
-        for stage in self._stages:
-            for index in range(num_run, stage.members):
+        num_images = len(images_by_transform[self.transforms[0]])
+        logits = np.zeros((num_images, len(self._members), len(self.classes)), np.float32)
+        sizes = [stage.members for stage in self._stages]
+        previous_size = dict(zip(sizes, (0, *sizes), strict=False))
+
+        def outputs_of(size: int, pending: np.ndarray) -> dict[str, np.ndarray]:
+            for index in range(previous_size[size], size):
                 logits[pending, index] = self._predict_member(index, images_by_transform, pending)
-            num_run = stage.members
-            outputs = self._combine(logits[pending, :num_run])
-            confident = (
-                np.ones(len(pending), bool) if stage.threshold is None else outputs["confidence"] >= stage.threshold
-            )
-            parts.append((pending[confident], {name: values[confident] for name, values in outputs.items()}))
-            pending = pending[~confident]
-            if not len(pending):
-                break
-        order = np.argsort(np.concatenate([indices for indices, _ in parts]))
-        return {name: np.concatenate([answers[name] for _, answers in parts])[order] for name in parts[0][1]}
+            return aggregation.stage_outputs(self._head, logits[pending], size, self._confidence_measure, self._weights)
+
+        thresholds = [stage.threshold for stage in self._stages[:-1]]
+        return aggregation.first_confident(num_images, sizes, thresholds, outputs_of)
 
     def _predict_member(
         self, index: int, images_by_transform: Mapping[ImageTransform, np.ndarray], pending: np.ndarray
     ) -> np.ndarray:
-        """Logits, float32 `(waiting, classes)`, of one member, divided by its temperature."""
+        """Return the logits of one member, float32 `(pending, classes)`, divided by its temperature."""
         predictor, temperature, transform = self._members[index]
         images = images_by_transform[transform][pending]
         logits = predictor(images[start : start + 256] for start in range(0, len(images), 256)) / temperature
         if logits.shape[1] != len(self.classes) or not np.isfinite(logits).all():
             raise VerificationError(
-                f"member {index} of those asked gives {logits.shape[1]} classes, not all of them finite numbers; wanted"
-                f" {len(self.classes)} numbers for each image. It is averaged with no other."
+                f"member {index} must output {len(self.classes)} finite numbers for each image. Received: "
+                f"{logits.shape[1]} numbers, {np.isfinite(logits).mean():.0%} of them finite"
             )
         return logits
-
-    def _combine(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """The answers of the committee of the members asked so far; logits `(images, members, classes)`."""
-        head = subset_head(self._head, range(logits.shape[1]))
-        probabilities = head(logits)
-        member_probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
-        weights = head.get_config()["weights"] if isinstance(head, WeightedGeometricMean) else None
-        measures = {"confidence": self._confidence_measure, "agreement": "agreement"}
-        return {
-            "probabilities": keras.ops.convert_to_numpy(probabilities),
-            **{
-                name: keras.ops.convert_to_numpy(confidence(measure, probabilities, member_probabilities))
-                for name, measure in measures.items()
-            },
-            "mutual_information": metrics.uncertainty_decomposition(member_probabilities, weights)["mutual"],
-            "members_used": np.full(len(logits), logits.shape[1]),
-        }
 
 
 def _resolve_transforms(
     models: Sequence[keras.Model], recorded_transforms: Sequence[dict[str, Any] | None]
 ) -> list[ImageTransform]:
     shapes = [model.inputs[0].shape for model in models]
-    transforms = [transform_for_member(each, shape) for each, shape in zip(recorded_transforms, shapes, strict=True)]
-    resolved = [each for each in transforms if each is not None]
+    pairs = zip(recorded_transforms, shapes, strict=True)
+    transforms = [transform_for_member(recorded, shape) for recorded, shape in pairs]
+    resolved = [transform for transform in transforms if transform is not None]
     if len(resolved) < len(models) or {shape[3] for shape in shapes} != {3}:
         listing = ", ".join(sorted({"x".join(map(str, shape[1:])) for shape in shapes}))
         raise RecipeError(
-            f"pictures are read for members that take a known size and three channels. These take: {listing}"
+            f"members must take images of a known size with three channels to predict image files. Received: {listing}"
         )
     return resolved
 
 
 def _load_selected_member(path: Path, member: SelectedMember) -> keras.Model:
-    if path.is_file() and (digest := file_hash(path)) != member.weights:  # before anything of it is read
+    if path.is_file() and (digest := file_hash(path)) != member.weights:  # checked before the file is loaded
         raise VerificationError(
-            f"{path} is not the member that was chosen (sha256 {digest[:12]}, not {member.weights[:12]}):"
-            " it was trained anew since.\n  Choose again: keras-committee select RUN"
+            f"{path} is not the member that was selected (sha256 {digest[:12]}, not {member.weights[:12]}): it was "
+            "trained again since.\n  Select again: keras-committee select RUN"
         )
     return load_member(path)

@@ -11,11 +11,11 @@ from typing import Any, Self
 
 import keras
 import numpy as np
-from keras import ops
+from scipy.special import softmax
 
+from keras_committee import aggregation
 from keras_committee.data.preprocessing import ImageTransform
-from keras_committee.export.committee_graph import member_weights, resize_pixels
-from keras_committee.layers import confidence, subset_head
+from keras_committee.export.committee_graph import resize_pixels
 from keras_committee.models import log_probabilities
 from keras_committee.selection import Selection
 
@@ -104,30 +104,27 @@ def _split_into_batches(images):
 
 def committee_outputs(predictions: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
     """What a committee of the members in `predictions` says, by the names of the exported outputs."""
-    members = predictions.shape[1]
-    probabilities = subset_head(selection.head_layer(), range(members))(predictions)
-    member_probabilities = np.exp(predictions - np.log(np.exp(predictions).sum(-1, keepdims=True)))
-    weights = member_weights(selection, members)
-    mean_probabilities = np.einsum("emc,m->ec", member_probabilities, weights)
-    return {
-        "probabilities": ops.convert_to_numpy(probabilities),
-        "confidence": ops.convert_to_numpy(confidence(selection.confidence, probabilities, predictions)),
-        "mutual_information": np.maximum(
-            _entropy(mean_probabilities) - _entropy(member_probabilities) @ weights, 0
-        ).astype(np.float32),
-        "members_used": np.full(len(predictions), members, np.int32),
-    }
+    outputs = aggregation.stage_outputs(
+        selection.head, predictions, predictions.shape[1], selection.confidence, selection.weights
+    )
+    return _exported_outputs(outputs)
 
 
 def cascade_outputs(predictions: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
     """What the cascade says; the committee of all where there are no stages."""
-    outputs = committee_outputs(predictions, selection)
-    for stage in reversed((selection.stages or ())[:-1]):
-        stage_outputs = committee_outputs(predictions[:, : stage.members], selection)
-        confident = stage_outputs["confidence"] >= np.float32(stage.threshold)
-        for name, value in outputs.items():
-            outputs[name] = np.where(confident.reshape((-1,) + (1,) * (value.ndim - 1)), stage_outputs[name], value)
-    return outputs
+    if selection.stages is None:
+        return committee_outputs(predictions, selection)
+    sizes = [stage.members for stage in selection.stages]
+    thresholds = [stage.threshold for stage in selection.stages[:-1] if stage.threshold is not None]
+    outputs = aggregation.run_cascade(
+        selection.head, predictions, sizes, thresholds, selection.confidence, selection.weights
+    )
+    return _exported_outputs(outputs)
+
+
+def _exported_outputs(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    names = ("probabilities", "confidence", "mutual_information", "members_used")
+    return {name: np.asarray(outputs[name], np.int32 if name == "members_used" else np.float32) for name in names}
 
 
 def unambiguous_rows(predictions: np.ndarray, selection: Selection) -> np.ndarray:
@@ -151,7 +148,7 @@ def expected_outputs(cases: VerificationCases, selection: Selection, signatures:
     default_outputs = _add_class_and_label(cascade_outputs(predictions, selection), selection)
     bytes_outputs = _add_class_and_label(cascade_outputs(cases.preprocessed_predictions, selection), selection)
     all_member_outputs = _add_class_and_label(committee_outputs(predictions, selection), selection)
-    member_probabilities = np.exp(predictions - np.log(np.exp(predictions).sum(-1, keepdims=True)))
+    member_probabilities = softmax(predictions, axis=-1)
     num_classes = len(selection.classes)
     invalid_outputs = {"probabilities": np.float32(1 / num_classes), "class_id": -1, "label": b"", "valid": False}
     valid_outputs = {**bytes_outputs, "valid": np.ones(len(predictions), bool)}
@@ -183,10 +180,6 @@ def _append_row(value, fill_value):
 def _margin(values):
     sorted_values = np.sort(values, axis=-1)
     return sorted_values[..., -1] - sorted_values[..., -2]
-
-
-def _entropy(probabilities):
-    return -(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum(-1)
 
 
 BATCH_SIZES = (1, 8, 32)

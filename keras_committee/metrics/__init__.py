@@ -1,7 +1,7 @@
-"""How good, how sure and how different are predictions? Arrays in, numbers out.
+"""Metrics of accuracy, calibration, uncertainty and diversity, on NumPy arrays.
 
-Probabilities are `(examples, classes)`, votes `(examples, members, classes)`, both floats whose last axis sums to one;
-labels are the integers `(examples,)` of the true classes. Logarithms are natural.
+Probabilities are floats `(examples, classes)` and member probabilities `(examples, members, classes)`, whose last axis
+sums to 1. Labels are integers `(examples,)`, the true classes. Logarithms are natural.
 """
 
 from keras_committee.metrics.calibration import adaptive_ece, ece, reliability_curve
@@ -23,6 +23,7 @@ __all__ = [
     "ambiguity",
     "auroc",
     "brier",
+    "classification_metrics",
     "confusion_matrix",
     "disagreement",
     "double_fault",
@@ -34,6 +35,5 @@ __all__ = [
     "nll",
     "q_statistic",
     "reliability_curve",
-    "classification_metrics",
     "uncertainty_decomposition",
 ]

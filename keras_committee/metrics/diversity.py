@@ -1,4 +1,4 @@
-"""How often do members differ or err together, and how much does it make their committee better than they are?"""
+"""Diversity of members: disagreement, joint errors, and the gain of the committee that they explain."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from keras_committee.metrics.scores import MIN_PROBABILITY
 
 
 def disagreement(member_probabilities: np.ndarray) -> np.ndarray:
-    """Matrix `(members, members)`: the share of examples on which the top classes of two members differ."""
+    """Matrix `(members, members)`: the fraction of examples on which the top classes of two members differ."""
     top = validate_member_probabilities(member_probabilities).argmax(axis=2)
     return (top[:, :, None] != top[:, None, :]).mean(axis=0)
 
 
 def double_fault(member_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Matrix `(members, members)`: the share of examples that both members get wrong; the diagonal is each one's error.
+    """Matrix `(members, members)`: the fraction of examples that both members get wrong; the diagonal holds the errors.
 
     Source: Giacinto & Roli 2001, Image and Vision Computing 19(9-10).
     """
@@ -22,10 +22,10 @@ def double_fault(member_probabilities: np.ndarray, labels: np.ndarray) -> np.nda
 
 
 def q_statistic(member_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Matrix `(members, members)` of Yule's Q of two members being right, in [-1, 1]; 0 where they are independent.
+    """Matrix `(members, members)` of Yule's Q of two members being correct, in [-1, 1]; 0 if independent.
 
-    `Q = (ad - bc) / (ad + bc)` with the numbers of examples that both get right `a`, only the first `b`, only the
-    second `c`, and neither `d`. NaN where the denominator is 0, as for members that are always right.
+    `Q = (ad - bc) / (ad + bc)` with the numbers of examples that both classify correctly `a`, only the first `b`,
+    only the second `c`, and neither `d`. NaN where the denominator is 0, as for members that are always correct.
 
     Source: Kuncheva & Whitaker 2003, Machine Learning 51, section 2.1.
     """
@@ -36,8 +36,9 @@ def q_statistic(member_probabilities: np.ndarray, labels: np.ndarray) -> np.ndar
 
 
 def error_correlation(member_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Matrix `(members, members)` of Pearson's correlation of two members being wrong; NaN where one of them never or
-    always is.
+    """Matrix `(members, members)` of Pearson's correlation of two members' errors.
+
+    NaN where a member is always wrong or never wrong.
 
     Source: Kuncheva & Whitaker 2003, Machine Learning 51, section 2.1.
     """
@@ -49,10 +50,10 @@ def error_correlation(member_probabilities: np.ndarray, labels: np.ndarray) -> n
 
 
 def ambiguity(member_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """What a committee under the arithmetic mean gains in Brier score: `committee = members - ambiguity`, exactly.
+    """Ambiguity decomposition of the Brier score under the arithmetic mean: `committee = members - ambiguity`, exactly.
 
     `members` is the mean Brier score of the members, `committee` that of the mean of their probabilities, `ambiguity`
-    the squared distance of the members from this mean, averaged over members and examples: none gains who agree.
+    the squared distance of the members from this mean, averaged over members and examples. It is 0 if all agree.
 
     Source: Krogh & Vedelsby 1994, Advances in NIPS 7, for one output; here summed over the classes.
     """
@@ -68,19 +69,19 @@ def ambiguity(member_probabilities: np.ndarray, labels: np.ndarray) -> dict[str,
 
 
 def log_ambiguity(member_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """What a committee under the geometric mean gains in NLL: `committee = members - ambiguity`, exactly.
+    """Ambiguity decomposition of the NLL under the geometric mean: `committee = members - ambiguity`, exactly.
 
-    `members` is the mean NLL of the members, `committee` that of the geometric mean of their probabilities, scaled to
-    sum 1. `ambiguity` is the mean over the examples of `-log Z`, where `Z <= 1` is the sum over the classes before it
-    is scaled: the mean Kullback-Leibler divergence of the committee from its members. Probabilities are clipped to at
-    least 1e-12 first.
+    `members` is the mean NLL of the members, `committee` that of the normalized geometric mean of their probabilities.
+    `ambiguity` is the mean over the examples of `-log Z`, where `Z <= 1` is the sum over the classes before
+    normalization: the mean Kullback-Leibler divergence of the committee from its members. Probabilities are clipped to
+    at least 1e-12 first.
 
     Source: Heskes 1998, Advances in NIPS 10 (logarithmic opinion pools).
     """
     member_probabilities, labels = _validated(member_probabilities, labels)
     log_probs = np.log(np.maximum(member_probabilities, MIN_PROBABILITY))
     mean = log_probs.mean(axis=1)
-    log_normalizer = np.logaddexp.reduce(mean, axis=1)
+    log_normalizer = np.logaddexp.reduce(mean, axis=1)  # not SciPy's logsumexp: `metrics` loads without SciPy
     examples = np.arange(len(labels))
     members, committee = -log_probs[examples, :, labels].mean(), np.mean(log_normalizer - mean[examples, labels])
     return {"members": float(members), "committee": float(committee), "ambiguity": float(-log_normalizer.mean())}
@@ -93,7 +94,7 @@ def _validated(member_probabilities: np.ndarray, labels: np.ndarray) -> tuple[np
 
 
 def _member_errors(member_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """float64 `(examples, members)`: 1 where a member's top class is not the true one."""
+    """Return float64 `(examples, members)`: 1 where a member's top class is not the true one."""
     member_probabilities, labels = _validated(member_probabilities, labels)
     return (member_probabilities.argmax(axis=2) != labels[:, None]).astype(np.float64)
 

@@ -1,17 +1,15 @@
-"""How often are predictions right, and how probable do they hold what is true?"""
+"""Accuracy, negative log-likelihood, Brier score and confusion matrix."""
 
 import numpy as np
 
 from keras_committee.metrics.calibration import ece
 from keras_committee.metrics.checks import validate_predictions
 
-MIN_PROBABILITY = (
-    1e-12  # probabilities are clipped here before the logarithm: one certain mistake costs 27.6, not infinity
-)
+MIN_PROBABILITY = 1e-12  # clipped here before the logarithm: a certain mistake costs 27.6, not infinity
 
 
 def classification_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, NLL, ECE and Brier score under their short names."""
+    """Return `accuracy`, `nll`, `ece` and `brier`."""
     return {
         "accuracy": accuracy(probabilities, labels),
         "nll": nll(probabilities, labels),
@@ -21,13 +19,13 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dic
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Share of examples whose most probable class is the true one; of equal classes the first counts."""
+    """Fraction of examples whose most probable class, the first of equal ones, is the true one."""
     probabilities, labels = validate_predictions(probabilities, labels)
     return float(np.mean(probabilities.argmax(axis=1) == labels))
 
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative natural logarithm of the true class's probability, which is clipped to at least 1e-12."""
+    """Mean negative natural logarithm of the true class's probability, clipped to at least 1e-12."""
     probabilities, labels = validate_predictions(probabilities, labels)
     return float(-np.mean(np.log(np.maximum(_true_class_probabilities(probabilities, labels), MIN_PROBABILITY))))
 
@@ -43,7 +41,7 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Integers `(classes, classes)`: how many examples of each true class, a row, are given each class, a column."""
+    """Integers `(classes, classes)`: number of examples of each true class (row) with each predicted class (column)."""
     probabilities, labels = validate_predictions(probabilities, labels)
     classes = probabilities.shape[1]
     pairs = labels * classes + probabilities.argmax(axis=1)

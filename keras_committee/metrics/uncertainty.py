@@ -1,4 +1,4 @@
-"""How much of a committee's doubt does each member share, and how much is that they differ?"""
+"""Entropy, and the decomposition of predictive uncertainty."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from keras_committee.metrics.checks import validate_member_probabilities
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
-    """The entropy over the last axis, in nats; 0 log 0 is 0. Of any shape `(..., classes)`."""
+    """Entropy over the last axis of probabilities `(..., classes)`, in nats; 0 log 0 is 0."""
     probabilities = np.asarray(probabilities, np.float64)
     log_probs = np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)
     return -np.sum(probabilities * log_probs, axis=-1)
@@ -17,14 +17,18 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
 def uncertainty_decomposition(
     member_probabilities: np.ndarray, weights: Sequence[float] | None = None
 ) -> dict[str, np.ndarray]:
-    """The uncertainty of each example, arrays `(examples,)` in nats: `total = expected + mutual`.
+    """Decompose the uncertainty of each example, arrays `(examples,)` in nats: `total = expected + mutual`.
 
     - `total`: the entropy of the members' mean probabilities.
-    - `expected`: the mean entropy of the members; what they would share is noise of the data.
-    - `mutual`: the mutual information of class and member, 0 where all say the same; what more data would settle.
+    - `expected`: the mean entropy of the members, the noise of the data (aleatoric uncertainty).
+    - `mutual`: the mutual information of class and member, which more data would reduce (epistemic uncertainty); 0
+      where all members agree.
 
-    The mean is the arithmetic one whatever the committee's head: the committee is a sample of networks. Members count
-    alike, or by `weights`, one for each and not all 0.
+    The mean is arithmetic whatever the committee's head: the committee is a sample of networks.
+
+    Args:
+        member_probabilities: Floats `(examples, members, classes)`.
+        weights: One number per member, not all 0; None weights all members equally.
 
     Source: Depeweg et al. 2018, arXiv:1710.07283; mutual information: Houlsby et al. 2011,
     arXiv:1112.5745.

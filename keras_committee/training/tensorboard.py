@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from keras_committee import metrics
+from keras_committee import aggregation, metrics
 from keras_committee.data import Splits
 from keras_committee.errors import ResourceError
 from keras_committee.figures.curves import reliability_data, reliability_diagrams
@@ -183,7 +183,7 @@ class CommitteeTensorBoard:
         predictions = np.stack(
             [np.load(paths[index], allow_pickle=False).astype(np.float32) for index in members], axis=1
         )
-        probabilities = keras.ops.convert_to_numpy(subset_head(self._head, members)(predictions))
+        probabilities = aggregation.combine(subset_head(self._head, members), predictions)
         writer = self._writers.setdefault(len(members), SummaryWriter(self._log_dir(len(members))))
         scores = metrics.classification_metrics(probabilities, self._labels)
         writer.write(epoch, {f"validation_{name}": value for name, value in scores.items()})

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_committee import flops, metrics
+from keras_committee import aggregation, flops, metrics
 from keras_committee.errors import RunError
 from keras_committee.evaluation.cascade import CascadeConfig, MemberPredictions, simulate_cascade
 from keras_committee.evaluation.evaluate import evaluate, score_committees_of_size
@@ -204,7 +203,7 @@ def _anytime_accuracy(
         files = [run.member(index).epoch_predictions(row["epoch"]) for index in members]
         if all(file.exists() for file in files):
             predictions = np.stack([np.load(file, allow_pickle=False).astype(np.float32) for file in files], axis=1)
-            predicted = keras.ops.convert_to_numpy(subset_head(head, members)(predictions)).argmax(axis=1)
+            predicted = aggregation.combine(subset_head(head, members), predictions).argmax(axis=1)
             accuracies[row["epoch"]] = float((predicted == labels).mean()) if len(predicted) == len(labels) else None
     accuracies = {epoch: accuracy for epoch, accuracy in accuracies.items() if accuracy is not None}
     return (list(accuracies), list(accuracies.values())) if accuracies else None
@@ -379,7 +378,7 @@ def load_report_data(runs: Sequence[RunData], split: str, selections: Sequence[P
         members=tuple(members),
         series=tuple(series for series, _ in pairs),
         series_predictions=tuple(output for _, output in pairs),
-        committee_predictions=_combine(
+        committee_predictions=aggregation.combine(
             subset_head(runs[0].head, first_predictions.members) if len(runs) == 1 else GeometricMean(), predictions
         ),
         selected=tuple(_score_selection(path, selections, runs, predictions) for path in selections),
@@ -430,7 +429,7 @@ def _build_series(
     """A series; with a `run` it is that whole run, under its own head."""
     subset = predictions[:, list(indices)]
     head = subset_head(run.head, run.predictions.members) if run else GeometricMean()
-    committee_predictions = _combine(head, subset)
+    committee_predictions = aggregation.combine(head, subset)
     gains = (committee_predictions.argmax(axis=1) == labels) - (subset.argmax(axis=2) == labels[:, None]).mean(axis=1)
     committees = (
         run.evaluation["committees"]
@@ -460,10 +459,6 @@ def _score_committee_sizes(predictions: np.ndarray, labels: np.ndarray, members:
         score_committees_of_size(size, member_predictions, GeometricMean(), costs)
         for size in range(1, len(members) + 1)
     ]
-
-
-def _combine(head: Any, predictions: np.ndarray) -> np.ndarray:
-    return keras.ops.convert_to_numpy(head(np.ascontiguousarray(predictions, np.float32)))
 
 
 def _score_selection(
