@@ -155,7 +155,7 @@ class Checkpoints:
         return target_dir
 
     def _rename_into_place(self, temp_dir: Path, target_dir: Path) -> None:
-        """Rename `temp_dir` to `target_dir`, which exists already if training was interrupted at the end of an epoch."""
+        """Rename `temp_dir` to `target_dir`, which exists if training was interrupted at the end of an epoch."""
         replaced_dir = self._folder / f".old-{target_dir.name}"
         if target_dir.exists():
             shutil.rmtree(replaced_dir, ignore_errors=True)

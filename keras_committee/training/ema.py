@@ -1,4 +1,4 @@
-"""What are the weights on average over the last steps?"""
+"""Exponential moving averages of the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,15 +8,15 @@ import tensorflow as tf
 
 
 class WeightEMA:
-    """Exponential moving averages of a model's weights and of its batch statistics.
+    """Exponential moving averages of a model's trainable weights and of its batch statistics.
 
     After step n, counted from 1, `average = d * average + (1 - d) * weight` with `d = min(decay, (1 + n) / (10 + n))`,
-    which lets the averages forget the initial weights soon.
+    so that the initial weights soon have no influence.
 
     Args:
         model: Any Keras model.
         decay: Float in (0, 1), such as 0.9999.
-        strategy: The strategy that the model was built under.
+        strategy: Strategy under which the model was built.
 
     Source: `tf.train.ExponentialMovingAverage` with `num_updates`, as EfficientNet uses it (Tan & Le 2019,
     arXiv:1905.11946).
@@ -26,7 +26,7 @@ class WeightEMA:
         self._decay, self._strategy = decay, strategy
         self._weights = [*model.trainable_variables, *_batch_norm_statistics(model)]
         with strategy.scope():
-            self.variables = [  # of arrays: Keras would wrap a variable of TensorFlow and not copy it
+            self.variables = [  # from arrays: Keras would wrap a variable of TensorFlow and not copy it
                 keras.Variable(
                     keras.ops.convert_to_numpy(weight), dtype=weight.dtype, trainable=False, name=f"average_{index}"
                 )
@@ -34,7 +34,7 @@ class WeightEMA:
             ]
 
     def update(self, iterations) -> None:
-        """One update after step number `iterations`; called outside of the replicas, with all of them equal."""
+        """Update the averages after step number `iterations`. Call it outside a replica context."""
         step = tf.cast(iterations, tf.float32)
         decay = tf.minimum(self._decay, (1.0 + step) / (10.0 + step))
         for average, weight in zip(self.variables, self._weights, strict=True):
@@ -43,7 +43,7 @@ class WeightEMA:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Inside the block the model has the averages for weights; afterwards it has its own again, bit for bit."""
+        """Give the model the averages as weights inside the block; its own are restored bit for bit."""
         replica_variables = [part for weight in self._weights for part in _replica_variables(weight)]
         saved_values = [part.numpy() for part in replica_variables]
         self.copy_to_weights()
@@ -54,20 +54,20 @@ class WeightEMA:
                 part.assign(value)
 
     def copy_to_weights(self) -> None:
-        """Give the model the averages for good."""
+        """Replace the model's weights by the averages."""
         for weight, average in zip(self._weights, self.variables, strict=True):
             weight.assign(keras.ops.convert_to_numpy(average))
 
 
 def _update(average, weight, decay):
-    average.assign_sub((average - weight) * (1.0 - decay))  # exactly nothing where a weight stands still
+    average.assign_sub((average - weight) * (1.0 - decay))  # exactly no change for a constant weight
 
 
 def _replica_variables(weight):
-    """The variable of each replica: batch statistics that are not synchronised differ between them."""
+    """Return the variable of each replica: batch statistics that are not synchronized differ between them."""
     return getattr(weight.value, "values", (weight.value,))
 
 
-def _batch_norm_statistics(model):
+def _batch_norm_statistics(model: keras.Model) -> list:
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     return [weight for layer in layers for weight in layer.non_trainable_variables]

@@ -1,9 +1,9 @@
-"""Which process may write into the folder of a member, where several machines share it?
+"""Leases of member folders on storage that several machines share.
 
-A node that has lost its network is dead for the driver, who starts the member elsewhere; but its process may live on
-and reach the shared folder. So each attempt has a claim: a file in the member's folder with a token, written anew for
-the next attempt. A process whose token is no longer the one in the file stops before it saves. In the same file
-the driver asks an attempt to save and end, as signals do not cross machines.
+If a node loses its network, the driver considers it dead and restarts its member elsewhere; but its process may still
+run and reach the shared folder. So each attempt has a lease: a file in the member's folder with a token, which the next
+attempt replaces. A process whose token is no longer the one in the file stops before it saves. Through the same file
+the driver requests an attempt to save and end, as signals do not cross machines.
 """
 
 import dataclasses
@@ -32,35 +32,36 @@ class Lease:
 
     @classmethod
     def acquire(cls, member_dir: MemberDir) -> Self:
-        """A new claim; every earlier one is lost. Raises ResourceError."""
+        """Return a new lease; every earlier one is lost. Raises ResourceError."""
         lease = cls(member_dir, uuid.uuid4().hex)
         lease._write(stop=False)
         return lease
 
     def revoke(self) -> None:
-        """Asks the holder to save and end. Raises ResourceError."""
+        """Request the holder to save and end. Raises ResourceError."""
         self._write(stop=True)
 
     @property
     def is_held(self) -> bool:
-        """Whether no later attempt has been made."""
+        """Whether no later attempt was made."""
         return self._read().get("token") == self.token
 
     @property
     def is_active(self) -> bool:
-        """Whether the holder is to go on."""
+        """Whether the lease is held and not revoked."""
         return self._read() == {"token": self.token, "stop": False}
 
     def require_held(self) -> None:
-        """Raises RunError where the claim is lost."""
+        """Raise RunError if the lease is lost."""
         if not self.is_held:
             raise RunError(
-                f"member {self.member_dir.index} of {self.member_dir.run} was given to another process, or its claim.json "
-                "is lost.\n  This process saves nothing more; the same command goes on from the last checkpoint."
+                f"member {self.member_dir.index} of {self.member_dir.run} was given to another process, or its "
+                f"{_lease_path(self.member_dir).name} is lost.\n"
+                "  This process saves nothing more. To resume from the last checkpoint, run the same command again."
             )
 
     def require_shared_folder(self) -> None:
-        """Raises RunError where this machine does not see the claim that the driver has just made."""
+        """Raise RunError if this machine does not see the lease that the driver has just acquired."""
         if not self.is_held:
             raise RunError(
                 f"{self.member_dir.run} on {socket.gethostname()} is not the run folder that the driver writes.\n"
@@ -78,15 +79,15 @@ class Lease:
 
 
 def release(member_dir: MemberDir) -> None:
-    """Nobody has a claim from now on."""
+    """End every lease of a member."""
     _lease_path(member_dir).unlink(missing_ok=True)
 
 
 class LeaseShutdown(GracefulShutdown):
-    """Asks to stop once the claim is recalled or lost, and forbids to save without it. Takes over no signal.
+    """Stops training once its lease is revoked or lost, and forbids saving without it. It handles no signals.
 
     Args:
-        lease: The claim that this process was started with.
+        lease: The lease that this process was started with.
     """
 
     def __init__(self, lease: Lease):

@@ -1,4 +1,4 @@
-"""What happens when the user or the machine asks training to stop?"""
+"""Graceful shutdown on Ctrl-C and SIGTERM."""
 
 import os
 import select
@@ -13,20 +13,21 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class TrainingStopped(BaseException):
-    """Training was asked to stop, and is at a place where it can.
+    """Training was interrupted at a place where it can be saved.
 
-    Like KeyboardInterrupt no Exception: it may be raised inside a recipe or inside Keras, which tell of an Exception
-    as of a mistake.
+    Like KeyboardInterrupt it is no `Exception`: it may be raised inside a recipe or inside Keras, which would report an
+    `Exception` as an error of the recipe.
     """
 
 
 class GracefulShutdown:
-    """Ctrl-C and SIGTERM, held back until the work is at a safe place.
+    """Handles Ctrl-C and SIGTERM, deferred until the work can be saved.
 
-    As a context manager it takes over both signals. Inside `deferred()` a signal only sets `requested`, and the work
-    looks at it; elsewhere it raises `TrainingStopped` at once. Once `TrainingStopped` was raised, later signals do not disturb what is
-    being saved. A second Ctrl-C ends the process at once, from a thread, as Python itself hears no signal during a long
-    step. Outside the main thread, which alone may do so, no signal is taken over.
+    As a context manager it replaces the handlers of both signals. Inside `mask_signals()` a signal only sets
+    `requested`, which the work checks; elsewhere it raises `TrainingStopped` at once. After `TrainingStopped` was
+    raised, later signals do not interrupt the saving. A second Ctrl-C ends the process at once, from a thread: Python
+    runs no signal handler during a long step. Outside the main thread, where Python allows no handlers, none is
+    replaced.
     """
 
     def __init__(self):
@@ -48,12 +49,12 @@ class GracefulShutdown:
             for number, handler in self._previous_handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(self._previous_wakeup_fd)
-            os.close(self._pipe[1])  # the thread reads the end of it, and closes the other side
+            os.close(self._pipe[1])  # the thread reads its end and closes the other side
             self._previous_handlers = {}
 
     @contextmanager
     def mask_signals(self, enabled: bool = True) -> Iterator[None]:
-        """Inside the block a signal is only remembered, if there is anything to lose: `enabled`."""
+        """Defer signals inside the block. `enabled=False` defers none: there is nothing to lose."""
         self._mask_depth += enabled
         try:
             yield
@@ -61,22 +62,27 @@ class GracefulShutdown:
             self._mask_depth -= enabled
 
     def check(self) -> None:
-        """Raises `TrainingStopped` where a signal has come."""
+        """Raise `TrainingStopped` if a signal was received."""
         if self.requested:
             self._stop_raised = True
             raise TrainingStopped
 
     def check_each(self, items: Iterable) -> Iterator:
-        """The items, until a signal comes: then `TrainingStopped` is raised."""
+        """Yield the items, and raise `TrainingStopped` before the next one once a signal was received."""
         for item in items:
             self.check()
             yield item
 
     def check_before_saving(self) -> None:
-        """Raises RunError where this process may no longer write into the member's folder: `claim.py`."""
+        """Raise RunError if this process may no longer write into the member's folder. See `LeaseShutdown`."""
 
     def as_error(self, progress: str, hint: str) -> Interrupted:
-        """The error that tells the user: `progress` was saved and `hint` to go on."""
+        """Return the error for the user.
+
+        Args:
+            progress: What was saved.
+            hint: How to resume.
+        """
         number = self.requested or signal.SIGINT
         name = "Ctrl-C" if number == signal.SIGINT else number.name
         return Interrupted(f"{name}: {progress}.\n  {hint}", EXIT_CODES[number])
@@ -92,7 +98,7 @@ def _exit_on_second_sigint(pipe: int) -> None:
     while num_sigints < 2 and (received := os.read(pipe, 16)):
         num_sigints += received.count(signal.SIGINT)
     if num_sigints >= 2:
-        with suppress(OSError):  # nobody may be listening any more, or have paused
+        with suppress(OSError):  # stderr may be closed, or its reader suspended
             if select.select([], [2], [], 0.5)[1]:
                 os.write(2, b"\nstopped at once; the last checkpoint is safe\n")
         os._exit(EXIT_CODES[signal.SIGINT])

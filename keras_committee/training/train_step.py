@@ -52,7 +52,7 @@ class BlockStats:
         return tf.stack([tf.reduce_mean(tf.abs(tf.cast(gradient, "float32"))) for gradient in kernel_gradients])
 
     def run_counts(self) -> np.ndarray:
-        """Return in how many steps each block ran so far, float64 `(blocks,)`; empty for a network of constant depth."""
+        """Return in how many steps each block ran so far, float64 `(blocks,)`; empty without stochastic depth."""
         return np.array([float(keras.ops.convert_to_numpy(block.run_count)) for block in self._stochastic_depth_blocks])
 
 

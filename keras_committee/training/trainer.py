@@ -247,7 +247,7 @@ class _Trainer:
         self._num_rollbacks += 1
         self._state.restore(checkpoint)
         self._state.rollbacks += self._num_rollbacks
-        text = f"member {self._index} diverged at {where}; back to step {checkpoint.step}, continuing with other batches"
+        text = f"member {self._index} diverged at {where}; back to step {checkpoint.step}, other batches follow"
         self._reporter.event(self._index, "rolled_back", text, step=checkpoint.step)
 
     def save_if_stepped(self) -> None:
@@ -256,7 +256,7 @@ class _Trainer:
             self._save("stop")
 
     def finish(self) -> None:
-        """Save the final model: the weights of the best epoch with `restore_best`, else the averages if there are any."""
+        """Save the final model: the weights of the best epoch with `restore_best`, else the averages if any."""
         state = self._state
         self._epoch_steps.unfreeze()
         if not self._host_group.is_chief:
@@ -417,8 +417,9 @@ def copy_weights(initial_weights: str | Callable[[int], str] | None, model: kera
     sources, targets = _layers_with_weights(source_model), _layers_with_weights(model)
     if len(sources) != len(targets):
         raise RecipeError(
-            f"Recipe(initial_weights=...): {path} has {len(sources)} layers with weights; member {index} ({model.name}) "
-            f"has {len(targets)}. Use the weights of a network of the same family and depth."
+            f"Recipe(initial_weights=...): {path} has {len(sources)} layers with weights; "
+            f"member {index} ({model.name}) has {len(targets)}. "
+            "Use the weights of a network of the same family and depth."
         )
     pairs = [
         (source, target)
