@@ -1,4 +1,7 @@
-"""What may be imported from keras_committee? Nothing here loads Keras or TensorFlow before a name is asked for."""
+"""Committees of small image classifiers, trained, evaluated and exported with Keras.
+
+The public names are imported on first use: `import keras_committee` alone loads neither Keras nor TensorFlow.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""How is a file written, so that it is there whole or not at all, and who may write it?"""
+"""Atomic file writes, file hashes and lock files."""
 
 import contextlib
 import fcntl
@@ -14,14 +14,25 @@ from typing import Any
 
 from keras_committee.errors import InUseError, ResourceError
 
+_LOCK_POLL_SECONDS = 0.02
+
 
 def write_json(path: Path, document: Any) -> None:
-    """Writes `document` as JSON; a reader sees the old file or the new one, never a part. NaN is a ValueError."""
+    """Write `document` as JSON, atomically and durably.
+
+    Raises:
+        ValueError: If `document` contains a NaN or an infinity.
+        ResourceError: If the file cannot be written. An old file stays unchanged.
+    """
     write_file(path, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` atomically and durably, making its folder where needed. Raises ResourceError."""
+    """Write `content` to `path` atomically and durably; missing parent folders are created.
+
+    Raises:
+        ResourceError: If the file cannot be written. An old file stays unchanged.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,13 +48,13 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync_dir(path: Path) -> None:
-    """Makes the names in folder `path` survive a power loss: what was renamed in it just now."""
+    """Flush a folder to disk, so that files renamed in it survive a power loss."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -53,29 +64,30 @@ def fsync_dir(path: Path) -> None:
 
 @contextlib.contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
+    """Raise each `OSError` of the block as a `ResourceError` about writing `path`."""
     try:
         yield
     except OSError as error:
         location = f": {error.filename}" if error.filename and str(error.filename) != str(path) else ""
         raise ResourceError(
             f"cannot write {path}: {error.strerror or error}{location}.\n"
-            "  Make room, mend the permissions, or name another folder."
+            "  Free disk space, fix the permissions, or choose another folder."
         ) from error
 
 
 @contextlib.contextmanager
 def file_lock(path: Path, description: str, *, shared: bool = False, timeout: float = 0.0) -> Iterator[None]:
-    """Holds the lock file `path`. The kernel frees it when the process ends, in whatever way it ends.
+    """Hold the lock file `path`. The kernel releases it when the process ends, even if it is killed.
 
     Args:
-        path: The lock file; it is made, and says who holds it.
-        description: What messages call the thing that is locked.
-        shared: Whether others may hold it as well, if they share it too.
-        timeout: Seconds to wait for another process to let go of it.
+        path: The lock file. It is created if missing; its content identifies the holder.
+        description: Name of the locked thing in error messages.
+        shared: Whether other processes may hold a shared lock at the same time.
+        timeout: Seconds to wait for the lock.
 
     Raises:
-        InUseError: If another process holds it.
-        ResourceError: If it cannot be written, or its file system has no locks.
+        InUseError: If another process still holds the lock after `timeout`.
+        ResourceError: If the file cannot be written, or its file system does not support locks.
     """
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,17 +97,20 @@ def file_lock(path: Path, description: str, *, shared: bool = False, timeout: fl
             _acquire_lock(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + timeout)
         except BlockingIOError as error:
             raise InUseError(
-                f"{description} is in use by {_lock_holder(file.read())}. Nothing was touched. Wait for it to end, or end it."
+                f"{description} is in use by {_lock_holder(file.read())}. No file was changed. "
+                "Wait for that process to end, or stop it."
             ) from error
         except OSError as error:
-            raise ResourceError(f"the file system of {path} has no locks: {error.strerror}.") from error
+            raise ResourceError(
+                f"the file system of {path} does not support locks: {error.strerror}. Choose a folder on another one."
+            ) from error
         with translate_os_errors(path):
             os.pwrite(file.fileno(), _holder_record(shared), 0)
         yield
 
 
 def utc_timestamp() -> str:
-    """The time in UTC, ISO 8601, to the millisecond."""
+    """Return the current time in UTC, as ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
@@ -106,19 +121,19 @@ def _acquire_lock(fd: int, operation: int, deadline: float) -> None:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(0.02)
+            time.sleep(_LOCK_POLL_SECONDS)
 
 
 def _holder_record(shared: bool) -> bytes:
-    """The name of this process, always as long: one write puts it whole over that of another who shares the lock."""
+    """Return the identity of this process, padded to 256 bytes: one write replaces that of another shared holder."""
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": utc_timestamp(), "shared": shared}
     return json.dumps(holder).ljust(255).encode() + b"\n"
 
 
-def _lock_holder(text: bytes) -> str:
+def _lock_holder(record: bytes) -> str:
     try:
-        holder = json.loads(text)
-    except ValueError:  # it has the lock, and is just writing its name
+        holder = json.loads(record)
+    except ValueError:  # the holder has the lock, but has not written its record yet
         return "another process"
-    others = ", or by others that share it" if holder["shared"] else ""
+    others = ", or by other processes that share it" if holder["shared"] else ""
     return f"pid {holder['pid']} on host {holder['host']} since {holder['since']}{others}"

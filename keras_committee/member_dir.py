@@ -1,4 +1,4 @@
-"""What lies in the folder of one member of a run, and who owns it?"""
+"""The folder of one member of a run."""
 
 import contextlib
 import dataclasses
@@ -10,26 +10,39 @@ from keras_committee.files import file_lock
 
 @dataclasses.dataclass(frozen=True)
 class MemberDir:
-    """The files of one member of a run."""
+    """Paths and lock of one member.
+
+    Args:
+        run: The run folder.
+        index: Index of the member, from 0.
+    """
 
     run: Path
     index: int
 
     @property
     def path(self) -> Path:
+        """The member's folder."""
         return self.run / "members" / f"{self.index:02d}"
 
     @property
     def model(self) -> Path:
-        """The trained model. Moved here whole as the very last act of training, so it marks a finished member."""
+        """The trained model. It is renamed to this path as the last step of training and marks a finished member."""
         return self.path / "model.keras"
 
     @property
+    def finished(self) -> bool:
+        """Whether the member is fully trained."""
+        return self.model.exists()
+
+    @property
     def history(self) -> Path:
+        """The scores of each epoch, one JSON object per line."""
         return self.path / "history.jsonl"
 
     @property
     def tensorboard(self) -> Path:
+        """The folder of the TensorBoard event files."""
         return self.path / "tensorboard"
 
     @property
@@ -37,21 +50,17 @@ class MemberDir:
         """The folder of the checkpoints of an unfinished member."""
         return self.path / "state"
 
+    def epoch_predictions(self, epoch: int) -> Path:
+        """Return the file of the validation log-probabilities `(examples, classes)` after `epoch`."""
+        return self.path / "validation" / f"{epoch:04d}.npy"
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Owns the member, whoever shares the run folder.
+        """Hold the exclusive lock of the member, whether or not the run folder is shared.
 
         Raises:
-            InUseError: If another process owns it.
-            ResourceError: If it cannot be written, or its file system has no locks.
+            InUseError: If another process holds it.
+            ResourceError: If the lock file cannot be written, or its file system does not support locks.
         """
         with file_lock(self.path / "lock", f"member {self.index} of {self.run}"):
             yield
-
-    def epoch_predictions(self, epoch: int) -> Path:
-        """The file of the log probabilities on the validation split after `epoch`, for the committee so far."""
-        return self.path / "validation" / f"{epoch:04d}.npy"
-
-    @property
-    def finished(self) -> bool:
-        return self.model.exists()

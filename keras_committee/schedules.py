@@ -1,7 +1,7 @@
-"""How does the learning rate change over the training steps?
+"""Learning rate schedules.
 
-Each function returns a Keras schedule: a function of the step, counted from 0, and of nothing else, so that a resumed
-optimizer goes on at the rate it had.
+Each function returns a Keras schedule. The rate depends only on the step, counted from 0, so a resumed optimizer
+continues with the same rate.
 """
 
 import itertools
@@ -11,18 +11,26 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import CosineDecay, ExponentialDecay, LearningRateSchedule, PiecewiseConstantDecay
 
-__all__ = ["WarmUp", "cosine", "lr_efficientnet", "step_decay", "lr_stochastic_depth", "lr_wide_resnet"]
+__all__ = [
+    "SequentialSchedule",
+    "WarmUp",
+    "cosine",
+    "lr_efficientnet",
+    "lr_stochastic_depth",
+    "lr_wide_resnet",
+    "step_decay",
+]
 
 
 def step_decay(steps: int, rate: float, drops: Sequence[float], factor: float) -> PiecewiseConstantDecay:
-    """`rate`, multiplied by `factor` after each of the `drops`.
+    """Multiply `rate` by `factor` after each of the `drops`.
 
     Args:
-        steps: Steps of the whole training, 1 or more.
-        rate: Learning rate of the first step.
-        drops: Parts of the training, ascending within (0, 1), one or more. The step nearest to each is the last one
-            at the rate before it.
-        factor: What each drop leaves of the rate, in (0, 1).
+        steps: Integer >= 1. Total number of training steps.
+        rate: Float > 0. Learning rate of the first step.
+        drops: One or more fractions of the training, ascending within (0, 1). The step nearest to each fraction is the
+            last one before the drop.
+        factor: Float in (0, 1).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -31,7 +39,11 @@ def step_decay(steps: int, rate: float, drops: Sequence[float], factor: float) -
 
 
 def lr_wide_resnet(steps: int, rate: float = 0.1) -> PiecewiseConstantDecay:
-    """A fifth after 30 %, 60 % and 80 % of the training: epochs 60, 120 and 160 of the paper's 200.
+    """Divide the rate by 5 after 30 %, 60 % and 80 % of the training: epochs 60, 120 and 160 of the paper's 200.
+
+    Args:
+        steps: Integer >= 1. Total number of training steps.
+        rate: Float > 0. Learning rate of the first step.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -44,24 +56,24 @@ def lr_wide_resnet(steps: int, rate: float = 0.1) -> PiecewiseConstantDecay:
 def lr_stochastic_depth(
     steps: int, rate: float = 0.1, drops: Sequence[float] = (0.5, 0.75), warmup_steps: int = 0
 ) -> PiecewiseConstantDecay:
-    """A tenth after half and three quarters of the training: epochs 250 and 375 of the paper's 500 on CIFAR.
+    """Divide the rate by 10 after 50 % and 75 % of the training: epochs 250 and 375 of the paper's 500 on CIFAR.
 
     Args:
-        steps: Steps of the whole training, 1 or more.
-        rate: Learning rate of the first step after the warm-up.
-        drops: Parts of the training after which the rate falls to a tenth; (0.6, 0.7) for the paper's SVHN.
-        warmup_steps: Steps at a tenth of `rate` before that, which count as steps of the training; 10 of 300 epochs for the
-            paper's 1202 layers.
+        steps: Integer >= 1. Total number of training steps.
+        rate: Float > 0. Learning rate of the first step after the warm-up.
+        drops: Fractions of the training after which the rate is divided by 10; (0.6, 0.7) for the paper's SVHN.
+        warmup_steps: Number of first steps at `rate / 10`, included in `steps`; 10 of 300 epochs for the paper's 1202
+            layers.
 
     Raises:
-        ValueError: If an argument is out of range, or the warm-up reaches beyond the first drop.
+        ValueError: If an argument is out of range, or the warm-up ends after the first drop.
 
     Source: Huang et al. 2016, arXiv:1603.09382, section 4.
     """
     boundaries, rates = _boundaries(steps, drops), _decayed_rates(rate, drops, factor=0.1)
     if not 0 <= warmup_steps <= boundaries[0]:
         raise ValueError(
-            f"warm_up must be 0 or more and end by the first drop, step {boundaries[0]}. "
+            f"warmup_steps must be 0 or more and at most the step of the first drop, {boundaries[0]}. "
             f"Received: {warmup_steps=}, {steps=}, {drops=}"
         )
     if warmup_steps:
@@ -70,12 +82,12 @@ def lr_stochastic_depth(
 
 
 def cosine(steps: int, rate: float, warmup_steps: int = 0) -> CosineDecay:
-    """Half a cosine from `rate` to 0, after `warmup_steps` steps in which the rate rises in equal steps from 0.
+    """Decay from `rate` to 0 along half a cosine, after a linear warm-up from 0.
 
     Args:
-        steps: Steps of the whole training, 1 or more.
-        rate: The highest learning rate.
-        warmup_steps: How many of the steps the rate rises.
+        steps: Integer >= 1. Total number of training steps.
+        rate: Float > 0. Highest learning rate.
+        warmup_steps: Number of warm-up steps, included in `steps`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -84,7 +96,7 @@ def cosine(steps: int, rate: float, warmup_steps: int = 0) -> CosineDecay:
     """
     _check_positive(steps=steps, rate=rate)
     if not 0 <= warmup_steps < steps:
-        raise ValueError(f"warm_up must be at least 0 and less than steps. Received: {warmup_steps=}, {steps=}")
+        raise ValueError(f"warmup_steps must be 0 or more and less than steps. Received: {warmup_steps=}, {steps=}")
     if not warmup_steps:
         return CosineDecay(rate, steps)
     return CosineDecay(0.0, steps - warmup_steps, warmup_target=rate, warmup_steps=warmup_steps)
@@ -99,19 +111,19 @@ def lr_efficientnet(
     decay_epochs: float = 2.4,
     factor: float = 0.97,
 ) -> LearningRateSchedule:
-    """EfficientNet's schedule for RMSProp: 5 epochs of warm-up, and times 0.97 every 2.4 epochs.
+    """Warm up for 5 epochs and multiply the rate by 0.97 every 2.4 epochs: EfficientNet's schedule for RMSProp.
 
-    The drops count from the first step on, as in the authors' code: the rate rises to the full one in 5 epochs and goes
-    on at 0.97^2 of it.
+    The drops are counted from step 0, as in the authors' code: the rate rises to its full value in 5 epochs and then
+    continues at 0.97^2 of it.
 
     Args:
-        steps_per_epoch: Batches of one epoch, 1 or more.
-        batch_size: Examples of one step over all devices; the full rate is `rate * batch_size / 256`, the paper's
-            0.256 at 4,096.
-        rate: Learning rate for 256 images a step.
-        warmup_epochs: Epochs in which the rate rises in equal steps from 0; 0 for none.
+        steps_per_epoch: Integer >= 1. Batches per epoch.
+        batch_size: Examples per step over all devices. The full rate is `rate * batch_size / 256`, the paper's 0.256 at
+            4,096.
+        rate: Float > 0. Learning rate for 256 examples per step.
+        warmup_epochs: Epochs of linear warm-up from 0; 0 for none.
         decay_epochs: Epochs between two drops.
-        factor: What each drop leaves of the rate, in (0, 1).
+        factor: Float in (0, 1). The rate is multiplied by it at each drop.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -129,16 +141,19 @@ def lr_efficientnet(
 
 @keras.saving.register_keras_serializable(package="keras_committee")
 class WarmUp(LearningRateSchedule):
-    """Rises in equal steps from 0 to the first rate of another schedule, then follows that one.
+    """Linear warm-up from 0 to the first rate of another schedule, which then takes over.
 
     Args:
-        steps: Steps of the warm-up, 1 or more; step `s` has the rate `after(0) * s / steps`.
-        after: `LearningRateSchedule` of the steps that follow.
-        delay: Whether `after` begins when the warm-up ends, so that step `s` has the rate `after(s - steps)`. If False
-            it has counted from step 0, and step `s` has the rate `after(s)`.
+        steps: Integer >= 1. Number of warm-up steps; step `s` has the rate `after(0) * s / steps`.
+        after: `LearningRateSchedule` of the steps after the warm-up.
+        delay: Whether `after` starts at the end of the warm-up, so that step `s` has the rate `after(s - steps)`. If
+            False, step `s` has the rate `after(s)`.
+
+    Call arguments:
+        step: Integer, counted from 0.
 
     Raises:
-        ValueError: If `steps` is below 1 or `after` is no schedule.
+        ValueError: If `steps` is below 1 or `after` is not a schedule.
 
     Source: Goyal et al. 2017, arXiv:1706.02677, section 2.2 (there with `delay=False`).
     """
@@ -156,7 +171,7 @@ class WarmUp(LearningRateSchedule):
         step = ops.convert_to_tensor(step)
         warmup_rate = ops.convert_to_tensor(self.after(0))
         warmup_rate = warmup_rate * (ops.cast(step, warmup_rate.dtype) / self.steps)
-        # Both are computed, and the unused one must be a number too.
+        # `ops.where` computes both branches, so the unused one must be finite, too.
         following = self.after(ops.maximum(step - self.steps, 0) if self.delay else step)
         return ops.where(step < self.steps, warmup_rate, following)
 
@@ -171,15 +186,18 @@ class WarmUp(LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="keras_committee")
 class SequentialSchedule(LearningRateSchedule):
-    """One rate until a step, then a schedule that counts from there: frozen layers first, then all of them.
+    """A constant rate, then another schedule: for example frozen layers first, then all layers.
 
     Args:
-        rate: Learning rate of the steps before `steps`, above 0.
-        steps: How many these are, 1 or more.
-        after: `LearningRateSchedule` of the steps that follow; step `s` has the rate `after(s - steps)`.
+        rate: Float > 0. Learning rate of the first `steps` steps.
+        steps: Integer >= 1. Number of steps at `rate`.
+        after: `LearningRateSchedule` of the later steps; step `s` has the rate `after(s - steps)`.
+
+    Call arguments:
+        step: Integer, counted from 0.
 
     Raises:
-        ValueError: If `steps` is below 1, `rate` not above 0, or `after` no schedule.
+        ValueError: If `steps` is below 1, `rate` is not above 0, or `after` is not a schedule.
     """
 
     def __init__(self, rate: float, steps: int, after: LearningRateSchedule):
@@ -202,23 +220,18 @@ class SequentialSchedule(LearningRateSchedule):
         return cls(**{**config, "after": keras.saving.deserialize_keras_object(config["after"])})
 
 
-def _check_schedule(after):
-    if not isinstance(after, LearningRateSchedule):
-        raise ValueError(f"after must be a Keras LearningRateSchedule. Received: after={after}")
-
-
 def _boundaries(steps, drops):
     _check_positive(steps=steps)
     edges = [0.0, *drops, 1.0]
     if not drops or any(low >= high for low, high in itertools.pairwise(edges)):
-        raise ValueError(f"drops must be parts of the training, ascending within (0, 1). Received: {drops=}")
+        raise ValueError(f"drops must be one or more fractions, ascending within (0, 1). Received: {drops=}")
     return [round(steps * drop) for drop in drops]
 
 
 def _decayed_rates(rate, drops, factor):
     _check_positive(rate=rate)
     _check_factor(factor)
-    return [rate * factor**number for number in range(len(drops) + 1)]
+    return [rate * factor**num_drops for num_drops in range(len(drops) + 1)]
 
 
 def _check_positive(**values):
@@ -229,4 +242,9 @@ def _check_positive(**values):
 
 def _check_factor(factor):
     if not 0 < factor < 1:
-        raise ValueError(f"factor must lie within (0, 1). Received: {factor=}")
+        raise ValueError(f"factor must be above 0 and below 1. Received: {factor=}")
+
+
+def _check_schedule(after):
+    if not isinstance(after, LearningRateSchedule):
+        raise ValueError(f"after must be a Keras LearningRateSchedule. Received: after={after}")

@@ -1,17 +1,18 @@
-"""Which members, in which order and combined how, are to be shipped? The content of `selection.json`."""
+"""The content of `selection.json`: the members of a committee or cascade, and how they are combined."""
 
 import dataclasses
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from keras_committee.errors import RunError
 from keras_committee.files import write_json
 
-FORMAT = 1
-_MAX_SHOWN_CHARS = 60  # characters of a value that is refused
+_FORMAT = 1
+_MAX_SHOWN_CHARS = 60  # of an invalid value in an error message
 _WEIGHTED_HEAD = "weighted_geometric_mean"
 
 
@@ -20,13 +21,13 @@ class SelectedMember:
     """One member of the selection.
 
     Attributes:
-        run: The run folder, as a path from the folder of `selection.json` or absolute.
-        index: The member's index there.
+        run: The run folder, absolute or relative to the folder of `selection.json`.
+        index: Index of the member in its run.
         weights: SHA-256 of its `model.keras`, in hexadecimal digits.
-        name: What reports call it.
-        parameters: Trainable weights.
+        name: Its name in reports.
+        parameters: Number of trainable weights.
         mflops: 2 x multiply-adds / 1e6 for one image.
-        temperature: Its logits are divided by this before anything else.
+        temperature: Divisor of its logits, applied first.
     """
 
     run: str
@@ -43,9 +44,9 @@ class Stage:
     """One stage of a cascade.
 
     Attributes:
-        members: The first so many members have been asked when it ends.
-        threshold: The committee of these answers where its confidence is at least this; None at the last stage, which
-            always answers.
+        members: Number of members that have run at the end of the stage.
+        threshold: The cascade stops here if the confidence of these members is at least this; None for the last stage,
+            which always stops.
     """
 
     members: int
@@ -54,16 +55,19 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """A committee, or a cascade where there are `stages`.
+    """A committee, or a cascade if it has `stages`.
 
     Attributes:
-        members: In the order in which a cascade asks them. One may stand here twice: it counts twice.
-        head: Name of the head, as `layers.get_head` takes it.
-        weights: One for each member where the head is "weighted_geometric_mean", else None.
-        stages: Of a cascade, by rising `members`, the last one all of them; None where all members always vote.
-        confidence: One of `layers.CONFIDENCE_MEASURES`.
+        members: The members, in the order in which a cascade runs them. A repeated member counts repeatedly.
+        head: Name of the head, the layer that combines the members' predictions; see `layers.get_head`.
         classes: Names of the classes, in label order.
-        report: How it was chosen and what it measured: objective, budget, validation, test, front.
+        weights: One per member for the head "weighted_geometric_mean", else None.
+        stages: Stages of a cascade, with increasing `members`; None if all members always run.
+        confidence: One of `layers.CONFIDENCE_MEASURES`.
+        report: Objective, budget, validation and test scores, and Pareto front of the selection.
+
+    Raises:
+        ValueError: If `members` is empty, or weights or stages do not match the members.
     """
 
     members: tuple[SelectedMember, ...]
@@ -76,20 +80,22 @@ class Selection:
 
     def __post_init__(self):
         if not self.members:
-            raise ValueError("a selection has at least one member. Received: none")
+            raise ValueError("members must hold at least one member. Received: none")
         if (self.head == _WEIGHTED_HEAD) != (self.weights is not None):
-            raise ValueError(f"{_WEIGHTED_HEAD} has weights, and no other head. Received: {self.head}, {self.weights}")
-        if self.weights is not None and len(self.weights) != len(self.members):
-            raise ValueError(f"{len(self.members)} members have as many weights. Received: {len(self.weights)}")
-        if self.stages is None:
-            return
-        counts = [stage.members for stage in self.stages]
-        if counts != sorted(set(counts)) or counts[:1] < [1] or counts[-1:] != [len(self.members)]:
             raise ValueError(
-                f"stages must ask ever more members and at last all {len(self.members)}. Received: {counts}"
+                f"weights must be given for the head {_WEIGHTED_HEAD}, and for no other. "
+                f"Received: head={self.head}, weights={self.weights}"
             )
-        if any((stage.threshold is None) != (stage is self.stages[-1]) for stage in self.stages):
-            raise ValueError("every stage but the last has a threshold, and the last has none")
+        if self.weights is not None and len(self.weights) != len(self.members):
+            raise ValueError(f"weights must be one per member ({len(self.members)}). Received: {len(self.weights)}")
+        if self.stages is not None:
+            self._check_stages(self.stages)
+
+    def _check_stages(self, stages: tuple[Stage, ...]) -> None:
+        thresholds = [stage.threshold for stage in stages]
+        check_stages([stage.members for stage in stages], thresholds[:-1], len(self.members))
+        if thresholds[-1] is not None:
+            raise ValueError(f"the last stage must have no threshold. Received: {thresholds[-1]}")
 
     @property
     def kind(self) -> str:
@@ -97,36 +103,52 @@ class Selection:
         return "committee" if self.stages is None else "cascade"
 
     def head_layer(self) -> Any:
-        """The layer that combines the votes of all members. Raises ValueError where there is no such head."""
+        """Return a new head for all members.
+
+        Raises:
+            ValueError: If no head has this name, or it does not accept the weights.
+        """
         from keras_committee.layers import get_head
 
         return get_head(self.head, **({} if self.weights is None else {"weights": self.weights}))
 
     def write(self, path: str | Path) -> None:
-        """Writes `selection.json`, whole or not at all. Raises ResourceError."""
-        write_json(Path(path), {"format": FORMAT, "kind": self.kind, **dataclasses.asdict(self)})
+        """Write the selection to `path` atomically.
+
+        Raises:
+            ResourceError: If the file cannot be written.
+        """
+        write_json(Path(path), {"format": _FORMAT, "kind": self.kind, **dataclasses.asdict(self)})
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The selection in file `path`. Raises RunError where it is none."""
+        """Read a selection from the file `path`.
+
+        Raises:
+            RunError: If the file is missing or is not a valid selection.
+        """
         try:
             selection = cls._from_document(json.loads(Path(path).read_bytes()))
             selection._check_known_names()
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise RunError(f"{path} is no selection: {reason}.\n  `keras-committee select RUN` makes one.") from error
+            raise RunError(
+                f"{path} is not a valid selection file: {reason}.\n  Create one with `keras-committee select RUN`."
+            ) from error
         return selection
 
     @classmethod
     def _from_document(cls, document: Any) -> Self:
-        if isinstance(document, dict) and document.get("format") != FORMAT:
-            raise ValueError(f"its format is {document.get('format')!r}; this version reads {FORMAT}")
-        fields: dict[str, Any] = _validated("", document, _SELECTION_SCHEMA)
+        if isinstance(document, dict) and document.get("format") != _FORMAT:
+            raise ValueError(f"its format must be {_FORMAT}. Received: {document.get('format')!r}")
+        fields = _validated("", document, _SELECTION_SCHEMA)
         members = [_validated(f"members[{i}]", item, _MEMBER_SCHEMA) for i, item in enumerate(fields["members"])]
-        stages = [_validated(f"stages[{i}]", each, _STAGE_SCHEMA) for i, each in enumerate(fields["stages"] or ())]
         fields["members"] = tuple(SelectedMember(**member) for member in members)
-        fields["stages"] = None if fields["stages"] is None else tuple(Stage(**stage) for stage in stages)
-        fields["weights"] = None if fields["weights"] is None else tuple(fields["weights"])
+        if fields["stages"] is not None:
+            stages = [_validated(f"stages[{i}]", item, _STAGE_SCHEMA) for i, item in enumerate(fields["stages"])]
+            fields["stages"] = tuple(Stage(**stage) for stage in stages)
+        if fields["weights"] is not None:
+            fields["weights"] = tuple(fields["weights"])
         fields["classes"] = tuple(fields["classes"])
         return cls(**fields)
 
@@ -135,6 +157,27 @@ class Selection:
 
         self.head_layer()
         check_confidence(self.confidence)
+
+
+def check_stages(stages: Sequence[int], thresholds: Sequence[float | None], members: int) -> None:
+    """Check the stages of a cascade.
+
+    Args:
+        stages: Number of members that have run at the end of each stage; increasing, the last one is `members`.
+        thresholds: Confidence at which the cascade stops, for each stage except the last.
+        members: Number of members of the cascade.
+
+    Raises:
+        ValueError: If `stages` does not increase from 1 or more to `members`, or `thresholds` is not one number for
+            each stage except the last.
+    """
+    if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1 or stages[-1] != members:
+        raise ValueError(f"stages must increase from 1 or more to all {members} members. Received: {list(stages)}")
+    if len(thresholds) != len(stages) - 1 or any(value is None or math.isnan(value) for value in thresholds):
+        raise ValueError(
+            f"thresholds must hold one number for each of the {len(stages)} stages except the last. "
+            f"Received: {list(thresholds)}"
+        )
 
 
 def _is_string(value: Any) -> bool:
@@ -157,12 +200,14 @@ def _is_null_or(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or is_valid(value)
 
 
-# What each key holds, and how that is said.
-_STRING, _NUMBER, _COUNT = (_is_string, "a text"), (_is_number, "a finite number"), (_is_count, "a whole number from 0")
+# For each key, a check of its value and the description of valid values.
+_STRING = (_is_string, "a string")
+_NUMBER = (_is_number, "a finite number")
+_COUNT = (_is_count, "an integer of 0 or more")
 _SELECTION_SCHEMA = {
     "members": (_is_list_of(lambda _: True), "a list"),
     "head": _STRING,
-    "classes": (_is_list_of(_is_string), "a list of texts"),
+    "classes": (_is_list_of(_is_string), "a list of strings"),
     "weights": (_is_null_or(_is_list_of(_is_number)), "null or a list of finite numbers"),
     "stages": (_is_null_or(_is_list_of(lambda _: True)), "null or a list"),
     "confidence": _STRING,
@@ -178,16 +223,24 @@ _STAGE_SCHEMA = {"members": _COUNT, "threshold": (_is_null_or(_is_number), "null
 
 
 def _validated(location: str, document: Any, schema: dict[str, tuple[Callable[[Any], bool], str]]) -> dict[str, Any]:
-    """The values of `schema` in what was read at `location`. Raises ValueError where one is missing or of another kind."""
+    """Return the values of the keys of `schema` in `document`.
+
+    Args:
+        location: Where `document` stands in the file; empty for the whole file.
+        document: A parsed JSON value.
+        schema: For each key, a check of its value and the description of valid values.
+
+    Raises:
+        ValueError: If `document` is not an object, or a value is missing or invalid.
+    """
     if not isinstance(document, dict):
-        raise ValueError(f"{location or 'it'} must be an object. Received: {_truncated(document)}")
+        raise ValueError(f"{location or 'its content'} must be an object. Received: {_truncated(document)}")
     for key, (is_valid, expected) in schema.items():
         if key not in document:
             raise ValueError(f"{location or 'it'} has no {key!r}")
         if not is_valid(document[key]):
-            raise ValueError(
-                f"{location}{'.' * bool(location)}{key} must be {expected}. Received: {_truncated(document[key])}"
-            )
+            name = f"{location}.{key}" if location else key
+            raise ValueError(f"{name} must be {expected}. Received: {_truncated(document[key])}")
     return {key: document[key] for key in schema}
 
 

@@ -1,4 +1,4 @@
-"""How do knobs, pictures and a network become what TensorBoard reads? Whoever has an event file writes it there."""
+"""Content of TensorBoard summaries: hyperparameters, images and the graph of a network."""
 
 import json
 from collections.abc import Mapping
@@ -10,10 +10,11 @@ from tensorboard.plugins.hparams import summary_v2 as hparams
 
 
 def hparams_summary(parameters: Mapping[str, Any], trial: str) -> Summary:
-    """The knobs of a run, for the table of HParams: a row for each `trial`, beside the scalars of the same folder.
+    """Return the recipe parameters of a run as a row of TensorBoard's HParams table.
 
-    Which knobs and scalars there are TensorBoard gathers from all runs it is shown. It takes numbers, words and
-    switches; every other value becomes JSON.
+    Args:
+        parameters: The recipe parameters. Values other than numbers, strings and booleans are stored as JSON.
+        trial: Name of the row, which also shows the scalars of the same folder.
     """
     hparam_values = {
         name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
@@ -23,20 +24,23 @@ def hparams_summary(parameters: Mapping[str, Any], trial: str) -> Summary:
 
 
 def image_summary(tag: str, png: bytes) -> Summary:
-    """A picture, the content of a PNG file."""
-    width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))  # where PNG keeps them
+    """Return an image summary from the content of a PNG file."""
+    width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))  # in the IHDR chunk
     image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
     return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
 def network_graph(config: str) -> bytes:
-    """A network, layer by layer, as a serialized `GraphDef`; `config` is what `to_json` of a Keras model returns.
+    """Return the layers of a network as a serialized `GraphDef`.
 
-    TensorBoard takes Keras' own form, too, but opens its page with an error unless there is a graph of operations.
+    TensorBoard also reads the JSON of a Keras model, but reports an error when there is no graph of operations.
+
+    Args:
+        config: The result of `to_json` of a Keras model.
     """
     model = json.loads(config)
     graph, prefix = keras_model_to_graph_def(model), f"{model['config']['name']}/"
-    for node in graph.node:  # or all would be hidden in one box
+    for node in graph.node:  # with the prefix, TensorBoard would collapse all layers into one box
         inputs = [name.removeprefix(prefix) for name in node.input]
         node.name, node.input[:] = node.name.removeprefix(prefix), inputs
     return graph.SerializeToString()

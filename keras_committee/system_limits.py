@@ -1,4 +1,4 @@
-"""How much of this machine may the process use: cores, memory, within the limits of its container?"""
+"""CPU cores and memory available to this process, within the limits of its container."""
 
 import math
 import os
@@ -6,29 +6,33 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-CGROUP_ROOT = Path("/sys/fs/cgroup")
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+_CGROUP_FILE = Path("/proc/self/cgroup")
 
 
 def usable_cores() -> list[int]:
-    """The cores that the process may run on."""
+    """Return the ids of the cores that this process may run on."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def usable_core_count() -> int:
-    """How many cores the process can keep busy: a container may have fewer than it sees."""
+    """Return how many cores this process can keep busy: the quota of a container may be below the cores it sees."""
     return max(1, math.ceil(min(len(usable_cores()), cpu_quota())))
 
 
-def cpu_quota(root: Path = CGROUP_ROOT, cgroup_file: Path = Path("/proc/self/cgroup")) -> float:
-    """Cores that the control groups of the process allow, infinite without a limit.
+def cpu_quota(root: Path = _CGROUP_ROOT, cgroup_file: Path = _CGROUP_FILE) -> float:
+    """Return the number of cores that the control groups of this process allow; infinity without a limit.
 
     Source: kernel.org, Documentation/admin-guide/cgroup-v2.rst, cpu.max; version 1 has two files for it.
     """
     return min((_group_cpu_quota(folder) for folder in _cgroup_dirs(root, cgroup_file, "cpu")), default=math.inf)
 
 
-def free_memory(root: Path = CGROUP_ROOT, cgroup_file: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that processes can still take, within the limit of a container; without limit where nothing says so."""
+def free_memory(root: Path = _CGROUP_ROOT, cgroup_file: Path = _CGROUP_FILE) -> int:
+    """Return the bytes that processes can still allocate, within the limit of the container.
+
+    The result is `sys.maxsize` if the machine reports neither its memory nor a limit.
+    """
     return max(0, min([_machine_free_memory(), *_group_free_memory(root, cgroup_file)]))
 
 
@@ -36,11 +40,9 @@ def _group_cpu_quota(folder: Path) -> float:
     quota_and_period = _read_numbers(folder / "cpu.max") or [
         number for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us") for number in _read_numbers(folder / name)
     ]
-    return (
-        quota_and_period[0] / quota_and_period[1]
-        if len(quota_and_period) == 2 and quota_and_period[0] > 0 and quota_and_period[1] > 0
-        else math.inf
-    )
+    if len(quota_and_period) != 2 or min(quota_and_period) <= 0:  # version 1 has -1 for no limit
+        return math.inf
+    return quota_and_period[0] / quota_and_period[1]
 
 
 def _machine_free_memory() -> int:
@@ -53,7 +55,7 @@ def _machine_free_memory() -> int:
 
 
 def _group_free_memory(root: Path, cgroup_file: Path) -> Iterator[int]:
-    """What each control group still allows. Cached files (inactive_file) give way and do not count as taken."""
+    """Yield the bytes left in each control group. Cached files (inactive_file) can be evicted and count as free."""
     for folder in _cgroup_dirs(root, cgroup_file, "memory"):
         limit = _first_finite(folder, "memory.max", "memory.limit_in_bytes")
         used = _first_finite(folder, "memory.current", "memory.usage_in_bytes")
@@ -62,7 +64,7 @@ def _group_free_memory(root: Path, cgroup_file: Path) -> Iterator[int]:
 
 
 def _cgroup_dirs(root: Path, cgroup_file: Path, controller: str) -> list[Path]:
-    """The control groups of the process, from its own up to the outermost, of version 2 and of version 1."""
+    """Return the control groups of this process, innermost first, of versions 1 and 2."""
     try:
         lines = [line.split(":", 2) for line in cgroup_file.read_text().splitlines()]
     except OSError:
@@ -77,7 +79,7 @@ def _cgroup_dirs(root: Path, cgroup_file: Path, controller: str) -> list[Path]:
 
 
 def _first_finite(folder: Path, *names: str) -> float | None:
-    """The finite number in the first of these files that holds one."""
+    """Return the first finite number found in these files, or None."""
     numbers = [number for name in names for number in _read_numbers(folder / name)[:1]]
     return next((number for number in numbers if math.isfinite(number)), None)
 
@@ -91,7 +93,7 @@ def _cached_bytes(file: Path) -> int:
 
 
 def _read_numbers(file: Path) -> list[float]:
-    """The numbers in a file of a control group, `max` as infinity; none where it is missing."""
+    """Return the numbers in a control-group file, with `max` as infinity; an empty list if it cannot be read."""
     try:
         return [math.inf if word == "max" else float(word) for word in file.read_text().split()]
     except (OSError, ValueError):

@@ -1,14 +1,15 @@
-"""ResNet-110 with stochastic depth on CIFAR-10: residual blocks are skipped while training, the last ones most often.
+"""ResNet-110 with stochastic depth on CIFAR-10: training skips residual blocks, the last ones most often.
 
     keras-committee train recipes/cifar_stochastic_depth.py
     keras-committee train recipes/cifar_stochastic_depth.py --set survival=1.0      # constant depth
-    keras-committee train recipes/cifar_stochastic_depth.py --set depth=1202 --set epochs=300 --set warm_up=10 \
+    keras-committee train recipes/cifar_stochastic_depth.py --set depth=1202 --set epochs=300 --set warmup_epochs=10 \
         --set "drops=(0.5, 0.75)" --set batch_size=32
 
-Expected: at 500 epochs not run yet. `--set depth=56 --set epochs=4` on CIFAR-10 (JPEG q75): 50.6 % test error in 28
-minutes on one core, constant depth 48.2 % in 32 (README). A training step of ResNet-110 takes 0.75 of constant depth.
-Source: Huang et al. 2016, arXiv:1603.09382 (there: 5.25 % test error against 6.41 % at constant depth, and a quarter of
-the time saved); ResNet: He et al. 2016, arXiv:1512.03385.
+Expected: not run at 500 epochs yet. `--set depth=56 --set epochs=4` on CIFAR-10 (JPEG q75): 50.6 % test error in 28
+minutes on one core; constant depth: 48.2 % in 32 minutes. A training step of ResNet-110 takes 0.75 of the time of
+constant depth.
+Source: Huang et al. 2016, arXiv:1603.09382 (5.25 % test error, constant depth 6.41 %, a quarter of the training time
+saved); ResNet: He et al. 2016, arXiv:1512.03385.
 """
 
 import keras
@@ -25,18 +26,19 @@ def recipe(
     batch_size=128,
     learning_rate=0.1,
     drops=(0.5, 0.75),
-    warm_up=0,
+    warmup_epochs=0,
     remat=False,
     data_dir=None,
     seed=0,
 ):
-    """The arguments are the knobs: `--set name=value`, typed by these defaults.
+    """The arguments are the recipe parameters: `--set name=value`, typed by these defaults.
 
-    `survival` is that of the last block; it falls linearly from 1 at the input. 1.0 is a network of constant depth.
-    `drops` are the parts of the training after which the rate falls to a tenth; `warm_up` epochs run at a tenth first.
+    `survival` is the survival probability of the last block; it falls linearly from 1 at the input. 1.0 is constant
+    depth. The learning rate is divided by 10 after the fractions `drops` of the training; the first `warmup_epochs` run
+    at a tenth of it.
     """
 
-    def member(index):  # built under seed + index, so the members start apart
+    def member(index):  # built under seed + index, so that members start from different weights
         return models.resnet(
             depth,
             classes=10,
@@ -47,7 +49,8 @@ def recipe(
         )
 
     def optimizer(steps):  # steps = epochs * batches per epoch
-        rate = schedules.lr_stochastic_depth(steps, learning_rate, drops, warmup_steps=round(steps * warm_up / epochs))
+        warmup_steps = round(steps * warmup_epochs / epochs)
+        rate = schedules.lr_stochastic_depth(steps, learning_rate, drops, warmup_steps)
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
 
     return Recipe(

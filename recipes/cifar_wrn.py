@@ -1,10 +1,10 @@
-"""Eight WRN-16-4 vote on CIFAR-10.
+"""A committee of eight WRN-16-4 on CIFAR-10.
 
     keras-committee train recipes/cifar_wrn.py
     keras-committee train recipes/cifar_wrn.py --set width=2 --set members=4 --set epochs=60
 
-Expected: at 200 epochs not run yet. `--set members=4 --set width=1 --set epochs=10` on CIFAR-10 (JPEG q75): committee
-82.2 %, mean member 80.3 %, 46 minutes on two shared CPU cores (the table in README).
+Expected: not run at 200 epochs yet. `--set members=4 --set width=1 --set epochs=10` on CIFAR-10 (JPEG q75): committee
+82.2 %, mean member 80.3 %, 46 minutes on two shared CPU cores.
 Source: Kondratyuk et al. 2020, arXiv:2005.00570; WRN: Zagoruyko & Komodakis 2016, arXiv:1605.07146.
 """
 
@@ -14,13 +14,13 @@ from keras_committee import Recipe, data, models, schedules
 
 
 def recipe(members=8, depth=16, width=4, epochs=200, batch_size=128, learning_rate=0.1, data_dir=None, seed=0):
-    """The arguments are the knobs: `--set name=value`, typed by these defaults.
+    """The arguments are the recipe parameters: `--set name=value`, typed by these defaults.
 
-    `depth` is 6N + 4, `width` multiplies the channels. `learning_rate` is that of the first step, for `batch_size`
-    images over all devices. `data_dir` is read in place of the download. Member `i` starts under `seed + i`.
+    `depth` is 6N + 4; `width` multiplies the channels. `learning_rate` is the initial rate; `batch_size` counts the
+    images per step over all devices. `data_dir` replaces the download. Member `i` is trained under `seed + i`.
     """
 
-    def member(index):  # built under seed + index, so the members start apart
+    def member(index):  # built under seed + index, so that members start from different weights
         return models.wide_resnet(depth, width, classes=10, l2=2.5e-4)  # Keras adds l2 * sum(w^2): the paper's 5e-4
 
     def optimizer(steps):  # steps = epochs * batches per epoch

@@ -1,4 +1,4 @@
-"""Three EfficientNets vote on ImageNet: B0 to B7, without AutoAugment, as in the paper on committees.
+"""A committee of three EfficientNets on ImageNet: B0 to B7, without AutoAugment, as in the paper on committees.
 
     keras-committee describe recipes/imagenet_efficientnet.py --set variant=b5
     keras-committee make-tfrecords imagenet imagenet-records --shards 1024
@@ -6,12 +6,12 @@
     keras-committee train recipes/imagenet_efficientnet.py --set variant=b3 --set precision=mixed_bfloat16 \
         --set data_dir=imagenet-records
     keras-committee train recipes/imagenet_efficientnet.py --set resolution=96 --set classes=10 --set batch_size=64 \
-        --set form=folders --set data_dir=imagenette2 --set epochs=20
+        --set input_format=folders --set data_dir=imagenette2 --set epochs=20
 
-Expected: not run at full scale, which docs/scale.md reckons up. On ten classes of ImageNet, 3,150 images and 20 epochs,
-`--set resolution=64 --set learning_rate=0.003 --set batch_size=32 --set ema=0.99` gave members of 48.6 and 47.4 % and
-a committee of 51.6 %; 39 minutes each on a core of two. At the recipe's own rate nothing was learnt in steps so small.
-The authors' single B0 has 76.8 % without AutoAugment, B5 83.1 %, on all of ImageNet.
+Expected: not run at full scale; docs/scale.md estimates the cost. On ten classes of ImageNet, 3,150 images, 20 epochs,
+`--set resolution=64 --set learning_rate=0.003 --set batch_size=32 --set ema_momentum=0.99` gave members with 48.6 and
+47.4 % and a committee with 51.6 %, in 39 minutes per member on one of two cores; at the default learning rate the
+members did not learn. The authors report 76.8 % for B0 without AutoAugment and 83.1 % for B5, on all of ImageNet.
 Source: Kondratyuk et al. 2020, arXiv:2005.00570; EfficientNet: Tan & Le 2019, arXiv:1905.11946; the numbers below:
 google/uncertainty-baselines, baselines/imagenet/efficientnet.py, and EMA from the authors' tensorflow/tpu.
 """
@@ -31,32 +31,34 @@ def recipe(
     survival=0.8,
     mode="batch",
     augment="none",
-    ema=0.9999,
+    ema_momentum=0.9999,
     precision="float32",
-    accumulate=1,
+    gradient_accumulation_steps=1,
     classes=1000,
     validation=0.02,
-    form="records",
+    input_format="records",
     data_dir="imagenet",
     seed=0,
 ):
-    """The arguments are the knobs: `--set name=value`, typed by these defaults.
+    """The arguments are the recipe parameters: `--set name=value`, typed by these defaults.
 
-    `learning_rate` is that of 256 images a step; the rate grows with `batch_size`, the authors' 4,096. `resolution` is
-    the variant's own where None. `mode` "sample" draws the skipped blocks as the authors' code does; "batch" skips for
-    the whole batch at once, which saves the time. `augment` is "none", "autoaugment" or "randaugment". `form` is
-    "records", TFRecords in Model Garden's format, or "folders", one folder for each class in `train` and `val`.
+    `learning_rate` is for 256 images per step; the rate is proportional to `batch_size`, 4,096 in the paper. By default
+    `resolution` is that of the variant. `mode` "sample" skips blocks per image, like the authors' code; "batch" skips
+    them for the whole batch, which saves time. `augment` is "none", "autoaugment" or "randaugment". `input_format` is
+    "records" (TFRecords in Model Garden's format) or "folders" (class folders in `train` and `val`).
     """
-    if form not in ("records", "folders") or augment not in ("none", "autoaugment", "randaugment"):
-        raise ValueError(f"no such form or augment. Received: {form=}, {augment=}")
+    if input_format not in ("records", "folders"):
+        raise ValueError(f"input_format must be records or folders. Received: {input_format!r}")
+    if augment not in ("none", "autoaugment", "randaugment"):
+        raise ValueError(f"augment must be none, autoaugment or randaugment. Received: {augment!r}")
     size = resolution or models.efficientnet_resolution(variant)
-    read = data.imagenet_records if form == "records" else data.image_folder
-    pictures = data.random_resized_crop()
+    read = data.imagenet_records if input_format == "records" else data.image_folder
+    augmentation = data.random_resized_crop()
     if augment != "none":
         policy = data.autoaugment() if augment == "autoaugment" else data.randaugment()
-        pictures = data.compose(pictures, policy)
+        augmentation = data.compose(augmentation, policy)
 
-    def member(index):  # built under seed + index, so the members start apart
+    def member(index):  # built under seed + index, so that members start from different weights
         return models.efficientnet(
             variant,
             classes=classes,
@@ -64,7 +66,7 @@ def recipe(
             survival=survival,
             mode=mode,
             scaling="training",
-            l2=2.5e-6,  # Keras adds l2 * sum(w^2), TensorFlow's l2_loss half of it: 5e-6, without BN and biases
+            l2=2.5e-6,  # Keras adds l2 * sum(w^2); TensorFlow's l2_loss adds half: the authors' 5e-6. No BN, no biases
         )
 
     def optimizer(steps):  # steps = epochs * batches per epoch
@@ -76,8 +78,8 @@ def recipe(
             data_dir,
             batch_size,
             transform=data.center_crop(size, method="bicubic"),
-            validation=validation,  # of the training images: ImageNet's own validation images are the test split
-            augment=pictures,
+            validation=validation,  # fraction of the training images; ImageNet's validation images are the test split
+            augment=augmentation,
         ),
         member=member,
         members=members,
@@ -85,8 +87,8 @@ def recipe(
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         label_smoothing=0.1,
-        ema_momentum=ema,
+        ema_momentum=ema_momentum,
         precision=precision,
-        gradient_accumulation_steps=accumulate,
+        gradient_accumulation_steps=gradient_accumulation_steps,
         seed=seed,
     )

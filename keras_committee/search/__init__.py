@@ -1,4 +1,4 @@
-"""Which members, not trained yet, would help the committee most? `driver` does it, and needs Optuna."""
+"""Search for further members with Optuna, under a budget. Only `driver` imports Optuna."""
 
 from keras_committee.search.budget import Budget
 from keras_committee.search.search_space import ParameterRange, parse_ranges

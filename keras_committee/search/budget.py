@@ -1,68 +1,65 @@
-"""What has a search spent, and does one more member fit into what is left?"""
+"""The budget of a search, and the training cost of its members."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from datetime import datetime
 
 from keras_committee.recipe import Recipe
-from keras_committee.run import Run
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What a search may spend in all.
-
-    Attributes:
-        gflops: GFLOPs of training, over all images, epochs and members; see `training_gflops`.
-        minutes: Minutes of training, over all members and all times that the search was started.
-    """
-
-    gflops: float = math.inf
-    minutes: float = math.inf
-
-    def allows(self, costs: Sequence["MemberCost"], gflops: float) -> bool:
-        """Whether a member of so many GFLOPs may be trained; its minutes are guessed from those spent before."""
-        spent_gflops, spent_minutes = sum(cost.gflops for cost in costs), sum(each.minutes for each in costs)
-        estimated_minutes = gflops * spent_minutes / spent_gflops if spent_gflops else 0.0
-        return spent_gflops + gflops <= self.gflops * (1 + 1e-9) and spent_minutes + estimated_minutes < self.minutes
-
-    def __str__(self) -> str:
-        bounds = [f"{self.gflops:g} GFLOPs"] if math.isfinite(self.gflops) else []
-        return " and ".join([*bounds, *([f"{self.minutes:g} minutes"] if math.isfinite(self.minutes) else [])])
 
 
 @dataclasses.dataclass(frozen=True)
 class MemberCost:
-    """What one member has cost so far."""
+    """Training cost of one member so far.
+
+    Attributes:
+        gflops: GFLOPs of its whole training; see `training_gflops`.
+        minutes: Minutes of training.
+    """
 
     gflops: float
     minutes: float
 
 
-def training_gflops(recipe: Recipe, num_images: int) -> float:
-    """GFLOPs that training one member takes: three forward passes' worth for each image of each epoch.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Maximum training cost of a search, over all its members and all its starts.
 
-    The backward pass costs two forward passes: one for the gradient of the inputs, one for that of the weights. Blocks
-    that stochastic depth skips in training are not counted.
+    Attributes:
+        gflops: GFLOPs of training; see `training_gflops`.
+        minutes: Minutes of training.
+    """
+
+    gflops: float = math.inf
+    minutes: float = math.inf
+
+    def allows(self, costs: Sequence[MemberCost], gflops: float) -> bool:
+        """Return whether the budget allows one more member.
+
+        Args:
+            costs: Costs of the members trained so far; they also predict the minutes per GFLOP of the next one.
+            gflops: GFLOPs of the next member.
+        """
+        spent_gflops, spent_minutes = sum(cost.gflops for cost in costs), sum(cost.minutes for cost in costs)
+        estimated_minutes = gflops * spent_minutes / spent_gflops if spent_gflops else 0.0
+        # The tolerance absorbs rounding, so that a budget of exactly n members pays for n members.
+        return spent_gflops + gflops <= self.gflops * (1 + 1e-9) and spent_minutes + estimated_minutes < self.minutes
+
+    def __str__(self) -> str:
+        limits = [(self.gflops, "GFLOPs"), (self.minutes, "minutes")]
+        return " and ".join(f"{limit:g} {unit}" for limit, unit in limits if math.isfinite(limit))
+
+
+def training_gflops(recipe: Recipe, num_images: int) -> float:
+    """Return the GFLOPs of training one member: three forward passes per image and epoch.
+
+    The backward pass costs two forward passes: the gradient of the inputs, and that of the weights. Blocks that
+    stochastic depth skips are not counted.
+
+    Args:
+        recipe: The recipe; its member 0 is built.
+        num_images: Number of training images.
     """
     from keras_committee import flops
 
     forward_gflops = 2 * flops.expected_multiply_adds(recipe.member(0)) / 1e9
     return 3 * forward_gflops * num_images * recipe.epochs
-
-
-def training_minutes(run: Run) -> float:
-    """From each start of training to the last that was heard of it, be it finished, stopped or killed."""
-    total, start, last_event = 0.0, None, None
-    for event in run.events():
-        timestamp = datetime.fromisoformat(event["time"])
-        if event["event"] == "training_started":
-            total += _elapsed_seconds(start, last_event)
-            start = timestamp
-        last_event = timestamp if event["event"].startswith(("training", "member")) else last_event
-    return (total + _elapsed_seconds(start, last_event)) / 60
-
-
-def _elapsed_seconds(start: datetime | None, last_event: datetime | None) -> float:
-    return max(0.0, (last_event - start).total_seconds()) if start and last_event else 0.0

@@ -1,4 +1,4 @@
-"""Between which values of its knobs may a recipe be varied?"""
+"""The search space: recipe parameters and the values that a search may choose."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -9,16 +9,16 @@ from keras_committee.recipe_file import RecipeFile
 if TYPE_CHECKING:
     import optuna
 
-RESERVED_PARAMETERS = ("members", "seed")  # each proposal is one member with a seed of its own
+_RESERVED_PARAMETERS = ("members", "seed")  # each proposal is one member with its own seed
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterRange:
-    """The values of one knob.
+    """The values of one recipe parameter.
 
     Attributes:
-        parameter: Its name.
-        values: The values to choose from; or the lowest and the highest.
+        parameter: Name of the parameter.
+        values: The possible values of a `"choice"`; else the lowest and the highest value.
         kind: `"choice"`, `"linear"` or `"log"`.
     """
 
@@ -26,44 +26,49 @@ class ParameterRange:
     values: tuple[Any, ...]
     kind: str
 
-    def propose(self, trial: "optuna.Trial") -> Any:
-        """A value that Optuna suggests."""
+    def suggest(self, trial: "optuna.Trial") -> Any:
+        """Return the value that Optuna suggests for `trial`."""
         if self.kind == "choice":
-            # Optuna keeps choices as JSON has them, without tuples: it chooses the place.
+            # Optuna stores choices as JSON, which has no tuples, so it chooses an index.
             return self.values[trial.suggest_categorical(self.parameter, list(range(len(self.values))))]
         low, high = self.values
         suggest = trial.suggest_int if isinstance(low, int) else trial.suggest_float
         return suggest(self.parameter, low, high, log=self.kind == "log")
 
+    def suggested(self, trial: "optuna.trial.FrozenTrial") -> Any:
+        """Return the value that was suggested for an earlier `trial`."""
+        value = trial.params[self.parameter]
+        return self.values[value] if self.kind == "choice" else value
+
 
 def parse_ranges(recipe_file: RecipeFile, texts: list[str]) -> tuple[ParameterRange, ...]:
-    """`"width=1:4"`, `"learning_rate=0.01:0.3:log"` or `"depth=16,22,28"`, each value typed as the knob is.
+    """Parse the ranges of a search space.
+
+    Args:
+        recipe_file: The recipe; values are converted to the types of its defaults.
+        texts: Ranges such as `"width=1:4"`, `"learning_rate=0.01:0.3:log"` or `"depth=16,22,28"`.
 
     Raises:
-        RecipeError: If a knob is unknown, reserved or given twice, or a value is not of its type.
+        RecipeError: If a parameter is unknown, reserved or repeated, or a value does not have its type.
     """
-    missing = [name for name in RESERVED_PARAMETERS if name not in recipe_file.defaults]
+    missing = [name for name in _RESERVED_PARAMETERS if name not in recipe_file.defaults]
     if missing:
-        raise RecipeError(f"{recipe_file.path} has no knob {missing[0]!r}; a search needs it for its members.")
+        raise RecipeError(f"{recipe_file.path} has no parameter {missing[0]!r}, which a search requires.")
+    if not texts:
+        raise RecipeError("a search requires at least one --search-space NAME=LOW:HIGH.")
     ranges = tuple(_parse_range(recipe_file, text) for text in texts)
     names = [parameter_range.parameter for parameter_range in ranges]
-    duplicates = sorted({knob for knob in names if names.count(knob) > 1})
-    if duplicates or not ranges:
-        problem = (
-            f"--search-space {duplicates[0]} is given twice"
-            if duplicates
-            else "a search needs a --search-space KNOB=LOW:HIGH"
-        )
-        raise RecipeError(f"{problem}.")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise RecipeError(f"--search-space {repeated[0]} must be given only once.")
     return ranges
 
 
 def _parse_range(recipe_file: RecipeFile, text: str) -> ParameterRange:
     name, _, values = text.partition("=")
     if not values:
-        raise RecipeError(f"--search-space expects knob=low:high or knob=a,b,c. Received: {text!r}")
-    if name in RESERVED_PARAMETERS:
-        raise RecipeError(f"--search-space {name} cannot be: each proposal is one member with a seed of its own.")
+        raise RecipeError(f"--search-space must be NAME=LOW:HIGH or NAME=A,B,C. Received: {text!r}")
+    if name in _RESERVED_PARAMETERS:
+        raise RecipeError(f"--search-space cannot vary {name}: each proposal is one member with its own seed.")
     parts = values.split(":")
     kind = "choice" if len(parts) == 1 else "linear"
     if len(parts) == 3 and parts[2] == "log":
@@ -72,7 +77,7 @@ def _parse_range(recipe_file: RecipeFile, text: str) -> ParameterRange:
     parsed_values = tuple(recipe_file.resolve([f"{name}={value.strip()}"])[name] for value in texts)
     if kind != "choice" and not _is_interval(parsed_values, kind):
         raise RecipeError(
-            f"--search-space {name} expects two numbers, the lower first (log: above 0). Received: {values!r}"
+            f"--search-space {name} must be two numbers, the lower one first (for log, above 0). Received: {values!r}"
         )
     return ParameterRange(name, parsed_values, kind)
 
