@@ -16,7 +16,7 @@ from keras_committee.cli.options import (
 from keras_committee.cli.output import print_json, print_message, print_next_steps, reserve_stdout_for_json
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.run import Run
+from keras_committee.run import Run, default_run_path, open_run
 
 _DEFAULT_SCALING = "0..255"
 
@@ -81,12 +81,11 @@ def import_models(
     scaling_by_model = _values_by_model(input_scalings, models, "--input-scaling")
     names_file_by_model = _values_by_model(class_names_files, models, "--class-names-file")
     recipe_file = RecipeFile.read(recipe)
-    run_dir = run_dir or str(Path("runs", recipe_file.name))
+    run_dir = run_dir or str(default_run_path(recipe_file))
     parameters = _with_member_count(recipe_file, run_dir, list(overrides), len(models))
     class_names = {model: _read_class_names(file) for model, file in names_file_by_model.items()}
-    run = Run.create(run_dir, recipe_file, parameters, command=settings["command"])
-    with run.lock(), reserve_stdout_for_json(as_json):
-        built = recipe_file.build(parameters)
+    opened = open_run(recipe_file, parameters, path=run_dir, command=settings["command"])
+    with reserve_stdout_for_json(as_json), opened as (run, built):
         from keras_committee.evaluation.import_models import ImportOptions, ModelSource, import_models
 
         sources = [
@@ -131,7 +130,7 @@ def _values_by_model(values: tuple[str, ...], models: tuple[str, ...], option: s
     unprefixed = [value for value in values if value.rpartition("=")[0] not in models]
     if any("=" in value for value in unprefixed):
         raise click.BadParameter(
-            f"the part before '=' must be one of the models. Received: {unprefixed[0]!r}", param_hint=option
+            f"the part before '=' must be one of the models. Received: {unprefixed[0]!r}", param_hint=f"'{option}'"
         )
     by_model = {model: unprefixed[-1] for model in models if unprefixed}
     return by_model | {
@@ -155,7 +154,7 @@ def _parse_scaling(text: str) -> Any:
     try:
         return parse_input_scaling(text)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--input-scaling") from error
+        raise click.BadParameter(str(error), param_hint="'--input-scaling'") from error
 
 
 def _read_class_names(file: str) -> tuple[str, ...]:

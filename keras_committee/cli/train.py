@@ -16,7 +16,7 @@ from keras_committee.cli.output import (
 )
 from keras_committee.errors import DataError
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.run import Run
+from keras_committee.run import Run, default_run_path, open_run
 
 
 @click.command()
@@ -93,7 +93,7 @@ def train(
     recipe_file = RecipeFile.read(recipe)
     parameters = recipe_file.resolve(list(overrides))
     _check_data_dir(parameters)
-    run_dir = run_dir or str(Path("runs", f"{recipe_file.name}-smoke" if smoke else recipe_file.name))
+    run_dir = run_dir or str(default_run_path(recipe_file, smoke=smoke))
     if strategy == "multiworker":
         from keras_committee import training
 
@@ -101,18 +101,17 @@ def train(
             run_dir, recipe_file, parameters, smoke, num_workers, training.TrainingOptions(deterministic=deterministic)
         ):
             return
-    run = Run.create(
-        run_dir,
+    opened = open_run(
         recipe_file,
         parameters,
-        smoke=smoke,
+        path=run_dir,
         command=settings["command"],
+        smoke=smoke,
         allow_config_change=allow_config_change,
-        shared=member_indices is not None,
+        shared=members is not None,
     )
-    _warn_about_changed_versions(run)
-    with run.lock(shared=members is not None), reserve_stdout_for_json(as_json):
-        built = recipe_file.build(parameters, smoke=smoke)
+    with reserve_stdout_for_json(as_json), opened as (run, built):
+        _warn_about_changed_versions(run)
         from keras_committee.training import TrainingOptions, connect, train_committee
 
         options = TrainingOptions(
@@ -150,7 +149,7 @@ def _parse_workers(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:
-        raise click.BadParameter(f"must be auto or a positive integer. Received: {text!r}", param_hint="--workers")
+        raise click.BadParameter(f"must be auto or a positive integer. Received: {text!r}", param_hint="'--workers'")
     return int(text)
 
 
@@ -159,7 +158,7 @@ def _parse_members(text: str | None) -> list[int] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise click.BadParameter(f"must be member indices such as 0,3. Received: {text!r}", param_hint="--members")
+        raise click.BadParameter(f"must be member indices such as 0,3. Received: {text!r}", param_hint="'--members'")
     return [int(part) for part in parts]
 
 
@@ -169,7 +168,7 @@ def _parse_steps(text: str | None) -> tuple[int, int] | None:
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
         message = f"must be the first and the last step, counted from 1, such as 10,20. Received: {text!r}"
-        raise click.BadParameter(message, param_hint="--profile")
+        raise click.BadParameter(message, param_hint="'--profile'")
     return int(parts[0]), int(parts[1])
 
 
