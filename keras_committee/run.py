@@ -332,7 +332,7 @@ class Run:
             f"No file was changed. To keep both, run: keras-committee train {recipe_file.path} --run {other_path} ..."
         )
         if can_allow:
-            message += "\nTo train the missing members with the change, add: --allow-config-change"
+            message += "\nTo keep the finished members and train the others with the change, add: --allow-config-change"
         raise RunError(message)
 
 

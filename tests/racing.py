@@ -1,7 +1,7 @@
-"""Lets light processes race for a run folder, and tells how each one fared.
+"""Processes that compete for a run folder.
 
-Run by `test_files.py`: `python racing.py FOLDER SCENE ROUNDS`. It loads no Keras, as it forks a process for each racer.
-A line of JSON tells of each round: the word of each racer, and the events of the journal.
+`test_run.py` runs it as `python racing.py FOLDER SCENE ROUNDS`. It loads no Keras, because it forks. For each round it
+prints one line of JSON: the result of each process, the events of the journal, the files and the recorded recipe.
 """
 
 import json
@@ -19,86 +19,86 @@ from keras_committee.run import Run
 SOURCE = '"""Tiny."""\n\n\ndef recipe(members=8, learning_rate=0.1, seed=3): ...\n'
 
 
-def alone(path, file, racer, wait):
-    """Begins the folder and owns it; the winner keeps it until all have spoken."""
+def exclusive(path, file, process, finish):
+    """Create and lock the run; the winner holds the lock until all processes have a result."""
     run = Run.create(path, file, file.resolve([]), command="train")
     with run.lock():
-        run.append_event("won", racer=racer)
-        wait("won")
+        run.append_event("won", process=process)
+        finish("won")
 
 
-def together(path, file, racer, wait):
-    """Begins the folder, or joins those who did, and works beside them."""
+def shared(path, file, process, finish):
+    """Create or join a shared run, lock one member and append events."""
     run = Run.create(path, file, file.resolve([]), command="train", shared=True)
-    with run.lock(shared=True), run.member(racer).lock():
-        for place in range(5):
-            run.append_event("step", racer=racer, place=place, text="é" * 700)
-        wait("won")
+    with run.lock(shared=True), run.member(process).lock():
+        for step in range(5):
+            run.append_event("step", process=process, step=step, text="é" * 700)
+        finish("won")
 
 
-def writing(path, file, racer, wait):
-    """Appends many lines to the journal of a folder that is there."""
+def journal(path, file, process, finish):
+    """Append many events to the journal of an existing run."""
     run = Run.open(path)
     with run.lock(shared=True):
-        for place in range(50):
-            run.append_event("step", racer=racer, place=place, text="x" * (racer * 900))
-        wait("won")
+        for step in range(50):
+            run.append_event("step", process=process, step=step, text="x" * (process * 900))
+        finish("won")
 
 
-SCENES = {"alone": (alone, 2), "together": (together, 8), "writing": (writing, 4)}
+SCENES = {"exclusive": (exclusive, 2), "shared": (shared, 8), "journal": (journal, 4)}
 
 
-def start(act, path, file, racer, gate, told, end):
-    """A child that waits at the gate, tells its word, and stays until the end."""
+def start(scene, path, file, process, gate, results, end):
+    """Fork a process that waits at the gate, runs the scene, writes its result and stays until the end."""
     child = os.fork()
     if child:
         return child
 
-    def wait(word):
-        os.write(told, f"{word}\n".encode())
+    def finish(result):
+        os.write(results, f"{result}\n".encode())
         os.read(end, 1)
 
     try:
         os.read(gate, 1)
-        act(path, file, racer, wait)
+        scene(path, file, process, finish)
     except InUseError as error:
-        os.write(told, f"{error}\n".encode())
+        os.write(results, f"{error}\n".encode())
     except BaseException:
-        os.write(told, (json.dumps(traceback.format_exc()) + "\n").encode())
+        os.write(results, (json.dumps(traceback.format_exc()) + "\n").encode())
     os._exit(0)
 
 
-def race(act, racers, path, file):
-    """The words of all racers, who start at the same moment."""
-    (gate, open_gate), (words, told), (end, finish) = os.pipe(), os.pipe(), os.pipe()
-    children = [start(act, path, file, racer, gate, told, end) for racer in range(racers)]
-    os.write(open_gate, b"x" * racers)
-    said = b""
-    while said.count(b"\n") < racers:
-        said += os.read(words, 65536)
-    os.write(finish, b"x" * racers)
+def race(scene, num_processes, path, file):
+    """Return the results of processes that start at the same moment."""
+    (gate, open_gate), (read_results, results), (end, close_end) = os.pipe(), os.pipe(), os.pipe()
+    children = [start(scene, path, file, process, gate, results, end) for process in range(num_processes)]
+    os.write(open_gate, b"x" * num_processes)
+    received = b""
+    while received.count(b"\n") < num_processes:
+        received += os.read(read_results, 65536)
+    os.write(close_end, b"x" * num_processes)
     for child in children:
         os.waitpid(child, 0)
-    for pipe in (gate, open_gate, words, told, end, finish):
+    for pipe in (gate, open_gate, read_results, results, end, close_end):
         os.close(pipe)
-    return said.decode().splitlines()
+    return received.decode().splitlines()
 
 
 def main(scratch, scene, rounds):
-    os.fsync = lambda file: None  # no power is lost here, and it takes most of the time
-    act, racers = SCENES[scene]
+    os.fsync = lambda file: None  # takes most of the time and is not needed here
+    function, num_processes = SCENES[scene]
     path = Path(scratch) / "tiny.py"
     path.write_text(SOURCE)
     file = RecipeFile.read(path)
     for number in range(int(rounds)):
         folder = Path(scratch) / f"run-{number}"
-        if scene == "writing":
+        if scene == "journal":
             Run.create(folder, file, file.resolve([]), command="train")
-        words = race(act, racers, folder, file)
+        results = race(function, num_processes, folder, file)
         run = Run.open(folder)
-        left = sorted(path.name for path in folder.iterdir())
+        files = sorted(path.name for path in folder.iterdir())
         record = [run.recipe_file().source == SOURCE, run.parameters(), run.environment()["recipe"]]
-        print(json.dumps({"words": words, "events": run.events(), "left": left, "record": record}))
+        print(json.dumps({"results": results, "events": run.events(), "files": files, "record": record}))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,24 @@
-"""Is a run folder written whole, owned by one process, and never mixed with another recipe?"""
+"""Run folders: creation, resumption with changes, locks and the journal."""
 
 import datetime
 import json
 import os
-import signal
+import re
+import resource
 import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from keras_committee.errors import ResourceError, RunError
-from keras_committee.files import write_file, write_json
+from keras_committee.errors import IncompleteError, InUseError, RecipeError, ResourceError, RunError
+from keras_committee.files import file_lock, write_json
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.run import Run
+from keras_committee.run import Run, open_run, training_seconds
+
+RACING = Path(__file__).with_name("racing.py")
 
 SOURCE = '''"""Tiny."""
 
@@ -33,13 +37,13 @@ def recipe_file(tmp_path):
 @pytest.fixture
 def create(recipe_file, tmp_path):
     def create(overrides=(), file=recipe_file, folder="runs/tiny", **options):
-        knobs = file.resolve(list(overrides))
-        return Run.create(tmp_path / folder, file, knobs, command="keras-committee train tiny.py", **options)
+        parameters = file.resolve(overrides)
+        return Run.create(tmp_path / folder, file, parameters, command="keras-committee train tiny.py", **options)
 
     return create
 
 
-def test_a_new_run_records_recipe_knobs_and_environment(create, tmp_path):
+def test_a_new_run_records_recipe_parameters_and_environment(create, tmp_path):
     run = create(["learning_rate=0.05"])
     assert (tmp_path / "runs/tiny/recipe.py").read_text() == SOURCE
     assert json.loads((tmp_path / "runs/tiny/parameters.json").read_text())["learning_rate"] == 0.05
@@ -52,11 +56,11 @@ def test_a_new_run_records_recipe_knobs_and_environment(create, tmp_path):
     assert set(environment) >= {"commit", "platform"}
 
 
-def test_the_run_folder_is_for_its_owner_only(create):
+def test_the_run_folder_is_private_to_its_owner(create):
     assert stat.S_IMODE(create().path.stat().st_mode) == 0o700
 
 
-def test_an_opened_run_gives_back_what_it_was_made_from(create):
+def test_an_opened_run_returns_recipe_and_parameters(create):
     run = Run.open(create(["widths=(4, 5)", "members=2"], smoke=True).path)
     assert run.smoke is True
     assert run.parameters() == {"members": 2, "learning_rate": 0.1, "widths": (4, 5), "data_dir": None, "seed": 3}
@@ -64,32 +68,22 @@ def test_an_opened_run_gives_back_what_it_was_made_from(create):
     assert (file.name, file.docstring, file.source) == ("tiny", "Tiny.", SOURCE)
 
 
-def test_the_same_recipe_and_knobs_continue_a_run_and_keep_its_first_environment(create):
+def test_the_same_recipe_and_parameters_continue_a_run_and_keep_its_environment(create):
     before = (create(["learning_rate=0.05"]).path / "environment.json").stat().st_mtime_ns
     after = (create(["learning_rate=0.05"]).path / "environment.json").stat().st_mtime_ns
     assert before == after
 
 
-def test_a_run_killed_while_it_was_created_is_created_anew(create):
+def test_a_run_killed_during_creation_is_created_again(create):
     (create().path / "environment.json").unlink()
     assert create(["members=2"]).parameters()["members"] == 2
 
 
-def test_other_knobs_are_refused_with_what_differs_and_what_to_do(create):
-    run = create(["members=2"])
-    with pytest.raises(RunError, match=r"learning_rate 0\.1 -> 0\.05") as caught:
-        create(["members=2", "learning_rate=0.05"])
-    assert "members" not in str(caught.value)
-    assert f"--run {run.path}-2" in str(caught.value)
-    assert caught.value.exit_code == 4
-    assert run.parameters()["learning_rate"] == 0.1
-
-
-def test_another_recipe_is_refused_with_the_lines_that_differ(create, tmp_path):
+def test_another_recipe_is_an_error_with_the_different_lines(create, tmp_path):
     run = create()
     other = tmp_path / "other.py"
     other.write_text(SOURCE.replace("Tiny.", "Larger.").replace("seed=3", "depth=16"))
-    with pytest.raises(RunError, match="was trained with something else") as caught:
+    with pytest.raises(RunError, match="was trained with a different configuration") as caught:
         create(file=RecipeFile.read(other))
     lines = str(caught.value).splitlines()
     assert "  seed 3 -> absent" in lines
@@ -98,8 +92,6 @@ def test_another_recipe_is_refused_with_the_lines_that_differ(create, tmp_path):
     assert '  recipe +"""Larger."""' in lines
     assert run.recipe_file().source == SOURCE
 
-
-# A17: the same folder, another recipe
 
 EDITED = {
     "comment": SOURCE.replace("\n\n\ndef", "\n\n# With a comment.\ndef"),
@@ -122,13 +114,13 @@ def edited(tmp_path):
 
 
 def snapshot(folder):
-    """Every file but the locks, with its content and time."""
+    """Return name, content and time of every file except the locks."""
     files = [path for path in sorted(folder.iterdir()) if "lock" not in path.name]
     return [(path.name, path.read_bytes(), path.stat().st_mtime_ns) for path in files]
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "line"),
     [
         ("learning_rate=0.05", "learning_rate 0.1 -> 0.05"),
         ("learning_rate=0.1000001", "learning_rate 0.1 -> 0.1000001"),
@@ -137,41 +129,42 @@ def snapshot(folder):
         ("members=7", "members 8 -> 7"),
     ],
 )
-def test_A17_a_knob_that_changes_results_is_refused_and_told(create, change, told):
+def test_A17_a_parameter_that_changes_results_is_an_error_with_both_values(create, change, line):
     run = create()
     before = snapshot(run.path)
-    with pytest.raises(RunError, match="was trained with something else") as caught:
+    with pytest.raises(RunError, match="was trained with a different configuration") as caught:
         create([change])
     assert caught.value.exit_code == 4
     assert str(caught.value).splitlines()[1:] == [
-        f"  {told}",
-        f"Nothing was touched. Keep both: keras-committee train {run.path.parents[1]}/tiny.py --run {run.path}-2 ...",
-        "or train what is missing with the change, and keep what is finished: --allow-config-change.",
+        f"  {line}",
+        "No file was changed. To keep both, run: "
+        f"keras-committee train {run.path.parents[1]}/tiny.py --run {run.path}-2 ...",
+        "To keep the finished members and train the others with the change, add: --allow-config-change",
     ]
     assert snapshot(run.path) == before
 
 
 @pytest.mark.parametrize(
-    ("change", "knob", "value", "told"),
+    ("change", "name", "value", "line"),
     [
         ("learning_rate=0.05", "learning_rate", 0.05, "learning_rate 0.1 -> 0.05"),
         ("seed=4", "seed", 4, "seed 3 -> 4"),
         ("widths=(1, 3)", "widths", (1, 3), "widths [1, 2] -> [1, 3]"),
     ],
 )
-def test_A17_a_change_that_is_allowed_is_recorded_and_journaled(create, change, knob, value, told):
+def test_A17_an_allowed_change_is_recorded_and_journaled(create, change, name, value, line):
     environment = create().environment()
     run = create([change], allow_config_change=True)
-    assert run.parameters()[knob] == value
+    assert run.parameters()[name] == value
     assert run.environment() == environment
-    assert [(event["event"], event["changes"]) for event in run.events()] == [("changed", [told])]
+    assert [(event["event"], event["changes"]) for event in run.events()] == [("changed", [line])]
     create([change])
     assert len(run.events()) == 1
-    with pytest.raises(RunError, match=f"{knob} .* -> "):
+    with pytest.raises(RunError, match=f"{name} .* -> "):
         create()
 
 
-def test_A17_fewer_members_go_on_where_change_is_allowed_and_more_again_anyway(create):
+def test_A17_fewer_members_need_an_allowed_change_and_more_members_do_not(create):
     create()
     assert create(["members=2"], allow_config_change=True).parameters()["members"] == 2
     run = create(["members=5"])
@@ -179,28 +172,28 @@ def test_A17_fewer_members_go_on_where_change_is_allowed_and_more_again_anyway(c
 
 
 @pytest.mark.parametrize(
-    ("change", "knob", "value", "told"),
+    ("change", "name", "value", "line"),
     [
         ("members=9", "members", 9, "members 8 -> 9"),
         ("data_dir=/mnt/cifar", "data_dir", "/mnt/cifar", "data_dir None -> /mnt/cifar"),
     ],
 )
-def test_A17_more_members_and_moved_data_go_on(create, change, knob, value, told):
+def test_A17_more_members_and_moved_data_are_accepted(create, change, name, value, line):
     create()
     run = create([change])
-    assert run.parameters()[knob] == value
-    assert [event["changes"] for event in run.events()] == [[told]]
+    assert run.parameters()[name] == value
+    assert [event["changes"] for event in run.events()] == [[line]]
 
 
-def test_A17_beside_a_harmless_knob_only_the_grave_one_is_told(create):
+def test_A17_an_error_lists_only_changes_that_affect_results(create):
     create()
     with pytest.raises(RunError, match=r"seed 3 -> 4") as caught:
         create(["members=12", "seed=4"])
-    assert "members" not in str(caught.value)
+    assert "members 8" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["comment", "docstring", "layout"])
-def test_A17_a_recipe_that_only_reads_otherwise_goes_on_and_is_recorded(create, edited, kind):
+def test_A17_a_recipe_with_the_same_program_continues_and_is_recorded(create, edited, kind):
     create()
     run = create(file=edited(kind))
     assert run.recipe_file().source == EDITED[kind]
@@ -210,7 +203,7 @@ def test_A17_a_recipe_that_only_reads_otherwise_goes_on_and_is_recorded(create, 
 
 
 @pytest.mark.parametrize(("kind", "line"), [("code", ": return members"), ("import", "import keras")])
-def test_A17_a_recipe_that_does_otherwise_is_refused_unless_it_may(create, edited, kind, line):
+def test_A17_a_recipe_with_another_program_needs_an_allowed_change(create, edited, kind, line):
     before = snapshot(create().path)
     file = edited(kind)
     with pytest.raises(RunError, match=line) as caught:
@@ -222,16 +215,16 @@ def test_A17_a_recipe_that_does_otherwise_is_refused_unless_it_may(create, edite
     assert line in str(run.events()[0]["changes"])
 
 
-def test_A17_a_long_change_is_told_in_ten_lines(create, tmp_path):
+def test_A17_a_long_change_is_listed_in_ten_lines(create, tmp_path):
     create()
     other = tmp_path / "other.py"
-    other.write_text(SOURCE + "".join(f"a{place} = {place}\n" for place in range(30)))
-    with pytest.raises(RunError, match=r"recipe \+a9 = 9\n  \.\.\. and 20 more lines\nNothing"):
+    other.write_text(SOURCE + "".join(f"a{index} = {index}\n" for index in range(30)))
+    with pytest.raises(RunError, match=r"recipe \+a9 = 9\n  \.\.\. and 20 more lines\nNo file"):
         create(file=RecipeFile.read(other))
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_A17_a_smoke_run_never_mixes_even_where_change_is_allowed(create, first):
+def test_A17_a_smoke_run_and_a_full_run_never_share_a_folder(create, first):
     before = snapshot(create(smoke=first).path)
     for allow_change in (False, True):
         with pytest.raises(RunError, match=f"--smoke {first} -> {not first}") as caught:
@@ -240,32 +233,26 @@ def test_A17_a_smoke_run_never_mixes_even_where_change_is_allowed(create, first)
     assert snapshot(create(smoke=first).path) == before
 
 
-def test_A17_a_kill_between_recipe_and_knobs_leaves_a_run_that_can_be_read(create, tmp_path):
+def test_A17_a_kill_between_writing_recipe_and_parameters_leaves_a_readable_run(create):
     run = create()
     (run.path / "recipe.py").write_text(SOURCE.replace("widths=(1, 2), ", ""))
     assert run.parameters() == {"members": 8, "learning_rate": 0.1, "widths": [1, 2], "data_dir": None, "seed": 3}
 
 
-def test_a_smoke_run_and_a_whole_run_do_not_share_a_folder(create):
-    create(smoke=True)
-    with pytest.raises(RunError, match="--smoke True -> False"):
-        create(smoke=False)
-
-
-def test_a_folder_with_something_else_in_it_is_not_made_a_run(create, tmp_path):
+def test_a_folder_with_other_files_does_not_become_a_run(create, tmp_path):
     (tmp_path / "runs/tiny").mkdir(parents=True)
     (tmp_path / "runs/tiny/thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match=r"is not a run folder and not empty: it has thesis\.tex"):
+    with pytest.raises(RunError, match=r"is not a run folder and not empty: it contains thesis\.tex\. Choose another"):
         create()
 
 
-def test_a_place_that_cannot_be_written_is_a_resource_error(create, tmp_path):
+def test_a_folder_that_cannot_be_written_is_a_resource_error(create, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match=r"cannot write .*file/run: File exists: .*/file\."):
         create(folder="file/run")
 
 
-def test_opening_what_is_no_run_folder_is_an_error_that_says_why(tmp_path, create):
+def test_opening_a_folder_without_a_run_is_an_error_with_the_reason(tmp_path, create):
     with pytest.raises(RunError, match="is not a run folder: there is no such folder"):
         Run.open(tmp_path / "missing")
     run = create()
@@ -275,32 +262,32 @@ def test_opening_what_is_no_run_folder_is_an_error_that_says_why(tmp_path, creat
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("path", "message"),
     [
         (
             "runs/tinny",
-            r"no such folder\. Did you mean '.*runs/tiny'\? `keras-committee train RECIPE --run .*runs/tinny`",
+            r"no such folder\. Did you mean '.*runs/tiny'\? Create one with `.*train RECIPE --run .*runs/tinny`\.",
         ),
-        ("pets.py", r"it is a file\. `keras-committee train .*pets\.py` makes a run\."),
-        ("cat.jpg", r"it is a file\. `keras-committee train RECIPE` makes a run\."),
+        ("pets.py", r"it is a file\. Create a run with `keras-committee train .*pets\.py`\."),
+        ("cat.jpg", r"it is a file\. Create a run with `keras-committee train RECIPE`\."),
     ],
 )
-def test_what_was_typed_in_place_of_a_run_is_told_with_the_command_that_was_meant(tmp_path, create, typed, said):
+def test_opening_another_path_is_an_error_with_the_command_that_creates_a_run(tmp_path, create, path, message):
     create()
     for name in ("pets.py", "cat.jpg"):
         (tmp_path / name).write_text("")
-    with pytest.raises(RunError, match=f"is not a run folder: .*{said}"):
-        Run.open(tmp_path / typed)
+    with pytest.raises(RunError, match=f"is not a run folder: .*{message}"):
+        Run.open(tmp_path / path)
 
 
-def test_a_damaged_record_is_a_run_error_with_its_path(create):
+def test_a_damaged_parameter_file_is_a_run_error_with_its_path(create):
     run = create()
     (run.path / "parameters.json").write_text('{"members": 8')
     with pytest.raises(RunError, match=r"tiny/parameters\.json cannot be read"):
         run.parameters()
 
 
-def test_changed_versions_are_told(create):
+def test_changed_versions_are_listed(create):
     run = create()
     assert run.changed_versions() == []
     environment = run.environment()
@@ -309,7 +296,7 @@ def test_changed_versions_are_told(create):
     assert [change.split(" -> ")[0] for change in run.changed_versions()] == ["keras 1.2.3"]
 
 
-def test_the_files_of_a_member_lie_in_its_own_folder(create):
+def test_the_files_of_a_member_are_in_its_own_folder(create):
     run = create()
     member = run.member(7)
     assert member.path == run.path / "members" / "07"
@@ -318,7 +305,7 @@ def test_the_files_of_a_member_lie_in_its_own_folder(create):
     assert member.epoch_predictions(12) == member.path / "validation" / "0012.npy"
 
 
-def test_a_member_is_finished_when_its_model_is_there(create):
+def test_a_member_with_a_model_is_finished(create):
     run = create()
     for index in (10, 2, 0):
         run.member(index).state.mkdir(parents=True)
@@ -345,16 +332,6 @@ def test_the_journal_keeps_events_in_order_with_their_time_in_utc(create):
     assert first["time"] <= second["time"]
 
 
-def test_a_torn_last_line_of_the_journal_is_dropped_and_the_next_event_is_whole(create):
-    run = create()
-    run.append_event("first")
-    with open(run.path / "journal.jsonl", "a") as file:
-        file.write('{"event": "half')
-    assert [event["event"] for event in run.events()] == ["first"]
-    run.append_event("second")
-    assert [event["event"] for event in run.events()] == ["first", "second"]
-
-
 def test_a_journal_damaged_in_the_middle_is_an_error(create):
     run = create()
     run.append_event("first")
@@ -364,10 +341,10 @@ def test_a_journal_damaged_in_the_middle_is_an_error(create):
         run.events()
 
 
-def test_a_second_owner_is_refused_with_the_first_ones_name_until_it_is_done(create):
+def test_a_second_process_is_an_error_with_the_holder_until_the_lock_is_released(create):
     run = create()
     with run.lock():
-        with pytest.raises(RunError, match=rf"is in use by pid {os.getpid()} on host .+ since 20\d\d-.*Nothing was"):
+        with pytest.raises(RunError, match=rf"is in use by pid {os.getpid()} on host .+ since 20\d\d-.*No file was"):
             run.lock().__enter__()
         with pytest.raises(RunError, match="is in use by pid"):
             create()
@@ -375,7 +352,7 @@ def test_a_second_owner_is_refused_with_the_first_ones_name_until_it_is_done(cre
         assert json.loads((run.path / "lock").read_text())["pid"] == os.getpid()
 
 
-def test_the_lock_is_free_again_after_an_error(create):
+def test_the_lock_is_released_after_an_exception(create):
     run = create()
     with pytest.raises(ZeroDivisionError, match="division"), run.lock():
         1 / 0  # noqa: B018
@@ -383,29 +360,7 @@ def test_the_lock_is_free_again_after_an_error(create):
         pass
 
 
-HOLDER = """
-import sys, time
-from keras_committee.run import Run
-with Run.open(sys.argv[1]).lock():
-    print("locked", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_the_lock_of_a_killed_process_is_free(create):
-    run = create()
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE, text=True)
-    with holder:
-        assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(RunError, match=f"in use by pid {holder.pid}"):
-            run.lock().__enter__()
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-    with run.lock():
-        pass
-
-
-def test_of_many_at_once_exactly_one_owns_the_folder(create):
+def test_exactly_one_of_many_threads_gets_the_lock(create):
     run = create()
     barrier, losers, outcomes = threading.Barrier(8), threading.Semaphore(0), []
 
@@ -428,44 +383,6 @@ def test_of_many_at_once_exactly_one_owns_the_folder(create):
     assert sorted(outcomes) == ["lost"] * 7 + ["won"]
 
 
-def test_a_document_is_replaced_whole_and_leaves_no_other_file(tmp_path):
-    path = tmp_path / "new" / "evaluation.json"
-    write_json(path, {"accuracy": 0.2, "name": "é"})
-    write_json(path, {"accuracy": 0.7})
-    assert json.loads(path.read_text()) == {"accuracy": 0.7}
-    assert [file.name for file in path.parent.iterdir()] == ["evaluation.json"]
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_write_that_fails_keeps_the_old_file_and_no_part_of_the_new_one(tmp_path, monkeypatch, step):
-    path = tmp_path / "evaluation.json"
-    write_json(path, {"accuracy": 0.2})
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, step, full)
-    with pytest.raises(ResourceError, match=r"cannot write .*evaluation\.json: No space left on device"):
-        write_json(path, {"accuracy": 0.7})
-    assert json.loads(path.read_text()) == {"accuracy": 0.2}
-    assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]
-
-
-def test_a_number_json_does_not_know_is_not_written(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "evaluation.json", {"nll": float("nan")})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
-    calls = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file)))
-    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), replace(*names)))
-    write_file(tmp_path / "recipe.py", b"0.2")
-    assert calls == ["fsync", "replace", "fsync"]
-
-
 @pytest.mark.parametrize("name", ["two words", "übung-Öl", "line\nbreak", "quote'\"s", "-dash", "x" * 200, "%s{}$HOME"])
 def test_E12_a_folder_may_have_any_name(create, tmp_path, name):
     run = create(folder=name)
@@ -474,6 +391,236 @@ def test_E12_a_folder_may_have_any_name(create, tmp_path, name):
     assert Run.open(tmp_path / name).events()[-1]["note"] == name
 
 
-def test_E12_a_name_that_is_too_long_is_told(create, tmp_path):
+def test_E12_a_name_that_is_too_long_is_a_resource_error(create, tmp_path):
     with pytest.raises(ResourceError, match=r"cannot write .*File name too long"):
         create(folder="x" * 256)
+
+
+@pytest.fixture
+def race(tmp_path):
+    def race(scene, rounds):
+        command = [sys.executable, str(RACING), str(tmp_path), scene, str(rounds)]
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert completed.stderr == ""
+        return [json.loads(line) for line in completed.stdout.splitlines()]
+
+    return race
+
+
+RECORD = [True, {"members": 8, "learning_rate": 0.1, "seed": 3}, "tiny"]
+
+
+def test_A15_exactly_one_of_two_processes_that_create_a_run_gets_it_in_each_of_50_races(race):
+    rounds = race("exclusive", 50)
+    assert len(rounds) == 50
+    for result in rounds:
+        (error,) = set(result["results"]) - {"won"}
+        assert sorted(result["results"]) == sorted(["won", error])
+        assert re.search(r"is in use by (pid \d+ on host|another process).*No file was changed", error)
+        assert [event["event"] for event in result["events"]] == ["won"]
+        assert result["record"] == RECORD
+        files = [".record.lock", "environment.json", "journal.jsonl", "lock", "parameters.json", "recipe.py"]
+        assert result["files"] == files
+
+
+def test_A15_processes_that_create_a_shared_run_at_once_all_succeed(race):
+    rounds = race("shared", 15)
+    assert len(rounds) == 15
+    for result in rounds:
+        assert result["results"] == ["won"] * 8
+        assert result["record"] == RECORD
+        steps = [(event["process"], event["step"]) for event in result["events"]]
+        assert sorted(steps) == [(process, step) for process in range(8) for step in range(5)]
+
+
+def test_A15_a_shared_run_waits_while_another_process_writes_the_record(tmp_path, create):
+    lock = file_lock(tmp_path / "runs/tiny/.record.lock", "the record")
+    lock.__enter__()
+    threading.Timer(0.3, lambda: lock.__exit__(None, None, None)).start()
+    assert create(["members=2"], shared=True).parameters()["members"] == 2
+
+
+def test_events_that_four_processes_append_at_once_are_complete(race):
+    (result,) = race("journal", 1)
+    assert result["results"] == ["won"] * 4
+    for process in range(4):
+        events = [event for event in result["events"] if event["process"] == process]
+        assert [event["step"] for event in events] == list(range(50))
+        assert {event["text"] for event in events} == {"x" * (process * 900)}
+    assert len(result["events"]) == 200
+
+
+@pytest.mark.parametrize("partial", [b'{"event": "ha', b"\0" * 4096, b"\xff"])
+def test_A01_the_partial_last_line_of_a_killed_process_is_removed(create, partial):
+    run = create()
+    run.append_event("first")
+    path = run.path / "journal.jsonl"
+    path.write_bytes(path.read_bytes() + partial)
+    assert [event["event"] for event in run.events()] == ["first"]
+    run.append_event("second")
+    assert [event["event"] for event in run.events()] == ["first", "second"]
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_an_event_is_written_before_the_journal_is_flushed_to_disk(create, monkeypatch):
+    run, flushed = create(), []
+    monkeypatch.setattr(os, "fsync", lambda _: flushed.append(json.loads((run.path / "journal.jsonl").read_bytes())))
+    run.append_event("first")
+    assert [event["event"] for event in flushed] == ["first"]
+
+
+@pytest.fixture
+def limit():
+    """Limit the size of files in bytes; the system then writes a partial line."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_A06_a_partially_written_event_is_a_resource_error_and_is_removed(create, limit):
+    run = create()
+    run.append_event("first")
+    path = run.path / "journal.jsonl"
+    limit(path.stat().st_size + 20)
+    with pytest.raises(ResourceError, match=r"cannot write .*journal\.jsonl: File too large"):
+        run.append_event("second")
+    assert [event["event"] for event in run.events()] == ["first"]
+    limit(resource.RLIM_INFINITY)
+    run.append_event("third")
+    assert [event["event"] for event in run.events()] == ["first", "third"]
+
+
+def test_missing_members_are_an_error_with_the_commands_to_continue(create):
+    run = create(["members=3"])
+    for index in (0, 2):
+        run.member(index).path.mkdir(parents=True)
+        run.member(index).model.touch()
+    with pytest.raises(IncompleteError) as caught:
+        run.available_members(3)
+    assert str(caught.value) == (
+        f"{run.path} has 2 of 3 members; not trained: 1.\n"
+        "  To resume, run: keras-committee train tiny.py\n"
+        "  To use the finished members only, add: --allow-incomplete 2"
+    )
+    assert run.available_members(3, min_members=2) == [0, 2]
+    assert run.available_members(1) == [0]
+    with pytest.raises(IncompleteError, match="2 of 3 members"):
+        run.available_members(3, min_members=3)
+
+
+def test_other_classes_are_an_error_with_the_first_difference(create):
+    run = create()
+    run.require_classes(["cat", "dog"])
+    run.append_event("training_started", classes=["cat", "dog"], framing={"size": [7, 9]})
+    assert run.trained_classes() == ("cat", "dog")
+    assert run.trained_transform() == {"size": [7, 9]}
+    run.require_classes(["cat", "dog"])
+    with pytest.raises(RecipeError, match=r"were trained on\. First difference: class 1 dog -> fox\.\n  Restore"):
+        run.require_classes(["cat", "fox"])
+
+
+def journal(*events):
+    return [{"time": f"2026-01-02T{time}.000+00:00", "event": name} for time, name in events]
+
+
+@pytest.mark.parametrize(
+    ("events", "seconds"),
+    [
+        ([("10:00:00", "training_started"), ("10:01:30", "training_finished")], 90),
+        ([("10:00:00", "training_started"), ("10:00:20", "training_failed"), ("19:00:00", "member_imported")], 20),
+        ([("10:00:00", "training_started"), ("10:00:07", "training_stopped"), ("11:00:00", "evaluated")], 7),
+        ([("10:00:00", "training_started"), ("10:02:00", "member_saved")], 120),
+        (
+            [
+                ("10:00:00", "training_started"),
+                ("10:02:00", "member_saved"),  # killed
+                ("11:00:00", "training_started"),
+                ("11:01:30", "training_finished"),
+                ("19:00:00", "evaluated"),
+            ],
+            210,
+        ),
+        ([("10:00:00", "training_started")], 0),
+        ([("10:00:00", "training_started"), ("09:00:00", "member_saved")], 0),  # the clock was set back
+        ([("10:00:00", "evaluated")], None),
+        ([], None),
+    ],
+)
+def test_training_seconds_sum_all_starts_up_to_their_end_or_last_event(events, seconds):
+    assert training_seconds(journal(*events)) == seconds
+
+
+BUILDABLE = """
+from dataclasses import dataclass
+from keras_committee import Recipe
+
+@dataclass(frozen=True)
+class Data:
+    batch_size: int = 32
+    limit: int | None = None
+    def load(self): ...
+
+def recipe(members=3, rate=0.2):
+    return Recipe(data=Data(), member=lambda i: i, members=members, optimizer=lambda steps: rate, epochs=5, loss=max)
+"""
+
+
+@pytest.fixture
+def buildable(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.py").write_text(BUILDABLE)
+    return "small.py"
+
+
+def test_open_run_creates_the_run_locks_it_and_builds_the_recipe(buildable):
+    with open_run(buildable, ["members=4"], command="train small.py") as (run, recipe):
+        assert run.path == Path("runs/small")
+        assert (recipe.members, recipe.epochs, recipe.optimizer(10)) == (4, 5, 0.2)
+        assert run.parameters() == {"members": 4, "rate": 0.2}
+        assert run.environment()["command"] == "train small.py"
+        with pytest.raises(InUseError, match=r"run folder runs/small is in use by pid"):
+            run.lock().__enter__()
+    with run.lock():
+        pass
+
+
+def test_open_run_continues_a_run_and_requires_the_same_parameters(buildable):
+    with open_run(buildable, {"rate": 0.7}, path="a", command="train") as (run, _):
+        run.append_event("training_started")
+    with open_run(RecipeFile.read(buildable), ["rate=0.7", "members=5"], path="a", command="again") as (run, recipe):
+        assert recipe.members == 5
+        assert [event["event"] for event in run.events()] == ["training_started", "changed"]
+        assert run.environment()["command"] == "train"
+    with pytest.raises(RunError, match=r"rate 0\.7 -> 0\.2"), open_run(buildable, path="a", command="train"):
+        pass
+    changed = open_run(buildable, ["members=5"], path="a", command="train", allow_config_change=True)
+    with changed as (run, recipe):
+        assert (run.parameters()["rate"], recipe.optimizer(10)) == (0.2, 0.2)
+
+
+def test_open_run_of_a_smoke_run_has_its_own_folder_and_a_reduced_recipe(buildable):
+    with open_run(buildable, command="train", smoke=True) as (run, recipe):
+        assert run.path == Path("runs/small-smoke")
+        assert run.smoke
+        assert (recipe.members, recipe.epochs) == (2, 1)
+
+
+def test_open_run_with_a_shared_lock_allows_another_one(buildable):
+    with (
+        open_run(buildable, command="train", shared=True),
+        open_run(buildable, command="train", shared=True) as (run, _),
+        pytest.raises(InUseError, match="is in use"),
+    ):
+        run.lock().__enter__()
+
+
+def test_open_run_raises_before_it_creates_or_executes_anything(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("failing.py").write_text("def recipe(members=3): ...\nraise SystemExit('the recipe was executed')\n")
+    with pytest.raises(RecipeError, match="has no parameter"), open_run("failing.py", ["member=2"], command="train"):
+        pass
+    assert not Path("runs").exists()
+    Path("runs/failing").mkdir(parents=True)
+    Path("runs/failing/notes.txt").touch()
+    with pytest.raises(RunError, match="not a run folder"), open_run("failing.py", command="train"):
+        pass

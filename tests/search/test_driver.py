@@ -84,7 +84,7 @@ def test_a_folder_of_another_search_is_refused(searching, monkeypatch):
 def test_search_at_the_command_line(tmp_path, capfd, images):
     recipe = ["search", str(TINY.path), "--search-space", "learning_rate=0.01:0.3", "--out", str(tmp_path / "s")]
     assert main(recipe) == 2
-    assert "needs a budget: --budget-gflops X or --budget-minutes N" in capfd.readouterr().err
+    assert "requires --budget-gflops X or --budget-minutes X" in capfd.readouterr().err
     budget = ["--budget-gflops", str(1.2 * ONE * images), "--set", "epochs=1", "--json"]
     assert main([*recipe, *budget]) == 0
     captured = capfd.readouterr()

@@ -44,5 +44,5 @@ def test_what_is_no_range_is_told(texts, words):
 def test_a_recipe_without_a_seed_cannot_be_searched(tmp_path):
     file = tmp_path / "seedless.py"
     file.write_text("def recipe(members=2, width=1): pass")
-    with pytest.raises(RecipeError, match=r"seedless\.py has no knob 'seed'"):
+    with pytest.raises(RecipeError, match=r"seedless\.py has no parameter 'seed'"):
         parse_ranges(RecipeFile.read(file), ["width=1:2"])
