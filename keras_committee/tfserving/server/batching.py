@@ -1,4 +1,4 @@
-"""How do requests that come together run as one, with the rules of TF Serving's batching?"""
+"""Batching of simultaneous requests by the rules of TF Serving."""
 
 import dataclasses
 import threading
@@ -14,7 +14,15 @@ from keras_committee.tfserving.tf_protocol import StatusError, check_inputs, cho
 
 @dataclasses.dataclass(frozen=True)
 class BatchingParameters:
-    """The parameters of the same names in TF Serving's file; `allowed_batch_sizes` ends with `max_batch_size`."""
+    """Parameters of the same names, and with the same defaults, as in TF Serving's BatchingParameters.
+
+    Attributes:
+        max_batch_size: Rows of a batch.
+        batch_timeout_micros: Microseconds that a request waits for others.
+        max_enqueued_batches: Batches that wait; requests for more are UNAVAILABLE.
+        num_batch_threads: Batches that run at a time.
+        allowed_batch_sizes: Ascending sizes to pad batches to, ending with `max_batch_size`; () for no padding.
+    """
 
     max_batch_size: int = 1000
     batch_timeout_micros: int = 0
@@ -32,13 +40,13 @@ class BatchingParameters:
 
     @classmethod
     def from_proto(cls, proto: Any) -> "BatchingParameters":
-        """From a parsed BatchingParameters message; what it does not name keeps TF Serving's default."""
+        """Create from a parsed BatchingParameters message; fields that are not set keep their defaults."""
         names = ("max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads")
-        named = {name: getattr(proto, name).value for name in names if proto.HasField(name)}
-        return cls(allowed_batch_sizes=tuple(proto.allowed_batch_sizes), **named)
+        values = {name: getattr(proto, name).value for name in names if proto.HasField(name)}
+        return cls(allowed_batch_sizes=tuple(proto.allowed_batch_sizes), **values)
 
     def padded_size(self, rows: int) -> int:
-        """The size that a batch of `rows` is brought to."""
+        """Return the size that a batch of `rows` rows is padded to."""
         return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
 
 
@@ -54,7 +62,7 @@ class _Task:
 
 @dataclasses.dataclass(eq=False)
 class _Batch:
-    key: tuple[str, tuple[str, ...]]
+    key: tuple[str, tuple[str, ...]]  # signature and outputs
     created_at: float
     tasks: list[_Task] = dataclasses.field(default_factory=list)
     closed: bool = False
@@ -65,7 +73,14 @@ class _Batch:
 
 
 class BatchedSession:
-    """A session whose calls wait for others, up to a size and a time, and run with them. One failure fails all."""
+    """A session that joins calls to batches, limited by size and waiting time.
+
+    If a batch fails, all of its calls do.
+
+    Args:
+        session: The session that runs the batches.
+        parameters: Sizes and times.
+    """
 
     def __init__(self, session: Any, parameters: BatchingParameters):
         self._session, self._parameters = session, parameters
@@ -86,11 +101,11 @@ class BatchedSession:
         *,
         timeout: float | None = None,
     ) -> dict[str, np.ndarray]:
-        """As `Session.run`. A call whose inputs have no common batch axis runs alone.
+        """Run one signature, as `Session.run`. A call whose inputs have no common batch axis runs alone.
 
         Raises:
-            StatusError: Besides the session's: INVALID_ARGUMENT for more rows than a batch may have, UNAVAILABLE for
-                a full queue, RESOURCE_EXHAUSTED for a deadline that passed in it.
+            StatusError: Besides the session's errors: INVALID_ARGUMENT for more rows than a batch can have,
+                UNAVAILABLE if the queue is full, RESOURCE_EXHAUSTED if the deadline passes in the queue.
         """
         spec = find_signature(self.signatures, signature)
         check_inputs(spec, inputs)
@@ -99,7 +114,8 @@ class BatchedSession:
         sizes = {len(array) if array.ndim else -1 for array in arrays.values()}
         if len(sizes) != 1 or min(sizes) < 1:
             return self._session.run(signature, arrays, names, timeout=timeout)
-        task = _Task(arrays, sizes.pop(), time.monotonic() + (timeout if timeout is not None else 1e9))
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        task = _Task(arrays, sizes.pop(), deadline)
         self._enqueue((signature, tuple(names)), task)
         task.done.wait()
         if task.error is not None:
@@ -107,7 +123,7 @@ class BatchedSession:
         return task.outputs or {}
 
     def close(self) -> None:
-        """Runs what is queued, then closes the session."""
+        """Run the queued batches, then close the session."""
         with self._condition:
             self._closing = True
             self._condition.notify_all()
@@ -139,10 +155,13 @@ class BatchedSession:
 
     def _run_batches(self) -> None:
         while (batch := self._next_batch()) is not None:
-            _finish(batch.tasks, self._run_batch(batch))
+            error = self._run_batch(batch)
+            for task in batch.tasks:
+                task.error = error
+                task.done.set()
 
     def _next_batch(self) -> _Batch | None:
-        """The oldest batch that is full or has waited long enough; None at the end."""
+        """Wait for a batch that is due and return it; None once the session is closed and the queue is empty."""
         with self._condition:
             while True:
                 for batch in self._queue:
@@ -165,32 +184,30 @@ class BatchedSession:
         time_left = max(task.deadline for task in batch.tasks) - time.monotonic()
         if time_left <= 0:
             return StatusError("RESOURCE_EXHAUSTED", "Run() timeout exceeded while waiting in batching queue")
+        signature, names = batch.key
+        size = self._parameters.padded_size(batch.rows)
         try:
-            inputs = _concatenate_inputs(batch.tasks, self._parameters.padded_size(batch.rows) - batch.rows)
-            outputs = self._session.run(
-                batch.key[0], inputs, batch.key[1], timeout=time_left if time_left < 1e8 else None
-            )
-            _distribute_outputs(batch.tasks, outputs, self._parameters.padded_size(batch.rows))
+            inputs = _concatenate_inputs(batch.tasks, size - batch.rows)
+            timeout = None if time_left == float("inf") else time_left
+            outputs = self._session.run(signature, inputs, names, timeout=timeout)
+            _distribute_outputs(batch.tasks, outputs, size)
         except StatusError as error:
             return error
-        except Exception as error:  # or those who wait would wait for ever
+        except Exception as error:  # otherwise the callers would wait forever
             return StatusError("INTERNAL", str(error))
         return None
 
 
 def _concatenate_inputs(tasks: list[_Task], padding: int) -> dict[str, np.ndarray]:
-    """The inputs of all tasks along the batch axis, filled up with the first row of the last one."""
+    """Join the inputs along the batch axis, padded with copies of the first row of the last task."""
     joined: dict[str, np.ndarray] = {}
     for name in tasks[0].inputs:
         parts = [task.inputs[name] for task in tasks]
         parts += [parts[-1][:1]] * padding
-        shapes = {part.shape[1:] for part in parts}
-        if len(shapes) > 1:
+        if len({part.shape[1:] for part in parts}) > 1:
             raise StatusError(
                 "FAILED_PRECONDITION",
-                "Tensors with name '"
-                + name
-                + "' from different tasks have different shapes and padding is turned off. "
+                f"Tensors with name '{name}' from different tasks have different shapes and padding is turned off. "
                 "Set pad_variable_length_inputs to true, or ensure that all tensors with the same name have equal "
                 "dimensions starting with the first dim.",
             )
@@ -209,9 +226,3 @@ def _distribute_outputs(tasks: list[_Task], outputs: dict[str, np.ndarray], size
     for task in tasks:
         task.outputs = {name: array[start : start + task.rows] for name, array in outputs.items()}
         start += task.rows
-
-
-def _finish(tasks: list[_Task], error: StatusError | None) -> None:
-    for task in tasks:
-        task.error = error
-        task.done.set()

@@ -1,4 +1,4 @@
-"""What do Classify and Regress answer to a list of tf.Examples?"""
+"""Classify and Regress on tf.Examples, with TF Serving's checks and messages."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,17 +9,30 @@ from keras_committee.tfserving.server.limits import Limits, check_image_sizes, c
 from keras_committee.tfserving.tf_protocol import DEFAULT_SIGNATURE, Signature, StatusError
 
 
-def serialize_examples(request_input: Any, limits: Limits) -> np.ndarray:
-    """The examples of an `Input` message as an object array of bytes, (examples,); a context is merged into each."""
+def serialize_input(request_input: Any, limits: Limits) -> np.ndarray:
+    """Return the examples of an `Input` message as an object array of bytes, (examples,), each with the context.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT if there are no examples, or too many.
+    """
     if request_input.WhichOneof("kind") == "example_list_with_context":
         examples_with_context = request_input.example_list_with_context
-        return merge_context(examples_with_context.examples, examples_with_context.context, limits)
-    return merge_context(request_input.example_list.examples, None, limits)
+        return serialize_examples(examples_with_context.examples, examples_with_context.context, limits)
+    return serialize_examples(request_input.example_list.examples, None, limits)
 
 
-def merge_context(examples: Sequence[Any], context: Any, limits: Limits) -> np.ndarray:
-    """The Example messages as an object array of bytes, (examples,). Raises INVALID_ARGUMENT where there are none."""
-    # Two serialized messages in a row are one in which what comes last wins.
+def serialize_examples(examples: Sequence[Any], context: Any, limits: Limits) -> np.ndarray:
+    """Return Example messages as an object array of bytes, (examples,).
+
+    Args:
+        examples: Example messages.
+        context: Example message with the features that all examples share, or None.
+        limits: Checked on the number of examples and on the images in them.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT if there are no examples, or too many.
+    """
+    # Concatenated messages parse as one, in which the later value of a feature wins.
     context_bytes = b"" if context is None else context.SerializeToString()
     if not examples:
         raise StatusError("INVALID_ARGUMENT", "Input is empty.")
@@ -33,10 +46,19 @@ def merge_context(examples: Sequence[Any], context: Any, limits: Limits) -> np.n
 def classify(
     session: Any, signature: str, examples: np.ndarray, timeout: float | None = None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Labels (examples, classes) of bytes and scores (examples, classes) of float32; one of them may be None.
+    """Run a classification signature.
+
+    Args:
+        session: A loaded model.
+        signature: Name of the signature; "" is "serving_default".
+        examples: Serialized examples, (examples,).
+        timeout: Seconds.
+
+    Returns:
+        Labels (examples, classes), bytes, and scores (examples, classes), float32; one of them may be None.
 
     Raises:
-        StatusError: In the words of TF Serving's classifier.cc.
+        StatusError: With the messages of TF Serving's classifier.cc.
     """
     spec = _find_signature(session, signature)
     _check_one_input(spec, "classification")
@@ -62,7 +84,20 @@ def classify(
 
 
 def regress(session: Any, signature: str, examples: np.ndarray, timeout: float | None = None) -> np.ndarray:
-    """Values (examples,) of float32. Raises StatusError in the words of TF Serving's regressor.cc."""
+    """Run a regression signature.
+
+    Args:
+        session: A loaded model.
+        signature: Name of the signature; "" is "serving_default".
+        examples: Serialized examples, (examples,).
+        timeout: Seconds.
+
+    Returns:
+        Values (examples,), float32.
+
+    Raises:
+        StatusError: With the messages of TF Serving's regressor.cc.
+    """
     spec = _find_signature(session, signature)
     _check_one_input(spec, "regression")
     if len(spec.outputs) != 1:
@@ -74,17 +109,23 @@ def regress(session: Any, signature: str, examples: np.ndarray, timeout: float |
         raise StatusError(
             "INVALID_ARGUMENT",
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
-            f"[{','.join(map(str, values.shape))}]",
+            f"{format_shape(values.shape)}",
         )
     if values.dtype != np.float32:
         raise StatusError("INVALID_ARGUMENT", f"Expected output Tensor of DT_FLOAT. Got: {values.dtype}")
     return values.ravel()
 
 
+def format_shape(shape: Sequence[int]) -> str:
+    """Return a shape as TF Serving prints it: "[2,3]"."""
+    return f"[{','.join(map(str, shape))}]"
+
+
 def _find_signature(session: Any, signature: str) -> Signature:
-    if (signature or DEFAULT_SIGNATURE) not in session.signatures:
-        raise StatusError("INVALID_ARGUMENT", f"No signature was found with the name: {signature or DEFAULT_SIGNATURE}")
-    return session.signatures[signature or DEFAULT_SIGNATURE]
+    name = signature or DEFAULT_SIGNATURE
+    if name not in session.signatures:
+        raise StatusError("INVALID_ARGUMENT", f"No signature was found with the name: {name}")
+    return session.signatures[name]
 
 
 def _check_one_input(spec: Signature, task: str) -> None:
@@ -100,7 +141,7 @@ def _check_matrix(name: str, kind: str, array: np.ndarray | None, rows: int) -> 
     if array.ndim != 2:
         raise StatusError(
             "INVALID_ARGUMENT",
-            f"Expected Tensor shape: [batch_size num_classes] but got [{','.join(map(str, array.shape))}]",
+            f"Expected Tensor shape: [batch_size num_classes] but got {format_shape(array.shape)}",
         )
     if (array.dtype.kind == "O") != (kind == "string") or (kind == "float" and array.dtype != np.float32):
         raise StatusError("INVALID_ARGUMENT", f"Expected {name} Tensor of DT_{kind.upper()}. Got: {array.dtype}")

@@ -1,4 +1,4 @@
-"""How do tensors look as the JSON of an answer?"""
+"""JSON responses of TF Serving's REST API."""
 
 import base64
 import json
@@ -13,53 +13,116 @@ _CHUNK_SIZE = 4096  # floats formatted together
 
 
 def format_predictions(outputs: Mapping[str, np.ndarray], is_row_format: bool) -> str:
-    """The answer to a predict request: {"predictions": rows} or {"outputs": columns}; one output stands without name.
+    """Return the response to a predict request: {"predictions": rows} or {"outputs": columns}.
+
+    Args:
+        outputs: Arrays by output name. The name is omitted if there is only one output.
+        is_row_format: Whether the request was in row format ("instances").
 
     Raises:
-        StatusError: INVALID_ARGUMENT in TF Serving's words for what JSON cannot tell.
+        StatusError: INVALID_ARGUMENT with TF Serving's message for outputs that JSON cannot represent.
     """
     if not outputs:
-        raise _invalid_argument("Cannot convert empty tensor map to JSON")
+        raise StatusError("INVALID_ARGUMENT", "Cannot convert empty tensor map to JSON")
     return _format_rows(outputs) if is_row_format else _format_columns(outputs)
 
 
 def format_classifications(labels: np.ndarray | None, scores: np.ndarray | None) -> str:
-    """The answer to a classify request: pairs of label and score, (examples, classes)."""
+    """Return the response to a classify request: pairs of label and score, both of shape (examples, classes)."""
     shape = (labels if labels is not None else np.asarray(scores)).shape
     label_array = np.full(shape, b"", object) if labels is None else labels
-    score_texts = format_elements("scores", np.zeros(shape, np.float32) if scores is None else scores)
+    score_texts = _format_elements("scores", np.zeros(shape, np.float32) if scores is None else scores)
     pairs = [
-        f"[{name}, {number}]" for name, number in zip(format_elements("classes", label_array), score_texts, strict=True)
+        f"[{label}, {score}]"
+        for label, score in zip(_format_elements("classes", label_array), score_texts, strict=True)
     ]
-    return f'{{\n    "results": [{", ".join(_nest(pairs, list(shape)))}\n    ]\n}}'
+    return f'{{\n    "results": [{", ".join(_nest(pairs, shape))}\n    ]\n}}'
 
 
 def format_regressions(values: np.ndarray) -> str:
-    """The answer to a regress request: one number for each example."""
-    return f'{{\n    "results": [{", ".join(format_elements("outputs", values))}]\n}}'
+    """Return the response to a regress request: one number per example."""
+    return f'{{\n    "results": [{", ".join(_format_elements("outputs", values))}]\n}}'
 
 
 def format_error(message: str) -> str:
-    """The body of every failure."""
+    """Return the body of an error response."""
     return json.dumps({"error": message}, indent=4, ensure_ascii=False)
 
 
-def format_elements(name: str, array: np.ndarray) -> list[str]:
-    """The JSON text of each element: floats with six digits where these suffice, else nine (float64: seventeen)."""
+def format_document(document: Mapping[str, Any]) -> str:
+    """Return the response to a status or metadata request."""
+    return json.dumps(document, indent=1, ensure_ascii=False)
+
+
+def _format_rows(outputs: Mapping[str, np.ndarray]) -> str:
+    size = None
+    for name, array in outputs.items():
+        if not array.ndim:
+            raise StatusError("INVALID_ARGUMENT", f"Tensor name: {name} has no shape information ")
+        if size not in (None, len(array)):
+            raise StatusError(
+                "INVALID_ARGUMENT",
+                f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {size}",
+            )
+        size = len(array)
+    columns = {name: _nest(_format_elements(name, array), array.shape) for name, array in outputs.items()}
+    if len(columns) == 1:
+        (column,) = columns.values()
+        return f'{{\n    "predictions": [{", ".join(column)}\n    ]\n}}'
+    keys = [json.dumps(name) for name in columns]
+    rows = (_format_row(keys, row) for row in zip(*columns.values(), strict=True))
+    return '{\n    "predictions": [\n' + ",\n".join(rows) + "\n    ]\n}"
+
+
+def _format_row(keys: list[str], values: tuple[str, ...]) -> str:
+    items = (f"            {key}: {value}" for key, value in zip(keys, values, strict=True))
+    return "        {\n" + ",\n".join(items) + "\n        }"
+
+
+def _format_columns(outputs: Mapping[str, np.ndarray]) -> str:
+    texts = {name: _format_array(name, array) for name, array in outputs.items()}
+    if len(texts) == 1:
+        return f'{{\n    "outputs": {next(iter(texts.values()))}\n}}'
+    items = (f"        {json.dumps(name)}: {text}" for name, text in texts.items())
+    return '{\n    "outputs": {\n' + ",\n".join(items) + "\n    }\n}"
+
+
+def _format_array(name: str, array: np.ndarray) -> str:
+    texts = _format_elements(name, array)
+    return f"[{', '.join(_nest(texts, array.shape))}]" if array.ndim else texts[0]
+
+
+def _nest(texts: list[str], shape: tuple[int, ...]) -> list[str]:
+    """Join the elements to lists along all axes but the first; return `shape[0]` texts."""
+    for axis in range(len(shape) - 1, 0, -1):
+        size, count = shape[axis], int(np.prod(shape[:axis]))
+        texts = [f"[{', '.join(texts[i * size : (i + 1) * size])}]" for i in range(count)]
+    return texts
+
+
+def _format_elements(name: str, array: np.ndarray) -> list[str]:
+    """Return the JSON text of each element, in row-major order."""
     if array.dtype.kind in "OSU":
         return _format_strings(array, name.endswith("_bytes"))
     if array.dtype in (np.float32, np.float64):
-        return format_floats(array.ravel())
+        return _format_floats(array.ravel())
     if array.dtype.kind in "iu":
         return list(map(str, array.ravel().tolist()))
     if array.dtype.kind == "b":
         return ["true" if value else "false" for value in array.ravel().tolist()]
     kind = {"float16": "half"}.get(array.dtype.name, array.dtype.name)
-    raise _invalid_argument(f"Failed to write JSON value for tensor type: {kind}")
+    raise StatusError("INVALID_ARGUMENT", f"Failed to write JSON value for tensor type: {kind}")
 
 
-def format_floats(values: np.ndarray) -> list[str]:
-    """The JSON text of each float of a vector of float32 or float64."""
+def _format_strings(array: np.ndarray, as_bytes: bool) -> list[str]:
+    contents = [content if isinstance(content, bytes) else str(content).encode() for content in array.ravel()]
+    if as_bytes:
+        return [f'{{"b64": "{base64.b64encode(content).decode()}"}}' for content in contents]
+    return [json.dumps(content.decode(errors="replace"), ensure_ascii=False) for content in contents]
+
+
+def _format_floats(values: np.ndarray) -> list[str]:
+    """Format each float with six digits if that is exact, otherwise nine (float32) or seventeen (float64)."""
     texts: list[str] = []
     for start in range(0, len(values), _CHUNK_SIZE):
         texts += _format_float_chunk(values[start : start + _CHUNK_SIZE])
@@ -67,7 +130,7 @@ def format_floats(values: np.ndarray) -> list[str]:
 
 
 def _format_float_chunk(values: np.ndarray) -> list[str]:
-    texts = _apply_format("%.6g", values)
+    texts = (" ".join(["%.6g"] * len(values)) % tuple(values.tolist())).split(" ")
     is_exact = np.array(list(map(float, texts))).astype(values.dtype) == values
     for i in np.flatnonzero(~is_exact & np.isfinite(values)):
         texts[i] = ("%.9g" if values.dtype == np.float32 else "%.17g") % values[i]
@@ -75,61 +138,3 @@ def _format_float_chunk(values: np.ndarray) -> list[str]:
     for i in np.flatnonzero(~np.isfinite(values)):
         texts[i] = names[texts[i]]
     return [text if "." in text or "e" in text or text[-1] in "yN" else text + ".0" for text in texts]
-
-
-def _apply_format(pattern: str, values: np.ndarray) -> list[str]:
-    return (" ".join([pattern] * len(values)) % tuple(values.tolist())).split(" ")
-
-
-def _format_strings(array: np.ndarray, as_bytes: bool) -> list[str]:
-    contents = [content if isinstance(content, bytes) else str(content).encode() for content in array.ravel()]
-    if as_bytes:
-        return [f'{{"b64": "{base64.b64encode(each).decode()}"}}' for each in contents]
-    return [json.dumps(each.decode(errors="replace"), ensure_ascii=False) for each in contents]
-
-
-def _nest(texts: list[str], shape: list[int]) -> list[str]:
-    """The elements joined to lists, but for the first axis: `shape[0]` texts."""
-    for axis in range(len(shape) - 1, 0, -1):
-        size, count = shape[axis], int(np.prod(shape[:axis]))
-        texts = [f"[{', '.join(texts[i * size : (i + 1) * size])}]" for i in range(count)]
-    return texts
-
-
-def _format_rows(outputs: Mapping[str, np.ndarray]) -> str:
-    size = None
-    for name, array in outputs.items():
-        if not array.ndim:
-            raise _invalid_argument(f"Tensor name: {name} has no shape information ")
-        if size not in (None, len(array)):
-            raise _invalid_argument(f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {size}")
-        size = len(array)
-    columns = {name: _nest(format_elements(name, array), list(array.shape)) for name, array in outputs.items()}
-    if len(columns) == 1:
-        (column,) = columns.values()
-        return f'{{\n    "predictions": [{", ".join(column)}\n    ]\n}}'
-    keys = [json.dumps(name) for name in columns]
-    rows = (_format_object(keys, row) for row in zip(*columns.values(), strict=True))
-    return '{\n    "predictions": [\n' + ",\n".join(rows) + "\n    ]\n}"
-
-
-def _format_object(keys: list[str], values: tuple[Any, ...]) -> str:
-    members = (f"            {key}: {value}" for key, value in zip(keys, values, strict=True))
-    return "        {\n" + ",\n".join(members) + "\n        }"
-
-
-def _format_columns(outputs: Mapping[str, np.ndarray]) -> str:
-    texts = {name: _format_array(name, array) for name, array in outputs.items()}
-    if len(texts) == 1:
-        return f'{{\n    "outputs": {next(iter(texts.values()))}\n}}'
-    members = (f"        {json.dumps(name)}: {text}" for name, text in texts.items())
-    return '{\n    "outputs": {\n' + ",\n".join(members) + "\n    }\n}"
-
-
-def _format_array(name: str, array: np.ndarray) -> str:
-    texts = format_elements(name, array)
-    return f"[{', '.join(_nest(texts, list(array.shape)))}]" if array.ndim else texts[0]
-
-
-def _invalid_argument(message: str) -> StatusError:
-    return StatusError("INVALID_ARGUMENT", message)

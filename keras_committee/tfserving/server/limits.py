@@ -1,32 +1,40 @@
-"""How much may a request ask for? Checked before anything of that size is allocated."""
+"""Limits of a request, checked before anything of the requested size is allocated."""
 
 import dataclasses
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from keras_committee.tfserving.tf_protocol import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError, proto_shape, proto_to_array
+
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_UNSUPPORTED_FORMATS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_MAX_EMBEDDED_IMAGES = 16  # images within one string that is itself no image, such as a tf.Example
+_MARKERS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+_SIZE_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF markers
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the stand-in accepts. TF Serving itself has none of these limits: put a proxy before it.
+    """Limits of the local server. TF Serving itself has none of them; put a proxy in front of it.
 
     Attributes:
-        max_body_bytes: Bytes of a request as it is sent.
+        max_body_bytes: Bytes of a request body as sent.
         max_decompressed_bytes: Bytes of a gzip body after decompression.
-        max_compression_ratio: Decompressed bytes for each compressed byte.
+        max_compression_ratio: Decompressed bytes per compressed byte.
         max_json_depth: Levels of lists and objects in JSON.
-        max_elements: Of one tensor.
+        max_elements: Elements of one tensor.
         max_batch_size: Rows of one request.
-        max_pixels: Of one JPEG or PNG image, read from its header.
-        max_connections: Open at once.
-        max_header_bytes: Bytes of request line and headers.
-        read_timeout: Seconds until a request must have arrived.
-        response_timeout: Seconds until it is answered; then 504.
-        max_queue_size: Requests that wait or run; then 503.
+        max_pixels: Pixels of one JPEG or PNG image, read from its header.
+        max_connections: Open REST connections.
+        max_header_bytes: Bytes of the request line and the headers.
+        read_timeout: Seconds until a request must have arrived; then HTTP 408.
+        response_timeout: Seconds until a request is answered; then DEADLINE_EXCEEDED, HTTP 504.
+        max_queue_size: Requests waiting or running; more are UNAVAILABLE, HTTP 503.
     """
 
     max_body_bytes: int = 32 * 2**20
@@ -46,8 +54,16 @@ class Limits:
         return ", ".join(f"{name} {value:,}" for name, value in dataclasses.asdict(self).items())
 
 
+def check_body(size: int, limits: Limits) -> None:
+    """Raise RESOURCE_EXHAUSTED, HTTP 413, if a body of `size` bytes is too large."""
+    if size > limits.max_body_bytes:
+        raise StatusError(
+            "RESOURCE_EXHAUSTED", f"the request body exceeds {limits.max_body_bytes} bytes", http_status=413
+        )
+
+
 def check_shape(name: str, shape: Sequence[int], limits: Limits) -> None:
-    """Raises INVALID_ARGUMENT for a shape (batch, ...) with more rows or elements than are allowed."""
+    """Raise INVALID_ARGUMENT if `shape`, (batch, ...), has too many rows or elements, or a negative size."""
     if any(size < 0 for size in shape):
         raise StatusError("INVALID_ARGUMENT", f"{name} has the shape {list(shape)}: no size may be negative")
     if (elements := math.prod(shape)) > limits.max_elements:
@@ -60,30 +76,34 @@ def check_shape(name: str, shape: Sequence[int], limits: Limits) -> None:
         )
 
 
-def check_body(size: int, limits: Limits) -> None:
-    """Raises RESOURCE_EXHAUSTED, HTTP 413, for a body of `size` bytes that is too large."""
-    if size > limits.max_body_bytes:
-        raise StatusError(
-            "RESOURCE_EXHAUSTED", f"the request body exceeds {limits.max_body_bytes} bytes", http_status=413
-        )
+def proto_to_checked_array(proto: Any, name: str, limits: Limits) -> np.ndarray:
+    """Return the array of a TensorProto, checked against `limits`.
 
+    Args:
+        proto: TensorProto, as received.
+        name: Name of the input.
+        limits: Checked on the shape before the array is allocated, and on the headers of images.
 
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_JPEG_MAGIC = b"\xff\xd8\xff"
-_UNSUPPORTED_FORMATS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
-_MAX_EMBEDDED_IMAGES = 16  # images within one string that is itself no image, such as a tf.Example
-_MARKERS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
-_SIZE_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF markers
+    Raises:
+        StatusError: INVALID_ARGUMENT for an invalid tensor, or one beyond the limits.
+    """
+    try:
+        check_shape(name, proto_shape(proto, limits.max_elements), limits)
+        array = proto_to_array(proto, limits.max_elements)
+    except StatusError as error:
+        raise StatusError(error.code, f"tensor parsing error: {name}: {error.message}") from error
+    if array.dtype == object:
+        check_image_sizes(array, limits, name)
+    return array
 
 
 def check_image_sizes(array: np.ndarray, limits: Limits, name: str = "") -> None:
-    """Raises INVALID_ARGUMENT where a string is an image with too many pixels, or holds one, as a tf.Example does.
+    """Raise INVALID_ARGUMENT if a string is or contains an image with too many pixels.
 
     Args:
-        array: Object array of bytes.
-        limits: `pixels`.
-        name: Of the input. What goes into `image_bytes` must not be a GIF, BMP, TIFF or WebP image either; what is no
-            image at all is left to the model.
+        array: Object array of bytes. A tf.Example may contain images; other strings are left to the model.
+        limits: `max_pixels` applies.
+        name: Name of the input. Strings of `image_bytes` must not be GIF, BMP, TIFF or WebP images.
     """
     for content in array.ravel():
         content = content.encode() if isinstance(content, str) else content
@@ -95,7 +115,10 @@ def check_image_sizes(array: np.ndarray, limits: Limits, name: str = "") -> None
 
 
 def image_size(content: bytes) -> tuple[int, int] | None:
-    """(width, height) by the header of a PNG or JPEG; None where there is none."""
+    """Return (width, height) from the header of a PNG or JPEG image, or None if there is no such header.
+
+    Not Pillow: it returns no size for a truncated image, which the model's decoder may still allocate.
+    """
     if content.startswith(_PNG_MAGIC):
         return struct.unpack(">II", content[16:24]) if len(content) >= 24 else None
     return _jpeg_size(content) if content.startswith(_JPEG_MAGIC) else None
@@ -122,7 +145,7 @@ def _image_offsets(content: bytes) -> list[int]:
         return [0]
     offsets = [*_find_all(content, _PNG_MAGIC), *_find_all(content, _JPEG_MAGIC)]
     if len(offsets) > _MAX_EMBEDDED_IMAGES:
-        raise StatusError("INVALID_ARGUMENT", f"a string holds more than {_MAX_EMBEDDED_IMAGES} images")
+        raise StatusError("INVALID_ARGUMENT", f"a string contains more than {_MAX_EMBEDDED_IMAGES} images")
     return offsets
 
 
@@ -136,7 +159,7 @@ def _find_all(content: bytes, magic: bytes) -> Iterator[int]:
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Goes from marker to marker, and over what is between them, as libjpeg does."""
+    """Scan marker by marker and skip the bytes between them, as libjpeg does."""
     offset = 2
     while (offset := content.find(b"\xff", offset)) >= 0 and offset + 9 <= len(content):
         marker = content[offset + 1]

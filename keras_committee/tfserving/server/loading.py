@@ -1,25 +1,28 @@
-"""May this version be served: is it what it seems, does it load, and does it answer its warm-up requests?"""
+"""Loading of a model version: checks, and its warm-up requests."""
 
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from keras_committee.tfserving.python_session import load_session
 from keras_committee.tfserving.server import examples
-from keras_committee.tfserving.server.limits import Limits, check_image_sizes, check_shape
-from keras_committee.tfserving.tf_protocol import WARMUP_FILE, StatusError, proto_to_array
+from keras_committee.tfserving.server.limits import Limits, proto_to_checked_array
+from keras_committee.tfserving.tf_protocol import WARMUP_FILE, StatusError
+
+_MAX_WARMUP_RECORDS = 1000  # as in TF Serving
 
 
 def load_version(folder: Path) -> Any:
-    """A session of the SavedModel in `folder`, which has answered its warm-up requests.
+    """Load the SavedModel in `folder` and replay its warm-up requests.
+
+    Returns:
+        A session.
 
     Raises:
-        StatusError: What is wrong with it.
+        StatusError: If the version cannot be served, with the reason.
     """
-    check_no_symlinks(folder)
+    _check_no_symlinks(folder)
     session = load_session(folder)
     try:
         check_no_xla(session.meta_graph)
@@ -30,21 +33,43 @@ def load_version(folder: Path) -> Any:
     return session
 
 
-def check_no_symlinks(folder: Path) -> None:
-    """Raises FAILED_PRECONDITION where `folder` or anything in it is a symbolic link: it may lead anywhere."""
-    inside = (Path(directory, name) for directory, folders, files in os.walk(folder) for name in folders + files)
-    for path in [folder, *inside]:
-        if path.is_symlink():
-            raise StatusError("FAILED_PRECONDITION", f"{path} is a symbolic link; a version must hold its own files")
-
-
 def check_no_xla(meta_graph: Any) -> None:
-    """Raises INTERNAL where a function must be compiled: TF Serving has XLA switched off, and each request fails."""
+    """Raise INTERNAL if a function must be compiled with XLA: TF Serving disables it, and each request would fail."""
     for attributes in _graph_attributes(meta_graph.graph_def):
         if "_XlaMustCompile" in attributes and attributes["_XlaMustCompile"].b:
             raise StatusError(
                 "INTERNAL",
                 "XLA compilation disabled: a function of this model was traced with jit_compile=True",
+            )
+
+
+def replay(session: Any, folder: Path) -> int:
+    """Send each recorded warm-up request of the SavedModel in `folder` to `session`.
+
+    Returns:
+        The number of requests; 0 if the version has no warm-up file.
+
+    Raises:
+        StatusError: The error of the first request that fails; DATA_LOSS if the file is no TFRecord file.
+    """
+    count, limits = 0, Limits()
+    for count, record in enumerate(_read_records(folder / WARMUP_FILE), start=1):
+        if count > _MAX_WARMUP_RECORDS:
+            raise StatusError(
+                "INVALID_ARGUMENT",
+                f"Number of warmup records exceeds the maximum ({_MAX_WARMUP_RECORDS}) at {folder / WARMUP_FILE}",
+            )
+        _replay_record(session, record, limits)
+    return count
+
+
+def _check_no_symlinks(folder: Path) -> None:
+    """Raise FAILED_PRECONDITION if `folder`, or anything in it, is a symbolic link: it could lead anywhere."""
+    inside = (Path(directory, name) for directory, folders, files in os.walk(folder) for name in folders + files)
+    for path in [folder, *inside]:
+        if path.is_symlink():
+            raise StatusError(
+                "FAILED_PRECONDITION", f"{path} is a symbolic link; a version must contain its files themselves"
             )
 
 
@@ -57,26 +82,6 @@ def _graph_attributes(graph: Any) -> Iterator[Any]:
 
 def _node_attributes(nodes: Iterable[Any]) -> Iterator[Any]:
     return (node.attr for node in nodes)
-
-
-MAX_RECORDS = 1000  # records; TF Serving refuses more
-
-
-def replay(session: Any, folder: Path) -> int:
-    """Sends each recorded request of the SavedModel in `folder` to `session`; returns their number.
-
-    Raises:
-        StatusError: Of the first that fails; DATA_LOSS where the file is no TFRecord of PredictionLogs.
-    """
-    count = 0
-    for count, record in enumerate(_read_records(folder / WARMUP_FILE), start=1):
-        if count > MAX_RECORDS:
-            raise StatusError(
-                "INVALID_ARGUMENT",
-                f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {folder / WARMUP_FILE}",
-            )
-        _replay_record(session, record, Limits())
-    return count
 
 
 def _read_records(path: Path) -> Iterator[Any]:
@@ -104,39 +109,21 @@ def _parse_record(message_class: Any, content: bytes) -> Any:
 
 
 def _replay_record(session: Any, record: Any, limits: Limits) -> None:
-    match record.WhichOneof("log_type"):
-        case "predict_log":
-            request = record.predict_log.request
-            inputs = {name: _input_array(proto, name, limits) for name, proto in request.inputs.items()}
-            session.run(request.model_spec.signature_name, inputs, list(request.output_filter))
-        case "classify_log":
-            request = record.classify_log.request
-            examples.classify(
-                session, request.model_spec.signature_name, examples.serialize_examples(request.input, limits)
-            )
-        case "regress_log":
-            request = record.regress_log.request
-            examples.regress(
-                session, request.model_spec.signature_name, examples.serialize_examples(request.input, limits)
-            )
-        case "multi_inference_log":
-            _replay_tasks(session, record.multi_inference_log.request, limits)
-        case None:
-            pass
-        case other:
-            raise StatusError("UNIMPLEMENTED", f"Unsupported log_type for warmup: {other}")
-
-
-def _input_array(proto: Any, name: str, limits: Limits) -> np.ndarray:
-    array = proto_to_array(proto, limits.max_elements)
-    check_shape(name, array.shape, limits)
-    if array.dtype.kind == "O":
-        check_image_sizes(array, limits, name)
-    return array
-
-
-def _replay_tasks(session: Any, request: Any, limits: Limits) -> None:
-    inputs = examples.serialize_examples(request.input, limits)
-    for task in request.tasks:
-        inference_fn = examples.regress if task.method_name.endswith("regress") else examples.classify
-        inference_fn(session, task.model_spec.signature_name, inputs)
+    kind = record.WhichOneof("log_type")
+    if kind is None:
+        return
+    if kind not in ("predict_log", "classify_log", "regress_log", "multi_inference_log"):
+        raise StatusError("UNIMPLEMENTED", f"Unsupported log_type for warmup: {kind}")
+    request = getattr(record, kind).request
+    if kind == "predict_log":
+        inputs = {name: proto_to_checked_array(proto, name, limits) for name, proto in request.inputs.items()}
+        session.run(request.model_spec.signature_name, inputs, list(request.output_filter))
+        return
+    rows = examples.serialize_input(request.input, limits)
+    if kind == "multi_inference_log":
+        for task in request.tasks:
+            run = examples.regress if task.method_name.endswith("regress") else examples.classify
+            run(session, task.model_spec.signature_name, rows)
+    else:
+        run = examples.classify if kind == "classify_log" else examples.regress
+        run(session, request.model_spec.signature_name, rows)

@@ -1,4 +1,4 @@
-"""Which versions of which models are loaded, who may use them, and when do they come and go?"""
+"""Models and their versions: what to serve, and loading, lending and unloading it."""
 
 import contextlib
 import dataclasses
@@ -12,12 +12,94 @@ from typing import Any
 from keras_committee.tfserving.config import lint_models
 from keras_committee.tfserving.server.loading import load_version
 from keras_committee.tfserving.tf_protocol import StatusError
-from keras_committee.tfserving.versions import find_versions, is_valid_name
+from keras_committee.tfserving.versions import NAME_RULE, find_versions, is_valid_name
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionPolicy:
+    """Which of the versions on disk to serve: `latest(n)`, `all_versions()` or `specific(...)`."""
+
+    kind: str
+    count: int = 1
+    versions: tuple[int, ...] = ()
+
+    @classmethod
+    def latest(cls, count: int = 1) -> "VersionPolicy":
+        """Serve the `count` versions with the largest numbers."""
+        if count < 1:
+            raise StatusError("INVALID_ARGUMENT", f"num_versions must be at least 1. Received: num_versions={count}")
+        return cls("latest", count=count)
+
+    @classmethod
+    def all_versions(cls) -> "VersionPolicy":
+        """Serve all versions."""
+        return cls("all")
+
+    @classmethod
+    def specific(cls, *versions: int) -> "VersionPolicy":
+        """Serve these versions, where they exist."""
+        return cls("specific", versions=versions)
+
+    def select(self, available: Iterable[int]) -> set[int]:
+        """Return the versions to serve, out of the versions `available`."""
+        if self.kind == "all":
+            return set(available)
+        if self.kind == "specific":
+            return set(available) & set(self.versions)
+        return set(sorted(available)[-self.count :])
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A model to serve, as an entry of TF Serving's models.config.
+
+    Attributes:
+        name: Name of the model in requests: 1 to 128 of A-Z a-z 0-9 _ . -, and no leading dot.
+        base_path: Absolute path of the folder with the version folders.
+        policy: Which versions to serve.
+        labels: dict of label -> version.
+    """
+
+    name: str
+    base_path: Path
+    policy: VersionPolicy = dataclasses.field(default_factory=VersionPolicy.latest)
+    labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not is_valid_name(self.name):
+            raise StatusError("INVALID_ARGUMENT", f"the name of a model must be {NAME_RULE}. Received: {self.name!r}")
+        object.__setattr__(self, "base_path", Path(self.base_path))
+        if not self.base_path.is_absolute():
+            raise StatusError(
+                "INVALID_ARGUMENT", f"Expected model {self.name} to have an absolute path, but got: {self.base_path}"
+            )
+
+
+def configs_from_proto(config: Any) -> list[ModelConfig]:
+    """Return the models of a parsed `models.config`.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with all problems of the configuration.
+    """
+    problems = lint_models(config)
+    if problems:
+        raise StatusError("INVALID_ARGUMENT", "the model configuration is invalid: " + "; ".join(problems))
+    return [
+        ModelConfig(
+            model.name,
+            Path(model.base_path),
+            _policy_from_proto(model.model_version_policy),
+            dict(model.version_labels),
+        )
+        for model in config.model_config_list.config
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class ServableStatus:
-    """What GetModelStatus tells of a version: `code` and `message` say why it cannot be served."""
+    """Status of a version, as in GetModelStatus. `code` and `message` are the error of its last load."""
 
     version: int
     state: str
@@ -27,9 +109,21 @@ class ServableStatus:
 
 @dataclasses.dataclass(eq=False)
 class Servable:
-    """One version. Who borrows it from the manager reads `name`, `version` and `session`; the rest is the manager's.
+    """A version of a model.
 
-    `state` goes from START over LOADING, AVAILABLE and UNLOADING to END.
+    Borrowers read `name`, `version` and `session`; the other attributes belong to the manager.
+
+    Attributes:
+        name: Name of the model.
+        version: Number of the version.
+        path: The version folder.
+        session: The loaded model, or None.
+        state: START, then LOADING, AVAILABLE, UNLOADING and END.
+        error: Error of the last load.
+        aspired: Whether the version should be served.
+        num_users: Borrowers at the moment.
+        tries: Failed loads.
+        next_try: When to load it, in monotonic seconds.
     """
 
     name: str
@@ -41,15 +135,15 @@ class Servable:
     aspired: bool = True
     num_users: int = 0
     tries: int = 0
-    next_try: float = 0.0  # monotonic seconds
+    next_try: float = 0.0
 
     def status(self) -> ServableStatus:
-        failed = self.error if self.state in ("LOADING", "END") else None
-        code_and_message = (failed.code, failed.message) if failed else ("OK", "")
-        return ServableStatus(self.version, self.state, *code_and_message)
+        error = self.error if self.state in ("LOADING", "END") else None
+        code, message = (error.code, error.message) if error else ("OK", "")
+        return ServableStatus(self.version, self.state, code, message)
 
     def due(self) -> bool:
-        """Whether it is time to load it, for the first time or once more."""
+        """Whether to load it now, for the first time or again."""
         return self.state in ("START", "LOADING") and time.monotonic() >= self.next_try
 
     def may_unload(self) -> bool:
@@ -57,93 +151,14 @@ class Servable:
 
 
 @dataclasses.dataclass(frozen=True)
-class VersionPolicy:
-    """Which of the versions on disk to serve: `latest(n)`, `everything()` or `specific(...)`."""
-
-    kind: str
-    count: int = 1
-    versions: tuple[int, ...] = ()
-
-    @classmethod
-    def latest(cls, count: int = 1) -> "VersionPolicy":
-        """The `count` versions with the largest numbers."""
-        if count < 1:
-            raise StatusError("INVALID_ARGUMENT", f"num_versions is {count}; a policy keeps at least one version")
-        return cls("latest", count=count)
-
-    @classmethod
-    def all_versions(cls) -> "VersionPolicy":
-        """All versions."""
-        return cls("all")
-
-    @classmethod
-    def specific(cls, *versions: int) -> "VersionPolicy":
-        """These versions, where they exist."""
-        return cls("specific", versions=versions)
-
-    def select(self, available: Iterable[int]) -> set[int]:
-        """Those of the versions `available` that should be served."""
-        if self.kind == "all":
-            return set(available)
-        if self.kind == "specific":
-            return set(available) & set(self.versions)
-        return set(sorted(available)[-self.count :])
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """A model to serve: what TF Serving's models.config says of it.
-
-    Attributes:
-        name: 1 to 128 of A-Z a-z 0-9 _ . - and no dot in front.
-        base_path: Absolute path of the folder with the version folders.
-        policy: Which versions.
-        labels: dict of label -> version.
-    """
-
-    name: str
-    base_path: Path
-    policy: VersionPolicy = dataclasses.field(default_factory=VersionPolicy.latest)
-    labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not is_valid_name(self.name):
-            raise StatusError(
-                "INVALID_ARGUMENT",
-                f"the model name {self.name!r} is not allowed: 1 to 128 of A-Z a-z 0-9 _ . - and no dot in front",
-            )
-        object.__setattr__(self, "base_path", Path(self.base_path))
-        if not self.base_path.is_absolute():
-            raise StatusError(
-                "INVALID_ARGUMENT", f"Expected model {self.name} to have an absolute path, but got: {self.base_path}"
-            )
-
-
-def check_configs(configs: Iterable[ModelConfig]) -> dict[str, ModelConfig]:
-    """The configs by name. Raises INVALID_ARGUMENT where two have one name."""
-    by_name: dict[str, ModelConfig] = {}
-    for config in configs:
-        if config.name in by_name:
-            raise StatusError(
-                "INVALID_ARGUMENT",
-                f"Illegal to list model {config.name} multiple times in config list",
-            )
-        by_name[config.name] = config
-    return by_name
-
-
-_log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
 class ManagerOptions:
-    """How versions come and go; the defaults are those of TF Serving.
+    """Timing of loads. The defaults are those of TF Serving.
 
     Attributes:
-        poll_seconds: Between two looks at the disk.
-        max_retries: How often a load that failed is tried again.
-        retry_seconds: Between these.
-        allow_labels_for_unavailable: Whether a new label may name a version that is not loaded yet.
+        poll_seconds: Seconds between two scans of the base paths.
+        max_retries: Retries of a load that fails.
+        retry_seconds: Seconds between retries.
+        allow_labels_for_unavailable: Whether labels can be assigned to versions that are not loaded yet.
     """
 
     poll_seconds: float = 1.0
@@ -153,7 +168,18 @@ class ManagerOptions:
 
 
 class Manager:
-    """Loads, lends and unloads versions: a new one is loaded before the old one goes, and a thread polls the disk."""
+    """Loads, lends and unloads the versions of the configured models.
+
+    A thread scans the base paths. As in TF Serving, a new version is loaded before the old one is unloaded.
+
+    Args:
+        configs: The models.
+        options: Timing of loads; None for the defaults.
+        load: Maps a version folder to a session, or raises StatusError.
+
+    Raises:
+        StatusError: If two models have the same name, or labels are not allowed yet.
+    """
 
     def __init__(
         self,
@@ -161,24 +187,29 @@ class Manager:
         options: ManagerOptions | None = None,
         load: Callable[[Path], Any] = load_version,
     ):
-        self.options = options or ManagerOptions()
+        self._options = options or ManagerOptions()
+        self._configs = check_configs(configs)
+        if not self._options.allow_labels_for_unavailable:
+            _check_no_labels(self._configs.values())
         self._load = load
         self._condition = threading.Condition(threading.RLock())
-        self._configs: dict[str, ModelConfig] = {}
-        self._labels: dict[str, dict[str, int]] = {}
         self._servables: dict[str, dict[int, Servable]] = {}
-        self._closing = self._wake = False
-        self._logged: set[str] = set()  # what was logged once of a base path
-        self._configure(configs)
+        self._closing = False
+        self._logged: set[str] = set()
         self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
         self._thread.start()
 
     @contextlib.contextmanager
     def borrow(self, name: str, version: int | None = None, label: str | None = None) -> Iterator[Servable]:
-        """Lends an available version (the largest where none is named), which stays loaded meanwhile.
+        """Lend an available version, which stays loaded within the context.
+
+        Args:
+            name: Name of the model.
+            version: Number of the version; None for the largest one.
+            label: Label of the version, instead of its number.
 
         Raises:
-            StatusError: NOT_FOUND where there is no such version, INVALID_ARGUMENT for an unknown label.
+            StatusError: NOT_FOUND if there is no such version, INVALID_ARGUMENT for an unknown label.
         """
         with self._condition:
             servable = self._find_servable(name, version, label)
@@ -191,7 +222,11 @@ class Manager:
                 self._condition.notify_all()
 
     def statuses(self, name: str, version: int | None = None) -> list[ServableStatus]:
-        """The state of every version of a model that was ever seen, or of one; the largest number first."""
+        """Return the status of all versions of a model so far, newest first, or of one version.
+
+        Raises:
+            StatusError: NOT_FOUND if there is no such model or version.
+        """
         with self._condition:
             known = self._servables.get(name, {})
             statuses = [known[number].status() for number in sorted(known, reverse=True)]
@@ -204,24 +239,15 @@ class Manager:
         return [status for status in statuses if status.version == version]
 
     def names(self) -> list[str]:
-        """The models that are configured."""
-        with self._condition:
-            return sorted(self._configs)
+        """Return the names of the configured models."""
+        return sorted(self._configs)
 
     def configs(self) -> list[ModelConfig]:
-        """What is configured."""
-        with self._condition:
-            return list(self._configs.values())
-
-    def reload(self, configs: Iterable[ModelConfig]) -> None:
-        """Replaces the configuration. Raises StatusError, and then nothing is changed."""
-        with self._condition:
-            self._configure(configs)
-            self._wake = True
-            self._condition.notify_all()
+        """Return the configured models."""
+        return list(self._configs.values())
 
     def wait_until_available(self, timeout: float = 60.0) -> None:
-        """Returns when each model has a version that serves.
+        """Wait until each model has an available version.
 
         Raises:
             StatusError: The error of a model all of whose versions failed; DEADLINE_EXCEEDED after `timeout` seconds.
@@ -233,7 +259,7 @@ class Manager:
                     raise StatusError("DEADLINE_EXCEEDED", f"no version to serve after {timeout:g} s: {waiting}")
 
     def close(self) -> None:
-        """Stops the thread, waits for those who borrowed, and unloads everything."""
+        """Stop the thread, wait for the borrowers and unload all versions."""
         with self._condition:
             self._closing = True
             self._condition.notify_all()
@@ -247,46 +273,28 @@ class Manager:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def _configure(self, configs: Iterable[ModelConfig]) -> None:
-        configs_by_name = check_configs(configs)
-        for config in configs_by_name.values():
-            for label, version in config.labels.items():
-                self._check_label(config.name, label, version)
-        self._configs = configs_by_name
-        self._labels = {config.name: dict(config.labels) for config in configs_by_name.values()}
-
-    def _check_label(self, name: str, label: str, version: int) -> None:
-        servable = self._servables.get(name, {}).get(version)
-        is_new = label not in self._labels.get(name, {})
-        if (servable and servable.state == "AVAILABLE") or (is_new and self.options.allow_labels_for_unavailable):
-            return
-        raise StatusError(
-            "FAILED_PRECONDITION",
-            f"Request to assign label to version {version} of model {name}, "
-            "which is not currently available for inference",
-        )
-
     def _find_servable(self, name: str, version: int | None, label: str | None) -> Servable:
         if not name:
             raise StatusError("INVALID_ARGUMENT", "ModelSpec has no name specified.")
         if label is not None:
-            if label not in self._labels.get(name, {}):
+            labels = self._configs[name].labels if name in self._configs else {}
+            if label not in labels:
                 raise StatusError("INVALID_ARGUMENT", f"Unrecognized servable version label: {label}")
-            version = self._labels[name][label]
+            version = labels[label]
         known = self._servables.get(name, {})
         serving = [number for number, servable in known.items() if servable.state == "AVAILABLE"]
         if version in serving or (version is None and serving):
             return known[max(serving) if version is None else version]
-        wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-        raise StatusError("NOT_FOUND", f"Servable not found for request: {wanted}")
+        requested = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+        raise StatusError("NOT_FOUND", f"Servable not found for request: {requested}")
 
     def _has_available_version(self, name: str) -> bool:
         known = self._servables.get(name, {}).values()
         if any(servable.state == "AVAILABLE" for servable in known):
             return True
-        wanted = [servable for servable in known if servable.aspired]
-        if wanted and all(servable.state == "END" and servable.error for servable in wanted):
-            raise wanted[-1].error or StatusError("UNKNOWN", "no reason is known")
+        aspired = [servable for servable in known if servable.aspired]
+        if aspired and all(servable.state == "END" and servable.error for servable in aspired):
+            raise aspired[-1].error or StatusError("UNKNOWN", "no reason is known")
         return False
 
     def _watch(self) -> None:
@@ -295,46 +303,42 @@ class Manager:
             while not self._closing and self._step():
                 pass
             with self._condition:
-                if not self._closing and not self._wake:
+                if not self._closing:
                     self._condition.wait_for(self._should_wake, self._seconds_until_next_poll())
-                self._wake = False
 
     def _should_wake(self) -> bool:
-        return self._closing or self._wake or any(servable.may_unload() for servable in self._all_servables())
+        return self._closing or any(servable.may_unload() for servable in self._all_servables())
 
     def _seconds_until_next_poll(self) -> float:
-        """Seconds until the next look at the disk, or the next try to load."""
+        """Return the seconds until the next scan, or the next retry of a load."""
         retry_delays = [
             servable.next_try - time.monotonic() for servable in self._all_servables() if servable.state == "LOADING"
         ]
-        return max(0.0, min([self.options.poll_seconds, *retry_delays]))
+        return max(0.0, min([self._options.poll_seconds, *retry_delays]))
 
     def _poll(self) -> None:
-        """What is on disk becomes what is aspired."""
-        for name in {*self._configs, *self._servables}:
-            config = self._configs.get(name)
+        """Scan the base paths and mark the versions to serve."""
+        for name, config in self._configs.items():
             try:
-                present = find_versions(config.base_path) if config else {}
-            except OSError as error:  # as TF Serving: nothing changes
+                folders = find_versions(config.base_path)
+            except OSError as error:  # as in TF Serving, nothing changes
                 self._log_once(f"cannot look for versions of {name}: {error}")
                 continue
             with self._condition:
-                self._set_aspired(name, present, config.policy.select(present) if config else set())
+                self._set_aspired(name, folders, config.policy.select(folders))
 
-    def _set_aspired(self, name: str, present: dict[int, Path], wanted: set[int]) -> None:
+    def _set_aspired(self, name: str, folders: dict[int, Path], aspired: set[int]) -> None:
         known = self._servables.setdefault(name, {})
-        for version in wanted - {version for version, known_servable in known.items() if known_servable.aspired}:
-            if version not in known or known[version].state == "END":
-                known[version] = Servable(name, version, present[version])
-            known[version].aspired = True
+        for version in aspired:
+            # A version that was unloaded is loaded again; one whose load failed is not, as in TF Serving.
+            if version not in known or (known[version].state == "END" and not known[version].aspired):
+                known[version] = Servable(name, version, folders[version])
         for version, servable in known.items():
-            servable.aspired = version in wanted
-        if not known:
-            del self._servables[name]
+            servable.aspired = version in aspired
         self._condition.notify_all()
 
     def _step(self) -> bool:
-        """Loads or unloads one version; False where there is nothing to do now."""
+        """Load or unload one version. Return False if there is nothing to do now."""
         for servable in self._all_servables():
             if servable.aspired and servable.due():
                 self._try_to_load(servable)
@@ -348,17 +352,17 @@ class Manager:
         return False
 
     def _is_unneeded(self, servable: Servable) -> bool:
-        """Whether a version may go: nobody wants it, and one that is wanted serves (or none is wanted at all)."""
+        """Whether to unload a version: it is not aspired, and an aspired one is available or there is none."""
         if servable.aspired or servable.state not in ("AVAILABLE", "LOADING", "START"):
             return False
-        wanted = [other for other in self._servables[servable.name].values() if other.aspired]
-        return servable.session is None or not wanted or any(each.state == "AVAILABLE" for each in wanted)
+        aspired = [other for other in self._servables[servable.name].values() if other.aspired]
+        return servable.session is None or not aspired or any(other.state == "AVAILABLE" for other in aspired)
 
     def _try_to_load(self, servable: Servable) -> None:
         self._set_state(servable, "LOADING")
         try:
             session = self._load(servable.path)
-        except Exception as error:  # whatever a loader may raise is the state of this version
+        except Exception as error:  # whatever the loader raises becomes the status of this version
             status = error if isinstance(error, StatusError) else StatusError("INTERNAL", f"{error}")
             self._record_failure(servable, status)
             return
@@ -368,11 +372,13 @@ class Manager:
 
     def _record_failure(self, servable: Servable, error: StatusError) -> None:
         servable.tries += 1
-        servable.next_try = time.monotonic() + self.options.retry_seconds
+        servable.next_try = time.monotonic() + self._options.retry_seconds
         servable.error = error
-        last = servable.tries > self.options.max_retries
-        _log.warning("%s version %d cannot be loaded (%s): %s", servable.name, servable.version, error.code, error)
-        self._set_state(servable, "END" if last else "LOADING")
+        is_last_try = servable.tries > self._options.max_retries
+        _log.warning(
+            "%s version %d cannot be loaded (%s): %s", servable.name, servable.version, error.code, error.message
+        )
+        self._set_state(servable, "END" if is_last_try else "LOADING")
 
     def _unload(self, servable: Servable, wait_for_users: bool = False) -> None:
         with self._condition:
@@ -400,20 +406,28 @@ class Manager:
             _log.warning(message)
 
 
-def configs_from_proto(config: Any) -> list[ModelConfig]:
-    """The models of a parsed `models.config`. Raises INVALID_ARGUMENT with everything that is wrong with it."""
-    problems = lint_models(config)
-    if problems:
-        raise StatusError("INVALID_ARGUMENT", "the configuration is refused: " + "; ".join(problems))
-    return [
-        ModelConfig(
-            model.name,
-            Path(model.base_path),
-            _policy_from_proto(model.model_version_policy),
-            dict(model.version_labels),
-        )
-        for model in config.model_config_list.config
-    ]
+def check_configs(configs: Iterable[ModelConfig]) -> dict[str, ModelConfig]:
+    """Return the configs by name.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT if two models have the same name.
+    """
+    configs_by_name: dict[str, ModelConfig] = {}
+    for config in configs:
+        if config.name in configs_by_name:
+            raise StatusError("INVALID_ARGUMENT", f"Illegal to list model {config.name} multiple times in config list")
+        configs_by_name[config.name] = config
+    return configs_by_name
+
+
+def _check_no_labels(configs: Iterable[ModelConfig]) -> None:
+    for config in configs:
+        for version in config.labels.values():
+            raise StatusError(
+                "FAILED_PRECONDITION",
+                f"Request to assign label to version {version} of model {config.name}, "
+                "which is not currently available for inference",
+            )
 
 
 def _policy_from_proto(policy: Any) -> VersionPolicy:

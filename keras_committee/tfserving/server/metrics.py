@@ -1,4 +1,4 @@
-"""What does Prometheus read of the server, under the names that TF Serving uses?"""
+"""Prometheus metrics under the names of TF Serving."""
 
 import bisect
 import itertools
@@ -16,7 +16,7 @@ Labels = tuple[str, ...]
 
 
 class Metrics:
-    """Counts and latencies of requests. Any thread may record."""
+    """Counts and latencies of requests. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,17 +24,23 @@ class Metrics:
         self._histograms: dict[tuple[str, Labels], _Histogram] = {}
 
     def count_request(self, model: str, status: str) -> None:
-        """One more request for `model` that ended with the gRPC code `status`."""
+        """Count a request for `model` that ended with the gRPC code `status`."""
         with self._lock:
             self._counts[model, status] = self._counts.get((model, status), 0) + 1
 
     def record_latency(self, name: str, labels: Labels, seconds: float) -> None:
-        """One duration of "request_latency" (model, API, entrypoint) or "runtime_latency" (model, API, runtime)."""
+        """Record a duration.
+
+        Args:
+            name: `"request_latency"` or `"runtime_latency"`.
+            labels: (model, API, entrypoint), or (model, API, runtime).
+            seconds: The duration.
+        """
         with self._lock:
             self._histograms.setdefault((name, labels), _Histogram()).add(seconds * 1e6)
 
     def render(self) -> str:
-        """The text that Prometheus reads."""
+        """Return the metrics in Prometheus's text format."""
         with self._lock:
             lines = [f"# TYPE {_REQUEST_COUNT} counter"]
             for labels, count in sorted(self._counts.items()):

@@ -1,9 +1,11 @@
-"""Is this port free, and who has it otherwise?"""
+"""Listening sockets, and the servers behind them."""
 
+import contextlib
 import errno
 import os
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from keras_committee.errors import ResourceError
@@ -11,11 +13,30 @@ from keras_committee.errors import ResourceError
 _BACKLOG = 128
 
 
+class RunningServer(contextlib.AbstractContextManager):
+    """A server that runs in the background until `close`.
+
+    Args:
+        port: The port that it listens on.
+        stop: Finishes the requests in progress and stops the server. May be called more than once.
+    """
+
+    def __init__(self, port: int, stop: Callable[[], None]):
+        self.port, self._stop = port, stop
+
+    def close(self) -> None:
+        """Finish the requests in progress, then stop. A second call has no effect."""
+        self._stop()
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on `host` and `port`; port 0 takes a free one.
+    """Return a socket that listens on `host` and `port`; port 0 selects a free port.
 
     Raises:
-        ResourceError: If the port is in use, or the address cannot be had.
+        ResourceError: If the port is in use, or the address is not available.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -32,16 +53,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _bind_error_message(host: str, port: int, error: OSError) -> str:
-    if error.errno != errno.EADDRINUSE:
-        return f"cannot listen on {host} port {port}: {error.strerror or error}. Nothing was started."
-    owner = owner_of(port)
-    who = f" (pid {owner})" if owner else ""
-    return f"port {port} in use{who} on {host}. Nothing was started.\n  Stop the other one, or name another port."
-
-
 def owner_of(port: int) -> int | None:
-    """The process that listens on `port`, where the system tells: on Linux, and to its owner only."""
+    """Return the process that listens on `port`, or None where it cannot be determined.
+
+    Linux only, and only for processes of the same user.
+    """
     socket_links = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
@@ -52,8 +68,19 @@ def owner_of(port: int) -> int | None:
     return None
 
 
+def _bind_error_message(host: str, port: int, error: OSError) -> str:
+    if error.errno != errno.EADDRINUSE:
+        return f"cannot listen on {host} port {port}: {error.strerror or error}. Nothing was started."
+    owner = owner_of(port)
+    process = f" (pid {owner})" if owner else ""
+    return (
+        f"port {port} in use{process} on {host}. Nothing was started.\n"
+        "  Stop the other process, or choose another port."
+    )
+
+
 def _listening_inodes(port: int) -> set[str]:
-    """The sockets that listen on `port`: state 0A of /proc/net/tcp."""
+    """Return the sockets that listen on `port`: state 0A of /proc/net/tcp."""
     inodes: set[str] = set()
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         text = table.read_text() if table.exists() else ""

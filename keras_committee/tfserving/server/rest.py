@@ -1,8 +1,7 @@
-"""How does the REST API of TF Serving listen on a port, and answer with its URLs, codes and texts?"""
+"""REST API of TF Serving over HTTP, with limits on requests and connections."""
 
 import asyncio
 import functools
-import importlib.util
 import logging
 import re
 import threading
@@ -17,49 +16,24 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from keras_committee.tfserving.server import json_output
+from keras_committee.tfserving.config import METRICS_PATH
+from keras_committee.tfserving.server import json_output, page
 from keras_committee.tfserving.server.limits import Limits, check_body
 from keras_committee.tfserving.server.manager import Manager
 from keras_committee.tfserving.server.metrics import Metrics
-from keras_committee.tfserving.server.ports import listen
-from keras_committee.tfserving.server.rest_handlers import (
-    LOOPBACK_HOSTS,
-    HostCheckMiddleware,
-    RestHandlers,
-    Route,
-    parse_route,
-)
+from keras_committee.tfserving.server.ports import RunningServer, listen
+from keras_committee.tfserving.server.rest_handlers import SERVER_NAME, RestHandlers, Route, parse_route
 from keras_committee.tfserving.server.worker_pool import BoundedExecutor
 from keras_committee.tfserving.tf_protocol import StatusError
 
-METRICS_PATH = "/monitoring/prometheus/metrics"
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _API_PATH = re.compile(r"/v1/.*", re.I | re.S)
-# What libevent answers in TF Serving for a path that it does not know.
+# The response of libevent, TF Serving's HTTP library, to an unknown path.
 _NOT_FOUND_PAGE = "<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
+_CHUNK_BYTES = 2**16
+_RATIO_EXEMPT_BYTES = 2**20  # decompressed bytes without a check of the ratio: a black image compresses well
 
 _log = logging.getLogger(__name__)
-
-
-class RestServer:
-    """A REST server in a thread of its own. `port` is the one that it listens on; `close` ends it."""
-
-    def __init__(self, server: uvicorn.Server, sockets: list[Any], executor: BoundedExecutor):
-        self.port: int = sockets[0].getsockname()[1]
-        self._server, self._executor = server, executor
-        self._thread = threading.Thread(target=server.run, kwargs={"sockets": sockets}, name="rest", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Answers what is being asked, then ends. A second call does nothing."""
-        self._server.should_exit = True
-        self._thread.join()
-        self._executor.close()
-
-    def __enter__(self) -> "RestServer":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
 
 
 def start(
@@ -69,28 +43,27 @@ def start(
     metrics: Metrics | None = None,
     metrics_path: str = METRICS_PATH,
     num_threads: int | None = None,
-) -> RestServer:
-    """Listens on `address`, (host, port); port 0 takes a free one.
+) -> RunningServer:
+    """Start a REST server in a thread.
 
     Args:
-        manager: Where the models come from; it outlives the server.
-        address: Host and port. Only on a loopback host is the Host header checked, against another page's tricks.
-        limits: What a request may ask for.
-        metrics: Where requests are counted.
-        metrics_path: Path of the page for Prometheus.
-        num_threads: That answer requests; a few more than cores where None.
+        manager: Lends the models; it outlives the server.
+        address: Host and port; port 0 selects a free port. On a loopback host the Host header of requests is checked.
+        limits: Limits of a request.
+        metrics: Counts the requests.
+        metrics_path: Path of the metrics for Prometheus.
+        num_threads: Threads that answer requests; None for one per core, at least 4.
 
     Raises:
-        ResourceError: If the port is in use, or may not be taken.
+        ResourceError: If the port is in use or not available.
     """
-    limits = limits or Limits()
+    limits, metrics = limits or Limits(), metrics or Metrics()
     socket, executor = listen(*address), BoundedExecutor(limits, num_threads)
-    app = make_app(
-        manager, limits, metrics or Metrics(), executor, metrics_path, allowed_hosts=_allowed_hosts(address[0])
-    )
+    api = _ApiApp(RestHandlers(manager, limits, metrics), limits, metrics, executor, metrics_path)
+    app = Starlette(routes=[*page.routes(manager), Mount("/", app=api)])
     config = uvicorn.Config(
-        app,
-        http=functools.partial(LimitedH11Protocol, limits),  # pyright: ignore[reportArgumentType]
+        RequestCheckMiddleware(app, _allowed_hosts(address[0]), limits),
+        http=functools.partial(_LimitedH11Protocol, limits),  # pyright: ignore[reportArgumentType]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -99,24 +72,75 @@ def start(
         h11_max_incomplete_event_size=limits.max_header_bytes,
         timeout_graceful_shutdown=5,
     )
-    return RestServer(uvicorn.Server(config), [socket], executor)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, name="rest", daemon=True)
+    port = socket.getsockname()[1]
+    thread.start()
+
+    def stop() -> None:
+        server.should_exit = True
+        thread.join()
+        executor.close()
+
+    return RunningServer(port, stop)
 
 
-def make_app(
-    manager: Manager,
-    limits: Limits,
-    metrics: Metrics,
-    executor: BoundedExecutor,
-    metrics_path: str,
-    allowed_hosts: frozenset[str] | None,
-) -> HostCheckMiddleware:
-    """The application: the web page at /, the API and the page for Prometheus."""
-    api = _ApiApp(RestHandlers(manager, limits, metrics), limits, metrics, executor, metrics_path)
-    return HostCheckMiddleware(Starlette(routes=[*_page_routes(manager), Mount("/", app=api)]), allowed_hosts, limits)
+class RequestCheckMiddleware:
+    """Outermost layer of the application: request checks, the server header and unexpected exceptions.
+
+    Rejects requests with an unexpected Host, ambiguous framing or long headers. The check of the Host protects against
+    DNS rebinding, by which a page of another site sends requests to this server under its own host name. Starlette's
+    TrustedHostMiddleware is not equivalent: it also rejects requests without a Host, responds with HTTP 400 in plain
+    text instead of 403 in JSON, and older releases do not match [::1].
+
+    Args:
+        app: The ASGI application.
+        allowed_hosts: Host names to accept, in lower case; None accepts all.
+        limits: `max_header_bytes` applies.
+    """
+
+    def __init__(self, app: Any, allowed_hosts: frozenset[str] | None, limits: Limits):
+        self._app, self._allowed_hosts, self._limits = app, allowed_hosts, limits
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        response_started = False
+
+        async def send_with_server_header(message: Any) -> None:
+            nonlocal response_started
+            if message["type"] == "http.response.start":
+                response_started = True
+                message["headers"] = [*message["headers"], (b"server", SERVER_NAME.encode())]
+            await send(message)
+
+        if error := self._request_error(scope):
+            await _error_response(*error, close=True)(scope, receive, send_with_server_header)
+            return
+        try:
+            await self._app(scope, receive, send_with_server_header)
+        except Exception:  # a bug in this server must not stop it
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            if not response_started:
+                response = _error_response(500, "internal error; see the server's log", close=True)
+                await response(scope, receive, send_with_server_header)
+
+    def _request_error(self, scope: Any) -> tuple[int, str] | None:
+        headers = dict(scope["headers"])
+        size = sum(len(name) + len(value) + 4 for name, value in scope["headers"]) + len(scope["raw_path"])
+        if size > self._limits.max_header_bytes:
+            return 431, f"the headers exceed {self._limits.max_header_bytes} bytes"
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            return 400, "a request has either Content-Length or Transfer-Encoding"
+        host = headers.get(b"host", b"localhost").decode("latin-1")
+        if self._allowed_hosts is not None and _host_name(host) not in self._allowed_hosts:
+            return 403, f"Host {host[:200]!r} is not served here; use one of {', '.join(sorted(self._allowed_hosts))}"
+        return None
 
 
 class _ApiApp:
-    """One application for all paths: no router knows `:predict`, or takes the rest of a path for what it is."""
+    """The ASGI application for all paths of the API and the metrics.
+
+    Starlette's router has no pattern for `:predict`, and decodes paths before it matches them.
+    """
 
     def __init__(
         self, handlers: RestHandlers, limits: Limits, metrics: Metrics, executor: BoundedExecutor, metrics_path: str
@@ -126,16 +150,13 @@ class _ApiApp:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         request = Request(scope, receive)
-        path = scope["raw_path"].decode("ascii")
         try:
-            response = await self._respond(request, path)
+            response = await self._respond(request, scope["raw_path"].decode("ascii"))
         except ClientDisconnect:
             return
         except StatusError as error:
-            headers = (
-                {"connection": "close"} if error.http_status in (408, 413) else {}
-            )  # the rest of the body is not read
-            response = _json_response(json_output.format_error(error.message), error.http_status, headers)
+            unread_body = error.http_status in (408, 413)
+            response = _error_response(error.http_status, error.message, close=unread_body)
         await response(scope, receive, send)
 
     async def _respond(self, request: Request, path: str) -> Response:
@@ -148,97 +169,25 @@ class _ApiApp:
             return _json_response(self._handlers.status(route))
         if route.verb == "metadata":
             return _json_response(self._handlers.metadata(route))
-        return await self._call_handler(request, route)
+        return _json_response(await self._handle_post(request, route))
 
-    async def _call_handler(self, request: Request, route: Route) -> Response:
-        body, is_gzipped = await read_body(request, self._limits), is_gzip(request)
+    async def _handle_post(self, request: Request, route: Route) -> str:
+        body = await _read_body(request, self._limits)
+        is_gzipped = request.headers.get("content-encoding", "").strip().lower() == "gzip"
 
-        def job(deadline: float) -> bytes:
+        def job(deadline: float) -> str:
             content = decompress(body, self._limits) if is_gzipped else body
-            return self._handlers.handle(route, content, deadline).encode("utf-8", "replace")
+            return self._handlers.handle(route, content, deadline)
 
-        return _json_response(await self._executor.run(job))
-
-
-def _json_response(content: str | bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    content = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
-    return Response(content, status, headers, media_type="application/json")
+        return await self._executor.run(job)
 
 
-def _allowed_hosts(host: str) -> frozenset[str] | None:
-    return LOOPBACK_HOSTS | {host.lower()} if host in LOOPBACK_HOSTS or host.startswith("127.") else None
+class _LimitedH11Protocol(H11Protocol):
+    """uvicorn's connection with a timeout for requests and responses, and a limit on the number of connections.
 
-
-def _page_routes(manager: Manager) -> list[Any]:
-    if importlib.util.find_spec("keras_committee.tfserving.server.page") is None:
-        return []
-    page = importlib.import_module("keras_committee.tfserving.server.page")
-    return page.routes(manager)
-
-
-_RATIO_EXEMPT_BYTES = 2**20  # bytes; below, the ratio does not matter: a black image compresses well
-_CHUNK_BYTES = 2**16
-
-
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body, decompressed where it is gzip.
-
-    Raises:
-        StatusError: HTTP 413 for a body beyond the limits, 408 where it does not arrive in time.
-        ClientDisconnect: Where the client has gone.
-    """
-    check_body(_content_length(request), limits)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.read_timeout):
-            async for chunk in request.stream():
-                body += chunk
-                check_body(len(body), limits)
-    except TimeoutError as error:
-        message = f"the request body did not arrive within {limits.read_timeout:g} s"
-        raise StatusError("DEADLINE_EXCEEDED", message, http_status=408) from error
-    return bytes(body)
-
-
-def decompress(body: bytes, limits: Limits) -> bytes:
-    """What a gzip body holds. Raises StatusError: INVALID_ARGUMENT, or HTTP 413 for a bomb."""
-    decompressor, content = zlib.decompressobj(wbits=31), bytearray()
-    while not decompressor.eof:
-        try:
-            chunk = decompressor.decompress(decompressor.unconsumed_tail or (b"" if content else body), _CHUNK_BYTES)
-        except zlib.error as error:
-            raise StatusError("INVALID_ARGUMENT", f"the gzip body cannot be decompressed: {error}") from error
-        if not chunk:
-            raise StatusError("INVALID_ARGUMENT", "the gzip body cannot be decompressed: it is cut short")
-        content += chunk
-        _check_decompressed_size(len(content), len(body), limits)
-    return bytes(content)
-
-
-def is_gzip(request: Request) -> bool:
-    return request.headers.get("content-encoding", "").strip().lower() == "gzip"
-
-
-def _content_length(request: Request) -> int:
-    """The content-length; 0 where there is none."""
-    text = request.headers.get("content-length", "0")
-    return int(text) if text.isdigit() else 0
-
-
-def _check_decompressed_size(size: int, compressed: int, limits: Limits) -> None:
-    if size > limits.max_decompressed_bytes:
-        message = f"the request body exceeds {limits.max_decompressed_bytes} bytes after decompression"
-        raise StatusError("RESOURCE_EXHAUSTED", message, http_status=413)
-    if size > max(_RATIO_EXEMPT_BYTES, limits.max_compression_ratio * compressed):
-        message = f"the request body decompresses to more than {limits.max_compression_ratio} times its size"
-        raise StatusError("RESOURCE_EXHAUSTED", message, http_status=413)
-
-
-class LimitedH11Protocol(H11Protocol):
-    """uvicorn's connection with a clock: for headers and body, for the whole of a request, and a limit to their number.
-
-    Where there are too many, the one that has kept us waiting longest for its request is closed; where all are being
-    answered, the new one gets 503.
+    Beyond the limit, the connection that has waited longest for its request is closed; if all requests are being
+    answered, the new connection receives HTTP 503. uvicorn's `limit_concurrency` instead rejects the new connection, so
+    slow clients could block the server, and `timeout_keep_alive` starts only after a response.
     """
 
     def __init__(self, limits: Limits, **arguments: Any):
@@ -246,7 +195,7 @@ class LimitedH11Protocol(H11Protocol):
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
         self._responding = False
-        self.waiting_since = self.loop.time()
+        self._waiting_since = self.loop.time()
 
     def connection_made(self, transport: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -263,9 +212,8 @@ class LimitedH11Protocol(H11Protocol):
         super().data_received(data)
         has_request = self.cycle is not None and not self.cycle.response_complete
         if has_request and not self._responding:
-            self._responding = (
-                True  # the body has a clock in the application; this one is for a client that never reads
-            )
+            # The application limits the time for the body; this timer is for a client that never reads the response.
+            self._responding = True
             self._start_timer(2 * self._limits.read_timeout + self._limits.response_timeout, self.transport.abort)
         elif not has_request and self._timer is None:
             self._start_timer(self._limits.read_timeout, self._on_read_timeout)
@@ -273,32 +221,33 @@ class LimitedH11Protocol(H11Protocol):
     def on_response_complete(self) -> None:
         self._stop_timer()
         self._responding = False
-        self.waiting_since = self.loop.time()
+        self._waiting_since = self.loop.time()
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """What h11 cannot read, as JSON; and nothing more where an answer is already under way."""
+        """Respond in JSON to a request that h11 cannot parse, unless a response has already started."""
         within_headers = self.cycle is None or self.cycle.response_complete
-        too_long = within_headers and len(self.conn.trailing_data[0]) > self._limits.max_header_bytes
-        self._send_error(
-            431 if too_long else 400, f"the headers exceed {self._limits.max_header_bytes} bytes" if too_long else msg
-        )
+        if within_headers and len(self.conn.trailing_data[0]) > self._limits.max_header_bytes:
+            self._send_error(431, f"the headers exceed {self._limits.max_header_bytes} bytes")
+        else:
+            self._send_error(400, msg)
 
-    def is_waiting(self) -> bool:
-        """Whether the client owes us a request, or the rest of one."""
+    def _is_waiting(self) -> bool:
+        """Whether a request, or the rest of one, has yet to arrive."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     def _close_oldest_waiting(self) -> bool:
         waiting = [
             connection
             for connection in self.connections
-            if isinstance(connection, LimitedH11Protocol) and connection.is_waiting()
+            if isinstance(connection, _LimitedH11Protocol) and connection is not self and connection._is_waiting()
         ]
-        oldest = min((each for each in waiting if each is not self), key=lambda each: each.waiting_since, default=None)
-        if oldest is not None:
-            oldest.transport.abort()
-            self.connections.discard(oldest)
-        return oldest is not None
+        if not waiting:
+            return False
+        oldest = min(waiting, key=lambda connection: connection._waiting_since)
+        oldest.transport.abort()
+        self.connections.discard(oldest)
+        return True
 
     def _on_read_timeout(self) -> None:
         self._timer = None
@@ -311,7 +260,7 @@ class LimitedH11Protocol(H11Protocol):
             for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         except h11.LocalProtocolError:
-            pass  # an answer is under way, and ends here
+            pass  # a response has started; it ends here
         self.transport.close()
 
     def _start_timer(self, seconds: float, callback: Any) -> None:
@@ -322,3 +271,71 @@ class LimitedH11Protocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def decompress(body: bytes, limits: Limits) -> bytes:
+    """Decompress a gzip body.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for invalid gzip data; RESOURCE_EXHAUSTED, HTTP 413, beyond the limits.
+    """
+    decompressor, content = zlib.decompressobj(wbits=31), bytearray()
+    while not decompressor.eof:
+        try:
+            chunk = decompressor.decompress(decompressor.unconsumed_tail or (b"" if content else body), _CHUNK_BYTES)
+        except zlib.error as error:
+            raise StatusError("INVALID_ARGUMENT", f"the gzip body cannot be decompressed: {error}") from error
+        if not chunk:
+            raise StatusError("INVALID_ARGUMENT", "the gzip body cannot be decompressed: it is truncated")
+        content += chunk
+        _check_decompressed_size(len(content), len(body), limits)
+    return bytes(content)
+
+
+def _check_decompressed_size(size: int, compressed: int, limits: Limits) -> None:
+    if size > limits.max_decompressed_bytes:
+        message = f"the request body exceeds {limits.max_decompressed_bytes} bytes after decompression"
+        raise StatusError("RESOURCE_EXHAUSTED", message, http_status=413)
+    if size > max(_RATIO_EXEMPT_BYTES, limits.max_compression_ratio * compressed):
+        message = f"the request body decompresses to more than {limits.max_compression_ratio} times its size"
+        raise StatusError("RESOURCE_EXHAUSTED", message, http_status=413)
+
+
+async def _read_body(request: Request, limits: Limits) -> bytes:
+    """Return the body as sent.
+
+    Raises:
+        StatusError: RESOURCE_EXHAUSTED, HTTP 413, beyond the limits; DEADLINE_EXCEEDED, HTTP 408, after the timeout.
+        ClientDisconnect: If the client has closed the connection.
+    """
+    declared_size = request.headers.get("content-length", "0")
+    check_body(int(declared_size) if declared_size.isdigit() else 0, limits)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.read_timeout):
+            async for chunk in request.stream():
+                body += chunk
+                check_body(len(body), limits)
+    except TimeoutError as error:
+        message = f"the request body did not arrive within {limits.read_timeout:g} s"
+        raise StatusError("DEADLINE_EXCEEDED", message, http_status=408) from error
+    return bytes(body)
+
+
+def _json_response(content: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(content.encode("utf-8", "replace"), status, headers, media_type="application/json")
+
+
+def _error_response(status: int, message: str, *, close: bool) -> Response:
+    return _json_response(json_output.format_error(message), status, {"connection": "close"} if close else None)
+
+
+def _allowed_hosts(host: str) -> frozenset[str] | None:
+    return LOOPBACK_HOSTS | {host.lower()} if host in LOOPBACK_HOSTS or host.startswith("127.") else None
+
+
+def _host_name(host: str) -> str:
+    """Return the name in a Host header, without port and brackets, in lower case."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()

@@ -1,4 +1,4 @@
-"""Where do requests run, how many may wait, and when is one given up?"""
+"""Worker threads for requests, with a bounded queue and deadlines."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,12 @@ ResultT = TypeVar("ResultT")
 
 
 class BoundedExecutor:
-    """A few threads with a bounded queue before them; gRPC and REST may share one."""
+    """A thread pool that accepts at most `limits.max_queue_size` jobs at a time, waiting or running.
+
+    Args:
+        limits: Queue size and response timeout.
+        num_threads: Number of threads; None for one per core, at least 4.
+    """
 
     def __init__(self, limits: Limits, num_threads: int | None = None):
         self._limits = limits
@@ -24,10 +29,10 @@ class BoundedExecutor:
         self._lock, self._pending = threading.Lock(), 0
 
     async def run(self, job: Callable[[float], ResultT]) -> ResultT:
-        """The answer of `job(deadline)`, run in a thread; `deadline` is on the monotonic clock.
+        """Run `job(deadline)` in a thread and return its result; `deadline` is on the monotonic clock.
 
         Raises:
-            StatusError: UNAVAILABLE where too many wait; DEADLINE_EXCEEDED where it takes too long.
+            StatusError: UNAVAILABLE if the queue is full; DEADLINE_EXCEEDED after `limits.response_timeout` seconds.
         """
         deadline = time.monotonic() + self._limits.response_timeout
         future = self.submit(job, deadline)
@@ -38,7 +43,11 @@ class BoundedExecutor:
             raise StatusError("DEADLINE_EXCEEDED", f"no answer within {self._limits.response_timeout:g} s") from error
 
     def submit(self, job: Callable[[float], ResultT], deadline: float) -> "Future[ResultT]":
-        """Queues `job`. Raises UNAVAILABLE where the queue is full."""
+        """Queue `job(deadline)`.
+
+        Raises:
+            StatusError: UNAVAILABLE if the queue is full.
+        """
         with self._lock:
             if self._pending >= self._limits.max_queue_size:
                 raise StatusError("UNAVAILABLE", f"{self._limits.max_queue_size} requests are waiting; try again later")
@@ -48,7 +57,7 @@ class BoundedExecutor:
         return future
 
     def close(self) -> None:
-        """Waits for what runs; what waits is dropped."""
+        """Cancel the waiting jobs and wait for the running ones."""
         self._thread_pool.shutdown(cancel_futures=True)
 
     def _on_done(self, _future: "Future[ResultT]") -> None:
@@ -57,7 +66,11 @@ class BoundedExecutor:
 
 
 def seconds_until(deadline: float) -> float:
-    """Seconds until `deadline`. Raises DEADLINE_EXCEEDED where there are none."""
+    """Return the seconds until `deadline` on the monotonic clock.
+
+    Raises:
+        StatusError: DEADLINE_EXCEEDED if it has passed.
+    """
     if (seconds := deadline - time.monotonic()) <= 0:
         raise StatusError("DEADLINE_EXCEEDED", "the request waited until its deadline")
     return seconds
@@ -65,7 +78,7 @@ def seconds_until(deadline: float) -> float:
 
 @contextlib.contextmanager
 def timed(record: Callable[[float], None]) -> Iterator[None]:
-    """Tells `record` how many seconds the block took, however it ends."""
+    """Call `record` with the duration of the block in seconds, also if the block raises."""
     start = time.perf_counter()
     try:
         yield

@@ -1,14 +1,14 @@
-"""What TF Serving answers over gRPC, as data: text protos of requests to `half_plus_two`, and what must come back.
+"""gRPC requests to `half_plus_two` and TF Serving's responses, as text protos.
 
-The model is `half_plus_two` of zoo.py, version 123, label "lab"; the cases call it H for short. `ours` marks what is a
-limit of the stand-in: the real server need not agree.
+The model is `half_plus_two` of zoo.py, version 123, label "lab"; the cases abbreviate its name to H. `ours` marks
+limits of the local server, which other servers do not have.
 """
 
 from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """A request, and the status with words of its message, or the answer. An `answer` of "" is not looked at."""
+    """A request, and the status code with a part of its message, or the response. A response of "" is not compared."""
 
     method: str
     request: str
@@ -36,7 +36,7 @@ def y(dims, values, name="serving_default"):
 
 
 def examples(method, signature, inputs, rest="", spec='name: "H"', **expected):
-    """Classify or Regress of examples with the feature x."""
+    """A Classify or Regress request on examples with the feature x."""
     request = f'model_spec {{ {spec} signature_name: "{signature}" }} input {{ {listed(inputs)} }} {rest}'
     return Case(method, request, **expected)
 
@@ -61,12 +61,12 @@ def ups(*values):
 
 
 def multi(*tasks, inputs=(3,), **expected):
-    each = " ".join(
+    text = " ".join(
         f'tasks {{ model_spec {{ name: "{model}" signature_name: "{name}" }} '
         f'method_name: "tensorflow/serving/{method}" }}'
         for model, name, method in tasks
     )
-    return Case("MultiInference", f"{each} input {{ {listed(inputs)} }}", **expected)
+    return Case("MultiInference", f"{text} input {{ {listed(inputs)} }}", **expected)
 
 
 def inferred(signature, result):
@@ -256,12 +256,12 @@ _SHORT = {
         'name: "H" version { value: 9 }', code=GONE, message="Could not find version 9 of model H"
     ),
     "status no spec": Case("GetModelStatus", "", **MISSING_SPEC),
-    "reload is off": Case("HandleReloadConfigRequest", "", "PERMISSION_DENIED", "switched off", ours=True),
+    "reload is off": Case("HandleReloadConfigRequest", "", "PERMISSION_DENIED", "is disabled", ours=True),
 }
 
 
 def _in_full(case):
-    """The case with the model's name for H."""
+    """Return the case with the name of the model for H."""
 
     def named(text):
         return text.replace('"H"', '"half_plus_two"').replace("(H, ", "(half_plus_two, ").replace("model H", MODEL)

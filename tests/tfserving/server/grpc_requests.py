@@ -1,4 +1,4 @@
-"""How is a gRPC server asked with bytes that nobody has checked?"""
+"""Raw calls of a gRPC server: bytes in, bytes and status out."""
 
 import resource
 import time
@@ -39,29 +39,29 @@ THREE = CASES["predict"]
 
 
 def resident():
-    """Bytes of memory that this process holds now."""
+    """Return the resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def send(channel, method, content, timeout=10):
-    """Sends bytes as they are; the answer's bytes, its code and message."""
+    """Send bytes; return the bytes of the response, the status code and the message."""
     try:
         return channel.unary_unary(KINDS[method][0] + method)(content, timeout=timeout), "OK", ""
     except grpc.RpcError as error:
         return b"", error.code().name, error.details()
 
 
-def done(calls, count):
-    """Those of `calls` that have ended, once these are `count`, or 10 seconds have passed."""
-    until = time.monotonic() + 10
-    while len([call for call in calls if call.done()]) < count and time.monotonic() < until:
+def wait_done(calls, count):
+    """Wait until `count` of `calls` are done, at most 10 seconds, and return those that are."""
+    deadline = time.monotonic() + 10
+    while sum(rpc.done() for rpc in calls) < count and time.monotonic() < deadline:
         time.sleep(0.01)
-    return [call for call in calls if call.done()]
+    return [rpc for rpc in calls if rpc.done()]
 
 
 def encoded(case):
     return text_format.Parse(case.request, KINDS[case.method][1]()).SerializeToString()
 
 
-def ask(channel, case):
+def call(channel, case):
     return send(channel, case.method, encoded(case))

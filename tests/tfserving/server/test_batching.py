@@ -1,4 +1,4 @@
-"""Do requests that come together run as TF Serving would run them?"""
+"""Batching of simultaneous requests by the rules of TF Serving."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +16,15 @@ THREE = BatchingParameters(
 )
 
 
-class Recorded:
-    """A session that keeps what it was given; where `error` is set it fails."""
+class RecordingSession:
+    """A session that records its inputs, and fails with `error` if it is set."""
 
     def __init__(self, session, error=None):
         self.signatures, self.meta_graph = session.signatures, session.meta_graph
-        self.session, self.error, self.given = session, error, []
+        self.session, self.error, self.inputs = session, error, []
 
     def run(self, signature, inputs, outputs=None, *, timeout=None):
-        self.given.append(inputs["x"].tolist())
+        self.inputs.append(inputs["x"].tolist())
         if self.error:
             raise self.error
         return self.session.run(signature, inputs, outputs, timeout=timeout)
@@ -39,76 +39,76 @@ def session(half_plus_two):
         yield session
 
 
-def outcome(batched, row, **options):
+def run(batched, row, **options):
     try:
         return batched.run("", {"x": np.float32(row)}, **options)["y"].tolist()
     except StatusError as error:
         return error.code
 
 
-def together(recorded, parameters, rows, **options):
-    """What requests with these rows get that come within one batch's time."""
+def run_together(recorded, parameters, rows, **options):
+    """Send requests with these rows within the waiting time of a batch, and return their results."""
     batched = BatchedSession(recorded, parameters)
     with ThreadPoolExecutor(len(rows)) as threads:
-        asked = [threads.submit(outcome, batched, row, **options) for row in rows]
-        while sum(len(batch.tasks) for batch in list(batched._queue)) + sum(map(bool, recorded.given)) < 1:
+        requests = [threads.submit(run, batched, row, **options) for row in rows]
+        while sum(len(batch.tasks) for batch in list(batched._queue)) + sum(map(bool, recorded.inputs)) < 1:
             pass
-        threading.Timer(0.3, batched.close).start()  # what waits runs at the end
-        return [each.result(30) for each in asked]
+        threading.Timer(0.3, batched.close).start()  # closing runs the queued batches
+        return [request.result(30) for request in requests]
 
 
 def test_requests_are_joined_and_each_gets_its_rows(session):
-    recorded = Recorded(session)
-    assert together(recorded, THREE, [[1, 2], [5]]) == [[2.5, 3.0], [4.5]]
-    assert len(recorded.given) == 1
+    recorded = RecordingSession(session)
+    assert run_together(recorded, THREE, [[1, 2], [5]]) == [[2.5, 3.0], [4.5]]
+    assert len(recorded.inputs) == 1
 
 
-def test_a_batch_is_filled_up_with_the_first_row_of_the_last_request(session):
-    recorded = Recorded(session)
-    assert together(recorded, THREE, [[5, 7]]) == [[4.5, 5.5]]
-    assert recorded.given == [[5, 7, 5, 5]]
+def test_a_batch_is_padded_with_the_first_row_of_the_last_request(session):
+    recorded = RecordingSession(session)
+    assert run_together(recorded, THREE, [[5, 7]]) == [[4.5, 5.5]]
+    assert recorded.inputs == [[5, 7, 5, 5]]
 
 
 def test_a_full_batch_does_not_wait(session):
-    batched = BatchedSession(Recorded(session), THREE)
-    assert outcome(batched, [1] * 8) == [2.5] * 8
+    batched = BatchedSession(RecordingSession(session), THREE)
+    assert run(batched, [1] * 8) == [2.5] * 8
     batched.close()
 
 
 def test_one_failure_fails_the_whole_batch(session):
-    recorded = Recorded(session, StatusError("INVALID_ARGUMENT", "one image is broken"))
-    assert together(recorded, THREE, [[1], [2]]) == ["INVALID_ARGUMENT"] * 2
+    recorded = RecordingSession(session, StatusError("INVALID_ARGUMENT", "one image is broken"))
+    assert run_together(recorded, THREE, [[1], [2]]) == ["INVALID_ARGUMENT"] * 2
 
 
 def test_different_shapes_in_one_batch_fail_it(session):
-    assert together(Recorded(session), THREE, [[[1, 2]], [[3]]]) == ["FAILED_PRECONDITION"] * 2
+    assert run_together(RecordingSession(session), THREE, [[[1, 2]], [[3]]]) == ["FAILED_PRECONDITION"] * 2
 
 
-def test_a_request_that_is_larger_than_a_batch_is_refused(session):
+def test_a_request_larger_than_a_batch_is_rejected(session):
     batched = BatchedSession(session, THREE)
     with pytest.raises(StatusError, match="Task size 9 is larger than maximum input batch size 8"):
         batched.run("", {"x": np.zeros(9, np.float32)})
 
 
-def test_a_full_queue_refuses(session):
+def test_a_full_queue_rejects_requests(session):
     full = BatchingParameters(max_batch_size=1, num_batch_threads=0, max_enqueued_batches=0)
     with pytest.raises(StatusError, match="UNAVAILABLE: The batch scheduling queue"):
         BatchedSession(session, full).run("", {"x": np.zeros(1, np.float32)})
 
 
 def test_deadlines_that_pass_in_the_queue_are_resource_exhausted(session):
-    assert together(Recorded(session), THREE, [[1]], timeout=0.05) == ["RESOURCE_EXHAUSTED"]
+    assert run_together(RecordingSession(session), THREE, [[1]], timeout=0.05) == ["RESOURCE_EXHAUSTED"]
 
 
-def test_what_has_no_batch_runs_alone(session):
-    recorded = Recorded(session)
+def test_inputs_without_a_batch_axis_run_alone(session):
+    recorded = RecordingSession(session)
     batched = BatchedSession(recorded, THREE)
-    assert outcome(batched, 3) == 3.5
-    assert outcome(batched, []) == []
-    assert recorded.given == [3, []]
+    assert run(batched, 3) == 3.5
+    assert run(batched, []) == []
+    assert recorded.inputs == [3, []]
 
 
-def test_parameters_are_those_of_the_file():
+def test_parameters_are_read_from_batching_config():
     text = "max_batch_size { value: 32 } batch_timeout_micros { value: 2000 }"
     text += "allowed_batch_sizes: 8 allowed_batch_sizes: 32"
     assert BatchingParameters.from_proto(parse_batching(text)) == BatchingParameters(

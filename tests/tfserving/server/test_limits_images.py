@@ -1,4 +1,4 @@
-"""Is the size of an image known before it is decoded, whatever else its bytes are?"""
+"""Size of an image before it is decoded, whatever its other bytes are."""
 
 import io
 import struct
@@ -34,12 +34,12 @@ def test_D13_the_size_of_an_image_is_read_from_its_header(content):
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xd8\xff", png_header(7, 9)[:20], b"GIF89a", APP, b"\xff\xd8\xff\xe0\xff\xff"]
 )
-def test_D13_what_has_no_header_has_no_size(content):
+def test_D13_content_without_a_header_has_no_size(content):
     assert image_size(content) is None
 
 
 @pytest.mark.parametrize("make", [png_header, jpeg_header])
-def test_D13_an_image_may_have_so_many_pixels(make):
+def test_D13_an_image_with_too_many_pixels_is_rejected_also_in_an_example(make):
     limits = Limits(max_pixels=1000)
     check_image_sizes(np.array([make(40, 25)], object), limits, "image_bytes")
     within_an_example = b"\x0a\x99image/encoded" + make(77, 13)
@@ -49,13 +49,13 @@ def test_D13_an_image_may_have_so_many_pixels(make):
 
 
 @pytest.mark.parametrize("content", [b"GIF89a", b"BM" + bytes(9), b"II*\0", b"MM\0*", b"RIFF\0\0\0\0WEBPVP8 "])
-def test_D13_only_jpeg_and_png_are_taken_as_image_bytes(content):
+def test_D13_only_jpeg_and_png_are_accepted_as_image_bytes(content):
     with pytest.raises(StatusError, match="Unknown image file format"):
         check_image_sizes(np.array([content], object), Limits(), "image_bytes")
     check_image_sizes(np.array([content], object), Limits(), "another_input")
 
 
-def test_D13_a_string_of_many_images_is_not_searched_for_ever():
+def test_D13_the_search_for_images_in_a_string_is_bounded():
     started = time.monotonic()
     with pytest.raises(StatusError, match="more than 16 images"):
         check_image_sizes(np.array([b"x" + b"\xff\xd8\xff" * 2**20], object), Limits())

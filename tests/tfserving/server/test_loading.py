@@ -1,4 +1,4 @@
-"""Is a version that fails its warm-up requests, or that TF Serving could not run, kept from serving?"""
+"""Checks and warm-up requests of a version, which keep it from being served if they fail."""
 
 import shutil
 
@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_committee.tfserving.server.loading import WARMUP_FILE, check_no_xla, load_version
+from keras_committee.tfserving.server.loading import check_no_xla, load_version
 from keras_committee.tfserving.session import Session
-from keras_committee.tfserving.tf_protocol import StatusError
+from keras_committee.tfserving.tf_protocol import WARMUP_FILE, StatusError
 
 ONE = {"x": np.float32([1.0])}
 
 
-def warm(folder, *requests):
+def write_warmup(folder, *requests):
     from tensorflow_serving.apis import prediction_log_pb2
 
     path = folder / WARMUP_FILE
     path.parent.mkdir()
     with tf.io.TFRecordWriter(str(path)) as writer:
         for request in requests:
-            log = prediction_log_pb2.PredictionLog()  # without a request nothing is asked, and it counts
+            log = prediction_log_pb2.PredictionLog()  # a record without a request counts, too
             for signature, array in filter(None, [request]):
                 log.predict_log.request.model_spec.signature_name = signature
                 log.predict_log.request.inputs["x"].CopyFrom(tf.make_tensor_proto(array))
@@ -29,7 +29,7 @@ def warm(folder, *requests):
 
 def load_warm(half_plus_two, tmp_path, *requests):
     folder = shutil.copytree(half_plus_two / "123", tmp_path / "warm")
-    warm(folder, *requests)
+    write_warmup(folder, *requests)
     load_version(folder).close()
 
 
@@ -48,7 +48,7 @@ def test_a_thousand_warm_up_requests_pass_and_one_more_does_not(half_plus_two, t
         ("", np.zeros([2000], np.float32), "a batch of 2000; at most 1024"),
     ],
 )
-def test_a_warm_up_request_that_fails_keeps_its_version_from_serving(
+def test_a_warm_up_request_that_fails_keeps_its_version_from_being_served(
     half_plus_two, tmp_path, signature, array, message
 ):
     with pytest.raises(StatusError, match=message):
@@ -63,7 +63,7 @@ def test_a_warm_up_file_that_is_no_tfrecord_is_data_loss(half_plus_two, tmp_path
         load_version(folder)
 
 
-def test_a_function_that_must_be_compiled_is_refused(half_plus_two):
+def test_a_function_that_must_be_compiled_is_rejected(half_plus_two):
     with Session.load(half_plus_two / "123") as session:
         check_no_xla(session.meta_graph)
         session.meta_graph.graph_def.library.function[0].attr["_XlaMustCompile"].b = True

@@ -1,4 +1,4 @@
-"""Does the stand-in survive what nobody would send? No crash, no 500, no growth, and right answers throughout."""
+"""Random requests to the REST API: no HTTP 500, no growth of memory, and right responses in between."""
 
 import http.client
 import json
@@ -12,14 +12,14 @@ PREDICT = "/v1/models/half_plus_two:predict"
 CANARY = ("POST", PREDICT, b'{"instances":[1.0,2.0,5.0]}', {})
 ANSWER = {"predictions": [2.5, 3.0, 4.5]}
 
-# Words of the interface, of other interfaces and of nobody: put together, they come near to requests that are right.
+# Parts of valid and invalid requests, whose combinations come near to valid requests.
 METHODS = st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "predict"])
 MODELS = st.sampled_from(["half_plus_two", "kinds", "two", "image", "nobody", "..%2f", "%00", "%C3%A9", "a" * 300])
-PLACES = st.sampled_from(
+VERSIONS = st.sampled_from(
     ["", "/versions/123", "/versions/9", "/versions/" + "9" * 30, "/labels/lab", "/labels/%2e", "/x"]
 )
 VERBS = st.sampled_from(["", ":predict", ":classify", ":regress", ":PREDICT", "/metadata", ":", "?a=b", "/"])
-PATHS = st.builds(lambda *parts: "/v1/models/" + "".join(parts), MODELS, PLACES, VERBS) | st.sampled_from(
+PATHS = st.builds(lambda *parts: "/v1/models/" + "".join(parts), MODELS, VERSIONS, VERBS) | st.sampled_from(
     [PREDICT] * 5 + ["/", "/v1", "/v1/models", "/monitoring/prometheus/metrics", "/favicon.ico", "//", "/v1/%"]
 )
 SCALARS = (
@@ -51,8 +51,8 @@ HEADERS = st.fixed_dictionaries(
 )
 
 
-def ask(server, method, path, body, headers):
-    """The status of the answer and its body."""
+def send(server, method, path, body, headers):
+    """Return the status and the body of the response."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
     try:
         connection.request(method, path, body, headers)
@@ -63,7 +63,7 @@ def ask(server, method, path, body, headers):
 
 
 def fuzz(server, examples):
-    """So many requests, and after each an answer that is known; the statuses that came."""
+    """Send random requests, and after each one with a known response; return the status codes."""
     statuses = set()
 
     @hypothesis.settings(
@@ -74,23 +74,23 @@ def fuzz(server, examples):
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(METHODS, PATHS, BODIES, HEADERS)
-    def send(method, path, body, headers):
-        status, _ = ask(server, method, path, body, headers)
+    def send_random(method, path, body, headers):
+        status, _ = send(server, method, path, body, headers)
         statuses.add(status)
         assert status in (200, 400, 403, 404, 405, 411, 413, 415, 431, 501)
-        assert json.loads(ask(server, *CANARY)[1]) == ANSWER
+        assert json.loads(send(server, *CANARY)[1]) == ANSWER
 
-    send()
+    send_random()
     return statuses
 
 
-def test_D10_random_requests_are_answered_and_none_is_an_error_of_the_server(rest_server):
+def test_D10_random_requests_cause_no_server_error(rest_server):
     assert {200, 400, 404} <= fuzz(rest_server, 200)
 
 
 @pytest.mark.slow
-def test_D10_two_thousand_random_requests_leave_no_memory_behind(rest_server):
-    fuzz(rest_server, 200)  # what grows once has grown
+def test_D10_two_thousand_random_requests_leak_no_memory(rest_server):
+    fuzz(rest_server, 200)  # allocates caches
     before = resident()
     fuzz(rest_server, 2000)
     assert resident() - before < 64 * 2**20

@@ -1,7 +1,7 @@
-"""What does one see at / of the stand-in: drop an image, and see what the committee says?
+"""Web page of the local server, which classifies an image and shows each member's prediction.
 
-One file without a network: it asks the REST API of the server that it came from, and nothing else, which its
-Content-Security-Policy holds it to.
+One file without external resources. It sends requests only to the REST API of its own server; its
+Content-Security-Policy enforces this.
 """
 
 import base64
@@ -11,16 +11,16 @@ import re
 from importlib import resources
 from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse
+from starlette.routing import Route
+
 from keras_committee.tfserving.server.manager import Manager
 from keras_committee.tfserving.tf_protocol import StatusError
 
 
-def routes(manager: Manager) -> list[Any]:
-    """Routes for Starlette: the page at /, and what it may ask about at /page/models."""
-    from starlette.requests import Request
-    from starlette.responses import HTMLResponse, JSONResponse
-    from starlette.routing import Route
-
+def routes(manager: Manager) -> list[Route]:
+    """Return Starlette's routes: the page at /, and the models that it offers at /page/models."""
     html = resources.files(__name__).joinpath("index.html").read_text(encoding="utf-8")
     headers = {
         "Content-Security-Policy": content_security_policy(html),
@@ -39,7 +39,7 @@ def routes(manager: Manager) -> list[Any]:
 
 
 def list_models(manager: Manager) -> list[dict[str, Any]]:
-    """The models with their versions that serve, the newest first, and the labels of these."""
+    """Return the name, the available versions (newest first) and the labels of each model."""
     return [
         {
             "name": config.name,
@@ -52,7 +52,7 @@ def list_models(manager: Manager) -> list[dict[str, Any]]:
 
 @functools.cache
 def content_security_policy(html: str) -> str:
-    """The Content-Security-Policy of the page: its own script and style, this server, and no other place."""
+    """Return a Content-Security-Policy that allows the page's own script and style, and requests to its server."""
     script, style = (_hashes(html, tag) for tag in ("script", "style"))
     return (
         f"default-src 'none'; script-src {script}; style-src {style}; img-src blob: data:; connect-src 'self'; "
