@@ -1,11 +1,8 @@
-"""How many multiply-adds and parameters does a model cost, layer by layer?
+"""Multiply-adds, parameters and memory of a model, from the shapes in its graph.
 
-Counted for one image, from the shapes that flow through the model's graph. A multiply-add is one multiplication and the
-addition of its product; `mflops` counts it as two. Biases, activations, normalisation, pooling and additions count
-nothing, as is usual, and neither do products of two tensors without weights (`keras.layers.Dot`, `keras.ops.matmul`);
-those inside `MultiHeadAttention` count.
-
-`training_memory` and `inference_memory` say how many bytes it takes, from the same shapes.
+All counts are for one image. A multiply-add is one multiplication and the addition of its product; `mflops` counts it
+as two operations. As is usual, biases, activations, normalization, pooling and additions count nothing, nor do products
+of two tensors without weights (`keras.layers.Dot`, `keras.ops.matmul`); those inside `MultiHeadAttention` do count.
 """
 
 from keras_committee.flops.counting import (
@@ -26,8 +23,8 @@ __all__ = [
     "TrainingMemory",
     "cascade_multiply_adds",
     "count",
-    "expected_multiply_adds",
     "expected_flops_reduction",
+    "expected_multiply_adds",
     "inference_memory",
     "member_multiply_adds",
     "mflops",

@@ -1,24 +1,37 @@
-"""What does each layer of a model cost? The shapes flow through the graph, and every call is entered."""
+"""Parameters and multiply-adds of each layer, from symbolic shapes traced through the model's graph."""
 
 import dataclasses
 import inspect
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
+_CONVOLUTIONS = (
+    keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D, keras.layers.SeparableConv2D,
+)  # fmt: skip
+_TRANSPOSED_CONVOLUTIONS = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+_ZERO_COST_LAYERS = (
+    keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization,
+    keras.layers.RMSNormalization, keras.layers.UnitNormalization, keras.layers.Normalization,
+    keras.layers.Embedding, keras.layers.PReLU,
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one layer costs.
+    """Cost of one layer.
 
     Attributes:
-        name: The layer's name, after the names of the models it stands in: "member_00/wrn_16_1/logits".
+        name: Name of the layer, prefixed with the models that contain it: "member_00/wrn_16_1/logits".
         kind: The layer's class.
-        parameters: Trainable weights, frozen ones included. A weight shared between layers counts at the first.
+        parameters: Number of trainable weights, including frozen ones. A shared weight counts for the first layer.
         multiply_adds: For one image, over all calls of the layer.
-        survival: The share of a training step's images that the layer runs for, below 1 in a block that is skipped.
+        survival: Fraction of the images of a training step for which the layer runs; below 1 inside stochastic depth.
     """
 
     name: str
@@ -29,28 +42,95 @@ class Cost:
 
 
 def count(model: keras.Model) -> list[Cost]:
-    """The cost of every layer, in the order in which the layers run.
+    """Return the cost of every layer, in execution order.
 
-    A layer with a method `multiply_adds(input_shape, output_shape)` is asked; both shapes are full shapes with a batch
-    of 1. A layer with an attribute `branch` that is a layer costs what its branch costs, and is taken
-    for `StochasticDepth` where it has a `mode`, too.
+    A layer with a method `multiply_adds(input_shape, output_shape)` counts itself; both shapes are full shapes with
+    batch size 1. A layer whose attribute `branch` is a layer costs as much as its branch; with an attribute `mode` it
+    is treated as `StochasticDepth`.
 
     Args:
-        model: Functional or built Sequential model, with other models nested as deep as you like. Its input has a fixed
-            shape but for the batch.
+        model: Functional or built Sequential model, possibly with nested models. All dimensions of its input except the
+            batch are fixed.
 
     Raises:
-        ValueError: If a dimension is unknown, a nested model has no graph, or a layer with a matrix of weights is not
-            known.
+        ValueError: If a dimension is unknown, a nested model has no graph, or a layer with a weight matrix is of an
+            unknown kind.
     """
     return _count_calls(model).costs()
 
 
+def parameters(model: keras.Model) -> int:
+    """Return the number of trainable weights, including frozen ones but not moving statistics."""
+    return sum(cost.parameters for cost in count(model))
+
+
+def multiply_adds(model: keras.Model) -> int:
+    """Return the multiply-adds for one image."""
+    return sum(cost.multiply_adds for cost in count(model))
+
+
+def mflops(model: keras.Model) -> float:
+    """Return 2 * multiply-adds / 1e6 for one image."""
+    return 2 * multiply_adds(model) / 1e6
+
+
+def expected_multiply_adds(model: keras.Model) -> float:
+    """Return the mean multiply-adds of a forward pass in training, where stochastic depth skips blocks.
+
+    At inference every block runs: see `multiply_adds`.
+    """
+    return sum(cost.survival * cost.multiply_adds for cost in count(model))
+
+
+def expected_flops_reduction(model: keras.Model) -> float:
+    """Return the fraction of multiply-adds that stochastic depth saves in training, in [0, 1).
+
+    0.0 in mode "sample", which runs every branch for every image.
+    """
+    total = multiply_adds(model)
+    return 1.0 - expected_multiply_adds(model) / total if total else 0.0
+
+
+def member_multiply_adds(model: keras.Model) -> list[int]:
+    """Return the multiply-adds of each member of an `Ensemble` or `Cascade`, including the resizing of its image.
+
+    Weights that two members share count for both.
+    """
+    members = {layer.name: layer for layer in model.layers if re.fullmatch(r"member_\d+", layer.name)}
+    return [multiply_adds(members[name]) for name in sorted(members)]
+
+
+def cascade_multiply_adds(
+    model: keras.Model, exit_rates: Sequence[float], stages: Sequence[int] | None = None
+) -> tuple[float, int]:
+    """Return the average and the largest cost of a cascade.
+
+    Args:
+        model: A `Cascade`, or an `Ensemble` that runs in stages.
+        exit_rates: For each stage the fraction of images that exit there; they sum to 1.
+        stages: Number of members that have run after each stage; None uses those of the model.
+
+    Returns:
+        Multiply-adds for one image, `(average, worst)`: at these exit rates, and if all members run.
+
+    Raises:
+        ValueError: If there is not one rate per stage, or they do not sum to 1.
+    """
+    costs = member_multiply_adds(model)
+    if stages is None:
+        stages = model.get_config().get("stages") or range(1, len(costs) + 1)
+    if len(exit_rates) != len(stages) or not math.isclose(sum(exit_rates), 1, abs_tol=1e-6) or min(exit_rates) < 0:
+        raise ValueError(
+            f"exit_rates must be {len(stages)} fractions, one per stage, that sum to 1. Received: {list(exit_rates)}"
+        )
+    return sum(rate * sum(costs[:size]) for rate, size in zip(exit_rates, stages, strict=True)), sum(costs)
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a layer or an operation in a graph: what went in and what came out, for one image.
+    """One call of a layer or operation in a graph, with its inputs and outputs for one image.
 
-    A residual block with a `branch` comes after the calls of its branch, whose outputs are among its inputs.
+    A residual block with a `branch` follows the calls of its branch, whose outputs are among its inputs.
     """
 
     operation: Any
@@ -59,9 +139,9 @@ class Call:
 
 
 def trace_calls(model: keras.Model) -> tuple[list[keras.KerasTensor], list[Call]]:
-    """The inputs of a model and every call in it, in the order in which they run; arguments and errors as `count`.
+    """Return the inputs of a model and all calls in it, in execution order; arguments and errors as in `count`.
 
-    One tensor is one object in all calls.
+    A tensor is the same object in all calls.
     """
     counter = _count_calls(model)
     return counter.inputs, counter.calls
@@ -74,24 +154,24 @@ def _count_calls(model):
 
 
 class _CostCounter:
-    """One line per layer, filled in while the shapes flow through the graph."""
+    """Collects one row per layer while shapes are traced through the graph."""
 
     def __init__(self, inputs):
         self.inputs, self.calls = inputs, []
         self._rows = {}  # id(layer) -> [name, kind, parameters, multiply-adds, survival]
-        self._counted_variables = set()  # ids of the variables counted
-        self._survival = 1.0  # of the blocks around the layer that is entered
+        self._counted_variables = set()  # ids
+        self._survival = 1.0  # product over the enclosing blocks
 
     def costs(self):
         return [Cost(*row) for row in self._rows.values()]
 
     def trace(self, model, inputs, prefix):
-        """Sends the shapes `inputs` through a model and enters every call. Returns the outputs' shapes."""
+        """Trace `inputs` through a model, record every call and return the outputs."""
 
         def record(operation):
             return lambda *args, **kwargs: self._record(operation, args, kwargs, prefix)
 
-        # Keras keeps no public list of the calls in a graph; this one leaves no trace in the layers.
+        # Keras has no public list of the calls in a graph; this method does not modify the layers.
         return _graph(model, prefix + model.name)._run_through_graph(inputs, operation_fn=record)
 
     def _record(self, operation, args, kwargs, prefix):
@@ -130,9 +210,11 @@ class _CostCounter:
 
 
 def _graph(model, name):
-    graph = getattr(model, "_functional", model)  # a Sequential keeps its graph there
+    graph = getattr(model, "_functional", model)  # the graph of a Sequential
     if not hasattr(graph, "_run_through_graph"):
-        raise ValueError(f"Cannot count {name!r}: it has no graph. Build it, or define it as a functional model.")
+        raise ValueError(
+            f"Cannot count {name!r}: the model has no graph. Build it, or define it as a functional model."
+        )
     return graph
 
 
@@ -140,7 +222,7 @@ def _with_batch_of_one(tensor):
     shape = (1, *tensor.shape[1:])
     if None in shape:
         raise ValueError(
-            f"Cannot count for an unknown image shape. Received: {tensor.shape}. Give keras.Input a full one."
+            f"Counting requires a known image shape. Received: {tensor.shape}. Pass the full shape to keras.Input."
         )
     return keras.KerasTensor(shape, dtype=tensor.dtype)
 
@@ -150,28 +232,15 @@ def _tensors(structure):
 
 
 def _trainable_weights(layer):
-    """Weights of the layer and its sublayers that training fits; `trainable=False` does not hide them here."""
+    """Return the trainable weights of a layer and its sublayers, including those frozen by `trainable=False`."""
     return [weight for sublayer in layer._flatten_layers() for weight in sublayer._trainable_variables]
 
 
-_CONVOLUTIONS = (
-    keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
-    keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D, keras.layers.SeparableConv2D,
-)  # fmt: skip
-_TRANSPOSED_CONVOLUTIONS = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
-_ZERO_COST_LAYERS = (
-    keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization,
-    keras.layers.RMSNormalization, keras.layers.UnitNormalization, keras.layers.Normalization,
-    keras.layers.Embedding, keras.layers.PReLU,
-)  # fmt: skip
-
-
 def layer_multiply_adds(layer: keras.layers.Layer, inputs: list[tuple], output: tuple) -> int:
-    """Of one call, from the full shapes of its inputs and of its first output.
+    """Return the multiply-adds of one call, from the full shapes of its inputs and its first output.
 
     Raises:
-        ValueError: If a layer with a matrix of weights is not known.
+        ValueError: If a layer with a weight matrix is of an unknown kind.
     """
     if hasattr(layer, "multiply_adds"):
         return int(layer.multiply_adds(inputs[0] if len(inputs) == 1 else inputs, output))
@@ -187,12 +256,12 @@ def layer_multiply_adds(layer: keras.layers.Layer, inputs: list[tuple], output: 
 
 
 def _convolution(layer, inputs, output):
-    """Each output position applies the kernel once; a kernel holds channels / groups inputs already."""
+    """Each output position applies the kernel once; kernels are already of size input channels / groups."""
     return math.prod(output) // _num_channels(layer, output) * _kernel_size(layer)
 
 
 def _transposed_convolution(layer, inputs, output):
-    """Each input position spreads the kernel once, cropped borders included."""
+    """Each input position applies the kernel once, including borders that are cropped."""
     return math.prod(inputs[0]) // _num_channels(layer, inputs[0]) * _kernel_size(layer)
 
 
@@ -210,7 +279,7 @@ def _dense(layer, inputs, output):
 
 
 def _einsum_dense(layer, inputs, output):
-    """The product of the sizes of all the labels of the equation."""
+    """The product of the sizes of all labels of the equation."""
     labels = layer.equation.split("->")[0].split(",")
     sizes = {}
     for term, shape in zip(labels, (inputs[0], tuple(layer.kernel.shape)), strict=True):
@@ -225,7 +294,7 @@ def _label_sizes(term, shape):
 
 
 def _attention(layer, inputs, output):
-    """Four projections, the scores and their use; without `attention_axes` every position attends to every other."""
+    """Four projections, the scores and the weighted sum; without `attention_axes` all positions attend to all."""
     query, value, key = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else inputs[1]
     config = layer.get_config()
     heads, key_dim, value_dim = config["num_heads"], config["key_dim"], config["value_dim"] or config["key_dim"]
@@ -241,75 +310,10 @@ def _zero(layer, inputs, output):
 
 
 _LAYER_RULES = (
-    (_TRANSPOSED_CONVOLUTIONS, _transposed_convolution),  # before the convolutions, in case Keras makes them one family
+    (_TRANSPOSED_CONVOLUTIONS, _transposed_convolution),  # first, in case Keras makes one a subclass of the other
     (_CONVOLUTIONS, _convolution),
     (keras.layers.Dense, _dense),
     (keras.layers.EinsumDense, _einsum_dense),
     (keras.layers.MultiHeadAttention, _attention),
     (_ZERO_COST_LAYERS, _zero),
 )
-
-
-def parameters(model: keras.Model) -> int:
-    """The number of trainable weights, frozen ones included; moving statistics are not among them."""
-    return sum(cost.parameters for cost in count(model))
-
-
-def multiply_adds(model: keras.Model) -> int:
-    """The multiply-adds for one image."""
-    return sum(cost.multiply_adds for cost in count(model))
-
-
-def mflops(model: keras.Model) -> float:
-    """2 * multiply-adds / 1e6 for one image."""
-    return 2 * multiply_adds(model) / 1e6
-
-
-def expected_multiply_adds(model: keras.Model) -> float:
-    """The mean multiply-adds of one image's forward pass in training, with the blocks of stochastic depth skipped.
-
-    At inference every block runs: `multiply_adds`.
-    """
-    return sum(cost.survival * cost.multiply_adds for cost in count(model))
-
-
-def expected_flops_reduction(model: keras.Model) -> float:
-    """The share of the multiply-adds that stochastic depth saves in training, in [0, 1): what a step may get faster by.
-
-    0.0 in mode "sample", which runs every branch for every image.
-    """
-    total = multiply_adds(model)
-    return 1.0 - expected_multiply_adds(model) / total if total else 0.0
-
-
-def member_multiply_adds(model: keras.Model) -> list[int]:
-    """Of each member of an `Ensemble` or a `Cascade`, in order, with the resizing of its image.
-
-    Weights that two members share are worked through for each of them.
-    """
-    members = {layer.name: layer for layer in model.layers if layer.name.startswith("member_")}
-    return [multiply_adds(members[name]) for name in sorted(members)]
-
-
-def cascade_multiply_adds(
-    model: keras.Model, exit_rates: Sequence[float], stages: Sequence[int] | None = None
-) -> tuple[float, int]:
-    """What a cascade costs that asks its members one stage after another.
-
-    Args:
-        model: A `Cascade`, or an `Ensemble` that is asked in stages.
-        exit_rates: For each stage the share of the images that it answers; of sum 1.
-        stages: Members asked by the end of each stage; those of the model where None.
-
-    Returns:
-        The multiply-adds for one image `(average, worst)`: at these rates, and of an image that asks all members.
-
-    Raises:
-        ValueError: If there is not one rate for each stage, or they do not sum to 1.
-    """
-    costs = member_multiply_adds(model)
-    if stages is None:
-        stages = model.get_config().get("stages") or range(1, len(costs) + 1)
-    if len(exit_rates) != len(stages) or not math.isclose(sum(exit_rates), 1, abs_tol=1e-6) or min(exit_rates) < 0:
-        raise ValueError(f"rates must be {len(stages)} shares that sum to 1, one a stage. Received: {list(exit_rates)}")
-    return sum(rate * sum(costs[:size]) for rate, size in zip(exit_rates, stages, strict=True)), sum(costs)

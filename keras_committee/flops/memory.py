@@ -1,17 +1,17 @@
-"""How many bytes does a model take while it trains, and while it answers?
+"""Estimated memory of training and inference in bytes, from tensor shapes.
 
-Counted from the shapes that flow through the graph, each tensor in the dtype it has there. Of the activations, those
-are counted that a gradient is computed from, each once:
+Each tensor counts in the dtype that it has in the graph. Activations count if a gradient is computed from them, each
+once:
 
-- the inputs of convolutions, dense layers, normalisations and products of tensors;
-- the outputs of ReLU, sigmoid, tanh and softmax; the inputs of all other activations, such as swish;
-- inputs and outputs of pooling by the maximum, and of layers that are not known;
-- the mask of a dropout, one byte for each feature;
-- nothing for additions, average pooling, padding, and whatever only moves numbers about.
+- inputs of convolutions, dense layers, normalization and products of tensors;
+- outputs of ReLU, sigmoid, tanh and softmax; inputs of all other activations, such as swish;
+- inputs and outputs of max pooling and of layers of an unknown kind;
+- dropout masks, one byte per feature;
+- nothing for additions, average pooling, padding and layers that only move values.
 
-Every branch of stochastic depth counts, as a step may run them all; of a rematerialized one only its inputs, and the
-largest of them once as a whole. Not counted are what kernels need besides (convolutions on GPUs may ask for a
-gigabyte), copies of weights in half precision, and TensorFlow itself, which takes 0.5 GB.
+All branches of stochastic depth count, because a step may run them all; rematerialized branches count with their inputs
+only, plus the largest of them once. Not counted: workspace of kernels (convolutions on GPUs may use a gigabyte), copies
+of weights in half precision, and TensorFlow itself, about 0.5 GB.
 """
 
 import dataclasses
@@ -33,25 +33,20 @@ _KEEPS_NOTHING = (
     keras.layers.ZeroPadding2D, keras.layers.Cropping2D, keras.layers.Rescaling, keras.layers.Normalization,
     keras.layers.Identity, keras.layers.Dropout,
 )  # fmt: skip
-_OUTPUT_GRADIENT_ACTIVATIONS = (
-    "relu",
-    "sigmoid",
-    "tanh",
-    "softmax",
-)  # activations whose gradient is computed from what they return
+_OUTPUT_GRADIENT_ACTIVATIONS = ("relu", "sigmoid", "tanh", "softmax")  # their gradient is computed from the output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingMemory:
-    """Bytes on one device while a member trains.
+    """Bytes on one device while a member trains. The names are keys of `describe --json`.
 
     Attributes:
-        weights: With the moving statistics.
-        gradients: One for each trainable weight; twice where a batch is taken in parts, which are summed.
-        slots: What the optimizer keeps.
-        averages: The moving averages of weights and statistics.
-        activations: What is kept for the gradient, for the batch or the part of it that is taken at once.
-        passing: Inputs and outputs of the largest call, whose gradients are on their way.
+        weights: Weights and moving statistics.
+        gradients: One per trainable weight; two with gradient accumulation.
+        slots: Slot variables of the optimizer.
+        averages: Moving averages of weights and statistics.
+        activations: Activations stored for the gradient, of the batch or of one accumulation step.
+        passing: Inputs and outputs of the largest call, whose gradients are in flight.
     """
 
     weights: int
@@ -69,14 +64,14 @@ class TrainingMemory:
 def training_memory(
     model: keras.Model, batch_size: int, *, optimizer=None, use_ema: bool = False, gradient_accumulation_steps: int = 1
 ) -> TrainingMemory:
-    """The bytes of a training step.
+    """Estimate the memory of a training step.
 
     Args:
         model: As for `count`.
-        batch_size: Examples of a step on this device.
-        optimizer: The Keras optimizer, built; None counts none.
-        use_ema: Whether there are moving averages (`Recipe(ema=...)`).
-        gradient_accumulation_steps: In how many parts a batch is taken (`Recipe(gradient_accumulation_steps=...)`).
+        batch_size: Examples per step on this device.
+        optimizer: Built Keras optimizer; None counts no slots.
+        use_ema: Whether weight averages are kept (`Recipe(ema_momentum=...)`).
+        gradient_accumulation_steps: As in `Recipe`.
 
     Raises:
         ValueError: As `count`.
@@ -95,7 +90,7 @@ def training_memory(
 
 
 def inference_memory(model: keras.Model, batch_size: int = 1) -> int:
-    """Weights, and the most that is alive at once: what a call takes and gives, and what later calls still need.
+    """Estimate the bytes of inference: weights plus the largest set of tensors that are alive at the same time.
 
     Raises:
         ValueError: As `count`.
@@ -103,22 +98,22 @@ def inference_memory(model: keras.Model, batch_size: int = 1) -> int:
     inputs, layer_calls = trace_calls(model)
     last_use = {id(tensor): index for index, call in enumerate(layer_calls) for tensor in call.inputs}
     live_tensors, peak_bytes = {id(tensor): tensor for tensor in inputs}, 0
-    for place, call in enumerate(layer_calls):
+    for index, call in enumerate(layer_calls):
         live_tensors |= {id(tensor): tensor for tensor in call.outputs}
         peak_bytes = max(peak_bytes, _tensor_bytes(live_tensors.values()))
-        live_tensors = {name: tensor for name, tensor in live_tensors.items() if last_use.get(name, -1) > place}
+        live_tensors = {name: tensor for name, tensor in live_tensors.items() if last_use.get(name, -1) > index}
     return _variable_bytes(model.weights) + batch_size * peak_bytes
 
 
 def _stored_activation_bytes(inputs: list[keras.KerasTensor], layer_calls: list[Call]) -> int:
-    """Bytes of one image that are kept for the gradient, the image included."""
+    """Return the bytes stored for the gradient per image, including the image."""
     remat_blocks = [call.operation for call in layer_calls if getattr(call.operation, "remat", False)]
     block_by_layer = {id(layer): id(block) for block in remat_blocks for layer in block.branch._flatten_layers()}
-    sizes_by_block: dict[int | None, dict[int, int]] = {}  # of each rematerialized block, and of all else
+    sizes_by_block: dict[int | None, dict[int, int]] = {}  # None: outside of rematerialized blocks
     for index, call in enumerate(layer_calls):
         block_sizes = sizes_by_block.setdefault(block_by_layer.get(id(call.operation)), {})
         block_sizes |= {id(tensor): _tensor_bytes([tensor]) for tensor in _tensors_for_gradient(call)}
-        block_sizes[-index - 1] = _untraced_bytes(call)  # no tensor has such an id
+        block_sizes[-index - 1] = _untraced_bytes(call)  # ids of tensors are positive
     permanent_sizes = sizes_by_block.pop(None, {}) | {id(tensor): _tensor_bytes([tensor]) for tensor in inputs}
     permanent_sizes |= {
         id(call.inputs[0]): _tensor_bytes(call.inputs[:1])
@@ -129,7 +124,7 @@ def _stored_activation_bytes(inputs: list[keras.KerasTensor], layer_calls: list[
 
 
 def _tensors_for_gradient(call: Call) -> list[keras.KerasTensor]:
-    """The tensors that the gradient of a call is computed from."""
+    """Return the tensors from which the gradient of a call is computed."""
     layer = call.operation
     if hasattr(layer, "branch") or isinstance(layer, _KEEPS_NOTHING):
         return []
@@ -142,7 +137,7 @@ def _tensors_for_gradient(call: Call) -> list[keras.KerasTensor]:
 
 
 def _untraced_bytes(call: Call) -> int:
-    """Bytes that are kept but stand in no graph: masks, and what comes before an activation inside a layer."""
+    """Return the bytes of stored values that are not in the graph: masks, and inputs of activations inside a layer."""
     layer = call.operation
     if isinstance(layer, keras.layers.Dropout):
         return sum(math.prod(tensor.shape) for tensor in call.outputs)
@@ -167,6 +162,6 @@ def _variable_bytes(variables) -> int:
 
 
 def _bytes_per_element(value) -> int:
-    """Bytes of one number: the digits at the end of "float32", "bfloat16", "int8"; booleans take one."""
+    """Return the bytes of one element, from the digits of the dtype's name; booleans take one byte."""
     digits = "".join(filter(str.isdigit, str(value.dtype).removeprefix("b").removeprefix("float")))
     return int(digits) // 8 if digits else 1

@@ -1,4 +1,4 @@
-"""Does TensorFlow's profiler count the same multiply-adds?"""
+"""Multiply-adds compared with TensorFlow's profiler and published figures."""
 
 import math
 
@@ -24,7 +24,7 @@ def published(name, size=32):
 
 
 def einsum_flops(operation):
-    """The profiler has no figure for these: twice the product of the sizes of all labels."""
+    """Twice the product of the sizes of all labels; the profiler does not count einsum."""
     terms = operation.get_attr("equation").decode().split("->")[0].split(",")
     sizes = {}
     for term, tensor in zip(terms, operation.inputs, strict=True):
@@ -103,7 +103,7 @@ def dense(units, shape=(6, 5, 3)):
     return keras.Model(image, keras.layers.Dense(4)(keras.layers.Dense(units)(keras.layers.Flatten()(image))))
 
 
-def test_a_cascade_costs_its_rates():
+def test_the_average_cost_of_a_cascade_follows_its_exit_rates():
     cascade = Cascade([dense(2), dense(7), dense(5)], (0.5,), stages=(1, 3))
     one, two, three = (units * (90 + 4) for units in (2, 7, 5))
     assert flops.member_multiply_adds(cascade) == [one, two, three]
@@ -113,7 +113,7 @@ def test_a_cascade_costs_its_rates():
     assert (average, worst) == (pytest.approx(one + 0.8 * two), one + two)
 
 
-def test_a_network_asked_at_two_resolutions_pays_twice_and_for_resizing():
+def test_a_network_at_two_resolutions_costs_both_and_the_resizing():
     image = keras.Input((8, 6, 3))
     pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(5, 3, padding="same", use_bias=False)(image))
     net = keras.Model(image, pooled, name="net")
@@ -125,6 +125,6 @@ def test_a_network_asked_at_two_resolutions_pays_twice_and_for_resizing():
 
 
 @pytest.mark.parametrize("rates", [(0.5, 0.2), (1.0,), (1.2, -0.2)])
-def test_rates_that_are_no_shares_are_refused(rates):
-    with pytest.raises(ValueError, match=r"rates must be 2 shares that sum to 1, one a stage\. Received"):
+def test_rates_that_are_not_fractions_raise(rates):
+    with pytest.raises(ValueError, match=r"exit_rates must be 2 fractions, one per stage, that sum to 1\. Received"):
         flops.cascade_multiply_adds(Ensemble([dense(2), dense(7)]), rates)

@@ -1,4 +1,4 @@
-"""Do the counts equal the loops written out?"""
+"""Counts compared with explicit loops."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def macs(layer, shape):
 
 
 def products_of_a_convolution(out, kernel, channels, filters, groups=1):
-    """Counts one at a time: output positions, kernel positions, channels of the group, filters."""
+    """Count one at a time: output positions, kernel positions, channels of the group, filters."""
     return sum(1 for _ in np.ndindex(*out, *kernel, channels // groups, filters))
 
 
@@ -51,7 +51,7 @@ def products_of_a_convolution(out, kernel, channels, filters, groups=1):
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_a_layer_costs_what_its_loop_does(layer, shape, expected):
+def test_a_layer_costs_as_much_as_its_loop(layer, shape, expected):
     assert macs(layer, shape) == expected
 
 
@@ -84,7 +84,7 @@ def conv_net(size=8, shape=None):
 CONV_NET = 8 * 8 * 3 * 3 * 3 * 4 + 4 * 5
 
 
-def test_the_cost_of_each_layer_has_its_place():
+def test_layers_are_listed_in_execution_order():
     rows = {cost.name: (cost.kind, cost.parameters, cost.multiply_adds) for cost in flops.count(conv_net())}
     assert rows["conv"] == ("Conv2D", 3 * 3 * 3 * 4 + 4, 8 * 8 * 3 * 3 * 3 * 4)
     assert rows["norm"] == ("BatchNormalization", 4 + 4, 0)
@@ -104,7 +104,7 @@ def test_a_layer_called_twice_costs_twice_and_weighs_once():
     assert (cost.parameters, cost.multiply_adds) == (4 * 4 + 4, 2 * 6 * 4 * 4)
 
 
-def test_nested_models_count_with_their_place_in_the_name():
+def test_nested_models_prefix_the_names_of_their_layers():
     inner = keras.Sequential([keras.Input((8, 8, 3)), conv_net()], name="inner")
     image = keras.Input((8, 8, 3))
     model = keras.Model(image, L.Dense(2, name="top")(inner(image)))
@@ -132,7 +132,7 @@ def test_frozen_weights_count():
     assert flops.parameters(model) == before == 3 * 3 * 3 * 4 + 4 + 8 + 25
 
 
-def test_counting_leaves_no_trace_in_the_model():
+def test_counting_does_not_modify_the_model():
     model = conv_net()
     nodes = [len(layer._inbound_nodes) for layer in model.layers]
     flops.count(model)
@@ -154,7 +154,7 @@ class Counted(Bilinear):
 
 
 class Branched(keras.layers.Layer):
-    """Stands for StochasticDepth: a layer around one branch."""
+    """A layer around one branch, like StochasticDepth."""
 
     def __init__(self, branch):
         super().__init__(name="block")
@@ -164,7 +164,7 @@ class Branched(keras.layers.Layer):
         return shortcut + self.branch(inputs)
 
 
-def test_an_unknown_layer_with_a_matrix_is_not_guessed():
+def test_an_unknown_layer_with_a_weight_matrix_raises():
     with pytest.raises(ValueError, match=r"layer 'odd' of unknown kind Bilinear\. Define `multiply_adds\(input_shape"):
         macs(Bilinear(name="odd"), (5, 4))
 
@@ -181,13 +181,13 @@ def test_a_layer_around_a_branch_costs_its_branch():
     assert sum(cost.parameters for cost in costs) == branch.count_params()
 
 
-def test_an_unknown_image_shape_is_refused():
-    with pytest.raises(ValueError, match=r"unknown image shape\. Received: \(None, None, None, 3\)"):
+def test_an_unknown_image_shape_raises():
+    with pytest.raises(ValueError, match=r"known image shape\. Received: \(None, None, None, 3\)"):
         flops.count(conv_net(shape=(None, None, 3)))
 
 
-def test_a_model_without_a_graph_is_refused():
-    with pytest.raises(ValueError, match="Cannot count 'unbuilt': it has no graph"):
+def test_a_model_without_a_graph_raises():
+    with pytest.raises(ValueError, match="Cannot count 'unbuilt': the model has no graph"):
         flops.count(keras.Sequential([L.Dense(3)], name="unbuilt"))
 
 

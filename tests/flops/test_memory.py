@@ -1,4 +1,4 @@
-"""Are the bytes of training and of inference those that one counts by hand, and those that a process takes?"""
+"""Memory estimates compared with counts by hand and with a process."""
 
 import pathlib
 import subprocess
@@ -9,10 +9,10 @@ import pytest
 
 from keras_committee import flops, layers
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_a_small_network_takes_what_one_counts_by_hand():
+def test_a_small_network_equals_the_count_by_hand():
     image = keras.Input((8, 8, 3), name="image")
     x = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(image)  # keeps the image: 8 * 8 * 3
     x = layers.BatchNormalization()(x)  # keeps what the convolution gives: 8 * 8 * 4
@@ -43,7 +43,7 @@ def test_a_batch_in_parts_keeps_the_activations_of_one_part_and_two_gradients():
     assert (whole.slots, whole.averages) == (0, 0)
 
 
-def test_inference_holds_the_weights_and_what_is_alive_at_once():
+def test_inference_counts_weights_and_live_tensors():
     image = keras.Input((10,), name="image")
     wide = keras.layers.Dense(100)(image)
     x = keras.layers.Dense(7)(keras.layers.Dense(20)(wide))
@@ -60,12 +60,12 @@ def blocks_of(remat, sizes=(30, 50)):
     return keras.Model(image, keras.layers.Dense(2)(x))
 
 
-def test_branches_that_may_be_skipped_count_whole():
+def test_branches_of_stochastic_depth_count_fully():
     # Of each branch its input and what its first layer gives; of the logits their input.
     assert flops.training_memory(blocks_of(False), 1).activations == 4 * (8 + 30 + 8 + 50 + 8)
 
 
-def test_rematerialized_branches_keep_their_inputs_and_the_largest_one_is_there_once():
+def test_rematerialized_branches_count_their_inputs_and_the_largest_branch_once():
     assert flops.training_memory(blocks_of(True), 1).activations == 4 * (8 + 8 + 8) + 4 * (8 + 50)
 
 
@@ -105,7 +105,7 @@ print(int(peak) * 1024, flops.training_memory(model, batch).total)
 
 
 @pytest.mark.slow
-def test_a_process_takes_the_memory_that_is_foretold():
+def test_the_estimate_agrees_with_a_process():
     run = [subprocess.check_output([sys.executable, "-c", MEASURED, str(batch)], cwd=ROOT) for batch in (16, 80)]
     (small, told_small), (large, told_large) = (map(int, out.split()) for out in run)
     assert large - small == pytest.approx(told_large - told_small, rel=0.25)
