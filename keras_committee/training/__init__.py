@@ -1,4 +1,4 @@
-"""How is one member trained, how are all, and what is seen of it?"""
+"""Training: one member, all members of a run, and the display of their progress."""
 
 from keras_committee.training.fit import connect, train_committee
 from keras_committee.training.multihost_worker import run_as_worker

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_committee.choices import STRATEGIES
 from keras_committee.errors import RecipeError, ResourceError
 from keras_committee.system_limits import free_memory, usable_core_count
+from keras_committee.training.reporting import pluralize
 
 BYTES_PER_WORKER = 2 * 1024**3  # TensorFlow and CIFAR in memory take 1.2 GiB with a small network
 
@@ -112,10 +113,12 @@ def choose_num_workers(workers: int | Literal["auto"], members: int) -> tuple[in
         max_workers_by_memory = max(1, memory // BYTES_PER_WORKER)
         num_workers = min(members, gpus) if gpus else min(members, cores, max_workers_by_memory)
         resources = (
-            _count(gpus, "GPU") if gpus else f"{_count(cores, 'core')} and {memory / 1024**3:.0f} GiB of free memory"
+            pluralize(gpus, "GPU")
+            if gpus
+            else f"{pluralize(cores, 'core')} and {memory / 1024**3:.0f} GiB of free memory"
         )
         return num_workers, (
-            f"training {num_workers} of {_count(members, 'member')} at once, on {resources}; "
+            f"training {num_workers} of {pluralize(members, 'member')} at once, on {resources}; "
             "use --workers N to choose another number."
         )
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
@@ -172,10 +175,6 @@ def _mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrate
     them for those of the first ("Shape mismatch in the collective instance").
     """
     return tf.distribute.MirroredStrategy(devices)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _devices_for_worker(devices: Sequence[int], worker_index: int, workers: int) -> tuple[int, ...]:

@@ -1,12 +1,15 @@
-"""Which members are still to be trained, with what, and what became of each?"""
+"""Training of a committee: every member that is not finished, on this machine, on several hosts or on a Ray cluster."""
 
 import contextlib
 import dataclasses
 import logging
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import tensorflow as tf
 
 from keras_committee.data import Splits, validation
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError
@@ -15,15 +18,13 @@ from keras_committee.run import Run
 from keras_committee.training.devices import choose_num_workers, enable_determinism, make_strategy, translate_oom
 from keras_committee.training.lease import release
 from keras_committee.training.multihost import SingleHost, make_host_group
-from keras_committee.training.reporting import Monitor, TrainingOptions
+from keras_committee.training.reporting import Monitor, TrainingOptions, pluralize
 from keras_committee.training.signals import GracefulShutdown, TrainingStopped
-from keras_committee.training.supervisor import Supervisor
+from keras_committee.training.supervisor import LocalBackend, Supervisor
 from keras_committee.training.trainer import train_member
 
 if TYPE_CHECKING:
     from keras_committee.training.ray_cluster import RayCluster
-import re
-from typing import TYPE_CHECKING, Any
 
 
 def train_committee(
@@ -37,29 +38,29 @@ def train_committee(
     restart: bool = False,
     ray_cluster: "RayCluster | None" = None,
 ) -> None:
-    """Train every member of `recipe` that is not finished in `run`; an unfinished one goes on where it was.
+    """Train every member of `recipe` that is not finished in `run`; unfinished ones resume.
 
-    A finished member is never trained again. A member that diverges, or whose process dies, does not stop the others.
-    The caller holds the lock of the run folder.
+    A finished member is never trained again. If a member diverges or its process dies, the others continue. The caller
+    holds the lock of the run folder.
 
     Args:
-        run: The run folder; it gets models, histories, TensorBoard logs and a journal.
-        recipe: What to train. Workers build it anew from the recipe in the run folder.
-        strategy: `"auto"`, `"single"`, `"mirrored"` or `"multiworker"`, see `strategy.make_strategy`.
-            With the last one this host is the chief, and the others call `follower.run_as_worker`.
-        workers: How many members train at once, each in a process of its own with its share of the cores or GPUs. 1
-            trains in this process; `"auto"` is the number that `machine.choose` gives.
-        members: The indices of those to train; None is all. Others may train others in the same run folder.
-        options: How members are run and kept safe.
-        restart: Discard the state of unfinished members first.
-        ray_cluster: The Ray cluster to train on, joined; None trains on this machine.
+        run: The run folder, for models, histories, TensorBoard logs and the journal.
+        recipe: What to train. Worker processes build it from the recipe recorded in the run folder.
+        strategy: `"auto"`, `"single"`, `"mirrored"` or `"multiworker"`, see `devices.make_strategy`.
+            With `"multiworker"` this host is the chief, and the others call `multihost_worker.run_as_worker`.
+        workers: Number of members to train at once, each in a process of its own with its share of the cores or GPUs.
+            1 trains in this process; `"auto"` calls `devices.choose_num_workers`.
+        members: Indices of the members to train; None trains all. Other processes may train other members of the run.
+        options: How to run and protect the members.
+        restart: Whether to discard the state of unfinished members first.
+        ray_cluster: Ray cluster to train on, joined; None trains on this machine.
 
     Raises:
-        DataError: If the pre-flight of the data finds anything; nothing was trained then.
+        DataError: If the data is invalid; nothing was trained.
         RecipeError: If the strategy, the batch size or a model does not fit, or there is no validation split.
-        DivergedError: If every member that was to be trained diverged.
+        DivergedError: If every member to train diverged.
         IncompleteError: If some members failed; the others are finished.
-        Interrupted: If training was asked to stop; what was reached is saved.
+        Interrupted: If training was interrupted; the progress is saved.
     """
     options = options or TrainingOptions()
     missing = _missing_members(run, recipe, members, restart)
@@ -68,22 +69,82 @@ def train_committee(
     if options.deterministic:
         enable_determinism()
     with make_host_group(strategy, run, options) as host_group:
-        _train_missing(
-            run, recipe, missing, strategy, 1 if host_group.is_multi_host else workers, options, host_group, ray_cluster
+        workers = 1 if host_group.is_multi_host else workers
+        _train_missing(run, recipe, missing, strategy, workers, options, host_group, ray_cluster)
+
+
+@contextlib.contextmanager
+def connect(address: str | None, resources_per_member: str | None = None) -> "Iterator[RayCluster | None]":
+    """Join the Ray cluster at `address` for the `with` block; yield None if there is no address.
+
+    Args:
+        address: As in `RayCluster`, or None.
+        resources_per_member: Resources of each member: `"cpus=2"`, `"gpus=0.5"` or `"cpus=2,gpus=1"`.
+
+    Raises:
+        RecipeError: If Ray is not installed, or an argument is invalid.
+        ResourceError: If no cluster answers.
+    """
+    resources = _parse_resources(resources_per_member)
+    if address is None:
+        if resources:
+            raise RecipeError(
+                "--resources-per-member needs --ray-address. Add --ray-address ADDRESS. "
+                f"Received: --resources-per-member {resources_per_member}"
+            )
+        yield None
+        return
+    try:
+        from keras_committee.training.ray_cluster import RayCluster
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise RecipeError("--ray-address needs the package ray: pip install keras-committee[ray]") from error
+    with RayCluster(address, **resources) as cluster:
+        yield cluster
+
+
+def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, restart: bool) -> list[int]:
+    """Return the indices of the members to train, after removing the state and leases that are no longer needed."""
+    requested = range(recipe.members) if members is None else sorted(set(members))
+    unknown = [index for index in requested if not 0 <= index < recipe.members]
+    if unknown:
+        reason = "--smoke trains no more" if run.smoke else "to train more, set its `members`"
+        raise RecipeError(
+            f"there is no member {unknown[0]}: the recipe has members 0 to {recipe.members - 1}; {reason}."
         )
+    finished = run.finished_members()
+    missing = [index for index in requested if index not in finished]
+    # State that a kill left between the final model and its removal, and state to discard.
+    for index in [*(set(finished) & set(requested)), *(missing if restart else [])]:
+        with run.member(index).lock():
+            shutil.rmtree(run.member(index).state, ignore_errors=True)
+    for index in missing:
+        release(run.member(index))  # a node lost in an earlier training saves nothing more
+    return missing
 
 
-def _train_missing(run, recipe, missing, strategy, workers, options, host_group: SingleHost, ray_cluster) -> None:
-    num_workers, reason = (
-        (len(missing), "") if ray_cluster and workers == "auto" else choose_num_workers(workers, len(missing))
-    )
-    tf_strategy = make_strategy(strategy, recipe.data.batch_size) if num_workers == 1 and not ray_cluster else None
+def _train_missing(
+    run: Run,
+    recipe: Recipe,
+    missing: list[int],
+    strategy: str,
+    workers: int | Literal["auto"],
+    options: TrainingOptions,
+    host_group: SingleHost,
+    ray_cluster: "RayCluster | None",
+) -> None:
+    if ray_cluster and workers == "auto":
+        num_workers, reason = len(missing), ""
+    else:
+        num_workers, reason = choose_num_workers(workers, len(missing))
+    in_process = num_workers == 1 and not ray_cluster
+    tf_strategy = make_strategy(strategy, recipe.data.batch_size) if in_process else None
     host_group.on_strategy_created(tf_strategy)
     splits = _load_data(recipe)
     run.require_classes(splits.classes)
-    finished = run.finished_members()
     data_info = {"classes": list(splits.classes), "framing": dataclasses.asdict(splits.train.transform)}
-    run.append_event("training_started", members=missing, kept=finished, workers=num_workers, **data_info)
+    run.append_event("training_started", members=missing, kept=run.finished_members(), workers=num_workers, **data_info)
     progress_monitor = Monitor(run, recipe, splits, missing)
     with (
         GracefulShutdown() as shutdown,
@@ -96,38 +157,22 @@ def _train_missing(run, recipe, missing, strategy, workers, options, host_group:
         if ray_cluster:
             failures = ray_cluster.train(run, missing, num_workers, strategy, monitor, shutdown, options)
         elif tf_strategy is None:
-            failures = Supervisor(run, missing, num_workers, strategy, monitor, shutdown, options).train()
+            backend = LocalBackend(run, num_workers, strategy, options)
+            failures = Supervisor(run, missing, backend, monitor, shutdown, options).train()
         else:
             failures = _train_in_process(
                 run, recipe, missing, splits, tf_strategy, monitor, shutdown, options, host_group
             )
-    _notify_end(run, recipe, failures)
+    _raise_failures(run, recipe, failures)
     run.append_event("training_finished")
-
-
-def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, restart: bool) -> list[int]:
-    requested = range(recipe.members) if members is None else sorted(set(members))
-    unknown = [index for index in requested if not 0 <= index < recipe.members]
-    if unknown:
-        reason = "--smoke trains no more" if run.smoke else "its `members` says how many"
-        raise RecipeError(
-            f"there is no member {unknown[0]}: the recipe has members 0 to {recipe.members - 1}; {reason}."
-        )
-    finished = run.finished_members()
-    missing = [index for index in requested if index not in finished]
-    # What a kill between a finished model and its clean-up left, and what is to be discarded.
-    for index in [*(set(finished) & set(requested)), *(missing if restart else [])]:
-        with run.member(index).lock():
-            shutil.rmtree(run.member(index).state, ignore_errors=True)
-    for index in missing:
-        release(run.member(index))  # a node that was lost in an earlier training saves nothing more
-    return missing
 
 
 def _load_data(recipe: Recipe) -> Splits:
     splits = recipe.data.load()
     if not len(splits.validation):
-        raise RecipeError(f"{recipe.data.name} has no validation split. Give its `validation` a count or a fraction.")
+        raise RecipeError(
+            f"{recipe.data.name} has no validation split. Set its `validation` to a number of examples or a fraction."
+        )
     if duplicates_text := validation.duplicates_warning(splits):
         logging.getLogger(__name__).warning("%s: %s", recipe.data.name, duplicates_text)
     return splits
@@ -135,20 +180,28 @@ def _load_data(recipe: Recipe) -> Splits:
 
 @contextlib.contextmanager
 def _translate_stop(run: Run, recipe: Recipe, shutdown: GracefulShutdown) -> Iterator[None]:
-    """Turns `TrainingStopped` into what the user reads."""
+    """Raise `Interrupted` in place of `TrainingStopped`."""
     try:
         yield
     except TrainingStopped:
-        progress = f"{len(run.finished_members())} of {recipe.members} members are finished, the others saved"
+        progress = f"{_progress(run, recipe)} finished, the others saved"
         run.append_event("training_stopped", signal=shutdown.requested.name if shutdown.requested else None)
-        raise shutdown.as_error(progress, "The same command goes on from there.") from None
+        raise shutdown.as_error(progress, "To resume, run the same command again.") from None
 
 
 def _train_in_process(
-    run, recipe, missing, splits, tf_strategy, monitor, shutdown, options, host_group
+    run: Run,
+    recipe: Recipe,
+    missing: list[int],
+    splits: Splits,
+    tf_strategy: tf.distribute.Strategy,
+    monitor: Monitor,
+    shutdown: GracefulShutdown,
+    options: TrainingOptions,
+    host_group: SingleHost,
 ) -> dict[int, CommitteeError]:
-    """Trains one member after another in this process, and returns the errors of those that diverged."""
-    failures = {}
+    """Train one member after another in this process, and return the errors of those that diverged."""
+    failures: dict[int, CommitteeError] = {}
     for index in missing:
         host_group.begin_member(index, shutdown)
         monitor.on_member_begin(index)
@@ -173,56 +226,30 @@ def _train_in_process(
     return failures
 
 
-def _notify_end(run: Run, recipe: Recipe, failures: dict[int, CommitteeError]) -> None:
+def _raise_failures(run: Run, recipe: Recipe, failures: dict[int, CommitteeError]) -> None:
     if not failures:
         return
     run.append_event("training_failed", members=sorted(failures))
-    finished = len(run.finished_members())
-    if finished == 0 and all(isinstance(error, DivergedError) for error in failures.values()):
+    if not run.finished_members() and all(isinstance(error, DivergedError) for error in failures.values()):
         raise DivergedError("\n".join(str(error) for error in failures.values()))
     listing = "\n  ".join(f"member {index}: {str(error).splitlines()[0]}" for index, error in sorted(failures.items()))
     raise IncompleteError(
-        f"{finished} of {recipe.members} members in {run.path} are finished; failed:\n  {listing}\n"
-        "The same command tries the failed ones again, from their last checkpoints."
+        f"{_progress(run, recipe)} finished in {run.path}; failed:\n  {listing}\n"
+        "To retry the failed members from their last checkpoints, run the same command again."
     )
 
 
-@contextlib.contextmanager
-def connect(address: str | None, resources_per_member: str | None = None) -> "Iterator[RayCluster | None]":
-    """The Ray cluster at `address`, joined inside the `with` block, or None where there is no address.
-
-    Args:
-        address: As in `ray.Cluster`, or None.
-        resources_per_member: What each member asks for: `"cpus=2"`, `"gpus=0.5"` or `"cpus=2,gpus=1"`.
-
-    Raises:
-        RecipeError: If Ray is not installed, or an argument is wrong.
-        ResourceError: If no cluster answers.
-    """
-    resources = _parse_resources(resources_per_member)
-    if address is None:
-        if resources:
-            raise RecipeError(
-                f"--resources-per-member {resources_per_member} is what members ask of --ray-address. Add --ray-address ADDRESS."
-            )
-        yield None
-        return
-    try:
-        from keras_committee.training.ray_cluster import RayCluster
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise RecipeError("--ray-address needs the package ray: pip install keras-committee[ray]") from error
-    with RayCluster(address, **resources) as cluster:
-        yield cluster
+def _progress(run: Run, recipe: Recipe) -> str:
+    """Return `"2 of 3 members"`, the finished ones."""
+    return f"{len(run.finished_members())} of {pluralize(recipe.members, 'member')}"
 
 
 def _parse_resources(text: str | None) -> dict[str, Any]:
-    """`"cpus=2,gpus=0.5"` as `{"cpus": 2, "gpus": 0.5}`."""
+    """Return `{"cpus": 2, "gpus": 0.5}` for `"cpus=2,gpus=0.5"`."""
     if text is None:
         return {}
-    cpus, gpus = r"cpus=[1-9]\d*", r"gpus=(\d+|0?\.\d+)"  # Ray gives whole GPUs, or a part of one
+    cpus, gpus = r"cpus=[1-9]\d*", r"gpus=(\d+|0?\.\d+)"  # Ray assigns whole GPUs, or a fraction of one
     if not re.fullmatch(f"{cpus}|{gpus}|{cpus},{gpus}", text):
         raise RecipeError(f"--resources-per-member expected cpus=N, gpus=N or cpus=N,gpus=N. Received: '{text}'")
-    items = dict(word.split("=") for word in text.split(","))
-    return {name: int(number) if name == "cpus" else float(number) for name, number in items.items()}
+    pairs = dict(item.split("=") for item in text.split(","))
+    return {name: int(number) if name == "cpus" else float(number) for name, number in pairs.items()}

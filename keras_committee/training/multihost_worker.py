@@ -1,14 +1,14 @@
-"""What does a host do that trains members with the chief, but does not own the run folder?
-
-It reads the checkpoints to go on from them, and writes nothing.
-"""
+"""A host that trains members together with the chief. It reads the checkpoints to resume, and writes nothing."""
 
 import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
 
+import tensorflow as tf
+
 from keras_committee.errors import DivergedError, RecipeError, RunError
+from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.training.devices import enable_determinism, make_strategy
@@ -17,7 +17,7 @@ from keras_committee.training.reporting import TrainingOptions
 from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.trainer import train_member
 
-_FILE_SYNC_SECONDS = 60.0  # for what the chief wrote to be seen on a network file system
+_FILE_SYNC_SECONDS = 60.0  # for the chief's files to appear on a network file system
 
 
 def run_as_worker(
@@ -28,12 +28,20 @@ def run_as_worker(
     workers: int | Literal["auto"],
     options: TrainingOptions,
 ) -> bool:
-    """Train with the chief whatever it trains, unless this host is the chief; returns whether it did.
+    """Train with the chief all members that it trains, unless this host is the chief; return whether it did.
+
+    Args:
+        run_dir: The chief's run folder.
+        recipe_file: The recipe.
+        parameters: Its resolved parameters.
+        smoke: Whether this is a smoke run.
+        workers: Number of members to train at once; only 1 and `"auto"` are allowed.
+        options: Options of the training.
 
     Raises:
-        RecipeError: If TF_CONFIG or `workers` does not fit.
-        RunError: If the chief's run folder is not seen, or is one of another recipe.
-        IncompleteError: If another host is gone.
+        RecipeError: If TF_CONFIG or `workers` is invalid.
+        RunError: If the chief's run folder does not appear, or was created by another command.
+        IncompleteError: If another host is lost.
         DivergedError, Interrupted: As on the chief.
     """
     if workers not in (1, "auto"):
@@ -42,41 +50,28 @@ def run_as_worker(
     if cluster.is_chief:
         return False
     recipe = recipe_file.build(parameters, smoke=smoke)
-    if len(run.finished_members()) >= recipe.members:  # the chief has nothing to train either
+    if len(run.finished_members()) >= recipe.members:  # the chief has nothing to train, either
         return True
-    _print(f"{cluster.host_name(cluster.index)} waits for {cluster.host_name(0)}")
+    chief = cluster.host_name(0)
+    _print(f"{cluster.host_name(cluster.index)} is waiting for {chief}")
     if options.deterministic:
         enable_determinism()
     with HostGroup(cluster, run, options) as host_group:
         tf_strategy = make_strategy("multiworker", recipe.data.batch_size)
         host_group.on_strategy_created(tf_strategy)
         _check_same_command(_wait_for_run(run), recipe_file, parameters, smoke)
-        with (
-            GracefulShutdown() as shutdown,
-            shutdown.mask_signals(),
-        ):  # only now, as TensorFlow's server takes SIGTERM over
+        # Only now, as TensorFlow's server replaces the handler of SIGTERM.
+        with GracefulShutdown() as shutdown, shutdown.mask_signals():
             try:
                 _train_all(recipe, run, tf_strategy, host_group, shutdown, options)
             except TrainingStopped:
-                raise shutdown.as_error(
-                    f"{cluster.host_name(0)} saved what was reached", "The same command goes on."
-                ) from None
+                hint = "To resume, run the same command on every host."
+                raise shutdown.as_error(f"the progress is saved on {chief}", hint) from None
     return True
 
 
-def _train_all(recipe, run, tf_strategy, host_group, shutdown, options) -> None:
-    splits = recipe.data.load()
-    while (index := host_group.next_member(shutdown)) is not None:
-        try:
-            train_member(
-                recipe, index, splits, run.member(index), tf_strategy, StderrReporter(), shutdown, options, host_group
-            )
-        except DivergedError as error:  # the chief tells it at the end, and goes on with the next one
-            _print(f"error: {error}")
-
-
 class StderrReporter:
-    """A report to the terminal of this host: the chief's has the rest."""
+    """Prints events on this host; the chief displays the progress."""
 
     def on_resume(self, index: int, step: int) -> None:
         pass
@@ -94,8 +89,24 @@ class StderrReporter:
         _print(text)
 
 
+def _train_all(
+    recipe: Recipe,
+    run: Run,
+    tf_strategy: tf.distribute.Strategy,
+    host_group: HostGroup,
+    shutdown: GracefulShutdown,
+    options: TrainingOptions,
+) -> None:
+    splits, reporter = recipe.data.load(), StderrReporter()
+    while (index := host_group.next_member(shutdown)) is not None:
+        try:
+            train_member(recipe, index, splits, run.member(index), tf_strategy, reporter, shutdown, options, host_group)
+        except DivergedError as error:  # the chief reports it at the end, and continues with the next member
+            _print(f"error: {error}")
+
+
 def _wait_for_run(run: Run) -> Run:
-    """The run that the chief has recorded, as soon as it is seen here."""
+    """Return the run that the chief has recorded, once it is visible here."""
     deadline = time.monotonic() + _FILE_SYNC_SECONDS
     while True:
         try:
@@ -103,7 +114,7 @@ def _wait_for_run(run: Run) -> Run:
         except RunError as error:
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"the chief's run folder {run.path} is not seen on this host.\n"
+                    f"the chief's run folder {run.path} is not visible on this host.\n"
                     "  Give every host the same --run folder, on a file system that they share."
                 ) from error
         time.sleep(0.5)
@@ -113,18 +124,17 @@ def _check_same_command(run: Run, recipe_file: RecipeFile, parameters: dict[str,
     chief_parameters = {**run.parameters(), "--smoke": run.smoke}
     own_parameters = {**parameters, "--smoke": smoke}
     differences = [
-        f"{key} {chief_parameters.get(key)} -> {value}"
-        for key, value in own_parameters.items()
-        if chief_parameters.get(key) != value
+        f"{name} {chief_parameters.get(name)} -> {value}"
+        for name, value in own_parameters.items()
+        if name != "data_dir" and chief_parameters.get(name) != value
     ]
-    differences = [text for text in differences if not text.startswith("data_dir ")]
     if run.recipe_file().source != recipe_file.source:
-        differences.append(f"{recipe_file.path} has other lines")
+        differences.append(f"{recipe_file.path} has other content")
     if differences:
         listing = "\n  ".join(differences)
         raise RunError(
-            f"this host was given something else than the chief, whose run folder is {run.path}:\n  {listing}\n"
-            "Give every host the same command and the same recipe."
+            f"this host's command differs from the chief's, whose run folder is {run.path}:\n  {listing}\n"
+            "Run the same command with the same recipe on every host."
         )
 
 

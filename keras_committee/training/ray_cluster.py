@@ -1,7 +1,7 @@
-"""Which members are on a Ray cluster, what do they say, and what happens when a node is lost?
+"""Training on a Ray cluster, one task per member.
 
-The driver gives the member of a lost node to another one, where it goes on from its last checkpoint; `claim.py` says
-why the lost one can do no harm.
+If a node is lost, the driver starts its member on another one, where it resumes from its last checkpoint; `lease.py`
+describes how the lost attempt is fenced off.
 """
 
 import dataclasses
@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,185 +25,13 @@ from keras_committee.files import translate_os_errors
 from keras_committee.run import Run
 from keras_committee.system_limits import usable_core_count
 from keras_committee.training.lease import Lease, LeaseShutdown, release
-from keras_committee.training.reporting import Monitor, TrainingOptions
+from keras_committee.training.reporting import Monitor, TrainingOptions, pluralize
 from keras_committee.training.signals import GracefulShutdown
-from keras_committee.training.supervisor import MemberOutcomes
+from keras_committee.training.supervisor import Attempt, Exit, Supervisor
 from keras_committee.training.worker import PipeReporter, capture_error, configure_threads, train_one
 
-_SHUTDOWN_SECONDS = 60.0  # for a member to end its step and save, when asked to stop
-
-
-@dataclasses.dataclass
-class _RayTask:
-    """A task that was handed to Ray, and what is known of it. It may wait for resources: `last_seen` is None then."""
-
-    index: int
-    lease: Lease
-    last_seen: float | None = None
-    started: float = 0.0
-    node: str = ""
-
-
-class RayTasks:
-    """The members of one command as tasks of a cluster that was joined.
-
-    Args:
-        run: The run folder, locked by the caller.
-        members: The indices of the members to train.
-        num_workers: How many at once.
-        strategy: What each task gives to `make_strategy`.
-        resources: What each task asks Ray for: `num_cpus` and `num_gpus`.
-        monitor: Who is told.
-        shutdown: Who says when to stop.
-        options: How members are kept safe.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        members: Sequence[int],
-        num_workers: int,
-        strategy: str,
-        resources: dict[str, float],
-        monitor: Monitor,
-        shutdown: GracefulShutdown,
-        options: TrainingOptions,
-    ):
-        self._run, self._num_workers, self._shutdown, self._options = run, num_workers, shutdown, options
-        self._task_spec = {
-            "run": str(run.path.resolve()),
-            "strategy": strategy,
-            "threads": max(1, int(resources["num_cpus"])),
-            "settings": dataclasses.asdict(options),
-            "folder": os.getcwd(),
-        }
-        self._outcomes = MemberOutcomes(run, members, monitor, options)
-        self._pending = list(members)
-        self._running: dict[ray.ObjectRef, _RayTask] = {}
-        self._stop_time: float | None = None
-        driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._queue = Queue(
-            actor_options={"num_cpus": 0, "scheduling_strategy": driver_node}
-        )  # dies with no other node
-        # One process for each task: TensorFlow gives nothing back. Ray's own retries would not be in the journal.
-        self._remote_train_task = ray.remote(max_calls=1)(train_task)
-        self._ray_options = {"max_retries": 0, "scheduling_strategy": "SPREAD", **resources}
-        self._ray_options["runtime_env"] = {"env_vars": _task_environment(resources)}
-
-    def train(self) -> dict[int, CommitteeError]:
-        """As `Supervisor.train`. Raises RayError where the cluster is lost, too."""
-        try:
-            with self._shutdown.mask_signals():
-                while self._pending or self._running:
-                    if self._shutdown.requested or self._outcomes.fatal_error:
-                        self._stop_all()
-                    self._submit_ready()
-                    self._receive()
-                    self._poll()
-        finally:
-            for reference, task in self._running.items():
-                release(task.lease.member_dir)
-                ray.cancel(reference, force=True)
-        if self._outcomes.fatal_error:
-            raise self._outcomes.fatal_error
-        self._shutdown.check()
-        return self._outcomes.failures
-
-    def _submit_ready(self) -> None:
-        while self._pending and len(self._running) < self._num_workers:
-            index = self._pending.pop(0)
-            lease = Lease.acquire(self._run.member(index))
-            task_spec = {**self._task_spec, "index": index, "token": lease.token}
-            remote = self._remote_train_task.options(name=f"member {index}", **self._ray_options)
-            self._running[remote.remote(task_spec, self._queue)] = _RayTask(index, lease)
-
-    def _receive(self) -> None:
-        """Hears what was said within a second, then what has ended."""
-        ended, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
-        try:
-            message = self._queue.get_nowait() if ended else self._queue.get(timeout=1.0)
-            while True:
-                self._handle_message(*message)
-                message = self._queue.get_nowait()
-        except Empty:
-            pass
-        for reference in ended:
-            task = self._running.pop(reference)
-            self._on_exit(task, *_task_result(reference, task.index))
-
-    def _handle_message(self, token: str, message: dict[str, Any]) -> None:
-        task = next((task for task in self._running.values() if task.lease.token == token), None)
-        if task is None:  # of an attempt that was given up
-            return
-        task.last_seen = time.monotonic()
-        if "started" in message:
-            task.started, task.node = task.last_seen, message["node"]
-            self._outcomes.on_start(task.index, **message["started"])
-        else:
-            self._outcomes.on_message(message)
-
-    def _poll(self) -> None:
-        """Gives up attempts that Ray, too, may not be able to end: whatever they still do, they save nothing more."""
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        for reference, task in list(self._running.items()):
-            if cause := self._failure_reason(task, alive):
-                ray.cancel(reference, force=True)
-                self._on_exit(self._running.pop(reference), None, cause)
-
-    def _failure_reason(self, task: _RayTask, alive: set[str]) -> str:
-        """Why an attempt is given up; empty where it is not."""
-        now, name = time.monotonic(), f"member {task.index}"
-        if task.last_seen is None:
-            return ""
-        if task.node not in alive:  # Ray's own word on the task waits for its connection to break, for minutes
-            return f"{name} was lost: its node is dead, as Ray says"
-        if now - task.last_seen > self._options.stall_timeout_seconds:
-            return f"{name} said nothing for {self._options.stall_timeout_seconds:.0f} s and was ended"
-        if self._stop_time and now - self._stop_time > _SHUTDOWN_SECONDS:
-            return f"{name} did not end within {_SHUTDOWN_SECONDS:.0f} s"
-        return ""
-
-    def _on_exit(self, task: _RayTask, error: dict[str, Any] | None, cause: str) -> None:
-        release(task.lease.member_dir)
-        if task.last_seen is None:
-            if self._stop_time:
-                return
-            self._outcomes.on_start(task.index, host=None)
-        seconds = time.monotonic() - task.started
-        if self._outcomes.on_exit(task.index, seconds, error, cause, self._stop_time is not None):
-            self._pending.insert(0, task.index)
-
-    def _stop_all(self) -> None:
-        """Asks every member to save and end, once."""
-        if self._stop_time is None:
-            self._stop_time = time.monotonic()
-            self._pending.clear()
-            for reference, task in self._running.items():
-                task.lease.revoke()
-                if task.last_seen is None:
-                    ray.cancel(reference)
-
-
-def _task_environment(resources: dict[str, float]) -> dict[str, str]:
-    """The environment of a task. A GPU that several share must be taken bit by bit."""
-    inherited = {name: value for name, value in os.environ.items() if name in ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")}
-    return inherited | (
-        {"TF_FORCE_GPU_ALLOW_GROWTH": "true"} if resources["num_gpus"] else {"CUDA_VISIBLE_DEVICES": "-1"}
-    )
-
-
-def _task_result(reference: ray.ObjectRef, index: int) -> tuple[dict[str, Any] | None, str]:
-    """What the task said of its end, and what is known of the end of one that said nothing."""
-    try:
-        return ray.get(reference), f"member {index} ended without its model"
-    except RayTaskError as error:  # its own error, with a traceback
-        return None, f"member {index} failed: {str(error).strip().splitlines()[-1]}"
-    except RayError as error:  # whose first sentence says what happened
-        return None, f"member {index} was lost: {str(error).strip().split('. ')[0]}"
-
-
 _CONNECT_TIMEOUT_SECONDS = 10.0  # Ray itself tries an address that does not answer for minutes
-_LOCAL_OBJECT_STORE_BYTES = 100 * 2**20  # bytes; next to nothing is passed between processes
+_LOCAL_OBJECT_STORE_BYTES = 100 * 2**20  # hardly anything is passed between processes
 
 
 class RayCluster:
@@ -212,19 +39,19 @@ class RayCluster:
 
     Args:
         address: `"auto"` for the cluster that this machine belongs to, `"host:port"` of its head, or `"local"` to start
-            a Ray on this machine alone, on 127.0.0.1 and without a dashboard.
+            Ray on this machine alone, on 127.0.0.1 and without a dashboard.
         cpus: CPUs for each member; None divides the cores of a node among the members on it.
-        gpus: GPUs for each member; None takes one where any node has one. A fraction shares a GPU.
+        gpus: GPUs for each member; None uses one if any node has one. A fraction shares a GPU.
     """
 
     def __init__(self, address: str, cpus: int | None = None, gpus: float | None = None):
         self._address, self._cpus, self._gpus = address, cpus, gpus
 
     def __enter__(self) -> Self:
-        """Joins.
+        """Join the cluster.
 
         Raises:
-            RecipeError: If the address is of a kind that cannot work.
+            RecipeError: If the address has an unsupported form.
             ResourceError: If no cluster answers there.
         """
         _check_address(self._address)
@@ -235,7 +62,8 @@ class RayCluster:
                 f"cannot join a Ray cluster at '{self._address}': {str(error).strip().splitlines()[0]}\n"
                 "  This machine must be a node of it: ray start --head here, or ray start --address=HEAD:6379, with "
                 "the RAY_AUTH_MODE and the token of the others.\n"
-                "  --ray-address local starts a Ray of its own; without --ray-address members train on this machine."
+                "  --ray-address local starts Ray on this machine alone; without --ray-address members train on this "
+                "machine without Ray."
             ) from error
         return self
 
@@ -252,65 +80,199 @@ class RayCluster:
         shutdown: GracefulShutdown,
         options: TrainingOptions,
     ) -> dict[int, CommitteeError]:
-        """Trains `members`, at most `workers` at once, and returns the errors of those that could not be.
+        """Train `members`, at most `workers` at once, and return the errors of those that failed.
 
         Raises:
-            RecipeError: If no node has what a member asks for.
-            Stopped: If asked to; every running member was saved.
-            ResourceError: If the cluster is lost.
-            CommitteeError: If a member says that the recipe, the data, the run folder or the disk is at fault.
+            RecipeError: If no node has the resources of a member.
+            TrainingStopped: If `shutdown` was requested; every running member was saved.
+            ResourceError: If the connection to the cluster is lost.
+            CommitteeError: If a member failed for a reason that affects every member (recipe, data, run folder or
+                disk). Checkpoints are kept.
         """
-        tf.config.set_visible_devices([], "GPU")  # they are the members'
+        tf.config.set_visible_devices([], "GPU")  # the members use them
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         resources = resources_per_member(nodes, min(workers, len(members)), self._cpus, self._gpus)
-        tasks = RayTasks(run, members, workers, strategy, resources, monitor, shutdown, options)
-        monitor.note(f"{len(members)} members on {len(nodes)} nodes of Ray, each with {_format_resources(resources)}")
+        backend = RayBackend(run, workers, strategy, resources, options)
+        counts = f"{pluralize(len(members), 'member')} on {pluralize(len(nodes), 'Ray node')}"
+        monitor.note(f"{counts}, {_format_resources(resources)} per member")
         try:
-            return tasks.train()
+            return Supervisor(run, members, backend, monitor, shutdown, options).train()
         except RayError as error:
             raise ResourceError(
-                f"the Ray cluster is lost: {str(error).strip().splitlines()[0]}\n"
-                "  The last checkpoints are kept. The same command goes on from there, once there is a cluster again."
+                f"lost the connection to the Ray cluster: {str(error).strip().splitlines()[0]}\n"
+                "  The last checkpoints are kept. To resume, run the same command again once the cluster is back."
             ) from error
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class _RayTask(Attempt):
+    """An attempt as a task of a Ray cluster. It may wait for resources; its node is known once it runs."""
+
+    lease: Lease
+    reference: ray.ObjectRef
+    node: str = ""
+
+
+class RayBackend:
+    """Attempts as tasks of a Ray cluster that this process has joined.
+
+    Args:
+        run: The run folder.
+        workers: Maximum number of tasks at once.
+        strategy: Name of the strategy that each task passes to `make_strategy`.
+        resources: Resources of each task: `num_cpus` and `num_gpus`.
+        options: Options of the training.
+    """
+
+    def __init__(self, run: Run, workers: int, strategy: str, resources: dict[str, float], options: TrainingOptions):
+        self.capacity = workers
+        self._run = run
+        self._task_spec = {
+            "run": str(run.path.resolve()),
+            "strategy": strategy,
+            "threads": max(1, int(resources["num_cpus"])),
+            "options": dataclasses.asdict(options),
+            "folder": os.getcwd(),
+        }
+        self._tasks: list[_RayTask] = []
+        self._killed: list[tuple[_RayTask, Exit]] = []  # since the last poll
+        # On the driver's node, as the queue is lost with its node.
+        driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver_node})
+        # One process per task: TensorFlow never frees its memory. Ray's own retries would not be in the journal.
+        self._remote_train_task = ray.remote(max_calls=1)(train_task)
+        self._ray_options = {"max_retries": 0, "scheduling_strategy": "SPREAD", **resources}
+        self._ray_options["runtime_env"] = {"env_vars": _task_environment(resources)}
+
+    def start(self, index: int, *, whole_machine: bool) -> _RayTask:
+        lease = Lease.acquire(self._run.member(index))
+        task_spec = {**self._task_spec, "index": index, "token": lease.token}
+        remote = self._remote_train_task.options(name=f"member {index}", **self._ray_options)
+        task = _RayTask(index, lease=lease, reference=remote.remote(task_spec, self._queue))
+        self._tasks.append(task)
+        return task
+
+    def poll(self, timeout: float) -> list[tuple[_RayTask, dict[str, Any] | Exit]]:
+        events: list[tuple[_RayTask, dict[str, Any] | Exit]] = []
+        # Finished tasks first: all their messages are in the queue by then.
+        finished = self._finished_tasks()
+        for token, message in self._read_messages(0 if finished or self._killed else timeout):
+            task = next((task for task in self._tasks if task.lease.token == token), None)
+            if task is None:  # from a killed attempt
+                continue
+            task.node = message.get("node", task.node)
+            events.append((task, message))
+        for task in finished:
+            self._remove(task)
+            events.append((task, _task_result(task)))
+        # Ray's own result of the task waits for its connection to break, for minutes.
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        for task in [task for task in self._tasks if task.node and task.node not in alive]:
+            self.kill(task, f"member {task.index} was lost: its node is dead")
+        events += self._killed
+        self._killed.clear()
+        return events
+
+    def stop(self, attempt: _RayTask) -> None:
+        attempt.lease.revoke()
+        if attempt.last_seen is None:
+            ray.cancel(attempt.reference)
+
+    def kill(self, attempt: _RayTask, cause: str) -> None:
+        """Give up an attempt that Ray may be unable to end: without its lease it saves nothing more."""
+        ray.cancel(attempt.reference, force=True)
+        self._remove(attempt)
+        self._killed.append((attempt, Exit(None, cause)))
+
+    def close(self) -> None:
+        for task in list(self._tasks):
+            self._remove(task)
+            ray.cancel(task.reference, force=True)
+
+    def _finished_tasks(self) -> list[_RayTask]:
+        tasks = {task.reference: task for task in self._tasks}
+        ready = ray.wait(list(tasks), num_returns=len(tasks), timeout=0)[0] if tasks else []
+        return [tasks[reference] for reference in ready]
+
+    def _read_messages(self, timeout: float) -> list[tuple[str, dict[str, Any]]]:
+        """Return the messages in the queue, as `(token, message)`; wait up to `timeout` seconds for the first."""
+        messages = []
+        try:
+            messages.append(self._queue.get(timeout=timeout) if timeout else self._queue.get_nowait())
+            while True:
+                messages.append(self._queue.get_nowait())
+        except Empty:
+            return messages
+
+    def _remove(self, task: _RayTask) -> None:
+        release(task.lease.member_dir)
+        self._tasks.remove(task)
 
 
 def resources_per_member(
     nodes: Sequence[dict[str, float]], members: int, cpus: int | None, gpus: float | None
 ) -> dict[str, float]:
-    """What each member asks Ray for: `{"num_cpus": ..., "num_gpus": ...}`.
+    """Return the resources of each member's task: `{"num_cpus": ..., "num_gpus": ...}`.
 
     Args:
-        nodes: The resources of each node.
-        members: How many train at once.
-        cpus: As in `Cluster`.
-        gpus: As in `Cluster`.
+        nodes: Resources of each node.
+        members: Number of members that train at once.
+        cpus: As in `RayCluster`.
+        gpus: As in `RayCluster`.
 
     Raises:
-        RecipeError: If no node has so much.
+        RecipeError: If no node has these resources.
     """
     gpus = float(any(node.get("GPU") for node in nodes)) if gpus is None else gpus
     eligible_nodes = [node for node in nodes if node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= (cpus or 1)]
     if not eligible_nodes:
-        available = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-        raise RecipeError(
-            f"no node has the {cpus or 1} CPUs and {gpus:g} GPUs that each member asks for. The nodes have: {available}.\n"
-            "  Ask for less: --resources-per-member cpus=N,gpus=N."
+        required = _format_resources({"num_cpus": cpus or 1, "num_gpus": gpus})
+        available = "; ".join(
+            _format_resources({"num_cpus": node.get("CPU", 0), "num_gpus": node.get("GPU", 0)}) for node in nodes
         )
-    return {
-        "num_cpus": cpus
-        or min(_cpus_per_member(node, gpus, -(-members // len(eligible_nodes))) for node in eligible_nodes),
-        "num_gpus": gpus,
-    }
+        raise RecipeError(
+            f"no node has the resources of a member: {required}. The nodes have: {available}.\n"
+            "  Request less: --resources-per-member cpus=N,gpus=N."
+        )
+    if cpus is None:
+        members_per_node = -(-members // len(eligible_nodes))
+        cpus = min(_cpus_per_member(node, gpus, members_per_node) for node in eligible_nodes)
+    return {"num_cpus": cpus, "num_gpus": gpus}
 
 
-def _cpus_per_member(node: dict[str, float], gpus: float, members: int) -> int:
-    """The cores of a node for each of the members on it: as many as its GPUs take, else `members`."""
-    members_per_node = int(node["GPU"] // gpus) if gpus else members
-    return max(1, int(node["CPU"]) // members_per_node)
+def train_task(task_spec: dict[str, Any], queue: Any) -> dict[str, str] | None:
+    """Train a member in a Ray task, and return its error as `worker.capture_error` does.
 
+    Args:
+        task_spec: Member, lease and options, see `RayBackend.start`.
+        queue: Queue of `(token, message)` to the driver.
+    """
+    run = Run(Path(task_spec["run"]))
+    lease = Lease(run.member(task_spec["index"]), task_spec["token"])
 
-def _format_resources(resources: dict[str, float]) -> str:
-    return f"{resources['num_cpus']:g} CPUs and {resources['num_gpus']:g} GPUs"
+    def write(message: dict[str, Any]) -> None:
+        queue.put((lease.token, message))
+
+    def train() -> None:
+        lease.require_shared_folder()
+        _redirect_output(run.log_path(task_spec["index"]))
+        if os.path.isdir(task_spec["folder"]):  # a recipe may have data paths relative to it
+            os.chdir(task_spec["folder"])
+        node = ray.get_runtime_context().get_node_id()
+        write({"started": {"host": socket.gethostname(), "pid": os.getpid()}, "node": node})
+        options = TrainingOptions(**task_spec["options"])
+        configure_threads(task_spec["threads"], options)
+        shutdown = LeaseShutdown(lease)
+        train_one(Run.open(run.path), task_spec["index"], task_spec["strategy"], PipeReporter(write), shutdown, options)
+
+    try:
+        error = capture_error(train)
+    except Exception:
+        traceback.print_exc()  # into the member's log
+        raise
+    if error:  # of an attempt that was given up, nothing else reports it
+        print(f"pid {os.getpid()} on {socket.gethostname()} ends: {error['kind']}: {error['text']}", flush=True)
+    return error
 
 
 def _check_address(address: str) -> None:
@@ -318,7 +280,7 @@ def _check_address(address: str) -> None:
     if address not in ("auto", "local") and (not host or not port.isdecimal() or "/" in host):
         raise RecipeError(
             f"--ray-address expected auto, local or host:port. Received: '{address}'.\n"
-            "  ray:// is no address for this: the driver writes the run folder, so it must run on a node itself."
+            "  ray:// addresses are not supported: the driver writes the run folder, so it must run on a node itself."
         )
 
 
@@ -334,43 +296,35 @@ def _init_ray(address: str) -> None:
     ray.init(address=address, **options)
 
 
-def train_task(task_spec: dict[str, Any], queue: Any) -> dict[str, str] | None:
-    """Trains a member, and returns why it is not finished, as `worker.capture_error` does.
+def _task_environment(resources: dict[str, float]) -> dict[str, str]:
+    """Return a task's environment. GPU memory grows on demand, as several tasks may share a GPU."""
+    inherited = {name: value for name, value in os.environ.items() if name in ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")}
+    return inherited | (
+        {"TF_FORCE_GPU_ALLOW_GROWTH": "true"} if resources["num_gpus"] else {"CUDA_VISIBLE_DEVICES": "-1"}
+    )
 
-    Args:
-        task_spec: What the driver asks for.
-        queue: Takes `(token, message)`.
-    """
-    run = Run(Path(task_spec["run"]))
-    lease = Lease(run.member(task_spec["index"]), task_spec["token"])
 
-    def write(message: dict[str, Any]) -> None:
-        queue.put((lease.token, message))
-
-    def train() -> None:
-        lease.require_shared_folder()
-        _redirect_output(run.log_path(task_spec["index"]))
-        if os.path.isdir(task_spec["folder"]):  # a recipe may name its data from there
-            os.chdir(task_spec["folder"])
-        node = ray.get_runtime_context().get_node_id()
-        write({"started": {"host": socket.gethostname(), "pid": os.getpid()}, "node": node})
-        options = TrainingOptions(**task_spec["settings"])
-        configure_threads(task_spec["threads"], options)
-        shutdown = LeaseShutdown(lease)
-        train_one(Run.open(run.path), task_spec["index"], task_spec["strategy"], PipeReporter(write), shutdown, options)
-
+def _task_result(task: _RayTask) -> Exit:
     try:
-        error = capture_error(train)
-    except Exception:
-        traceback.print_exc()  # into the log of the member
-        raise
-    if error:  # of a process that was given up, nobody else hears it
-        print(f"pid {os.getpid()} on {socket.gethostname()} ends: {error['kind']}: {error['text']}", flush=True)
-    return error
+        return Exit(ray.get(task.reference), f"member {task.index} ended without its model")
+    except RayTaskError as error:  # an exception of the task, with a traceback
+        return Exit(None, f"member {task.index} failed: {str(error).strip().splitlines()[-1]}")
+    except RayError as error:  # the first sentence describes what happened
+        return Exit(None, f"member {task.index} was lost: {str(error).strip().split('. ')[0]}")
+
+
+def _cpus_per_member(node: dict[str, float], gpus: float, members: int) -> int:
+    """Return the cores of a node per member on it: as many members as its GPUs allow, else `members`."""
+    members_per_node = int(node["GPU"] // gpus) if gpus else members
+    return max(1, int(node["CPU"]) // members_per_node)
+
+
+def _format_resources(resources: dict[str, float]) -> str:
+    return f"{pluralize(resources['num_cpus'], 'CPU')} and {pluralize(resources['num_gpus'], 'GPU')}"
 
 
 def _redirect_output(log: Path) -> None:
-    """Lets all that this process prints end in `log`."""
+    """Append everything that this process prints to `log`."""
     with translate_os_errors(log):
         log.parent.mkdir(exist_ok=True)
         with open(log, "ab") as file:

@@ -96,7 +96,7 @@ class Monitor:
         self._is_interactive = self._console.is_interactive and self._console.file.isatty()
         self._progress = ProgressBars(recipe.data.batch_size, console=self._console, disable=not self._is_interactive)
         self._committee_task = self._progress.add_task(
-            "1 member" if len(members) == 1 else f"{len(members)} members", total=len(members) * self._steps_per_member
+            pluralize(len(members), "member"), total=len(members) * self._steps_per_member
         )
         self._member_tasks: dict[int, TaskID] = {}
         self._last_log_time: dict[int, float] = {}
@@ -176,6 +176,11 @@ class Monitor:
             f"  validation {row['validation_accuracy']:.4f}  {row['images_per_second']:.0f} images/s"
             f"  {'?' if seconds_left is None else f'{seconds_left / 60:.1f}'} min left"
         )
+
+
+def pluralize(number: float, noun: str) -> str:
+    """Return `"1 member"`, `"2 members"`."""
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
 
 
 class ProgressBars(Progress):

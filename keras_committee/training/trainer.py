@@ -35,7 +35,7 @@ from keras_committee.training.devices import distribute
 from keras_committee.training.ema import WeightEMA
 from keras_committee.training.freezing import LayerFreezer
 from keras_committee.training.multihost import SingleHost
-from keras_committee.training.reporting import Reporter, TrainingOptions
+from keras_committee.training.reporting import Reporter, TrainingOptions, pluralize
 from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.tensorboard import MemberLog, StepProfiler
 from keras_committee.training.train_step import BlockStats, make_train_step
@@ -237,9 +237,9 @@ class _Trainer:
         """Restore the last checkpoint and continue with other batches; raise DivergedError after `max_rollbacks`."""
         checkpoint, _ = self._checkpoints.load_newest()
         if self._num_rollbacks == self._options.max_rollbacks or checkpoint is None:
-            times = "1 rollback" if self._num_rollbacks == 1 else f"{self._num_rollbacks} rollbacks"
             raise DivergedError(
-                f"member {self._index} diverged at {where}, after {times} to its last good state.\n"
+                f"member {self._index} diverged at {where}, after {pluralize(self._num_rollbacks, 'rollback')} "
+                "to its last good state.\n"
                 f"  Its last good checkpoint, step {checkpoint.step if checkpoint else 0}, is kept in "
                 f"{self._member_dir.state}. No other member was changed.\n"
                 "  Try a smaller learning rate, a longer warm-up or global_clipnorm, in a new run folder."

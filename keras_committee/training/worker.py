@@ -1,4 +1,4 @@
-"""What does the process of one member do? `python -m keras_committee.training.worker ORDER`, by the supervisor only."""
+"""The process that trains one member, started by the supervisor: `python -m keras_committee.training.worker SPEC`."""
 
 import faulthandler
 import json
@@ -20,14 +20,14 @@ from keras_committee.training.reporting import Reporter, TrainingOptions
 from keras_committee.training.signals import EXIT_CODES, GracefulShutdown, TrainingStopped
 from keras_committee.training.trainer import train_member
 
-_STEP_REPORT_SECONDS = 0.2  # between two lines that tell of steps
+_STEP_REPORT_SECONDS = 0.2  # between two messages about steps
 
 
 class PipeReporter:
-    """Reports to the supervisor, a message for each call.
+    """Sends each call of a reporter's method to the supervisor, as a message.
 
     Args:
-        write: Sends a message, which JSON can hold.
+        write: Function that sends a message, a JSON object.
     """
 
     def __init__(self, write: Callable[[dict[str, Any]], None]):
@@ -63,7 +63,7 @@ class PipeReporter:
 def train_one(
     run: Run, index: int, strategy: str, reporter: Reporter, shutdown: GracefulShutdown, options: TrainingOptions
 ) -> None:
-    """Trains member `index` of the recipe kept in `run`, which the caller owns. Raises what `train_member` raises."""
+    """Train member `index` of the recipe recorded in `run`, locked by the caller. Raises as `train_member` does."""
     recipe = run.recipe()
     tf_strategy = make_strategy(strategy, recipe.data.batch_size)
     splits, member_dir = recipe.data.load(), run.member(index)
@@ -71,8 +71,25 @@ def train_one(
         train_member(recipe, index, splits, member_dir, tf_strategy, reporter, shutdown, options)
 
 
+def configure_threads(threads: int, options: TrainingOptions) -> None:
+    """Configure TensorFlow's threads and determinism. Call it before any other use of TensorFlow in this process."""
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    if options.deterministic:
+        enable_determinism()
+
+
+def capture_error(train: Callable[[], None]) -> dict[str, str] | None:
+    """Call `train`, and return the error to send to the supervisor, or None."""
+    try:
+        train()
+    except (CommitteeError, TrainingStopped) as error:
+        return {"kind": type(error).__name__, "text": str(error)}
+    return None
+
+
 def main(task_spec: dict[str, Any]) -> int:
-    """Trains the member that the supervisor asks for; returns the exit code."""
+    """Train the member of `task_spec`, see `LocalBackend.start`; return the exit code."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     pipe = os.fdopen(task_spec["messages"], "w", encoding="utf-8", buffering=1)
@@ -81,40 +98,24 @@ def main(task_spec: dict[str, Any]) -> int:
         pipe.write(json.dumps(message) + "\n")
 
     def train() -> None:
-        run = Run.open(task_spec["run"])
-        with run.member(task_spec["index"]).lock():
-            train_one(run, task_spec["index"], task_spec["strategy"], PipeReporter(write), shutdown, options)
+        run, index = Run.open(task_spec["run"]), task_spec["index"]
+        with run.member(index).lock():
+            train_one(run, index, task_spec["strategy"], PipeReporter(write), shutdown, options)
 
-    options = TrainingOptions(**task_spec["settings"])
+    options = TrainingOptions(**task_spec["options"])
     configure_threads(task_spec["threads"], options)
     with GracefulShutdown() as shutdown:
         error = capture_error(train)
     if error is None:
         return 0
     write({"error": error})
-    return EXIT_CODES[signal.SIGTERM] if error["kind"] == "Stopped" else getattr(errors, error["kind"]).exit_code
-
-
-def configure_threads(threads: int, options: TrainingOptions) -> None:
-    """Sets TensorFlow up, before it has done anything in this process."""
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
-    if options.deterministic:
-        enable_determinism()
-
-
-def capture_error(train: Callable[[], None]) -> dict[str, str] | None:
-    """Why `train` did not finish its member, as it is told to whoever started this process; None where it did."""
-    try:
-        train()
-    except CommitteeError as error:
-        return {"kind": type(error).__name__, "text": str(error)}
-    except TrainingStopped:
-        return {"kind": "Stopped", "text": ""}
-    return None
+    if error["kind"] == "TrainingStopped":
+        return EXIT_CODES[signal.SIGTERM]
+    return getattr(errors, error["kind"]).exit_code
 
 
 def _die_with_parent() -> None:
+    """End this process when its stdin closes, which the supervisor holds open."""
     while os.read(sys.stdin.fileno(), 1024):
         pass
     os._exit(1)
