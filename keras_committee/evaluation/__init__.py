@@ -1,4 +1,4 @@
-"""What do the members say of every example, and how good are their committees?"""
+"""Evaluation of members, committees and cascades: predictions, scores, selection, calibration, robustness."""
 
 from keras_committee.evaluation.calibration import calibrate
 from keras_committee.evaluation.committee_search import Objective
@@ -14,8 +14,8 @@ __all__ = [
     "PoolMember",
     "SplitPredictions",
     "calibrate",
-    "load_or_compute_predictions",
     "evaluate",
+    "load_or_compute_predictions",
     "load_pool",
     "member_latencies",
     "robustness",

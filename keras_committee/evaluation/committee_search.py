@@ -1,6 +1,6 @@
-"""Which committees have been looked at, what do they cost and score, and which of them is the best for a goal?
+"""Search for the best committee of a pool, and comparison of one architecture with several.
 
-A committee is a row of whole shares, as in `subsets`.
+A committee is a row of integer multiplicities, as in `committee_scores`.
 """
 
 import math
@@ -14,15 +14,20 @@ import numpy as np
 from keras_committee.choices import OBJECTIVES, SEARCH_METHODS
 from keras_committee.evaluation.committee_scores import SCORE_NAMES, PerExampleScores, bootstrap_differences, scores
 
+_MAX_AUTO_EXHAUSTIVE_MEMBERS = 12  # 4,095 committees: about ten seconds on 10,000 examples of ten classes
+_MAX_EXHAUSTIVE_MEMBERS = 16
+_GREEDY_ROUNDS = 30
+_POPULATION, _GENERATIONS = 40, 40
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is wanted of a committee.
+    """Goal of a search.
 
     Attributes:
         metric: `"accuracy"`, `"nll"` or `"brier"`, on the validation split.
-        max_cost: A committee may cost so much at most.
-        min_accuracy: It must be so accurate on the validation split at least.
+        max_cost: Highest cost of a committee.
+        min_accuracy: Lowest accuracy on the validation split.
     """
 
     metric: str = "accuracy"
@@ -35,18 +40,18 @@ class Objective:
 
     @property
     def minimizes_cost(self) -> bool:
-        """Whether the cheapest that is accurate enough is wanted, since nothing else bounds the cost."""
+        """Whether the goal is the cheapest accurate committee: there is a lowest accuracy and no highest cost."""
         return self.min_accuracy > 0 and math.isinf(self.max_cost)
 
 
 @dataclass(frozen=True)
 class CandidateTable:
-    """Committees with what they cost and score on the validation split, one row each.
+    """Committees with their costs and scores on the validation split, one row each.
 
     Attributes:
         multiplicities: int64 `(committees, members)`.
         costs: float64 `(committees,)`.
-        scores: For each of `subsets.SCORE_NAMES` float64 `(committees,)`.
+        scores: For each of `committee_scores.SCORE_NAMES` float64 `(committees,)`.
     """
 
     multiplicities: np.ndarray
@@ -57,31 +62,28 @@ class CandidateTable:
         return len(self.costs)
 
     def losses(self, metric: str) -> np.ndarray:
-        """The objective, so that less is better."""
+        """Return the metric, with the sign that makes lower values better."""
         return -self.scores["accuracy"] if metric == "accuracy" else self.scores[metric]
 
     def select_rows(self, rows: np.ndarray) -> "CandidateTable":
-        """The rows of a mask or of indices."""
+        """Return the rows given by a mask or by indices."""
         return CandidateTable(
-            self.multiplicities[rows], self.costs[rows], {score: each[rows] for score, each in self.scores.items()}
+            self.multiplicities[rows], self.costs[rows], {name: values[rows] for name, values in self.scores.items()}
         )
 
     def satisfies(self, objective: Objective) -> np.ndarray:
-        """bool `(committees,)`: which keep to the budget and are accurate enough."""
+        """Return bool `(committees,)`: which meet the goal's highest cost and lowest accuracy."""
         return within_budget(self.costs, objective) & (self.scores["accuracy"] >= objective.min_accuracy - 1e-12)
 
     def best(self, objective: Objective) -> int | None:
-        """The row of the best that meets the goal, of equals the cheaper and then the one of less NLL; None if none."""
+        """Return the best row that meets the goal; of equal ones the cheaper, then that of lower NLL. None if none."""
         losses = self.losses(objective.metric)
         primary, secondary = (self.costs, losses) if objective.minimizes_cost else (losses, self.costs)
         order = np.lexsort((self.scores["nll"], secondary, primary, ~self.satisfies(objective)))
         return int(order[0]) if len(order) and self.satisfies(objective)[order[0]] else None
 
     def pareto_front(self, metric: str) -> np.ndarray:
-        """The rows that no other one beats: none costs less and is as good, or costs as much and is better.
-
-        By rising cost; of equal ones the first.
-        """
+        """Return the rows that no other one dominates, by ascending cost; of equal ones the first."""
         losses = self.losses(metric)
         order = np.lexsort((losses, self.costs))
         best_so_far = np.concatenate([[np.inf], np.minimum.accumulate(losses[order])[:-1]])
@@ -89,18 +91,18 @@ class CandidateTable:
 
 
 def within_budget(costs: np.ndarray, objective: Objective) -> np.ndarray:
-    """bool: which costs keep to the budget, to the FLOP."""
+    """Return bool: which costs are within the budget, to the FLOP."""
     return costs <= objective.max_cost + 1e-6
 
 
 class Candidates:
-    """The committees looked at so far; each is scored once.
+    """The committees evaluated so far; each is scored once.
 
     Args:
         log_probabilities: Of the validation split: floats `(examples, members, classes)`.
         labels: Integers `(examples,)`.
         costs: For each member, floats above 0.
-        head: One of `subsets.HEADS`, not the weighted one.
+        head: One of `choices.SELECTION_HEADS`.
     """
 
     def __init__(
@@ -117,14 +119,16 @@ class Candidates:
         return len(self.member_costs)
 
     def cost(self, multiplicities: np.ndarray) -> np.ndarray:
-        """Of each committee. A geometric mean asks a member of several shares once, since it has weights."""
+        """Return the cost of each committee.
+
+        A geometric mean runs a member of higher multiplicity once, since it becomes a weighted geometric mean.
+        """
         num_runs = np.minimum(multiplicities, 1 if self.head == "geometric_mean" else np.inf)
-        return np.round(
-            num_runs @ self.member_costs, 6
-        )  # to the FLOP: equal costs are equal, in whatever order they add
+        # Rounded to the FLOP, so that equal costs are equal whatever the order of summation.
+        return np.round(num_runs @ self.member_costs, 6)
 
     def score(self, multiplicities: np.ndarray) -> CandidateTable:
-        """The committees of these rows, scored now or before."""
+        """Return the committees of these rows; those that are new are scored."""
         multiplicities = np.asarray(multiplicities, dtype=np.int64)
         multiplicities = multiplicities // np.gcd.reduce(multiplicities, axis=1, keepdims=True)
         keys = [row.tobytes() for row in multiplicities]
@@ -137,20 +141,11 @@ class Candidates:
         return self.table().select_rows(np.array([self._row_indices[key] for key in keys]))
 
     def table(self) -> CandidateTable:
-        """All of them."""
+        """Return all committees evaluated so far."""
         self._rows = [np.concatenate(self._rows)] if self._rows else [np.zeros((0, self.num_members), np.int64)]
-        joined = {
-            score: np.concatenate([each[score] for each in self._scores] or [np.zeros(0)]) for score in SCORE_NAMES
-        }
+        joined = {name: np.concatenate([part[name] for part in self._scores] or [np.zeros(0)]) for name in SCORE_NAMES}
         self._scores = [joined]
         return CandidateTable(self._rows[0], self.cost(self._rows[0]), joined)
-
-
-MAX_AUTO_EXHAUSTIVE_MEMBERS = 12  # members: 4,095 committees, about ten seconds on 10,000 examples of ten classes
-MAX_EXHAUSTIVE_MEMBERS = 16  # where exhaustive search is asked for
-
-_GREEDY_ROUNDS = 30  # of greed
-_POPULATION, _GENERATIONS = 40, 40
 
 
 def search_committees(
@@ -159,7 +154,13 @@ def search_committees(
     method: str = "auto",
     members: Sequence[int] | np.ndarray | None = None,
 ) -> str:
-    """Looks at committees of `members`, of all where None, and returns the name of the method that it took.
+    """Evaluate committees of `members` and return the name of the search method used.
+
+    Args:
+        candidates: The committees evaluated so far; the new ones are added.
+        objective: The goal that guides the greedy and the evolutionary search.
+        method: One of `choices.SEARCH_METHODS`. `"auto"` is exhaustive for up to 12 members, else evolutionary.
+        members: Indices of the members to combine; None for all.
 
     Raises:
         ValueError: If there is no such method, or there are too many members for it.
@@ -168,98 +169,9 @@ def search_committees(
     if method not in SEARCH_METHODS:
         raise ValueError(f"method must be one of {', '.join(SEARCH_METHODS)}. Received: {method!r}")
     if method == "auto":
-        method = "exhaustive" if len(member_indices) <= MAX_AUTO_EXHAUSTIVE_MEMBERS else "evolutionary"
+        method = "exhaustive" if len(member_indices) <= _MAX_AUTO_EXHAUSTIVE_MEMBERS else "evolutionary"
     _SEARCH_FUNCTIONS[method](candidates, objective, member_indices)
     return method
-
-
-def _exhaustive(candidates: Candidates, _objective: Objective, members: np.ndarray) -> None:
-    """Every subset, whatever it costs: the front shows what a larger budget would buy."""
-    if len(members) > MAX_EXHAUSTIVE_MEMBERS:
-        raise ValueError(
-            f"exhaustive search takes {MAX_EXHAUSTIVE_MEMBERS} members at most. Received: {len(members)}, which have "
-            f"{2 ** len(members) - 1:,} committees. Take the method greedy or evolutionary."
-        )
-    bits = (np.arange(1, 2 ** len(members))[:, None] >> np.arange(len(members))) & 1
-    multiplicities = np.zeros((len(bits), candidates.num_members), np.int64)
-    multiplicities[:, members] = bits
-    candidates.score(multiplicities)
-
-
-def _greedy(candidates: Candidates, objective: Objective, members: np.ndarray) -> None:
-    """Adds, again and again, the member that makes the committee best; one that is in it already counts once more.
-
-    Source: Caruana et al. 2004, Ensemble Selection from Libraries of Models, ICML, sections 2 and 2.1.
-    """
-    increments = np.eye(candidates.num_members, dtype=np.int64)[members]
-    committee = np.zeros(candidates.num_members, np.int64)
-    for _ in range(_GREEDY_ROUNDS):
-        extended = committee + increments
-        extended = extended[within_budget(candidates.cost(extended), objective)]
-        if not len(extended):
-            return
-        committee = extended[_ranking(candidates.score(extended), objective)[0]]
-
-
-def _evolutionary(candidates: Candidates, objective: Objective, members: np.ndarray) -> None:
-    """Keeps the best of each generation, and of their children: crossed uniformly, a member or so put in or out."""
-    rng = np.random.default_rng(0)
-    _greedy(candidates, objective, members)
-    seen = candidates.table().multiplicities
-    is_selectable = np.isin(np.arange(candidates.num_members), members)
-    parents = np.minimum(seen[(seen[:, ~is_selectable] == 0).all(axis=1)], 1)
-    parents = np.concatenate([parents, _random_committees(candidates, objective, members, rng)])
-    for _ in range(_GENERATIONS):
-        table = candidates.score(np.unique(parents, axis=0)) if len(parents) else candidates.table()
-        parents = table.multiplicities[_ranking(table, objective)[:_POPULATION]]
-        if len(parents) == 0:
-            return
-        children = [_offspring(parents, members, rng) for _ in range(_POPULATION)]
-        children = [_drop_to_budget(each, candidates, objective, rng) for each in children]
-        parents = np.concatenate([parents, *(each[None] for each in children if each.any())])
-
-
-def _random_committees(
-    candidates: Candidates, objective: Objective, members: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Committees of any size that keep to the budget."""
-    rows = np.zeros((_POPULATION, candidates.num_members), np.int64)
-    for row in rows:
-        row[rng.choice(members, rng.integers(1, len(members) + 1), replace=False)] = 1
-    rows = np.stack([_drop_to_budget(row, candidates, objective, rng) for row in rows])
-    return rows[rows.any(axis=1)]
-
-
-def _offspring(parents: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Good parents have more children: of two drawn, the better one becomes a parent."""
-    mother, father = (parents[rng.integers(len(parents), size=2).min()] for _ in range(2))
-    child = np.where(rng.random(len(mother)) < 0.5, mother, father)
-    flipped = members[rng.random(len(members)) < 1 / len(members)]
-    child[flipped] = 1 - child[flipped]
-    return child
-
-
-def _drop_to_budget(
-    row: np.ndarray, candidates: Candidates, objective: Objective, rng: np.random.Generator
-) -> np.ndarray:
-    """The row without as many of its members, drawn at random, as it takes to keep to the budget."""
-    row = row.copy()
-    while row.any() and not within_budget(candidates.cost(row), objective):
-        row[rng.choice(np.flatnonzero(row))] = 0
-    return row
-
-
-def _ranking(table: CandidateTable, objective: Objective) -> np.ndarray:
-    """Rows, the best first: accurate enough or nearest to it, then by the objective and NLL, or by cost."""
-    accuracy_shortfall = np.maximum(0, objective.min_accuracy - table.scores["accuracy"])
-    losses = table.losses(objective.metric)
-    keys = (table.costs, table.scores["nll"], losses)
-    return np.lexsort((*((keys[1], keys[2], keys[0]) if objective.minimizes_cost else keys), accuracy_shortfall))
-
-
-_SEARCH_FUNCTIONS = types.MappingProxyType(
-    {"exhaustive": _exhaustive, "greedy": _greedy, "evolutionary": _evolutionary}
-)
 
 
 def compare_architectures(
@@ -269,20 +181,20 @@ def compare_architectures(
     method: str,
     score_on_test: Callable[[np.ndarray], PerExampleScores],
 ) -> dict[str, Any]:
-    """The answer and what it rests on.
+    """Compare committees of one architecture with committees of several at equal or lower cost.
 
     Args:
-        candidates: What was looked at so far; more may be added.
-        architectures: Of each member.
-        objective: Both committees keep to it.
-        method: As `methods.look` takes it.
-        score_on_test: Function of shares `(committees, members)`: their figures on the test split.
+        candidates: The committees evaluated so far; more may be added.
+        architectures: The architecture of each member.
+        objective: The goal that both committees meet.
+        method: Search method, as in `search_committees`.
+        score_on_test: Function of multiplicities `(committees, members)` that returns their scores on the test split.
 
     Returns:
-        `{"answer", "statement", "pairs"}`. The answer is "yes", "no", "undecided", or "cannot be told" where the pool
-        has no such pair. Each of the pairs is `{"uniform", "mixed", "difference"}`: the shares of the two committees,
-        and of mixed less uniform the differences on test with 95 % intervals. The first pair, that of the best
-        uniform committee on validation, gives the answer.
+        `{"answer", "statement", "pairs"}`. The answer is "yes", "no", "undecided", or "not comparable" where the pool
+        has no such pair. Each of the pairs is `{"uniform", "mixed", "difference"}`: the multiplicities of the two
+        committees, and the differences of their test scores, mixed minus uniform, with 95 % intervals. The first pair,
+        that of the best single-architecture committee on validation, determines the answer.
     """
     member_architectures = np.asarray(architectures)
     best_per_architecture = [
@@ -299,7 +211,7 @@ def compare_architectures(
     ]
     if not pairs:
         return {
-            "answer": "cannot be told",
+            "answer": "not comparable",
             "statement": _skip_reason(member_architectures, bool(single_architecture_rows)),
             "pairs": [],
         }
@@ -318,10 +230,99 @@ def compare_architectures(
     }
 
 
+def _exhaustive(candidates: Candidates, _objective: Objective, members: np.ndarray) -> None:
+    """Evaluate every subset, also those above the budget: the Pareto front shows the gain of a larger one."""
+    if len(members) > _MAX_EXHAUSTIVE_MEMBERS:
+        raise ValueError(
+            f"exhaustive search is limited to {_MAX_EXHAUSTIVE_MEMBERS} members. Received: {len(members)} members with "
+            f"{2 ** len(members) - 1:,} committees. Use --search-method greedy or evolutionary."
+        )
+    bits = (np.arange(1, 2 ** len(members))[:, None] >> np.arange(len(members))) & 1
+    multiplicities = np.zeros((len(bits), candidates.num_members), np.int64)
+    multiplicities[:, members] = bits
+    candidates.score(multiplicities)
+
+
+def _greedy(candidates: Candidates, objective: Objective, members: np.ndarray) -> None:
+    """Add the member that improves the committee most, again and again; a repeated member counts several times.
+
+    Source: Caruana et al. 2004, Ensemble Selection from Libraries of Models, ICML, sections 2 and 2.1.
+    """
+    increments = np.eye(candidates.num_members, dtype=np.int64)[members]
+    committee = np.zeros(candidates.num_members, np.int64)
+    for _ in range(_GREEDY_ROUNDS):
+        extended = committee + increments
+        extended = extended[within_budget(candidates.cost(extended), objective)]
+        if not len(extended):
+            return
+        committee = extended[_ranking(candidates.score(extended), objective)[0]]
+
+
+def _evolutionary(candidates: Candidates, objective: Objective, members: np.ndarray) -> None:
+    """Keep the best committees of each generation and their children, by uniform crossover and mutation."""
+    rng = np.random.default_rng(0)
+    _greedy(candidates, objective, members)
+    seen = candidates.table().multiplicities
+    is_selectable = np.isin(np.arange(candidates.num_members), members)
+    parents = np.minimum(seen[(seen[:, ~is_selectable] == 0).all(axis=1)], 1)
+    parents = np.concatenate([parents, _random_committees(candidates, objective, members, rng)])
+    for _ in range(_GENERATIONS):
+        table = candidates.score(np.unique(parents, axis=0)) if len(parents) else candidates.table()
+        parents = table.multiplicities[_ranking(table, objective)[:_POPULATION]]
+        if len(parents) == 0:
+            return
+        children = [_offspring(parents, members, rng) for _ in range(_POPULATION)]
+        children = [_drop_to_budget(child, candidates, objective, rng) for child in children]
+        parents = np.concatenate([parents, *(child[None] for child in children if child.any())])
+
+
+def _random_committees(
+    candidates: Candidates, objective: Objective, members: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return random committees of any size within the budget."""
+    rows = np.zeros((_POPULATION, candidates.num_members), np.int64)
+    for row in rows:
+        row[rng.choice(members, rng.integers(1, len(members) + 1), replace=False)] = 1
+    rows = np.stack([_drop_to_budget(row, candidates, objective, rng) for row in rows])
+    return rows[rows.any(axis=1)]
+
+
+def _offspring(parents: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a child of two parents, each the better of two drawn at random (tournament selection)."""
+    mother, father = (parents[rng.integers(len(parents), size=2).min()] for _ in range(2))
+    child = np.where(rng.random(len(mother)) < 0.5, mother, father)
+    flipped = members[rng.random(len(members)) < 1 / len(members)]
+    child[flipped] = 1 - child[flipped]
+    return child
+
+
+def _drop_to_budget(
+    row: np.ndarray, candidates: Candidates, objective: Objective, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the row without randomly chosen members, so many that it is within the budget."""
+    row = row.copy()
+    while row.any() and not within_budget(candidates.cost(row), objective):
+        row[rng.choice(np.flatnonzero(row))] = 0
+    return row
+
+
+def _ranking(table: CandidateTable, objective: Objective) -> np.ndarray:
+    """Return the rows, the best first: by how much accuracy is missing, then by the objective."""
+    accuracy_shortfall = np.maximum(0, objective.min_accuracy - table.scores["accuracy"])
+    losses = table.losses(objective.metric)
+    keys = (table.costs, table.scores["nll"], losses)
+    return np.lexsort((*((keys[1], keys[2], keys[0]) if objective.minimizes_cost else keys), accuracy_shortfall))
+
+
+_SEARCH_FUNCTIONS = types.MappingProxyType(
+    {"exhaustive": _exhaustive, "greedy": _greedy, "evolutionary": _evolutionary}
+)
+
+
 def _single_architecture(
     candidates: Candidates, architectures: np.ndarray, architecture: str, objective: Objective, method: str
 ) -> np.ndarray | None:
-    """The best committee of two or more members of one architecture."""
+    """Return the best committee of two or more members of one architecture, or None."""
     members = np.flatnonzero(architectures == architecture)
     if len(members) < 2:
         return None
@@ -336,7 +337,7 @@ def _single_architecture(
 
 
 def _mixed(candidates: Candidates, architectures: np.ndarray, single: np.ndarray, objective: Objective, method: str):
-    """The best committee of two or more architectures that costs no more than `single`."""
+    """Return the best committee of two or more architectures that costs no more than `single`, or None."""
     cost = float(candidates.cost(single))
     same_cost_objective = Objective(metric=objective.metric, max_cost=cost, min_accuracy=objective.min_accuracy)
     if len(set(architectures)) > 1:
@@ -365,21 +366,21 @@ def _decide(difference: dict[str, float], metric: str) -> str:
 
 def _skip_reason(architectures: np.ndarray, has_single_architecture: bool) -> str:
     if len(set(architectures)) == 1:
-        return "All members are of one architecture, so there is nothing to mix."
+        return "All members have the same architecture, so there is nothing to mix."
     if not has_single_architecture:
-        return "No architecture has two members that keep to the goal together, so there is nothing to compare with."
-    return "No mix of architectures costs as little as several members of one and keeps to the goal."
+        return "No architecture has two members that meet the goal together, so there is nothing to compare with."
+    return "No mix of architectures meets the goal at the cost of several members of one."
 
 
 def _verdict(answer: str, difference: dict[str, float], metric: str, num_examples: int) -> str:
     claim = {
-        "yes": "Mixing architectures beats the same one several times",
-        "no": "Mixing architectures does not beat the same one several times",
-        "undecided": "Whether mixing architectures beats the same one several times cannot be decided",
+        "yes": "Mixing architectures beats several members of one architecture",
+        "no": "Mixing architectures does not beat several members of one architecture",
+        "undecided": "Whether mixing architectures beats several members of one architecture is undecided",
     }[answer]
     unit, scale = ("points of accuracy", 100) if metric == "accuracy" else (metric.upper(), 1)
     value, low, high = (f"{scale * difference[key]:+.{2 if scale == 100 else 4}f}" for key in ("value", "low", "high"))
     return (
         f"{claim} at equal or lower cost: {value} {unit} on {num_examples} test examples, "
-        f"95 % interval {low} to {high} (of the choice of examples; another training is not in it)."
+        f"95 % interval {low} to {high} (over the choice of test examples; training variance is not included)."
     )

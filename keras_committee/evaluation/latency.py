@@ -1,4 +1,4 @@
-"""How long does a model take to answer on this machine?"""
+"""Inference latency of models on this machine."""
 
 import dataclasses
 import random
@@ -10,19 +10,19 @@ import numpy as np
 
 from keras_committee.models.predict import Predictor
 
-BATCH_SIZES = (1, 32)
-REPEATS = 30
+_BATCH_SIZES = (1, 32)
+_REPEATS = 30
 _WARM_UP_CALLS = 3  # the first call traces and compiles, the next ones fill caches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds from a batch of images in memory to its log probabilities in memory, in this process.
+    """Time from a batch of images in memory to its log-probabilities in memory, in milliseconds, in this process.
 
     Attributes:
-        batch: Images asked about at once.
+        batch: Batch size.
         median, lower, upper: Median and quartiles over the repeats, for the whole batch.
-        repeats: Calls timed.
+        repeats: Number of timed calls.
     """
 
     batch: int
@@ -34,29 +34,29 @@ class Latency:
 
 def measure_latencies(
     models: Sequence[keras.Model],
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    repeats: int = REPEATS,
+    batch_sizes: Sequence[int] = _BATCH_SIZES,
+    repeats: int = _REPEATS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[Latency]]:
-    """The latency of several models, measured by turns: what else the machine does slows all of them.
+    """Measure the latency of several models in interleaved rounds, so that other load affects all of them.
 
-    In each round every model answers one batch of every size, in an order drawn anew.
+    In each round every model predicts one batch of every size, in random order.
 
     Args:
-        models: Functional models of one image of known size.
-        batch_sizes: Sizes of the batches.
+        models: Functional models with one image input of known size.
+        batch_sizes: Batch sizes.
         repeats: Rounds after the warm-up.
-        clock: Seconds since some moment.
+        clock: Function that returns a time in seconds.
 
     Returns:
-        For each model the latency at each size of batch.
+        For each model the latency at each batch size.
 
     Raises:
-        ValueError: If the size of a model's image is not known, or nothing is to be timed.
+        ValueError: If the image size of a model is unknown, or there is nothing to time.
     """
     if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(
-            f"Time at least one repeat of batches of one image. Received: {repeats} of {list(batch_sizes)}"
+            f"repeats and batch sizes must be at least 1. Received: repeats={repeats}, batch_sizes={list(batch_sizes)}"
         )
     calls = {
         (model_index, batch): _make_call(model, batch)
@@ -67,19 +67,19 @@ def measure_latencies(
         for _ in range(_WARM_UP_CALLS):
             call()
     seconds = _interleaved(calls, repeats, clock)
-    return [[_summarize(batch, seconds[place, batch]) for batch in batch_sizes] for place in range(len(models))]
+    return [[_summarize(batch, seconds[index, batch]) for batch in batch_sizes] for index in range(len(models))]
 
 
-def _make_call(model, batch_size):
+def _make_call(model: keras.Model, batch_size: int) -> Callable[[], np.ndarray]:
     shape = model.inputs[0].shape[1:]
     if None in shape:
-        raise ValueError(f"Latency wants an image of known size. Received: {model.name!r} of {tuple(shape)}")
+        raise ValueError(f"Latency needs a model of known image size. Received: {model.name!r} of {tuple(shape)}")
     images = np.random.default_rng(0).integers(0, 256, (batch_size, *shape)).astype("float32")
     predictor = Predictor(model)
     return lambda: predictor([images])
 
 
-def _interleaved(calls, repeats, clock):
+def _interleaved(calls: dict, repeats: int, clock: Callable[[], float]) -> dict[tuple[int, int], list[float]]:
     rng, seconds = random.Random(0), {key: [] for key in calls}
     for _ in range(repeats):
         for key in rng.sample(list(calls), len(calls)):
@@ -89,6 +89,6 @@ def _interleaved(calls, repeats, clock):
     return seconds
 
 
-def _summarize(batch_size, seconds):
-    lower, median, upper = (float(each) for each in 1000 * np.quantile(seconds, [0.25, 0.5, 0.75]))
+def _summarize(batch_size: int, seconds: list[float]) -> Latency:
+    lower, median, upper = (1000 * np.quantile(seconds, [0.25, 0.5, 0.75])).tolist()
     return Latency(batch=batch_size, median=median, lower=lower, upper=upper, repeats=len(seconds))

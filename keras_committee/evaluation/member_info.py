@@ -1,6 +1,6 @@
-"""What is each member: its size, its cost, its architecture, its weights?
+"""Size, cost, architecture and weight hash of each member.
 
-Told by the model itself, and kept in `votes/members/` of the run folder, since loading a model takes seconds.
+The information comes from the model and is cached in the run folder, since loading a model takes seconds.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from keras_committee.run import Run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemberInfo:
-    """One member.
+    """Description of one member.
 
     Attributes:
         name: The model's name.
-        parameters: Trainable weights.
+        parameters: Number of trainable weights.
         mflops: 2 x multiply-adds / 1e6 for one image.
         input_shape: Height, width, channels.
-        architecture: Hash of the kinds and sizes of its layers: members of one architecture differ in their weights.
-        weights: SHA-256 of all its weights, in hexadecimal digits, whatever file they lie in.
+        architecture: Hash of the types and sizes of its layers; members of one architecture differ in their weights.
+        weights: SHA-256 of all its weights, in hexadecimal digits, whatever file they are stored in.
     """
 
     name: str
@@ -40,9 +40,9 @@ class MemberInfo:
 
 
 def load_member_info(run: Run, index: int) -> MemberInfo:
-    """The description of a trained member, from its run folder where it is current. Raises RunError."""
+    """Return the description of a trained member, from the cache where it is current. Raises RunError."""
     model_file = run.member(index).model
-    cache_file = run.path / "votes" / "members" / f"{index:02d}.json"
+    cache_file = run.path / "predictions" / "members" / f"{index:02d}.json"
     source = f"{file_hash(model_file)} {_flops_code_hash()}"
     info = _read_if_current(cache_file, source)
     if info is None:
@@ -52,6 +52,7 @@ def load_member_info(run: Run, index: int) -> MemberInfo:
 
 
 def member_info_from_model(model: keras.Model) -> MemberInfo:
+    """Return the description of a model. Raises ValueError if its costs cannot be counted."""
     costs = flops.count(model)
     layer_signature = [(cost.kind, cost.parameters, cost.multiply_adds) for cost in costs]
     return MemberInfo(
@@ -66,7 +67,7 @@ def member_info_from_model(model: keras.Model) -> MemberInfo:
 
 @functools.cache
 def _flops_code_hash() -> str:
-    """What counts the costs: a description by other code is made anew."""
+    """Return the hash of the code that counts the costs: a cached description by other code is stale."""
     sources = sorted(Path(flops.__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
@@ -80,5 +81,5 @@ def _read_if_current(file: Path, source: str) -> MemberInfo | None:
             return None
         return MemberInfo(**{**document, "input_shape": tuple(document["input_shape"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logging.getLogger(__name__).warning("%s is damaged: %s. It is made anew.", file, error)
+        logging.getLogger(__name__).warning("%s is damaged: %s. It is computed again.", file, error)
         return None

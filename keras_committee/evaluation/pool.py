@@ -1,4 +1,4 @@
-"""Which members are there to choose from, in one run or several, and what does each say of every example?"""
+"""Pool of members from one or more runs, with their predictions on the same examples."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class PoolMember:
         index: Its index there.
         weights_hash: SHA-256 of its `model.keras`, in hexadecimal digits.
         name: The model's name.
-        parameters: Trainable weights.
+        parameters: Number of trainable weights.
         mflops: 2 x multiply-adds / 1e6 for one image.
-        architecture: Hash of its layers: members of one architecture differ in their weights alone.
+        architecture: Hash of its layers; members of one architecture differ in their weights only.
     """
 
     run: Path
@@ -40,14 +40,14 @@ class PoolMember:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Members of one or more runs, whose classes and examples are the same.
+    """Members of one or more runs with the same classes and examples.
 
     Attributes:
-        members: In the order of the runs, and of the indices in each.
+        members: The members, in the order of the runs and of the indices in each.
         classes: Names of the classes, in label order.
-        predictions: For each split float32 log probabilities `(examples, members, classes)`.
+        predictions: For each split float32 log-probabilities `(examples, members, classes)`.
         labels: For each split int32 `(examples,)`.
-        missing: Of each run, the indices of the members that are not trained.
+        missing: For each run the indices of the members that are not trained.
     """
 
     members: tuple[PoolMember, ...]
@@ -58,7 +58,7 @@ class Pool:
 
     @property
     def mflops(self) -> np.ndarray:
-        """float64 `(members,)`."""
+        """MFLOPs of each member: float64 `(members,)`."""
         return np.array([member.mflops for member in self.members])
 
 
@@ -69,33 +69,36 @@ def load_pool(
     min_members: int | None = None,
     allow_duplicate_weights: bool = False,
 ) -> Pool:
-    """The pool of all members of `runs`, with their votes on `splits`.
+    """Return the pool of all members of `runs`, with their predictions on `splits`.
 
     Executes the recipes in the run folders; the caller holds the locks of the folders.
 
     Args:
-        runs: At least one.
-        splits: Of `"train"`, `"validation"` and `"test"`.
-        min_members: A run is taken as it is with so many members; None wants all of each.
-        allow_duplicate_weights: Whether members may have identical weights.
+        runs: At least one run.
+        splits: Names from `"train"`, `"validation"` and `"test"`.
+        min_members: Accept incomplete runs with at least this many members; None requires all members.
+        allow_duplicate_weights: Accept members with identical weights.
 
     Raises:
         RecipeError: If a run is given twice, a split has no examples, or classes or channels differ.
         IncompleteError: If a run has too few members.
         DataError: If data cannot be read, or the examples of the runs differ.
-        VerificationError: If a member's votes are no votes, or two members have identical weights.
+        VerificationError: If a member's predictions are not finite, or two members have identical weights.
     """
     _check_duplicates(runs)
     recipes = [run.recipe() for run in runs]
     indices = [run.available_members(recipe.members, min_members) for run, recipe in zip(runs, recipes, strict=True)]
     pool_members = _load_pool_members(runs, indices, allow_duplicate_weights)
-    predictions_per_run = [_predict_splits(*each, splits) for each in zip(runs, indices, recipes, strict=True)]
+    predictions_per_run = [
+        _predict_splits(run, members, recipe, splits)
+        for run, members, recipe in zip(runs, indices, recipes, strict=True)
+    ]
     predictions = {
         split: {str(run.path): part[split] for run, part in zip(runs, predictions_per_run, strict=True)}
         for split in splits
     }
     for split, by_run in predictions.items():
-        require_equal_classes({run: each.classes for run, each in by_run.items()})
+        require_equal_classes({run: run_predictions.classes for run, run_predictions in by_run.items()})
         require_equal_examples(by_run, split)
     first_predictions = {split: next(iter(by_run.values())) for split, by_run in predictions.items()}
     return Pool(
@@ -112,31 +115,33 @@ def load_pool(
 
 def _check_duplicates(runs: Sequence[Run]) -> None:
     if not runs:
-        raise ValueError("a pool has at least one run. Received: none")
+        raise ValueError("runs must hold at least one run. Received: none")
     seen: dict[Path, Path] = {}
     for run in runs:
         first = seen.setdefault(run.path.resolve(), run.path)
         if first is not run.path:
-            raise RecipeError(f"{first} and {run.path} are one run. Its members would count twice: name it once.")
+            raise RecipeError(
+                f"{first} and {run.path} are the same run, so its members would count twice. List it once."
+            )
 
 
 def _load_pool_members(
     runs: Sequence[Run], indices: Sequence[Sequence[int]], allow_duplicate_weights: bool
 ) -> tuple[PoolMember, ...]:
-    """The members, once it is sure that their classes, images and weights let them vote together."""
+    """Return the members, after checking that their classes, channels and weights allow one committee."""
     run_and_index = [(run, index) for run, members in zip(runs, indices, strict=True) for index in members]
     names = [f"{run.path} member {index}" for run, index in run_and_index]
     trained_classes = zip(names, [run.trained_classes() for run, _ in run_and_index], strict=True)
     require_equal_classes({name: classes for name, classes in trained_classes if classes is not None})
     member_infos = [load_member_info(run, index) for run, index in run_and_index]
-    require_equal_channels({name: each.input_shape for name, each in zip(names, member_infos, strict=True)})
+    require_equal_channels({name: info.input_shape for name, info in zip(names, member_infos, strict=True)})
     if not allow_duplicate_weights:
         display_names = [
             str(index) if len(runs) == 1 else name for name, (_, index) in zip(names, run_and_index, strict=True)
         ]
-        weight_hashes = {name: each.weights for name, each in zip(display_names, member_infos, strict=True)}
+        weight_hashes = {name: info.weights for name, info in zip(display_names, member_infos, strict=True)}
         check_no_duplicate_weights(weight_hashes, str(runs[0].path) if len(runs) == 1 else "the pool")
-    return tuple(_pool_member(*place, each) for place, each in zip(run_and_index, member_infos, strict=True))
+    return tuple(_pool_member(run, index, info) for (run, index), info in zip(run_and_index, member_infos, strict=True))
 
 
 def _predict_splits(
@@ -145,7 +150,7 @@ def _predict_splits(
     splits = recipe.data.load()
     empty_splits = [split for split in split_names if not len(getattr(splits, split))]
     if empty_splits:
-        hint = "\n  Members are chosen on it: give `validation` of the recipe's data a count or a fraction."
+        hint = "\n  Members are selected on it: set `validation` of the recipe's data to a count or a fraction."
         raise RecipeError(
             f"the data of {run.path} have no {empty_splits[0]} split.{hint if 'validation' in empty_splits else ''}"
         )
@@ -153,7 +158,7 @@ def _predict_splits(
 
 
 def _concatenate_members(predictions: Iterable[SplitPredictions]) -> np.ndarray:
-    return np.concatenate([each.log_probabilities for each in predictions], axis=1)
+    return np.concatenate([run_predictions.log_probabilities for run_predictions in predictions], axis=1)
 
 
 def _pool_member(run: Run, index: int, info: MemberInfo) -> PoolMember:
@@ -169,9 +174,13 @@ def _pool_member(run: Run, index: int, info: MemberInfo) -> PoolMember:
 
 
 def require_equal_classes(classes: Mapping[str, tuple[str, ...]]) -> None:
-    """Raises RecipeError, with a table of members x classes, unless all members have the same in the same order."""
+    """Raise RecipeError, with a table, unless all members have the same classes in the same order.
+
+    Args:
+        classes: Names of the classes by the names of the members.
+    """
     all_classes = list(classes.values())
-    mismatched = next((each for each in all_classes if each != all_classes[0]), all_classes[0])
+    mismatched = next((names for names in all_classes if names != all_classes[0]), all_classes[0])
     if mismatched == all_classes[0]:
         return
     first, second = next(
@@ -179,29 +188,32 @@ def require_equal_classes(classes: Mapping[str, tuple[str, ...]]) -> None:
     )
     raise RecipeError(
         f"the members have different classes: where one has {first}, another has {second}.\n"
-        + _table({member: f"{len(each)} classes: {', '.join(each)}" for member, each in classes.items()})
-        + "\n  No committee can be made of them. Train them on data with the same classes in the same order."
+        + _table({member: f"{len(names)} classes: {', '.join(names)}" for member, names in classes.items()})
+        + "\n  They cannot form one committee. Train them on data with the same classes in the same order."
     )
 
 
 def require_equal_channels(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises RecipeError, with a table, unless all members take as many channels; `shapes` are height, width, channels.
+    """Raise RecipeError, with a table, unless all members take the same number of channels.
 
-    Members of different height and width see the same images, each at its own size.
+    Members of different height and width are allowed: each receives the images at its own size.
+
+    Args:
+        shapes: `(height, width, channels)` by the names of the members.
     """
     if len({shape[2] for shape in shapes.values()}) <= 1:
         return
     raise RecipeError(
-        "the members take images of different channels (height x width x channels).\n"
+        "the members take images with different numbers of channels (height x width x channels).\n"
         + _table({member: " x ".join(map(str, shape)) for member, shape in shapes.items()})
-        + "\n  No committee can be made of them: no image suits them all. Train them on the same kind of images."
+        + "\n  They cannot form one committee. Train them on images with the same number of channels."
     )
 
 
 def require_equal_examples(predictions_by_run: Mapping[str, SplitPredictions], split: str) -> None:
-    """Raises DataError unless the votes of all runs are on the same examples in the same order.
+    """Raise DataError unless the predictions of all runs are on the same examples in the same order.
 
-    They are the same if their pixels are, or what the pixels were made from: a run's framing is its own.
+    Examples are the same if their pixels or their source files are equal: each run has its own image transform.
     """
     (first, expected), *others = predictions_by_run.items()
     for run, predictions in others:
@@ -210,27 +222,32 @@ def require_equal_examples(predictions_by_run: Mapping[str, SplitPredictions], s
         ):
             raise DataError(
                 f"the {split} examples of {first} and {run} differ: {_describe_difference(expected, predictions)}.\n"
-                "  Members are compared on the same examples: train them on the same data and hold-out."
+                "  Train the members on the same data with the same validation and test splits."
             )
 
 
 def check_no_duplicate_weights(weight_hashes: Mapping[str, str], owner: str) -> None:
-    """Raises VerificationError if two members have identical weights; `weight_hashes` are their hashes by their names."""
+    """Raise VerificationError if two members have identical weights.
+
+    Args:
+        weight_hashes: Hash of the weights by the names of the members.
+        owner: Name of the run or pool in the message.
+    """
     first_with_hash: dict[str, str] = {}
     for member, digest in weight_hashes.items():
         duplicate = first_with_hash.setdefault(digest, member)
         if duplicate != member:
             raise VerificationError(
                 f"members {duplicate} and {member} of {owner} have identical weights (sha256 {digest[:12]}).\n"
-                "  Does the recipe set a seed of its own in `member`? If it is meant so: --allow-duplicate-weights."
+                "  Check that the recipe sets no seed in `member`, or accept them with --allow-duplicate-weights."
             )
 
 
 def _describe_difference(a: SplitPredictions, b: SplitPredictions) -> str:
     if len(a.labels) != len(b.labels):
-        return f"{len(a.labels)} and {len(b.labels)} of them"
+        return f"{len(a.labels)} and {len(b.labels)} examples"
     different = int((a.labels != b.labels).sum())
-    return f"{different} of {len(a.labels)} labels" if different else "equal labels, but other images"
+    return f"{different} of {len(a.labels)} labels" if different else "the labels are equal, the images are not"
 
 
 def _table(rows: Mapping[str, str]) -> str:

@@ -1,47 +1,42 @@
-"""What did every member of a run say of every example of a split, and does it still hold?
+"""Predictions of every member on a split, computed once and cached in the run folder.
 
-A member predicts a split once. Its log probabilities are kept in `votes/<split>/<member>-<key>.npy`, where the key is
-the hash of the weights and of the data they came from; any subset, head or cascade is arithmetic on them.
+A cached array of log-probabilities has in its name a key: the hash of the weights and of the data that it was computed
+from. Committees, heads and cascades are computed from these arrays.
 """
 
+import dataclasses
+import hashlib
+import io
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from keras_committee.data import Split, Splits
 from keras_committee.errors import VerificationError
-from keras_committee.files import file_hash
+from keras_committee.files import file_hash, translate_os_errors, write_file
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import log_probabilities
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
-if TYPE_CHECKING:
-    from keras_committee.data.splits import Splits
-import dataclasses
-import hashlib
-import io
-import logging
-from pathlib import Path
-from typing import Any
-
-from keras_committee.data import Splits
-from keras_committee.files import translate_os_errors, write_file
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitPredictions:
-    """The votes of all members on one split.
+    """Predictions of all members on one split.
 
     Attributes:
-        members: The indices of the members, ascending.
+        members: Indices of the members, ascending.
         log_probabilities: float32 `(examples, members, classes)`.
         labels: int32 `(examples,)`.
         classes: Names of the classes.
         weight_hashes: SHA-256 of each member's `model.keras`, in hexadecimal digits.
-        data_fingerprint: The fingerprint of the split.
-        source_fingerprint: The same of what its images were made from; equal for the same files at two sizes.
+        data_fingerprint: Fingerprint of the split.
+        source_fingerprint: Fingerprint of the sources of its images; equal for the same files at two sizes.
     """
 
     members: tuple[int, ...]
@@ -56,30 +51,30 @@ class SplitPredictions:
 def load_or_compute_predictions(
     run: Run, recipe: Recipe, split: str = "test", min_members: int | None = None
 ) -> SplitPredictions:
-    """The votes of every member on a split: from the run folder where they are current, else predicted and kept there.
+    """Return the predictions of every member on a split, from the cache in the run folder where they are current.
 
     Args:
         run: The run folder.
         recipe: Its recipe.
         split: `"train"`, `"validation"` or `"test"`.
-        min_members: With so many members or more the committee is taken as it is; None wants all of them.
+        min_members: Accept an incomplete run with at least this many members; None requires all members.
 
     Raises:
         IncompleteError: If too few members are trained.
         DataError: If the data cannot be read.
-        RecipeError: If the data have other classes than the members were trained for.
-        VerificationError: If a member gives anything but one finite number for each class.
+        RecipeError: If the classes of the data differ from those that the members were trained on.
+        VerificationError: If the output of a member is not one finite number per class.
     """
     members = run.available_members(recipe.members, min_members)
     return predict_split(run, members, recipe.data.load(), split)
 
 
-def predict_split(run: Run, members: Sequence[int], splits: "Splits", split: str) -> SplitPredictions:
-    """The same for the `members` at hand, on data that are loaded already.
+def predict_split(run: Run, members: Sequence[int], splits: Splits, split: str) -> SplitPredictions:
+    """Return the predictions of some members on a split of loaded data.
 
     Raises:
-        RecipeError: If the data have other classes than the members were trained for.
-        VerificationError: If a member gives anything but one finite number for each class.
+        RecipeError: If the classes of the data differ from those that the members were trained on.
+        VerificationError: If the output of a member is not one finite number per class.
     """
     run.require_classes(splits.classes)
     examples = getattr(splits, split)
@@ -102,39 +97,27 @@ def predict_split(run: Run, members: Sequence[int], splits: "Splits", split: str
     )
 
 
-def _check_predictions(run: Run, index: int, log_probs: np.ndarray, num_classes: int) -> None:
-    problem = (
-        None
-        if log_probs.shape[1] == num_classes
-        else f"gives {log_probs.shape[1]} classes; the data have {num_classes}"
-    )
-    if problem is None and not np.isfinite(log_probs).all():
-        problem = f"gives votes that are not finite for {int((~np.isfinite(log_probs)).any(axis=1).sum())} examples"
-    if problem:
-        raise VerificationError(
-            f"member {index} of {run.path} {problem}. It is averaged with no other.\n"
-            f"  Delete {run.member(index).model} and train it anew, or evaluate without it: --allow-incomplete."
-        )
+@dataclasses.dataclass(frozen=True)
+class PreloadedData:
+    """Data of a recipe that are already loaded: `load()` returns `splits`."""
+
+    splits: Splits
+    batch_size: int
+
+    def load(self) -> Splits:
+        return self.splits
 
 
-def _load_or_predict_member(run: Run, index: int, split: str, examples, source: str) -> np.ndarray:
-    folder, name = run.path / "votes" / split, f"{index:02d}"
-    log_probs = load_if_current(folder, name, source)
-    if log_probs is None:
-        log_probs = log_probabilities(load_member(run.member(index).model), examples.batches(256))
-        store(folder, name, source, log_probs)
-    if len(log_probs) != len(examples):
-        raise RuntimeError(f"member {index} gave {len(log_probs)} votes on {len(examples)} examples")
-    return log_probs
-
-
-_DIGEST_BYTES = hashlib.sha256().digest_size
+def preload(recipe: Recipe) -> tuple[Recipe, Splits]:
+    """Load the data of a recipe; return the recipe with `PreloadedData`, and the splits. Raises DataError."""
+    splits: Any = recipe.data.load()
+    return dataclasses.replace(recipe, data=PreloadedData(splits, recipe.data.batch_size)), splits
 
 
 def load_if_current(folder: Path, name: str, source: str) -> np.ndarray | None:
-    """The array `name` that was computed from `source`, read-only and mapped into memory; None where it is not there.
+    """Return the cached array `name` that was computed from `source`, memory-mapped and read-only; None if absent.
 
-    A damaged file is told on stderr and taken as not there.
+    A damaged file is reported in the log and counts as absent.
     """
     file = _array_path(folder, name, source)
     if not file.exists():
@@ -143,12 +126,12 @@ def load_if_current(folder: Path, name: str, source: str) -> np.ndarray | None:
         _verify_checksum(file)
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        logging.getLogger(__name__).warning("%s is damaged: %s. It is made anew.", file, error)
+        logging.getLogger(__name__).warning("%s is damaged: %s. It is computed again.", file, error)
         return None
 
 
 def store(folder: Path, name: str, source: str, array: np.ndarray) -> None:
-    """Writes the array for `load_if_current`, and deletes those of other sources under the same name. Raises ResourceError."""
+    """Write an array for `load_if_current` and delete those of other sources under this name. Raises ResourceError."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     file = _array_path(folder, name, source)
@@ -159,6 +142,32 @@ def store(folder: Path, name: str, source: str, array: np.ndarray) -> None:
                 stale.unlink(missing_ok=True)
 
 
+def _check_predictions(run: Run, index: int, log_probs: np.ndarray, num_classes: int) -> None:
+    problem = (
+        None
+        if log_probs.shape[1] == num_classes
+        else f"has {log_probs.shape[1]} outputs; the data have {num_classes} classes"
+    )
+    if problem is None and not np.isfinite(log_probs).all():
+        problem = f"has outputs that are not finite for {int((~np.isfinite(log_probs)).any(axis=1).sum())} examples"
+    if problem:
+        raise VerificationError(
+            f"member {index} of {run.path} {problem}. No committee was evaluated.\n"
+            f"  Delete {run.member(index).model} and train it again, or evaluate without it: --allow-incomplete."
+        )
+
+
+def _load_or_predict_member(run: Run, index: int, split: str, examples: Split, source: str) -> np.ndarray:
+    folder, name = run.path / "predictions" / split, f"{index:02d}"
+    log_probs = load_if_current(folder, name, source)
+    if log_probs is None:
+        log_probs = log_probabilities(load_member(run.member(index).model), examples.batches(256))
+        store(folder, name, source, log_probs)
+    if len(log_probs) != len(examples):
+        raise RuntimeError(f"member {index} made {len(log_probs)} predictions on {len(examples)} examples")
+    return log_probs
+
+
 def _array_path(folder: Path, name: str, source: str) -> Path:
     return folder / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
 
@@ -167,21 +176,4 @@ def _verify_checksum(file: Path) -> None:
     with open(file, "rb") as stream:
         content = stream.read()
     if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
-        raise ValueError("its content does not have its checksum")
-
-
-@dataclasses.dataclass(frozen=True)
-class PreloadedData:
-    """Data that are read already: `load()` gives `splits` as often as it is asked."""
-
-    splits: Splits
-    batch_size: int
-
-    def load(self) -> Splits:
-        return self.splits
-
-
-def preload(recipe: Recipe) -> tuple[Recipe, Splits]:
-    """The recipe with its data read, and these. Raises DataError."""
-    splits: Any = recipe.data.load()
-    return dataclasses.replace(recipe, data=PreloadedData(splits, recipe.data.batch_size)), splits
+        raise ValueError("the checksum does not match")

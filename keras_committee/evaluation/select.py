@@ -1,6 +1,6 @@
-"""Which committee, or cascade, of a pool is the best for a goal, and how sure is it?
+"""Selection of the best committee or cascade of a pool.
 
-Everything is chosen on the validation split. The test split is looked at when the choice is made.
+The selection uses the validation split only; its scores are reported on the test split.
 """
 
 import dataclasses
@@ -31,7 +31,6 @@ from keras_committee.evaluation.committee_search import (
 )
 from keras_committee.evaluation.latency import measure_latencies
 from keras_committee.evaluation.pool import Pool
-from keras_committee.layers import get_head
 from keras_committee.member_dir import MemberDir
 from keras_committee.models.loading import load_member
 from keras_committee.selection import SelectedMember, Selection
@@ -46,23 +45,23 @@ def select(
     head: str = "geometric_mean",
     latencies: Sequence[float] | None = None,
 ) -> Selection:
-    """The best committee of a pool.
+    """Return the best committee of a pool.
 
     Args:
-        pool: With votes on "validation" and "test".
-        objective: What is wanted. Its `max_cost` is in MFLOPs, or in milliseconds where there are `latencies`.
-        out: The file that the selection is meant for; the paths of its runs start from the folder of this file.
+        pool: Pool with predictions on "validation" and "test".
+        objective: The goal. Its `max_cost` is in MFLOPs, or in milliseconds with `latencies`.
+        out: The file that the selection will be written to; the paths of its runs are relative to its folder.
         search_method: One of `choices.SEARCH_METHODS`.
-        head: One of `subsets.HEADS`, not the weighted one.
-        latencies: Milliseconds that each member takes.
+        head: One of `choices.SELECTION_HEADS`.
+        latencies: Latency of each member, in milliseconds.
 
     Returns:
-        The selection. A committee of the geometric mean in which greed has members twice is one of the weighted
-        geometric mean; with other heads such members stand twice.
+        The selection. If greedy search repeats a member, the result is a weighted geometric mean; with other heads the
+        member is listed several times.
 
     Raises:
         RecipeError: If the budget is below the cheapest member, no committee is accurate enough, or the pool is too
-            large for the method.
+            large for the search method.
     """
     selector = CommitteeSelector(pool, objective, head, latencies)
     chosen = selector.choose(search_method)
@@ -76,14 +75,57 @@ def select(
     )
 
 
+def select_cascade(
+    pool: Pool,
+    objective: Objective,
+    out: Path,
+    *,
+    search_method: str = "auto",
+    head: str = "geometric_mean",
+    max_accuracy_drop: float = 0.0,
+) -> Selection:
+    """Return the best cascade of a pool.
+
+    Args:
+        pool: Pool with predictions on "validation" and "test".
+        objective: Its `max_cost` is the highest mean cost, in MFLOPs. Without one, the cascade reaches `min_accuracy`,
+            or the score of the best committee where that is 0.
+        out: The file that the selection will be written to.
+        search_method: How the best committee is found, see `select`.
+        head: One of `choices.SELECTION_HEADS`.
+        max_accuracy_drop: Largest loss of accuracy against the best committee, in percentage points.
+
+    Raises:
+        RecipeError: If no cascade meets the goal, or the pool is too large for the search method.
+    """
+    selector = CommitteeSelector(pool, dataclasses.replace(objective, max_cost=math.inf, min_accuracy=0.0), head)
+    committee = selector.choose(search_method)
+    predictions = {
+        split: MemberPredictions(pool.predictions[split], pool.labels[split], pool.mflops.tolist(), head)
+        for split in ("validation", "test")
+    }
+    bounds = _search_bounds(objective, selector, committee, max_accuracy_drop)
+    config = search_cascade(predictions["validation"], objective=objective.metric, **bounds)
+    if config is None:
+        raise RecipeError(_infeasible_message(pool, objective))
+    return Selection(
+        members=to_selection_members(pool, config.order, out),
+        head=head,
+        classes=pool.classes,
+        stages=config.stages(),
+        confidence=config.confidence,
+        report=_cascade_report(selector, committee, config, predictions, bounds, objective),
+    )
+
+
 def member_latencies(pool: Pool) -> list[float]:
-    """Median milliseconds of each member for one image, measured by turns; a committee takes their sum."""
+    """Return the median latency of each member for one image, in milliseconds, measured in interleaved rounds."""
     models = [load_member(MemberDir(member.run, member.index).model) for member in pool.members]
     return [measured.median for (measured,) in measure_latencies(models, batch_sizes=(1,))]
 
 
 class CommitteeSelector:
-    """A choice among the members of a pool, and what it rests on. Arguments as in `select`."""
+    """Search for a committee, and the report of it. Arguments as in `select`."""
 
     def __init__(self, pool: Pool, objective: Objective, head: str, latencies: Sequence[float] | None = None):
         self.pool, self.objective, self.head, self.latencies = pool, objective, head, latencies
@@ -94,11 +136,11 @@ class CommitteeSelector:
 
     @property
     def cost_unit(self) -> str:
-        """Of costs."""
+        """The unit of all costs."""
         return "MFLOPs" if self.latencies is None else "ms"
 
     def choose(self, method: str) -> np.ndarray:
-        """The shares `(members,)` of the best committee. Raises RecipeError."""
+        """Return the multiplicities `(members,)` of the best committee. Raises RecipeError."""
         try:
             self.method = search_committees(self.candidates, self.objective, method)
         except ValueError as error:
@@ -110,17 +152,18 @@ class CommitteeSelector:
         return table.multiplicities[best]
 
     def per_example_scores(self, split: str, multiplicities: np.ndarray) -> committee_scores.PerExampleScores:
+        """Return the scores of one or more committees on each example of a split."""
         return committee_scores.per_example_scores(
             self.pool.predictions[split], self.pool.labels[split], np.atleast_2d(multiplicities), self.head
         )
 
     def report(self, chosen: np.ndarray) -> dict[str, Any]:
-        """What the selection says of itself.
+        """Return the report of a selection.
 
-        Committees are as `described` has them. Figures with "low" and "high" have a 95 % interval of the bootstrap.
-        `front` holds the committees that none beats on validation in both cost and objective, by rising cost;
-        `best_member` the best member on validation within the budget, and what the committee gains over it on test;
-        `diversity` what `compare_architectures` found.
+        Committees are described as by `summary`. "low" and "high" bound a 95 % bootstrap interval. `front` is the
+        Pareto front of cost and objective on validation, by ascending cost; `best_member` the best member on validation
+        within the budget, with the gain of the committee over it on test; `diversity` the result of
+        `compare_architectures`.
         """
         num_candidates = len(self.candidates.table())
         diversity = compare_architectures(
@@ -150,7 +193,7 @@ class CommitteeSelector:
         }
 
     def summary(self, multiplicities: np.ndarray) -> dict[str, Any]:
-        """Who is in a committee, what it costs, and how it scores on both splits."""
+        """Return the members of a committee, its cost, and its scores on both splits."""
         rows = np.atleast_2d(multiplicities)
         scores_by_split = {
             split: committee_scores.scores(self.pool.predictions[split], self.pool.labels[split], rows, self.head)
@@ -162,7 +205,10 @@ class CommitteeSelector:
             ],
             "mflops": float(np.minimum(multiplicities, self._max_runs_per_member) @ self.pool.mflops),
             "latency_ms": None if self.latencies is None else float(self.candidates.cost(multiplicities)),
-            **{split: {score: float(each[0]) for score, each in by.items()} for split, by in scores_by_split.items()},
+            **{
+                split: {name: float(values[0]) for name, values in split_scores.items()}
+                for split, split_scores in scores_by_split.items()
+            },
         }
 
     @property
@@ -170,13 +216,14 @@ class CommitteeSelector:
         return 1 if self.head == "geometric_mean" else np.inf
 
     def member_entry(self, index: int, multiplicity: int) -> dict[str, Any]:
+        """Return the description of one member of a committee."""
         member = self.pool.members[index]
         return {"run": str(member.run), "index": member.index, "name": member.name, "share": int(multiplicity)}
 
     def single_member_multiplicities(self, entry: dict[str, Any]) -> np.ndarray:
-        """The shares of the committee of one, of a member as `member` tells it."""
+        """Return the multiplicities of the committee of the one member of `entry`, see `member_entry`."""
         return np.array(
-            [(str(each.run), each.index) == (entry["run"], entry["index"]) for each in self.pool.members], int
+            [(str(member.run), member.index) == (entry["run"], entry["index"]) for member in self.pool.members], int
         )
 
     def _budget(self) -> dict[str, float | None]:
@@ -188,7 +235,7 @@ class CommitteeSelector:
         }
 
     def _gain_over_best_member(self, chosen: np.ndarray) -> dict[str, Any]:
-        """The member that is best on validation, within the budget, and what the committee gains over it on test."""
+        """Return the best member on validation within the budget, and the gain of the committee over it on test."""
         single_members = self.candidates.score(np.eye(len(self.pool.members), dtype=np.int64))
         best = single_members.best(Objective(metric=self.objective.metric, max_cost=self.objective.max_cost))
         best_member = single_members.multiplicities[best]
@@ -208,8 +255,9 @@ class CommitteeSelector:
         reached = f"{in_budget.scores['accuracy'][best]:.4f} at {in_budget.costs[best]:.2f} {self.cost_unit}"
         bound = f" within {self.objective.max_cost:g} {self.cost_unit}" if np.isfinite(self.objective.max_cost) else ""
         return (
-            f"no committee of {len(self.pool.members)} members{bound} has the accuracy {self.objective.min_accuracy:g} on "
-            f"validation; the best has {reached}.\n  Lower --min-accuracy, raise the budget, or train better members."
+            f"no committee of {len(self.pool.members)} members{bound} reaches the accuracy "
+            f"{self.objective.min_accuracy:g} on validation; the best reaches {reached}.\n"
+            "  Lower --min-accuracy, raise the budget, or train better members."
         )
 
 
@@ -219,13 +267,14 @@ def _check_budget(pool: Pool, costs: np.ndarray, objective: Objective, unit: str
         return
     member = pool.members[cheapest]
     raise RecipeError(
-        f"a budget of {objective.max_cost:g} {unit} buys no member: the cheapest, member {member.index} ({member.name}) of "
-        f"{member.run}, takes {costs[cheapest]:.4g}.\n  Raise the budget or train smaller members."
+        f"the budget of {objective.max_cost:g} {unit} is too small: the cheapest member, {member.index} "
+        f"({member.name}) of {member.run}, needs {costs[cheapest]:.4g} {unit}.\n"
+        "  Raise the budget or train smaller members."
     )
 
 
 def to_selection_members(pool: Pool, indices: Sequence[int], out: Path) -> tuple[SelectedMember, ...]:
-    """The members at these places of the pool, for a selection in the file `out`."""
+    """Return the pool members with these indices, for a selection in the file `out`."""
     out_dir = out.parent.resolve()
     return tuple(
         SelectedMember(
@@ -243,7 +292,7 @@ def to_selection_members(pool: Pool, indices: Sequence[int], out: Path) -> tuple
 def members_and_weights(
     pool: Pool, multiplicities: np.ndarray, head: str, out: Path
 ) -> tuple[tuple[SelectedMember, ...], tuple[float, ...] | None]:
-    """The members and, where some of a geometric mean count more, their weights; of other heads they stand again."""
+    """Return the members and their weights; None where all are equal or members are repeated instead."""
     indices = np.flatnonzero(multiplicities)
     if (multiplicities[indices] == 1).all() or head != "geometric_mean":
         return to_selection_members(pool, np.repeat(indices, multiplicities[indices]).tolist(), out), None
@@ -251,53 +300,10 @@ def members_and_weights(
     return to_selection_members(pool, indices.tolist(), out), tuple(weights.tolist())
 
 
-def select_cascade(
-    pool: Pool,
-    objective: Objective,
-    out: Path,
-    *,
-    search_method: str = "auto",
-    head: str = "geometric_mean",
-    max_accuracy_drop: float = 0.0,
-) -> Selection:
-    """The best cascade of a pool.
-
-    Args:
-        pool: With votes on "validation" and "test".
-        objective: Its `max_cost` is the average cost in MFLOPs to keep to. Without one, the cascade reaches `min_accuracy`,
-            or where that is 0 what the best committee reaches.
-        out: The file that the selection is meant for.
-        method: How the committee is found, see `select`.
-        head: One of `subsets.HEADS`, not the weighted one.
-        max_accuracy_drop: It may have so many points of accuracy less than the best committee.
-
-    Raises:
-        RecipeError: If no cascade keeps to the goal, or the pool is too large for the method.
-    """
-    selector = CommitteeSelector(pool, dataclasses.replace(objective, max_cost=math.inf, min_accuracy=0.0), head)
-    committee = selector.choose(search_method)
-    predictions = {
-        split: MemberPredictions(pool.predictions[split], pool.labels[split], pool.mflops.tolist(), get_head(head))
-        for split in ("validation", "test")
-    }
-    bounds = _search_bounds(objective, selector, committee, max_accuracy_drop)
-    config = search_cascade(predictions["validation"], objective=objective.metric, **bounds)
-    if config is None:
-        raise RecipeError(_infeasible_message(pool, objective))
-    return Selection(
-        members=to_selection_members(pool, config.order, out),
-        head=head,
-        classes=pool.classes,
-        stages=config.stages(),
-        confidence=config.confidence,
-        report=_cascade_report(selector, committee, config, predictions, bounds, objective),
-    )
-
-
 def _search_bounds(
     objective: Objective, selector: CommitteeSelector, committee: np.ndarray, max_accuracy_drop: float
 ) -> dict[str, Any]:
-    """What the search is asked for: a target to reach, or a cost to keep to."""
+    """Return the goal of `search_cascade`: a target or a highest mean cost."""
     if math.isfinite(objective.max_cost):
         return {"max_mflops": objective.max_cost}
     if objective.min_accuracy:
@@ -309,8 +315,8 @@ def _infeasible_message(pool: Pool, objective: Objective) -> str:
     if math.isfinite(objective.max_cost):
         cheapest = min(pool.members, key=lambda member: member.mflops)
         return (
-            f"an average of {objective.max_cost:g} MFLOPs buys no cascade: the cheapest member, {cheapest.index} "
-            f"({cheapest.name}) of {cheapest.run}, takes {cheapest.mflops:.4g}.\n"
+            f"the mean budget of {objective.max_cost:g} MFLOPs is too small: the cheapest member, {cheapest.index} "
+            f"({cheapest.name}) of {cheapest.run}, needs {cheapest.mflops:.4g} MFLOPs.\n"
             "  Raise the budget or train smaller members."
         )
     return (
@@ -324,12 +330,12 @@ def _cascade_report(
     committee: np.ndarray,
     config: CascadeConfig,
     predictions: dict[str, MemberPredictions],
-    bounds,
+    bounds: dict[str, Any],
     objective: Objective,
 ) -> dict[str, Any]:
-    """As that of a committee, where "mflops" is the average on test; and what the cascade is against the committee."""
+    """Return the report of a committee, with the mean MFLOPs on test, and the comparison of cascade and committee."""
     committee_report, committee_summary = selector.report(committee), selector.summary(committee)
-    results = {split: simulate_cascade(each, config) for split, each in predictions.items()}
+    results = {split: simulate_cascade(split_predictions, config) for split, split_predictions in predictions.items()}
     scores = {
         split: committee_scores.per_example_scores_from_probabilities(
             results[split].probabilities[None], predictions[split].labels
@@ -346,9 +352,9 @@ def _cascade_report(
             "max_latency_ms": None,
             "min_accuracy": objective.min_accuracy or None,
         },
-        "members": [selector.member_entry(place, 1) for place in config.order],
+        "members": [selector.member_entry(index, 1) for index in config.order],
         "mflops": results["test"].mflops,
-        **{split: bootstrap_intervals(each)[0] for split, each in scores.items()},
+        **{split: bootstrap_intervals(split_scores)[0] for split, split_scores in scores.items()},
         "best_member": {**best_member, "gain": bootstrap_differences(scores["test"], best_member_scores)[0]},
         "cascade": {
             "target": bounds.get("target"),
@@ -367,7 +373,7 @@ def _cascade_report(
 def _cost_ratio(
     mflops: float, predictions: MemberPredictions, config: CascadeConfig, result: SimulationResult
 ) -> dict[str, float]:
-    """The committee's cost over the cascade's average cost, with its interval."""
+    """Return the committee's cost divided by the cascade's mean cost, with a 95 % interval."""
     costs = np.array([predictions.cost(config.order[:used]) for used in range(len(config.order) + 1)])[
         result.members_used
     ]

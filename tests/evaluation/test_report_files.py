@@ -61,7 +61,7 @@ def test_every_picture_stands_on_the_page_in_both_widths(page, width):
 def command(trained, tmp_path_factory):
     """The report of the tiny run, made by the command, in a folder of its own; no evaluation was there before."""
     folder = tmp_path_factory.mktemp("report") / "tiny"
-    shutil.copytree(trained[0].path, folder, ignore=shutil.ignore_patterns("evaluation.json", "votes"))
+    shutil.copytree(trained[0].path, folder, ignore=shutil.ignore_patterns("evaluation.json", "predictions"))
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         assert cli.main(["report", str(folder)]) == 0
@@ -119,7 +119,7 @@ def test_a_second_report_replaces_the_first_and_predicts_nothing_anew(written, m
     before = (written.path / "evaluation.json").stat().st_mtime_ns
     assert cli.main(["report", str(written.path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert list(document) == ["report", "runs", "pictures", "tensorboard", "sentences"]
+    assert list(document) == ["report", "runs", "figures", "tensorboard", "sentences"]
     assert document["report"] == str(written.path / "report" / "index.html")
     assert "linear reach" in document["sentences"]["cost"]
     assert (written.path / "evaluation.json").stat().st_mtime_ns == before

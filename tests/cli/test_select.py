@@ -1,0 +1,70 @@
+"""`keras-committee select`: the table, the JSON document and the exit codes."""
+
+import json
+
+import pytest
+
+from keras_committee.cli import main
+from keras_committee.run import Run
+from keras_committee.selection import Selection
+
+
+def test_select_writes_the_selection_and_prints_the_next_command(copied, capfd):
+    assert main(["select", "runs/tiny", "--objective", "nll", "--max-mflops", "0.08"]) == 0
+    printed = capfd.readouterr().out
+    selection = Selection.read(copied / "selection.json")
+    assert printed.endswith("\nNext: keras-committee export runs/tiny --selection runs/tiny/selection.json\n")
+    assert "Test accuracy compared with the best member: " in printed
+    assert "Diversity: " in printed
+    assert "Searched 7 committees (exhaustive); " in printed
+    assert len(selection.members) == 2
+    assert {member.run for member in selection.members} == {"."}
+    assert selection.report["candidates"] == 7
+    assert Run.open(copied).events()[-1]["event"] == "selected"
+
+
+def test_select_a_cascade_as_one_json_document_elsewhere(copied, tmp_path, capfd):
+    file = tmp_path / "elsewhere" / "cascade.json"
+    assert main(["select", "runs/tiny", "--cascade", "--max-accuracy-drop", "1", "--json", "--out", str(file)]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert (document["file"], document["kind"]) == (str(file), "cascade")
+    assert document["report"] == Selection.read(file).report
+    assert {member["run"] for member in document["members"]} == {"../runs/tiny"}
+
+
+def test_select_a_cascade_prints_its_cost_against_the_best_committee(copied, capfd):
+    assert main(["select", "runs/tiny", "--cascade"]) == 0
+    printed = capfd.readouterr().out
+    report = Selection.read(copied / "selection.json").report["cascade"]
+    difference = f"{100 * report['difference']['accuracy']['value']:+.2f} percentage points"
+    assert f"Test accuracy compared with the best committee: {difference}" in printed
+    assert f"with {report['times_cheaper']['value']:.2f} times fewer multiply-adds" in printed
+
+
+@pytest.mark.parametrize("head", ["arithmetic_mean", "majority_vote"])
+def test_select_uses_the_named_head(copied, capfd, head):
+    assert main(["select", "runs/tiny", "--head", head, "--search-method", "greedy", "--json"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert (document["head"], document["report"]["method"]) == (head, "greedy")
+
+
+def test_a_budget_below_every_member_ends_with_2_and_an_incomplete_run_with_6(copied, capfd):
+    assert main(["select", "runs/tiny", "--max-mflops", "0.001"]) == 2
+    assert "linear_0" in capfd.readouterr().err
+    Run.open(copied).member(1).model.unlink()
+    assert main(["select", "runs/tiny"]) == 6
+    assert "--allow-incomplete 2" in capfd.readouterr().err
+    assert main(["select", "runs/tiny", "--allow-incomplete", "2", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["report"]["missing"] == {"runs/tiny": [1]}
+
+
+def test_a_run_given_twice_is_rejected(copied, capfd):
+    assert main(["select", "runs/tiny", f"{copied}/../tiny"]) == 2
+    assert str(copied) in capfd.readouterr().err
+
+
+def test_a_budget_of_measured_time(copied, capfd):
+    assert main(["select", "runs/tiny", "--max-latency", "60000", "--json"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["report"]["budget"]["max_latency_ms"] == 60000
+    assert 0 < document["report"]["latency_ms"] < 60000
