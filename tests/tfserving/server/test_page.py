@@ -1,4 +1,4 @@
-"""Does the page at / of the stand-in show what the committee says, and nothing as markup that a stranger wrote?"""
+"""The page at / of the local server: the predictions that it shows, and no markup from other sources."""
 
 import io
 import re
@@ -34,9 +34,9 @@ def png(path):
     return path
 
 
-def test_the_page_needs_no_network_and_says_what_it_is(address):
-    with urllib.request.urlopen(address, timeout=10) as answer:
-        html, headers = answer.read().decode(), answer.headers
+def test_the_page_needs_no_network_and_names_the_local_server(address):
+    with urllib.request.urlopen(address, timeout=10) as response:
+        html, headers = response.read().decode(), response.headers
     assert "It is not TensorFlow Serving." in html
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", html) == []
     assert re.findall(r"\b(innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval)\b", html) == []
@@ -46,35 +46,35 @@ def test_the_page_needs_no_network_and_says_what_it_is(address):
     assert "unsafe" not in content_security_policy(html)
 
 
-def test_the_page_learns_which_versions_serve(manager, address):
-    with urllib.request.urlopen(f"{address}page/models", timeout=10) as answer:
-        assert answer.headers["Content-Type"] == "application/json"
+def test_the_page_lists_the_available_versions(manager, address):
+    with urllib.request.urlopen(f"{address}page/models", timeout=10) as response:
+        assert response.headers["Content-Type"] == "application/json"
     assert list_models(manager) == [{"name": "tiny", "versions": ["4"], "labels": {}}]
 
 
 def texts(browser, selector):
-    return [each.text for each in browser.find_elements("css selector", selector)]
+    return [element.text for element in browser.find_elements("css selector", selector)]
 
 
 @pytest.mark.slow
-def test_a_chosen_image_shows_classes_and_each_members_vote(browser, until, address, tmp_path):
+def test_a_selected_image_shows_its_classes_and_each_members_prediction(browser, until, address, tmp_path):
     browser.get(address)
     until(lambda: texts(browser, "#version option") == ["4"])
     browser.find_element("id", "file").send_keys(str(png(tmp_path / "orange.png")))
     until(lambda: len(texts(browser, "#members .bar")) == 3)
-    votes = expected(ORANGE[None])[0]
-    mean = votes.mean(0)
+    probabilities = expected(ORANGE[None])[0]
+    mean = probabilities.mean(0)
     assert texts(browser, "#classes .bar span:first-child") == [NAMES[i] for i in np.argsort(-mean)]
     shown = [float(text.removesuffix(" %")) for text in texts(browser, "#classes .number")]
     np.testing.assert_allclose(shown, 100 * np.sort(mean)[::-1], atol=0.051)
-    assert texts(browser, "#verdict") == [f"<b>red</b>, {100 * mean[0]:.1f} %"]  # shown, not obeyed
-    assert "2 of 3 members were asked" in texts(browser, "#about")[0]
-    assert texts(browser, "#members .faint") == ["asked", "asked", "not asked"]
-    assert texts(browser, "#members span:nth-child(2)") == [NAMES[i] for i in votes.argmax(1)]
+    assert texts(browser, "#verdict") == [f"<b>red</b>, {100 * mean[0]:.1f} %"]  # text, not markup
+    assert "The committee used 2 of 3 members." in texts(browser, "#members-note")[0]
+    assert texts(browser, "#members .faint") == ["used", "used", "not used"]
+    assert texts(browser, "#members span:nth-child(2)") == [NAMES[i] for i in probabilities.argmax(1)]
     shown = [float(text.removesuffix(" %")) for text in texts(browser, "#members .number")]
-    np.testing.assert_allclose(shown, 100 * votes.max(1), atol=0.051)
+    np.testing.assert_allclose(shown, 100 * probabilities.max(1), atol=0.051)
     widths = [
-        float(each.get_attribute("width")[:-1]) for each in browser.find_elements("css selector", "#classes rect")
+        float(rect.get_attribute("width")[:-1]) for rect in browser.find_elements("css selector", "#classes rect")
     ]
     np.testing.assert_allclose(widths, 100 * np.sort(mean)[::-1], atol=0.051)
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
@@ -90,7 +90,7 @@ document.getElementById('drop').dispatchEvent(event);
 
 
 @pytest.mark.slow
-def test_a_dropped_image_is_shown_and_a_dropped_text_is_told(browser, until, address):
+def test_a_dropped_image_is_shown_and_a_dropped_text_is_an_error(browser, until, address):
     browser.get(address)
     until(lambda: texts(browser, "#version option") == ["4"])
     buffer = io.BytesIO()
@@ -99,6 +99,6 @@ def test_a_dropped_image_is_shown_and_a_dropped_text_is_told(browser, until, add
     until(lambda: len(texts(browser, "#members .bar")) == 3)
     browser.execute_script(DROP, list(b"<script>alert(1)</script>"), "<img src=x onerror=alert(1)>.png")
     until(lambda: texts(browser, "#error") != [""])
-    assert texts(browser, "#error") == ["The server could not decode this file: it takes JPEG and PNG."]
+    assert texts(browser, "#error") == ["The server could not decode this file. Select a JPEG or PNG image."]
     assert texts(browser, "#hint") == ["<img src=x onerror=alert(1)>.png"]
     assert not browser.find_element("id", "result").is_displayed()
