@@ -1,4 +1,4 @@
-"""Are the rates those of the papers, at every border, and those the recipes wrote out before?"""
+"""Learning rates around every step at which they change: the papers' and the recipes'."""
 
 import math
 import pathlib
@@ -19,13 +19,13 @@ def rates(schedule, steps):
 
 
 def assert_table(schedule, table):
-    """`table`: step and rate; the step at a border is the last one before the change, as Keras has it."""
-    steps, wanted = zip(*table, strict=True)
-    np.testing.assert_allclose(rates(schedule, steps), wanted, rtol=1e-5)
+    """Check the rates of a table of steps and rates; the boundary is the last step before a change, as in Keras."""
+    steps, expected = zip(*table, strict=True)
+    np.testing.assert_allclose(rates(schedule, steps), expected, rtol=1e-5)
 
 
 def paper_table(epochs, batches, changes):
-    """The paper's words, "`rate` from this epoch on", as steps beside each border."""
+    """Return the first and last step of each rate of a paper, given as `(first epoch, rate)`."""
     ends = [start * batches for start, _ in changes[1:]] + [epochs * batches]
     starts = [start * batches + (start > 0) for start, _ in changes]
     return [(step, rate) for (_, rate), *edges in zip(changes, starts, ends, strict=True) for step in edges]
@@ -58,7 +58,7 @@ def test_stochastic_depth_warms_up_1202_layers_for_10_epochs():
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 20])
-def test_cosine_rises_in_a_line_and_falls_as_half_a_cosine_to_zero(warmup_steps):
+def test_cosine_rises_linearly_and_falls_along_half_a_cosine_to_zero(warmup_steps):
     rise = [0.7 * step / 20 for step in range(warmup_steps)]
     fall = [0.35 * (1 + math.cos(math.pi * step / (100 - warmup_steps))) for step in range(101 - warmup_steps)]
     np.testing.assert_allclose(rates(schedules.cosine(100, 0.7, warmup_steps), range(101)), rise + fall, atol=1e-6)
@@ -70,7 +70,7 @@ def test_efficientnet_rises_for_5_epochs_and_falls_every_2_point_4():
     assert_table(schedule, [*table, (350 * 10 - 1, 0.256 * 0.97**145)])
 
 
-def test_efficientnet_scales_with_the_batch_and_needs_no_warm_up():
+def test_efficientnet_is_proportional_to_the_batch_and_works_without_warm_up():
     schedule = schedules.lr_efficientnet(10, 64, rate=0.02, warmup_epochs=0, decay_epochs=0.7, factor=0.2)
     assert_table(schedule, [(0, 0.005), (6, 0.005), (7, 0.001), (14, 0.0002)])
 
@@ -78,44 +78,44 @@ def test_efficientnet_scales_with_the_batch_and_needs_no_warm_up():
 AFTER = keras.optimizers.schedules.PiecewiseConstantDecay([3, 6], [0.7, 0.2, 0.05])
 
 
-def test_a_warm_up_rises_to_the_first_rate_and_then_follows_from_there():
-    wanted = [0.7 * step / 4 for step in range(4)] + [0.7] * 4 + [0.2] * 3 + [0.05] * 2
-    np.testing.assert_allclose(rates(WarmUp(4, AFTER), range(13)), wanted, rtol=1e-6)
+def test_a_warm_up_rises_to_the_first_rate_of_the_next_schedule():
+    expected = [0.7 * step / 4 for step in range(4)] + [0.7] * 4 + [0.2] * 3 + [0.05] * 2
+    np.testing.assert_allclose(rates(WarmUp(4, AFTER), range(13)), expected, rtol=1e-6)
 
 
-def test_a_warm_up_without_delay_hides_the_steps_it_takes():
-    wanted = [0.7 * step / 5 for step in range(5)] + [0.2] * 2 + [0.05] * 2
-    np.testing.assert_allclose(rates(WarmUp(5, AFTER, delay=False), range(9)), wanted, rtol=1e-6)
+def test_a_warm_up_without_delay_overlaps_the_next_schedule():
+    expected = [0.7 * step / 5 for step in range(5)] + [0.2] * 2 + [0.05] * 2
+    np.testing.assert_allclose(rates(WarmUp(5, AFTER, delay=False), range(9)), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("delay", [True, False])
-def test_a_warm_up_comes_back_from_its_config(delay):
-    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(WarmUp(4, AFTER, delay)))
-    assert isinstance(again, WarmUp)
-    assert again.get_config() == WarmUp(4, AFTER, delay).get_config()
-    assert rates(again, range(13)) == rates(WarmUp(4, AFTER, delay), range(13))
+def test_a_warm_up_is_restored_from_its_config(delay):
+    restored = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(WarmUp(4, AFTER, delay)))
+    assert isinstance(restored, WarmUp)
+    assert restored.get_config() == WarmUp(4, AFTER, delay).get_config()
+    assert rates(restored, range(13)) == rates(WarmUp(4, AFTER, delay), range(13))
 
 
-def test_the_registered_name_is_file_format():
+def test_the_registered_names_are_part_of_the_file_format():
     assert keras.saving.get_registered_name(WarmUp) == "keras_committee>WarmUp"
+    assert keras.saving.get_registered_name(SequentialSchedule) == "keras_committee>SequentialSchedule"
 
 
-def test_two_parts_of_a_training_join_and_the_second_counts_from_its_start():
-    joined = SequentialSchedule(0.3, 2, AFTER)
-    wanted = [0.3] * 2 + [0.7] * 4 + [0.2] * 3 + [0.05] * 2
-    np.testing.assert_allclose(rates(joined, range(11)), wanted, rtol=1e-6)
-    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(joined))
-    assert rates(again, range(11)) == rates(joined, range(11))
-    assert keras.saving.get_registered_name(SequentialSchedule) == "keras_committee>Joined"
+def test_a_sequential_schedule_counts_from_the_start_of_its_second_part_and_is_restored_from_its_config():
+    schedule = SequentialSchedule(0.3, 2, AFTER)
+    expected = [0.3] * 2 + [0.7] * 4 + [0.2] * 3 + [0.05] * 2
+    np.testing.assert_allclose(rates(schedule, range(11)), expected, rtol=1e-6)
+    restored = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
+    assert rates(restored, range(11)) == rates(schedule, range(11))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [((0.3, 0, AFTER), "steps must be above 0"), ((0.0, 2, AFTER), "rate must be above 0"),
      ((0.3, 2, 0.1), "after must be a Keras LearningRateSchedule")],
 )  # fmt: skip
-def test_parts_that_cannot_join_are_refused(arguments, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_arguments_of_a_sequential_schedule_are_an_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
         SequentialSchedule(*arguments)
 
 
@@ -129,7 +129,7 @@ def test_a_warm_up_drives_a_compiled_training_step():
 
 
 def optimizer_rates(optimizer, steps):
-    """The rates of an optimizer put to those steps: nothing but `iterations` may matter."""
+    """Return the rates of an optimizer after setting `iterations` to each step."""
     found = []
     for step in steps:
         optimizer.iterations.assign(step)
@@ -140,49 +140,50 @@ def optimizer_rates(optimizer, steps):
 @pytest.mark.parametrize(
     "schedule", [schedules.lr_wide_resnet(100), schedules.cosine(100, 0.7, 20), schedules.lr_efficientnet(7, 256)]
 )
-def test_a_rate_is_a_function_of_the_iterations_alone(schedule):
+def test_the_rate_depends_only_on_the_iterations(schedule):
     steps = [0, 61, 20, 99, 3, 61]
     assert optimizer_rates(keras.optimizers.SGD(schedule), steps) == rates(schedule, steps)
 
 
-def optimizer_of(name, steps, *overrides):
+def recipe_optimizer(name, steps, *overrides):
     file = RecipeFile.read(RECIPES / f"{name}.py")
     return file.build(file.resolve(list(overrides))).optimizer(steps)
 
 
-def assert_equal_around(borders, optimizer, before, last):
-    """The optimizer has exactly the rates of the schedule that stood in the recipe before."""
-    steps = sorted({step for border in [0, *borders, last] for step in (border - 1, border, border + 1) if step >= 0})
-    assert optimizer_rates(optimizer, steps) == rates(before, steps)
+def assert_equal_around(boundaries, optimizer, schedule, last):
+    """Check that the optimizer has exactly the rates of a Keras schedule around its boundaries."""
+    edges = [0, *boundaries, last]
+    steps = sorted({step for edge in edges for step in (edge - 1, edge, edge + 1) if step >= 0})
+    assert optimizer_rates(optimizer, steps) == rates(schedule, steps)
 
 
 @pytest.mark.parametrize("epochs", [200, 60, 10])
-def test_the_wrn_recipe_has_the_rates_it_had(epochs):
+def test_the_rates_of_the_wrn_recipe(epochs):
     steps = epochs * 351
-    borders = [int(steps * part) for part in (0.3, 0.6, 0.8)]
-    before = keras.optimizers.schedules.PiecewiseConstantDecay(borders, [0.1 * 0.2**drops for drops in range(4)])
-    assert_equal_around(borders, optimizer_of("cifar_wrn", steps, f"epochs={epochs}"), before, steps)
+    boundaries = [int(steps * part) for part in (0.3, 0.6, 0.8)]
+    expected = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, [0.1 * 0.2**drops for drops in range(4)])
+    assert_equal_around(boundaries, recipe_optimizer("cifar_wrn", steps, f"epochs={epochs}"), expected, steps)
 
 
-@pytest.mark.parametrize(("epochs", "warmup_steps"), [(500, 0), (4, 0), (300, 10), (7, 2)])
-def test_the_stochastic_depth_recipe_has_the_rates_it_had(epochs, warmup_steps):
+@pytest.mark.parametrize(("epochs", "warmup_epochs"), [(500, 0), (4, 0), (300, 10), (7, 2)])
+def test_the_rates_of_the_stochastic_depth_recipe(epochs, warmup_epochs):
     steps = epochs * 351
-    borders = [round(steps * warmup_steps / epochs)] * (warmup_steps > 0) + [
+    boundaries = [round(steps * warmup_epochs / epochs)] * (warmup_epochs > 0) + [
         round(steps * part) for part in (0.5, 0.75)
     ]
-    values = [0.1 / 10] * (warmup_steps > 0) + [0.1 * 0.1**drop for drop in range(3)]
-    before = keras.optimizers.schedules.PiecewiseConstantDecay(borders, values)
-    optimizer = optimizer_of("cifar_stochastic_depth", steps, f"epochs={epochs}", f"warmup_steps={warmup_steps}")
-    assert_equal_around(borders, optimizer, before, steps)
+    values = [0.1 / 10] * (warmup_epochs > 0) + [0.1 * 0.1**drop for drop in range(3)]
+    expected = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+    optimizer = recipe_optimizer("cifar_stochastic_depth", steps, f"epochs={epochs}", f"warmup_epochs={warmup_epochs}")
+    assert_equal_around(boundaries, optimizer, expected, steps)
 
 
 @pytest.mark.parametrize("steps", [12 * 19, 5])
-def test_the_digits_recipe_has_the_rates_it_had(steps):
+def test_the_rates_of_the_digits_recipe(steps):
     warmup_steps = steps // 10
-    before = keras.optimizers.schedules.CosineDecay(
+    expected = keras.optimizers.schedules.CosineDecay(
         0.0, steps - warmup_steps, warmup_target=0.1, warmup_steps=warmup_steps
     )
-    assert_equal_around([warmup_steps, steps // 2], optimizer_of("digits_wrn", steps), before, steps)
+    assert_equal_around([warmup_steps, steps // 2], recipe_optimizer("digits_wrn", steps), expected, steps)
 
 
 @pytest.mark.parametrize(
@@ -194,26 +195,29 @@ def test_the_digits_recipe_has_the_rates_it_had(steps):
         (lambda: schedules.step_decay(10, 0.1, (0.2, 0.2), 0.2), r"ascending .* Received: drops=\(0.2, 0.2\)"),
         (lambda: schedules.step_decay(10, 0.1, (0.2, 1.0), 0.2), r"ascending .* Received: drops=\(0.2, 1.0\)"),
         (lambda: schedules.step_decay(10, 0.1, (0.0, 0.2), 0.2), r"ascending .* Received: drops=\(0.0, 0.2\)"),
-        (lambda: schedules.step_decay(10, 0.1, (0.3,), 1.0), r"factor must lie within \(0, 1\). Received: factor=1.0"),
+        (
+            lambda: schedules.step_decay(10, 0.1, (0.3,), 1.0),
+            r"factor must be above 0 and below 1. Received: factor=1.0",
+        ),
         (lambda: schedules.lr_wide_resnet(0), "steps must be above 0. Received: steps=0"),
         (lambda: schedules.lr_wide_resnet(10, math.nan), "rate must be above 0. Received: rate=nan"),
         (
             lambda: schedules.lr_stochastic_depth(10, warmup_steps=6),
-            "first drop, step 5. Received: warmup_steps=6, steps=10",
+            "first drop, 5. Received: warmup_steps=6, steps=10",
         ),
-        (lambda: schedules.lr_stochastic_depth(10, warmup_steps=-1), "first drop, step 5. Received: warmup_steps=-1"),
+        (lambda: schedules.lr_stochastic_depth(10, warmup_steps=-1), "first drop, 5. Received: warmup_steps=-1"),
         (lambda: schedules.cosine(10, 0.1, warmup_steps=10), "less than steps. Received: warmup_steps=10, steps=10"),
         (lambda: schedules.cosine(10, 0.1, warmup_steps=-1), "less than steps. Received: warmup_steps=-1"),
         (lambda: schedules.cosine(10, -0.1), "rate must be above 0. Received: rate=-0.1"),
         (lambda: schedules.lr_efficientnet(0, 256), "steps_per_epoch must be above 0. Received: steps_per_epoch=0"),
         (lambda: schedules.lr_efficientnet(10, 0), "batch_size must be above 0. Received: batch_size=0"),
         (lambda: schedules.lr_efficientnet(10, 8, decay_epochs=0), "decay_epochs must be above 0"),
-        (lambda: schedules.lr_efficientnet(10, 8, factor=0.0), "factor must lie within"),
+        (lambda: schedules.lr_efficientnet(10, 8, factor=0.0), "factor must be above 0 and below 1"),
         (lambda: schedules.lr_efficientnet(10, 8, warmup_epochs=-1), "0 or more. Received: warmup_epochs=-1"),
         (lambda: WarmUp(0, AFTER), "steps must be 1 or more. Received: steps=0"),
         (lambda: WarmUp(3, 0.1), "LearningRateSchedule. Received: after=0.1"),
     ],
 )
-def test_a_value_that_makes_no_schedule_is_refused(make, message):
+def test_an_invalid_argument_is_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()

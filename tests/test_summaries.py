@@ -1,4 +1,4 @@
-"""Does TensorBoard read what it is to show: knobs, pictures, the layers of a network?"""
+"""TensorBoard summaries, read with TensorBoard's own parsers."""
 
 import io
 
@@ -12,13 +12,13 @@ from keras_committee import layers
 from keras_committee.summaries import hparams_summary, image_summary, network_graph
 
 
-def test_knobs_are_numbers_words_and_switches_and_json_of_all_else():
-    knobs = {"rate": 0.7, "members": 3, "mode": "batch", "pre": True, "drops": (0.3, 0.6), "data_dir": None}
-    [value] = hparams_summary(knobs, "first").value
+def test_hparams_are_numbers_strings_and_booleans_and_json_of_other_values():
+    parameters = {"rate": 0.7, "members": 3, "mode": "batch", "pre": True, "drops": (0.3, 0.6), "data_dir": None}
+    [value] = hparams_summary(parameters, "first").value
     info = metadata.parse_session_start_info_plugin_data(value.metadata.plugin_data.content)
     assert info.group_name == "first"
-    told = {knob: getattr(value, value.WhichOneof("kind")) for knob, value in info.hparams.items()}
-    assert told == {
+    hparams = {name: getattr(value, value.WhichOneof("kind")) for name, value in info.hparams.items()}
+    assert hparams == {
         "rate": 0.7,
         "members": 3.0,
         "mode": "batch",
@@ -28,7 +28,7 @@ def test_knobs_are_numbers_words_and_switches_and_json_of_all_else():
     }
 
 
-def test_a_picture_keeps_its_bytes_and_tells_its_size():
+def test_an_image_summary_has_the_bytes_and_the_size_of_the_png():
     png = io.BytesIO()
     Figure((3, 2)).savefig(png, format="png", dpi=50)
     [value] = image_summary("confusion", png.getvalue()).value
@@ -37,7 +37,7 @@ def test_a_picture_keeps_its_bytes_and_tells_its_size():
 
 
 def network():
-    """A network with a shortcut around a block, and a network inside."""
+    """Return a network with a shortcut around a block, and a nested network."""
     image = keras.Input((4,), name="image")
     x = keras.layers.Dense(3, name="stem")(image)
     skipped = layers.StochasticDepth(keras.layers.Dense(3), survival=0.7, name="block_1")(x, x)
@@ -59,9 +59,11 @@ def test_the_graph_has_a_node_for_each_layer_and_its_inputs():
     assert {node.attr["keras_class"].s for node in graph.node} >= {b"StochasticDepth", b"Dense", b"Add"}
 
 
-def test_a_deep_network_is_drawn_whole():
+def test_the_graph_of_a_deep_network_is_complete():
     image = x = keras.Input((4,), name="image")
     for number in range(60):
         x = keras.layers.Dense(4, name=f"dense_{number}")(x)
     graph = GraphDef.FromString(network_graph(keras.Model(image, x).to_json()))
-    assert np.all([node.input[0] == before.name for before, node in zip(graph.node[:-1], graph.node[1:], strict=True)])
+    assert np.all(
+        [node.input[0] == previous.name for previous, node in zip(graph.node[:-1], graph.node[1:], strict=True)]
+    )

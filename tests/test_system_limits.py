@@ -1,4 +1,4 @@
-"""Are the limits of a container found, of both versions of control groups?"""
+"""Limits of a container, in both versions of control groups."""
 
 import math
 
@@ -10,7 +10,7 @@ MIB = 1024**2
 
 
 def groups(tmp_path, files, own):
-    """A file system of control groups: the paths of its files with their text, and what the process belongs to."""
+    """Write a file system of control groups, and the file with the groups of the process."""
     for name, text in files.items():
         path = tmp_path / "cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def groups(tmp_path, files, own):
         ({}, "nonsense", math.inf),
     ],
 )
-def test_the_quota_of_the_tightest_group_holds(tmp_path, files, own, quota):
+def test_the_quota_is_that_of_the_tightest_group(tmp_path, files, own, quota):
     assert system_limits.cpu_quota(**groups(tmp_path, files, own)) == quota
 
 
@@ -53,18 +53,28 @@ def test_the_quota_of_the_tightest_group_holds(tmp_path, files, own, quota):
             5 * MIB,
         ),
         ({"memory.max": "1000", "memory.current": "3000"}, "0::/\n", 0),
+        (
+            {
+                "memory.max": f"{30 * MIB}",
+                "memory.current": f"{20 * MIB}",
+                "a/memory.max": f"{70 * MIB}",
+                "a/memory.current": f"{5 * MIB}",
+            },
+            "0::/a\n",
+            10 * MIB,
+        ),
     ],
 )
-def test_memory_is_what_the_group_leaves(tmp_path, files, own, free):
+def test_free_memory_is_what_the_groups_leave(tmp_path, files, own, free):
     assert system_limits.free_memory(**groups(tmp_path, files, own)) == free
 
 
-def test_without_groups_the_machine_says_what_is_free(tmp_path):
+def test_without_groups_the_free_memory_is_that_of_the_machine(tmp_path):
     assert system_limits.free_memory(tmp_path, tmp_path / "none") > 64 * MIB
     assert system_limits.usable_core_count() >= 1
 
 
-def test_fewer_cores_than_seen_are_counted_where_a_quota_holds(monkeypatch):
+def test_a_quota_limits_the_number_of_cores(monkeypatch):
     monkeypatch.setattr(system_limits, "usable_cores", lambda: list(range(12)))
     monkeypatch.setattr(system_limits, "cpu_quota", lambda: 2.5)
     assert system_limits.usable_core_count() == 3

@@ -1,4 +1,4 @@
-"""Are tables whole in a wide window, and rows paragraphs without a broken number in a narrow one?"""
+"""Tables in wide terminals, paragraphs in narrow ones, and lines in pipes."""
 
 import io
 import re
@@ -8,12 +8,12 @@ import pytest
 
 from keras_committee import tables
 
-COLUMNS = ["size", "accuracy of each", "NLL", "MFLOPs"]
+COLUMNS = ["size", "accuracy range", "NLL", "MFLOPs"]
 ROWS = [["1", "0.7139 .. 0.9194", "0.4629 ± 0.0099", "53.30"], ["2", "0.8194 .. 0.9194", "0.2574 ± 0.0012", ""]]
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that is a terminal."""
 
     def isatty(self):
         return True
@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def printed(monkeypatch):
-    """What is printed of the table on a terminal of some width, or on a stream."""
+    """Return the text of the table on a terminal of a width, or on a stream."""
 
     def printed(width, stream=None, rows=ROWS):
         monkeypatch.setenv("COLUMNS", str(width))
@@ -34,15 +34,15 @@ def printed(monkeypatch):
     return printed
 
 
-def test_a_narrow_window_gets_paragraphs_broken_between_columns_only(printed):
+def test_a_narrow_terminal_gets_paragraphs_wrapped_between_cells_only(printed):
     assert printed(30) == (
         "size 1:\n"
-        "  accuracy of each 0.7139 .. 0.9194;\n"
+        "  accuracy range 0.7139 .. 0.9194;\n"
         "  NLL 0.4629 ± 0.0099;\n"
         "  MFLOPs 53.30\n"
         "\n"
         "size 2:\n"
-        "  accuracy of each 0.8194 .. 0.9194;\n"
+        "  accuracy range 0.8194 .. 0.9194;\n"
         "  NLL 0.2574 ± 0.0012\n"
         "\n"
         "Of all subsets. MFLOPs: 2 x multiply-adds / 1e6, for one image.\n\n"
@@ -50,7 +50,7 @@ def test_a_narrow_window_gets_paragraphs_broken_between_columns_only(printed):
 
 
 @pytest.mark.parametrize("width", [50, 53, 54, 80, 200])
-def test_a_table_that_fits_breaks_no_cell(printed, width):
+def test_a_table_that_fits_truncates_no_cell(printed, width):
     text = printed(width)
     assert "size 1:" not in text
     assert "…" not in text
@@ -58,21 +58,21 @@ def test_a_table_that_fits_breaks_no_cell(printed, width):
     assert max(len(line) for line in text.splitlines()[:-2]) <= width
 
 
-def test_one_place_less_and_it_is_a_table_no_more(printed):
+def test_a_table_one_column_too_wide_becomes_paragraphs(printed):
     assert "┃" in printed(50)
-    assert "size 1: accuracy of each" in printed(49)
+    assert "size 1: accuracy range" in printed(49)
 
 
-def test_a_row_in_a_pipe_is_one_line_however_long(printed):
+def test_a_row_in_a_pipe_is_one_line(printed):
     path = "/".join(["a long folder"] * 30)
     text = printed(20, io.StringIO(), [[path, "0.7139 .. 0.9194", "0.5", "1"]])
     assert [path in line and "0.7139 .. 0.9194" in line for line in text.splitlines()].count(True) == 1
 
 
-def test_characters_of_two_places_are_counted_as_two(printed):
+def test_wide_characters_count_twice(printed):
     assert "猫猫猫猫猫 ┃" in printed(80, rows=[["猫" * 5, *ROWS[0][1:]]]).replace("│", "┃")
     assert "size 猫猫猫猫猫: accuracy" in printed(53, rows=[["猫" * 5, *ROWS[0][1:]]])  # as ASCII they would fit
 
 
-def test_what_looks_like_markup_is_printed_as_it_is(printed):
+def test_markup_is_printed_literally(printed):
     assert "[bold]:x:" in printed(80, rows=[["[bold]:x:", *ROWS[0][1:]]])

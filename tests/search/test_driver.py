@@ -1,4 +1,4 @@
-"""A search trains members until the budget is spent, goes on where it was stopped, and leaves a pool."""
+"""The search: budget, interruption, failures and the resulting pool of runs."""
 
 import json
 from pathlib import Path
@@ -14,79 +14,81 @@ from keras_committee.search import Budget, driver, parse_ranges
 from keras_committee.search.driver import search
 
 TINY = RecipeFile.read(Path(__file__).parents[1] / "recipes" / "tiny.py")
-KNOBS = TINY.resolve(["epochs=1", "seed=5"])
+PARAMETERS = TINY.resolve(["epochs=1", "seed=5"])
 RANGES = parse_ranges(TINY, ["learning_rate=0.01:0.3:log", "batch_size=32,64"])
-ONE = 3 * 2 * 8 * 8 * 3 * 10 / 1e9  # GFLOPs of an image
+GFLOPS_PER_IMAGE = 3 * 2 * 8 * 8 * 3 * 10 / 1e9
 
 
 @pytest.fixture(scope="module")
 def images():
-    return len(TINY.build(KNOBS).data.load().train)
+    return len(TINY.build(PARAMETERS).data.load().train)
 
 
 @pytest.fixture
-def searching(tmp_path, images, monkeypatch):
+def start_search(tmp_path, images, monkeypatch):
     monkeypatch.setattr(driver, "MAX_REJECTED_PROPOSALS", 2)
 
     def start(members, ranges=RANGES):
-        budget = Budget(gflops=(members + 0.5) * ONE * images)
-        return search(TINY, KNOBS, ranges, budget, tmp_path / "search", command="test", report=lambda _: None)
+        budget = Budget(gflops=(members + 0.5) * GFLOPS_PER_IMAGE * images)
+        return search(TINY, PARAMETERS, ranges, budget, tmp_path / "search", command="test", report=lambda _: None)
 
     return start
 
 
-def test_a_search_spends_its_budget_and_goes_on_with_a_larger_one(searching):
-    first = searching(1)
+def test_a_search_spends_its_budget_and_continues_with_a_larger_one(start_search):
+    first = start_search(1)
     assert [Path(run).name for run in first["runs"]] == ["member-000"]
     assert first["gflops_images"] == pytest.approx(first["members"][0]["gflops_images"])
-    again = searching(2)
-    assert again["members"][0] == first["members"][0]
-    assert again["gflops_images"] == pytest.approx(2 * first["gflops_images"])
-    pool = load_pool([Run.open(run) for run in again["runs"]])
+    second = start_search(2)
+    assert second["members"][0] == first["members"][0]
+    assert second["gflops_images"] == pytest.approx(2 * first["gflops_images"])
+    pool = load_pool([Run.open(run) for run in second["runs"]])
     assert len(pool.members) == 2
-    knobs = [Run.open(run).parameters() for run in again["runs"]]
-    assert [each["learning_rate"] for each in knobs] == [each["knobs"]["learning_rate"] for each in again["members"]]
-    assert {each["batch_size"] for each in knobs} <= {32, 64}
-    assert knobs[0]["seed"] == 5
-    assert knobs[1]["seed"] > 5
-    gains = [each["gain"] for each in again["members"]]
-    assert again["best_nll"] == pytest.approx(2.302585 - sum(gains), abs=1e-6)
+    parameters = [Run.open(run).parameters() for run in second["runs"]]
+    rates = [member["knobs"]["learning_rate"] for member in second["members"]]
+    assert [values["learning_rate"] for values in parameters] == rates
+    assert {values["batch_size"] for values in parameters} <= {32, 64}
+    assert parameters[0]["seed"] == 5
+    assert parameters[1]["seed"] > 5
+    assert all(member["minutes"] > 0 for member in second["members"])
+    gains = [member["gain"] for member in second["members"]]
+    assert second["best_nll"] == pytest.approx(2.302585 - sum(gains), abs=1e-6)
 
 
-def test_a_search_that_was_stopped_goes_on_with_the_same_member(searching, monkeypatch):
+def test_an_interrupted_search_resumes_with_the_same_member(start_search, monkeypatch):
     def stop(*_, **__):
         raise Interrupted("stopped", 130)
 
     with monkeypatch.context() as patch:
         patch.setattr(driver, "train_committee", stop)
         with pytest.raises(Interrupted):
-            searching(1)
-    result = searching(1)
-    assert [(Path(each["run"]).name, each["gain"] > 0) for each in result["members"]] == [("member-000", True)]
+            start_search(1)
+    result = start_search(1)
+    assert [(Path(member["run"]).name, member["gain"] > 0) for member in result["members"]] == [("member-000", True)]
 
 
-def test_a_member_that_diverges_is_left_out_and_paid_for(searching, monkeypatch):
+def test_a_diverged_member_is_excluded_but_counts_against_the_budget(start_search, monkeypatch):
     def diverge(*_, **__):
-        raise DivergedError("member 0: the loss is no number")
+        raise DivergedError("member 0: the loss is not finite")
 
     monkeypatch.setattr(driver, "train_committee", diverge)
-    result = searching(2)
+    result = start_search(2)
     assert (result["runs"], len(result["members"]), result["best_nll"]) == ([], 2, None)
 
 
-def test_a_folder_of_another_search_is_refused(searching, monkeypatch):
+def test_the_folder_of_another_search_is_an_error(start_search, monkeypatch):
     monkeypatch.setattr(driver, "MAX_REJECTED_PROPOSALS", 0)
-    searching(0)
-    with pytest.raises(RunError, match=r"belongs to another search: other ranges\.\n  Nothing was touched"):
-        searching(0, parse_ranges(TINY, ["learning_rate=0.01:0.2:log", "batch_size=32,64"]))
+    start_search(0)
+    with pytest.raises(RunError, match=r"belongs to a search with a different search space\.\n  No file was changed"):
+        start_search(0, parse_ranges(TINY, ["learning_rate=0.01:0.2:log", "batch_size=32,64"]))
 
 
 def test_search_at_the_command_line(tmp_path, capfd, images):
     recipe = ["search", str(TINY.path), "--search-space", "learning_rate=0.01:0.3", "--out", str(tmp_path / "s")]
     assert main(recipe) == 2
     assert "requires --budget-gflops X or --budget-minutes X" in capfd.readouterr().err
-    budget = ["--budget-gflops", str(1.2 * ONE * images), "--set", "epochs=1", "--json"]
+    budget = ["--budget-gflops", str(1.2 * GFLOPS_PER_IMAGE * images), "--set", "epochs=1", "--json"]
     assert main([*recipe, *budget]) == 0
     captured = capfd.readouterr()
     assert json.loads(captured.out)["runs"] == [f"{tmp_path}/s/member-000"]
-    assert "the committee's NLL on validation went from 2.3026 to" in captured.err
+    assert "validation NLL of the committee: 2.3026 -> " in captured.err

@@ -1,4 +1,4 @@
-"""Ranges of knobs: typed as the recipe types them, refused with the word that is wrong."""
+"""Search spaces: values with the types of the recipe, and errors of invalid ranges."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from keras_committee.search import ParameterRange, parse_ranges
 TINY = RecipeFile.read(Path(__file__).parents[1] / "recipes" / "tiny.py")
 
 
-def test_a_range_has_the_type_of_its_knob():
+def test_a_range_has_the_type_of_its_parameter():
     assert parse_ranges(TINY, ["epochs=1:4", "batch_size=32,64", "learning_rate=0.01:0.3:log"]) == (
         ParameterRange("epochs", (1, 4), "linear"),
         ParameterRange("batch_size", (32, 64), "choice"),
@@ -22,22 +22,22 @@ def test_a_range_has_the_type_of_its_knob():
 
 
 @pytest.mark.parametrize(
-    ("texts", "words"),
+    ("texts", "message"),
     [
-        (["epochs"], r"expects knob=low:high or knob=a,b,c\. Received: 'epochs'"),
-        (["epoch=1:2"], r"has no knob 'epoch'\. Did you mean 'epochs'"),
-        (["epochs=1:x"], r"knob 'epochs' expects an integer"),
-        (["epochs=4:1"], r"epochs expects two numbers, the lower first .*'4:1'"),
-        (["epochs=2:2"], r"epochs expects two numbers, the lower first .*'2:2'"),
-        (["epochs=0:4:log"], r"log: above 0\)"),
+        (["epochs"], r"must be NAME=LOW:HIGH or NAME=A,B,C\. Received: 'epochs'"),
+        (["epoch=1:2"], r"has no parameter 'epoch'\. Did you mean 'epochs'"),
+        (["epochs=1:x"], r"parameter 'epochs' must be an integer"),
+        (["epochs=4:1"], r"epochs must be two numbers, the lower one first .*'4:1'"),
+        (["epochs=2:2"], r"epochs must be two numbers, the lower one first .*'2:2'"),
+        (["epochs=0:4:log"], r"for log, above 0\)"),
         (["epochs=1:2:3"], r"two numbers"),
-        (["seed=1:2"], r"--search-space seed cannot be"),
-        (["epochs=1:2", "epochs=3:4"], r"--search-space epochs is given twice\."),
-        ([], r"a search needs a --search-space"),
+        (["seed=1:2"], r"--search-space cannot vary seed"),
+        (["epochs=1:2", "epochs=3:4"], r"--search-space epochs must be given only once\."),
+        ([], r"a search requires at least one --search-space"),
     ],
 )
-def test_what_is_no_range_is_told(texts, words):
-    with pytest.raises(RecipeError, match=words):
+def test_an_invalid_range_is_an_error(texts, message):
+    with pytest.raises(RecipeError, match=message):
         parse_ranges(TINY, texts)
 
 
@@ -46,3 +46,27 @@ def test_a_recipe_without_a_seed_cannot_be_searched(tmp_path):
     file.write_text("def recipe(members=2, width=1): pass")
     with pytest.raises(RecipeError, match=r"seedless\.py has no parameter 'seed'"):
         parse_ranges(RecipeFile.read(file), ["width=1:2"])
+
+
+class Trial:
+    """A trial that suggests the highest value, or the last choice."""
+
+    def __init__(self):
+        self.params = {}
+
+    def suggest_int(self, name, low, high, log=False):
+        return self.params.setdefault(name, high)
+
+    def suggest_float(self, name, low, high, log=False):
+        return self.params.setdefault(name, high - log)
+
+    def suggest_categorical(self, name, choices):
+        return self.params.setdefault(name, choices[-1])
+
+
+def test_a_suggested_value_is_found_again_in_the_trial():
+    ranges = parse_ranges(TINY, ["epochs=1:4", "batch_size=32,64", "learning_rate=0.01:3:log"])
+    trial = Trial()
+    assert [item.suggest(trial) for item in ranges] == [4, 64, 2.0]
+    assert [item.suggested(trial) for item in ranges] == [4, 64, 2.0]
+    assert trial.params["batch_size"] == 1
