@@ -68,8 +68,8 @@ def make_tfrecords(
         return
     parts = [f"{split['examples']} {name} in {split['shards']} shards" for name, split in written["splits"].items()]
     click.echo(f"{', '.join(parts)}; {written['classes']} classes")
-    if written["encoded_anew"]:
-        click.echo(f"{written['encoded_anew']} PNG or CMYK images were encoded as JPEG, quality 100 (--keep-encoding)")
+    if written["reencoded"]:
+        click.echo(f"{written['reencoded']} PNG or CMYK images were encoded as JPEG, quality 100 (--keep-encoding)")
     click.echo(f"Read them with data.imagenet_records({shlex.quote(str(destination))}, ...)")
 
 

@@ -1,6 +1,7 @@
-"""Where do the images come from, and in which order do they reach a member?
+"""Data sets, image transforms and augmentation.
 
-A data function such as `cifar10(128, validation=5_000)` only describes; nothing is read until `Data.load()`.
+A data function such as `cifar10(128, validation=5_000)` returns a description; nothing is read until
+`DataConfig.load()`.
 """
 
 from keras_committee.data.augment import Compose, PadCropFlip, compose, pad_crop_flip
@@ -18,6 +19,7 @@ from keras_committee.data.tfrecords import imagenet_records, tfrecords
 
 __all__ = [
     "AutoAugment",
+    "Compose",
     "CutMix",
     "DataConfig",
     "ImageTransform",
@@ -26,13 +28,13 @@ __all__ = [
     "PadCropFlip",
     "RandAugment",
     "RandomResizedCrop",
-    "Compose",
     "Split",
     "Splits",
     "autoaugment",
     "center_crop",
     "cifar10",
     "cifar100",
+    "compose",
     "cutmix",
     "decode_image",
     "digits",
@@ -42,9 +44,8 @@ __all__ = [
     "pad_crop_flip",
     "randaugment",
     "random_resized_crop",
-    "resize_image",
     "resize",
-    "compose",
+    "resize_image",
     "tfds",
     "tfrecords",
 ]

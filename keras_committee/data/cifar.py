@@ -1,4 +1,4 @@
-"""Where does CIFAR come from: class folders, an .npz file, or Keras' download?"""
+"""CIFAR-10 and CIFAR-100 from class folders, an .npz file, or Keras' download."""
 
 import dataclasses
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_committee.data import validation
+from keras_committee.data import validation as checks
+from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
 from keras_committee.data.image_folder import ClassFolders
 from keras_committee.data.images import InMemoryImages
@@ -19,12 +20,6 @@ from keras_committee.data.splits import Split
 from keras_committee.errors import DataError, raise_if_problems
 from keras_committee.files import file_hash
 
-IMAGE_SHAPE = (32, 32, 3)
-ARRAY_NAMES = ("x_train", "y_train", "x_test", "y_test")
-ACCEPTED_FORMATS = (
-    "a folder with train/<class>/*.jpg|png and test/<class>/*.jpg|png, "
-    "or an .npz file with the arrays x_train, y_train, x_test, y_test"
-)
 CLASS_NAMES = {
     "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
     "cifar100": """
@@ -37,18 +32,30 @@ CLASS_NAMES = {
         television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
     """,
 }
+_IMAGE_SHAPE = (32, 32, 3)
+_ARRAY_NAMES = ("x_train", "y_train", "x_test", "y_test")
+_ACCEPTED_FORMATS = (
+    "a folder with train/<class>/*.jpg|png and test/<class>/*.jpg|png, "
+    "or an .npz file with the arrays x_train, y_train, x_test, y_test"
+)
 
 
-def cifar10(batch_size: int, *, directory=None, validation: float = 5_000, augment=None) -> DataConfig:
+def cifar10(
+    batch_size: int,
+    *,
+    directory: str | os.PathLike | None = None,
+    validation: float = 5_000,
+    augment: Augmentation | None = None,
+) -> DataConfig:
     """CIFAR-10: 50,000 training and 10,000 test images, 32x32x3, ten classes.
 
-    3.25 % of its test images (10 % in CIFAR-100) are near duplicates of training images: Barz and Denzler 2020.
+    3.25 % of its test images (10 % in CIFAR-100) are near duplicates of training images: Barz & Denzler 2020.
 
     Args:
-        batch_size: Examples of one training step over all devices.
+        batch_size: Examples per training step, over all devices.
         directory: A folder with `train/<class>/*.jpg|png` and `test/<class>/*`, or an `.npz` file with the arrays
-            x_train, y_train, x_test, y_test. None lets Keras download the data once.
-        validation: Examples held out from training, a count or a fraction; the same ones for every seed.
+            x_train, y_train, x_test, y_test. None downloads the data once, through Keras.
+        validation: Examples held out from training, a count or a fraction; the same for every seed.
         augment: Augmentation of the training images, or None.
 
     Source: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html
@@ -56,8 +63,14 @@ def cifar10(batch_size: int, *, directory=None, validation: float = 5_000, augme
     return _cifar_config("cifar10", batch_size, directory, validation, augment)
 
 
-def cifar100(batch_size: int, *, directory=None, validation: float = 5_000, augment=None) -> DataConfig:
-    """CIFAR-100 with its hundred fine classes; the arguments and the sizes are those of `cifar10`."""
+def cifar100(
+    batch_size: int,
+    *,
+    directory: str | os.PathLike | None = None,
+    validation: float = 5_000,
+    augment: Augmentation | None = None,
+) -> DataConfig:
+    """CIFAR-100 with its hundred fine classes; arguments and sizes are those of `cifar10`."""
     return _cifar_config("cifar100", batch_size, directory, validation, augment)
 
 
@@ -78,81 +91,92 @@ def _make_reader(name, classes, directory):
     if os.fspath(directory).endswith(".npz"):
         return CifarArrayFile(name=name, classes=classes, path=Path(directory))
     return ClassFolders(
-        directory=Path(directory), transform=resize(IMAGE_SHAPE[:2]), require_exact_size=True, classes=len(classes)
+        directory=Path(directory), transform=resize(_IMAGE_SHAPE[:2]), require_exact_size=True, classes=len(classes)
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CifarDownload:
-    """Reads what Keras downloads and keeps under its own home."""
+    """Reader of the copy that Keras downloads into its own home folder.
+
+    Args:
+        name: `"cifar10"` or `"cifar100"`.
+        classes: Class names, in label order.
+    """
 
     name: str
     classes: tuple[str, ...]
-    hint: str = "Delete Keras' copy under ~/.keras/datasets, or change the recipe's sizes, then run the command again."
+    hint: str = "Delete Keras' copy under ~/.keras/datasets, or change the sizes in the recipe, then run it again."
 
     def find(self) -> ReadResult:
         module = getattr(keras.datasets, self.name)
         try:
-            with (
-                warnings.catch_warnings()
-            ):  # a member of the archive that lies outside of it is an error, not a warning
+            with warnings.catch_warnings():
+                # Keras only warns of an archive member that lies outside of the archive's folder.
                 warnings.filterwarnings("error", message="Skipping invalid path")
                 (x_train, y_train), (x_test, y_test) = module.load_data()
-        except Exception as error:  # Keras raises a plain Exception where the server does not answer
-            if (
-                expected := re.search("file hash does not match the provided value of ([0-9a-f]+)", str(error))
-            ) is not None:
+        except Exception as error:  # Keras raises a plain Exception if the server does not respond
+            expected = re.search("file hash does not match the provided value of ([0-9a-f]+)", str(error))
+            if expected is not None:
                 raise DataError(_delete_bad_download(self.name, expected[1])) from error
             raise DataError(
                 f"{self.name}: Keras could not download the data ({error}).\n"
-                f"Name a local copy with `directory` (the recipes' knob data_dir): {ACCEPTED_FORMATS}."
+                f"Name a local copy with `directory` (in the recipes: --set data_dir=PATH): {_ACCEPTED_FORMATS}."
             ) from error
-        return _make_result(dict(zip(ARRAY_NAMES, (x_train, y_train, x_test, y_test), strict=True)), self.classes)
+        arrays = dict(zip(_ARRAY_NAMES, (x_train, y_train, x_test, y_test), strict=True))
+        return _check_and_split(arrays, self.classes)
 
 
-def _delete_bad_download(name: str, expected_hash: str) -> str:
-    """What became of a download whose checksum is wrong: it is deleted, so that nothing uses it."""
+def _delete_bad_download(name, expected_hash):
+    """Delete a download with a wrong checksum, so that nothing uses it, and return the error message."""
     datasets = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "datasets"
-    lines = [f"{name}: the download is not what Keras expects: SHA-256 {expected_hash}. It was deleted."]
+    lines = [f"{name}: the download is not the file that Keras expects, SHA-256 {expected_hash}. It was deleted."]
     for archive in datasets.glob(f"{name.replace('cifar', 'cifar-')}-*_archive"):
         lines.append(f"  {archive} had SHA-256 {file_hash(archive)}")
         archive.unlink()
-    return "\n".join([*lines, "The same command downloads it again; or name a local copy with the knob data_dir."])
+    lines.append("Run the same command to download it again, or name a local copy with --set data_dir=PATH.")
+    return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CifarArrayFile:
-    """Reads an .npz file; pickled arrays are refused, since loading one can run any code."""
+    """Reader of an .npz file. Pickled arrays are rejected, since loading one can run any code.
+
+    Args:
+        name: `"cifar10"` or `"cifar100"`.
+        classes: Class names, in label order.
+        path: The file.
+    """
 
     name: str
     classes: tuple[str, ...]
     path: Path
-    hint: str = "Mend the arrays named above (or change the recipe's sizes), then run the command again."
+    hint: str = "Fix the arrays listed above (or change the sizes in the recipe), then run the command again."
 
     def find(self) -> ReadResult:
         try:
             with open(self.path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                missing = [name for name in ARRAY_NAMES if name not in file]
-                arrays = {name: file[name] for name in ARRAY_NAMES if name in file}
+                missing = [name for name in _ARRAY_NAMES if name not in file]
+                arrays = {name: file[name] for name in _ARRAY_NAMES if name in file}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.name}: cannot read {self.path} ({error}).\nGive {ACCEPTED_FORMATS}.") from error
+            raise DataError(f"{self.name}: cannot read {self.path} ({error}).\nUse {_ACCEPTED_FORMATS}.") from error
         raise_if_problems(
-            str(self.path), [f"{name}: there is no such array" for name in missing], f"Give {ACCEPTED_FORMATS}."
+            str(self.path), [f"{name}: the array is missing" for name in missing], f"Use {_ACCEPTED_FORMATS}."
         )
-        return _make_result(arrays, self.classes)
+        return _check_and_split(arrays, self.classes)
 
 
-def _make_result(arrays, classes):
-    """The examples of four arrays, and what is wrong with them."""
+def _check_and_split(arrays, classes):
+    """Return the examples of the four arrays and their problems."""
     problems, splits = [], {}
     for split_name in ("train", "test"):
         images, labels = arrays[f"x_{split_name}"], arrays[f"y_{split_name}"]
-        labels = labels[:, 0] if labels.shape[1:] == (1,) else labels  # Keras gives (examples, 1)
-        split_problems = validation.check_images(images, IMAGE_SHAPE, f"x_{split_name}")
-        split_problems += validation.check_labels(labels, len(classes), f"y_{split_name}")
+        labels = labels[:, 0] if labels.shape[1:] == (1,) else labels  # Keras returns (examples, 1)
+        split_problems = checks.check_images(images, _IMAGE_SHAPE, f"x_{split_name}")
+        split_problems += checks.check_labels(labels, len(classes), f"y_{split_name}")
         if len(images) != len(labels):
             split_problems.append(f"x_{split_name} has {len(images)} images, y_{split_name} has {len(labels)} labels")
-        split_problems = split_problems or validation.check_classes(labels, classes, f"y_{split_name}")
+        split_problems = split_problems or checks.check_classes(labels, classes, f"y_{split_name}")
         problems += split_problems
         splits[split_name] = (
             _empty_split() if split_problems else Split(images=InMemoryImages(images), labels=labels.astype(np.int32))
@@ -161,5 +185,5 @@ def _make_result(arrays, classes):
 
 
 def _empty_split():
-    """A split without examples, in place of arrays that cannot be used."""
-    return Split(images=InMemoryImages(np.zeros((0, *IMAGE_SHAPE), np.uint8)), labels=np.zeros(0, np.int32))
+    """A split without examples, in place of invalid arrays."""
+    return Split(images=InMemoryImages(np.zeros((0, *_IMAGE_SHAPE), np.uint8)), labels=np.zeros(0, np.int32))

@@ -1,4 +1,4 @@
-"""What data does a recipe ask for, and how does it become train, validation and test?"""
+"""Description of a data set, and its division into training, validation and test split."""
 
 import dataclasses
 import logging
@@ -8,14 +8,14 @@ from typing import Protocol
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from keras_committee.data import validation
 from keras_committee.data.augment import Augmentation, leading_crop
 from keras_committee.data.images import EncodedImages
 from keras_committee.data.splits import Split, Splits
+from keras_committee.data.validation import check_files, read_files
 from keras_committee.errors import RecipeError, raise_if_problems
 
-# Decoded images of all splits together are kept in memory up to 2 GiB: CIFAR takes 0.2 GiB and must be, ImageNet at
-# 224 pixels takes 180 GiB and cannot be; 2 GiB for each member's process still leaves a small machine its memory.
+# Decoded images of all splits are kept in memory up to 2 GiB. CIFAR takes 0.2 GiB and must be in memory; ImageNet at
+# 224 pixels takes 180 GiB and cannot be. With 2 GiB per member process even a small machine keeps enough memory.
 MEMORY_LIMIT = 2 * 1024**3
 
 _log = logging.getLogger(__name__)
@@ -23,12 +23,14 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadResult:
-    """What a reader found, before any hold-out is made and any file is decoded.
+    """The result of a reader, before anything is held out and any file is decoded.
 
     Args:
         classes: Class names, in label order.
-        train, validation, test: A `Split` each; None where it is to be held out from `train`.
-        problems: One sentence for each thing that is wrong.
+        train: The training split.
+        validation: The validation split; None to hold it out from `train`.
+        test: The test split; None to hold it out from `train`.
+        problems: One sentence per problem.
     """
 
     classes: tuple[str, ...]
@@ -39,34 +41,41 @@ class ReadResult:
 
 
 class DataReader(Protocol):
-    """Where the examples come from."""
+    """Source of the examples of a `DataConfig`."""
 
     @property
     def hint(self) -> str:
-        """The last line of an error message: what the user can do."""
+        """What to do about the problems; the last line of the error message."""
         ...
 
-    def find(self) -> ReadResult: ...
+    def find(self) -> ReadResult:
+        """List the examples of every split and check their labels.
+
+        Raises:
+            DataError: If there is no data.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """A description of data; nothing is read until `load()`.
+    """Description of a data set; nothing is read until `load()`.
 
     Args:
-        name: What messages call it.
-        batch_size: Examples of one training step over all devices.
-        reader: Where the examples come from.
-        validation: Examples held out from training, a count or a fraction; unused where the reader has its own.
-        test: The same for the test split, taken first.
+        name: Name for messages.
+        batch_size: Examples per training step, over all devices.
+        reader: Source of the examples.
+        validation: Examples held out for validation, a count or a fraction; ignored if the reader finds a validation
+            split.
+        test: Examples held out for test, before validation; ignored if the reader finds a test split.
         augment: Augmentation of the training images, or None.
-        limit: At most so many examples in each split, spread over the classes; for a short trial. None keeps all.
-        memory_limit: Bytes of decoded images, over all splits, that are kept in memory; beyond it files are decoded
-            again in every pass.
-        skip_bad: So many image files may be unreadable; they are left out and named in a warning.
+        limit: Largest number of examples in each split, spread over the classes, for a short trial. None keeps all.
+        memory_limit: Bytes of decoded images, over all splits, that are kept in memory. Larger data is decoded again in
+            every epoch.
+        skip_bad: Largest number of unreadable image files to skip with a warning.
 
     Raises:
-        RecipeError: If a value makes no sense whatever the data are.
+        RecipeError: If a value is out of range.
     """
 
     name: str
@@ -81,32 +90,32 @@ class DataConfig:
 
     def __post_init__(self):
         if self.skip_bad < 0:
-            raise RecipeError(f"{self.name} needs skip_bad of 0 or more. Received: skip_bad={self.skip_bad!r}")
+            raise RecipeError(f"{self.name}: skip_bad must be 0 or more. Received: skip_bad={self.skip_bad!r}")
         for field in ("batch_size", "limit"):
             value = getattr(self, field)
             if value is not None and value < 1:
-                raise RecipeError(f"{self.name} needs a {field} of 1 or more. Received: {field}={value!r}")
+                raise RecipeError(f"{self.name}: {field} must be 1 or more. Received: {field}={value!r}")
         for field in ("validation", "test"):
             value = getattr(self, field)
             if value < 0 or (isinstance(value, float) and value >= 1):
                 raise RecipeError(
-                    f"{self.name} needs {field} as a count of 0 or more, or as a fraction below 1. "
+                    f"{self.name}: {field} must be a count of 0 or more, or a fraction below 1. "
                     f"Received: {field}={value!r}"
                 )
 
     def class_names(self) -> tuple[str, ...]:
-        """The classes that the reader finds, in label order; no image is read.
+        """Return the class names in label order, without reading an image.
 
         Raises:
-            DataError: If it finds no data.
+            DataError: If there is no data.
         """
         return self.reader.find().classes
 
     def load(self) -> Splits:
-        """Check everything and read it.
+        """Check and read the data.
 
         Raises:
-            DataError: Names every problem found, by file or row.
+            DataError: Lists every problem, by file or row.
         """
         found = self.reader.find()
         problems = [*found.problems, *self._size_problems(found)]
@@ -114,7 +123,7 @@ class DataConfig:
         splits = available if problems else [self._apply_limit(split) for split in self._make_splits(found)]
         splits, unreadable = self._load_images(splits)
         if 0 < len(unreadable) <= self.skip_bad:
-            _log.warning("%s: skipped, as skip_bad=%d allows: %s", self.name, self.skip_bad, "; ".join(unreadable))
+            _log.warning("%s: skipped because of skip_bad=%d: %s", self.name, self.skip_bad, "; ".join(unreadable))
             unreadable = []
         raise_if_problems(self.name, [*problems, *unreadable], self.reader.hint)
         train, validation, test = splits
@@ -128,19 +137,16 @@ class DataConfig:
         )
 
     def _hold_out_counts(self, found):
-        """Examples to hold out from training, for test and for validation."""
+        """Return the number of examples to hold out from training, for test and for validation."""
         test = 0 if found.test is not None else resolve_count(self.test, len(found.train))
         validation = 0 if found.validation is not None else resolve_count(self.validation, len(found.train) - test)
         return test, validation
 
     def _size_problems(self, found):
-        empty = [
-            split_name
-            for split_name in ("train", "test")
-            if getattr(found, split_name) is not None and not len(getattr(found, split_name))
-        ]
+        given = {"train": found.train, "test": found.test}
+        empty = [name for name, split in given.items() if split is not None and not len(split)]
         if empty:
-            return [] if found.problems else [f"there are no {part} examples" for part in empty]
+            return [] if found.problems else [f"there are no {name} examples" for name in empty]
         test, validation = self._hold_out_counts(found)
         problems = check_hold_out(found.train.labels, test, found.classes, "the test split")
         if problems:
@@ -153,7 +159,7 @@ class DataConfig:
         return problems
 
     def _make_splits(self, found):
-        """Train, validation and test."""
+        """Return train, validation and test split."""
         test_count, validation_count = self._hold_out_counts(found)
         remaining, held_out = hold_out(found.train.labels, test_count)
         test = found.train.subset(held_out) if found.test is None else found.test
@@ -165,27 +171,26 @@ class DataConfig:
         return split if self.limit is None else split.subset(stratified_indices(split.labels, self.limit))
 
     def _load_images(self, splits):
-        """The splits without their unreadable files, in memory where they fit, and what is wrong with those files.
+        """Return the splits without their unreadable files, in memory if they fit, and the problems of those files.
 
-        Training images whose windows are decoded stay in their files: memory would hold them framed.
+        Training images whose random crops are decoded stay encoded: memory would hold them resized.
         """
         keep_encoded = [index == 0 and self._decodes_crops(split) for index, split in enumerate(splits)]
         sizes = [len(split) * int(np.prod(split.image_shape)) for split in splits]
-        fits_in_memory = (
-            sum(size for size, encoded in zip(sizes, keep_encoded, strict=True) if not encoded) <= self.memory_limit
-        )
+        memory_size = sum(size for size, encoded in zip(sizes, keep_encoded, strict=True) if not encoded)
+        fits_in_memory = memory_size <= self.memory_limit
         loaded_splits, problems = [], []
-        for split, stay in zip(splits, keep_encoded, strict=True):
-            images, bad_files = _read_images(split.images, fits_in_memory and not stay)
+        for split, stay_encoded in zip(splits, keep_encoded, strict=True):
+            images, bad_files = _read_images(split.images, fits_in_memory and not stay_encoded)
             loaded = dataclasses.replace(split, images=images)
-            loaded_splits.append(
-                loaded.subset(np.delete(np.arange(len(split)), list(bad_files))) if bad_files else loaded
-            )
+            if bad_files:
+                loaded = loaded.subset(np.delete(np.arange(len(split)), list(bad_files)))
+            loaded_splits.append(loaded)
             problems += bad_files.values()
         return loaded_splits, problems
 
     def _decodes_crops(self, split):
-        """Not where the files have the size of the images: then memory holds all that they do."""
+        """Whether random crops are read from the files; not if the files have exactly the size of the images."""
         return (
             leading_crop(self.augment) is not None
             and isinstance(split.images, EncodedImages)
@@ -196,16 +201,24 @@ class DataConfig:
 def _read_images(images, into_memory):
     if not isinstance(images, EncodedImages):
         return images, {}
-    return validation.read_files(images) if into_memory else (images, validation.check_files(images))
+    return read_files(images) if into_memory else (images, check_files(images))
 
 
 def resolve_count(count_or_fraction: float, num_examples: int) -> int:
-    """Examples that `count_or_fraction` stands for: a fraction where it is a float, a count where it is an integer."""
+    """Return a number of examples: a float is a fraction of `num_examples`, an integer is a count."""
     return round(count_or_fraction * num_examples) if isinstance(count_or_fraction, float) else count_or_fraction
 
 
 def hold_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices that stay and `count` indices held out, both ascending, with the class shares of `labels`."""
+    """Divide the examples into those that remain and `count` held-out ones, with equal class proportions.
+
+    Args:
+        labels: int32 `(examples,)`.
+        count: Number of examples to hold out.
+
+    Returns:
+        Remaining and held-out indices, both ascending; the same for equal labels.
+    """
     indices = np.arange(len(labels))
     if count == 0:
         return indices, indices[:0]
@@ -214,15 +227,19 @@ def hold_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_hold_out(labels: np.ndarray, count: int, classes: Sequence[str], split_name: str) -> list[str]:
-    """Why `count` examples cannot be held out from `labels` with every class on both sides; empty if they can.
+    """Return why `count` examples cannot be held out with every class on both sides; empty if they can.
 
-    `classes` are the class names in label order, `split_name` is what the message calls the held-out part.
+    Args:
+        labels: int32 `(examples,)`.
+        count: Number of examples to hold out.
+        classes: Class names, in label order.
+        split_name: Name of the held-out split for the messages.
     """
     if count == 0:
         return []
     present, sizes = np.unique(labels, return_counts=True)
     if count >= len(labels):
-        return [f"{split_name} takes {count} of {len(labels)} examples: none are left for training"]
+        return [f"{split_name} takes {count} of {len(labels)} examples: none remain for training"]
     if min(count, len(labels) - count) < len(present):
         return [
             f"{split_name} takes {count} of {len(labels)} examples: too few for {len(present)} classes on both sides"
@@ -235,9 +252,13 @@ def check_hold_out(labels: np.ndarray, count: int, classes: Sequence[str], split
 
 
 def stratified_indices(labels: np.ndarray, limit: int) -> np.ndarray:
-    """At most `limit` indices, ascending, spread evenly over the classes and within each.
+    """Return at most `limit` indices, ascending, evenly spread over the classes and within each.
 
-    Every class keeps an example where `limit` is at least the number of classes.
+    Every class keeps an example if `limit` is at least the number of classes.
+
+    Args:
+        labels: int32 `(examples,)`.
+        limit: Largest number of indices, 0 or more.
     """
     if len(labels) <= limit:
         return np.arange(len(labels))
@@ -251,5 +272,5 @@ def stratified_indices(labels: np.ndarray, limit: int) -> np.ndarray:
 
 
 def _evenly_spaced(length, count):
-    """`count` different places, evenly over `range(length)`; `count` is at most `length`."""
+    """Return `count` distinct, evenly spaced indices of `range(length)`; `count` is at most `length`."""
     return (np.arange(count) * 2 + 1) * length // (2 * max(count, 1))

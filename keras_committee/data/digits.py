@@ -1,25 +1,28 @@
-"""Which digits come with scikit-learn? 1,797 handwritten ones, no download."""
+"""The 1,797 handwritten digits that come with scikit-learn; nothing is downloaded."""
 
 import dataclasses
 
 import numpy as np
 import sklearn.datasets
 
+from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
 from keras_committee.data.images import InMemoryImages
 from keras_committee.data.splits import Split
 
 
-def digits(batch_size: int, *, validation: float = 180, test: float = 360, augment=None) -> DataConfig:
-    """The optical recognition of handwritten digits: 1,797 images, 32x32x3, classes "0" to "9".
+def digits(
+    batch_size: int, *, validation: float = 180, test: float = 360, augment: Augmentation | None = None
+) -> DataConfig:
+    """Optical recognition of handwritten digits: 1,797 images, 32x32x3, classes "0" to "9".
 
-    The bundled 8x8 images with values 0..16 are repeated to 32x32, scaled to 0..255 and repeated over three channels,
-    so that a model for CIFAR takes them as they are.
+    The 8x8 images with values 0 to 16 are enlarged to 32x32, scaled to 0 to 255 and repeated over three channels, so
+    that models for CIFAR accept them.
 
     Args:
-        batch_size: Examples of one training step over all devices.
-        validation: Examples held out from training, a count or a fraction.
-        test: Examples held out for the test, a count or a fraction; the same ones for every seed.
+        batch_size: Examples per training step, over all devices.
+        validation: Examples held out for validation, a count or a fraction.
+        test: Examples held out for test, a count or a fraction; the same for every seed.
         augment: Augmentation of the training images, or None. Do not flip digits.
 
     Source: Alpaydin & Kaynak 1998, https://archive.ics.uci.edu/dataset/80
@@ -36,9 +39,9 @@ def digits(batch_size: int, *, validation: float = 180, test: float = 360, augme
 
 @dataclasses.dataclass(frozen=True)
 class BundledDigits:
-    """Reads scikit-learn's copy."""
+    """Reader of scikit-learn's copy."""
 
-    hint: str = "Choose a smaller batch_size, validation or test: there are 1,797 digits in all."
+    hint: str = "Choose a smaller batch_size, validation or test: there are 1,797 digits."
 
     def find(self) -> ReadResult:
         values, labels = sklearn.datasets.load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""How does a folder with one folder for each class become examples?"""
+"""Images in one folder per class."""
 
 import dataclasses
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_committee.class_folders import HINT, list_images
+from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
 from keras_committee.data.images import ImageFiles
 from keras_committee.data.preprocessing import ImageTransform, resolve_transform
@@ -21,25 +22,26 @@ def image_folder(
     transform: ImageTransform | None = None,
     validation: float = 0.1,
     test: float = 0.2,
-    augment=None,
+    augment: Augmentation | None = None,
     skip_bad: int = 0,
 ) -> DataConfig:
-    """JPEG and PNG images in one folder for each class; the sorted folder names are the classes.
+    """JPEG and PNG images in one folder per class; the sorted folder names are the classes.
 
-    Two forms are read: `directory/<class>/...`, from which a test split is held out, and `directory/train/<class>/...`
-    beside `directory/test/<class>/...`. A folder `val` (or `validation`) beside both is the validation split; without
-    `test` it is the test split. Held-out examples are the same for every seed, and every class has its share.
+    Two layouts are supported: `directory/<class>/...`, from which a test split is held out, and
+    `directory/train/<class>/...` next to `directory/test/<class>/...`. A folder `val` (or `validation`) next to both is
+    the validation split; without `test` it is the test split. Held-out examples are the same for every seed and keep
+    the class proportions.
 
     Args:
         directory: The folder.
-        batch_size: Examples of one training step over all devices.
-        size: Height and width, in pixels, that every image is resized to; or
-        transform: which part of every image is seen and at which size, such as `center_crop(224)`. It holds for
-            evaluation, for serving and, unless `augment` begins with a `random_resized_crop`, for training.
-        validation: Examples held out from training, a count or a fraction of what is not test.
-        test: Examples held out for the test, a count or a fraction.
+        batch_size: Examples per training step, over all devices.
+        size: Height and width, in pixels, to resize every image to; or
+        transform: Image transform, such as `center_crop(224)`, for evaluation, serving and, unless `augment` starts
+            with a `random_resized_crop`, training.
+        validation: Examples held out for validation: a count, or a fraction of the examples that are not test.
+        test: Examples held out for test, a count or a fraction.
         augment: Augmentation of the training images, or None.
-        skip_bad: So many unreadable images are left out and named in a warning; one more is an error that names all.
+        skip_bad: Largest number of unreadable images to skip with a warning; with more, all are listed in an error.
     """
     reader = ClassFolders(directory=Path(directory), transform=resolve_transform("image_folder", size, transform))
     return DataConfig(
@@ -55,13 +57,13 @@ def image_folder(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassFolders:
-    """Reads class folders.
+    """Reader of class folders.
 
     Args:
         directory: The folder.
-        transform: How the files become images of one size.
-        require_exact_size: Whether the files must have that size already.
-        classes: Number of classes there must be, or None. Where it is given, so must `train` and `test` be.
+        transform: The transform from a file's image to one of the split's.
+        require_exact_size: Whether the files must have the size of the transform; otherwise they are transformed.
+        classes: Required number of classes, or None. If given, folders `train` and `test` are required too.
     """
 
     directory: Path
@@ -78,9 +80,9 @@ class ClassFolders:
         return ReadResult(classes=listing.classes, problems=listing.problems, **splits)
 
     def _make_split(self, images, classes):
-        """The images of one split, by class and name."""
+        """Make a split of the images of each class, ordered by class and name."""
         names = [name for class_name in classes for name in images.get(class_name, ())]
-        labels = [label for label, each in enumerate(classes) for _ in images.get(each, ())]
+        labels = [label for label, class_name in enumerate(classes) for _ in images.get(class_name, ())]
         files = ImageFiles(
             root=self.directory,
             names=tuple(names),

@@ -1,10 +1,11 @@
-"""Which examples reach a member, and in which order?
+"""Splits of the data, and the order in which their examples are read.
 
 Evaluation reads a split in order, every example once. Training reads `Splits.stream`, a pure function of the seed and
-the position: the example at position `p = step * batch_size + place in the batch` belongs to pass `p // n` over the
-`n` training examples, and each pass has its own order and its own table of augmentation draws. How a batch is mixed is
-drawn for its step, since it may straddle two passes. A stream that starts at step `s` is therefore the tail of the one
-that starts at 0, bit for bit, and a resumed run sees what an unbroken one would have seen.
+the position: the example at position `p = step * batch_size + index in the batch` belongs to epoch `p // n` over the
+`n` training examples, and each epoch has its own order and its own table of augmentation draws. The mixing of a batch
+is drawn for its step, since a batch may contain examples of two epochs. A stream that starts at step `s` therefore
+equals the tail of the one that starts at 0, bit for bit, and a resumed run reads what an uninterrupted one would have
+read.
 """
 
 import dataclasses
@@ -19,9 +20,7 @@ from keras_committee.data.mix import BatchMix, mix_targets
 from keras_committee.data.preprocessing import ImageTransform
 from keras_committee.errors import DataError
 
-MIX_TABLE_ROWS = (
-    1024  # draws of so many steps are made at once: a python call for each step would cost more than the mixing
-)
+MIX_TABLE_ROWS = 1024  # steps drawn at once: one Python call per step would cost more than the mixing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class Split:
     """Examples in a fixed order.
 
     Args:
-        images: `InMemoryImages` in memory, or `EncodedImages` images such as `ImageFiles`.
+        images: `InMemoryImages`, or `EncodedImages` such as `ImageFiles`.
         labels: Class of each image, int32 `(examples,)`.
     """
 
@@ -46,15 +45,15 @@ class Split:
 
     @property
     def transform(self) -> ImageTransform:
-        """How an image of any size becomes one of these."""
+        """The transform from any image to one of the split's."""
         return self.images.transform
 
     def subset(self, indices: np.ndarray) -> "Split":
-        """The examples at `indices`, in that order."""
+        """Return the examples at `indices`, in that order."""
         return Split(images=self.images.subset(indices), labels=self.labels[indices])
 
     def batches(self, batch_size: int) -> tf.data.Dataset:
-        """Every example once, in order: uint8 `(b, h, w, c)` and int32 `(b,)`; the last batch may be smaller."""
+        """Return every example once, in order: uint8 `(b, h, w, c)` and int32 `(b,)`; the last batch may be smaller."""
         gather, labels = self.images.make_gather_fn(), _cpu_constant(self.labels)
         dataset = tf.data.Dataset.range(len(self)).batch(batch_size)
         dataset = dataset.map(
@@ -64,11 +63,11 @@ class Split:
         return _prefetch_deterministic(dataset)
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of the images' digest and the labels: two equal ones mean the same examples in order."""
+        """Return the SHA-256, in hex, of the images' digest and the labels; equal for equal examples in equal order."""
         return self._hash(self.images.digest())
 
     def source_id(self) -> str:
-        """The same of what the images were made from: equal for the same files at two sizes."""
+        """Return the fingerprint of the encoded images and the labels; the transform does not change it."""
         return self._hash(self.images.source_id())
 
     def _hash(self, digest):
@@ -77,12 +76,15 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The loaded data: train, validation and test, and how the training examples are served.
+    """The loaded data: training, validation and test split, and the stream of training batches.
 
     Args:
         classes: Class names, in label order.
-        batch_size: Examples of one training step over all devices.
-        augment: Augmentation of the training images (see `augment.py`), or None.
+        train: The training split.
+        validation: The validation split.
+        test: The test split.
+        batch_size: Examples per training step, over all devices.
+        augment: Augmentation of the training images, or None.
     """
 
     classes: tuple[str, ...]
@@ -94,7 +96,7 @@ class Splits:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in one pass.
+        """Number of full batches in one epoch.
 
         Raises:
             DataError: If there are fewer training examples than one batch.
@@ -103,7 +105,7 @@ class Splits:
         if steps == 0:
             raise DataError(
                 f"{len(self.train)} training examples do not fill one batch of {self.batch_size}. "
-                "Choose a smaller batch_size or give more data."
+                "Choose a smaller batch_size or provide more data."
             )
         return steps
 
@@ -115,18 +117,18 @@ class Splits:
         batch_augment: BatchMix | None = None,
         shard: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
-        """`steps` full training batches from `first_step` on: augmented uint8 `(B, h, w, c)` and int32 `(B,)`.
+        """Return `steps` full training batches: augmented uint8 images `(batch, h, w, c)` and int32 labels `(batch,)`.
 
-        With a mix, the augmented images of a batch are mixed with each other and the second part is float32
-        `(B, classes)`: the share of each class, in sum 1.
+        With `batch_augment` the augmented images of a batch are mixed, and the labels become soft targets, float32
+        `(batch, classes)` with sum 1.
 
         Args:
-            seed: Integer of 0 or more. Order, augmentation and mixing follow from it alone.
-            first_step: Step, counted from 0 over all epochs, that the first batch belongs to.
+            seed: Integer of 0 or more, which decides order, augmentation and mixing.
+            first_step: Step of the first batch, counted from 0 over all epochs.
             steps: Number of batches.
-            batch_augment: How images are mixed (see `mix.py`), or None.
-            shard: Place, counted from 0, and number of equal parts of a batch: only those rows of every batch come, and
-                only their images are read and decoded; with a mix that of the next row as well, their last partner.
+            batch_augment: Mixing of the images of a batch, or None.
+            shard: Index and number of equal parts of a batch. Only the rows of this part are returned, and only their
+                images are read and decoded (with `batch_augment` also the next row, the partner of the last).
 
         Raises:
             DataError: If there are no training examples.
@@ -137,18 +139,18 @@ class Splits:
                 f"seed, first_step and steps must be 0 or more. Received: {seed=}, {first_step=}, {steps=}"
             )
         if len(self.train) == 0:
-            raise DataError("There are no training examples to stream. Give more data.")
-        images, labels = make_augment_fn(self.train.images, self.augment), _cpu_constant(self.train.labels)
+            raise DataError("There are no training examples. Provide more data.")
+        read_images, labels = make_augment_fn(self.train.images, self.augment), _cpu_constant(self.train.labels)
 
         def load_batch(indices, draws):
-            return images(indices, draws), tf.gather(labels, indices)
+            return read_images(indices, draws), tf.gather(labels, indices)
 
-        dataset, shard_size = self._index_batches(seed, first_step, steps), self.batch_size // shard[1]
-        if shard[1] > 1:
-            rows = (
-                np.arange(shard[0] * shard_size, (shard[0] + 1) * shard_size + (batch_augment is not None))
-                % self.batch_size
-            )
+        dataset = self._index_batches(seed, first_step, steps)
+        shard_index, num_shards = shard
+        shard_size = self.batch_size // num_shards
+        if num_shards > 1:
+            num_rows = shard_size + (batch_augment is not None)
+            rows = np.arange(shard_index * shard_size, shard_index * shard_size + num_rows) % self.batch_size
             dataset = dataset.map(lambda *batch: tuple(tf.gather(tensor, rows) for tensor in batch))
         dataset = dataset.map(load_batch, num_parallel_calls=self.train.images.parallel_calls)
         if batch_augment:
@@ -156,10 +158,10 @@ class Splits:
         return _prefetch_deterministic(dataset)
 
     def _index_batches(self, seed, first_step, steps):
-        """Batches of example indices, int64 `(B,)`, and the examples' draws, int32 `(B, k)`."""
+        """Return batches of example indices, int64 `(batch,)`, and of their draws, int32 `(batch, k)`."""
         first_position, end_position = first_step * self.batch_size, (first_step + steps) * self.batch_size
 
-        def generate_epochs():  # python runs once a pass, never once an example or a batch
+        def generate_epochs():  # Python runs once per epoch, not per example or batch
             for epoch in range(first_position // len(self.train), -(-end_position // len(self.train))):
                 order, draws = self._epoch(seed, epoch)
                 start = max(0, first_position - epoch * len(self.train))
@@ -172,12 +174,15 @@ class Splits:
         return dataset.apply(tf.data.experimental.assert_cardinality(steps))
 
     def _mix_batches(self, dataset, batch_augment, seed, first_step, steps, num_rows):
-        """The first `num_rows` rows of each batch, mixed: step `s` takes row `s % MIX_TABLE` of table `s // MIX_TABLE`."""
+        """Mix each batch and return its first `num_rows` rows.
+
+        Step `s` uses row `s % MIX_TABLE_ROWS` of table `s // MIX_TABLE_ROWS`.
+        """
 
         def draw_table(table_index, rows=MIX_TABLE_ROWS):
             return batch_augment.draw(np.random.default_rng((seed, table_index, 2)), rows, self.train.image_shape)
 
-        def generate_tables():  # python runs once a table
+        def generate_tables():  # Python runs once per table
             for table_index in range(first_step // MIX_TABLE_ROWS, -(-(first_step + steps) // MIX_TABLE_ROWS)):
                 yield draw_table(table_index)[max(0, first_step - table_index * MIX_TABLE_ROWS) :]
 
@@ -192,9 +197,9 @@ class Splits:
         return dataset.apply(tf.data.experimental.assert_cardinality(steps))
 
     def _epoch(self, seed, epoch):
-        """Order of one pass, int64 `(n,)`, and the draws of the examples in that order, int32 `(n, k)`.
+        """Return the order of one epoch, int64 `(n,)`, and the draws in that order, int32 `(n, k)`.
 
-        The draws are a table over the examples, not over the places, so they do not depend on the order.
+        The draws are a table over the examples, so that the draws of an example do not depend on the order.
         """
         num_examples = len(self.train)
         order = np.random.default_rng((seed, epoch, 0)).permutation(num_examples)
@@ -209,10 +214,10 @@ def _cpu_constant(array):
 
 
 def _prefetch_deterministic(dataset):
-    """Two batches ahead, in order, without the autotuner.
+    """Prefetch two batches, in order, without the autotuner.
 
-    The autotuner sleeps up to a minute between two looks, and an iterator's destruction waits for it: an epoch's end
-    could stall for as long as the epoch took.
+    The autotuner sleeps up to a minute between two updates, and the destruction of an iterator waits for it: the end of
+    an epoch could take as long as the epoch.
     """
     options = tf.data.Options()
     options.autotune.enabled = False

@@ -1,4 +1,4 @@
-"""How does a data set that TensorFlow Datasets has prepared become examples?"""
+"""Data sets prepared by TensorFlow Datasets."""
 
 import dataclasses
 import os
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig
 from keras_committee.data.preprocessing import ImageTransform, resolve_transform
 from keras_committee.data.record_index import Fields
@@ -23,22 +24,22 @@ def tfds(
     train: str = "train",
     validation: float | str = 0.1,
     test: float | str = "test",
-    augment=None,
+    augment: Augmentation | None = None,
 ) -> DataConfig:
-    """Images of a data set that TensorFlow Datasets has prepared; the extra is `datasets`.
+    """Images of a data set that TensorFlow Datasets has prepared; requires the extra `datasets`.
 
-    Nothing is downloaded: `tfds build NAME` prepares a data set. Its files are TFRecords, which are read as
-    `imagenet_records` reads them; the class names are the data set's.
+    Nothing is downloaded: `tfds build NAME` prepares a data set. Its files are TFRecords, read as by
+    `imagenet_records`; the class names are those of the data set.
 
     Args:
-        name: The data set's, such as `"imagenet2012"`, `"mnist:3.0.1"` or `"cars/small"`.
-        batch_size: Examples of one training step over all devices.
-        size: Height and width, in pixels, that every image is resized to; or
-        transform: which part of every image is seen and at which size, such as `center_crop(224)`.
-        data_dir: The folder of the prepared data sets; None is TensorFlow Datasets' own, `~/tensorflow_datasets`.
-        train: Its split to train on.
-        validation: Its split; or what is held out from training, a count or a fraction.
-        test: The same for the test split. ImageNet's own has no labels: take `test="validation"`.
+        name: Name of the data set, such as `"imagenet2012"`, `"mnist:3.0.1"` or `"cars/small"`.
+        batch_size: Examples per training step, over all devices.
+        size: Height and width, in pixels, to resize every image to; or
+        transform: Image transform, such as `center_crop(224)`.
+        data_dir: Folder of the prepared data sets; None uses TensorFlow Datasets' own, `~/tensorflow_datasets`.
+        train: Name of the split to train on.
+        validation: Name of the validation split; or examples held out from training, a count or a fraction.
+        test: Name of the test split, or examples held out. ImageNet's own has no labels; use `test="validation"`.
         augment: Augmentation of the training images, or None.
     """
     splits, counts = named_splits_and_counts(validation=validation, test=test)
@@ -60,12 +61,12 @@ def tfds(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsReader(ShardReader):
-    """Reads what lies in TensorFlow Datasets' folder, without the code that prepared it.
+    """Reader of TensorFlow Datasets' folder, without the code that prepared the data set.
 
     Args:
-        name: The data set's, perhaps with its configuration and version.
-        data_dir: The folder of the prepared data sets, or None.
-        splits: Train, validation and test -> the data set's split.
+        name: Name of the data set, optionally with its configuration and version.
+        data_dir: Folder of the prepared data sets, or None.
+        splits: Name of the data set's split for `"train"`, `"validation"` and `"test"`.
     """
 
     name: str
@@ -77,7 +78,7 @@ class TfdsReader(ShardReader):
         info = self._info()
         for split in self.splits.values():
             if split not in info.splits:
-                raise DataError(f"{self.name} has no split {split!r}, but {', '.join(info.splits)}. Name one of them.")
+                raise DataError(f"{self.name} has no split {split!r}. Its splits are: {', '.join(info.splits)}.")
         return {
             split_name: [Path(path) for path in info.splits[split].filepaths]
             for split_name, split in self.splits.items()
@@ -96,44 +97,45 @@ class TfdsReader(ShardReader):
         return Fields(image=image, label=label, text="", synset="")
 
     def _info(self) -> Any:
-        return _builder(self.name, self.data_dir).info
+        return _load_builder(self.name, self.data_dir).info
 
 
-def _builder(name, data_dir):
-    """The builder of a prepared data set of encoded images and labels in TFRecords."""
+def _load_builder(name, data_dir):
+    """Return the builder of a prepared data set of encoded images and labels in TFRecords."""
     try:
         from tensorflow_datasets.core import read_only_builder
         from tensorflow_datasets.core.registered import DatasetNotFoundError
     except ImportError as error:
-        raise RecipeError(f'tfds({name!r}) needs pip install "keras-committee[datasets]": {error}') from error
+        raise RecipeError(f'tfds({name!r}) requires pip install "keras-committee[datasets]": {error}') from error
     options = {} if data_dir is None else {"data_dir": str(data_dir)}
     try:
         builder = read_only_builder.builder_from_files(name, **options)
     except DatasetNotFoundError as error:
         data_dir_option = f" --data_dir={data_dir}" if data_dir else ""
         raise DataError(
-            f"{name} is not prepared in {data_dir or '~/tensorflow_datasets'}, and nothing is downloaded here.\n"
-            f"  Prepare it: tfds build {name}{data_dir_option}"
+            f"{name} is not prepared in {data_dir or '~/tensorflow_datasets'}; nothing is downloaded automatically.\n"
+            f"  To prepare it, run: tfds build {name}{data_dir_option}"
         ) from error
-    _check_features(name, builder.info)
+    _check_format(name, builder.info)
     return builder
 
 
-def _check_features(name, info):
+def _check_format(name, info):
     file_format = info.file_format.value if info.file_format else "tfrecord"
     if file_format != "tfrecord":
         raise DataError(
-            f"{name} is prepared as {file_format}. Prepare it with --file_format=tfrecord, which is read here."
+            f"{name} is prepared as {file_format}; only tfrecord is supported. Prepare it with --file_format=tfrecord."
         )
     features = {key: type(info.features[key]).__name__ for key in info.features}
     image, label = _image_and_label_keys(info)
     if features.get(image) != "Image" or features.get(label) != "ClassLabel":
         feature_list = ", ".join(f"{key}: {kind}" for key, kind in features.items())
         raise DataError(
-            f"{name} is no image classification, which has an Image and a ClassLabel. Its features: {feature_list}"
+            f"{name} is not an image classification data set, with an Image and a ClassLabel. "
+            f"Its features: {feature_list}"
         )
 
 
 def _image_and_label_keys(info):
-    """The features that hold image and label."""
+    """Return the names of the features with image and label."""
     return info.supervised_keys if info.supervised_keys and len(info.supervised_keys) == 2 else ("image", "label")

@@ -1,4 +1,4 @@
-"""How do TFRecord shards become examples?"""
+"""Images in TFRecord shards."""
 
 import abc
 import dataclasses
@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import tensorflow as tf
 
+from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
 from keras_committee.data.images import EncodedImages
 from keras_committee.data.preprocessing import ImageTransform, resolve_transform
@@ -23,7 +24,10 @@ from keras_committee.data.record_index import Fields, RecordIndex, load_or_build
 from keras_committee.data.splits import Split
 from keras_committee.errors import DataError, raise_if_problems
 
-SPLIT_NAMES = ("train", "validation", "test")
+_SPLIT_PREFIXES = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+# train-00000-of-01024 (Model Garden), name-train.tfrecord-00000-of-00008 (TFDS), train-00000-of-00008.tfrecord
+_NUMBERED_SHARD = re.compile(r"(?P<head>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<tail>\.tfrecords?)?")
+_TFRECORD_SUFFIXES = (".tfrecord", ".tfrecords")
 
 
 def imagenet_records(
@@ -36,28 +40,29 @@ def imagenet_records(
     first_label: int = 1,
     validation: float = 0.1,
     test: float = 0.2,
-    augment=None,
+    augment: Augmentation | None = None,
 ) -> DataConfig:
-    """ImageNet, or any classes, in TFRecords of Model Garden's format; `keras-committee make-tfrecords` writes them.
+    """ImageNet, or any classes, in TFRecords of Model Garden's format, as `keras-committee make-tfrecords` writes them.
 
-    The shards of a split are the files of `directory` named like `train-00000-of-01024` or `train.tfrecord`. Beside
+    The shards of a split are the files of `directory` named like `train-00000-of-01024` or `train.tfrecord`. Next to
     `train` there may be `validation` (or `val`) and `test`; `validation` without `test` is the test split. An example
-    holds `image/encoded`, a JPEG or PNG, and `image/class/label`, and may hold `image/class/text` and `.../synset`.
+    contains `image/encoded`, a JPEG or PNG, and `image/class/label`, optionally also `image/class/text` and
+    `image/class/synset`.
 
-    The first time, every shard is read once from end to end: each checksum is verified, and an index of the records is
-    kept beside the shards, or in `~/.cache/keras-committee`. With it any record is read on its own, so training sees
-    the examples in an order that follows from seed and step alone, as from files, on one host or several.
+    The first time, every shard is read once: each checksum is verified, and an index of the records is stored next to
+    the shards, or in `~/.cache/keras-committee`. The index gives random access, so that the order of training is a
+    function of seed and step alone, as with files, on one host or several.
 
     Args:
         directory: The folder.
-        batch_size: Examples of one training step over all devices.
-        size: Height and width, in pixels, that every image is resized to; or
-        transform: which part of every image is seen and at which size, such as `center_crop(224)`.
-        labels: A text file with one class name in each line, in label order; None takes `labels.txt` of the folder if
-            there is one, else what the examples call their classes.
-        first_label: The label of the first class: 1 as in Model Garden's ImageNet, where 0 is the background.
-        validation: Examples held out from training, a count or a fraction, where there is no such split.
-        test: The same for the test split.
+        batch_size: Examples per training step, over all devices.
+        size: Height and width, in pixels, to resize every image to; or
+        transform: Image transform, such as `center_crop(224)`.
+        labels: Text file with one class name per line, in label order. None uses `labels.txt` of the folder if it
+            exists, else the names in the examples.
+        first_label: Label of the first class: 1 as in Model Garden's ImageNet, where 0 is the background.
+        validation: Examples held out for validation if there is no such split, a count or a fraction.
+        test: Examples held out for test if there is no such split, a count or a fraction.
         augment: Augmentation of the training images, or None.
     """
     reader = ShardFolder(
@@ -84,21 +89,21 @@ def tfrecords(
     labels: str | os.PathLike | None = None,
     validation: float | str = 0.1,
     test: float | str = 0.2,
-    augment=None,
+    augment: Augmentation | None = None,
 ) -> DataConfig:
-    """TFRecords of examples with an encoded image and a label, whatever files and fields are called.
+    """TFRecords of examples with an encoded image and a label, with any names of files and fields.
 
     Args:
         train: The training shards: a pattern such as `"data/flowers-train*"`, or a folder.
-        batch_size: Examples of one training step over all devices.
-        first_label: The label of the first class, mostly 0 or 1.
-        size: Height and width, in pixels, that every image is resized to; or
-        transform: which part of every image is seen and at which size, such as `center_crop(224)`.
+        batch_size: Examples per training step, over all devices.
+        first_label: Label of the first class, usually 0 or 1.
+        size: Height and width, in pixels, to resize every image to; or
+        transform: Image transform, such as `center_crop(224)`.
         image_field: Name of the field with the encoded image, a JPEG or PNG.
         label_field: Name of the field with the label, an integer.
-        labels: A text file with one class name in each line, in label order, or None.
-        validation: A pattern of shards; or what is held out from training, a count or a fraction.
-        test: The same for the test split.
+        labels: Text file with one class name per line, in label order, or None.
+        validation: A pattern of shards; or examples held out from training, a count or a fraction.
+        test: A pattern of shards; or examples held out from training, a count or a fraction.
         augment: Augmentation of the training images, or None.
     """
     patterns, counts = named_splits_and_counts(validation=validation, test=test)
@@ -121,39 +126,40 @@ def tfrecords(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardReader(abc.ABC):
-    """Reads splits in shards. Which files they are is for a subclass to say.
+    """Reader of splits in TFRecord shards. A subclass finds the files.
 
     Args:
-        transform: How the images become images of one size.
+        transform: The transform from a record's image to one of the split's.
         labels: File of class names, or None.
-        first_label: The label of the first class.
+        first_label: Label of the first class.
     """
 
     transform: ImageTransform
     labels: Path | None = None
     first_label: int
-    hint: str = "Mend or remove what is named above (or change the recipe's sizes), then run the command again."
+    hint: str = "Fix or remove what is listed above (or change the sizes in the recipe), then run the command again."
 
     @abc.abstractmethod
     def shards(self) -> dict[str, list[Path]]:
-        """The shards of each split there is, of train, validation and test. Raises DataError."""
+        """Return the shards of each existing split: train, validation and test. Raises DataError."""
 
     def field_names(self) -> Fields:
+        """Return the names of the fields of an example."""
         return Fields()
 
     def expected_counts(self) -> dict[str, int]:
-        """How many examples a split must have, where that is known."""
+        """Return the number of examples of each split for which it is known."""
         return {}
 
     def class_names(self) -> Sequence[str] | None:
-        """The names, in label order, where they are known without the examples."""
+        """Return the class names in label order, or None if only the examples contain them."""
         return None if self.labels is None else _read_class_names(self.labels)
 
     def find(self) -> ReadResult:
         shards, fields, indices = self.shards(), self.field_names(), {}
         directory = str(next(iter(shards.values()))[0].parent)
-        missing = [path.name for paths in shards.values() for path in paths if not path.exists()]
-        raise_if_problems(directory, [f"{name}: the shard is missing" for name in missing], self.hint)
+        absent = [path.name for paths in shards.values() for path in paths if not path.exists()]
+        raise_if_problems(directory, [f"{name}: the shard is missing" for name in absent], self.hint)
         problems = [f"{name}: the shard is missing" for paths in shards.values() for name in missing_shards(paths)]
         for split_name, paths in shards.items():
             indices[split_name], index_problems = load_or_build_index(paths, fields)
@@ -163,7 +169,7 @@ class ShardReader(abc.ABC):
         names = self.class_names() or _class_names_from_examples(list(indices.values()), self.first_label)
         problems = problems or self._label_problems(indices, names)
         raise_if_problems(directory, problems, self.hint)
-        splits = {part: self._make_split(index) for part, index in indices.items()}
+        splits = {split_name: self._make_split(index) for split_name, index in indices.items()}
         if "test" not in splits and "validation" in splits:
             splits["test"] = splits.pop("validation")
         return ReadResult(
@@ -176,64 +182,68 @@ class ShardReader(abc.ABC):
 
     def _count_problems(self, indices):
         return [
-            f"{split_name}: {len(indices[split_name].rows)} records, but {count} were written"
+            f"{split_name}: {len(indices[split_name].rows)} records, expected {count}"
             for split_name, count in self.expected_counts().items()
             if split_name in indices and len(indices[split_name].rows) != count
         ]
 
     def _label_problems(self, indices, names):
-        """Labels that are no class, and classes without an example."""
+        """Find labels out of range, and classes without an example."""
         problems, last_label = [], self.first_label + len(names) - 1
         for split_name, index in indices.items():
             labels = index.rows["label"]
-            is_wrong = (labels < self.first_label) | (labels > last_label)
             problems += [
-                f"{index.name(row)}: label {labels[row]}, the classes' are {self.first_label}..{last_label} (first_label and "
-                "the number of class names say so)"
-                for row in np.flatnonzero(is_wrong)
+                f"{index.name(row)}: label {labels[row]} is out of range {self.first_label}..{last_label} "
+                "(from first_label and the number of class names)"
+                for row in np.flatnonzero((labels < self.first_label) | (labels > last_label))
             ]
-            missing_labels = np.setdiff1d(np.arange(self.first_label, last_label + 1), labels)
             problems += [
                 f"{split_name}: no example has label {label} ({names[label - self.first_label]!r})"
-                for label in missing_labels
+                for label in np.setdiff1d(np.arange(self.first_label, last_label + 1), labels)
             ]
         return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardFolder(ShardReader):
-    """Shards whose names begin with `train`, `validation` or `val`, and `test`, in one folder."""
+    """Reader of one folder, where the names of the shards start with `train`, `validation` or `val`, and `test`.
+
+    Args:
+        directory: The folder.
+    """
 
     directory: Path
 
     def shards(self) -> dict[str, list[Path]]:
         if not self.directory.is_dir():
-            kind = "is not a folder" if self.directory.exists() else "there is no such folder"
-            raise_if_problems(str(self.directory), [kind], "Name the folder that holds the shards.")
-        prefixes = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
-        found = {split_name: split_shards(self.directory, prefixes[split_name]) for split_name in SPLIT_NAMES}
+            problem = "is not a folder" if self.directory.exists() else "there is no such folder"
+            raise_if_problems(str(self.directory), [problem], "Name the folder that contains the shards.")
+        found = {split_name: split_shards(self.directory, prefixes) for split_name, prefixes in _SPLIT_PREFIXES.items()}
         if not found["train"]:
-            hint = (
-                "Name the folder that holds the shards, or write them with keras-committee make-tfrecords SOURCE DEST."
-            )
             problem = "there are no training shards, named like train-00000-of-01024 or train.tfrecord"
+            hint = "Name the folder of the shards. Create them with `keras-committee make-tfrecords SOURCE DEST`."
             raise_if_problems(str(self.directory), [problem], hint)
-        return {part: paths for part, paths in found.items() if paths}
+        return {split_name: paths for split_name, paths in found.items() if paths}
 
     def expected_counts(self) -> dict[str, int]:
         counts = read_records_json(
-            self.directory, lambda plan: {part: int(split["examples"]) for part, split in plan["splits"].items()}
+            self.directory, lambda plan: {name: int(split["examples"]) for name, split in plan["splits"].items()}
         )
         return counts or {}
 
     def class_names(self) -> Sequence[str] | None:
-        beside = self.directory / "labels.txt"
-        return _read_class_names(beside) if self.labels is None and beside.is_file() else super().class_names()
+        default = self.directory / "labels.txt"
+        return _read_class_names(default) if self.labels is None and default.is_file() else super().class_names()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardPatterns(ShardReader):
-    """Shards that patterns match: split -> pattern."""
+    """Reader of the shards that match patterns.
+
+    Args:
+        patterns: Pattern of each split, as of a shell.
+        fields: Names of the fields of an example.
+    """
 
     patterns: dict[str, str]
     fields: Fields
@@ -243,13 +253,13 @@ class ShardPatterns(ShardReader):
 
     def shards(self) -> dict[str, list[Path]]:
         found = {split_name: matching_shards(pattern) for split_name, pattern in self.patterns.items()}
-        problems = [f"{pattern}: no file matches it" for part, pattern in self.patterns.items() if not found[part]]
+        problems = [f"{self.patterns[name]}: no file matches the pattern" for name, paths in found.items() if not paths]
         raise_if_problems("tfrecords", problems, "Name the shards of each split with a pattern, or their folder.")
         return found
 
 
 def read_records_json(directory: Path, parse: Callable[[Any], Any]) -> Any:
-    """What `parse` finds in the `records.json` of a folder; None where there is none. Raises DataError."""
+    """Return `parse` of the content of `records.json` in a folder; None if there is no such file. Raises DataError."""
     try:
         return parse(json.loads((directory / "records.json").read_text()))
     except FileNotFoundError:
@@ -259,26 +269,27 @@ def read_records_json(directory: Path, parse: Callable[[Any], Any]) -> Any:
 
 
 def named_splits_and_counts(*, validation: float | str, test: float | str) -> tuple[dict[str, str], dict[str, float]]:
-    """The splits that are named, and how many examples are held out for the others: 0 for a named one."""
+    """Separate splits given by name from those to hold out; a named split has the count 0."""
     values = {"validation": validation, "test": test}
     named = {split_name: value for split_name, value in values.items() if isinstance(value, str)}
-    return named, {part: 0 if isinstance(value, str) else value for part, value in values.items()}
+    return named, {split_name: 0 if isinstance(value, str) else value for split_name, value in values.items()}
 
 
 def _read_class_names(path):
-    """The class names in a file."""
     try:
         names = path.read_text(encoding="utf-8").strip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the class names in {path} cannot be read: {error}. Name another file as labels.") from error
     if not all(name.strip() for name in names):
-        raise DataError(f"{path} has an empty line, expected a class name in each. Mend it, or name another as labels.")
+        raise DataError(
+            f"{path} has an empty line; every line must be a class name. Fix it, or name another file as labels."
+        )
     return names
 
 
 def _class_names_from_examples(indices: Sequence[RecordIndex], first_label: int) -> list[str]:
-    """What the examples call the classes: their texts, or where two are the same their synsets, or the labels."""
-    names_by_label = {label: words for index in indices for label, words in index.class_names.items()}
+    """Return the texts of the classes, or their synsets if two texts are equal, or their labels."""
+    names_by_label = {label: class_name for index in indices for label, class_name in index.class_names.items()}
     labels = range(first_label, max(names_by_label, default=first_label) + 1)
     for text_or_synset in (0, 1):
         names = [names_by_label.get(label, ("", ""))[text_or_synset] for label in labels]
@@ -289,13 +300,13 @@ def _class_names_from_examples(indices: Sequence[RecordIndex], first_label: int)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TFRecordImages(EncodedImages):
-    """Images in TFRecord shards.
+    """Encoded images in TFRecord shards.
 
     Args:
-        index: Where every record of the shards lies.
-        rows: Which of them are the examples, and in which order: int64 `(examples,)`.
-        transform: How they become images of one size.
-        require_exact_size: Whether they must have that size already; they are framed otherwise.
+        index: Index of all records of the shards.
+        rows: Rows of the index, in the order of the examples: int64 `(examples,)`.
+        transform: The transform from a record's image to one of the split's.
+        require_exact_size: Whether the images must have the size of the transform; otherwise they are transformed.
     """
 
     index: RecordIndex
@@ -310,9 +321,9 @@ class TFRecordImages(EncodedImages):
         return dataclasses.replace(self, rows=self.rows[indices])
 
     def make_read_fn(self) -> Callable:
-        """A graph function from int64 indices `(batch,)` to the encoded images, string `(batch,)`.
+        """Return a graph function from int64 indices `(batch,)` to the encoded images, string `(batch,)`.
 
-        One call of Python for a batch: from the page cache it read 30,000 to 54,000 images a second of 10 kB;
+        Calls Python once per batch, which read 30,000 to 54,000 images of 10 kB per second from the page cache.
         `FixedLengthRecordDataset`, which stays in C++ but opens a file for each record, read 900 to 1,500, and
         `TFRecordDataset`, in the order of the file, 16,000 to 90,000 (two cores, shared with other work).
         """
@@ -324,16 +335,16 @@ class TFRecordImages(EncodedImages):
         return read
 
     def read_batch(self, indices: np.ndarray) -> np.ndarray:
-        """The encoded images at `indices`, bytes `(batch,)` of dtype object.
+        """Read the encoded images at `indices`: bytes `(batch,)` of dtype object.
 
         Raises:
-            DataError: If a shard is gone, or is not the one that was indexed.
+            DataError: If a shard is missing or has changed since it was indexed.
         """
         rows = self.rows[indices]
         locations = self.index.rows[rows]
         shards = [self._open_shard(number) for number in self.index.shard_numbers(rows)]
         reads = list(zip(shards, locations["offset"].tolist(), locations["length"].tolist(), strict=True))
-        for shard, offset, length in reads:  # the kernel fetches all of them while the first is waited for
+        for shard, offset, length in reads:  # the kernel fetches all of them while the first is read
             os.posix_fadvise(shard.descriptor, offset, length, os.POSIX_FADV_WILLNEED)
         contents = np.empty(len(reads), object)
         contents[:] = [os.pread(shard.descriptor, length, offset) for shard, offset, length in reads]
@@ -348,16 +359,15 @@ class TFRecordImages(EncodedImages):
     def head_and_tail(self, index: int) -> tuple[bytes, bytes]:
         location = self.index.rows[self.rows[index]]
         offset, length = int(location["offset"]), int(location["length"])
-        shard = self._open_shard(
-            self.index.shard_numbers(self.rows[[index]])[0]
-        )  # held: two threads may each open their own
+        # This reference keeps the shard open: the cache may drop it when another thread opens one.
+        shard = self._open_shard(self.index.shard_numbers(self.rows[[index]])[0])
         size = min(16, length)
         return os.pread(shard.descriptor, size, offset), os.pread(shard.descriptor, size, offset + length - size)
 
     def source_id(self) -> bytes:
-        """SHA-256 of each record's checksum and length, in order: it changes with any byte, and not with the shards.
+        """Return the SHA-256 of the checksum and length of each record, in order, without reading the shards.
 
-        Nothing is read for it.
+        It changes with any byte of a record, and does not depend on how the records are divided into shards.
         """
         rows = self.index.rows[self.rows]
         return hashlib.sha256(rows["checksum"].tobytes() + rows["length"].tobytes()).digest()
@@ -367,9 +377,9 @@ class TFRecordImages(EncodedImages):
 
 
 class _OpenShard:
-    """An open shard. It is closed when nobody holds it: it may fall out of the cache while a thread reads it.
+    """An open shard, closed when the last reference is dropped.
 
-    Nor does the cache hold both where two threads open the same one at once.
+    The cache may drop it while a thread reads it, and keeps only one of two that threads open at once.
     """
 
     descriptor = -1
@@ -378,9 +388,7 @@ class _OpenShard:
         try:
             self.descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise DataError(
-                f"{path} cannot be read: {error.strerror}. Put it back and run the same command."
-            ) from error
+            raise DataError(f"{path} cannot be read: {error.strerror}. Restore it and run the same command.") from error
         stat = os.fstat(self.descriptor)
         if (stat.st_size, stat.st_mtime_ns) != size_and_mtime:
             raise DataError(f"{path} has changed since it was indexed. Run the same command again.")
@@ -392,36 +400,31 @@ class _OpenShard:
 
 @functools.cache
 def _shard_cache():
-    """`_OpenShard` by path and stamp; at most a quarter of the files that this process may open stay open."""
+    """Cache of `_OpenShard`; keeps at most a quarter of the files open that this process may open."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return functools.lru_cache(max(8, limit // 4) if limit != resource.RLIM_INFINITY else 4096)(_OpenShard)
 
 
-# train-00000-of-01024 (Model Garden), name-train.tfrecord-00000-of-00008 (TFDS), train-00000-of-00008.tfrecord
-_NUMBERED_SHARD = re.compile(r"(?P<head>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<tail>\.tfrecords?)?")
-TFRECORD_SUFFIXES = (".tfrecord", ".tfrecords")
-
-
 def is_shard(name: str) -> bool:
-    """Whether a file of this name is one: it ends in `-00000-of-01024`, `.tfrecord` or `.tfrecords`."""
-    return not name.startswith(".") and (bool(_NUMBERED_SHARD.fullmatch(name)) or name.endswith(TFRECORD_SUFFIXES))
+    """Return whether a file name ends in `-00000-of-01024`, `.tfrecord` or `.tfrecords`, and is not hidden."""
+    return not name.startswith(".") and (bool(_NUMBERED_SHARD.fullmatch(name)) or name.endswith(_TFRECORD_SUFFIXES))
 
 
-def split_shards(directory: Path, splits: Sequence[str]) -> list[Path]:
-    """The shards of `directory`, sorted, whose names begin with one of `splits` and then `-`, `.` or `_`."""
-    name_pattern = re.compile(f"({'|'.join(map(re.escape, splits))})[-._]")
+def split_shards(directory: Path, prefixes: Sequence[str]) -> list[Path]:
+    """Return the shards of `directory`, sorted, whose names start with one of `prefixes` and then `-`, `.` or `_`."""
+    name_pattern = re.compile(f"({'|'.join(map(re.escape, prefixes))})[-._]")
     return sorted(path for path in directory.iterdir() if name_pattern.match(path.name) and is_shard(path.name))
 
 
 def matching_shards(pattern: str | os.PathLike) -> list[Path]:
-    """The files that a pattern of the shell matches, sorted; a folder's name stands for all shards in it."""
+    """Return the files that match a shell pattern, sorted; for a folder, all shards in it."""
     if os.path.isdir(pattern):
         return sorted(path for path in Path(pattern).iterdir() if is_shard(path.name))
     return sorted(Path(name) for name in glob.glob(os.fspath(pattern), recursive=True) if os.path.isfile(name))
 
 
 def missing_shards(shards: Iterable[Path]) -> list[str]:
-    """The names of the shards that others promise: `train-00007-of-01024` says that there are 1024."""
+    """Return the names of missing shards: `train-00007-of-01024` implies that there are 1024."""
     numbers_by_group: dict[tuple[Path, str, str, str], set[int]] = {}
     for path in shards:
         if match := _NUMBERED_SHARD.fullmatch(path.name):
@@ -436,5 +439,5 @@ def missing_shards(shards: Iterable[Path]) -> list[str]:
 
 
 def shard_name(split: str, number: int, count: int) -> str:
-    """Model Garden's name of shard `number`, counted from 0, of `count`."""
+    """Return Model Garden's name of shard `number`, counted from 0, of `count`."""
     return f"{split}-{number:05d}-of-{count:05d}"

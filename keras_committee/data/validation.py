@@ -1,7 +1,6 @@
-"""What is wrong with the data, all of it in one message?
+"""Checks of the data before training: labels, images, unreadable files, and duplicates between splits.
 
-Each check returns a list of sentences, one for each problem; `errors.raise_if_problems` turns the collected list into one
-`DataError`.
+Each check returns a list of sentences, one per problem; `errors.raise_if_problems` turns them into one `DataError`.
 """
 
 import os
@@ -15,37 +14,55 @@ from keras_committee.data.images import EncodedImages, InMemoryImages
 from keras_committee.data.preprocessing import JPEG_MAGIC, PNG_MAGIC, decode_image
 from keras_committee.data.splits import Split, Splits
 
-CHUNK_SIZE = 256  # files a thread takes at once
-FORMAT_BY_MAGIC = {JPEG_MAGIC: "JPEG", PNG_MAGIC: "PNG"}
-END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+CHUNK_SIZE = 256  # files per task of a thread
+_FORMAT_BY_MAGIC = {JPEG_MAGIC: "JPEG", PNG_MAGIC: "PNG"}
+_END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_MAX_LISTED_DUPLICATES = 5
 
 
 def check_labels(labels: np.ndarray, classes: int, array_name: str) -> list[str]:
-    """Labels that are not integers in `0 .. classes - 1`, with their rows; `array_name` names the array."""
+    """Find labels that are not integers in `0 .. classes - 1`.
+
+    Args:
+        labels: The labels, any array.
+        classes: Number of classes.
+        array_name: Name of the array for the messages.
+    """
     if labels.ndim != 1:
         return [f"{array_name}: shape {labels.shape}, expected one label for each image"]
     if labels.dtype.kind not in "iuf":
         return [f"{array_name}: {labels.dtype} labels, expected integers"]
     dtype_problems = [f"{array_name}: {labels.dtype} labels, expected integers"] if labels.dtype.kind == "f" else []
-    bad_rows = np.flatnonzero(~((labels >= 0) & (labels < classes)))  # written so that NaN is wrong
+    bad_rows = np.flatnonzero(~((labels >= 0) & (labels < classes)))  # negated, so that NaN is bad
     return dtype_problems + [
         f"{array_name}: label {labels[row]} at row {row}, classes 0..{classes - 1}" for row in bad_rows
     ]
 
 
 def check_classes(labels: np.ndarray, classes: Sequence[str], array_name: str) -> list[str]:
-    """Classes without an example among `labels`, integers below the number of classes; `array_name` names the array."""
+    """Find classes without an example.
+
+    Args:
+        labels: Integers in `0 .. len(classes) - 1`, `(examples,)`.
+        classes: Class names, in label order.
+        array_name: Name of the array for the messages.
+    """
     counts = np.bincount(labels, minlength=len(classes))
-    class_counts = zip(classes, counts, strict=True)
     return [
         f"{array_name}: class {label} ({name}) has no examples"
-        for label, (name, count) in enumerate(class_counts)
+        for label, (name, count) in enumerate(zip(classes, counts, strict=True))
         if not count
     ]
 
 
 def check_images(images: np.ndarray, shape: tuple[int, ...], array_name: str) -> list[str]:
-    """Whether `images` is uint8 `(examples, *shape)`; `array_name` names the array."""
+    """Check that `images` is uint8 `(examples, *shape)`.
+
+    Args:
+        images: The images, any array.
+        shape: Required height, width and channels.
+        array_name: Name of the array for the messages.
+    """
     if images.dtype == np.uint8 and images.shape[1:] == shape:
         return []
     expected_shape = ", ".join(map(str, ("examples", *shape)))
@@ -53,11 +70,19 @@ def check_images(images: np.ndarray, shape: tuple[int, ...], array_name: str) ->
 
 
 def read_files(files: EncodedImages) -> tuple[InMemoryImages, dict[int, str]]:
-    """Decode every file into memory, and say which cannot be, by their places."""
+    """Decode all files into memory.
+
+    Returns:
+        The images, black where a file cannot be decoded, and the problem of each such file by its index.
+    """
     array = np.zeros((len(files), *files.shape), np.uint8)
     signature = [tf.TensorSpec([None], tf.string)]
-    # A method's name in TensorFlow's warnings would be that of its object, with every file.
+    # A lambda: TensorFlow's warnings would print the bound method with the list of all files.
     decode = tf.function(lambda contents: files.decode(contents), input_signature=signature)
+
+    def decode_batch(contents):
+        with tf.device("CPU:0"):
+            return decode(tf.constant(contents, tf.string, shape=[len(contents)]))
 
     def read_chunk(start):
         indices = _chunk_indices(files, start)
@@ -66,28 +91,27 @@ def read_files(files: EncodedImages) -> tuple[InMemoryImages, dict[int, str]]:
             if not any(problems):
                 array[start : start + CHUNK_SIZE] = decode_batch(contents)
                 return problems
-        except tf.errors.InvalidArgumentError:  # it does not say which file
+        except tf.errors.InvalidArgumentError:  # does not name the file
             pass
         problems = [
-            problem or _decoding_problem(files, *pair)
-            for problem, *pair in zip(problems, indices, contents, strict=True)
+            problem or _decoding_problem(files, index, content)
+            for problem, index, content in zip(problems, indices, contents, strict=True)
         ]
-        valid = [index_in_chunk for index_in_chunk, problem in enumerate(problems) if problem is None]
-        array[[start + place for place in valid]] = decode_batch([contents[place] for place in valid])
+        valid = [position for position, problem in enumerate(problems) if problem is None]
+        array[[start + position for position in valid]] = decode_batch([contents[position] for position in valid])
         return problems
-
-    def decode_batch(contents):
-        with tf.device("CPU:0"):
-            return decode(tf.constant(contents, tf.string, shape=[len(contents)]))
 
     problems = _check_chunks(files, read_chunk)
     return InMemoryImages(array, files), problems
 
 
 def check_files(files: EncodedImages) -> dict[int, str]:
-    """Which files cannot be decoded, by their places, told from their first and last bytes.
+    """Find files that cannot be decoded, from their first and last bytes, for data too large to decode beforehand.
 
-    For data too large to decode beforehand. A file is decoded only where its end looks cut off.
+    Only a file without the end marker of its format is decoded.
+
+    Returns:
+        The problem of each bad file by its index.
     """
 
     def check_chunk(start):
@@ -96,12 +120,42 @@ def check_files(files: EncodedImages) -> dict[int, str]:
     return _check_chunks(files, check_chunk)
 
 
+def duplicates_warning(splits: Splits) -> str | None:
+    """Return a warning that names test images which are also training or validation images, or None."""
+    others = {"train": splits.train, "validation": splits.validation}
+    pairs = find_duplicates(list(others.values()), splits.test)
+    duplicates = [
+        f"{splits.test.images.name(test_index)} is {name} image {split.images.name(index)}"
+        for (name, split), index_pairs in zip(others.items(), pairs, strict=True)
+        for test_index, index in index_pairs
+    ]
+    if not duplicates:
+        return None
+    listed = ", ".join(duplicates[:_MAX_LISTED_DUPLICATES])
+    more = f", and {len(duplicates) - _MAX_LISTED_DUPLICATES} more" if len(duplicates) > _MAX_LISTED_DUPLICATES else ""
+    verb = "is" if len(duplicates) == 1 else "are"
+    return (
+        f"{len(duplicates)} of {len(splits.test)} test images {verb} in the training or validation split, too: "
+        f"{listed}{more}.\n  The test accuracy is too high; remove the duplicates from one of the splits."
+    )
+
+
+def find_duplicates(other_splits: Sequence[Split], test: Split) -> list[list[tuple[int, int]]]:
+    """Find test images that are also in other splits: equal pixels in memory, equal bytes in files.
+
+    Returns:
+        For each of `other_splits` the pairs of indices (in `test`, in the other split).
+    """
+    test_quick_hashes = _hashes_by_index(test, range(len(test)), ends_only=True)
+    return [_find_duplicates_in(split, test, test_quick_hashes) for split in other_splits]
+
+
 def _chunk_indices(files, start):
     return range(start, min(start + CHUNK_SIZE, len(files)))
 
 
 def _check_chunks(files, check):
-    """The problems among those, one or None for each file, that `check(start)` returns for each chunk of files."""
+    """Collect the problems that `check(start)` returns for each chunk, one or None per file."""
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as threads:
         chunk_problems = threads.map(check, range(0, len(files), CHUNK_SIZE))
         problems = [problem for chunk in chunk_problems for problem in chunk]
@@ -109,7 +163,7 @@ def _check_chunks(files, check):
 
 
 def _read_file(files, index):
-    """The bytes of one file and None, or None and what is wrong with it."""
+    """Return the bytes of one file and its problem; either may be None."""
     try:
         contents = files.read(index)
     except OSError as error:
@@ -119,7 +173,7 @@ def _read_file(files, index):
 
 
 def _decoding_problem(files, index, contents):
-    """Why the content of one file cannot be used, or None."""
+    """Return why the contents of one file cannot be used, or None."""
     try:
         height, width, _ = decode_image(contents).shape
     except tf.errors.InvalidArgumentError:
@@ -130,7 +184,7 @@ def _decoding_problem(files, index, contents):
 
 
 def _check_header(files, index):
-    """What is wrong with one file, or None."""
+    """Return the problem of one file, or None."""
     try:
         head, tail = files.head_and_tail(index)
     except OSError as error:
@@ -138,68 +192,34 @@ def _check_header(files, index):
     format_name, problem = _detect_format(head)
     if problem:
         return f"{files.name(index)}: {problem}"
-    if tail.endswith(END_MARKERS[format_name]) and not files.require_exact_size:
+    if tail.endswith(_END_MARKERS[format_name]) and not files.require_exact_size:
         return None
     contents, problem = _read_file(files, index)
     return problem or _decoding_problem(files, index, contents)
 
 
 def _detect_format(head):
-    """The format that a file's first bytes tell, and what is wrong with it."""
-    for magic, format_name in FORMAT_BY_MAGIC.items():
+    """Return the format of a file that starts with `head`, and its problem or None."""
+    for magic, format_name in _FORMAT_BY_MAGIC.items():
         if head.startswith(magic):
             return format_name, None
     if not head:
         return "", "the file is empty"
     if head.startswith(b"GIF8"):
-        return "", "a GIF, whatever its name says; JPEG and PNG are read"
-    return "", "neither a JPEG nor a PNG, whatever its name says"
+        return "", "a GIF file; only JPEG and PNG are supported"
+    return "", "neither a JPEG nor a PNG file"
 
 
-MAX_SHOWN = 5
-
-
-def duplicates_warning(splits: Splits) -> str | None:
-    """A sentence on the test images that are training or validation images too, or None where there are none."""
-    splits_by_name = {"train": splits.train, "validation": splits.validation}
-    pairs = zip(splits_by_name.items(), find_duplicates(list(splits_by_name.values()), splits.test), strict=True)
-    duplicates = [
-        f"{splits.test.images.name(test_index)} is {name} image {split.images.name(index)}"
-        for (name, split), index_pairs in pairs
-        for test_index, index in index_pairs
-    ]
-    if not duplicates:
-        return None
-    more = f", and {len(duplicates) - MAX_SHOWN} more" if len(duplicates) > MAX_SHOWN else ""
-    return (
-        f"{len(duplicates)} of {len(splits.test)} test images are trained on as well: {', '.join(duplicates[:MAX_SHOWN])}{more}.\n"
-        "  What is measured on them is too good: take them out of one of the splits."
-    )
-
-
-def find_duplicates(other_splits: Sequence[Split], test: Split) -> list[list[tuple[int, int]]]:
-    """For each of `other_splits` the places (in `test`, in the part) of equal images.
-
-    Equal are those of equal pixels in memory, of equal bytes in files.
-    """
-    test_quick_hashes = _hashes_by_index(test, range(len(test)), ends_only=True)
-    return [_find_duplicates_in(split, test, test_quick_hashes) for split in other_splits]
-
-
-def _find_duplicates_in(split: Split, test: Split, test_quick_hashes: dict[int, bytes]) -> list[tuple[int, int]]:
+def _find_duplicates_in(split, test, test_quick_hashes):
+    """Compare full hashes only where the hashes of the ends are equal."""
     split_hashes = _hashes_by_index(split, range(len(split)), ends_only=True)
-    shared_hashes = set(test_quick_hashes.values()) & set(split_hashes.values())
-    split_hashes = _hashes_by_index(
-        split, (index for index, quick_hash in split_hashes.items() if quick_hash in shared_hashes)
-    )
-    index_by_hash = {digest: place for place, digest in reversed(split_hashes.items())}  # the first of several
-    test_hashes = _hashes_by_index(
-        test, (place for place, glance in test_quick_hashes.items() if glance in shared_hashes)
-    )
-    return [(place, index_by_hash[digest]) for place, digest in test_hashes.items() if digest in index_by_hash]
+    shared = set(test_quick_hashes.values()) & set(split_hashes.values())
+    split_hashes = _hashes_by_index(split, (index for index, quick in split_hashes.items() if quick in shared))
+    index_by_hash = {digest: index for index, digest in reversed(split_hashes.items())}  # the first of several
+    test_hashes = _hashes_by_index(test, (index for index, quick in test_quick_hashes.items() if quick in shared))
+    return [(index, index_by_hash[digest]) for index, digest in test_hashes.items() if digest in index_by_hash]
 
 
 def _hashes_by_index(split: Split, indices: Iterable[int], *, ends_only: bool = False) -> dict[int, bytes]:
-    """Of the images at `indices`; with `ends_only` of the little of them that was read before."""
     indices = list(indices)
     return dict(zip(indices, split.images.hashes(indices, ends_only=ends_only), strict=True))

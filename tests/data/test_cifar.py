@@ -1,13 +1,19 @@
-"""Does CIFAR load from each of its three sources, and refuse what is wrong in all of them?"""
+"""CIFAR loads from each of its three sources, and invalid or hostile files are rejected."""
 
+import functools
+import io
 import pickle
+import tarfile
+from pathlib import Path
 
+import keras
 import keras.src.datasets.cifar10 as keras_cifar10
 import numpy as np
 import pytest
 
 from keras_committee import data
 from keras_committee.errors import DataError
+from keras_committee.files import file_hash
 
 
 def arrays(examples=60, tests=20, classes=10):
@@ -47,7 +53,7 @@ def test_an_array_file_gives_its_pixels_and_labels(npz):
     assert loaded.classes[3:5] == ("cat", "deer")
 
 
-def test_labels_may_stand_in_a_column_as_keras_gives_them(npz):
+def test_labels_may_have_the_shape_that_keras_returns(npz):
     assert len(load(npz(y_train=arrays()["y_train"][:, None])).train) == 50
 
 
@@ -124,7 +130,7 @@ def test_images_of_another_type_or_shape_are_refused(npz, images, message):
         load(npz(x_train=images))
 
 
-def test_all_problems_stand_in_one_message(npz):
+def test_one_message_lists_all_problems(npz):
     labels = arrays()["y_train"]
     labels[[5, 9]] = 77
     with pytest.raises(DataError, match="cifar10: 4 problems in the data") as caught:
@@ -137,7 +143,7 @@ def test_all_problems_stand_in_one_message(npz):
 
 
 def test_a_missing_array_is_named(npz):
-    with pytest.raises(DataError, match=r"y_test: there is no such array\nGive a folder with train/<class>"):
+    with pytest.raises(DataError, match=r"y_test: the array is missing\nUse a folder with train/<class>"):
         load(npz(y_test=None))
 
 
@@ -173,12 +179,96 @@ def test_the_download_is_read(tmp_path, monkeypatch):
     assert loaded.classes[-1] == "truck"
 
 
-def test_a_failing_download_says_what_else_can_be_done(monkeypatch):
+def test_a_failing_download_names_the_alternatives(monkeypatch):
     def fail(**arguments):
         raise Exception("URL fetch failure on https://example.org: None -- no route")
 
     monkeypatch.setattr(keras_cifar10, "get_file", fail)
     with pytest.raises(DataError, match=r"could not download the data \(URL fetch failure on .* no route\)") as caught:
         data.cifar10(128).load()
-    assert "Name a local copy with `directory` (the recipes' knob data_dir): a folder with" in str(caught.value)
+    assert "Name a local copy with `directory` (in the recipes: --set data_dir=PATH): a folder with" in str(
+        caught.value
+    )
     assert "or an .npz file with the arrays x_train, y_train, x_test, y_test." in str(caught.value)
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """`serve(archive, **arguments)`: Keras downloads CIFAR-10 from this file, into a home of this test."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+
+    def serve(archive, **arguments):
+        def get_file(fname, origin, **others):
+            fixed = {"cache_dir": tmp_path / "home", "origin": archive.as_uri()}
+            return keras.utils.get_file(fname, **(others | fixed | arguments))
+
+        monkeypatch.setattr(keras_cifar10, "get_file", get_file)
+
+    (tmp_path / "home").mkdir()
+    return serve
+
+
+def archive_of(path, *members):
+    """A .tar.gz of (TarInfo, content) at `path`."""
+    with tarfile.open(path, "w:gz") as archive:
+        for member, content in members:
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def member(name, **fields):
+    info = tarfile.TarInfo(name)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+def test_B06_a_download_with_a_wrong_checksum_is_reported_with_both_hashes_and_deleted(serve, tmp_path):
+    archive = archive_of(tmp_path / "cifar.tar.gz", (member("cifar-10-batches-py/test_batch"), b"flipped"))
+    serve(archive)
+    with pytest.raises(
+        DataError, match="cifar10: the download is not the file that Keras expects, SHA-256 6d958be0"
+    ) as caught:
+        data.cifar10(8).load()
+    assert f"had SHA-256 {file_hash(archive)}\nRun the same command to download it again" in str(caught.value)
+    assert [path.name for path in (tmp_path / "home" / "datasets").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        member("../../../canary"),
+        member("/canary"),
+        member("a/../../../../canary"),
+        member("link", type=tarfile.SYMTYPE, linkname="../../../../canary"),
+        member("hard", type=tarfile.LNKTYPE, linkname="../../../canary"),
+        member("device", type=tarfile.CHRTYPE),
+    ],
+    ids=["up", "absolute", "down-and-up", "symlink", "hardlink", "device"],
+)
+def test_B07_an_archive_that_writes_outside_of_its_folder_is_refused(serve, tmp_path, evil):
+    archive = archive_of(tmp_path / "evil.tar.gz", (member("cifar-10-batches-py/test_batch"), b""), (evil, b""))
+    serve(archive, file_hash=file_hash(archive))
+    with pytest.raises(DataError, match=r"could not download the data .*\nName a local copy"):
+        data.cifar10(8).load()
+    assert [*tmp_path.rglob("canary"), *Path("/").glob("canary")] == []
+
+
+class Gadget:
+    """Runs `open(path, "w")` when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return functools.partial(open), (str(self.path), "w")
+
+
+def test_a_pickle_with_code_in_a_download_is_refused(serve, tmp_path):
+    batch = pickle.dumps({b"data": Gadget(tmp_path / "canary"), b"labels": []})
+    archive = archive_of(tmp_path / "evil.tar.gz", (member("cifar-10-batches-py/data_batch_1"), batch))
+    serve(archive, file_hash=file_hash(archive))
+    with pytest.raises(DataError, match=r"could not download the data \(Refusing to deserialize `functools"):
+        data.cifar10(8).load()
+    assert not (tmp_path / "canary").exists()

@@ -178,7 +178,10 @@ def test_files_of_the_very_size_are_cropped_in_memory(write_images):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: data.random_resized_crop(area=(0.0, 1.0)), r"area must be two increasing numbers above 0 and at most 1"),
+        (
+            lambda: data.random_resized_crop(area=(0.0, 1.0)),
+            r"area must be two increasing numbers above 0 and at most 1",
+        ),
         (lambda: data.random_resized_crop(area=(0.2, 1.1)), "area must be two increasing"),
         (lambda: data.random_resized_crop(ratio=(1.5, 0.5)), "ratio must be two increasing numbers above 0"),
         (lambda: data.compose(), "at least one augmentation"),

@@ -1,4 +1,4 @@
-"""Are class folders written in Model Garden's format, whole, and the same after a kill?"""
+"""Class folders are written in Model Garden's format, completely, and the same after a kill."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from shard_files import field, payloads
 from keras_committee.cli import cli, main
 from keras_committee.data import record_writer
 from keras_committee.data.preprocessing import decode_image
-from keras_committee.data.record_writer import serialize_example, synset_and_text, write_tfrecords
+from keras_committee.data.record_writer import serialize_example, write_tfrecords
 from keras_committee.errors import DataError, InUseError, RecipeError
 from keras_committee.files import file_lock
 
@@ -38,33 +38,43 @@ def content(folder):
 
 def test_an_example_has_the_fields_of_model_garden_and_the_bytes_of_the_file(noise, encoded):
     image = encoded(noise(6, 5), "JPEG")
-    example, anew = serialize_example(image, "a.JPEG", 2, "n01440764_tench")
+    example, reencoded = serialize_example(image, "a.JPEG", 2, "n01440764_tench")
     assert {name: field(example, name) for name in FIELDS} == FIELDS
     assert field(example, "image/encoded") == image
-    assert not anew
+    assert not reencoded
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("JPEG", "CMYK")])
 def test_what_model_garden_cannot_read_becomes_a_jpeg_unless_it_is_kept(noise, encoded, kind, mode):
     image = encoded(np.full((16, 16, 3), (200, 40, 90), np.uint8), kind, mode)
-    example, anew = serialize_example(image, "a", 0, "bee")
+    example, reencoded = serialize_example(image, "a", 0, "bee")
     again = field(example, "image/encoded")
-    assert anew
+    assert reencoded
     assert (Image.open(io.BytesIO(again)).format, Image.open(io.BytesIO(again)).mode) == ("JPEG", "RGB")
     np.testing.assert_allclose(decode_image(again), decode_image(image), atol=3)
-    example, anew = serialize_example(image, "a", 0, "bee", keep_encoding=True)
+    example, reencoded = serialize_example(image, "a", 0, "bee", keep_encoding=True)
     assert field(example, "image/encoded") == image
     assert field(example, "image/format") == kind.encode()
-    assert not anew
+    assert not reencoded
 
 
-def test_a_class_folder_names_synset_and_text():
-    assert synset_and_text("n01440764_tench") == ("n01440764", "tench")
-    assert synset_and_text("n01440764") == ("n01440764", "n01440764")
-    assert synset_and_text("red fox") == ("red fox", "red fox")
+@pytest.mark.parametrize(
+    ("folder", "synset", "text"),
+    [
+        ("n01440764_tench", "n01440764", "tench"),
+        ("n01440764", "n01440764", "n01440764"),
+        ("red fox", "red fox", "red fox"),
+    ],
+)
+def test_a_class_folder_names_synset_and_text(noise, encoded, folder, synset, text):
+    example, _ = serialize_example(encoded(noise(6, 5), "JPEG"), "a", 0, folder)
+    assert (field(example, "image/class/synset"), field(example, "image/class/text")) == (
+        synset.encode(),
+        text.encode(),
+    )
 
 
-def test_every_image_is_written_once_shuffled_and_always_alike(records, tmp_path):
+def test_every_image_is_written_once_in_the_same_random_order(records, tmp_path):
     write_tfrecords(tmp_path, tmp_path / "again", shards=3, keep_encoding=True, workers=1)
     assert content(tmp_path / "again") == content(records)
     names = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003", "validation-00000-of-00001"]
@@ -78,7 +88,7 @@ def test_every_image_is_written_once_shuffled_and_always_alike(records, tmp_path
     assert (records / "labels.txt").read_text() == "bee\nn00000001_ant\n"
 
 
-def test_a_conversion_that_was_killed_goes_on_and_nothing_is_seen_before(records, tmp_path, monkeypatch):
+def test_a_killed_conversion_resumes_and_the_folder_appears_at_the_end(records, tmp_path, monkeypatch):
     write, written = record_writer.serialize_example, []
 
     def killed(*arguments, **options):
@@ -96,23 +106,23 @@ def test_a_conversion_that_was_killed_goes_on_and_nothing_is_seen_before(records
     assert [name for name in content(staging) if not name.startswith(".")] == ["train-00000-of-00003"]
     stamp = os.stat(staging / "train-00000-of-00003").st_mtime_ns
     monkeypatch.setattr(record_writer, "serialize_example", write)
-    told = []
+    progress = []
     write_tfrecords(
         tmp_path,
         tmp_path / "slow",
         shards=3,
         keep_encoding=True,
         workers=1,
-        on_progress=lambda *done: told.append(done),
+        on_progress=lambda *done: progress.append(done),
     )
     assert content(tmp_path / "slow") == content(records)
     assert os.stat(tmp_path / "slow" / "train-00000-of-00003").st_mtime_ns == stamp
-    assert (told[0], told[-1]) == ((6, 21), (21, 21))
+    assert (progress[0], progress[-1]) == ((6, 21), (21, 21))
     assert not staging.exists()
     assert [path.name for path in (tmp_path / "slow").glob("*.tmp")] == []
 
 
-def test_what_was_begun_with_other_images_begins_anew(records, tmp_path):
+def test_shards_of_other_images_are_written_again(records, tmp_path):
     staging = tmp_path / ".other.unfinished"
     staging.mkdir()
     (staging / "records.json").write_text('{"images": "of another source"}')
@@ -133,7 +143,7 @@ def test_B02_broken_images_are_named_before_anything_is_written(tmp_path, write_
     assert [path.name for path in tmp_path.iterdir() if "records" in path.name] == []
 
 
-def test_what_exists_is_refused_and_left_alone(records, tmp_path):
+def test_an_existing_destination_is_refused_and_unchanged(records, tmp_path):
     before = content(records)
     with pytest.raises(RecipeError, match="exists"):
         write_tfrecords(tmp_path, records, shards=2)
@@ -147,13 +157,13 @@ def test_what_exists_is_refused_and_left_alone(records, tmp_path):
         write_tfrecords(tmp_path, tmp_path / "x", shards=2)
 
 
-def test_the_command_writes_and_tells_what_in_json_and_in_words(tmp_path, write_images, capfd):
+def test_the_command_writes_json_and_reports_errors(tmp_path, write_images, capfd):
     source = write_images(PARTS)
     assert main(["make-tfrecords", str(source), str(tmp_path / "a"), "--shards", "2", "--json"]) == 0
     out, err = capfd.readouterr()
-    told = json.loads(out)
-    assert told["splits"] == {"train": {"examples": 16, "shards": 2}, "validation": {"examples": 5, "shards": 1}}
-    assert (told["encoded_anew"], told["classes"], told["first_label"]) == (21, 2, 1)
+    summary = json.loads(out)
+    assert summary["splits"] == {"train": {"examples": 16, "shards": 2}, "validation": {"examples": 5, "shards": 1}}
+    assert (summary["reencoded"], summary["classes"], summary["first_label"]) == (21, 2, 1)
     assert "21 of 21 images" in err
     assert main(["make-tfrecords", str(source), str(tmp_path / "a"), "--shards", "2"]) == 2
     assert "exists" in capfd.readouterr().err

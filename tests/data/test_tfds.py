@@ -1,4 +1,4 @@
-"""Is a data set that TensorFlow Datasets has prepared read as it reads it itself?"""
+"""A data set prepared by TensorFlow Datasets is read as TensorFlow Datasets reads it."""
 
 import dataclasses
 import importlib.resources
@@ -57,14 +57,14 @@ def test_the_examples_are_those_that_were_prepared(prepared):
         assert np.concatenate(labels).tolist() == [example["label"] for example in wanted]
 
 
-def test_what_is_not_prepared_names_the_command_that_does_it(prepared):
+def test_a_data_set_that_is_not_prepared_names_the_command_that_prepares_it(prepared):
     with pytest.raises(DataError, match=r"tfds build imagenet2012 --data_dir="):
         data.tfds("imagenet2012", 4, size=(6, 5), data_dir=prepared[0]).load()
-    with pytest.raises(DataError, match="insects has no split 'test', but train, validation"):
+    with pytest.raises(DataError, match="insects has no split 'test'\\. Its splits are: train, validation"):
         insects(prepared[0], test="test").load()
 
 
-def test_what_is_no_image_classification_in_tfrecords_is_refused(prepared, tmp_path):
+def test_other_formats_and_features_are_refused(prepared, tmp_path):
     place = prepared[0] / "insects" / "1.0.0"
     copy = tmp_path / "insects" / "1.0.0"
     copy.mkdir(parents=True)
@@ -81,7 +81,7 @@ def test_what_is_no_image_classification_in_tfrecords_is_refused(prepared, tmp_p
         insects(tmp_path).load()
 
 
-def test_B02_records_that_are_lost_are_missed(prepared, tmp_path):
+def test_B02_missing_records_are_reported(prepared, tmp_path):
     copy = tmp_path / "insects" / "1.0.0"
     copy.mkdir(parents=True)
     for path in (prepared[0] / "insects" / "1.0.0").iterdir():
@@ -89,7 +89,7 @@ def test_B02_records_that_are_lost_are_missed(prepared, tmp_path):
     info = json.loads((copy / "dataset_info.json").read_text())
     info["splits"][0]["shardLengths"] = ["15"]
     (copy / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(DataError, match="train: 14 records, but 15 were written"):
+    with pytest.raises(DataError, match="train: 14 records, expected 15"):
         insects(tmp_path).load()
     next(copy.glob("*train*")).unlink()
     with pytest.raises(DataError, match=r"insects-train.*: the shard is missing"):

@@ -1,4 +1,4 @@
-"""Does one message name everything that is wrong with a folder?"""
+"""All problems of a data set are listed in one message, and duplicates between splits are found."""
 
 import dataclasses
 
@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from keras_committee import data
+from keras_committee.data import image_folder, validation
+from keras_committee.data.images import InMemoryImages
+from keras_committee.data.splits import Split, Splits
 from keras_committee.errors import DataError, RecipeError, raise_if_problems
 
 SPLIT = {"train/cat": 12, "train/dog": 12, "test/cat": 3, "test/dog": 3}
@@ -79,13 +82,13 @@ def test_B02_so_many_unreadable_images_may_be_skipped(write_images, noise, encod
     assert splits.test.labels.tolist() == [0, 0, 1, 1, 1]
     images = np.concatenate([images for images, _ in splits.test.batches(2)])
     np.testing.assert_array_equal(images[0], noise(8, 8, seed=2001))  # the first is gone
-    assert "skipped, as skip_bad=3 allows: train/cat/0003.png: damaged or cut off" in caplog.text
-    with pytest.raises(DataError, match=r"3 problems in the data(.|\n)*skip_bad=N leaves out up to N unreadable"):
+    assert "skipped because of skip_bad=3: train/cat/0003.png: damaged or cut off" in caplog.text
+    with pytest.raises(DataError, match=r"3 problems in the data(.|\n)*skip_bad=N skips up to N unreadable"):
         load(root, memory_limit=memory_limit, skip_bad=2)
 
 
 def test_a_negative_number_of_images_to_skip_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match=r"needs skip_bad of 0 or more\. Received: skip_bad=-1"):
+    with pytest.raises(RecipeError, match=r"skip_bad must be 0 or more\. Received: skip_bad=-1"):
         load(tmp_path, skip_bad=-1)
 
 
@@ -95,9 +98,9 @@ def test_B03_content_that_is_no_jpeg_or_png_is_named(write_images, noise, encode
     (root / "train/cat/0000.png").write_bytes(encoded(noise(8, 8), "GIF"))
     (root / "train/cat/0001.png").write_bytes(b"hello, this is text")
     (root / "train/cat/0002.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"train/cat/0000\.png: a GIF, whatever its name says") as caught:
+    with pytest.raises(DataError, match=r"train/cat/0000\.png: a GIF file; only JPEG and PNG are supported") as caught:
         load(root, memory_limit=memory_limit)
-    assert "train/cat/0001.png: neither a JPEG nor a PNG, whatever its name says" in str(caught.value)
+    assert "train/cat/0001.png: neither a JPEG nor a PNG file" in str(caught.value)
     assert "train/cat/0002.png: the file is empty" in str(caught.value)
 
 
@@ -109,7 +112,7 @@ def test_B03_other_suffixes_and_inner_folders_are_named(write_images):
         DataError, match=r"train/cat/notes\.txt: not supported, images end in \.jpg, \.jpeg, \.png"
     ) as caught:
         load(root)
-    assert "train/cat/more/: a folder inside a class folder" in str(caught.value)
+    assert "train/cat/more/: folders inside a class folder" in str(caught.value)
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10**9])
@@ -139,7 +142,7 @@ def test_structure_sizes_and_images_are_reported_together(write_images):
     with pytest.raises(DataError, match="3 problems in the data") as caught:
         load(root, validation=29)
     assert "test/emu: there is no such folder" in str(caught.value)
-    assert "the validation split takes 29 of 29 examples: none are left for training" in str(caught.value)
+    assert "the validation split takes 29 of 29 examples: none remain for training" in str(caught.value)
     assert "train/cat/0003.png: the file is empty" in str(caught.value)
 
 
@@ -151,11 +154,62 @@ def test_B10_fewer_training_examples_than_a_batch_are_named(write_images):
 
 def test_a_long_list_is_cut_and_counted():
     with pytest.raises(DataError, match="data: 23 problems in the data") as caught:
-        raise_if_problems("data", [f"row {number}" for number in range(23)], "Mend it.")
+        raise_if_problems("data", [f"row {number}" for number in range(23)], "Fix it.")
     lines = str(caught.value).splitlines()
     assert lines[1:3] == ["  row 0", "  row 1"]
-    assert lines[20:] == ["  row 19", "  and 3 more", "Mend it."]
+    assert lines[20:] == ["  row 19", "  and 3 more", "Fix it."]
 
 
 def test_without_problems_nothing_is_raised():
-    assert raise_if_problems("data", [], "Mend it.") is None
+    assert raise_if_problems("data", [], "Fix it.") is None
+
+
+def split(pixels):
+    return Split(images=InMemoryImages(pixels), labels=np.zeros(len(pixels), np.int32))
+
+
+def splits_of(train, validation, test):
+    parts = {"train": split(train), "validation": split(validation), "test": split(test)}
+    return Splits(classes=("cat",), batch_size=2, augment=None, **parts)
+
+
+def test_B08_every_planted_duplicate_is_found(noise):
+    train, test = (np.stack([noise(40, 40, seed=100 * part + row) for row in range(30)]) for part in (1, 2))
+    train[7], train[9], train[20] = test[3], test[3], test[29]
+    test[11] = train[4]
+    test[12] = train[5]
+    test[12, -1, -1, -1] ^= 1  # equal for the first 4096 bytes and almost to the end
+    assert validation.find_duplicates([split(train)], split(test)) == [[(3, 7), (11, 4), (29, 20)]]
+
+
+def test_B08_duplicates_are_listed_with_their_split_and_counted(noise):
+    images = np.stack([noise(8, 8, seed=row) for row in range(20)])
+    warning = validation.duplicates_warning(splits_of(images[:10], images[10:12], images[4:20]))
+    assert warning.startswith(
+        "8 of 16 test images are in the training or validation split, too: 0 is train image 4, 1 is train image 5"
+    )
+    assert ", and 3 more.\n  The test accuracy is too high" in warning
+    warning = validation.duplicates_warning(splits_of(images[:10], images[10:12], images[11:20]))
+    assert warning.startswith(
+        "1 of 9 test images is in the training or validation split, too: 0 is validation image 1."
+    )
+    assert validation.duplicates_warning(splits_of(images[:10], images[10:12], images[12:20])) is None
+
+
+@pytest.mark.parametrize("size", [(8, 8), (60, 60)])
+def test_B08_duplicate_files_are_named(write_images, size):
+    root = write_images({"train/cat": 12, "train/dog": 12, "test/cat": 3, "test/dog": 3}, size=size)
+    (root / "test/dog/0002.png").write_bytes((root / "train/cat/0005.png").read_bytes())
+    described = image_folder(root, 4, size=(8, 8), validation=2)
+    loaded = described.load()
+    files = Splits(
+        classes=loaded.classes,
+        batch_size=4,
+        augment=None,
+        **{part: getattr(described.reader.find(), part) for part in ("train", "test")},
+        validation=split(np.zeros((0, 8, 8, 3), np.uint8)),
+    )
+    assert "test/dog/0002.png is train image train/cat/0005.png." in validation.duplicates_warning(files)
+    assert validation.duplicates_warning(loaded).startswith(
+        "1 of 6 test images"
+    )  # in memory they have places, not names

@@ -1,0 +1,21 @@
+"""Generated images are repeatable and have the values of their definitions."""
+
+import numpy as np
+import pytest
+
+from keras_committee.data import ood_images
+
+
+@pytest.mark.parametrize("kind", ood_images.OOD_GENERATORS)
+def test_generated_images_are_repeatable_each_another_and_of_any_size(kind):
+    images = ood_images.generate_ood(kind, 3, (20, 33), seed=4)
+    assert (images.dtype, images.shape) == (np.uint8, (3, 20, 33, 3))
+    np.testing.assert_array_equal(images[:2], ood_images.generate_ood(kind, 2, (20, 33), seed=4))
+    assert np.abs(images[0].astype(float) - images[1]).mean() > 5
+    assert np.abs(images.astype(float) - ood_images.generate_ood(kind, 3, (20, 33), seed=5)).mean() > 5
+
+
+def test_generated_noise_has_its_values():
+    assert set(np.unique(ood_images.generate_ood("rademacher", 1, (9, 9)))) == {0, 255}
+    gaussian = ood_images.generate_ood("gaussian", 2, (60, 60))
+    assert (gaussian == 0).mean() == pytest.approx(0.16, abs=0.02)  # one standard deviation below the middle
