@@ -1,4 +1,6 @@
-"""Do all classes that files name keep one contract: arguments, shapes, dtypes and what comes back from a file?"""
+"""The contract of all registered classes: names, arguments, shapes, dtypes and files.
+
+Registered names are part of the file format."""
 
 import inspect
 import json
@@ -11,6 +13,7 @@ import pytest
 
 from keras_committee import Ensemble, layers, models, schedules
 
+pytestmark = pytest.mark.jax
 PACKAGE = Path(__file__).parents[2] / "keras_committee"
 REGISTERED = re.compile(r'^@keras\.saving\.register_keras_serializable\(package="keras_committee"\)\nclass (\w+)', re.M)
 
@@ -21,13 +24,13 @@ def member(name):
 
 
 def graph():
-    from test_graph import layer_of, linear  # TensorFlow's, which other backends do without
+    from test_graph import layer_of, linear  # imports TensorFlow
 
     return layer_of(linear)
 
 
 OPTIONS = {"temperatures": (0.7, 1.2), "image_size": (4, 4)}
-LAYERS = {  # a layer, and the shape of one example that it takes
+LAYERS = {  # a layer, and the shape of one example
     "ArithmeticMean": (layers.ArithmeticMean, (3, 4)),
     "BatchNormalization": (lambda: layers.BatchNormalization(synchronized=False, momentum=0.7), (3, 3, 2)),
     "GeometricMean": (layers.GeometricMean, (3, 4)),
@@ -38,11 +41,11 @@ LAYERS = {  # a layer, and the shape of one example that it takes
 }
 LAYERS |= {"TensorFlowGraph": (graph, (2, 2, 1))} if keras.backend.backend() == "tensorflow" else {}
 OTHERS = {
-    "AtResolution": lambda: models.with_input_size(member("one"), (8, 6)),
     "Cascade": lambda: models.Cascade([member("one"), member("two")], (0.7,), name="both", **OPTIONS),
     "Ensemble": lambda: Ensemble([member("one"), member("two")], name="both", **OPTIONS),
-    "Joined": lambda: schedules.SequentialSchedule(0.2, 7, schedules.cosine(20, 0.7)),
+    "SequentialSchedule": lambda: schedules.SequentialSchedule(0.2, 7, schedules.cosine(20, 0.7)),
     "WarmUp": lambda: schedules.WarmUp(7, schedules.cosine(20, 0.7), delay=False),
+    "WithInputSize": lambda: models.with_input_size(member("one"), (8, 6)),
 }
 EXAMPLES = {name: make for name, (make, _) in LAYERS.items()} | OTHERS
 
@@ -54,36 +57,37 @@ def batch(shape, examples=5):
     return np.random.default_rng(3).uniform(0.2, 0.7, (examples, *shape)).astype("float32")
 
 
-def written(config):
-    return re.sub(r'"shared_object_id": \d+', "", json.dumps(config))  # Keras' mark of what a file holds once
+def to_json(config):
+    # Keras marks objects that a file stores once by an id.
+    return re.sub(r'"shared_object_id": \d+', "", json.dumps(config))
 
 
-def test_every_registered_class_is_tried_here():
+def test_every_registered_class_is_tested_here():
     found = [name for path in sorted(PACKAGE.rglob("*.py")) for name in REGISTERED.findall(path.read_text())]
     assert sorted(found) == sorted({*EXAMPLES, "TensorFlowGraph"})
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_every_argument_is_in_the_config_under_its_own_name_and_comes_back(name):
+def test_every_argument_is_in_the_config_under_its_own_name_and_is_restored(name):
     example = EXAMPLES[name]()
     config = example.get_config()
-    taken = inspect.signature(type(example).__init__).parameters.values()
-    named = {each.name for each in taken if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
-    assert named - {"self"} <= set(config)
-    again = type(example).from_config(json.loads(json.dumps(config)))
-    assert written(again.get_config()) == written(config)
+    parameters = inspect.signature(type(example).__init__).parameters.values()
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    assert names - {"self"} <= set(config)
+    restored = type(example).from_config(json.loads(json.dumps(config)))
+    assert to_json(restored.get_config()) == to_json(config)
     assert keras.saving.get_registered_name(type(example)) == f"keras_committee>{name}"
 
 
 @every_layer
-def test_the_shape_asked_for_is_that_of_the_graph_and_of_the_numbers(make, shape):
+def test_the_computed_output_shape_is_that_of_the_graph_and_of_the_outputs(make, shape):
     layer = make()
     assert layer(keras.Input(shape)).shape == layer.compute_output_shape((None, *shape))
     assert tuple(layer(batch(shape)).shape) == layer.compute_output_shape((5, *shape))
 
 
 @every_layer
-def test_under_mixed_precision_weights_stay_float32_and_the_graph_knows_the_dtype(make, shape):
+def test_under_mixed_precision_weights_stay_float32_and_the_symbolic_dtype_is_right(make, shape):
     keras.config.set_dtype_policy("mixed_bfloat16")
     layer = make()
     symbolic = layer(keras.Input(shape, dtype="float32"))
@@ -91,9 +95,10 @@ def test_under_mixed_precision_weights_stay_float32_and_the_graph_knows_the_dtyp
     assert {str(weight.dtype) for weight in layer.weights} <= {"float32", "uint32", "int64"}
 
 
-def test_a_file_brings_back_all_layers_and_each_answers_the_same(tmp_path):
+def test_a_file_restores_all_layers_and_their_outputs(tmp_path):
     images = {name: keras.Input(shape, name=name) for name, (_, shape) in LAYERS.items()}
     model = keras.Model(images, {name: make()(images[name]) for name, (make, _) in LAYERS.items()})
     model.save(tmp_path / "model.keras")
-    again, given = keras.saving.load_model(tmp_path / "model.keras"), {name: batch(LAYERS[name][1]) for name in LAYERS}
-    assert keras.tree.map_structure(np.array_equal, again(given), model(given)) == dict.fromkeys(LAYERS, True)
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    inputs = {name: batch(LAYERS[name][1]) for name in LAYERS}
+    assert keras.tree.map_structure(np.array_equal, loaded(inputs), model(inputs)) == dict.fromkeys(LAYERS, True)

@@ -1,4 +1,4 @@
-"""Is an image resized as the libraries do?"""
+"""Resizing against Keras' own."""
 
 import keras
 import numpy as np
@@ -29,9 +29,6 @@ def test_resizing_compiles_and_stays_float32_under_mixed_precision():
     assert flops.multiply_adds(model) == 4 * 8 * 3 * 9 + 4 * 5 * 3 * 8
 
 
-def test_resizing_round_trips_and_wants_a_size():
-    layer = Resize(4, 5, name="resize")
-    assert Resize.from_config(layer.get_config()).get_config() == layer.get_config()
-    assert keras.saving.get_registered_name(Resize) == "keras_committee>Resize"
+def test_resizing_requires_a_known_size():
     with pytest.raises(ValueError, match=r"known size\. Received: shape=\(None, None, 8, 3\)"):
-        layer(keras.Input((None, 8, 3)))
+        Resize(4, 5)(keras.Input((None, 8, 3)))

@@ -1,4 +1,4 @@
-"""Does a closed gate cost nothing, and does an open one change nothing but what the paper says?"""
+"""Stochastic depth: distribution, outputs, gradients and state of the branch, against the paper's definition."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ traced_only = pytest.mark.skipif(BACKEND == "torch", reason="Keras traces nothin
 
 
 class Counting(keras.layers.Layer):
-    """`slope * x`, and counts its calls and the rows it saw."""
+    """Computes `slope * x` and counts its calls and rows."""
 
     def build(self, shape):
         self.slope = self.add_weight(shape=(), initializer=keras.initializers.Constant(3.0))
@@ -64,7 +64,7 @@ def values(variables):
 
 
 def training_calls(layer):
-    """`layer(x, training=True)`, compiled; the state goes on from call to call."""
+    """`layer(x, training=True)`, compiled; the state is kept from call to call."""
     if BACKEND != "jax":
         return compiled(lambda *x: layer(*x, training=True))
     step = compiled(lambda weights, state, *x: layer.stateless_call(weights, state, *x, training=True))
@@ -79,35 +79,35 @@ def training_calls(layer):
 
 
 def after_calls(layer, x, times):
-    """The values of the layer's state after training calls, all in one compiled loop; how often each row had grown."""
+    """The layer's state after training calls in one compiled loop, and how often the branch was added to each row."""
     weights = values(layer.trainable_variables)
 
-    def again(_, before):
+    def step(_, before):
         grown, state = before
         out, state = layer.stateless_call(weights, state, x, training=True)
         return grown + ops.reshape(ops.cast(out[:, 0] > x[:, 0], "float32"), x.shape[:1]), state
 
     @compiled
     def loop(grown, state):
-        return ops.fori_loop(0, times, again, (grown, state))
+        return ops.fori_loop(0, times, step, (grown, state))
 
     grown, state = loop(ops.zeros(x.shape[0]), values(layer.non_trainable_variables))
     return dict(zip((v.path for v in layer.non_trainable_variables), map(numpy, state), strict=True)), numpy(grown)
 
 
-def gradients(layer, x, *more):
-    """Gradients of `sum(layer(x)^2)` for x and the weights, compiled where the backend compiles; none is None."""
-    of_backend = {"tensorflow": tensorflow_gradients, "jax": jax_gradients, "torch": torch_gradients}[BACKEND]
-    return [numpy(g) for g in of_backend(layer, x, *more)]
+def gradients(layer, x, *shortcut):
+    """Gradients of `sum(layer(x)^2)` for x and the weights, compiled if the backend compiles; none is None."""
+    backend_gradients = {"tensorflow": tensorflow_gradients, "jax": jax_gradients, "torch": torch_gradients}[BACKEND]
+    return [numpy(g) for g in backend_gradients(layer, x, *shortcut)]
 
 
-def tensorflow_gradients(layer, x, *more):
+def tensorflow_gradients(layer, x, *shortcut):
     import tensorflow as tf
 
     def run(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            loss = ops.sum(ops.square(layer(x, *more, training=True)))
+            loss = ops.sum(ops.square(layer(x, *shortcut, training=True)))
         return tape.gradient(loss, [x, *layer.trainable_variables])
 
     seed = numpy(layer.seed_generator.state)
@@ -118,12 +118,12 @@ def tensorflow_gradients(layer, x, *more):
     return graph
 
 
-def jax_gradients(layer, x, *more):
-    """As Keras' trainer takes them, and the new state is assigned."""
+def jax_gradients(layer, x, *shortcut):
+    """As in Keras' trainer; the new state is assigned."""
     import jax
 
     def loss(x, weights, state):
-        outputs, state = layer.stateless_call(weights, state, x, *more, training=True)
+        outputs, state = layer.stateless_call(weights, state, x, *shortcut, training=True)
         return ops.sum(ops.square(outputs)), state
 
     step = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
@@ -133,11 +133,11 @@ def jax_gradients(layer, x, *more):
     return to_x, *to_weights
 
 
-def torch_gradients(layer, x, *more):
+def torch_gradients(layer, x, *shortcut):
     import torch
 
     x = ops.convert_to_tensor(x).requires_grad_()
-    loss = ops.sum(ops.square(layer(x, *more, training=True)))
+    loss = ops.sum(ops.square(layer(x, *shortcut, training=True)))
     return torch.autograd.grad(loss, [x, *(v.value for v in layer.trainable_variables)])  # raises where one is None
 
 
@@ -145,41 +145,46 @@ def within_four_sigma(successes, trials, probability):
     return abs(successes - trials * probability) <= 4 * np.sqrt(trials * probability * (1 - probability))
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("scaling", "slope"), [("inference", 0.7 * 3), ("training", 3.0)])
-def test_at_inference_the_branch_counts_with_its_scale(mode, scaling, slope):
+def test_at_inference_the_branch_is_added_with_its_scale(mode, scaling, slope):
     layer = block(0.7, mode=mode, scaling=scaling)
     np.testing.assert_allclose(numpy(layer(data())), (1 + slope) * data(), rtol=1e-6)
     assert float(layer.run_count) == 0
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize(("scaling", "slope"), [("inference", 3.0), ("training", 3 / 0.2)])
-def test_while_training_the_gate_is_open_or_closed_for_the_whole_batch(scaling, slope):
+def test_during_training_the_branch_is_kept_or_dropped_for_the_whole_batch(scaling, slope):
     call = training_calls(block(0.2, scaling=scaling))
     ratios = np.array([np.round(numpy(call(data())) / data(), 3) for _ in range(40)])
     assert (ratios == ratios[:, :1, :1]).all()
     np.testing.assert_allclose(np.unique(ratios), [1.0, 1 + slope])
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("survival", [0.2, 0.7])
-def test_batch_gates_open_with_the_survival_probability(survival):
+def test_a_batch_keeps_the_branch_with_the_survival_probability(survival):
     layer = block(survival)
     state, _ = after_calls(layer, ops.convert_to_tensor(data()), 10_000)
     assert within_four_sigma(state[layer.run_count.path], 10_000, survival)
     assert state[layer.branch.calls.path] == state[layer.run_count.path]
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("survival", [0.2, 0.7])
-def test_sample_gates_open_per_example_with_the_survival_probability(survival):
+def test_each_sample_keeps_the_branch_with_the_survival_probability(survival):
     layer = block(survival, mode="sample")
     ratio = numpy(layer(np.ones((10_000, 4), "float32"), training=True))
     assert set(np.unique(ratio)) == {1.0, 4.0}
     assert (ratio == ratio[:, :1]).all()
-    opened = np.count_nonzero(ratio[:, 0] > 1)
-    assert within_four_sigma(opened, 10_000, survival)
-    assert float(layer.run_count) == pytest.approx(opened / 10_000)
+    kept = np.count_nonzero(ratio[:, 0] > 1)
+    assert within_four_sigma(kept, 10_000, survival)
+    assert float(layer.run_count) == pytest.approx(kept / 10_000)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("survival", [0.2, 0.7])
 @pytest.mark.parametrize("rows", [1, 7, 24])
 def test_each_row_of_a_subset_survives_with_the_survival_probability(survival, rows):
@@ -191,20 +196,20 @@ def test_each_row_of_a_subset_survives_with_the_survival_probability(survival, r
     assert state[layer.branch.rows.path] == survived.sum()
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["identity", "shortcut"])
-def test_a_subset_gives_the_outputs_and_gradients_of_its_mask(given):
+@pytest.mark.parametrize("has_shortcut", [False, True], ids=["identity", "shortcut"])
+def test_a_subset_gives_the_outputs_and_gradients_of_its_mask(has_shortcut):
     x = data((10, 4)) - 1.0
-    start = (2 * x,) if given else ()
+    shortcut = (2 * x,) if has_shortcut else ()
     for seed in range(6):
         layer = block(0.7, mode="subset", seed=seed)
-        out = numpy(layer(x, *start, training=True))
+        out = numpy(layer(x, *shortcut, training=True))
         layer = block(0.7, mode="subset", seed=seed)
-        to_x, to_slope = gradients(layer, x, *start)
+        to_x, to_slope = gradients(layer, x, *shortcut)
 
-        before = start[0] if given else x
-        kept = (np.abs(out - before) > 1e-3).any(axis=1, keepdims=True)
-        np.testing.assert_allclose(out, before + 3 * kept * x, rtol=1e-5)
-        np.testing.assert_allclose(to_x, 2 * out * (3 * kept + (not given)), rtol=1e-5)
+        start = shortcut[0] if has_shortcut else x
+        kept = (np.abs(out - start) > 1e-3).any(axis=1, keepdims=True)
+        np.testing.assert_allclose(out, start + 3 * kept * x, rtol=1e-5)
+        np.testing.assert_allclose(to_x, 2 * out * (3 * kept + (not has_shortcut)), rtol=1e-5)
         np.testing.assert_allclose(to_slope, (2 * out * kept * x).sum(), rtol=1e-4)
 
 
@@ -212,14 +217,14 @@ def test_a_subset_gives_the_outputs_and_gradients_of_its_mask(given):
     ("survival", "rows", "sizes"),
     [(0.2, 7, {0, 3, 4}), (0.7, 7, {3, 4, 7}), (0.5, 7, {3, 4}), (0.2, 1, {0, 1}), (0.7, 1, {0, 1})],
 )
-def test_a_subset_is_the_batch_or_half_of_it_or_nothing(survival, rows, sizes):
+def test_a_subset_is_the_batch_or_one_half_or_nothing(survival, rows, sizes):
     call = training_calls(block(survival, mode="subset"))
     kept = np.array([numpy(call(np.ones((rows, 4), "float32"))[:, 0] > 1) for _ in range(100)])
     assert set(kept.sum(axis=1).astype(int).tolist()) == sizes
     assert (np.abs(np.diff(kept, axis=1)).sum(axis=1) <= 1).all()
 
 
-def test_batch_normalisation_in_a_subset_sees_the_surviving_rows_only():
+def test_batch_normalization_in_a_subset_sees_the_surviving_rows_only():
     x = data((10, 5, 4, 3))
     norm = BatchNormalization(momentum=0.0, scale=False, center=False, synchronized=False)
     layer = block(0.5, norm, shape=x.shape, mode="subset")
@@ -230,6 +235,7 @@ def test_batch_normalisation_in_a_subset_sees_the_surviving_rows_only():
     np.testing.assert_allclose(out[~kept], x[~kept])
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize(("scaling", "scale"), [("inference", 1.0), ("training", 1 / 0.5)])
 @pytest.mark.parametrize(("seed", "kept"), [(0, slice(3)), (11, slice(3, 7))], ids=["first", "second"])
@@ -249,9 +255,10 @@ def test_a_half_is_the_plain_residual_of_its_rows(seed, kept, scaling, scale, re
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("remat", [False, True])
-def test_a_closed_gate_has_gradients_of_exactly_zero_and_leaves_the_state_of_the_branch(mode, remat):
+def test_a_dropped_branch_has_gradients_of_exactly_zero(mode, remat):
     x = data((6, 5, 4, 3))
     layer = block(0.0, normalized_branch(), x.shape, mode=mode, remat=remat)
     to_x, *to_weights = gradients(layer, x)
@@ -261,7 +268,7 @@ def test_a_closed_gate_has_gradients_of_exactly_zero_and_leaves_the_state_of_the
 
 
 @pytest.mark.parametrize("mode", ["batch", "subset"])
-def test_a_closed_gate_leaves_the_moving_statistics(mode):
+def test_a_dropped_branch_keeps_its_moving_statistics(mode):
     layer = block(0.0, normalized_branch(), (None, 5, 4, 3), mode=mode)
     before = layer.branch.get_weights()
     training_calls(layer)(data((6, 5, 4, 3)))
@@ -269,10 +276,11 @@ def test_a_closed_gate_leaves_the_moving_statistics(mode):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("remat", [False, True])
-def test_an_open_gate_is_the_plain_residual_block(mode, scaling, remat):
+def test_a_kept_branch_is_the_plain_residual_block(mode, scaling, remat):
     x = data((6, 5, 4, 3))
     layer = block(1.0, normalized_branch(), x.shape, mode=mode, scaling=scaling, remat=remat)
     plain = normalized_branch()
@@ -286,7 +294,7 @@ def test_an_open_gate_is_the_plain_residual_block(mode, scaling, remat):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("scaling", SCALINGS)
-def test_a_survival_of_zero_never_counts_and_is_no_nan(mode, scaling):
+def test_a_survival_of_zero_never_adds_the_branch_and_is_not_nan(mode, scaling):
     layer = block(0.0, mode=mode, scaling=scaling)
     for training in (True, False):
         np.testing.assert_array_equal(numpy(layer(data(), training=training)), data())
@@ -300,14 +308,17 @@ def test_a_survival_of_zero_never_runs_the_branch(mode):
     assert float(layer.branch.calls) == 0
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("mode", MODES)
-def test_rematerialisation_changes_no_gradient(mode):
+def test_rematerialization_changes_no_gradient(mode):
     x = data((6, 5, 4, 3))
-    kept, again = (block(0.7, normalized_branch(), x.shape, mode=mode, remat=remat, seed=5) for remat in (False, True))
-    again.branch.set_weights(kept.branch.get_weights())
-    for one, other in zip(gradients(kept, x), gradients(again, x), strict=True):
+    stored, recomputed = (
+        block(0.7, normalized_branch(), x.shape, mode=mode, remat=remat, seed=5) for remat in (False, True)
+    )
+    recomputed.branch.set_weights(stored.branch.get_weights())
+    for one, other in zip(gradients(stored, x), gradients(recomputed, x), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-    for one, other in zip(kept.branch.get_weights(), again.branch.get_weights(), strict=True):
+    for one, other in zip(stored.branch.get_weights(), recomputed.branch.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
@@ -367,6 +378,7 @@ def functional(mode="batch", survival=0.7, **options):
     return keras.Model(image, keras.layers.GlobalAveragePooling2D(dtype="float32")(x))
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("mode", MODES)
 def test_the_file_round_trip_keeps_everything(mode, tmp_path):
     model = functional(mode, scaling="training", seed=7, remat=True)
@@ -381,12 +393,8 @@ def test_the_file_round_trip_keeps_everything(mode, tmp_path):
     assert ours == theirs
 
 
-def test_the_registered_name_is_file_format():
-    assert keras.saving.get_registered_name(StochasticDepth) == "keras_committee>StochasticDepth"
-
-
 @pytest.mark.parametrize("mode", MODES)
-def test_a_model_trains_and_the_gates_open_are_the_branches_run(mode):
+def test_a_model_trains_and_counts_the_branches_that_run(mode):
     image = keras.Input((4,))
     x = image
     for survival in (0.7, 0.2, 0.0, 1.0):
@@ -395,15 +403,15 @@ def test_a_model_trains_and_the_gates_open_are_the_branches_run(mode):
     model.compile("sgd", "mse")
     model.fit(data((20, 4)), data((20, 2)), batch_size=4, epochs=3, verbose=0)
     blocks = model.layers[1:-1]
-    seen = [float(block.branch.rows) for block in blocks]
+    rows = [float(block.branch.rows) for block in blocks]
     runs = [float(block.run_count) for block in blocks]
     expected = {"batch": [4 * r for r in runs], "subset": [4 * r for r in runs], "sample": [60.0] * 4}[mode]
-    np.testing.assert_allclose(seen, expected, rtol=1e-5)
+    np.testing.assert_allclose(rows, expected, rtol=1e-5)
     assert runs[2:] == [0, 15]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_network_with_normalised_branches_trains(mode):
+def test_a_network_with_normalized_branches_trains(mode):
     model = functional(mode, survival=0.7)
     model.compile(keras.optimizers.SGD(0.1), "mse")
     before = model.get_layer("first").branch.get_weights()
@@ -422,19 +430,19 @@ def test_a_penalty_on_the_weights_of_a_branch_counts_once():
     assert numpy(loss) == pytest.approx(0.1 * (kernel**2).sum(), rel=1e-5)
 
 
-def opened(layer, times=40):
+def keeps(layer, times=40):
     call = training_calls(layer)
     return [bool(numpy(call(np.ones((1, 4), "float32")))[0, 0] > 1) for _ in range(times)]
 
 
-def test_two_blocks_without_a_seed_draw_apart_and_again_under_the_same_global_seed():
-    first, second = opened(block(0.7)), opened(block(0.7))
+def test_two_blocks_without_a_seed_differ_and_repeat_under_the_same_global_seed():
+    first, second = keeps(block(0.7)), keeps(block(0.7))
     keras.utils.set_random_seed(20)
-    assert (opened(block(0.7)), first != second) == (first, True)
+    assert (keeps(block(0.7)), first != second) == (first, True)
 
 
-def test_one_integer_seed_draws_the_same_in_two_blocks():
-    assert opened(block(0.7, seed=5)) == opened(block(0.7, seed=5)) != opened(block(0.7, seed=6))
+def test_two_blocks_with_the_same_integer_seed_decide_alike():
+    assert keeps(block(0.7, seed=5)) == keeps(block(0.7, seed=5)) != keeps(block(0.7, seed=6))
 
 
 @traced_only
@@ -457,7 +465,7 @@ def test_survival_changes_without_tracing_again():
 
 @tf_only
 @pytest.mark.parametrize("mode", ["batch", "sample"])
-def test_xla_compiles_the_gates(mode):
+def test_xla_compiles_the_conditional(mode):
     import tensorflow as tf
 
     layer = block(0.7, mode=mode)
@@ -469,7 +477,7 @@ def test_xla_compiles_the_gates(mode):
 
 @tf_only
 @pytest.mark.parametrize(("mode", "alike"), [("batch", True), ("sample", False), ("subset", False)])
-def test_replicas_share_batch_gates_and_nothing_else(mirrored, mode, alike):
+def test_replicas_share_the_decision_in_batch_mode_only(mirrored, mode, alike):
     import tensorflow as tf
 
     with mirrored.scope():
@@ -486,11 +494,11 @@ def test_replicas_share_batch_gates_and_nothing_else(mirrored, mode, alike):
     first, second = np.array(kept).swapaxes(0, 1)
     assert (first == second).all() == alike
     assert 0.4 < first.mean() < 1.0
-    assert numpy(layer.run_count) == pytest.approx(first.mean(axis=1).sum())  # what is read is the first replica's
+    assert numpy(layer.run_count) == pytest.approx(first.mean(axis=1).sum())  # the value of the first replica
 
 
 @tf_only
-def test_replicas_train_a_normalised_branch_under_a_conditional(mirrored):
+def test_replicas_train_a_normalized_branch_inside_a_conditional(mirrored):
     with mirrored.scope():
         model = functional()
         model.compile("sgd", "mse")
@@ -502,11 +510,11 @@ def test_replicas_train_a_normalised_branch_under_a_conditional(mirrored):
 
 
 @tf_only
-def test_statistics_of_all_replicas_inside_a_conditional_are_refused(mirrored):
+def test_synchronized_statistics_inside_a_conditional_are_refused(mirrored):
     import tensorflow as tf
 
     with mirrored.scope():
-        layer = block(0.7, BatchNormalization(name="together"))
+        layer = block(0.7, BatchNormalization(name="synced"))
         masked = block(0.7, BatchNormalization(), mode="sample")
 
     @tf.function(autograph=False)
@@ -514,12 +522,12 @@ def test_statistics_of_all_replicas_inside_a_conditional_are_refused(mirrored):
         return mirrored.run(lambda: layer(data(), training=True))
 
     run(masked)
-    with pytest.raises(ValueError, match=r"together in the branch .* exchanges its statistics .* synchronized=False"):
+    with pytest.raises(ValueError, match=r"synced in the branch .* exchanges its statistics .* synchronized=False"):
         run(layer)
 
 
 @tf_only
-@pytest.mark.slow  # the import of keras_cv; the gates are held to their probability above
+@pytest.mark.slow  # imports keras_cv; the tests above check the probability
 @pytest.mark.filterwarnings("ignore")  # of the import of keras_cv
 def test_the_mean_is_that_of_keras_cv():
     from keras_cv.layers import StochasticDepth as Theirs
@@ -531,7 +539,7 @@ def test_the_mean_is_that_of_keras_cv():
     call = training_calls(ours)
     draws = np.array([[numpy(call(x))[0, 0], np.array(theirs([x, 3 * x], training=True))[0, 0]] for _ in range(600)])
     assert set(draws.ravel().tolist()) == {1.0, 4.0}
-    assert all(within_four_sigma(opened, 600, 0.7) for opened in (draws > 1).sum(axis=0))
+    assert all(within_four_sigma(kept, 600, 0.7) for kept in (draws > 1).sum(axis=0))
 
 
 @pytest.mark.parametrize("survival", [-0.1, 1.2, float("nan")])
@@ -551,7 +559,7 @@ def test_survival_must_be_a_probability(survival):
         ({"branch": keras.layers.Dense(3)}, r"must return the shape of the shortcut.*branch \(None, 3\)"),
         (
             {"branch": keras.layers.Dense(4, activity_regularizer="l2", name="active")},
-            "A branch cannot carry an activity_regularizer. Received: active",
+            "A branch cannot have an activity_regularizer. Received: active",
         ),
     ],
 )
@@ -560,6 +568,6 @@ def test_arguments_are_checked(options, words):
         block(0.7, **options)
 
 
-def test_survival_has_no_place_among_the_positional_arguments():
+def test_survival_is_keyword_only():
     with pytest.raises(TypeError, match="positional"):
         StochasticDepth(Counting(), 0.7)

@@ -1,4 +1,4 @@
-"""Is it the paper's EfficientNet, and does it answer as Keras' own with Keras' weights?"""
+"""EfficientNet: the published size, and the outputs of Keras' own network with its weights."""
 
 import keras
 import numpy as np
@@ -7,8 +7,13 @@ import pytest
 from keras_committee import flops
 from keras_committee.errors import DataError
 from keras_committee.layers import StochasticDepth, linear_decay, stochastic_depth_blocks
-from keras_committee.models import efficientnet, fold_stochastic_depth, from_keras_efficientnet, pretrained_efficientnet
-from keras_committee.models.efficientnet import VARIANTS, keras_applications_survival
+from keras_committee.models import (
+    efficientnet,
+    efficientnet_resolution,
+    fold_stochastic_depth,
+    from_keras_efficientnet,
+    pretrained_efficientnet,
+)
 
 # Millions of parameters as published with 1,000 classes; billions of multiply-adds of the same table.
 PUBLISHED = [
@@ -19,13 +24,13 @@ PUBLISHED = [
 
 @pytest.fixture(scope="module")
 def theirs():
-    """Keras' B0 for images of 64 pixels with random weights and moving statistics, and its logits as a model."""
+    """Keras' B0 for images of 64 pixels, with random weights and moving statistics."""
     model = keras.applications.EfficientNetB0(weights=None, input_shape=(64, 64, 3), classes=7)
-    draw = np.random.default_rng(2)
+    rng = np.random.default_rng(2)
     for layer in model.layers:
         if not isinstance(layer, keras.layers.Normalization):
-            weights = layer.get_weights()  # those of a batch normalisation are all vectors, and stay about 1
-            layer.set_weights([draw.normal(0 if w.ndim > 1 else 1, 0.1, w.shape) for w in weights])
+            weights = layer.get_weights()  # weights of a batch normalization are vectors and stay near 1
+            layer.set_weights([rng.normal(0 if w.ndim > 1 else 1, 0.1, w.shape) for w in weights])
     return model
 
 
@@ -56,46 +61,42 @@ def test_parameters_and_logits_are_those_of_keras_with_its_weights(theirs, image
     np.testing.assert_allclose(keras.ops.convert_to_numpy(ours(images)), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_folded_it_answers_the_same_without_stochastic_depth(theirs, images):
+@pytest.mark.jax
+def test_folding_keeps_the_outputs_without_stochastic_depth(theirs, images):
     ours = from_keras_efficientnet(theirs, "b0", image_size=64, survival=0.7)
     folded = fold_stochastic_depth(ours)
     assert not any(isinstance(layer, StochasticDepth) for layer in folded._flatten_layers())
     np.testing.assert_allclose(folded(images), ours(images), rtol=1e-4, atol=1e-4)
 
 
-def test_the_pixels_are_normalised_as_in_the_file(theirs):
+def test_pixels_are_normalized_as_in_the_file(theirs):
     norm = next(layer for layer in theirs.layers if isinstance(layer, keras.layers.Normalization))
-    norm.mean, norm.variance = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # what is published
+    norm.mean, norm.variance = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # as published
     ours = from_keras_efficientnet(theirs, "b0", image_size=64)
     pixel = np.full((1, 64, 64, 3), 200.0, "float32")
     expected = (200 / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(ours.get_layer("normalize")(pixel)[0, 0, 0], expected, rtol=1e-5)
 
 
-def test_the_paper_s_schedule_falls_over_the_blocks_that_can_be_skipped():
+def test_survival_decays_over_the_blocks_that_can_be_skipped():
     model = efficientnet("b0", image_size=32, classes=2, survival=0.7)
     assert [block.survival for block in stochastic_depth_blocks(model)] == pytest.approx(linear_decay(9, 0.7))
 
 
-def test_the_compatible_schedule_is_that_of_keras(theirs):
-    dropped = [layer.rate for layer in theirs.layers if layer.name.endswith("drop")]
-    assert keras_applications_survival("b0") == pytest.approx([1 - rate for rate in dropped])
-    assert len(keras_applications_survival("b7")) > len(keras_applications_survival("b3")) > 9
-
-
-def test_another_number_of_classes_begins_with_random_logits(theirs):
+def test_another_number_of_classes_starts_with_random_logits(theirs):
     ours = from_keras_efficientnet(theirs, "b0", classes=3, image_size=64)
     assert ours.output_shape == (None, 3)
     stem = [model.get_layer("stem_conv").get_weights()[0] for model in (ours, theirs)]
     np.testing.assert_array_equal(*stem)
 
 
-def test_the_sizes_of_the_variants():
+def test_the_resolutions_of_the_variants():
     assert efficientnet("b1", classes=2, survival=None).input_shape == (None, 240, 240, 3)
-    assert [size for _, _, size, _ in VARIANTS.values()] == [224, 240, 260, 300, 380, 456, 528, 600]
+    resolutions = [efficientnet_resolution(f"b{index}") for index in range(8)]
+    assert resolutions == [224, 240, 260, 300, 380, 456, 528, 600]
 
 
-def test_l2_falls_on_kernels_alone():
+def test_l2_applies_to_kernels_only():
     model = efficientnet("b0", image_size=32, classes=2, survival=None, l2=2.5e-6)
     kernels = [weight for weight in model.trainable_weights if "kernel" in weight.path]
     expected = 2.5e-6 * sum(float(keras.ops.sum(weight**2)) for weight in kernels)
@@ -106,27 +107,30 @@ def test_l2_falls_on_kernels_alone():
     ("options", "words"),
     [
         ({"variant": "b8"}, "variant must be one of b0, b1, .*Received: 'b8'"),
-        ({"variant": "b0", "image_size": 31}, "image_size must be 32 or more"),
+        ({"variant": "b0", "image_size": 31}, "image_size must be at least 32"),
         ({"variant": "b0", "survival": (0.2, 0.7)}, "one probability for each of 9 blocks. Received: 2"),
     ],
 )
-def test_what_makes_no_network_is_refused(options, words):
+def test_invalid_arguments_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         efficientnet(**options)
 
 
-def test_a_file_that_is_not_there_or_is_something_else_is_told(tmp_path):
-    with pytest.raises(DataError, match=r"there is no file of weights .*b0.h5.\n  Give its path"):
+def test_a_missing_file_and_a_file_without_weights_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"There is no weights file .*b0.h5.\n  Pass the path of a file"):
         pretrained_efficientnet("b0", tmp_path / "b0.h5")
     (tmp_path / "b0.h5").write_bytes(b"no weights")
-    with pytest.raises(DataError, match=r"(?s)b0.h5 holds no weights of EfficientNetB0 with 1,000 classes"):
+    with pytest.raises(DataError, match=r"b0.h5 does not hold the weights of EfficientNetB0 with 1,000 classes"):
         pretrained_efficientnet("b0", tmp_path / "b0.h5")
 
 
-def test_a_download_without_a_network_says_what_to_do(monkeypatch):
+def test_a_failed_download_is_reported_with_a_hint(monkeypatch):
     def unreachable(*_, **__):
         raise Exception("URL fetch failure")
 
     monkeypatch.setattr(keras.src.applications.efficientnet.file_utils, "get_file", unreachable)
-    with pytest.raises(DataError, match=r"(?s)EfficientNetB0 cannot be downloaded: .*give the path of the file"):
+    with pytest.raises(
+        DataError,
+        match=r"ImageNet weights of EfficientNetB0 cannot be loaded: URL fetch[\s\S]*pass the path of the file",
+    ):
         pretrained_efficientnet("b0")

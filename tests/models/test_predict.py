@@ -1,4 +1,4 @@
-"""Does every image get its answer, once and in order?"""
+"""Predictions: one row for each image, in order."""
 
 import contextlib
 
@@ -26,6 +26,7 @@ def expected(model):
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
+@pytest.mark.jax
 def test_log_probabilities_of_every_image_in_order_and_a_ragged_tail():
     model = member()
     out = log_probabilities(model, [images()[:3], images()[3:6], images()[6:]])
@@ -34,7 +35,7 @@ def test_log_probabilities_of_every_image_in_order_and_a_ragged_tail():
 
 
 @pytest.mark.parametrize("wrap", [tuple, list], ids=["tuple", "list"])
-def test_labels_beside_the_images_are_left_alone(wrap):
+def test_labels_next_to_the_images_are_ignored(wrap):
     model = member()
     batches = (wrap([images()[at : at + 4], np.zeros(4)]) for at in (0, 4))
     np.testing.assert_array_equal(
@@ -49,16 +50,16 @@ def test_huge_logits_stay_finite():
 
 
 def test_a_model_of_another_process_may_have_operations_of_any_name():
-    """Automatic names begin anew in each process, and a loaded model keeps its own."""
+    """Automatic names restart in each process, and a loaded model keeps its own."""
     keras.backend.clear_session()
     image = keras.Input((2,), name="image")
     model = keras.Model(image, keras.ops.log_softmax(keras.ops.cast(image, "float32")))
     keras.backend.clear_session()
-    again = log_probabilities(model, [np.array([[0.2, 0.7]], "float32")])
-    np.testing.assert_allclose(np.exp(again).sum(), 1.0, rtol=1e-6)
+    out = log_probabilities(model, [np.array([[0.2, 0.7]], "float32")])
+    np.testing.assert_allclose(np.exp(out).sum(), 1.0, rtol=1e-6)
 
 
-def test_the_answer_of_a_half_precision_model_is_float32():
+def test_the_output_of_a_half_precision_model_is_float32():
     keras.config.set_dtype_policy("bfloat16")
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])
     out = log_probabilities(model, [images()])
@@ -67,11 +68,11 @@ def test_the_answer_of_a_half_precision_model_is_float32():
 
 
 def test_no_batches_are_refused():
-    with pytest.raises(ValueError, match=r"at least one batch of images\. Received none"):
+    with pytest.raises(ValueError, match=r"at least one batch of images\. Received: none"):
         log_probabilities(member(), [])
 
 
-def test_the_model_stays_compiled_and_untouched():
+def test_the_model_and_its_compilation_are_not_changed():
     model = member()
     optimizer = keras.optimizers.SGD(0.3)
     model.compile(optimizer, "mse", jit_compile=True, metrics=["mae"])
@@ -79,14 +80,14 @@ def test_the_model_stays_compiled_and_untouched():
     log_probabilities(model, [images()])
     assert model.optimizer is optimizer
     assert (model.jit_compile, model.compiled, model.predict_function) == (True, True, None)
-    assert all(np.array_equal(now, then) for now, then in zip(model.get_weights(), before, strict=True))
+    assert all(np.array_equal(new, old) for new, old in zip(model.get_weights(), before, strict=True))
 
 
-# What follows needs TensorFlow.
+# The tests below need TensorFlow.
 
 
 @tf_only
-def test_a_dataset_is_read_as_it_is():
+def test_a_dataset_of_images_and_labels_is_accepted():
     import tensorflow as tf
 
     model = member()
@@ -95,11 +96,11 @@ def test_a_dataset_is_read_as_it_is():
 
 
 @tf_only
-def test_xla_is_not_asked():
+def test_xla_is_not_used():
     import tensorflow as tf
 
     class Python(keras.layers.Layer):
-        """Leaves the graph, which XLA refuses."""
+        """Runs Python, which XLA does not support."""
 
         def call(self, inputs):
             return tf.ensure_shape(tf.numpy_function(lambda x: x, [inputs], tf.float32), (None, 3))
@@ -117,7 +118,7 @@ def test_xla_is_not_asked():
 
 @tf_only
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_member_made_under_a_strategy_answers_outside_of_it_and_inside(inside, mirrored):
+def test_a_member_created_under_a_strategy_predicts_outside_and_inside_of_it(inside, mirrored):
     with mirrored.scope():
         model = member()
     with mirrored.scope() if inside else contextlib.nullcontext():

@@ -1,4 +1,4 @@
-"""Is it the paper's wide residual network?"""
+"""Wide residual networks: the size and layers of the paper."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras_committee.models import resnet, wide_resnet
 
 
 def by_hand(depth, width, classes=10):
-    """Parameters and multiply-adds of WRN-depth-width on 32x32x3, written out layer by layer."""
+    """Parameters and multiply-adds of WRN-depth-width on 32x32x3, layer by layer."""
     weights, products = 3 * 3 * 3 * 16, 32 * 32 * 3 * 3 * 3 * 16
     before, size = 16, 32
     for group in range(3):
@@ -39,19 +39,20 @@ def test_parameters_and_multiply_adds_are_those_of_the_paper(width, millions, me
     [(lambda: wide_resnet(10, 2, classes=7), 3), (lambda: resnet(8, classes=7), 2)],
     ids=["WRN over the fan-out", "ResNet over the fan-in"],
 )
-def test_convolutions_start_from_he_s_normal_distribution(build, fan):
+def test_convolutions_have_he_s_normal_initialization(build, fan):
     kernels = [weight for weight in build().trainable_variables if weight.shape[:2] == (3, 3)]
-    spread = {kernel.path: float(keras.ops.std(kernel)) * (9 * kernel.shape[fan] / 2) ** 0.5 for kernel in kernels}
-    assert len(spread) >= 7
-    assert spread == pytest.approx(dict.fromkeys(spread, 1.0), rel=0.1)
+    ratios = {kernel.path: float(keras.ops.std(kernel)) * (9 * kernel.shape[fan] / 2) ** 0.5 for kernel in kernels}
+    assert len(ratios) >= 7
+    assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), rel=0.1)
 
 
-def test_depth_and_classes_count_too():
+def test_the_counts_follow_depth_and_classes():
     model = wide_resnet(22, 3, classes=7)
     assert (flops.parameters(model), flops.multiply_adds(model)) == by_hand(22, 3, classes=7)
 
 
-def test_raw_pixels_go_in_and_float32_logits_come_out():
+@pytest.mark.jax
+def test_the_input_is_raw_pixels_and_the_output_float32_logits():
     model = wide_resnet(10, 2, classes=7, image_shape=(20, 12, 1), mean=30.0, std=70.0)
     assert (model.inputs[0].name, model.inputs[0].dtype, model.input_shape) == ("image", "float32", (None, 20, 12, 1))
     assert (model.outputs[0].dtype, model.output_shape, model.name) == ("float32", (None, 7), "wrn_10_2")
@@ -60,14 +61,14 @@ def test_raw_pixels_go_in_and_float32_logits_come_out():
     assert model(images[:1]).shape == (1, 7)
 
 
-def test_the_pixels_are_normalised_per_channel():
+def test_pixels_are_normalized_per_channel():
     model = wide_resnet(10, 1, classes=2, image_shape=(4, 4, 2), mean=(100.0, 7.0), std=(50.0, 3.0))
     pixels = np.full((1, 4, 4, 2), (200.0, 1.0), "float32")
     normalized = keras.ops.convert_to_numpy(model.get_layer("normalize")(pixels))
     np.testing.assert_allclose(normalized[0, 0, 0], [2.0, -2.0], rtol=1e-5)
 
 
-def test_mixed_precision_computes_in_bfloat16_and_answers_in_float32():
+def test_mixed_precision_computes_in_bfloat16_and_returns_float32():
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = wide_resnet(10, 1, classes=3)
     dtypes = {layer.compute_dtype for layer in model.layers if isinstance(layer, keras.layers.Conv2D)}
@@ -76,10 +77,10 @@ def test_mixed_precision_computes_in_bfloat16_and_answers_in_float32():
     assert keras.backend.standardize_dtype(model(np.ones((2, 32, 32, 3))).dtype) == "float32"
 
 
-def test_l2_falls_on_every_trainable_weight():
+def test_l2_applies_to_every_trainable_weight():
     model = wide_resnet(10, 2, classes=3, l2=0.007)
-    random = np.random.default_rng(1)
-    model.set_weights([random.uniform(0.1, 0.9, w.shape) for w in model.weights])
+    rng = np.random.default_rng(1)
+    model.set_weights([rng.uniform(0.1, 0.9, w.shape) for w in model.weights])
     squares = sum(
         float((keras.ops.convert_to_numpy(w.value).astype("float64") ** 2).sum()) for w in model.trainable_weights
     )
@@ -89,7 +90,7 @@ def test_l2_falls_on_every_trainable_weight():
     assert wide_resnet(10, 1, classes=3).losses == []
 
 
-def test_kernels_start_from_hes_normal_distribution_over_the_fan_out():
+def test_kernels_are_not_truncated():
     model = wide_resnet(10, 8, classes=3)
     kernel = model.get_layer(index=-6).kernel  # the last convolution: 512 filters
     values = keras.ops.convert_to_numpy(kernel.value)
@@ -98,10 +99,10 @@ def test_kernels_start_from_hes_normal_distribution_over_the_fan_out():
     assert np.abs(values).max() > 4 * values.std()  # not truncated
 
 
-def test_dropout_stands_between_the_convolutions_after_the_relu():
+def test_dropout_is_between_the_convolutions_after_the_relu():
     kinds = [type(layer).__name__ for layer in wide_resnet(10, 1, classes=3, dropout=0.3).layers]
-    place = kinds.index("Dropout")
-    assert kinds[place - 3 : place + 2] == ["Conv2D", "BatchNormalization", "ReLU", "Dropout", "Conv2D"]
+    index = kinds.index("Dropout")
+    assert kinds[index - 3 : index + 2] == ["Conv2D", "BatchNormalization", "ReLU", "Dropout", "Conv2D"]
     assert kinds.count("Dropout") == 3
     assert "Dropout" not in [type(layer).__name__ for layer in wide_resnet(10, 1, classes=3).layers]
 
@@ -113,34 +114,32 @@ def test_the_projection_takes_the_pre_activated_input():
     assert {type(layer.input._keras_history.operation) for layer in projections} == {keras.layers.ReLU}
 
 
-def test_batch_normalisation_has_the_references_momentum_and_epsilon():
+def test_batch_normalization_has_the_momentum_and_epsilon_of_the_reference():
     norms = [x for x in wide_resnet(10, 1, classes=3).layers if isinstance(x, keras.layers.BatchNormalization)]
     assert {(norm.momentum, norm.epsilon) for norm in norms} == {(0.9, 1e-5)}
 
 
-def test_a_saved_model_answers_as_before(tmp_path):
+def test_a_saved_model_predicts_as_before(tmp_path):
     model = wide_resnet(10, 1, classes=3, l2=1e-4, dropout=0.2, image_shape=(8, 8, 3))
     model.save(tmp_path / "member.keras")
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype("float32")
-    again = keras.saving.load_model(tmp_path / "member.keras").predict(images, verbose=0)
-    assert np.abs(again - model.predict(images, verbose=0)).max() == 0
+    loaded = keras.saving.load_model(tmp_path / "member.keras")
+    np.testing.assert_array_equal(loaded.predict(images, verbose=0), model.predict(images, verbose=0))
 
 
 @pytest.mark.parametrize(("depth", "below", "above"), [(15, 10, 16), (20, 16, 22), (4, 10, 16), (-7, 10, 16)])
-def test_an_impossible_depth_is_told_the_nearest(depth, below, above):
-    with pytest.raises(
-        ValueError, match=rf"6N \+ 4 with N from 1\. Received: depth={depth}\. Nearest: {below}, {above}"
-    ):
+def test_for_an_impossible_depth_the_nearest_are_suggested(depth, below, above):
+    with pytest.raises(ValueError, match=rf"6N \+ 4 with N >= 1\. Received: depth={depth}\. Nearest: {below}, {above}"):
         wide_resnet(depth, 1, classes=3)
 
 
 @pytest.mark.parametrize(("width", "classes"), [(0, 3), (2, 0)])
 def test_an_impossible_width_or_number_of_classes_is_refused(width, classes):
-    with pytest.raises(ValueError, match=rf"integers from 1\. Received: width={width}, classes={classes}"):
+    with pytest.raises(ValueError, match=rf"must be at least 1\. Received: width={width}, classes={classes}"):
         wide_resnet(10, width, classes=classes)
 
 
-def test_pixel_statistics_of_other_channels_are_refused():
+def test_pixel_statistics_that_do_not_fit_the_channels_are_refused():
     with pytest.raises(ValueError, match=r"one for each of the 1 channels\. Received: mean=\(125\.3"):
         wide_resnet(10, 1, classes=3, image_shape=(8, 8, 1))
     with pytest.raises(ValueError, match=r"std must be above 0\. Received: std=0\.0"):

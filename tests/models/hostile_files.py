@@ -1,4 +1,4 @@
-"""Which `.keras` files would a stranger give us? Each function takes the bytes of an honest one and a canary's path."""
+"""Hostile `.keras` files. Each function takes the bytes of a valid file and the path of a canary."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import keras
 
 
 def rewritten(content, change=None, **members):
-    """The archive in `content` with its config changed by `change`, and some members replaced or added."""
+    """The archive in `content` with its config modified by `change` and some members replaced or added."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     config = json.loads(files["config.json"])
@@ -36,7 +36,7 @@ def with_member(name, data=b"x", mode=0, compression=zipfile.ZIP_STORED):
 
 
 def touch(canary):
-    """A Lambda layer, serialised, that writes `canary` as soon as it is called."""
+    """A serialized Lambda layer that writes `canary` when it is called."""
     layer = keras.layers.Lambda(lambda x, path=str(canary): (open(path, "w").close(), x)[1], name="sneaky")
     return keras.saving.serialize_keras_object(layer)
 
@@ -49,7 +49,7 @@ def a_lambda(content, canary):
 
 
 def a_nested_lambda(content, canary):
-    """Within a layer within a model within the model."""
+    """A Lambda in a layer in a nested model."""
 
     def change(config):
         inner = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.TimeDistributed(keras.layers.Dense(2))])
@@ -85,7 +85,7 @@ def a_saved_graph(content, canary):
 
 
 def weights_elsewhere(content, canary):
-    """The weights are a link to another file, which is there."""
+    """The weights are a link to another file, which exists."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         canary.with_suffix(".h5").write_bytes(archive.read("model.weights.h5"))
@@ -105,7 +105,7 @@ def an_hdf5_file(_content, _canary):
     return hdf5(model_config=json.dumps({"class_name": "Lambda", "config": {}}))
 
 
-CODE = {  # what is named, and in which words
+CODE = {  # the file, and what the message names
     "lambda": (a_lambda, "layer 'sneaky' \\(Lambda\\)"),
     "nested lambda": (a_nested_lambda, "layer 'sneaky' \\(Lambda\\)"),
     "os.system": (an_activation("os", "function", "system"), "layer 'sneaky' \\(Dense\\)"),
@@ -125,14 +125,14 @@ CODE = {  # what is named, and in which words
 DAMAGE = {
     "get_file": (an_activation("keras.utils", "function", "get_file"), r"[\s\S]*get_file"),
     "eval": (an_activation("builtins", "function", "eval"), r"[\s\S]*Could not locate function 'eval'"),
-    "hdf5": (an_hdf5_file, "it is no whole .keras archive"),
+    "hdf5": (an_hdf5_file, "it is not a complete .keras archive"),
     "link in the weights": (weights_elsewhere, "Skipping nested container"),
     "no weights": (lambda content, _: rewritten(content, **{"model.weights.h5": hdf5()}), "Skipping nested container"),
     "deep config": (
         lambda content, _: rewritten(content, **{"config.json": b"[" * 100_000}),
-        "it is no whole .keras archive .maximum recursion depth",
+        "it is not a complete .keras archive .maximum recursion depth",
     ),
     "no config": (lambda content, _: rewritten(content, **{"config.json": b"{}"}), ""),
-    "cut": (lambda content, _: content[:-40], "it is no whole .keras archive"),
-    "text": (lambda content, _: b"#!/bin/sh\n", "it is no whole .keras archive"),
+    "cut": (lambda content, _: content[:-40], "it is not a complete .keras archive"),
+    "text": (lambda content, _: b"#!/bin/sh\n", "it is not a complete .keras archive"),
 }

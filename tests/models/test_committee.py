@@ -1,4 +1,4 @@
-"""Is the committee its members, combined?"""
+"""Ensemble: its members, combined by a head."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ def images(examples=5):
 
 
 def linear(classes=4, name="same", shape=SHAPE):
-    """A member whose layers carry the same names in every member."""
+    """A member whose layers have the same names as those of every other."""
     image = keras.Input(shape, name="image")
     x = keras.layers.Rescaling(1 / 255, name="rescale")(image)
     x = keras.layers.Flatten(name="flatten")(x)
@@ -24,7 +24,7 @@ def linear(classes=4, name="same", shape=SHAPE):
 
 
 def mixed_members():
-    """A functional model, a Sequential one with batch normalisation, and one with another model inside."""
+    """A functional model, a Sequential one with batch normalization, and one with a nested model."""
     norm, pool = BatchNormalization(), keras.layers.GlobalAveragePooling2D()
     sequential = keras.Sequential([keras.Input(SHAPE), norm, pool, keras.layers.Dense(4)], name="same")
     image = keras.Input(SHAPE, name="image")
@@ -37,12 +37,13 @@ def member_probabilities(members):
     return powers / powers.sum(-1, keepdims=True)
 
 
-def test_votes_are_the_members_and_probabilities_their_geometric_mean():
+@pytest.mark.jax
+def test_the_probabilities_are_the_geometric_mean_of_the_members():
     members = mixed_members()
     out = Ensemble(members).predict(images(), verbose=0)
-    votes = member_probabilities(members)
-    np.testing.assert_allclose(out["votes"], votes, rtol=1e-4, atol=1e-7)
-    root = votes.prod(1) ** (1 / 3)
+    expected = member_probabilities(members)
+    np.testing.assert_allclose(out["member_probabilities"], expected, rtol=1e-4, atol=1e-7)
+    root = expected.prod(1) ** (1 / 3)
     np.testing.assert_allclose(out["probabilities"], root / root.sum(-1, keepdims=True), rtol=1e-4, atol=1e-7)
 
 
@@ -55,7 +56,7 @@ def test_any_head_combines_the_members():
     assert isinstance(committee.head, WeightedGeometricMean)
 
 
-def test_members_of_the_same_name_stay_as_they_are():
+def test_members_of_the_same_name_are_not_changed():
     members = [linear(), linear(), linear()]
     committee = Ensemble(members, name="committee")
     assert [m.name for m in members] == ["same"] * 3
@@ -63,11 +64,11 @@ def test_members_of_the_same_name_stay_as_they_are():
     assert len(committee.weights) == 6
 
 
-def test_the_graph_is_named():
+def test_inputs_outputs_and_members_are_named():
     committee = Ensemble([linear(), linear()])
     assert [tensor.name for tensor in committee.inputs] == ["image"]
     shapes = committee.compute_output_shape((None, *SHAPE))
-    assert shapes == {"probabilities": (None, 4), "votes": (None, 2, 4)}
+    assert shapes == {"probabilities": (None, 4), "member_probabilities": (None, 2, 4)}
     assert isinstance(committee.head, GeometricMean)
     assert [layer.name for layer in committee.layers if isinstance(layer, keras.Model)] == ["member_00", "member_01"]
 
@@ -78,43 +79,43 @@ def test_ten_members_and_more_stay_in_order():
 
 
 @pytest.mark.parametrize("head", [None, MajorityVote(), WeightedGeometricMean((0.2, 0.7, 0.1))], ids=str)
-def test_a_saved_committee_answers_as_before(head, tmp_path):
+def test_a_saved_committee_predicts_as_before(head, tmp_path):
     committee = Ensemble(mixed_members(), head, name="committee")
     committee.save(tmp_path / "committee.keras")
-    again = keras.saving.load_model(tmp_path / "committee.keras")
-    before, after = (model.predict(images(), verbose=0) for model in (committee, again))
-    assert max(np.abs(before[key] - after[key]).max() for key in ("probabilities", "votes")) == 0
-    assert (type(again), again.name, type(again.head)) == (Ensemble, "committee", type(committee.head))
-    assert [type(m).__name__ for m in again.members] == ["Functional", "Sequential", "Functional"]
+    loaded = keras.saving.load_model(tmp_path / "committee.keras")
+    before, after = (model.predict(images(), verbose=0) for model in (committee, loaded))
+    assert max(np.abs(before[key] - after[key]).max() for key in before) == 0
+    assert (type(loaded), loaded.name, type(loaded.head)) == (Ensemble, "committee", type(committee.head))
+    assert [type(m).__name__ for m in loaded.members] == ["Functional", "Sequential", "Functional"]
 
 
-def test_the_same_model_may_sit_twice(tmp_path):
+def test_a_member_may_appear_twice(tmp_path):
     member = linear()
     committee = Ensemble([member, linear(), member])
     out = committee.predict(images(), verbose=0)
-    np.testing.assert_array_equal(out["votes"][:, 0], out["votes"][:, 2])
+    np.testing.assert_array_equal(out["member_probabilities"][:, 0], out["member_probabilities"][:, 2])
     committee.save(tmp_path / "committee.keras")
-    again = keras.saving.load_model(tmp_path / "committee.keras")
-    assert again.members[0] is again.members[2]
-    assert np.abs(again.predict(images(), verbose=0)["votes"] - out["votes"]).max() == 0
+    loaded = keras.saving.load_model(tmp_path / "committee.keras")
+    assert loaded.members[0] is loaded.members[2]
+    restored = loaded.predict(images(), verbose=0)["member_probabilities"]
+    np.testing.assert_array_equal(restored, out["member_probabilities"])
 
 
 def test_config_round_trip():
     committee = Ensemble([linear(), linear(4, "other")], MajorityVote(name="head"), name="committee")
-    again = Ensemble.from_config(committee.get_config())
-    assert again.get_config() == committee.get_config()
-    assert [member.name for member in again.members] == ["same", "other"]
-    assert keras.saving.get_registered_name(Ensemble) == "keras_committee>Ensemble"
+    loaded = Ensemble.from_config(committee.get_config())
+    assert loaded.get_config() == committee.get_config()
+    assert [member.name for member in loaded.members] == ["same", "other"]
 
 
-def test_a_committee_answers_float32_under_mixed_precision():
+def test_a_committee_returns_float32_under_mixed_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
-    out = Ensemble([linear(), linear()])(images())  # these members' logits are bfloat16
+    out = Ensemble([linear(), linear()])(images())  # the logits of these members are bfloat16
     assert {keras.backend.standardize_dtype(value.dtype) for value in out.values()} == {"float32"}
     np.testing.assert_allclose(keras.ops.convert_to_numpy(out["probabilities"]).sum(-1), 1.0, rtol=1e-5)
 
 
-def test_no_members_are_refused():
+def test_a_committee_without_members_is_refused():
     with pytest.raises(ValueError, match=r"at least one model\. Received: none"):
         Ensemble([])
 
@@ -126,7 +127,7 @@ def test_no_members_are_refused():
         (lambda: linear(4, "big", (9, 8, 3)), "1       big   9x8x3  4"),
     ],
 )
-def test_C01_C03_members_that_do_not_fit_are_shown_as_a_table(other, row):
+def test_C01_C03_members_that_differ_are_listed_in_a_table(other, row):
     with pytest.raises(
         ValueError, match=rf"one image shape and one number of classes\. Received:\n  member .*\n.*\n  {row}"
     ):
@@ -153,15 +154,15 @@ def two_inputs():
         (lambda: "a.keras", r"members\[1\] \('a\.keras'\) must be a functional"),
     ],
 )
-def test_what_cannot_be_a_member_is_named(member, message):
+def test_a_model_that_cannot_be_a_member_is_named(member, message):
     with pytest.raises(ValueError, match=message):
         Ensemble([linear(), member()])
 
 
-def test_C04_members_that_normalise_differently_answer_as_they_do_alone():
+def test_C04_members_with_different_normalization_predict_as_they_do_alone():
     members = [wide_resnet(10, 1, classes=5, mean=mean, std=std) for mean, std in ((0.0, 1.0), (120.0, 61.0))]
     images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3)).astype("float32")
-    votes = Ensemble(members).predict(images, verbose=0)["votes"]
-    for place, member in enumerate(members):
+    predictions = Ensemble(members).predict(images, verbose=0)["member_probabilities"]
+    for index, member in enumerate(members):
         alone = keras.ops.convert_to_numpy(keras.ops.softmax(member.predict(images, verbose=0)))
-        np.testing.assert_allclose(votes[:, place], alone, atol=1e-5)
+        np.testing.assert_allclose(predictions[:, index], alone, atol=1e-5)
