@@ -31,8 +31,8 @@ _DEFAULT_SCALING = "0..255"
     "input_scalings",
     multiple=True,
     metavar="[MODEL=]SCALING",
-    help="Pixel scaling that the models expect: 0..255, 0..1, -1..1, torch, caffe or MEAN/STD. May be repeated.  "
-    f"[default: {_DEFAULT_SCALING}]",
+    help="Pixel scaling that the models expect: 0..255, 0..1, -1..1, torch, caffe or MEAN/STD. May be repeated.",
+    show_default=_DEFAULT_SCALING,
 )
 @click.option(
     "--class-names-file",

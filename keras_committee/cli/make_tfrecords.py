@@ -46,9 +46,9 @@ def make_tfrecords(
 ) -> None:
     """Convert class folders to TFRecord files.
 
-    SOURCE holds one folder per class, or `train` and `val` folders of such. The records are shuffled and have Model
-    Garden's format, with the class names in labels.txt; read them with data.imagenet_records. DEST must not exist; it
-    appears once all records are written. To resume an interrupted conversion, run the same command again.
+    SOURCE holds one folder per class, optionally below `train` and `val` folders. The records are shuffled and have
+    Model Garden's format, with the class names in labels.txt; read them with data.imagenet_records. DEST must not
+    exist; it appears once all records are written. To resume an interrupted conversion, run the same command again.
     """
     start = time.monotonic()
     with reserve_stdout_for_json(as_json), _progress_reporter() as report:

@@ -20,10 +20,20 @@ _EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 @click.command()
 @click.argument("model_dir", type=click.Path(), required=False, shell_complete=complete_exports)
 @click.option(
-    "--rest-port", type=click.IntRange(0, 65535), default=8501, show_default=True, metavar="PORT", help="REST port."
+    "--rest-port",
+    type=click.IntRange(0, 65535),
+    default=8501,
+    show_default=True,
+    metavar="PORT",
+    help="Port of the REST server.",
 )
 @click.option(
-    "--grpc-port", type=click.IntRange(0, 65535), default=8500, show_default=True, metavar="PORT", help="gRPC port."
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    default=8500,
+    show_default=True,
+    metavar="PORT",
+    help="Port of the gRPC server.",
 )
 @click.option(
     "--host",

@@ -1,4 +1,4 @@
-"""Does the shell complete commands, options, recipes, runs, models and knobs, without executing anything?"""
+"""Shell completion of commands, options, recipes, parameters, runs and models, without executing a recipe."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from click.shell_completion import BashComplete
+from click.shell_completion import get_completion_class
 
 from keras_committee.cli import cli, main
 
@@ -38,7 +38,7 @@ finally:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two recipes, two runs beside a folder that is none, an exported model, a picture."""
+    """Folder with recipes, two runs beside another folder, and an exported model."""
     for name in ("recipes/cifar.py", "recipes/pets.py", "tiny.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(RECIPE)
@@ -55,9 +55,9 @@ def folder(tmp_path):
 
 @pytest.fixture
 def complete(folder, monkeypatch):
-    """The words offered for a line that is typed as far as it goes: `(type, word)`."""
+    """Function of an unfinished command line that returns the completions: `(type, word)`."""
     monkeypatch.chdir(folder)
-    bash = BashComplete(cli, {"obj": {"debug": False}}, "keras-committee", "_KERAS_COMMITTEE_COMPLETE")
+    bash = get_completion_class("bash")(cli, {"obj": {"debug": False}}, "keras-committee", "_KERAS_COMMITTEE_COMPLETE")
 
     def complete(line):
         *words, incomplete = line.split(" ")
@@ -71,10 +71,12 @@ def plain(*words):
 
 
 @pytest.mark.parametrize(
-    ("line", "offered"),
+    ("line", "completions"),
     [
         ("ev", plain("evaluate")),
-        ("evaluate --all", plain("--allow-duplicate-weights")),
+        ("i", plain("init", "import")),
+        ("train --re", plain("--resources-per-member", "--restart")),
+        ("evaluate --all", plain("--allow-incomplete", "--allow-duplicate-weights")),
         ("train re", plain("recipes/cifar.py", "recipes/pets.py")),
         ("train t", plain("tiny.py")),
         ("train else", [("file", "else")]),
@@ -89,13 +91,13 @@ def plain(*words):
         ("predict saved_models/pets c", [("file", "c")]),
     ],
 )
-def test_a_word_is_completed(complete, line, offered):
-    assert complete(line) == offered
+def test_a_word_is_completed(complete, line, completions):
+    assert complete(line) == completions
 
 
 @pytest.fixture
 def environment(folder):
-    """Variables with which a shell finds a `keras-committee` that tells on stderr what it imported."""
+    """Variables with which a shell finds a `keras-committee` that prints its heavy imports to stderr."""
     program = folder / "bin" / "keras-committee"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}\n{PROGRAM}")
@@ -103,33 +105,35 @@ def environment(folder):
     return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "TERM": "vt100"}
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_takes_the_script_and_completes_with_it_and_without_tensorflow(folder, environment):
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_with_the_script_and_without_tensorflow(folder, environment):
     lines = (
-        'eval "$(keras-committee completion bash)"; COMP_WORDS=(keras-committee train tiny.py --set w); COMP_CWORD=4; '
+        'eval "$(keras-committee completion bash)"; compopt() { echo "compopt $@"; }; '
+        "COMP_WORDS=(keras-committee train tiny.py --set w); COMP_CWORD=4; "
         'complete -p keras-committee; _keras_committee_completion keras-committee; echo "${COMPREPLY[@]}"'
     )
-    answer = subprocess.run(["bash", "-c", lines], cwd=folder, env=environment, capture_output=True, text=True)
-    assert answer.stderr == "[]\n[]\n"  # for the script and for the words
-    assert answer.stdout.splitlines() == [
+    result = subprocess.run(["bash", "-c", lines], cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.stderr == "[]\n[]\n"  # for the script and for the words
+    assert result.stdout.splitlines() == [
         "complete -o nosort -F _keras_committee_completion keras-committee",
+        "compopt -o nospace",  # the value follows the equals sign
         "width= weight_decay=",
     ]
 
 
-@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
-def test_fish_takes_the_script_and_completes_with_it_and_without_tensorflow(folder, environment):
-    asked = ("train tiny.py --set w", "select runs/pets runs/pets-")
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_completes_with_the_script_and_without_tensorflow(folder, environment):
+    typed = ("train tiny.py --set w", "select runs/pets runs/pets-")
     lines = "; ".join(
-        ["keras-committee completion fish | source", *(f"complete -C 'keras-committee {a}'" for a in asked)]
+        ["keras-committee completion fish | source", *(f"complete -C 'keras-committee {words}'" for words in typed)]
     )
     home = {**environment, "HOME": str(folder)}
-    answer = subprocess.run(["fish", "--no-config", "-c", lines], cwd=folder, env=home, capture_output=True, text=True)
-    assert answer.stdout.splitlines() == ["weight_decay=\tdefault 0.2", "width=\tdefault 4", "runs/pets-2"]
-    assert answer.stderr == "[]\n" * 3
+    result = subprocess.run(["fish", "--no-config", "-c", lines], cwd=folder, env=home, capture_output=True, text=True)
+    assert result.stdout.splitlines() == ["weight_decay=\tdefault 0.2", "width=\tdefault 4", "runs/pets-2"]
+    assert result.stderr == "[]\n" * 3
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
@@ -138,23 +142,23 @@ def test_fish_takes_the_script_and_completes_with_it_and_without_tensorflow(fold
         ("serve sa", "serve saved_models/pets "),
     ],
 )
-def test_zsh_completes_a_line_that_is_typed(folder, environment, typed, line):
-    ours, theirs = pty.openpty()
+def test_zsh_completes_a_typed_line(folder, environment, typed, line):
+    controller, terminal = pty.openpty()
     keys = f"{ZSH}\nkeras-committee {typed}\t\x18"
-    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    streams = dict.fromkeys(["stdin", "stdout", "stderr"], terminal)
     with subprocess.Popen(["zsh", "-f", "-i"], cwd=folder, env=environment, start_new_session=True, **streams) as shell:
-        os.write(ours, keys.encode())
-        answer = b""
-        while not (found := re.search(rb"<(keras-committee .*?)>", answer)):
-            assert select.select([ours], [], [], 60)[0], answer
-            answer += os.read(ours, 4096)
+        os.write(controller, keys.encode())
+        output = b""
+        while not (found := re.search(rb"<(keras-committee .*?)>", output)):
+            assert select.select([controller], [], [], 60)[0], output
+            output += os.read(controller, 4096)
         shell.kill()
-    os.close(ours), os.close(theirs)
+    os.close(controller), os.close(terminal)
     assert found[1].decode() == f"keras-committee {line}"
 
 
 @pytest.mark.parametrize(("shell", "words"), [("zsh", "#compdef keras-committee"), ("fish", "complete --no-files")])
-def test_the_other_shells_have_their_scripts_too(capsys, shell, words):
+def test_zsh_and_fish_have_scripts(capsys, shell, words):
     assert main(["completion", shell]) == 0
     out = capsys.readouterr().out
     assert words in out

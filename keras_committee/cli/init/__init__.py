@@ -33,9 +33,9 @@ _SOURCE_TYPE = (click.Choice(["image-folder", "tfrecords"]), click.Path(path_typ
 def init(file: Path, source: tuple[str, Path], as_json: bool) -> None:
     """Write a recipe for a folder of images.
 
-    FILE is the recipe to write, such as recipes/mine.py. PATH holds one folder per class, or `train` and `test` folders
-    of such, or the TFRecord files that `keras-committee make-tfrecords` writes. Image size, network, batch size and
-    number of epochs are chosen from the images; comments in the recipe explain each choice.
+    FILE is the recipe to write, such as recipes/mine.py. PATH holds one folder per class, optionally below `train`,
+    `val` and `test` folders, or the TFRecord files that `keras-committee make-tfrecords` writes. Image size, network,
+    batch size and number of epochs are chosen from the images; comments in the recipe explain each choice.
     """
     _check_target(file)
     from keras_committee.cli.init.template import choose_defaults, render_recipe

@@ -1,4 +1,4 @@
-"""Does `new --from tfrecords` see in shards what `--from image-folder` sees in the folders they were written from?"""
+"""`keras-committee init` on TFRecord files: the same statistics as for the folders that they were written from."""
 
 import pathlib
 import subprocess
@@ -22,22 +22,22 @@ RUFF = ["--config", "line-length = 120"]
 
 @pytest.fixture
 def shards(tmp_path, monkeypatch):
-    """`shards`, two for training and one to test on, of the folders in `pets`."""
+    """Folder `shards`: two training files and one test file, written from the folders in `pets`."""
     monkeypatch.chdir(tmp_path)
-    draw = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     for folder, count in COUNTS.items():
         pathlib.Path("pets", folder).mkdir(parents=True)
         for number in range(count):
-            pixels = draw.integers(0, 256, (40, 33 + number, 3), dtype=np.uint8)
+            pixels = rng.integers(0, 256, (40, 33 + number, 3), dtype=np.uint8)
             PIL.Image.fromarray(pixels).save(f"pets/{folder}/{number}.png")
     write_tfrecords(pathlib.Path("pets"), pathlib.Path("shards"), shards=2)
     return pathlib.Path("shards")
 
 
 def relabel(folder, first):
-    """The shards as somebody else writes them: labels that begin at `first`, and no file beside them."""
+    """Rewrite the shards as other programs do: with labels from `first`, without records.json and labels.txt."""
     for path in folder.glob("*-of-*"):
-        examples = [tf.train.Example.FromString(each) for each in tf.data.TFRecordDataset(path).as_numpy_iterator()]
+        examples = [tf.train.Example.FromString(record) for record in tf.data.TFRecordDataset(path).as_numpy_iterator()]
         with tf.io.TFRecordWriter(str(path)) as writer:
             for example in examples:
                 example.features.feature["image/class/label"].int64_list.value[0] += first - 1
@@ -46,18 +46,18 @@ def relabel(folder, first):
         (folder / name).unlink()
 
 
-def test_shards_are_surveyed_as_their_folders_are(shards):
-    seen, folders = collect_tfrecord_stats(shards), collect_image_stats(pathlib.Path("pets"))
-    assert seen.class_counts == folders.class_counts == {"cat": 12, "dog": 3}
-    assert seen.training_counts == folders.training_counts == {"cat": 9, "dog": 2}
-    assert (seen.median_side, seen.held_out, seen.first_label) == (folders.median_side, ("test",), 1)
+def test_shards_have_the_statistics_of_their_folders(shards):
+    stats, folders = collect_tfrecord_stats(shards), collect_image_stats(pathlib.Path("pets"))
+    assert stats.class_counts == folders.class_counts == {"cat": 12, "dog": 3}
+    assert stats.training_counts == folders.training_counts == {"cat": 9, "dog": 2}
+    assert (stats.median_side, stats.held_out, stats.first_label) == (folders.median_side, ("test",), 1)
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_the_first_label_is_found_without_the_files_beside(shards, first):
+def test_the_first_label_is_found_without_records_json(shards, first):
     relabel(shards, first)
-    seen = collect_tfrecord_stats(shards)
-    assert (seen.first_label, seen.training_counts) == (first, {"cat": 9, "dog": 2})
+    stats = collect_tfrecord_stats(shards)
+    assert (stats.first_label, stats.training_counts) == (first, {"cat": 9, "dog": 2})
 
 
 @pytest.mark.slow
@@ -65,8 +65,8 @@ def test_a_written_recipe_reads_the_shards(shards, capsys):
     assert main(["init", "mine.py", "--from", "tfrecords", "shards"]) == 0
     assert "Next: keras-committee train mine.py --smoke" in capsys.readouterr().out
     text = pathlib.Path("mine.py").read_text()
-    assert "test=0.0,  # there are shards for test\n" in text
-    assert "    # class 'cat' has 9 images for training, 'dog' has 2: 4.5 times fewer." in text
+    assert "test=0.0,  # test has its own shards\n" in text
+    assert "    # class 'cat' has 9 training images, 'dog' has 2: 4.5 times fewer." in text
     shape = [sys.executable, "-m", "ruff", "format", "--isolated", "--check", *RUFF, "mine.py"]
     assert subprocess.run(shape, capture_output=True).returncode == 0
     file = RecipeFile.read("mine.py")
@@ -82,7 +82,7 @@ def test_a_written_recipe_reads_the_shards(shards, capsys):
         ("train-00001-of-00002", b"no shard", "1 problem"),
     ],
 )
-def test_B02_what_is_wrong_with_the_shards_is_named(shards, file, content, words):
+def test_B02_problems_of_the_shards_are_listed(shards, file, content, words):
     (shards / file).write_bytes(content)
     with pytest.raises(DataError, match=words):
         collect_tfrecord_stats(shards)
