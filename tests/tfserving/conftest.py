@@ -1,4 +1,4 @@
-"""Models whose answers are computed by hand, for the tests of the client, the session and the local server."""
+"""Models with predictions computed by hand, for the tests of the client, the session and the local server."""
 
 import pytest
 from half_plus_two import save_half_plus_two

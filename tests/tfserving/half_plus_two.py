@@ -1,4 +1,4 @@
-"""A SavedModel small enough to know its answers by heart: y = x / 2 + 2."""
+"""A SavedModel that computes y = x / 2 + 2."""
 
 import pathlib
 
@@ -27,7 +27,7 @@ class HalfPlusTwo(tf.Module):
 
 
 def save_half_plus_two(folder, version=123, half=0.5, two=2.0):
-    """Writes version `version` into the base path `folder`, whole or not at all; returns the version's folder."""
+    """Write version `version` into the base path `folder` by a rename; return the version folder."""
     module = HalfPlusTwo(half, two)
     signatures = {"serving_default": module.predict, "regress": module.regress, "classify": module.classify}
     staging = pathlib.Path(folder) / f".staging-{version}"

@@ -1,4 +1,4 @@
-"""A SavedModel with the signatures of an exported committee, small enough to compute by hand: three linear members."""
+"""A SavedModel with the signatures of an exported committee: three linear members, easily computed by hand."""
 
 import pathlib
 
@@ -6,12 +6,12 @@ import numpy as np
 import tensorflow as tf
 
 SIZE, NAMES = 8, ("<b>red</b>", "green & co", "blue")
-# Member m answers with the softmax of SHARPNESS[m] x the mean of each colour in 0..1.
+# Member m predicts the softmax of SHARPNESS[m] x the mean of each color in 0..1.
 SHARPNESS = (4.0, 2.0, -1.0)
 
 
 def expected(images):
-    """Each member's probabilities (batch, members, classes) for images (batch, SIZE, SIZE, 3) of 0..255."""
+    """Return the probabilities (batch, members, classes) for images (batch, SIZE, SIZE, 3) in 0..255."""
     logits = np.mean(images, (1, 2))[:, None, :] / 255 * np.array(SHARPNESS)[None, :, None]
     powers = np.exp(logits)
     return (powers / powers.sum(-1, keepdims=True)).astype(np.float32)
@@ -22,8 +22,8 @@ class TinyCommittee(tf.Module):
     def predict_members(self, image):
         image = tf.ensure_shape(image, [None, SIZE, SIZE, 3])
         logits = tf.reduce_mean(image, (1, 2))[:, None, :] / 255 * tf.constant(SHARPNESS)[None, :, None]
-        votes = tf.nn.softmax(logits)
-        mean = tf.reduce_mean(votes, 1)
+        probabilities = tf.nn.softmax(logits)
+        mean = tf.reduce_mean(probabilities, 1)
         best = tf.argmax(mean, 1, output_type=tf.int32)
         return {
             "probabilities": mean,
@@ -32,7 +32,7 @@ class TinyCommittee(tf.Module):
             "confidence": tf.reduce_max(mean, 1),
             "mutual_information": tf.zeros_like(mean[:, 0]),
             "members_used": tf.fill(tf.shape(best), 2),
-            "member_probabilities": votes,
+            "member_probabilities": probabilities,
         }
 
     @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 3], tf.float32, "image")])
@@ -61,7 +61,7 @@ class TinyCommittee(tf.Module):
 
 
 def save_tiny_committee(base, version=1):
-    """Writes version `version` into the base path `base`."""
+    """Write version `version` into the base path `base`."""
     module = TinyCommittee()
     signatures = {
         "serving_default": module.predict,

@@ -1,6 +1,8 @@
-"""Small SavedModels that make every rule of the REST API visible.
+"""Small SavedModels for the rules of the REST API: dtypes, named tensors, images and tf.Examples.
 
-python tests/serving/zoo.py FOLDER        # writes them, and a models.config for the real server
+To write them and a models.config for TF Serving:
+
+    python tests/tfserving/zoo.py FOLDER
 """
 
 import pathlib
@@ -28,7 +30,7 @@ def same(dtype):
 
 
 def save_kinds(folder):
-    """`kinds`: what goes in comes out, one signature for each dtype."""
+    """`kinds`: the identity, with one signature per dtype."""
     signatures = {f"of_{kind}": same(kind) for kind in KINDS}
     signatures["serving_default"] = same(tf.string)
     signatures["as_bytes"] = tf.function(lambda x: {"y_bytes": tf.identity(x)}, input_signature=[spec(tf.string)])
@@ -56,7 +58,7 @@ def logarithm(x):
 
 
 def save_two(folder):
-    """`two`: two inputs and two outputs, and outputs that JSON rows cannot tell."""
+    """`two`: two inputs and two outputs, and outputs that JSON rows cannot represent."""
     save(folder, {"serving_default": add, "uneven": uneven, "scalar": scalar, "logarithm": logarithm})
 
 
@@ -96,12 +98,12 @@ def see_examples(inputs):
 
 
 def save_image(folder):
-    """`image`: the mean colour of 8x8 pixels, as floats, as PNG or JPEG bytes, and as tf.Examples."""
+    """`image`: the mean color of 8x8 pixels, given as floats, as PNG or JPEG bytes, or as tf.Examples."""
     save(folder, {"serving_default": see, "predict_bytes": see_bytes, "classify": see_examples})
 
 
 def save_zoo(folder):
-    """Writes half_plus_two (version 123), kinds, two and image (version 1) into `folder`."""
+    """Write half_plus_two (version 123), kinds, two and image (version 1) into `folder`."""
     folder = pathlib.Path(folder)
     save_half_plus_two(folder / "half_plus_two")
     save_kinds(folder / "kinds")
@@ -110,8 +112,9 @@ def save_zoo(folder):
 
 
 def models_config(folder):
-    """The text of a models.config for what `save_zoo` wrote. Start the real server with
-    --allow_version_labels_for_unavailable_models.
+    """Return a models.config for the models of `save_zoo`.
+
+    It requires `--allow_version_labels_for_unavailable_models`.
     """
     lines = []
     for name in ("half_plus_two", "kinds", "two", "image"):

@@ -88,10 +88,10 @@ def start(
 class RequestCheckMiddleware:
     """Outermost layer of the application: request checks, the server header and unexpected exceptions.
 
-    Rejects requests with an unexpected Host, ambiguous framing or long headers. The check of the Host protects against
-    DNS rebinding, by which a page of another site sends requests to this server under its own host name. Starlette's
-    TrustedHostMiddleware is not equivalent: it also rejects requests without a Host, responds with HTTP 400 in plain
-    text instead of 403 in JSON, and older releases do not match [::1].
+    Rejects requests with an unexpected Host, two conflicting lengths or long headers. The check of the Host protects
+    against DNS rebinding, by which a page of another site sends requests to this server under its own host name.
+    Starlette's TrustedHostMiddleware is not equivalent: it also rejects requests without a Host, responds with HTTP 400
+    in plain text instead of 403 in JSON, and older releases do not match [::1].
 
     Args:
         app: The ASGI application.
