@@ -1,1 +1,1 @@
-"""Which pictures are drawn? Plain values in, a matplotlib figure out."""
+"""Matplotlib figures of the report and TensorBoard."""

@@ -1,4 +1,4 @@
-"""How did members learn, how fast were they, and how far can their confidence be trusted?"""
+"""Curves: training, stochastic depth, reliability and robustness."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,11 +21,11 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def training_curves(members: Mapping[int, Sequence[dict]], committee: Curve | None, width: float) -> Figure:
-    """Two panels over the epochs: the training loss of each member, and its accuracy on the validation split.
+    """Plot training loss and validation accuracy of each member over the epochs.
 
     Args:
-        members: The rows of the history of each member, by its index.
-        committee: Epochs, and the share that the committee so far gets right after each; None where it is not known.
+        members: Rows of each member's history, by member index.
+        committee: Epochs and the committee's validation accuracy after each; None if unknown.
         width: In inches.
     """
     figure, (left, right) = _two_panels(width)
@@ -51,13 +51,12 @@ def training_curves(members: Mapping[int, Sequence[dict]], committee: Curve | No
 def depth_curves(
     runs: Mapping[str, Mapping[int, Sequence[dict]]], blocks: int, expected: float, width: float
 ) -> Figure:
-    """Two panels over the epochs: the residual blocks that ran in a training step, and the images trained on a second.
+    """Plot the residual blocks that ran per training step and the images per second over the epochs.
 
     Args:
-        runs: By the name of the run the rows of its members' histories; of those without stochastic depth only the
-            speed is drawn.
-        blocks: How many residual blocks the network with stochastic depth has.
-        expected: How many of them are expected to run.
+        runs: Rows of the members' histories, by run name; without stochastic depth only the speed is plotted.
+        blocks: Number of residual blocks with stochastic depth.
+        expected: Expected number of blocks that run.
         width: In inches.
     """
     figure, (left, right) = _two_panels(width)
@@ -74,8 +73,8 @@ def depth_curves(
                       ha="right", color=MUTED, fontsize=8)  # fmt: skip
     left.set_ylim(0, blocks * 1.12)
     right.set_ylim(bottom=0)
-    _set_title(left, "residual blocks that ran, mean of the epoch's steps")
-    _set_title(right, "images a second in training")
+    _set_title(left, "residual blocks run per step, mean of the epoch")
+    _set_title(right, "images per second in training")
     max_epoch = max(row["epoch"] for members in runs.values() for rows in members.values() for row in rows)
     for axes in (left, right):
         _format_epoch_axis(axes, max_epoch)
@@ -84,10 +83,10 @@ def depth_curves(
 
 
 def reliability_diagrams(panels: Sequence[tuple[str, Sequence[Curve], Curve]], width: float) -> Figure:
-    """For each architecture: accuracy over confidence, the members thin, their committee bold, the diagonal is ideal.
+    """Plot accuracy over confidence, one panel per architecture: members thin, committee bold, diagonal dashed.
 
     Args:
-        panels: Name, curves of the members and curve of the committee: confidences and accuracies of the bins.
+        panels: Name, curves of the members and curve of the committee: confidence and accuracy of each bin.
         width: In inches.
     """
     columns = min(len(panels), 2 if width <= NARROW_INCHES else 3)
@@ -116,16 +115,23 @@ def reliability_diagrams(panels: Sequence[tuple[str, Sequence[Curve], Curve]], w
 def reliability_data(
     name: str, members: np.ndarray, committee: np.ndarray, labels: np.ndarray
 ) -> tuple[str, Sequence[Curve], Curve]:
-    """What `reliability_diagrams` draws of members' probabilities `(examples, members, classes)` and of their committee."""
+    """Return a panel of `reliability_diagrams`.
+
+    Args:
+        name: Title of the panel.
+        members: Probabilities `(examples, members, classes)`.
+        committee: Probabilities `(examples, classes)`.
+        labels: Integers `(examples,)`.
+    """
     member_curves = [_reliability_points(members[:, index], labels) for index in range(members.shape[1])]
     return name, member_curves, _reliability_points(committee, labels)
 
 
 def _reliability_points(probabilities: np.ndarray, labels: np.ndarray) -> Curve:
-    """Confidence and accuracy of the 15 bins that hold enough examples to say something: 1 in 500, and five at least.
+    """Return confidence and accuracy of those of 15 bins that hold 1 in 500 examples and at least five.
 
     Args:
-        probabilities: `(examples, classes)`.
+        probabilities: Floats `(examples, classes)`.
         labels: Integers `(examples,)`.
     """
     curve = metrics.reliability_curve(probabilities, labels, 15)
@@ -134,7 +140,12 @@ def _reliability_points(probabilities: np.ndarray, labels: np.ndarray) -> Curve:
 
 
 def robustness_curves(severities: Mapping[int, tuple[float, float]], width: float) -> Figure:
-    """Accuracy of the mean member and of the committee by severity of corruption; 0 are the images as they are."""
+    """Plot the accuracy of the mean member and the committee over the severity of corruptions.
+
+    Args:
+        severities: `(mean member, committee)` accuracy by severity; 0 is uncorrupted.
+        width: In inches.
+    """
     figure = Figure((width, 3.1))
     axes = figure.subplots()
     end_labels = []
@@ -164,7 +175,7 @@ def _set_title(axes: Axes, text: str) -> None:
 
 
 def _marker_style(epochs: int) -> dict:
-    """Few epochs are dots on a line; of a single one there would be no line at all."""
+    """Return markers for up to 15 epochs; a single epoch has no line."""
     return {"marker": "o", "markersize": 3 if epochs <= 15 else 0}
 
 
@@ -190,7 +201,7 @@ def _label_curves(axes: Axes, members: Mapping[int, Sequence[dict]], committee: 
 
 
 def _widen_x_axis(axes: Axes) -> None:
-    """For names beyond the last epoch."""
+    """Make room for labels after the last point."""
     first, last = axes.get_xlim()
     axes.set_xlim(first, last + 0.3 * (last - first))
 

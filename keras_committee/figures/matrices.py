@@ -1,4 +1,4 @@
-"""Which members differ, which classes are confused, and on which images is the committee divided?"""
+"""Heatmaps of matrices, and galleries of images with predictions."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from matplotlib.patches import Rectangle
 
 from keras_committee.figures.style import BACKGROUND, FOREGROUND, GRID_LINE, MUTED, NARROW_INCHES, color
 
-MAX_LABELED_ROWS = 20  # rows of a matrix that can be read
-MAX_ANNOTATED_ROWS = 12  # rows of a matrix up to which every cell has its number
+MAX_LABELED_ROWS = 20  # more rows are not legible
+MAX_ANNOTATED_ROWS = 12  # up to this size every cell shows its value
 
 
 def heatmap(values: np.ndarray, names: Sequence[str], axes_names: tuple[str, str], digits: int, width: float) -> Figure:
-    """A matrix `(n, n)` of shares in per cent: the darker, the more; the diagonal is left grey.
+    """Draw a matrix of fractions in percent; darker is more, the diagonal is gray.
 
     Args:
-        values: Shares.
-        names: Of the rows and columns.
-        axes_names: What a row and what a column is; two times "" says nothing.
-        digits: After the decimal point.
-        width: In inches; the figure is as high as it is wide, up to 6 inches.
+        values: Floats `(n, n)`.
+        names: Names of the rows and columns.
+        axes_names: Labels of the vertical and the horizontal axis, possibly empty.
+        digits: Digits after the decimal point.
+        width: In inches; the figure is square, up to 6 inches.
     """
     narrow = width <= NARROW_INCHES
     side = min(width, 1.6 + 0.55 * len(names), 6.0)
@@ -59,7 +59,14 @@ def heatmap(values: np.ndarray, names: Sequence[str], axes_names: tuple[str, str
 def image_gallery(
     images: Sequence[np.ndarray], true_classes: Sequence[str], predictions: Sequence[Sequence[str]], width: float
 ) -> Figure:
-    """Images uint8 `(height, width, channels)` with the true class above and what members say below."""
+    """Draw images with their true class above and the members' predictions below.
+
+    Args:
+        images: uint8 `(height, width, channels)` each.
+        true_classes: Class name of each image.
+        predictions: Lines of text below each image.
+        width: In inches.
+    """
     columns = 3 if width <= NARROW_INCHES else 6
     rows = -(-len(images) // columns)
     max_lines = max(len(lines) for lines in predictions)
@@ -84,7 +91,7 @@ def image_gallery(
 
 
 def _draw_cell(axes: Axes, row: int, column: int, value: float, max_value: float, num_rows: int, digits: int) -> None:
-    # The paper shows through: a pale cell is pale on a dark screen, too, and the number stays legible on each.
+    # Transparent, so that a pale cell is also pale on a dark background and the number stays legible.
     axes.add_patch(
         Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=color(0), alpha=0.7 * value / max_value, linewidth=0)
     )

@@ -22,7 +22,7 @@ class Pictures:
     def __init__(self, places):
         self.places = np.asarray(places)
 
-    def take(self, places):
+    def subset(self, places):
         return Pictures(self.places[places])
 
     def batches(self, size):

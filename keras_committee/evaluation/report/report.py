@@ -142,7 +142,13 @@ def render_page(
         examples=examples,
         svg=_svg,
         percent=format_percent,
-        ink={"ink": FOREGROUND, "quiet": MUTED, "line": GRID_LINE, "front": PARETO_FRONT, "paper": BACKGROUND},
+        theme={
+            "foreground": FOREGROUND,
+            "muted": MUTED,
+            "grid": GRID_LINE,
+            "front": PARETO_FRONT,
+            "background": BACKGROUND,
+        },
         series=list(zip(SERIES_COLORS, DARK_SERIES_COLORS, strict=True)),
         made=utc_timestamp()[:16].replace("T", " "),
     )
