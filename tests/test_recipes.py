@@ -1,4 +1,4 @@
-"""Every recipe that ships, and every command that the documents show, runs."""
+"""The recipes of the repository: each one runs, and its docstring is complete and correct."""
 
 import json
 import pathlib
@@ -14,31 +14,31 @@ from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 
 ROOT = pathlib.Path(__file__).parent.parent
-# What makes a recipe small enough for a test; its path through the toolkit stays the same.
+# Parameters that make each recipe small enough for a test.
 SMALL = {
     "cifar_stochastic_depth": ("depth=8", "members=1", "batch_size=32", "data_dir={cifar}"),
     "cifar_wrn": ("width=1", "depth=10", "members=1", "batch_size=32", "data_dir={cifar}"),
     "digits_wrn": (),
     "finetune_efficientnet": ("weights=none", "members=1", "resolution=32", "batch_size=8", "data_dir={photos}"),
     "imagenet_efficientnet": (
-        "members=1", "classes=3", "resolution=32", "batch_size=8", "form=folders", "data_dir={photos}",
+        "members=1", "classes=3", "resolution=32", "batch_size=8", "input_format=folders", "data_dir={photos}",
     ),
 }  # fmt: skip
-# An EfficientNet takes its minute to trace.
+# Tracing an EfficientNet takes a minute.
 SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
-TRIED = [pytest.param(name, marks=SLOW if name.endswith("efficientnet") else []) for name in SMALL]
+NAMES = [pytest.param(name, marks=SLOW if name.endswith("efficientnet") else []) for name in SMALL]
 
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    """Noise in the form of CIFAR-10, large enough for the 5,000 validation images that the recipes hold out."""
-    draw = np.random.default_rng(5)
+    """Noise in the format of CIFAR-10, with enough images for the 5,000 validation images of the recipes."""
+    rng = np.random.default_rng(5)
     file = tmp_path_factory.mktemp("cifar") / "cifar10.npz"
     np.savez(
         file,
-        x_train=draw.integers(0, 256, size=(5_200, 32, 32, 3), dtype=np.uint8),
+        x_train=rng.integers(0, 256, size=(5_200, 32, 32, 3), dtype=np.uint8),
         y_train=np.arange(5_200) % 10,
-        x_test=draw.integers(0, 256, size=(130, 32, 32, 3), dtype=np.uint8),
+        x_test=rng.integers(0, 256, size=(130, 32, 32, 3), dtype=np.uint8),
         y_test=np.arange(130) % 10,
     )
     return file
@@ -46,28 +46,27 @@ def cifar(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Noise in class folders, as ImageNet is shared: `train` and `val`."""
-    draw, root = np.random.default_rng(7), tmp_path_factory.mktemp("photos")
+    """Noise in class folders like those of ImageNet: `train` and `val`."""
+    rng, root = np.random.default_rng(7), tmp_path_factory.mktemp("photos")
     for split, count in (("train", 60), ("val", 8)):
         for name in ("cat", "dog", "fox"):
             (root / split / name).mkdir(parents=True)
             for number in range(count):
-                pixels = draw.integers(0, 256, size=(36, 44, 3), dtype=np.uint8)
+                pixels = rng.integers(0, 256, size=(36, 44, 3), dtype=np.uint8)
                 (root / split / name / f"{number}.png").write_bytes(tf.io.encode_png(pixels).numpy())
     return root
 
 
-def test_every_recipe_is_tried_here():
+def test_every_recipe_is_tested():
     assert {file.stem for file in (ROOT / "recipes").glob("*.py")} == set(SMALL)
 
 
-@pytest.mark.parametrize("name", TRIED)
-def test_a_recipe_becomes_an_evaluated_committee(name, cifar, photos, tmp_path, capsys):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_trains_and_evaluates_a_committee(name, cifar, photos, tmp_path, capsys):
     run = str(tmp_path / "run")
-    knobs = [word for knob in SMALL[name] for word in ("--set", knob.format(cifar=cifar, photos=photos))]
-    # One after another, here: that the members of workers are the same is held by tests/training/test_workers.py.
+    overrides = [word for value in SMALL[name] for word in ("--set", value.format(cifar=cifar, photos=photos))]
     options = ["--smoke", "--workers", "1", "--run", run]
-    assert main(["train", str(ROOT / "recipes" / f"{name}.py"), *options, *knobs]) == 0
+    assert main(["train", str(ROOT / "recipes" / f"{name}.py"), *options, *overrides]) == 0
     capsys.readouterr()
     assert main(["evaluate", run, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -76,36 +75,44 @@ def test_a_recipe_becomes_an_evaluated_committee(name, cifar, photos, tmp_path, 
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_recipe_says_its_command_its_result_and_its_source(name):
-    doc = RecipeFile.read(ROOT / "recipes" / f"{name}.py").docstring
-    assert f"keras-committee train recipes/{name}.py" in doc
-    assert re.search(r"^Expected: .*\d", doc, flags=re.MULTILINE)
-    assert re.search(r"^Source: .*arXiv:\d{4}\.\d{5}", doc, flags=re.MULTILINE | re.DOTALL)
+def test_the_docstring_has_a_command_a_result_and_a_source(name):
+    docstring = RecipeFile.read(ROOT / "recipes" / f"{name}.py").docstring
+    assert f"keras-committee train recipes/{name}.py" in docstring
+    assert re.search(r"^Expected: .*\d", docstring, flags=re.MULTILINE)
+    assert re.search(r"^Source: .*arXiv:\d{4}\.\d{5}", docstring, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_one_s_own_classes_need_a_folder():
-    file = RecipeFile.read(ROOT / "recipes" / "finetune_efficientnet.py")
-    with pytest.raises(RecipeError, match="name the folder with your class folders: --set data_dir="):
-        file.build(file.resolve([]))
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("finetune_efficientnet", "data_dir=", "data_dir must be the folder of your class folders: --set data_dir="),
+        ("finetune_efficientnet", "frozen_epochs=20", r"below epochs=20\. Received: 20"),
+        ("imagenet_efficientnet", "input_format=zip", r"input_format must be records or folders\. Received: 'zip'"),
+        ("imagenet_efficientnet", "augment=cutout", r"augment must be none, autoaugment .*\. Received: 'cutout'"),
+    ],
+)
+def test_an_invalid_parameter_is_an_error(name, override, message):
+    file = RecipeFile.read(ROOT / "recipes" / f"{name}.py")
+    with pytest.raises(RecipeError, match=message):
+        file.build(file.resolve(["data_dir=photos", override]))
 
 
-def shown_commands():
-    """The keras-committee commands of the recipes' docstrings; tests/docs runs those of the pages."""
+def docstring_commands():
+    """Return the keras-committee commands of the recipes' docstrings; tests/docs runs those of the pages."""
     texts = [RecipeFile.read(file).docstring for file in sorted((ROOT / "recipes").glob("*.py"))]
     joined = "\n".join(texts).replace("\\\n", " ")
     lines = re.findall(r"^ *(keras-committee .*)$", joined, flags=re.MULTILINE)
     return sorted({line.split("#")[0].strip() for line in lines})
 
 
-@pytest.mark.parametrize("command", shown_commands())
-def test_a_command_that_is_shown_is_one_that_is_taken(command, monkeypatch):
+@pytest.mark.parametrize("command", docstring_commands())
+def test_a_command_of_a_docstring_is_valid(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     name, *arguments = shlex.split(command)[1:]
     context = cli.get_command(None, name).make_context(name, arguments, obj={"debug": False})
     recipe = context.params.get("recipe", "recipes/digits_wrn.py")
-    knobs = RecipeFile.read(recipe).resolve(list(context.params.get("overrides", ())))
-    assert knobs
+    assert RecipeFile.read(recipe).resolve(context.params.get("overrides", ()))
 
 
-def test_there_are_commands_to_take():
-    assert len(shown_commands()) >= 5
+def test_the_commands_are_found():
+    assert len(docstring_commands()) >= 5

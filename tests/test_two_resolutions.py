@@ -14,7 +14,7 @@ import keras
 from keras_committee.cli import main
 from keras_committee.run import Run
 
-RECIPE = pathlib.Path(__file__).parent / "recipes" / "framed.py"
+RECIPE = pathlib.Path(__file__).parent / "recipes" / "cropped.py"
 SIZES = {"small": 12, "large": 20}
 CLASSES = ("ant", "bee", "cow")
 
@@ -118,7 +118,7 @@ def test_predict_says_the_same_of_the_runs_and_of_the_export(runs, photos, selec
     for what in ([str(runs[1]), "--selection", str(selection)], [str(exported)]):
         capsys.readouterr()
         assert main(["predict", "--json", *what[:1], *files, *what[1:]]) == 0
-        answers.append(json.loads(capsys.readouterr().out)["answers"])
+        answers.append(json.loads(capsys.readouterr().out)["predictions"])
     for one, other in zip(*answers, strict=True):
         assert one["members_used"] == other["members_used"]
         assert [each["class"] for each in one["top"]] == [each["class"] for each in other["top"]]

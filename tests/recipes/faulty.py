@@ -1,4 +1,4 @@
-"""The tiny recipe with members that are killed, hang, fail or diverge where they are told to, once or always."""
+"""The tiny recipe, with members that are killed, hang, fail or diverge, once or always."""
 
 import dataclasses
 import os
@@ -14,32 +14,32 @@ from keras_committee.data.augment import PadCropFlip
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Faulty(PadCropFlip):
-    """Crops as ever; before the pass `number` of the data it does what it is told to."""
+    """A random crop that calls `fault` at the start of the third epoch."""
 
     fault: object = None
     passes: list = dataclasses.field(default_factory=list)
 
-    def draw(self, generator, examples):
+    def draw(self, rng, examples):
         self.passes.append(examples)
-        if len(self.passes) == 4:  # a member looks at pass 0 once more for the shape of the draws
+        if len(self.passes) == 4:  # one further call per member determines the shape of the draws
             self.fault()
-        return super().draw(generator, examples)
+        return super().draw(rng, examples)
 
 
 class Faults:
-    """What is to happen to which members; each thing once where there is a folder for marks.
+    """The faults of the members.
 
     Args:
-        marks: A folder, or the empty string.
-        **victims: For each kind of fault, the members that it befalls, as "0,2".
+        marks: Folder that records faults, so that each one happens once; the empty string to repeat them.
+        **members: For each kind of fault, the indices of the members that have it, such as "0,2".
     """
 
-    def __init__(self, marks, **victims):
-        self._marks, self._victims = marks, victims
+    def __init__(self, marks, **members):
+        self._marks, self._members = marks, members
         self.member = None
 
     def happens(self, kind):
-        if str(self.member) not in self._victims[kind].split(","):
+        if str(self.member) not in self._members[kind].split(","):
             return False
         mark = pathlib.Path(self._marks, f"{kind}-{self.member}")
         if self._marks and mark.exists():

@@ -1,4 +1,4 @@
-"""Two small members that wait at the start of their third epoch until a file is there: a test may do harm meanwhile."""
+"""Two small members that wait at the start of their third epoch until a file exists, so that a test can interfere."""
 
 import pathlib
 import time

@@ -1,4 +1,4 @@
-"""A linear model of the middle of colour photographs, at any size: members that train in a second."""
+"""A linear model of the center of color photographs, at any size: members that train in a second."""
 
 import keras
 
