@@ -1,4 +1,4 @@
-"""Which members are exported, from which files, and do these hold what was selected?"""
+"""The members of an export: loading their files, checking them, and resolving their image transforms."""
 
 import math
 from collections.abc import Sequence
@@ -17,17 +17,24 @@ from keras_committee.models.loading import load_member
 from keras_committee.run import Run
 from keras_committee.selection import SelectedMember, Selection
 
-TransformConfig = dict[str, Any] | None  # what a run says of how its data frame an image
+TransformConfig = dict[str, Any] | None  # the image transform that a run recorded; see `Run.trained_transform`
 
 
 def all_members(
     runs: Sequence[Run], min_members: int | None = None
 ) -> tuple[Selection, list[keras.Model], list[TransformConfig]]:
-    """The committee of all members of the runs, under the head of their recipe, its models, and how they frame.
+    """Load all members of the runs, as one committee with the head of their recipe.
+
+    Args:
+        runs: At least one run.
+        min_members: Accept incomplete runs with at least this many members; None requires all.
+
+    Returns:
+        The selection, and for each of its members the model and the recorded image transform.
 
     Raises:
-        IncompleteError: If members are missing and there are fewer than `min_members`.
-        ExportError: If the runs have other classes or heads than each other, or a member cannot be exported.
+        IncompleteError: If members are missing.
+        ExportError: If the runs differ in classes or head, or a member cannot be exported.
         RecipeError: If a recipe cannot be built.
     """
     heads, classes, members, models, transform_configs = [], [], [], [], []
@@ -41,42 +48,41 @@ def all_members(
             transform_configs.append(run.trained_transform())
     head, weights = _common_head(runs, heads, [member.index for member in members])
     if len(set(classes)) > 1:
-        raise ExportError(f"the runs have different classes: {', '.join(map(str, dict.fromkeys(classes)))}.")
+        raise ExportError(
+            f"the runs must have the same classes. Received: {', '.join(map(str, dict.fromkeys(classes)))}."
+        )
     return Selection(members=tuple(members), head=head, weights=weights, classes=classes[0]), models, transform_configs
 
 
 def selected_models(selection: Selection, folder: Path) -> tuple[list[keras.Model], list[TransformConfig]]:
-    """The models of the selection's members, one object for each file, and how they frame.
+    """Load the members of a selection, each file once.
 
-    The members' `run` paths start from `folder`.
+    Args:
+        selection: The selection.
+        folder: Folder to which the `run` paths of its members are relative.
+
+    Returns:
+        For each member of the selection the model and the recorded image transform.
 
     Raises:
-        ExportError: If a file is another one than was selected, or cannot be exported.
-        RunError: If there is no such run or member.
+        ExportError: If a file changed since it was selected, or cannot be exported.
+        RunError: If a run or member is missing.
     """
-    loaded: dict[Path, keras.Model] = {}
-    for member in selection.members:
-        file = Run.open(folder / member.run).member(member.index).model
-        if not file.exists():
-            raise RunError(f"{file}, member {member.index} of the selection, is not there.")
-        if member.weights and file_hash(file) != member.weights:
-            raise ExportError(
-                f"{file} is not the member that was selected: its SHA-256 is {file_hash(file)[:12]}..., "
-                f"that of the selection {member.weights[:12]}...\n  Select anew: keras-committee select {member.run}"
-            )
-        if file not in loaded:
-            loaded[file] = load_exportable(file)
-    runs = [Run.open(folder / selected.run) for selected in selection.members]
-    models = [loaded[run.member(each.index).model] for run, each in zip(runs, selection.members, strict=True)]
-    return models, [run.trained_transform() for run in runs]
+    runs = [Run.open(folder / member.run) for member in selection.members]
+    files = [run.member(member.index).model for run, member in zip(runs, selection.members, strict=True)]
+    for file, member in zip(files, selection.members, strict=True):
+        _check_selected(file, member)
+    loaded = {file: load_exportable(file) for file in dict.fromkeys(files)}
+    return [loaded[file] for file in files], [run.trained_transform() for run in runs]
 
 
 def load_exportable(file: Path) -> keras.Model:
-    """The member in `file`, computing in float32.
+    """Load the member in `file` with float32 computation.
 
     Raises:
-        ExportError: If it holds code, which the message names, or is no model of one image and one row of logits.
-        RunError: If it cannot be read otherwise.
+        ExportError: If the file contains code, which the message names, or the model does not map one image to one row
+            of logits.
+        RunError: If the file cannot be read.
     """
     try:
         model = load_member(file)
@@ -92,67 +98,51 @@ def resolve_transforms(
     transform_configs: Sequence[TransformConfig],
     image_size: tuple[int, int] | None = None,
 ) -> list[ImageTransform]:
-    """What each model sees of an image.
+    """Return the image transform of each member.
 
     Args:
         models: The members.
-        transform_configs: For each what its run recorded of its data; see `Run.trained_framing`.
-        image_size: Height and width for those that take any; None gives them the size of the run's data, or of the
-            others.
+        transform_configs: For each member the transform that its run recorded, or None.
+        image_size: Height and width for members that accept any size. None uses the size in the run's data, or else
+            the size of the other members.
 
     Raises:
-        ExportError: If a size is known of none of them, or of `image_size` there is no use.
+        ExportError: If no size is known, or `image_size` contradicts the sizes of all members.
     """
     fixed_sizes = {tuple(model.inputs[0].shape[1:3]) for model in models if None not in model.inputs[0].shape[1:3]}
     any_size = any(None in model.inputs[0].shape[1:3] for model in models)
     if image_size and not any_size and fixed_sizes != {tuple(image_size)}:
         raise ExportError(
-            f"the members take images of {_format_sizes(fixed_sizes)}. Received: image_size={tuple(image_size)}."
+            f"the image size must be that of the members, {_format_sizes(fixed_sizes)}. "
+            f"Received: image_size={tuple(image_size)}."
         )
     pairs = list(zip(models, transform_configs, strict=True))
-    transforms = [transform_for_member(each, model.inputs[0].shape, image_size) for model, each in pairs]
+    transforms = [transform_for_member(config, model.inputs[0].shape, image_size) for model, config in pairs]
     if None in transforms and len(fixed_sizes) == 1:
-        transforms = [each or resize(min(fixed_sizes)) for each in transforms]
-    resolved = [each for each in transforms if each is not None]
+        transforms = [transform or resize(min(fixed_sizes)) for transform in transforms]
+    resolved = [transform for transform in transforms if transform is not None]
     if len(resolved) < len(transforms):
         raise ExportError(
-            "the members leave the image size open: name one, image_size=(224, 224). "
-            f"Received: members {_format_sizes(fixed_sizes) or 'of any size'}, image_size={image_size}."
+            "some members accept any image size: choose one, such as image_size=(224, 224). "
+            f"Received: members of {_format_sizes(fixed_sizes) or 'any size'}, image_size={image_size}."
         )
     return resolved
 
 
 def image_shape(models: Sequence[keras.Model], transforms: Sequence[ImageTransform]) -> tuple[int, int, int]:
-    """(height, width, channels) of the committee's image: the largest of a member. Raises ExportError."""
+    """Return `(height, width, channels)` of the committee's image: the largest size of a member. Raises ExportError."""
     channels = {model.inputs[0].shape[3] for model in models}
     if len(channels) > 1:
-        raise ExportError(f"the members take different channels: {sorted(channels, key=str)}.")
+        raise ExportError(f"the members must have the same number of channels. Received: {sorted(channels, key=str)}.")
     height, width = max((transform.size for transform in transforms), key=math.prod)
     return height, width, channels.pop()
-
-
-def _format_sizes(sizes):
-    return ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
 
 
 def _trained_classes(run: Run) -> tuple[str, ...]:
     classes = run.trained_classes()
     if classes is None:
-        raise RunError(f"{run.path} does not say which classes its members know. Train a member of it first.")
+        raise RunError(f"{run.path} contains no class names, because no member was trained. Train a member first.")
     return classes
-
-
-def _common_head(runs, heads, indices):
-    names = [head_name(head) for head in heads]
-    weighted = isinstance(heads[0], WeightedGeometricMean)
-    if len(set(names)) > 1 or (weighted and len(runs) > 1):
-        raise ExportError(f"the runs have no head in common: {', '.join(names)}. Write a selection: --selection FILE.")
-    try:
-        weights = tuple(subset_head(heads[0], indices).get_config()["weights"]) if weighted else None
-        get_head(names[0], **({"weights": weights} if weighted else {}))
-    except (ValueError, IndexError) as error:
-        raise ExportError(f"the head of {runs[0].path} cannot be exported: {error}") from error
-    return names[0], weights
 
 
 def _selected_member(run, index, model):
@@ -166,8 +156,39 @@ def _selected_member(run, index, model):
     )
 
 
+def _common_head(runs, heads, indices):
+    names = [head_name(head) for head in heads]
+    weighted = isinstance(heads[0], WeightedGeometricMean)
+    if len(set(names)) > 1 or (weighted and len(runs) > 1):
+        raise ExportError(
+            f"several runs must share one head without weights. Received: {', '.join(names)}. "
+            "Choose a head in a selection: --selection FILE."
+        )
+    try:
+        weights = tuple(subset_head(heads[0], indices).get_config()["weights"]) if weighted else None
+        get_head(names[0], **({"weights": weights} if weighted else {}))
+    except (ValueError, IndexError) as error:
+        raise ExportError(f"the head of {runs[0].path} cannot be exported: {error}") from error
+    return names[0], weights
+
+
+def _check_selected(file, member):
+    if not file.exists():
+        raise RunError(f"{file}, member {member.index} of the selection, does not exist.")
+    if member.weights and file_hash(file) != member.weights:
+        raise ExportError(
+            f"{file} is not the selected member: its SHA-256 is {file_hash(file)[:12]}..., "
+            f"in the selection it is {member.weights[:12]}...\n  To update the selection, run: "
+            f"keras-committee select {member.run}"
+        )
+
+
 def _check_shapes(file, model):
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
     is_valid = len(inputs) == len(outputs) == 1 and len(inputs[0].shape) == 4 and len(outputs[0].shape) == 2
     if not is_valid:
-        raise ExportError(f"{file} must be a functional model of images to logits (batch, classes).")
+        raise ExportError(f"{file} must be a functional model from one image to logits (batch, classes).")
+
+
+def _format_sizes(sizes):
+    return ", ".join(f"{height}x{width}" for height, width in sorted(sizes))

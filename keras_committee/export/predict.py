@@ -1,4 +1,4 @@
-"""What does an exported committee, here or behind a server, say of encoded pictures?"""
+"""Predictions of an exported committee for encoded images, from its folder or through a server."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,26 +9,23 @@ import tensorflow as tf
 
 from keras_committee.errors import ExportError
 from keras_committee.tfserving.client import Client
-from keras_committee.tfserving.config import list_versions
 from keras_committee.tfserving.python_session import load_session
 from keras_committee.tfserving.tf_protocol import StatusError
+from keras_committee.tfserving.versions import find_versions, list_versions
 
 BATCH_SIZE = 64
-_MISSING_SIGNATURE_CODES = (
-    "NOT_FOUND",
-    "INVALID_ARGUMENT",
-    "FAILED_PRECONDITION",
-)  # what servers say where there is no `classify`
-
 PredictFn = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+_OUTPUTS = ("probabilities", "confidence", "mutual_information", "members_used", "valid")
+_MISSING_SIGNATURE_CODES = ("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION")  # differs between servers
 
 
 class ExportedCommittee:
-    """A committee that is asked by signature.
+    """An exported committee, called by signature.
 
     Args:
-        predict_fn: Function of a signature's name and its inputs to its outputs.
-        name: What messages call it.
+        predict_fn: Function of a signature's name and its inputs that returns its outputs.
+        name: Name of the committee in error messages.
     """
 
     def __init__(self, predict_fn: PredictFn, name: str):
@@ -36,44 +33,61 @@ class ExportedCommittee:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """The SavedModel in `folder`, or the newest version in it. Raises ExportError or RecipeError."""
+        """Load the SavedModel in `folder`, or the newest version in it.
+
+        Raises:
+            RecipeError: If the folder cannot be read, or has two folders of one version.
+            ExportError: If there is no version, or it cannot be loaded.
+        """
         if not (folder / "saved_model.pb").is_file():
             versions = list_versions(folder)
             if not versions:
-                raise ExportError(f"{folder} has no version: a folder whose name is a number. `export` makes one.")
-            folder = next(
-                child for child in folder.iterdir() if child.name.isdecimal() and int(child.name) == versions[-1]
-            )
+                raise ExportError(
+                    f"{folder} contains no version, a folder with a number as its name. "
+                    "Create one with `keras-committee export RUN`."
+                )
+            folder = find_versions(folder)[versions[-1]]
         return cls(load_session(folder).run, str(folder))
 
     @classmethod
     def from_url(cls, url: str) -> Self:
-        """The model behind `grpc://host:port/NAME` or `http://host:port/NAME`. Raises RecipeError."""
+        """Connect to the model at `grpc://host:port/NAME` or `http://host:port/NAME`. Raises RecipeError."""
         client = Client(url)
         return cls(lambda signature, inputs: client.predict(inputs, signature=signature), url)
 
     def predict(self, contents: Sequence[bytes]) -> dict[str, np.ndarray]:
-        """The outputs of `predict_bytes` for each content: see `endpoints`; `valid` says which could be decoded.
+        """Return the outputs of `predict_bytes`, one row per image.
+
+        Args:
+            contents: Contents of JPEG or PNG files.
+
+        Returns:
+            `probabilities` `(images, classes)`, and arrays `(images,)`: `confidence`, `mutual_information`,
+            `members_used` and `valid`. Rows that are not `valid` could not be decoded.
 
         Raises:
-            ExportError: If there is no such signature, or it has other outputs.
-            RequestError: What the server said.
+            ExportError: If the model has no such signature, or it has other outputs.
+            RequestError: If the server reports an error.
         """
         batches = [
             self._predict_fn("predict_bytes", {"image_bytes": _bytes_array(contents[start : start + BATCH_SIZE])})
             for start in range(0, len(contents), BATCH_SIZE)
         ]
-        required = ("probabilities", "confidence", "mutual_information", "members_used", "valid")
-        if missing := [name for name in required if name not in batches[0]]:
-            raise ExportError(f"{self._name} is no committee of ours: predict_bytes has no {', '.join(missing)}.")
-        return {name: np.concatenate([batch[name] for batch in batches]) for name in required}
+        if missing := [name for name in _OUTPUTS if name not in batches[0]]:
+            raise ExportError(
+                f"{self._name} was not exported by keras-committee: predict_bytes does not return {', '.join(missing)}."
+            )
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in _OUTPUTS}
 
     def class_names(self, content: bytes, count: int) -> tuple[str, ...]:
-        """The names of the classes, by asking `classify` of one picture; their numbers where there is no such."""
-        feature: Any = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
-        example = tf.train.Example(features=tf.train.Features(feature={"image/encoded": feature}))
+        """Return the names of the classes from `classify`, or "class 0", "class 1", ... if the model lacks it.
+
+        Args:
+            content: Contents of a JPEG or PNG file.
+            count: Number of classes.
+        """
         try:
-            names = self._predict_fn("classify", {"inputs": _bytes_array([example.SerializeToString()])})["classes"][0]
+            names = self._predict_fn("classify", {"inputs": _bytes_array([serialize_example(content)])})["classes"][0]
         except StatusError as error:
             if error.code not in _MISSING_SIGNATURE_CODES:
                 raise
@@ -81,5 +95,11 @@ class ExportedCommittee:
         return tuple(name.decode() for name in names.tolist())
 
 
+def serialize_example(content: bytes) -> bytes:
+    """Return the serialized `tf.train.Example` of an encoded image, as the signature `classify` takes it."""
+    feature: Any = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
+    return tf.train.Example(features=tf.train.Features(feature={"image/encoded": feature})).SerializeToString()
+
+
 def _bytes_array(contents: Sequence[bytes]) -> np.ndarray:
-    return np.array(list(contents), object)  # or numpy cuts zeros off the end
+    return np.array(list(contents), object)  # a fixed-width dtype would drop trailing zero bytes

@@ -1,13 +1,12 @@
-"""How does a new version appear in a model's folder: whole or not at all, under a number that no other ever had?
+"""Atomic publication of versions in a model folder.
 
-TF Serving looks at the names in the folder only and never waits for a version to become complete. So a version is
-written beside the others under a name that is no number, and gets its number by one rename.
+TF Serving reads only the names in the folder, and loads a version as soon as it appears. So a version is written
+beside the others in a folder whose name is not a number, and gets its number by one rename.
 """
 
 import contextlib
 import json
 import os
-import re
 import shutil
 import stat
 import uuid
@@ -16,33 +15,33 @@ from pathlib import Path
 
 from keras_committee.errors import ExportError, InUseError, RecipeError
 from keras_committee.files import file_lock, fsync_dir, translate_os_errors, write_json
+from keras_committee.tfserving.versions import MAX_VERSION, NAME_RULE, is_valid_name, parse_version
 
-_HIGHEST_VERSION_FILE = (
-    ".highest_version.json"  # stays when versions are deleted: a number once served is never another model
-)
+# Kept when versions are deleted, so that a number never names two models: clients may have cached results.
+_HIGHEST_VERSION_FILE = ".highest_version.json"
 _STAGING_PREFIX = ".staging-"
-_LOCK_TIMEOUT = 60.0  # seconds, for another export to choose its number
-_MAX_VERSION = 2**63 - 1  # TF Serving reads versions as int64
+_LOCK_TIMEOUT = 60.0  # seconds, for another export to get its number
 
 
 def check_name(model_dir: Path) -> None:
-    """Raises RecipeError unless TF Serving and its clients can name the model like its folder."""
-    if not re.fullmatch(r"(?!\.)[A-Za-z0-9_.-]{1,128}", model_dir.name):
+    """Raise RecipeError unless the name of the folder can be the name of a model."""
+    if not is_valid_name(model_dir.name):
         raise RecipeError(
-            f"{model_dir.name!r} cannot be the name of a model: up to 128 letters, digits, _, -, and . but not first."
-            f"\n  Name a folder, such as --out {model_dir.parent / 'committee'}."
+            f"{model_dir.name!r} cannot be the name of a model, which must be {NAME_RULE}."
+            f"\n  Choose another folder, such as --out {model_dir.parent / 'committee'}."
         )
 
 
 @contextlib.contextmanager
 def staging(model_dir: Path) -> Iterator[Path]:
-    """A new folder inside `model_dir` that no server looks at; `publish` takes `version` in it. It is removed at the end.
+    """Create a folder inside `model_dir` that servers ignore, and delete it at the end.
 
-    What dead processes left of theirs is removed first.
+    Write the version to its subfolder `version`, and then call `publish`. Folders that killed processes left behind are
+    deleted first.
 
     Raises:
-        ResourceError: If it cannot be written.
-        InUseError: If another process does not let go of the folder for a minute.
+        ResourceError: If the folder cannot be written.
+        InUseError: If another process holds the lock of `model_dir` for a minute.
     """
     folder = model_dir / f"{_STAGING_PREFIX}{uuid.uuid4().hex}"
     with contextlib.ExitStack() as locks:
@@ -58,23 +57,29 @@ def staging(model_dir: Path) -> Iterator[Path]:
 
 
 def publish(model_dir: Path, version_dir: Path) -> Path:
-    """Gives the whole folder `version_dir`, inside a `staging` folder of `model_dir`, the next number.
+    """Rename the complete folder `version_dir` to the next version number in `model_dir`.
 
-    The number is above every one that there is or was. Returns the new path.
+    Args:
+        model_dir: Folder of the versions.
+        version_dir: Folder of the new version, inside a `staging` folder of `model_dir`.
+
+    Returns:
+        The new path. Its number is higher than any that exists or was ever published.
 
     Raises:
-        ResourceError: If it cannot be written.
-        ExportError: If the record of the numbers is damaged, or there is no higher number.
-        InUseError: If another process does not let go of the folder for a minute.
+        ResourceError: If the folder cannot be written.
+        ExportError: If the file with the highest version is damaged, or there is no higher number.
+        InUseError: If another process holds the lock of `model_dir` for a minute.
     """
     with translate_os_errors(version_dir):
-        _chmod_readable(version_dir)
+        _make_readable(version_dir)
         _fsync_tree(version_dir)
     with _version_lock(model_dir):
         number = 1 + max([_highest_recorded_version(model_dir), *taken_versions(model_dir)])
-        if number > _MAX_VERSION:
+        if number > MAX_VERSION:
             raise ExportError(
-                f"{model_dir} has version {number - 1}: TF Serving knows no higher one. Name another folder."
+                f"{model_dir} has version {number - 1}, the highest that TF Serving supports. Nothing was published.\n"
+                "  Choose another folder: --out FOLDER."
             )
         target = model_dir / str(number)
         write_json(model_dir / _HIGHEST_VERSION_FILE, {"highest": number})
@@ -85,10 +90,9 @@ def publish(model_dir: Path, version_dir: Path) -> Path:
 
 
 def taken_versions(model_dir: Path) -> list[int]:
-    """The numbers that are taken, as TF Serving reads them, ascending; "007" is 7."""
+    """Return the version numbers in `model_dir`, ascending; also of files, which would block the rename."""
     names = [path.name for path in model_dir.iterdir()] if model_dir.is_dir() else []
-    numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
-    return sorted(number for number in numbers if number <= _MAX_VERSION)
+    return sorted(version for version in map(parse_version, names) if version is not None)
 
 
 def _version_lock(model_dir):
@@ -109,13 +113,13 @@ def _highest_recorded_version(model_dir):
         return int(json.loads(path.read_bytes())["highest"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(
-            f"{path} is damaged: {error}. It keeps the highest version ever published here. Nothing was published.\n"
-            '  Write it anew: {"highest": N}.'
+            f"{path} is damaged: {error}. It holds the highest version ever published here. Nothing was published.\n"
+            '  Replace its content by {"highest": N}.'
         ) from error
 
 
-def _chmod_readable(folder):
-    """As `chmod a+rX`: the server is another user."""
+def _make_readable(folder):
+    """Apply `chmod a+rX`: the server runs as another user."""
     for path in [folder, *folder.rglob("*")]:
         read_bits = 0o555 if path.is_dir() else 0o444
         path.chmod(stat.S_IMODE(path.stat().st_mode) | read_bits)

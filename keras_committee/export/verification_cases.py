@@ -1,31 +1,143 @@
-"""What should the exported committee say? Golden images, and the answers of the Keras members to them.
+"""Verification images for an export, the outputs expected of each signature, and its warm-up requests.
 
-The answers are those of the definition, computed densely and with nothing of the exported graph: every member is asked
-about every image, and after each stage the committee so far answers if its confidence reaches the threshold.
+The expected outputs follow the definition in `aggregation` and share no code with the exported graph: every Keras
+member runs for every image, and a cascade stops at the first stage whose confidence reaches its threshold.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import keras
 import numpy as np
+import tensorflow as tf
 from scipy.special import softmax
 
 from keras_committee import aggregation
 from keras_committee.data.preprocessing import ImageTransform
 from keras_committee.export.committee_graph import resize_pixels
+from keras_committee.export.predict import serialize_example
 from keras_committee.models import log_probabilities
 from keras_committee.selection import Selection
+from keras_committee.tfserving.tf_protocol import WARMUP_FILE
+
+BATCH_SIZES = (1, 8, 32)  # of the warm-up requests
 
 _NUM_IMAGES = 48
-_MIN_MARGIN = 1e-4  # nearer to a threshold or a tie than this, rounding decides
-INVALID_IMAGE = b"this is no image"
+_MIN_MARGIN = 1e-4  # closer to a tie or to a threshold than this, rounding may decide
+_ENCODED_SIGNATURES = ("predict_bytes", "classify")  # the signatures for encoded images
+_INVALID_IMAGE = b"not an image"
+_MAX_REQUEST_BYTES = 4 * 1024**2  # of a warm-up request: at 224x224 only encoded images fit in the larger batches
 
 
-def verification_images(shape: tuple[int, int, int]) -> np.ndarray:
-    """uint8 `(48, height, width, channels)`: noise from coarse to fine, alone and blended with plain colours."""
+@dataclasses.dataclass(frozen=True)
+class VerificationCases:
+    """Verification images and the members' predictions for them.
+
+    Attributes:
+        images: uint8 `(examples, height, width, channels)`.
+        predictions: float32 `(examples, members, classes)`, log-probabilities divided by the temperatures, for the
+            images as pixels. Smaller members see them resized.
+        preprocessed_predictions: The same for the encoded images, after the image transform of each member.
+    """
+
+    images: np.ndarray
+    predictions: np.ndarray
+    preprocessed_predictions: np.ndarray
+
+    def unambiguous(self, selection: Selection) -> Self:
+        """Return the cases whose outputs rounding cannot change, as pixels and as encoded images."""
+        rows = np.flatnonzero(
+            _is_unambiguous(self.predictions, selection) & _is_unambiguous(self.preprocessed_predictions, selection)
+        )
+        return type(self)(self.images[rows], self.predictions[rows], self.preprocessed_predictions[rows])
+
+
+def compute_verification_cases(
+    models: Sequence[keras.Model],
+    selection: Selection,
+    transforms: Sequence[ImageTransform],
+    shape: tuple[int, int, int],
+) -> VerificationCases:
+    """Return 48 verification images with the predictions of the Keras members.
+
+    Args:
+        models: The members. A repeated object runs once.
+        selection: Selection with the temperatures.
+        transforms: The image transform of each member.
+        shape: `(height, width, channels)` of the images.
+    """
+    images = _verification_images(shape)
+    resized = resize_pixels(images.astype(np.float32), transforms)
+    preprocessed = {transform: np.stack([transform.apply(image) for image in images]) for transform in transforms}
+    predictions = _member_predictions(models, selection, [np.asarray(resized[transform]) for transform in transforms])
+    if all(np.array_equal(preprocessed[transform], resized[transform]) for transform in transforms):
+        return VerificationCases(images, predictions, predictions)
+    return VerificationCases(
+        images,
+        predictions,
+        _member_predictions(models, selection, [preprocessed[transform] for transform in transforms]),
+    )
+
+
+def verification_inputs(images: np.ndarray, signatures: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the images as inputs by signature and name. Encoded images are lossless; a last one is not an image."""
+    contents = [*_encode(images, signatures, ["png"]), _INVALID_IMAGE]
+    return _signature_inputs(images, contents, signatures)
+
+
+def expected_outputs(
+    cases: VerificationCases, selection: Selection, signatures: Sequence[str]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return the expected outputs by signature and name, for the inputs of `verification_inputs`."""
+    predictions = cases.predictions
+    default_outputs = _add_class_and_label(_cascade_outputs(predictions, selection), selection)
+    bytes_outputs = _add_class_and_label(_cascade_outputs(cases.preprocessed_predictions, selection), selection)
+    all_member_outputs = _add_class_and_label(_committee_outputs(predictions, selection), selection)
+    num_classes = len(selection.classes)
+    invalid_outputs = {"probabilities": np.float32(1 / num_classes), "class_id": -1, "label": b"", "valid": False}
+    valid_outputs = {**bytes_outputs, "valid": np.ones(len(predictions), bool)}
+    labels = np.array([name.encode() for name in selection.classes], object)
+    scores = np.concatenate([bytes_outputs["probabilities"], np.zeros((1, num_classes), np.float32)])
+    outputs = {
+        "serving_default": default_outputs,
+        "predict_members": {**all_member_outputs, "member_probabilities": softmax(predictions, axis=-1)},
+        "predict_bytes": {
+            name: _append_row(value, invalid_outputs.get(name, 0)) for name, value in valid_outputs.items()
+        },
+        "classify": {"classes": np.tile(labels, (len(scores), 1)), "scores": scores},
+    }
+    return {signature: outputs[signature] for signature in signatures}
+
+
+def write_warmup(folder: Path, cases: VerificationCases, selection: Selection, signatures: Sequence[str]) -> None:
+    """Write the warm-up requests of a version as TFRecords of `PredictionLog`s.
+
+    Each signature gets one request per batch size with images at which the cascade stops earliest, and one with images
+    that run the most members. Every other encoded image is a JPEG.
+
+    Args:
+        folder: Folder of the version.
+        cases: At least one case.
+        selection: The selection.
+        signatures: Names of the exported signatures.
+    """
+    contents = _encode(cases.images, signatures, ["jpeg", "png"])
+    (folder / WARMUP_FILE).parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(folder / WARMUP_FILE)) as file:
+        for signature, arrays in _signature_inputs(cases.images, contents, signatures).items():
+            is_encoded = signature in _ENCODED_SIGNATURES
+            predictions = cases.preprocessed_predictions if is_encoded else cases.predictions
+            for batch in _warmup_batches(_cascade_outputs(predictions, selection)["members_used"]):
+                inputs = {name: array[batch] for name, array in arrays.items()}
+                if sum(array.nbytes for array in inputs.values()) <= _MAX_REQUEST_BYTES:
+                    file.write(_prediction_log(signature, inputs).SerializeToString())
+
+
+def _verification_images(shape):
+    """Return images of coarse to fine noise, blended with solid colors, uint8 `(48, height, width, channels)`."""
     height, width, channels = shape
     rng = np.random.default_rng(20)
     images = []
@@ -38,59 +150,20 @@ def verification_images(shape: tuple[int, int, int]) -> np.ndarray:
     return np.stack(images).round().astype(np.uint8)
 
 
-@dataclasses.dataclass(frozen=True)
-class VerificationCases:
-    """Golden images and what the members say of them.
+def _member_predictions(models, selection, images):
+    """Return the members' log-probabilities divided by their temperatures, float32 `(examples, members, classes)`.
 
-    Attributes:
-        images: uint8 `(examples, height, width, channels)`.
-        predictions: float32 `(examples, members, classes)`: of the images as pixels, which a smaller member sees resized.
-        preprocessed_predictions: The same of the images encoded, of which each member sees what its framing leaves.
-    """
-
-    images: np.ndarray
-    predictions: np.ndarray
-    preprocessed_predictions: np.ndarray
-
-    def unambiguous(self, selection: Selection) -> Self:
-        """Those that lie on no edge either way."""
-        rows = np.intersect1d(
-            unambiguous_rows(self.predictions, selection), unambiguous_rows(self.preprocessed_predictions, selection)
-        )
-        return type(self)(self.images[rows], self.predictions[rows], self.preprocessed_predictions[rows])
-
-
-def compute_verification_cases(
-    models: Sequence[keras.Model],
-    selection: Selection,
-    transforms: Sequence[ImageTransform],
-    shape: tuple[int, int, int],
-) -> VerificationCases:
-    """The golden images of `shape`, and what Keras' members say of them, each under its framing."""
-    images = verification_images(shape)
-    resized = resize_pixels(images.astype(np.float32), transforms)
-    preprocessed = {transform: np.stack([transform.apply(image) for image in images]) for transform in transforms}
-    predictions = member_predictions(models, selection, [np.asarray(resized[each]) for each in transforms])
-    if all(np.array_equal(preprocessed[each], resized[each]) for each in transforms):
-        return VerificationCases(images, predictions, predictions)
-    return VerificationCases(
-        images, predictions, member_predictions(models, selection, [preprocessed[each] for each in transforms])
-    )
-
-
-def member_predictions(models: Sequence[keras.Model], selection: Selection, images: Sequence[np.ndarray]) -> np.ndarray:
-    """float32 `(examples, members, classes)`: what Keras' members say, divided by their temperatures.
-
-    Log probabilities stand for logits here: they differ by a constant, which no temperature and no head sees.
+    They differ from logits by a constant per row, which changes no output.
 
     Args:
-        models: The members; one object that stands twice is asked once.
-        selection: Tells the temperatures.
-        images: What each of them sees: raw pixels `(examples, height, width, channels)`.
+        models: The members.
+        selection: Selection with the temperatures.
+        images: The inputs of each member, raw pixels `(examples, height, width, channels)`.
     """
     inputs_by_model = {id(model): (model, model_images) for model, model_images in zip(models, images, strict=True)}
     log_probs = {
-        key: log_probabilities(model, _split_into_batches(seen)) for key, (model, seen) in inputs_by_model.items()
+        key: log_probabilities(model, _split_into_batches(model_images))
+        for key, (model, model_images) in inputs_by_model.items()
     }
     predictions = [
         log_probs[id(model)] / member.temperature for model, member in zip(models, selection.members, strict=True)
@@ -102,67 +175,49 @@ def _split_into_batches(images):
     return np.array_split(images.astype(np.float32), max(1, len(images) // 16))
 
 
-def committee_outputs(predictions: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
-    """What a committee of the members in `predictions` says, by the names of the exported outputs."""
-    outputs = aggregation.stage_outputs(
-        selection.head, predictions, predictions.shape[1], selection.confidence, selection.weights
-    )
-    return _exported_outputs(outputs)
-
-
-def cascade_outputs(predictions: np.ndarray, selection: Selection) -> dict[str, np.ndarray]:
-    """What the cascade says; the committee of all where there are no stages."""
+def _is_unambiguous(predictions, selection):
+    """Return which examples are close to no tie between classes and to no confidence threshold, bool `(examples,)`."""
+    unambiguous = (_margin(predictions) > _MIN_MARGIN).all(axis=1)
+    if selection.head == "majority_vote":  # counts exactly: its ties and confidences do not depend on rounding
+        return unambiguous
     if selection.stages is None:
-        return committee_outputs(predictions, selection)
+        return unambiguous & (_margin(_committee_outputs(predictions, selection)["probabilities"]) > _MIN_MARGIN)
+    for stage in selection.stages:
+        outputs = _committee_outputs(predictions[:, : stage.members], selection)
+        unambiguous &= _margin(outputs["probabilities"]) > _MIN_MARGIN
+        if stage.threshold is not None and selection.confidence != "agreement":
+            unambiguous &= np.abs(outputs["confidence"] - stage.threshold) > _MIN_MARGIN
+    return unambiguous
+
+
+def _margin(values):
+    sorted_values = np.sort(values, axis=-1)
+    return sorted_values[..., -1] - sorted_values[..., -2]
+
+
+def _cascade_outputs(predictions, selection):
+    """Return the outputs of the cascade, or of all members if the selection has no stages."""
+    if selection.stages is None:
+        return _committee_outputs(predictions, selection)
     sizes = [stage.members for stage in selection.stages]
-    thresholds = [stage.threshold for stage in selection.stages[:-1] if stage.threshold is not None]
+    thresholds = [stage.threshold for stage in selection.stages[:-1]]
     outputs = aggregation.run_cascade(
         selection.head, predictions, sizes, thresholds, selection.confidence, selection.weights
     )
     return _exported_outputs(outputs)
 
 
-def _exported_outputs(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _committee_outputs(predictions, selection):
+    """Return the outputs of the committee of the members in `predictions`."""
+    outputs = aggregation.stage_outputs(
+        selection.head, predictions, predictions.shape[1], selection.confidence, selection.weights
+    )
+    return _exported_outputs(outputs)
+
+
+def _exported_outputs(outputs):
     names = ("probabilities", "confidence", "mutual_information", "members_used")
     return {name: np.asarray(outputs[name], np.int32 if name == "members_used" else np.float32) for name in names}
-
-
-def unambiguous_rows(predictions: np.ndarray, selection: Selection) -> np.ndarray:
-    """Indices of the examples that lie on no edge: no tie of classes, no confidence at a threshold."""
-    unambiguous = (_margin(predictions) > _MIN_MARGIN).all(axis=1)
-    for stage in selection.stages or ():
-        outputs = committee_outputs(predictions[:, : stage.members], selection)
-        # Votes are counted exactly, so that their ties are the same everywhere.
-        is_majority_vote = selection.head == "majority_vote"
-        unambiguous &= is_majority_vote | (_margin(outputs["probabilities"]) > _MIN_MARGIN)
-        if stage.threshold is not None and selection.confidence != "agreement" and not is_majority_vote:
-            unambiguous &= np.abs(outputs["confidence"] - stage.threshold) > _MIN_MARGIN
-    if selection.stages is None and selection.head != "majority_vote":
-        unambiguous &= _margin(committee_outputs(predictions, selection)["probabilities"]) > _MIN_MARGIN
-    return np.flatnonzero(unambiguous)
-
-
-def expected_outputs(cases: VerificationCases, selection: Selection, signatures: Sequence[str]) -> dict[str, dict]:
-    """The golden outputs of each signature; bytes have one more row, for `INVALID_IMAGE`."""
-    predictions = cases.predictions
-    default_outputs = _add_class_and_label(cascade_outputs(predictions, selection), selection)
-    bytes_outputs = _add_class_and_label(cascade_outputs(cases.preprocessed_predictions, selection), selection)
-    all_member_outputs = _add_class_and_label(committee_outputs(predictions, selection), selection)
-    member_probabilities = softmax(predictions, axis=-1)
-    num_classes = len(selection.classes)
-    invalid_outputs = {"probabilities": np.float32(1 / num_classes), "class_id": -1, "label": b"", "valid": False}
-    valid_outputs = {**bytes_outputs, "valid": np.ones(len(predictions), bool)}
-    labels = np.array([name.encode() for name in selection.classes], object)
-    scores = np.concatenate([bytes_outputs["probabilities"], np.zeros((1, num_classes), np.float32)])
-    outputs = {
-        "serving_default": default_outputs,
-        "predict_members": {**all_member_outputs, "member_probabilities": member_probabilities},
-        "predict_bytes": {
-            name: _append_row(value, invalid_outputs.get(name, 0)) for name, value in valid_outputs.items()
-        },
-        "classify": {"classes": np.tile(labels, (len(scores), 1)), "scores": scores},
-    }
-    return {signature: outputs[signature] for signature in signatures}
 
 
 def _add_class_and_label(outputs, selection):
@@ -177,56 +232,41 @@ def _append_row(value, fill_value):
     return np.concatenate([value, row])
 
 
-def _margin(values):
-    sorted_values = np.sort(values, axis=-1)
-    return sorted_values[..., -1] - sorted_values[..., -2]
+def _encode(images, signatures, formats):
+    """Return the images as files whose formats alternate between `formats`; none if no signature needs them."""
+    if "predict_bytes" not in signatures:
+        return []
+    encoders = {"jpeg": tf.io.encode_jpeg, "png": tf.io.encode_png}
+    return [encoders[file_format](image).numpy() for image, file_format in zip(images, itertools.cycle(formats))]
 
 
-BATCH_SIZES = (1, 8, 32)
-WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
-
-WarmupRequest = tuple[str, dict[str, np.ndarray]]  # signature, and arrays by input; strings are object arrays of bytes
-
-
-def build_requests(
-    inputs: Mapping[str, Mapping[str, np.ndarray]], batches: Sequence[np.ndarray]
-) -> list[WarmupRequest]:
-    """One request for each signature and each of `batches`, which holds the indices of examples.
-
-    Args:
-        inputs: For each signature its inputs, by name, for all examples.
-        batches: int arrays.
-    """
-    return [
-        (signature, {name: array[batch] for name, array in arrays.items()})
-        for signature, arrays in inputs.items()
-        for batch in batches
-    ]
+def _signature_inputs(images, contents, signatures):
+    """Return the inputs of each signature: the `images` as float32 pixels, or the encoded `contents`."""
+    inputs = {
+        **{name: {"image": images.astype(np.float32)} for name in ("serving_default", "predict_members")},
+        "predict_bytes": {"image_bytes": np.array(contents, object)},
+        "classify": {"inputs": np.array([serialize_example(content) for content in contents], object)},
+    }
+    return {name: inputs[name] for name in signatures}
 
 
-def write_warmup(folder: Path, requests: Sequence[WarmupRequest]) -> None:
-    """Writes the requests into the version in `folder`, as TFRecords of `PredictionLog`s."""
-    import tensorflow as tf
-
-    (folder / WARMUP_FILE).parent.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(folder / WARMUP_FILE)) as file:
-        for signature, arrays in requests:
-            file.write(_prediction_log(signature, arrays).SerializeToString())
+def _warmup_batches(members_used):
+    """Return indices of examples, per batch size those that run the fewest members and those that run the most."""
+    groups = [np.flatnonzero(members_used == used) for used in sorted({members_used.min(), members_used.max()})]
+    return [np.resize(group, size) for size in BATCH_SIZES for group in groups]
 
 
-def _prediction_log(signature, arrays):
-    """As a server logs it: `classify` takes examples, every other signature tensors."""
-    import tensorflow as tf
+def _prediction_log(signature, inputs):
+    """Return the request as a server would log it: `classify` takes examples, every other signature tensors."""
     from tensorflow_serving.apis import classification_pb2, model_pb2, predict_pb2, prediction_log_pb2
 
     spec: Any = model_pb2.ModelSpec(signature_name=signature)
     if signature == "classify":
         request: Any = classification_pb2.ClassificationRequest(model_spec=spec)
         request.input.example_list.examples.extend(
-            tf.train.Example.FromString(serialized) for serialized in arrays["inputs"]
+            tf.train.Example.FromString(serialized) for serialized in inputs["inputs"]
         )
-        log = prediction_log_pb2.ClassifyLog(request=request)
-        return prediction_log_pb2.PredictionLog(classify_log=log)
-    tensors = {name: tf.make_tensor_proto(array) for name, array in arrays.items()}
+        return prediction_log_pb2.PredictionLog(classify_log=prediction_log_pb2.ClassifyLog(request=request))
+    tensors = {name: tf.make_tensor_proto(array) for name, array in inputs.items()}
     request = predict_pb2.PredictRequest(model_spec=spec, inputs=tensors)
     return prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))

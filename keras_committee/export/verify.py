@@ -1,9 +1,10 @@
-"""Does a SavedModel answer like the committee it came from? Asked in a process of its own that has no Keras.
+"""Verification of a SavedModel against the Keras committee, in a fresh process without Keras.
 
-    python -m keras_committee.export.verify FOLDER GOLDEN.npz
+    python -m keras_committee.export.verify FOLDER CASES.npz
 
-loads FOLDER as TF Serving does, replays its warm-up requests, runs every signature on the golden inputs, compares the
-outputs with the golden ones, and prints a JSON document `{"difference", "outputs", "warmup", "problems"}`.
+loads FOLDER as TF Serving does, replays its warm-up requests, runs every signature on the inputs in CASES.npz, compares
+the outputs with those of the Keras members, and prints a JSON document `{"difference", "outputs", "warmup",
+"problems"}`.
 """
 
 import json
@@ -16,43 +17,50 @@ import numpy as np
 
 from keras_committee.errors import ExportError
 
-TOLERANCE = 1e-5  # of a probability; oneDNN's kernels differ in the last digits from those that Keras ran on
+TOLERANCE = 1e-5  # absolute; oneDNN's kernels differ from those of Keras in the last digits
 _BLOCKED_IMPORTS = ("keras", "tf_keras", "jax", "torch")
 
 
 def check_outputs(folder: Path, cases_file: Path) -> dict[str, Any]:
-    """Verifies the version in `folder` in a fresh process. Returns what that one found.
+    """Verify the version in `folder` in a fresh process, and return the result of `verify`.
 
     Raises:
-        ExportError: If it cannot be loaded, fails a request, or gives other answers.
+        ExportError: If the version cannot be loaded, fails a request, or returns other outputs.
     """
     command = [sys.executable, "-m", "keras_committee.export.verify", str(folder), str(cases_file)]
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode != 0:
         last_lines = "\n  ".join(process.stderr.strip().splitlines()[-5:])
-        raise ExportError(f"the exported model could not be verified (exit {process.returncode}):\n  {last_lines}")
+        raise ExportError(
+            f"verification of the exported model failed with exit code {process.returncode}. Nothing was published.\n"
+            f"  {last_lines}"
+        )
     result = json.loads(process.stdout.splitlines()[-1])
     if result["problems"]:
         listing = "\n  ".join(result["problems"][:10])
         raise ExportError(
-            f"the exported model does not answer like the committee. Nothing was published.\n  {listing}\n"
-            "  The run folder is as it was. Please report this with the recipe."
+            "outputs of the exported model differ from those of the Keras members. Nothing was published.\n"
+            f"  {listing}\n"
+            "  The run folder was not changed. Please report this with the recipe."
         )
     return result
 
 
 def write_cases(path: Path, inputs: dict[str, dict[str, np.ndarray]], outputs: dict[str, dict[str, np.ndarray]]):
-    """Writes inputs and expected outputs, each by signature and name. Strings are object arrays of bytes."""
-    arrays = {f"{signature}/in/{name}": array for signature in inputs for name, array in inputs[signature].items()}
-    arrays |= {f"{signature}/out/{name}": each for signature in outputs for name, each in outputs[signature].items()}
-    fixed_width_arrays = {name: each.astype("S") if each.dtype == object else each for name, each in arrays.items()}
-    np.savez(
-        path, allow_pickle=False, **fixed_width_arrays
-    )  # as fixed-width bytes; none of ours ends in a NUL, which those lose
+    """Write inputs and expected outputs to `path`, each by signature and name. Strings are object arrays of bytes."""
+    arrays = {
+        f"{signature}/{direction}/{name}": array
+        for direction, by_signature in (("in", inputs), ("out", outputs))
+        for signature, by_name in by_signature.items()
+        for name, array in by_name.items()
+    }
+    # Fixed-width bytes need no pickle. They lose trailing zero bytes, which none of these strings has.
+    fixed_width = {key: array.astype("S") if array.dtype == object else array for key, array in arrays.items()}
+    np.savez(path, allow_pickle=False, **fixed_width)
 
 
 def read_cases(path: Path, kind: str) -> dict[str, dict[str, np.ndarray]]:
-    """The inputs (kind "in") or outputs ("out") that were written."""
+    """Return the inputs (kind "in") or expected outputs ("out") in `path`, by signature and name."""
     arrays: dict[str, dict[str, np.ndarray]] = {}
     with np.load(path, allow_pickle=False) as file:
         for key in file:
@@ -64,7 +72,7 @@ def read_cases(path: Path, kind: str) -> dict[str, dict[str, np.ndarray]]:
 
 
 def compare(actual: np.ndarray, expected: np.ndarray) -> tuple[float, str]:
-    """The largest difference of floats, and what is wrong in a few words, or ""."""
+    """Return the largest absolute difference of floats, and a description of the mismatch, "" if there is none."""
     if actual.shape != expected.shape:
         return 0.0, f"has shape {actual.shape} instead of {expected.shape}"
     if actual.dtype.kind != "f":
@@ -73,11 +81,22 @@ def compare(actual: np.ndarray, expected: np.ndarray) -> tuple[float, str]:
     if not np.isfinite(actual).all():
         return 0.0, "is not finite"
     difference = float(np.abs(actual - expected).max(initial=0.0))
-    return difference, f"differs by {difference:.1e}; {TOLERANCE:.0e} is allowed" if difference > TOLERANCE else ""
+    return (
+        difference,
+        f"differs by {difference:.1e}; the tolerance is {TOLERANCE:.0e}" if difference > TOLERANCE else "",
+    )
 
 
 def verify(folder: Path, cases_file: Path) -> dict[str, Any]:
-    """What `check_outputs` returns, found in this process."""
+    """Verify the version in `folder` in this process.
+
+    Returns:
+        `difference`, the largest absolute difference of floats; `outputs` and `warmup`, the numbers of compared outputs
+        and of replayed requests; `problems`, one line for each mismatch.
+
+    Raises:
+        StatusError: If the version cannot be loaded, or a request fails.
+    """
     from keras_committee.tfserving.server.loading import replay
     from keras_committee.tfserving.session import Session
 
@@ -89,18 +108,16 @@ def verify(folder: Path, cases_file: Path) -> dict[str, Any]:
             actual = session.run(signature, inputs[signature])
             for name in sorted(set(actual) | set(expected)):
                 if name not in actual or name not in expected:
-                    problems.append(f"{signature}: output {name} is {'missing' if name in expected else 'unknown'}")
+                    problems.append(f"{signature}: output {name} is {'missing' if name in expected else 'unexpected'}")
                     continue
                 difference, problem = compare(actual[name], expected[name])
                 differences.append(difference)
                 problems += [f"{signature}: {name} {problem}"] if problem else []
     num_outputs = sum(len(signature_outputs) for signature_outputs in outputs.values())
-    return {
-        "difference": max(differences), "outputs": num_outputs, "warmup": num_replayed, "problems": problems,
-    }  # fmt: skip
+    return {"difference": max(differences), "outputs": num_outputs, "warmup": num_replayed, "problems": problems}
 
 
 if __name__ == "__main__":
     for module_name in _BLOCKED_IMPORTS:
-        sys.modules[module_name] = None  # type: ignore[assignment] - importing it fails now
+        sys.modules[module_name] = None  # type: ignore[assignment] - makes its import fail
     print(json.dumps(verify(Path(sys.argv[1]), Path(sys.argv[2]))))

@@ -123,7 +123,7 @@ def test_grpc_messages_may_exceed_the_default_of_four_megabytes(urls):
 
 @contextlib.contextmanager
 def scripted(*responses):
-    """Start a server that sends these (status, document or text), repeating the last; yield its URL and requested paths."""
+    """Start a server that sends these (status, document or text), the last one repeatedly; yield its URL and the paths."""
     paths, left = [], list(responses)
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Does the lazy cascade give the answers of the dense definition, with the right members asked?"""
+"""The lazy cascade equals the dense definition, and runs members only for the images that need them."""
 
 import keras
 import numpy as np
@@ -34,46 +34,46 @@ def logits(networks, images):
     return np.stack([each(tf.constant(images)).numpy() for each in networks], axis=1)
 
 
-def assert_like(answers, expected):
+def assert_like(outputs, expected):
     for name in ("members_used", "class_id"):
-        np.testing.assert_array_equal(answers[name], expected[name])
+        np.testing.assert_array_equal(outputs[name], expected[name])
     for name in ("probabilities", "confidence"):
-        np.testing.assert_allclose(answers[name], expected[name], atol=2e-6)
+        np.testing.assert_allclose(outputs[name], expected[name], atol=2e-6)
 
 
 @pytest.mark.parametrize("head", ["geometric_mean", "arithmetic_mean", "weighted_geometric_mean", "majority_vote"])
-def test_every_head_combines_tempered_logits_as_defined(networks, images, logits, head):
+def test_every_head_combines_logits_with_temperatures_as_defined(networks, images, logits, head):
     weights = (0.1, 0.2, 0.4, 0.3) if head == "weighted_geometric_mean" else None
     selection = choose(MEMBERS, head=head, temperatures=[0.7, 1.0, 2.2, 1.3], weights=weights)
     assert_like(ServingCommittee(networks, selection, SHAPE).predict(images), dense(logits, selection))
 
 
 def middling(kind, logits, temperatures):
-    """Thresholds that some images reach: quantiles of the confidence of the first 1, 2 and 3 members."""
+    """Return thresholds that some images reach: quantiles of the confidence of the first 1, 2 and 3 members."""
     parts = [choose(n, confidence=kind, temperatures=temperatures[:n]) for n in (1, 2, 3)]
     return [np.quantile(dense(logits[:, : len(p.members)], p)["confidence"], 0.6) for p in parts]
 
 
 @pytest.mark.parametrize("kind", ["max_probability", "margin", "entropy", "agreement"])
-def test_a_cascade_of_four_stages_answers_like_the_dense_definition(networks, images, logits, kind):
+def test_a_cascade_of_four_stages_equals_the_dense_definition(networks, images, logits, kind):
     temperatures = [0.7, 1.0, 2.2, 1.3]
     # A first member always agrees with itself.
     thresholds = [1.1, 0.9, 0.6] if kind == "agreement" else middling(kind, logits, temperatures)
     selection = choose(MEMBERS, confidence=kind, thresholds=thresholds, temperatures=temperatures)
     expected = dense(logits, selection)
-    assert len(set(expected["members_used"])) >= 3  # several stages answer
+    assert len(set(expected["members_used"])) >= 3  # several stages stop
     assert_like(ServingCommittee(networks, selection, SHAPE).predict(images), expected)
 
 
 @pytest.mark.parametrize(("threshold", "used"), [(0.0, 1), (1.1, MEMBERS)])
-def test_a_cascade_that_nobody_or_everybody_leaves_early_is_whole(networks, images, logits, threshold, used):
+def test_a_cascade_that_stops_at_once_or_never_gives_one_committee(networks, images, logits, threshold, used):
     selection = choose(MEMBERS, thresholds=[threshold] * 3)
-    answers = ServingCommittee(networks, selection, SHAPE).predict(images)
-    assert set(answers["members_used"].numpy()) == {used}
-    assert_like(answers, dense(logits, selection))
+    outputs = ServingCommittee(networks, selection, SHAPE).predict(images)
+    assert set(outputs["members_used"].numpy()) == {used}
+    assert_like(outputs, dense(logits, selection))
 
 
-def test_members_are_asked_about_undecided_images_only(networks, images, logits):
+def test_later_members_run_for_uncertain_images_only(networks, images, logits):
     seen = []
 
     class Watched:
@@ -93,26 +93,26 @@ def test_members_are_asked_about_undecided_images_only(networks, images, logits)
 
 
 @pytest.mark.parametrize("thresholds", [None, [0.7, 0.75, 0.8]])
-def test_an_empty_batch_has_empty_answers(networks, thresholds):
-    answers = ServingCommittee(networks, choose(MEMBERS, thresholds=thresholds), SHAPE).predict(
+def test_an_empty_batch_has_empty_outputs(networks, thresholds):
+    outputs = ServingCommittee(networks, choose(MEMBERS, thresholds=thresholds), SHAPE).predict(
         np.zeros((0, *SHAPE), "float32")
     )
-    assert {name: value.shape[0] for name, value in answers.items()} == dict.fromkeys(answers, 0)
-    assert answers["probabilities"].shape == (0, len(CLASSES))
+    assert {name: value.shape[0] for name, value in outputs.items()} == dict.fromkeys(outputs, 0)
+    assert outputs["probabilities"].shape == (0, len(CLASSES))
 
 
-def test_a_member_that_stands_twice_counts_twice_and_is_asked_once(networks, images, logits):
+def test_a_repeated_member_counts_twice_and_runs_once(networks, images, logits):
     selection = choose(3, temperatures=[1.0, 1.0, 0.5])
     committee = ServingCommittee([networks[0], networks[1], networks[0]], selection, SHAPE)
     assert len(committee.variables) == 2
     assert_like(committee.predict(images), dense(logits[:, [0, 1, 0]], selection))
 
 
-def test_pixels_that_are_no_numbers_are_refused_and_those_beyond_the_range_are_clipped(networks, images, logits):
+def test_pixels_that_are_not_finite_are_rejected_and_others_are_clipped(networks, images, logits):
     committee = ServingCommittee(networks, choose(MEMBERS), SHAPE)
     wild = images.copy()
     wild[0, 0, 0, 0] = np.nan
-    with pytest.raises(tf.errors.InvalidArgumentError, match="image holds what is no number"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image must be finite"):
         committee.predict(wild)
     wild[0] = np.float32(3e38)
     assert np.isfinite(committee.predict(wild)["probabilities"]).all()
@@ -121,15 +121,16 @@ def test_pixels_that_are_no_numbers_are_refused_and_those_beyond_the_range_are_c
     )
 
 
-def test_mutual_information_is_the_entropy_of_the_mean_less_the_mean_entropy():
-    votes = np.array([[[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], [[0.2, 0.3, 0.5], [0.2, 0.3, 0.5]]], np.float32)
+def test_mutual_information_is_the_entropy_of_the_mean_minus_the_mean_entropy():
+    probabilities = np.array([[[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], [[0.2, 0.3, 0.5], [0.2, 0.3, 0.5]]], np.float32)
     weights = np.array([0.25, 0.75], np.float32)
 
     def entropy(p):
-        return -sum(each * np.log(each) for each in p)
+        return -sum(value * np.log(value) for value in p)
 
     expected = [
-        entropy(np.average(v, axis=0, weights=weights)) - np.dot([entropy(p) for p in v], weights) for v in votes
+        entropy(np.average(rows, axis=0, weights=weights)) - np.dot([entropy(p) for p in rows], weights)
+        for rows in probabilities
     ]
-    np.testing.assert_allclose(mutual_information(tf.math.log(votes), weights), expected, atol=1e-6)
+    np.testing.assert_allclose(mutual_information(tf.math.log(probabilities), weights), expected, atol=1e-6)
     assert expected[0] > 0.1

@@ -1,4 +1,4 @@
-"""Does a new version appear whole or not at all, under a number that no other ever had?"""
+"""A version appears complete or not at all, with a number that no version ever had."""
 
 import errno
 import json
@@ -14,8 +14,8 @@ import pytest
 from publishing import FILES, publish_one, write_version
 
 from keras_committee.errors import ExportError, RecipeError, ResourceError
-from keras_committee.export import publish as publishing
 from keras_committee.export.publish import check_name, publish, staging, taken_versions
+from keras_committee.tfserving.versions import find_versions
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def test_D01_a_kill_at_every_file_system_call_leaves_no_part_of_a_version_and_st
     assert len(kills) > 20
     assert {"mkdir", "fsync", "rename", "replace", "open", "chmod"} <= {kill["call"] for kill in kills}
     for kill in kills:
-        assert kill["left"]["whole"]
+        assert kill["left"]["complete"]
         assert kill["left"]["versions"] in (["1"], ["1", "2"])
-        assert kill["after"]["whole"]
+        assert kill["after"]["complete"]
         assert kill["after"]["staging"] == 0
         assert len(kill["after"]["versions"]) == len(kill["left"]["versions"]) + 1
     assert kills[-1]["left"]["versions"] == ["1", "2"]
@@ -71,7 +71,7 @@ def test_D03_a_number_is_never_used_again_even_where_its_folder_is_gone(base):
     assert (base / "42" / "saved_model.pb").read_bytes() == FILES["saved_model.pb"]
 
 
-def test_D03_where_the_record_is_damaged_nothing_is_published(base):
+def test_D03_a_damaged_file_of_the_highest_version_publishes_nothing(base):
     publish_one(base)
     (base / ".highest_version.json").write_text("{")
     with pytest.raises(ExportError, match=r"highest_version\.json is damaged"):
@@ -81,7 +81,7 @@ def test_D03_where_the_record_is_damaged_nothing_is_published(base):
 
 def test_D03_there_is_no_version_beyond_int64(base):
     (base / str(2**63 - 1)).mkdir(parents=True)
-    with pytest.raises(ExportError, match="knows no higher one"):
+    with pytest.raises(ExportError, match="the highest that TF Serving supports"):
         publish_one(base)
 
 
@@ -111,12 +111,20 @@ def test_a_server_of_another_user_can_read_every_file(base):
 
 
 @pytest.mark.parametrize("name", ["wrn 16", "größe", "a" * 129, ".hidden", "a:b"])
-def test_a_name_that_a_client_could_not_ask_for_is_refused(tmp_path, name):
+def test_a_name_that_a_request_could_not_contain_is_rejected(tmp_path, name):
     with pytest.raises(RecipeError, match="cannot be the name of a model"):
         check_name(tmp_path / name)
     check_name(tmp_path / "wrn-16_1.b")
 
 
-def test_the_constants_of_the_folder_hide_from_servers():
-    assert publishing._HIGHEST_VERSION_FILE.startswith(".")
-    assert not publishing._STAGING_PREFIX.isdecimal()
+def test_servers_ignore_the_other_names_in_the_folder(base):
+    publish_one(base)
+    with staging(base):
+        assert len(list(base.iterdir())) == 4  # version 1, the highest version, the lock and the staging folder
+        assert find_versions(base) == {1: base / "1"}
+
+
+def test_D03_a_file_named_like_a_version_takes_its_number(base):
+    base.mkdir(parents=True)
+    (base / "3").write_text("a file, which would block the rename")
+    assert publish_one(base) == base / "4"

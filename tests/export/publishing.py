@@ -1,8 +1,8 @@
-"""Publishes versions in processes that end at every single call to the file system, and tells what each one left.
+"""Publish versions in processes that are killed at every single call to the file system, and print what each left.
 
-Run by `test_export_publish.py`: `python publishing.py FOLDER`. It loads no Keras and no TensorFlow, as it forks a
-process for each call. A line of JSON tells of each: the call, the numeric names and the other names that it left, and
-the same after a further publish.
+Run by `test_publish.py`: `python publishing.py FOLDER`. It loads no Keras and no TensorFlow, as it forks a process for
+each call. For each it prints a line of JSON: the call, the state of the folder that it left, and the state after a
+further publication.
 """
 
 import functools
@@ -34,7 +34,7 @@ def publish_one(base):
 
 
 def die_at(number):
-    """From now on, the call of that number to the file system kills the process before it is made."""
+    """Kill the process before its file system call with this number, counted from now."""
     count = itertools.count(1)
 
     def counted(real, name, *arguments, **options):
@@ -50,12 +50,12 @@ def die_at(number):
 def state(base):
     names = sorted(path.name for path in base.iterdir())
     numeric = [name for name in names if name.isdecimal()]
-    whole = all((base / n / file).read_bytes() == content for n in numeric for file, content in FILES.items())
-    return {"versions": numeric, "whole": whole, "staging": len([name for name in names if "staging" in name])}
+    complete = all((base / n / file).read_bytes() == content for n in numeric for file, content in FILES.items())
+    return {"versions": numeric, "complete": complete, "staging": len([name for name in names if "staging" in name])}
 
 
 def killed_at(base, number):
-    """The name of the call that killed the process; "" where it ended by itself."""
+    """Return the name of the call that killed the process; "" if it ended by itself."""
     read, write = os.pipe()
     child = os.fork()
     if not child:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from committees import stir
-from test_export_inference import assert_like_keras, norm, small, traced
+from test_inference_model import assert_like_keras, norm, small, traced
 
 from keras_committee import models
 from keras_committee.export.bn_folding import MAX_DISTANCE

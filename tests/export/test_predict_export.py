@@ -1,4 +1,4 @@
-"""Does an export, in a folder or behind a URL, answer pictures by name?"""
+"""Predictions of an export for image files, from its folder or through a server."""
 
 import io
 import json
@@ -9,16 +9,17 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_committee import cli
+from keras_committee.errors import ExportError
 from keras_committee.export import predict
 from keras_committee.tfserving.tf_protocol import StatusError
 
 
 class Brightness(tf.Module):
-    """Says "dark" or "bright" by the mean pixel, and "none" never."""
+    """A model that predicts "dark" or "bright" from the mean pixel, and "none" with probability 0.1."""
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
     def predict_bytes(self, image_bytes):
-        valid = tf.strings.length(image_bytes) > 100  # "damaged" is what is short here
+        valid = tf.strings.length(image_bytes) > 100  # short contents count as damaged
         means = tf.map_fn(self._mean, tf.where(valid, image_bytes, PNG), fn_output_signature=tf.float32)
         return {
             "probabilities": tf.stack([0.9 - 0.8 * means, 0.1 * tf.ones_like(means), 0.8 * means], axis=1),
@@ -49,7 +50,7 @@ PNG = png(20)
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
-    """A model folder with two versions, of which the newer has another opinion, and two pictures."""
+    """A model folder with two versions, of which only the newer has class names, and three image files."""
     folder = tmp_path_factory.mktemp("brightness")
     module = Brightness()
     both = {"predict_bytes": module.predict_bytes, "classify": module.classify}
@@ -61,64 +62,75 @@ def export(tmp_path_factory):
     return folder
 
 
-def answers(capsys, *words):
-    code = cli.main(["predict", *map(str, words), "--top", "2", "--json"])
+def predictions(capsys, *arguments):
+    code = cli.main(["predict", *map(str, arguments), "--top", "2", "--json"])
     out, err = capsys.readouterr()
     return code, json.loads(out), err
 
 
-def test_the_newest_version_answers_with_the_names_of_its_classes(export, capsys):
-    code, document, _ = answers(capsys, export, export / "dark.png", export / "bright.png")
+def test_the_newest_version_predicts_with_class_names(export, capsys):
+    code, document, _ = predictions(capsys, export, export / "dark.png", export / "bright.png")
     assert code == 0
-    tops = [[best["class"] for best in each["top"]] for each in document["answers"]]
+    tops = [[best["class"] for best in each["top"]] for each in document["predictions"]]
     assert tops == [["dark", "none"], ["bright", "dark"]]
-    first = document["answers"][0]
+    first = document["predictions"][0]
     assert (first["members_used"], first["agreement"]) == (2, None)
     assert first["confidence"] == pytest.approx(first["mutual_information"] / 0.2)
 
 
-def test_one_version_may_be_named_and_without_names_there_are_numbers(export, capsys):
-    _, document, _ = answers(capsys, export / "9", export / "bright.png")
-    assert [best["class"] for best in document["answers"][0]["top"]] == ["class 2", "class 0"]
+def test_a_version_can_be_given_and_classes_without_names_have_numbers(export, capsys):
+    _, document, _ = predictions(capsys, export / "9", export / "bright.png")
+    assert [best["class"] for best in document["predictions"][0]["top"]] == ["class 2", "class 0"]
 
 
-def test_a_picture_that_the_model_cannot_decode_is_named_and_the_other_answered(export, capsys):
-    code, document, err = answers(capsys, export, export / "cut.png", export / "bright.png")
+def test_an_image_that_cannot_be_decoded_is_reported_and_the_other_predicted(export, capsys):
+    code, document, err = predictions(capsys, export, export / "cut.png", export / "bright.png")
     assert code == 3
-    assert [each["image"] for each in document["answers"]] == [str(export / "bright.png")]
+    assert [each["image"] for each in document["predictions"]] == [str(export / "bright.png")]
     assert f"{export}/cut.png: damaged or cut off, it cannot be decoded" in err
 
 
-def test_a_url_asks_the_server(export, capsys, monkeypatch):
-    asked = []
+def test_a_url_sends_requests_to_the_server(export, capsys, monkeypatch):
+    calls = []
 
     class Server:
         def __init__(self, url):
-            asked.append(url)
+            calls.append(url)
 
         def predict(self, inputs, *, signature):
-            asked.append((signature, list(inputs)))
+            calls.append((signature, list(inputs)))
             return session.run(signature, inputs)
 
     session = predict.load_session(export / "10")
     monkeypatch.setattr(predict, "Client", Server)
-    _, document, _ = answers(capsys, export / "dark.png", "--url", "grpc://localhost:8500/brightness")
-    assert document["source"] == asked[0] == "grpc://localhost:8500/brightness"
-    assert asked[1:] == [("predict_bytes", ["image_bytes"]), ("classify", ["inputs"])]
-    assert document["answers"][0]["top"][0]["class"] == "dark"
+    _, document, _ = predictions(capsys, export / "dark.png", "--url", "grpc://localhost:8500/brightness")
+    assert document["source"] == calls[0] == "grpc://localhost:8500/brightness"
+    assert calls[1:] == [("predict_bytes", ["image_bytes"]), ("classify", ["inputs"])]
+    assert document["predictions"][0]["top"][0]["class"] == "dark"
 
 
-def test_an_export_takes_no_selection(export, capsys):
+def test_an_export_accepts_no_selection(export, capsys):
     assert cli.main(["predict", str(export), "a.png", "--selection", "s.json"]) == 2
-    assert "is an exported committee: --selection and --allow-incomplete are those of a run" in capsys.readouterr().err
+    assert "is an exported committee; --selection and --allow-incomplete apply to runs only" in capsys.readouterr().err
 
 
-def test_a_model_that_is_no_committee_is_told(half_plus_two, export, capsys):
-    assert cli.main(["predict", str(half_plus_two), str(export / "dark.png")]) == 8
-    assert "predict_bytes" in capsys.readouterr().err
+def test_a_model_without_the_signature_is_rejected(export, tmp_path, capsys):
+    tf.saved_model.save(Brightness(), str(tmp_path / "1"), signatures={"classify": Brightness().classify})
+    assert cli.main(["predict", str(tmp_path), str(export / "dark.png")]) == 8
+    assert '"predict_bytes" not found' in capsys.readouterr().err
 
 
-def test_another_failure_than_a_missing_signature_is_not_hidden():
+def test_a_model_with_other_outputs_is_rejected():
+    with pytest.raises(ExportError, match=r"here was not exported by .* does not return probabilities, confidence,"):
+        predict.ExportedCommittee(lambda signature, inputs: {"valid": np.ones(1)}, "here").predict([b"x"])
+
+
+def test_a_folder_without_versions_is_rejected(tmp_path):
+    with pytest.raises(ExportError, match=r"contains no version.*`keras-committee export RUN`"):
+        predict.ExportedCommittee.from_folder(tmp_path)
+
+
+def test_other_errors_than_a_missing_signature_are_raised():
     def fail(signature, inputs):
         raise StatusError("UNAVAILABLE", "the server is gone")
 

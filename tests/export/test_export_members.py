@@ -1,0 +1,73 @@
+"""Which members are exported, and which files and sizes are rejected."""
+
+import dataclasses
+import json
+import zipfile
+
+import keras
+import pytest
+from committees import SHAPE, small_member
+
+from keras_committee.data import center_crop, resize
+from keras_committee.errors import ExportError, IncompleteError
+from keras_committee.export.export_members import all_members, image_shape, load_exportable, resolve_transforms
+from keras_committee.layers import WeightedGeometricMean
+from keras_committee.run import Run
+
+
+@pytest.fixture
+def members():
+    return [small_member(seed) for seed in range(2)]
+
+
+def lambda_member(path):
+    image = keras.Input(SHAPE, name="image")
+    x = keras.layers.Lambda(lambda x: x / 2, name="sneaky")(image)
+    keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x))).save(path)
+
+
+def gadget_member(path):
+    """Write a `.keras` file whose activation is `os.system`."""
+    small_member(0).save(path)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(files["config.json"])
+    dense = config["config"]["layers"][-1]["config"]
+    dense["name"] = "gadget"
+    dense["activation"] = {"module": "os", "class_name": "function", "config": "system", "registered_name": "system"}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**files, "config.json": json.dumps(config).encode()}.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(("make", "layer"), [(lambda_member, "sneaky"), (gadget_member, "gadget")])
+def test_D20_a_member_with_code_is_rejected_with_the_name_of_its_layer(tmp_path, make, layer):
+    make(tmp_path / "model.keras")
+    with pytest.raises(ExportError, match=f"contains code, in layer '{layer}'") as caught:
+        load_exportable(tmp_path / "model.keras")
+    assert caught.value.exit_code == 8
+
+
+def test_members_of_any_size_use_the_size_of_the_data_or_of_the_other_members(members):
+    free = keras.Input((None, None, 3))
+    free = keras.Model(free, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(free)))
+    assert resolve_transforms([free, members[0]], [None, None]) == [resize(SHAPE[:2]), resize(SHAPE[:2])]
+    assert resolve_transforms([free, members[0]], [None, None], (10, 12)) == [resize((10, 12)), resize(SHAPE[:2])]
+    recorded = {"size": [9, 9], "padding": 3, "method": "bicubic"}
+    assert resolve_transforms([free], [recorded]) == [center_crop(9, padding=3, method="bicubic")]
+    with pytest.raises(ExportError, match="some members accept any image size"):
+        resolve_transforms([free], [None])
+    with pytest.raises(ExportError, match=r"must be that of the members, 8x6. Received: image_size=\(10, 12\)"):
+        resolve_transforms(members[:1], [None], (10, 12))
+    assert image_shape([free, members[0]], [resize((10, 12)), resize(SHAPE[:2])]) == (10, 12, 3)
+
+
+def test_an_incomplete_weighted_committee_keeps_its_proportions(trained, monkeypatch):
+    run, recipe = trained
+    weighted = dataclasses.replace(recipe, members=4, head=WeightedGeometricMean((0.1, 0.2, 0.3, 0.4)))
+    monkeypatch.setattr(Run, "recipe", lambda run: weighted)
+    with pytest.raises(IncompleteError, match=r"has 3 of 4 members; not trained: 3[\s\S]*--allow-incomplete 3"):
+        all_members([run])
+    selection, models, _ = all_members([run], min_members=3)
+    assert len(models) == len(selection.members) == 3
+    assert selection.weights == pytest.approx((1 / 6, 2 / 6, 3 / 6))
