@@ -1,4 +1,4 @@
-"""TFRecord shards for the tests: what is in them, and how they are spoilt."""
+"""Read and damage TFRecord shards."""
 
 import tensorflow as tf
 
@@ -6,18 +6,18 @@ HEADER, FOOTER = 12, 4  # bytes before and after a payload
 
 
 def payloads(path):
-    """The payloads of a shard, by TensorFlow's own reader."""
+    """Return the payloads of a shard, read by TensorFlow."""
     return list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
 
 
 def field(payload, name):
-    """The one value of a field of a serialized example."""
+    """Return the only value of a field of a serialized example."""
     feature = tf.train.Example.FromString(payload).features.feature[name]
     return getattr(feature, feature.WhichOneof("kind")).value[0]
 
 
 def rewrite(path, change):
-    """Writes a shard again, with `change(number, fields)` made to each example."""
+    """Write a shard again, with `change(number, fields)` made to each example."""
     examples = [tf.train.Example.FromString(payload) for payload in payloads(path)]
     with tf.io.TFRecordWriter(str(path)) as writer:
         for number, example in enumerate(examples):
@@ -25,19 +25,19 @@ def rewrite(path, change):
             writer.write(example.SerializeToString())
 
 
-def begin(path, number):
-    """The byte at which a record begins."""
+def record_offset(path, number):
+    """Return the offset of a record."""
     return sum(HEADER + len(payload) + FOOTER for payload in payloads(path)[:number])
 
 
-def flip(path, place):
-    """Changes one bit of the byte at `place`."""
+def flip(path, offset):
+    """Change one bit of the byte at `offset`."""
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[offset] ^= 1
     path.write_bytes(content)
 
 
-def forget(folder):
-    """Removes the indices in a folder."""
+def remove_indices(folder):
+    """Remove the indices in a folder."""
     for path in folder.glob(".*.index.*"):
         path.unlink()

@@ -10,7 +10,7 @@ from keras_committee.data.dataset import check_hold_out, hold_out, resolve_count
 from keras_committee.errors import DataError, RecipeError
 
 
-def test_describing_reads_nothing(tmp_path):
+def test_a_description_reads_nothing(tmp_path):
     described = data.image_folder(tmp_path / "absent", 4, size=(8, 8))
     with pytest.raises(DataError, match="there is no such folder"):
         described.load()
@@ -42,8 +42,8 @@ def test_a_limit_shrinks_every_split_and_keeps_every_class():
 
 
 def test_a_limit_takes_from_the_same_splits():
-    whole, limited = data.digits(32).load(), dataclasses.replace(data.digits(32), limit=50).load()
-    images = {image.tobytes() for batch, _ in whole.test.batches(400).as_numpy_iterator() for image in batch}
+    full, limited = data.digits(32).load(), dataclasses.replace(data.digits(32), limit=50).load()
+    images = {image.tobytes() for batch, _ in full.test.batches(400).as_numpy_iterator() for image in batch}
     chosen = [image.tobytes() for batch, _ in limited.test.batches(400).as_numpy_iterator() for image in batch]
     assert set(chosen) <= images
 

@@ -1,4 +1,4 @@
-"""Are the bundled digits scaled and split as documented?"""
+"""The bundled digits are scaled and split as documented."""
 
 import numpy as np
 import sklearn.datasets
@@ -25,7 +25,7 @@ def test_the_pixels_are_the_bundled_ones_enlarged_four_times():
     images = pixels(loaded.train)
     assert images.shape == (1797, 32, 32, 3)
     assert (images.min(), images.max()) == (0, 255)
-    for row, column in ((0, 0), (1, 2), (3, 3)):  # every place of a 4x4 block
+    for row, column in ((0, 0), (1, 2), (3, 3)):  # every part of a 4x4 block
         np.testing.assert_array_equal(np.rint(images[:, row::4, column::4, 1] * (16 / 255)), bundled.images)
     np.testing.assert_array_equal(loaded.train.labels, bundled.target)
 

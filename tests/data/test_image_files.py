@@ -17,9 +17,9 @@ def draw(seed, shape):
 
 
 def test_an_image_has_the_pixels_of_the_same_file_in_an_image_folder(tmp_path):
-    for place in range(4):
-        (tmp_path / f"{place % 2}").mkdir(exist_ok=True)
-        Image.fromarray(draw(place, (20 + place, 31))).save(tmp_path / f"{place % 2}/{place}.jpg")
+    for index in range(4):
+        (tmp_path / f"{index % 2}").mkdir(exist_ok=True)
+        Image.fromarray(draw(index, (20 + index, 31))).save(tmp_path / f"{index % 2}/{index}.jpg")
     splits = image_folder(tmp_path, 2, size=(8, 9), validation=0, test=0).load()
     [(images, _)] = splits.train.batches(4)
     alone = [read_image(tmp_path / name, resize((8, 9))) for name in ("0/0.jpg", "0/2.jpg", "1/1.jpg", "1/3.jpg")]
@@ -64,8 +64,8 @@ def test_a_missing_image_is_named(tmp_path):
 
 def test_a_folder_gives_its_images_and_those_of_subfolders(tmp_path):
     (tmp_path / "deep").mkdir()
-    for place, name in enumerate(("a.png", "deep/b.PNG", "deep/c.jpeg", ".hidden.png", "notes.txt")):
-        Image.fromarray(draw(place, (8, 8))).save(tmp_path / name, "PNG")
+    for index, name in enumerate(("a.png", "deep/b.PNG", "deep/c.jpeg", ".hidden.png", "notes.txt")):
+        Image.fromarray(draw(index, (8, 8))).save(tmp_path / name, "PNG")
     assert read_image_folder(tmp_path, 10, resize(8)).shape == (3, 8, 8, 3)
     np.testing.assert_array_equal(read_image_folder(tmp_path, 1, resize(8))[0], draw(0, (8, 8)))
 

@@ -1,4 +1,4 @@
-"""Are class folders read as documented, in memory and from files alike?"""
+"""Class folders are read as documented, in memory and from files alike."""
 
 import dataclasses
 import shutil
@@ -47,14 +47,14 @@ def test_train_and_one_more_folder_give_the_test_split(write_images, held):
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (14, 4, 5)
 
 
-def test_train_val_and_test_are_taken_as_they_are(write_images):
+def test_given_train_val_and_test_folders_are_the_splits(write_images):
     parts = {"train/a": 5, "train/b": 5, "val/a": 1, "val/b": 2, "test/a": 3, "test/b": 1}
     loaded = folder(write_images(parts)).load()
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (10, 3, 4)
     assert loaded.validation.labels.tolist() == [0, 1, 1]
 
 
-def test_hidden_files_and_upper_case_suffixes_are_understood(write_images):
+def test_hidden_files_are_ignored_and_upper_case_suffixes_accepted(write_images):
     root = write_images(FLAT)
     (root / "cat" / ".DS_Store").write_bytes(b"x")
     (root / "cat" / "Thumbs.db").write_bytes(b"x")
@@ -88,13 +88,13 @@ def test_nothing_beyond_the_memory_limit_is_kept(write_images):
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10**9])
-def test_B09_the_fingerprint_survives_a_move_and_sees_a_changed_file(write_images, tmp_path_factory, memory_limit):
+def test_B09_the_fingerprint_survives_a_move_and_changes_with_a_file(write_images, tmp_path_factory, memory_limit):
     root = write_images(FLAT)
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(root, elsewhere)
     first, moved = (
-        dataclasses.replace(folder(place), memory_limit=memory_limit).load().train.fingerprint()
-        for place in (root, elsewhere)
+        dataclasses.replace(folder(root_or_copy), memory_limit=memory_limit).load().train.fingerprint()
+        for root_or_copy in (root, elsewhere)
     )
     for name in ("ant", "bee", "cat"):
         for path in (elsewhere / name).iterdir():

@@ -15,12 +15,12 @@ from keras_committee.errors import RecipeError
 SHAPE = (9, 7, 3)  # rows and columns must not be confused
 
 
-def pictures(examples):
+def random_images(examples):
     return np.random.default_rng(1).integers(0, 256, (examples, *SHAPE), dtype=np.uint8)
 
 
 def flat(examples):
-    """Images of one value each, all different, so that every pixel tells the image it comes from."""
+    """Images of one value each, all different, so that every pixel identifies its image."""
     values = 1 + np.arange(examples, dtype=np.uint8)
     return np.broadcast_to(values[:, None, None, None], (examples, *SHAPE)).copy()
 
@@ -47,7 +47,7 @@ def cutmix_loop(images, top, left, bottom, right):
 
 
 def box_loop(weight, height, width, row, column):
-    """The box of the paper's code around a centre, corner by corner."""
+    """The box of the paper's code around a center, corner by corner."""
     part = math.sqrt(1 - weight)
     high, wide = int(height * part) // 2, int(width * part) // 2
     corners = [row - high, column - wide, row + high, column + wide]
@@ -56,8 +56,8 @@ def box_loop(weight, height, width, row, column):
 
 @pytest.mark.parametrize("examples", [1, 2, 5])
 @pytest.mark.parametrize("weight", [0.0, 0.2, 45 / 64, 1.0])  # 0.7 in float32 would miss the ties that rounding meets
-def test_mixup_equals_the_weighted_mean_of_neighbours(examples, weight):
-    images = pictures(examples)
+def test_mixup_equals_the_weighted_mean_of_neighbors(examples, weight):
+    images = random_images(examples)
     mixed, share = data.mixup().apply(tf.constant(images), tf.constant([weight], tf.float32))
     assert mixed.dtype == tf.uint8
     assert share == np.float32(weight)
@@ -67,7 +67,7 @@ def test_mixup_equals_the_weighted_mean_of_neighbours(examples, weight):
 @pytest.mark.parametrize("box", [(0, 0, 9, 7), (2, 1, 8, 4), (0, 3, 5, 7), (4, 4, 4, 6), (3, 2, 3, 2)])
 @pytest.mark.parametrize("examples", [1, 2, 5])
 def test_cutmix_equals_the_loop_over_pixels(examples, box):
-    images = pictures(examples)
+    images = random_images(examples)
     mixed, _ = data.cutmix().apply(tf.constant(images), tf.constant(box, tf.int32))
     assert mixed.dtype == tf.uint8
     np.testing.assert_array_equal(mixed, cutmix_loop(images, *box))
@@ -81,8 +81,8 @@ def test_the_share_of_cutmix_is_exactly_that_of_the_pixels_kept():
         np.testing.assert_array_equal(np.full(4, share), kept.astype(np.float32))
 
 
-def test_apply_runs_in_a_graph_that_does_not_know_the_batch():
-    images = pictures(3)
+def test_apply_runs_in_a_graph_of_unknown_batch_size():
+    images = random_images(3)
     draws = rows(data.cutmix(), 1)[0]
     signature = [tf.TensorSpec((None, *SHAPE), tf.uint8), tf.TensorSpec((4,), tf.int32)]
     graph = tf.function(data.cutmix().apply, input_signature=signature)
@@ -101,8 +101,8 @@ def test_the_weight_of_mixup_follows_the_beta_distribution(alpha):
 def test_the_box_of_cutmix_is_that_of_the_paper(alpha):
     generator = np.random.default_rng(3)  # the same draws as `rows`, taken in the written order
     weights = generator.beta(alpha, alpha, size=500)
-    centres = generator.integers(0, SHAPE[:2], size=(500, 2))
-    expected = [box_loop(weight, *SHAPE[:2], *centre) for weight, centre in zip(weights, centres, strict=True)]
+    centers = generator.integers(0, SHAPE[:2], size=(500, 2))
+    expected = [box_loop(weight, *SHAPE[:2], *center) for weight, center in zip(weights, centers, strict=True)]
     boxes = rows(data.cutmix(alpha), 500)
     assert boxes.dtype == np.int32
     np.testing.assert_array_equal(boxes, expected)
@@ -136,7 +136,7 @@ def test_targets_equal_the_loop_over_examples():
     assert targets[1, 0] == 1.0
 
 
-def test_an_example_alone_stays_itself():
+def test_a_single_example_is_its_own_partner():
     targets = mix_targets(tf.constant([1]), tf.constant(0.2), 3)
     np.testing.assert_array_equal(targets, [[0.0, 1.0, 0.0]])
 
@@ -160,7 +160,7 @@ WEIGHT = 45 / 64  # a sum of powers of two: every product is exact, whatever the
 
 
 def ours(mix, draws):
-    images, share = mix.apply(tf.constant(pictures(BATCH)), tf.constant(draws))
+    images, share = mix.apply(tf.constant(random_images(BATCH)), tf.constant(draws))
     return images.numpy(), mix_targets(tf.constant(LABELS), share, 4).numpy()
 
 
@@ -172,7 +172,7 @@ def assert_same(one, images, targets):
 def test_mixup_equals_that_of_keras():
     layer = keras.layers.MixUp(seed=0)
     chosen = {"mix_weight": tf.fill([BATCH], WEIGHT), "permutation_order": NEXT}
-    images, targets = layer.transform_images(pictures(BATCH), chosen), layer.transform_labels(ONE_HOT, chosen)
+    images, targets = layer.transform_images(random_images(BATCH), chosen), layer.transform_labels(ONE_HOT, chosen)
     assert_same(ours(data.mixup(), [WEIGHT]), images, targets)
 
 
@@ -181,7 +181,7 @@ def test_cutmix_equals_that_of_keras():
     top, left, bottom, right = (tf.fill([BATCH], float(edge)) for edge in (2, 1, 8, 4))
     masks, weight = layer._generate_batch_mask((BATCH, *SHAPE), (left, right, top, bottom))
     chosen = {"permutation_order": NEXT, "batch_masks": masks, "mix_weight": weight}
-    images, targets = layer.transform_images(pictures(BATCH), chosen), layer.transform_labels(ONE_HOT, chosen)
+    images, targets = layer.transform_images(random_images(BATCH), chosen), layer.transform_labels(ONE_HOT, chosen)
     assert_same(ours(data.cutmix(), [2, 1, 8, 4]), images, targets)
 
 
@@ -192,22 +192,22 @@ def test_mixup_equals_that_of_keras_cv(monkeypatch):
     layer = MixUp(seed=0)
     monkeypatch.setattr(tf.random, "shuffle", lambda values, seed=None: tf.constant(NEXT))
     monkeypatch.setattr(layer, "_sample_from_beta", lambda *arguments: tf.fill([BATCH], WEIGHT))
-    mixed = layer({"images": tf.constant(pictures(BATCH), tf.float32), "labels": tf.constant(ONE_HOT)})
+    mixed = layer({"images": tf.constant(random_images(BATCH), tf.float32), "labels": tf.constant(ONE_HOT)})
     assert_same(ours(data.mixup(), [WEIGHT]), mixed["images"], mixed["labels"])
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_cutmix_equals_that_of_keras_cv_for_a_box_inside_the_image(monkeypatch):
-    """Where their box sticks out they count its whole area, and the targets are not the share of the pixels."""
+    """keras-cv counts the full area of a box that exceeds the image, so its targets are not the fraction of pixels."""
     from keras_cv.layers import CutMix
 
-    layer, centre = CutMix(seed=0), iter([4, 3])  # row, then column
+    layer, center = CutMix(seed=0), iter([4, 3])  # row, then column
     monkeypatch.setattr(tf.random, "shuffle", lambda values, seed=None: tf.constant(NEXT))
-    monkeypatch.setattr(tf.random, "uniform", lambda **arguments: tf.fill([BATCH], next(centre)))
+    monkeypatch.setattr(tf.random, "uniform", lambda **arguments: tf.fill([BATCH], next(center)))
     monkeypatch.setattr(layer, "_sample_from_beta", lambda *arguments: tf.fill([BATCH], 1 - 0.6**2))
     mixed = layer(
-        {"images": tf.constant(pictures(BATCH), tf.float32), "labels": tf.constant(ONE_HOT)}
+        {"images": tf.constant(random_images(BATCH), tf.float32), "labels": tf.constant(ONE_HOT)}
     )  # a box of 5 rows and 4 columns
-    seen = np.argwhere((np.asarray(mixed["images"]) != pictures(BATCH)).any(axis=(0, 3)))
-    box = [*seen.min(axis=0), *(seen.max(axis=0) + 1)]
+    changed = np.argwhere((np.asarray(mixed["images"]) != random_images(BATCH)).any(axis=(0, 3)))
+    box = [*changed.min(axis=0), *(changed.max(axis=0) + 1)]
     assert_same(ours(data.cutmix(), np.array(box, np.int32)), mixed["images"], mixed["labels"])

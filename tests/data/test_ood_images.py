@@ -7,7 +7,7 @@ from keras_committee.data import ood_images
 
 
 @pytest.mark.parametrize("kind", ood_images.OOD_GENERATORS)
-def test_generated_images_are_repeatable_each_another_and_of_any_size(kind):
+def test_generated_images_are_repeatable_all_different_and_of_any_size(kind):
     images = ood_images.generate_ood(kind, 3, (20, 33), seed=4)
     assert (images.dtype, images.shape) == (np.uint8, (3, 20, 33, 3))
     np.testing.assert_array_equal(images[:2], ood_images.generate_ood(kind, 2, (20, 33), seed=4))

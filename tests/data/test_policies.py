@@ -22,22 +22,22 @@ SHAPE = (12, 10, 3)  # rows and columns must not be confused
 CHEAP = "panoptic_deeplab_policy"
 
 
-def pictures(examples):
-    """Noise around a value of each image's own, so that every operation shows."""
+def textured_images(examples):
+    """Noise around a different value for each image, so that every operation changes it."""
     draw = np.random.default_rng(1)
     middle = draw.integers(40, 200, (examples, 1, 1, 3))
     return (middle + draw.integers(-40, 56, (examples, *SHAPE))).astype(np.uint8)
 
 
 class Chosen:
-    """A `tf.random.uniform` that gives what was chosen: numbers of policies, places of squares, values in [0, 1)."""
+    """A `tf.random.uniform` that returns given values: policy numbers, centers of squares, floats in [0, 1)."""
 
-    def __init__(self, floats, number=None, place=()):
-        self._floats, self._number, self._place = iter(floats), number, iter(place)
+    def __init__(self, floats, number=None, center=()):
+        self._floats, self._number, self._center = iter(floats), number, iter(center)
 
     def uniform(self, shape, minval=None, maxval=None, dtype=tf.float32):
         if dtype == tf.int32:
-            return tf.constant(self._number if minval is None else next(self._place))
+            return tf.constant(self._number if minval is None else next(self._center))
         return tf.constant(next(self._floats))
 
 
@@ -47,7 +47,7 @@ def applied(probability):
 
 
 def cases(policy):
-    """Each sub-policy with each choice of applied operations, signs and places."""
+    """Each sub-policy with each choice of applied operations, signs and centers."""
     policies = import_model_garden().AutoAugment(policy).policies
     for number, steps in enumerate(policies):
         for taken in itertools.product(*(applied(probability) for _, probability, _ in steps)):
@@ -56,27 +56,27 @@ def cases(policy):
 
 
 def theirs(policy, images, chosen, monkeypatch):
-    """Model Garden's own path; `floor(0.2 + 0.5)` stands for a negative argument."""
+    """Apply Model Garden's policy; `floor(0.2 + 0.5)` makes an argument negative."""
     garden, made, varied = import_model_garden(), [], []
     with monkeypatch.context() as patched:
         for sign in (0.7, 0.2):
             patched.setattr(tf.random, "uniform", Chosen(itertools.repeat(sign)).uniform)
             made.append(garden.AutoAugment(policy)._make_tf_policies())
-        for image, (number, taken, negative, place) in zip(images, chosen, strict=True):
-            floats = [0.9999 if each else 0.0 for each in taken]
-            patched.setattr(tf.random, "uniform", Chosen(floats, number, place * len(taken)).uniform)
+        for image, (number, taken, negative, center) in zip(images, chosen, strict=True):
+            floats = [0.9999 if is_taken else 0.0 for is_taken in taken]
+            patched.setattr(tf.random, "uniform", Chosen(floats, number, center * len(taken)).uniform)
             varied.append(garden.select_and_apply_random_policy(made[negative], tf.constant(image))[0].numpy())
     return np.stack(varied)
 
 
-def row(numbers, negative, place):
+def row(numbers, negative, center):
     """The draws of one image."""
-    parts = [-(-at * POSITION_SCALE // size) for at, size in zip(place, SHAPE, strict=False)]
+    parts = [-(-at * POSITION_SCALE // size) for at, size in zip(center, SHAPE, strict=False)]
     return [column for number in numbers for column in (number, int(negative), *parts)]
 
 
 def graph(augment, images, draws):
-    """The images as a pipeline varies them."""
+    """Apply an augmentation in a pipeline."""
     pairs = tf.data.Dataset.from_tensors((images, np.array(draws, np.int32)))
     return next(pairs.map(augment.apply).as_numpy_iterator())
 
@@ -86,8 +86,8 @@ def graph(augment, images, draws):
 )
 def test_every_sub_policy_equals_model_garden_to_the_last_bit(policy, monkeypatch):
     augment, chosen = data.autoaugment(policy), list(cases(policy))
-    numbers, images = augment._tables()[0], pictures(len(chosen))
-    draws = [row(numbers[number] * taken, negative, place) for number, taken, negative, place in chosen]
+    numbers, images = augment._tables()[0], textured_images(len(chosen))
+    draws = [row(numbers[number] * taken, negative, center) for number, taken, negative, center in chosen]
     varied = graph(augment, images, draws)
     assert varied.dtype == np.uint8
     np.testing.assert_array_equal(varied, theirs(policy, images, chosen, monkeypatch))
@@ -97,20 +97,20 @@ def test_every_sub_policy_equals_model_garden_to_the_last_bit(policy, monkeypatc
 @pytest.mark.parametrize("magnitude", [7, pytest.param(10, marks=pytest.mark.slow)])
 def test_every_operation_of_randaugment_equals_model_garden_to_the_last_bit(magnitude, monkeypatch):
     chosen = list(itertools.product(range(17), (False, True), [(2, 7), (11, 4)]))
-    images, expected = pictures(len(chosen)), []
-    for image, (number, negative, place) in zip(images, chosen, strict=True):
-        fake = Chosen(itertools.repeat(0.2 if negative else 0.7), number, place)
+    images, expected = textured_images(len(chosen)), []
+    for image, (number, negative, center) in zip(images, chosen, strict=True):
+        fake = Chosen(itertools.repeat(0.2 if negative else 0.7), number, center)
         monkeypatch.setattr(tf.random, "uniform", fake.uniform)
         expected.append(
             import_model_garden().RandAugment(num_layers=1, magnitude=magnitude).distort(tf.constant(image))
         )
     monkeypatch.undo()
-    draws = [row([(number + 1) % 17], negative, place) for number, negative, place in chosen]
+    draws = [row([(number + 1) % 17], negative, center) for number, negative, center in chosen]
     np.testing.assert_array_equal(graph(data.randaugment(1, magnitude), images, draws), np.stack(expected))
 
 
 def test_a_second_layer_follows_the_first():
-    images = tf.constant(pictures(2))
+    images = tf.constant(textured_images(2))
     draws = data.randaugment(2).draw(np.random.default_rng(3), 2)
     once = data.randaugment(1).apply(images, draws[:, :4])
     twice = data.randaugment(1).apply(once, draws[:, 4:])
@@ -139,13 +139,15 @@ def test_randaugment_draws_each_operation_and_none_equally_often():
 
 
 @pytest.mark.parametrize("augment", [data.autoaugment(CHEAP), data.randaugment(2)], ids=["auto", "rand"])
-def test_signs_are_even_and_places_uniform(augment):
+def test_signs_are_even_and_centers_uniform(augment):
     draws = augment.draw(np.random.default_rng(4), 20_000)
     assert (draws.shape, draws.dtype) == ((20_000, 8), np.int32)
     signs, rows, columns = draws[:, 1::4], draws[:, 2::4] / POSITION_SCALE, draws[:, 3::4] / POSITION_SCALE
     np.testing.assert_allclose(signs.mean(axis=0), 0.5, atol=0.02)
-    for places in (rows, columns):
-        np.testing.assert_allclose(np.quantile(places, [0, 0.2, 0.7, 1], axis=0).T, [[0, 0.2, 0.7, 1]] * 2, atol=0.02)
+    for positions in (rows, columns):
+        np.testing.assert_allclose(
+            np.quantile(positions, [0, 0.2, 0.7, 1], axis=0).T, [[0, 0.2, 0.7, 1]] * 2, atol=0.02
+        )
 
 
 @pytest.mark.parametrize(
@@ -195,12 +197,12 @@ def test_without_model_garden_the_error_names_the_extra(make, monkeypatch):
     "augment", [data.autoaugment(), data.randaugment(), data.randaugment(source="keras")], ids=["auto", "rand", "keras"]
 )
 def test_gray_images_are_refused_before_anything_is_read(augment):
-    images = tf.data.Dataset.from_tensors((pictures(2)[..., :1], np.zeros((2, 8), np.int32)))
+    images = tf.data.Dataset.from_tensors((textured_images(2)[..., :1], np.zeros((2, 8), np.int32)))
     with pytest.raises(RecipeError, match=r"three channels.*shape \(12, 10, 1\)\. Repeat a gray channel"):
         images.map(augment.apply)
 
 
-EACH = 3  # images of each operation
+IMAGES_PER_OPERATION = 3  # images of each operation
 
 
 def uniform_images(examples):
@@ -209,18 +211,18 @@ def uniform_images(examples):
 
 def keras_draws():
     """Draws that name each operation: number and seed."""
-    numbers = np.repeat(np.arange(len(KERAS_OPERATIONS)), EACH)
+    numbers = np.repeat(np.arange(len(KERAS_OPERATIONS)), IMAGES_PER_OPERATION)
     seeds = np.random.default_rng(5).integers(2**31, size=(len(numbers), 2))
     return np.concatenate([numbers[:, None], seeds], axis=1).astype(np.int32)
 
 
 def keras_result(layer, image, number, seed):
-    """Keras' layer, told which operation and which numbers."""
+    """Apply one operation of Keras' layer with the given seed."""
     image, name = tf.constant(image, tf.float32)[None], list(KERAS_OPERATIONS)[number]
     numbers = getattr(layer, name).get_random_transformation(
         image, training=True, seed=FixedSeedGenerator(tf.constant(seed))
     )
-    # Of its operations it computes all and takes one: that one is all of them here, and so the first.
+    # The layer computes all its operations and selects one by index; here the only one, 0.
     return layer.transform_images(image, {"layer_idxes": [0], "transforms": {name: numbers}})[0]
 
 

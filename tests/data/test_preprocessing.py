@@ -15,12 +15,12 @@ from keras_committee.data.images import ImageFiles
 from keras_committee.errors import RecipeError
 
 
-def test_a_plain_framing_is_the_resize_of_before(noise):
+def test_a_plain_transform_is_a_resize(noise):
     pixels = noise(23, 31)
     np.testing.assert_array_equal(data.resize((9, 7)).apply(pixels), data.resize_image(pixels, (9, 7)))
 
 
-def test_a_centre_crop_sees_the_written_square():
+def test_a_center_crop_takes_the_square_of_its_definition():
     rows, columns = np.meshgrid(np.arange(90), np.arange(64), indexing="ij")
     pixels = np.stack([rows, columns, rows], axis=-1).astype(np.uint8)
     seen = data.center_crop(32, padding=8).apply(pixels).numpy().astype(int)  # 64 * 32 / 40 = 51.2, from 19 and from 6
@@ -34,11 +34,11 @@ def test_a_centre_crop_sees_the_written_square():
 def test_the_window_is_that_of_model_garden(size, shape, noise):
     ops = pytest.importorskip("official.vision.ops.preprocess_ops")
     pixels = noise(*shape)
-    top, left, height, width = (int(each) for each in data.center_crop(size).window(tf.shape(pixels)))
+    top, left, height, width = (int(edge) for edge in data.center_crop(size).window(tf.shape(pixels)))
     cropped = pixels[top : top + height, left : left + width]
     np.testing.assert_array_equal(cropped, ops.center_crop_image(pixels, size / (size + 32)))
-    framed = data.center_crop(size, method="bicubic").apply(pixels)
-    np.testing.assert_array_equal(framed, data.resize_image(cropped, (size, size), "bicubic"))
+    resized = data.center_crop(size, method="bicubic").apply(pixels)
+    np.testing.assert_array_equal(resized, data.resize_image(cropped, (size, size), "bicubic"))
 
 
 def test_a_crop_that_is_not_square_has_the_proportions_of_the_size():
@@ -51,35 +51,35 @@ def test_the_smallest_images_have_a_window(shape, noise):
     assert data.center_crop(8, padding=8).apply(noise(*shape)).shape == (8, 8, 3)
 
 
-def framed(root, framing, **options):
-    described = data.image_folder(root, 2, transform=framing, validation=0, test=0)
+def load_train(root, transform, **options):
+    described = data.image_folder(root, 2, transform=transform, validation=0, test=0)
     return dataclasses.replace(described, **options).load().train
 
 
-def test_memory_files_and_loose_pictures_are_framed_alike(write_images):
-    root, framing = write_images({"a": 2, "b": 1}, size=(30, 19)), data.center_crop(8, padding=4)
-    memory, files = framed(root, framing), framed(root, framing, memory_limit=0)
+def test_memory_files_and_single_images_are_transformed_alike(write_images):
+    root, transform = write_images({"a": 2, "b": 1}, size=(30, 19)), data.center_crop(8, padding=4)
+    memory, files = load_train(root, transform), load_train(root, transform, memory_limit=0)
     (one, _), (other, _) = (next(iter(split.batches(3))) for split in (memory, files))
     np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(one[2], read_image(root / "b/0000.png", framing))
+    np.testing.assert_array_equal(one[2], read_image(root / "b/0000.png", transform))
     plain = np.asarray(Image.open(root / "b/0000.png"))
-    np.testing.assert_array_equal(one[2], framing.apply(plain))
-    assert memory.transform == files.transform == framing
+    np.testing.assert_array_equal(one[2], transform.apply(plain))
+    assert memory.transform == files.transform == transform
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10**9])
-def test_the_framing_belongs_to_the_fingerprint_but_not_to_the_origin(write_images, memory_limit):
+def test_the_transform_enters_the_fingerprint_but_not_the_source_id(write_images, memory_limit):
     root = write_images({"a": 2, "b": 2}, size=(30, 19))
-    framings = [data.resize(8), data.center_crop(8), data.center_crop(8, padding=4), data.resize(8, method="bicubic")]
-    splits = [framed(root, framing, memory_limit=memory_limit) for framing in framings]
+    transforms = [data.resize(8), data.center_crop(8), data.center_crop(8, padding=4), data.resize(8, method="bicubic")]
+    splits = [load_train(root, transform, memory_limit=memory_limit) for transform in transforms]
     assert len({split.fingerprint() for split in splits}) == 4
-    other_size = framed(root, data.resize(6), memory_limit=memory_limit)
+    other_size = load_train(root, data.resize(6), memory_limit=memory_limit)
     assert {split.source_id() for split in [*splits, other_size]} == {splits[0].source_id()}
     assert splits[0].subset(np.array([1, 0])).source_id() != splits[0].source_id()
 
 
-def test_the_plain_framing_leaves_the_digest_of_files_as_it_was(write_images):
-    files = framed(write_images({"a": 2, "b": 1}), data.resize(8), memory_limit=0).images
+def test_a_plain_resize_does_not_change_the_digest_of_files(write_images):
+    files = load_train(write_images({"a": 2, "b": 1}), data.resize(8), memory_limit=0).images
     assert isinstance(files, ImageFiles)
     assert files.digest() == files.source_id()
 
@@ -95,7 +95,7 @@ def test_the_plain_framing_leaves_the_digest_of_files_as_it_was(write_images):
     ],
     ids=["size", "padding", "method", "neither", "both"],
 )
-def test_a_framing_without_sense_is_refused(make, words):
+def test_an_invalid_transform_is_refused(make, words):
     with pytest.raises(RecipeError, match=words):
         make()
 
@@ -112,7 +112,7 @@ def test_a_png_is_lossless(noise, encoded):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_B03_grey_is_repeated_over_three_channels(noise, encoded, kind):
+def test_B03_gray_is_repeated_over_three_channels(noise, encoded, kind):
     content = encoded(noise(7, 5)[..., 0], kind)
     decoded = decode_image(content).numpy()
     np.testing.assert_array_equal(decoded, np.repeat(np.asarray(Image.open(io.BytesIO(content)))[..., None], 3, axis=2))

@@ -1,4 +1,4 @@
-"""Are the windows of training drawn as documented, and are they the same pixels however they are decoded?"""
+"""Random crops are drawn as documented, and have the same pixels however they are decoded."""
 
 import dataclasses
 import math
@@ -46,15 +46,15 @@ def written_window(crop, shape, chances):
 @pytest.mark.parametrize("crop", [CROP, data.random_resized_crop()], ids=["narrow", "default"])
 def test_a_window_is_that_of_the_written_definition(shape, crop):
     chances = np.random.default_rng(3).random((40, 10, 4), np.float32)
-    place = tf.function(
+    window_fn = tf.function(
         lambda rows: tf.map_fn(
             lambda row: crop.window_from_uniforms(tf.constant(shape), row), rows, fn_output_signature=tf.int32
         )
     )
-    assert place(chances).numpy().tolist() == [written_window(crop, shape, each) for each in chances]
+    assert window_fn(chances).numpy().tolist() == [written_window(crop, shape, uniforms) for uniforms in chances]
 
 
-def test_area_ratio_and_place_are_within_their_ranges_and_uniform():
+def test_area_ratio_and_position_are_within_their_ranges_and_uniform():
     drawn = windows(CROP, (90, 121), 3000).astype(float)
     top, left, height, width = drawn.T
     area = height * width / (90 * 121)
@@ -62,7 +62,7 @@ def test_area_ratio_and_place_are_within_their_ranges_and_uniform():
     assert 0.66 < area.max() <= 0.7
     assert (width / height).min() > 0.6 - 1 / 30
     assert (width / height).max() < 1.5 + 1 / 30
-    # Uniform in ratio: its mean and a quarter of it; in place: the mean of all that fits.
+    # Uniform in ratio and position: the mean and a quantile of each.
     assert (width / height).mean() == pytest.approx(1.05, abs=0.02)
     assert np.mean(width / height < 0.825) == pytest.approx(0.25, abs=0.03)
     assert np.mean(top / np.maximum(90 - height, 1)) == pytest.approx(0.5, abs=0.02)
@@ -71,9 +71,9 @@ def test_area_ratio_and_place_are_within_their_ranges_and_uniform():
     assert (left + width).max() == 121
 
 
-def test_an_image_that_no_window_fits_is_seen_whole():
+def test_without_a_valid_window_the_crop_is_the_full_image():
     narrow = data.random_resized_crop(area=(0.9, 1.0), ratio=(1.0, 1.1))
-    assert {tuple(each) for each in windows(narrow, (10, 90), 20)} == {(0, 0, 10, 90)}
+    assert {tuple(window) for window in windows(narrow, (10, 90), 20)} == {(0, 0, 10, 90)}
 
 
 @pytest.mark.parametrize(
@@ -87,17 +87,17 @@ def test_an_image_that_no_window_fits_is_seen_whole():
         ("PNG", {}),
         ("PNG", {"mode": "RGBA"}),
     ],
-    ids=["420", "422-progressive", "444", "grey", "cmyk", "png", "alpha"],
+    ids=["420", "422-progressive", "444", "gray", "cmyk", "png", "alpha"],
 )
 def test_a_decoded_window_is_bit_for_bit_that_of_the_whole_image(noise, encoded, kind, options):
     smooth = np.asarray(Image.fromarray(noise(8, 11)).resize((75, 58)))
     content = tf.constant(encoded(smooth, kind, **options))
-    whole = data.decode_image(content).numpy()
-    assert [int(each) for each in image_size_from_header(content)] == [58, 75]
+    full = data.decode_image(content).numpy()
+    assert [int(side) for side in image_size_from_header(content)] == [58, 75]
     decode = tf.function(decode_window)
     for top, left, height, width in windows(CROP, (58, 75), 12):
         window = decode(content, tf.constant([top, left, height, width]))
-        np.testing.assert_array_equal(window, whole[top : top + height, left : left + width])
+        np.testing.assert_array_equal(window, full[top : top + height, left : left + width])
 
 
 def folder(root, augment, **options):
@@ -119,19 +119,19 @@ def photos(tmp_path, noise, encoded):
     return tmp_path
 
 
-def test_the_stream_decodes_crops_resizes_and_goes_on_with_what_follows(photos):
+def test_the_stream_decodes_crops_and_resizes_then_applies_the_next_augmentation(photos):
     crop, later = data.random_resized_crop(), data.pad_crop_flip(2)
     loaded = folder(photos, data.compose(crop, later))
-    assert isinstance(loaded.train.images, ImageFiles)  # small, yet memory would hold framed images
+    assert isinstance(loaded.train.images, ImageFiles)  # small, yet memory would hold resized images
     assert not isinstance(loaded.test.images, ImageFiles)
     order = np.random.default_rng((5, 0, 0)).permutation(9)
     generator = np.random.default_rng((5, 0, 1))
     draws, later_draws = crop.draw(generator, 9)[order], later.draw(generator, 9)[order]
     expected = []
     for index, draw, later_draw in zip(order, draws, later_draws, strict=True):
-        whole = data.decode_image((photos / loaded.train.images.names[index]).read_bytes()).numpy()
-        top, left, height, width = crop.window(whole.shape[:2], draw).numpy()
-        seen = data.resize_image(whole[top : top + height, left : left + width], (12, 10)).numpy()
+        full = data.decode_image((photos / loaded.train.images.names[index]).read_bytes()).numpy()
+        top, left, height, width = crop.window(full.shape[:2], draw).numpy()
+        seen = data.resize_image(full[top : top + height, left : left + width], (12, 10)).numpy()
         seen = seen[:, ::-1] if draw[1] else seen
         expected.append(later.apply(seen[None], later_draw[None])[0])
     images = np.concatenate([images for images, _ in loaded.stream(5, 0, 3).as_numpy_iterator()])
@@ -158,13 +158,13 @@ def test_windows_of_images_in_memory_are_resized_to_their_size(noise):
         np.testing.assert_array_equal(seen, expected[:, ::-1] if draw[1] else expected)
 
 
-def test_half_of_the_windows_are_flipped_unless_told_otherwise():
+def test_half_of_the_windows_are_flipped_unless_disabled():
     flips = data.random_resized_crop().draw(np.random.default_rng(0), 2000)[:, 1]
     assert flips.mean() == pytest.approx(0.5, abs=0.05)
     assert CROP.draw(np.random.default_rng(0), 2000)[:, 1].max() == 0
 
 
-def test_files_of_the_very_size_are_cropped_in_memory(write_images):
+def test_files_of_the_exact_size_are_cropped_in_memory(write_images):
     parts = {f"{part}/{name}": 3 for part in ("train", "test") for name in data.cifar.CLASS_NAMES["cifar10"].split()}
     described = data.cifar10(
         4, directory=write_images(parts, (32, 32)), validation=0, augment=data.random_resized_crop()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from shard_files import begin, flip, payloads, rewrite
+from shard_files import flip, payloads, record_offset, rewrite
 
 from keras_committee import data
 from keras_committee.data.record_index import Fields, scan_shard
@@ -21,9 +21,9 @@ def problems(path):
 def test_B06_a_wrong_checksum_is_named_and_the_records_after_it_are_read(records):
     path = records / "train-00001-of-00003"
     count = len(payloads(path))
-    places = [begin(path, number) + 40 for number in (1, 3)]
-    for place in places:
-        flip(path, place)
+    offsets = [record_offset(path, number) + 40 for number in (1, 3)]
+    for offset in offsets:
+        flip(path, offset)
     scan = scan_shard(path, Fields())
     assert scan.problems == [f"{path.name}, record {number}: damaged: its checksum is wrong" for number in (1, 3)]
     assert len(scan.rows) == count - 2
@@ -33,7 +33,7 @@ def test_B06_a_wrong_checksum_is_named_and_the_records_after_it_are_read(records
 
 def test_B06_after_a_damaged_length_nothing_is_read(records):
     path = records / "train-00001-of-00003"
-    flip(path, begin(path, 2) + 1)
+    flip(path, record_offset(path, 2) + 1)
     [problem] = problems(path)
     assert problem.startswith("train-00001-of-00003, record 2: not a TFRecord")
     assert "this record and those after it cannot be read" in problem
@@ -42,23 +42,23 @@ def test_B06_after_a_damaged_length_nothing_is_read(records):
 @pytest.mark.parametrize(("cut", "record"), [(2, 4), (11, 4), (60, 4)])
 def test_B02_a_shard_that_is_cut_off_is_named(records, cut, record):
     path = records / "train-00000-of-00003"
-    path.write_bytes(path.read_bytes()[: begin(path, 4) + cut])
+    path.write_bytes(path.read_bytes()[: record_offset(path, 4) + cut])
     assert problems(path) == [f"{path.name}, record {record}: cut off: the shard ends before the record does"]
 
 
 def test_B02_missing_records_are_reported(records):
     path = records / "train-00000-of-00003"
-    path.write_bytes(path.read_bytes()[: begin(path, 4)])
+    path.write_bytes(path.read_bytes()[: record_offset(path, 4)])
     with pytest.raises(DataError, match="train: 14 records, expected 16"):
         find(records)
 
 
 def test_B02_an_image_that_cannot_be_decoded_is_named(records):
-    def spoil(number, fields):
+    def damage(number, fields):
         images = fields["image/encoded"].bytes_list
         images.value[:] = [{1: images.value[0][:50], 2: b"GIF89a"}.get(number, images.value[0])]
 
-    rewrite(records / "train-00002-of-00003", spoil)
+    rewrite(records / "train-00002-of-00003", damage)
     with pytest.raises(DataError) as raised:
         data.imagenet_records(records, 4, size=(6, 5), validation=0).load()
     assert "train-00002-of-00003, record 1: damaged or cut off, it cannot be decoded" in str(raised.value)

@@ -15,7 +15,7 @@ SHAPE = (5, 4, 3)
 
 
 def split(examples, first=0):
-    """Images and labels that both tell the example's number."""
+    """Images and labels that are both the number of the example."""
     numbers = np.arange(first, first + examples)
     images = np.broadcast_to(numbers[:, None, None, None], (examples, *SHAPE)).astype(np.uint8)
     return data.Split(images=InMemoryImages(images), labels=numbers.astype(np.int32))
@@ -27,7 +27,7 @@ def splits(examples, batch_size, augment=None):
 
 
 def textured(examples, batch_size):
-    """Splits of noise, so that every augmentation shows."""
+    """Splits of noise, so that every augmentation changes them."""
     images = np.random.default_rng(0).integers(0, 256, (examples, *SHAPE), dtype=np.uint8)
     part = data.Split(images=InMemoryImages(images), labels=np.arange(examples, dtype=np.int32))
     loaded = splits(examples, batch_size, data.pad_crop_flip(2))
@@ -61,7 +61,7 @@ def test_an_empty_split_has_no_batches():
     assert list(split(0).batches(7)) == []
 
 
-def test_batches_have_the_promised_types():
+def test_batches_have_the_documented_types():
     images, labels = split(3).batches(2).element_spec
     assert (images.dtype.name, images.shape.as_list()) == ("uint8", [None, *SHAPE])
     assert (labels.dtype.name, labels.shape.as_list()) == ("int32", [None])
@@ -82,14 +82,14 @@ def test_images_and_labels_stay_together():
 
 
 @pytest.mark.parametrize("examples", [7, 20, 21])
-def test_B10_every_example_appears_exactly_once_in_each_pass(examples):
+def test_B10_every_example_appears_exactly_once_in_each_epoch(examples):
     _, labels = read(splits(examples, 7).stream(3, 0, 3 * examples))  # 21 passes
     for number in range(21):
         one_pass = labels[number * examples : (number + 1) * examples]
         assert sorted(one_pass) == list(range(examples))
 
 
-def test_two_passes_and_two_seeds_differ():
+def test_two_epochs_and_two_seeds_differ():
     loaded = splits(30, 30)
     _, labels = read(loaded.stream(0, 0, 2))
     _, other = read(loaded.stream(1, 0, 1))
@@ -128,18 +128,18 @@ def test_the_stream_equals_its_written_definition():
     source, _ = read(loaded.train.batches(20))
     expected = []
     for position in range(6 * 3, 6 * 8):
-        number, place = divmod(position, 20)
-        index = np.random.default_rng((9, number, 0)).permutation(20)[place]
-        draws = loaded.augment.draw(np.random.default_rng((9, number, 1)), 20)[index]
+        epoch, index_in_epoch = divmod(position, 20)
+        index = np.random.default_rng((9, epoch, 0)).permutation(20)[index_in_epoch]
+        draws = loaded.augment.draw(np.random.default_rng((9, epoch, 1)), 20)[index]
         expected.append(loaded.augment.apply(source[index][None], draws[None])[0])
     images, _ = read(loaded.stream(9, 3, 5))
     np.testing.assert_array_equal(images, np.stack(expected))
 
 
-def test_the_draws_of_an_example_change_from_pass_to_pass():
+def test_the_draws_of_an_example_change_from_epoch_to_epoch():
     loaded = textured(6, 6)
     images, labels = read(loaded.stream(0, 0, 8))
-    versions = {images[place].tobytes() for place in np.flatnonzero(labels == 4)}
+    versions = {images[index].tobytes() for index in np.flatnonzero(labels == 4)}
     assert len(versions) > 4
 
 
@@ -188,14 +188,14 @@ def test_the_mixed_stream_equals_its_written_definition(mix, first):
     loaded = labelled(20, 6)
     images, targets = read(loaded.stream(9, first, 4, mix))
     plain = list(loaded.stream(9, first, 4))  # cropped and flipped before it is mixed
-    for place, (own, labels) in enumerate(plain):
-        number, row = divmod(first + place, MIX_TABLE_ROWS)
+    for step, (own, labels) in enumerate(plain):
+        number, row = divmod(first + step, MIX_TABLE_ROWS)
         draws = mix.draw(np.random.default_rng((9, number, 2)), MIX_TABLE_ROWS, SHAPE)[row]
         mixed, share = mix.apply(own, draws)
         one_hot = np.eye(5)[labels.numpy()]
         wanted = float(share) * one_hot + (1 - float(share)) * np.roll(one_hot, -1, axis=0)
-        np.testing.assert_array_equal(images[6 * place : 6 * place + 6], mixed)
-        np.testing.assert_allclose(targets[6 * place : 6 * place + 6], wanted, atol=1e-6)
+        np.testing.assert_array_equal(images[6 * step : 6 * step + 6], mixed)
+        np.testing.assert_allclose(targets[6 * step : 6 * step + 6], wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -218,12 +218,12 @@ def test_batches_of_one_are_not_mixed(mix):
 
 def test_replicas_share_a_mixed_batch_in_order(mirrored):
     loaded = labelled(20, 6)
-    whole, targets = read(loaded.stream(3, 1, 4, data.cutmix()))
+    full, targets = read(loaded.stream(3, 1, 4, data.cutmix()))
     parts = []
     for batch in mirrored.experimental_distribute_dataset(loaded.stream(3, 1, 4, data.cutmix())):
-        parts += zip(*(mirrored.experimental_local_results(each) for each in batch), strict=True)
+        parts += zip(*(mirrored.experimental_local_results(value) for value in batch), strict=True)
     assert [len(images) for images, _ in parts] == [3] * 8
-    np.testing.assert_array_equal(np.concatenate([images for images, _ in parts]), whole)
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in parts]), full)
     np.testing.assert_array_equal(np.concatenate([shares for _, shares in parts]), targets)
 
 
@@ -236,7 +236,7 @@ def test_zero_steps_are_an_empty_stream():
 
 
 @pytest.mark.parametrize(("examples", "steps"), [(7, 1), (8, 1), (13, 1), (14, 2)])
-def test_B10_an_epoch_is_as_many_full_batches_as_fit(examples, steps):
+def test_B10_an_epoch_has_as_many_full_batches_as_possible(examples, steps):
     assert splits(examples, 7).steps_per_epoch == steps
 
 
@@ -263,7 +263,7 @@ def test_the_autotuner_is_off_and_the_order_fixed():
     assert [option.deterministic for option in options] == [True, True]
 
 
-def test_the_fingerprint_follows_content_and_nothing_else():
+def test_the_fingerprint_depends_on_the_content_only():
     same, again = split(9), split(9)
     labels = same.labels.copy()
     labels[3] = 0
@@ -291,14 +291,14 @@ def test_the_parts_are_the_batch_and_each_reads_its_rows_and_their_partners(reco
         batch_size=8,
         augment=augment,
     )
-    whole = list(splits.stream(7, 1, 2, mix).as_numpy_iterator())
+    full = list(splits.stream(7, 1, 2, mix).as_numpy_iterator())
     counts, read_all = [], TFRecordImages.read_batch
     monkeypatch.setattr(
         TFRecordImages, "read_batch", lambda self, rows: counts.append(len(rows)) or read_all(self, rows)
     )
-    parts = [list(splits.stream(7, 1, 2, mix, shard=(place, 2)).as_numpy_iterator()) for place in (0, 1)]
+    parts = [list(splits.stream(7, 1, 2, mix, shard=(part, 2)).as_numpy_iterator()) for part in (0, 1)]
     assert counts == [read] * 4
-    for batch, first, second in zip(whole, *parts, strict=True):
+    for batch, first, second in zip(full, *parts, strict=True):
         assert len(first[0]) == len(second[0]) == 4
         np.testing.assert_array_equal(np.concatenate([first[0], second[0]]), batch[0])
         np.testing.assert_array_equal(np.concatenate([first[1], second[1]]), batch[1])

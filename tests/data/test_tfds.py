@@ -65,19 +65,19 @@ def test_a_data_set_that_is_not_prepared_names_the_command_that_prepares_it(prep
 
 
 def test_other_formats_and_features_are_refused(prepared, tmp_path):
-    place = prepared[0] / "insects" / "1.0.0"
+    source = prepared[0] / "insects" / "1.0.0"
     copy = tmp_path / "insects" / "1.0.0"
     copy.mkdir(parents=True)
-    for path in place.iterdir():
+    for path in source.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
     info = json.loads((copy / "dataset_info.json").read_text())
     (copy / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "array_record"}))
     with pytest.raises(DataError, match="is prepared as array_record"):
         insects(tmp_path).load()
     (copy / "dataset_info.json").write_text(json.dumps({**info, "supervisedKeys": None}))
-    features = (copy / "features.json").read_text().replace('"image": {', '"picture": {', 1)
+    features = (copy / "features.json").read_text().replace('"image": {', '"photo": {', 1)
     (copy / "features.json").write_text(features)
-    with pytest.raises(DataError, match=r"Its features: .*picture: Image"):
+    with pytest.raises(DataError, match=r"Its features: .*photo: Image"):
         insects(tmp_path).load()
 
 

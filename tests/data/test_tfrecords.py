@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from shard_files import field, forget, payloads, rewrite
+from shard_files import field, payloads, remove_indices, rewrite
 
 from keras_committee import data
 from keras_committee.data import record_index
@@ -23,8 +23,8 @@ def described(folder, **options):
     return data.imagenet_records(folder, 4, **{"size": (6, 5), "validation": 4, **options})
 
 
-def whole(folder):
-    """All training records, in the order of the shards."""
+def all_records(folder):
+    """Return all training records, in the order of the shards."""
     index, problems = record_index.load_or_build_index(sorted(folder.glob("train-*")), Fields())
     assert problems == []
     return TFRecordImages(index=index, rows=np.arange(len(index.rows)), transform=data.resize((6, 5)))
@@ -50,8 +50,8 @@ def test_memory_and_shards_give_the_same_stream_which_may_start_anywhere(records
     memory, kept = data_of.load(), dataclasses.replace(data_of, memory_limit=0).load()
     assert isinstance(kept.train.images, TFRecordImages)
     assert not isinstance(memory.train.images, TFRecordImages)
-    whole, tail = memory.stream(7, 0, 6).as_numpy_iterator(), kept.stream(7, 2, 4).as_numpy_iterator()
-    for (images, labels), (other_images, other_labels) in zip(list(whole)[2:], tail, strict=True):
+    full, tail = memory.stream(7, 0, 6).as_numpy_iterator(), kept.stream(7, 2, 4).as_numpy_iterator()
+    for (images, labels), (other_images, other_labels) in zip(list(full)[2:], tail, strict=True):
         np.testing.assert_array_equal(images, other_images)
         np.testing.assert_array_equal(labels, other_labels)
 
@@ -59,7 +59,7 @@ def test_memory_and_shards_give_the_same_stream_which_may_start_anywhere(records
 def test_any_record_is_read_as_it_was_written(records):
     shards = sorted(records.glob("train-*"))
     written = [payload for path in shards for payload in payloads(path)]
-    images = whole(records).subset(np.arange(len(written))[::-1])
+    images = all_records(records).subset(np.arange(len(written))[::-1])
     order = np.random.default_rng(3).integers(0, len(written), 40)
     read = tf.function(images.make_read_fn())(tf.constant(order)).numpy().tolist()
     assert read == [field(written[len(written) - 1 - number], "image/encoded") for number in order]
@@ -67,19 +67,19 @@ def test_any_record_is_read_as_it_was_written(records):
     assert images.name(0) == f"{shards[-1].name}, record {len(payloads(shards[-1])) - 1}"
 
 
-def test_the_fingerprint_follows_the_bytes_not_the_place(records, tmp_path):
+def test_the_fingerprint_depends_on_the_bytes_not_on_the_folder(records, tmp_path):
     ignored = shutil.ignore_patterns(".*")
     shutil.copytree(records, tmp_path / "copy", ignore=ignored, copy_function=shutil.copyfile)
-    copy = whole(tmp_path / "copy")
-    assert copy.index.sizes_and_mtimes != whole(records).index.sizes_and_mtimes
-    assert copy.source_id() == whole(records).source_id()
+    copy = all_records(tmp_path / "copy")
+    assert copy.index.sizes_and_mtimes != all_records(records).index.sizes_and_mtimes
+    assert copy.source_id() == all_records(records).source_id()
     assert copy.subset(np.array([1, 0])).source_id() != copy.subset(np.array([0, 1])).source_id()
 
 
 def test_B09_a_shard_that_has_changed_is_indexed_again(records):
-    before, path = whole(records), records / "train-00001-of-00003"
+    before, path = all_records(records), records / "train-00001-of-00003"
     rewrite(path, lambda number, fields: fields["image/encoded"].bytes_list.value.__setitem__(0, b"new"))
-    after = whole(records)
+    after = all_records(records)
     first = int(after.index.row_offsets[1])
     assert after.read(first) == b"new"
     assert after.source_id() != before.source_id()
@@ -87,30 +87,30 @@ def test_B09_a_shard_that_has_changed_is_indexed_again(records):
         before.read(first)
 
 
-def test_a_fresh_index_is_used_and_a_damaged_one_made_anew(records, monkeypatch):
-    wanted = whole(records).index.rows
-    place = next(records.glob(".train*.npz"))
-    place.write_bytes(place.read_bytes()[:100])
-    np.testing.assert_array_equal(whole(records).index.rows, wanted)
+def test_a_current_index_is_used_and_a_damaged_one_rebuilt(records, monkeypatch):
+    wanted = all_records(records).index.rows
+    index_path = next(records.glob(".train*.npz"))
+    index_path.write_bytes(index_path.read_bytes()[:100])
+    np.testing.assert_array_equal(all_records(records).index.rows, wanted)
     monkeypatch.setattr(record_index, "scan_shard", None)
-    np.testing.assert_array_equal(whole(records).index.rows, wanted)
+    np.testing.assert_array_equal(all_records(records).index.rows, wanted)
 
 
-def test_the_index_goes_to_the_users_cache_where_the_folder_is_only_read(records, tmp_path, monkeypatch):
+def test_the_index_of_a_read_only_folder_is_stored_in_the_users_cache(records, tmp_path, monkeypatch):
     def refuse(path, *_, **__):
         raise ResourceError(f"cannot write {path}: Read-only file system.")
 
-    owned, wanted = record_index.file_lock, whole(records).index.rows
-    forget(records)
+    owned, wanted = record_index.file_lock, all_records(records).index.rows
+    remove_indices(records)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
         record_index, "file_lock", lambda path, what, **k: {records: refuse}.get(path.parent, owned)(path, what, **k)
     )
-    whole(records)
+    all_records(records)
     assert list(records.glob(".train*")) == []
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
     monkeypatch.setattr(record_index, "scan_shard", None)
-    np.testing.assert_array_equal(whole(records).index.rows, wanted)
+    np.testing.assert_array_equal(all_records(records).index.rows, wanted)
 
 
 def test_E11_the_number_of_open_shards_is_bounded(records, monkeypatch):
@@ -122,18 +122,18 @@ def test_E11_the_number_of_open_shards_is_bounded(records, monkeypatch):
         module._shard_cache.cache_clear()
 
 
-def test_a_shard_that_the_cache_does_not_hold_is_open_as_long_as_it_is_read(records, monkeypatch):
-    """As the second of two threads finds it that open one shard at once: the cache keeps the other's."""
+def test_a_shard_stays_open_while_it_is_read_even_without_the_cache(records, monkeypatch):
+    """The second of two threads that open one shard at once: the cache keeps the other's."""
     monkeypatch.setattr(module, "_shard_cache", lambda: module._OpenShard)
-    images = whole(records)
+    images = all_records(records)
     assert [images.head_and_tail(row) for row in range(3)] == [
-        (each[:16], each[-16:]) for each in map(images.read, range(3))
+        (contents[:16], contents[-16:]) for contents in map(images.read, range(3))
     ]
 
 
 def test_shards_of_any_name_are_found_by_pattern_and_fields_by_name(records, tmp_path):
     def rename(_, fields):
-        fields["picture"].CopyFrom(fields["image/encoded"])
+        fields["photo"].CopyFrom(fields["image/encoded"])
         fields["kind"].int64_list.value[:] = [fields["image/class/label"].int64_list.value[0] - 1]
         del fields["image/encoded"], fields["image/class/label"]
 
@@ -145,16 +145,16 @@ def test_shards_of_any_name_are_found_by_pattern_and_fields_by_name(records, tmp
         4,
         first_label=0,
         size=(6, 5),
-        image_field="picture",
+        image_field="photo",
         label_field="kind",
         test=3,
         validation=2,
     ).load()
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (11, 2, 3)
-    assert loaded.classes == ("bee", "ant")  # what the examples call them
+    assert loaded.classes == ("bee", "ant")  # the names in the examples
 
 
-def test_the_shards_of_a_split_are_told_from_others(tmp_path):
+def test_the_shards_of_a_split_are_found_by_their_names(tmp_path):
     names = ("train-00000-of-00002", "train.tfrecord", "train_2.tfrecords", "trains-00000-of-00001", "train-notes.txt")
     for name in (*names, ".train-00000-of-00002.tmp", "val-00000-of-00001", "validation-00000-of-00001"):
         (tmp_path / name).touch()

@@ -212,4 +212,4 @@ def test_B08_duplicate_files_are_named(write_images, size):
     assert "test/dog/0002.png is train image train/cat/0005.png." in validation.duplicates_warning(files)
     assert validation.duplicates_warning(loaded).startswith(
         "1 of 6 test images"
-    )  # in memory they have places, not names
+    )  # in memory images have indices, not names
