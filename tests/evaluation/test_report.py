@@ -216,19 +216,6 @@ def test_training_is_told_with_its_spread_and_its_committee():
     assert history(0, None)[-1]["validation_accuracy"] == pytest.approx(0.6)
 
 
-def events(*pairs):
-    return [{"time": f"2026-02-03T{clock}:00+00:00", "event": event} for clock, event in pairs]
-
-
-def test_the_wall_time_counts_each_start_to_its_end_or_to_the_last_sign_of_life():
-    assert sections_runs.wall_seconds(events(("04:00", "training_started"), ("05:30", "training_finished"))) == 5400
-    killed = events(("04:00", "training_started"), ("04:10", "member_saved"), ("09:00", "training_started"),
-                    ("09:05", "training_stopped"), ("11:00", "evaluated"))  # fmt: skip
-    assert sections_runs.wall_seconds(killed) == 15 * 60
-    assert sections_runs.wall_seconds(killed[:2]) == 10 * 60
-    assert sections_runs.wall_seconds(events(("11:00", "evaluated"))) is None
-
-
 def test_the_card_names_what_is_needed_to_train_again():
     rows = dict(sections_runs.run_summary_rows(source("run", ["net", "net"], [10.0, 10.0])))
     assert rows["seeds"] == "7, 8"

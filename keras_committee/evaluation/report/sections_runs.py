@@ -20,6 +20,7 @@ from keras_committee.evaluation.report.layout import (
 from keras_committee.evaluation.report.run_data import RunData, StochasticDepthStats
 from keras_committee.figures.curves import depth_curves, robustness_curves, training_curves
 from keras_committee.figures.style import Picture
+from keras_committee.run import training_seconds
 
 
 def training_curves_section(runs: Sequence[RunData]) -> Section | None:
@@ -172,24 +173,8 @@ def run_summary_rows(run: RunData) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in rows if value)
 
 
-def wall_seconds(events: Sequence[dict[str, Any]]) -> float | None:
-    """Seconds that the run was being trained: from each start to its end, or to its last sign of life where killed."""
-    total, started, last = 0.0, None, None
-    for event in events:
-        if event["event"] == "training_started":
-            total += (last - started).total_seconds() if started and last else 0.0
-            started = last = _event_time(event)
-        elif started and event["event"].startswith(("member_", "training_")):
-            last = _event_time(event)
-        if started and event["event"] in ("training_finished", "training_stopped", "training_failed"):
-            total, started = total + (_event_time(event) - started).total_seconds(), None
-    if started and last:
-        total += (last - started).total_seconds()
-    return total if any(event["event"] == "training_started" for event in events) else None
-
-
 def _wall_time(events: Sequence[dict[str, Any]]) -> str:
-    seconds = wall_seconds(events)
+    seconds = training_seconds(events)
     if seconds is None:
         return ""
     members = sum(event.get("seconds", 0.0) for event in events if event["event"] == "member_finished")
