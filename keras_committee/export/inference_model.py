@@ -1,7 +1,7 @@
-"""What does a member compute at inference, with as few operations and weights as that takes?
+"""A member as a TensorFlow function for inference, with few operations and weights.
 
-Stochastic depth is folded into the branches, batch normalisations into the layers around them (see `absorbing`), and
-one that cannot be is one multiplication and one addition.
+Stochastic depth is folded into the branches, and batch normalizations into the layers around them; see `bn_folding`. A
+normalization that cannot be folded becomes one scale and one shift.
 """
 
 import functools
@@ -29,15 +29,14 @@ _IDENTITY_LAYERS = (keras.layers.Dropout, keras.layers.SpatialDropout2D, keras.l
 
 
 class InferenceModel:
-    """One member, folded for inference; the Keras model stays as it is, and must compute in float32.
+    """One member, folded for inference. The Keras model is not changed, and must compute in float32.
 
-    The members of one committee may share a network. Layers that are neither linear nor batch normalisations run as
-    Keras wrote them, with the variables that they have.
+    Layers other than linear layers and batch normalizations run unchanged, with their own variables.
 
     Args:
         model: Functional or Sequential model from raw pixels `(batch, height, width, channels)` to logits
-            `(batch, classes)`; models may be nested in it.
-        name: Begins the names of the variables.
+            `(batch, classes)`. Models may be nested in it.
+        name: Prefix of the names of the variables.
 
     Call arguments:
         image: float32 tensor `(batch, height, width, channels)`, inside a `tf.function`.
@@ -54,7 +53,7 @@ class InferenceModel:
         self._model = fold_stochastic_depth(model) if has_stochastic_depth else model
         self._name = name
         self._created_variables: dict[str, tf.Variable] = {}
-        self._replacements: dict[int, Any] = {}  # id of a layer -> what stands for it
+        self._replacements: dict[int, Any] = {}  # by id of a layer
         self._build_replacements()
 
     def __call__(self, image):
@@ -62,17 +61,17 @@ class InferenceModel:
         return tf.cast(self._run(self._model, tf.cast(image, first.dtype)), tf.float32)
 
     def variables(self, captured) -> dict[str, tf.Variable]:
-        """Those of `captured`, the variables that a traced call reads, by name.
+        """Return the variables `captured` by a traced call, by name.
 
         Raises:
-            ValueError: If one of them is neither a weight of a layer nor made here.
+            ValueError: If one of them is neither a weight of a layer nor created by folding.
         """
-        names = {id(each.value): f"{self._name}/{each.path}" for each in self._model.variables}
+        names = {id(variable.value): f"{self._name}/{variable.path}" for variable in self._model.variables}
         names.update({id(variable): name for name, variable in self._created_variables.items()})
-        unknown = [each.name for each in captured if id(each) not in names]
+        unknown = [variable.name for variable in captured if id(variable) not in names]
         if unknown:
-            raise ValueError(f"{self._model.name!r} reads {unknown[0]}, which is no weight of its layers")
-        return dict(sorted((names[id(each)], each) for each in captured))
+            raise ValueError(f"{self._model.name!r} reads {unknown[0]}, which is not a weight of its layers")
+        return dict(sorted((names[id(variable)], variable) for variable in captured))
 
     def _run(self, model, inputs):
         return functional_graph(model)._run_through_graph(inputs, operation_fn=self._replacement)
@@ -107,7 +106,7 @@ class InferenceModel:
     def _folded_linear(self, layer, norm, plan):
         kernel, bias = to_float64(layer.kernel), to_float64(layer.bias) if layer.use_bias else None
         if id(layer) in plan.scales:
-            kernel = kernel * plan.scales[id(layer)][:, None]  # the inputs are its last axis but one
+            kernel = kernel * plan.scales[id(layer)][:, None]  # axis -2 is that of the inputs
         if norm is not None:
             scale, shift = scale_and_shift(norm)
             kernel = kernel * _scale_for_kernel(layer, scale)
@@ -135,7 +134,10 @@ class InferenceModel:
         return run
 
     def _fused_affine(self, norm, scale, shift):
-        """One pass over the pixels, which TensorFlow fuses with the ReLU after it; a product and a sum take three."""
+        """Return a normalization of mean 0 and variance 1, one pass over the pixels, which TensorFlow fuses with a ReLU.
+
+        A product, a sum and a ReLU take three passes.
+        """
         zeros, ones = np.zeros(scale.shape, np.float32), np.ones(scale.shape, np.float32)
 
         def run(inputs, training=None, mask=None):
@@ -156,20 +158,20 @@ class InferenceModel:
 
 
 def compute_in_float32(model: keras.Model) -> None:
-    """Makes the layers compute in float32, whatever they were trained in: their weights are float32 already."""
+    """Set all layers to compute in float32. Weights are float32 even if the model was trained in mixed precision."""
     for layer in model._flatten_layers():
         if layer.dtype_policy.compute_dtype != "float32":
             layer.dtype_policy = "float32"
 
 
 def _scale_for_kernel(layer, scale):
-    """`scale` in a shape that multiplies the kernel's outputs: its last axis, or the last two of a depthwise one."""
+    """Return `scale` in a shape that multiplies the outputs of the kernel: its last axis, or two axes if depthwise."""
     depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
     return scale.reshape((-1, layer.depth_multiplier)) if depthwise else scale
 
 
 def _run_linear(layer, kernel, bias, inputs):
-    """`BiasAdd` and not `Add`: TensorFlow fuses the convolution, the bias and what follows into one kernel."""
+    # TensorFlow fuses a convolution, `BiasAdd` (not `Add`) and an activation into one kernel.
     outputs = _apply_kernel(layer, inputs, kernel)
     outputs = outputs if bias is None else tf.nn.bias_add(outputs, bias)
     return outputs if layer.activation is None else layer.activation(outputs)
@@ -191,15 +193,16 @@ def _identity(inputs, training=None, **_):
 
 
 def _run_leaky_relu(layer, inputs):
-    """Behind a convolution and a sum TensorFlow 2.20's remapper takes a leaky ReLU in and forgets its slope."""
+    # After a convolution and a sum, the remapper of TensorFlow 2.20 fuses a leaky ReLU and loses its slope.
     return layer(_fusion_barrier(inputs))
 
 
 def _fusion_barrier(inputs, training=None, **_):
-    """What was a normalisation between a sum and a ReLU, where another sum reads the first one, too.
+    """Replace a split normalization between a sum and a ReLU if another sum reads the first one as well.
 
-    With nothing there, TensorFlow 2.20's remapper takes both sums into convolutions, loses a node ("Mutation::Apply
-    error: fanout ... exist for missing node") and fuses nothing in the graph. This operation copies nothing.
+    Without an operation there, the remapper of TensorFlow 2.20 fuses both sums into convolutions, loses a node
+    ("Mutation::Apply error: fanout ... exist for missing node") and then fuses nothing in the whole graph. This
+    operation copies nothing.
     """
     return tf.ensure_shape(inputs, inputs.shape)
 
@@ -211,4 +214,4 @@ def _call_for_inference(layer, *inputs, training=None, **arguments):
 
 def _check_not_training(layer, training):
     if training:
-        raise ValueError(f"Cannot export {layer.name!r}: the model calls it with training=True. Leave that out.")
+        raise ValueError(f"Cannot export {layer.name!r}: the model calls it with training=True. Remove that argument.")

@@ -1,4 +1,4 @@
-"""Do normalisations after sums vanish where they may, stay where they must, and is the answer Keras' own?"""
+"""Normalizations are removed where they can be folded and stay elsewhere, with the outputs of Keras."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from committees import stir
 from test_inference_model import assert_like_keras, norm, small, traced
 
 from keras_committee import models
-from keras_committee.export.bn_folding import MAX_DISTANCE
+from keras_committee.export.bn_folding import MAX_OFFSET
 
 relu, add = keras.layers.ReLU, keras.layers.Add
 
@@ -24,11 +24,11 @@ def chain(x, *layers):
 
 
 def block(x, *between):
-    """A pre-activation block without a normalisation inside."""
+    """Apply a pre-activation block without a normalization inside."""
     return add()([x, chain(x, norm(), *(between or [relu()]), conv())])
 
 
-def norms_left(layers):
+def count_norms(layers):
     return assert_like_keras(small(layers)).count("FusedBatchNormV3")
 
 
@@ -50,30 +50,29 @@ def norms_left(layers):
     ],
     ids=[
         "three blocks", "a stem without bias", "activation", "leaky and pooled", "depthwise", "dropout and dense",
-        "capped", "gelu", "groups", "a sum of no convolutions", "read by a convolution", "read by tanh",
+        "capped", "gelu", "groups", "a sum without convolutions", "read by a convolution", "read by tanh",
     ],
 )  # fmt: skip
-def test_a_normalisation_vanishes_where_what_is_around_it_can_take_it(left, layers):
-    assert norms_left(layers) == left
+def test_a_normalization_is_removed_if_the_layers_around_it_can_compute_it(left, layers):
+    assert count_norms(layers) == left
 
 
-def changed(model, index, weight, value):
-    """The model, whose normalisation `index` has `value` at channel 2 of `weight`."""
-    layer = [each for each in model.layers if isinstance(each, keras.layers.BatchNormalization)][index]
+def set_weight(model, index, weight, value):
+    """Set channel 2 of `weight` of normalization number `index` to `value`."""
+    layer = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)][index]
     values = keras.ops.convert_to_numpy(getattr(layer, weight)).copy()
     values[2] = value
     getattr(layer, weight).assign(values)
-    return model
 
 
 @pytest.mark.parametrize(
     ("weight", "value", "left"),
-    [("gamma", -0.7, 1), ("gamma", 0.0, 1), ("beta", 3 * MAX_DISTANCE, 1), ("gamma", 0.7, 0)],
+    [("gamma", -0.7, 1), ("gamma", 0.0, 1), ("beta", 3 * MAX_OFFSET, 1), ("gamma", 0.7, 0)],
 )
-def test_a_scale_of_0_or_less_and_a_stream_far_too_high_keep_their_normalisation(weight, value, left):
+def test_a_scale_of_0_or_less_and_a_large_offset_keep_their_normalization(weight, value, left):
     model = small(lambda x: relu()(norm()(block(block(conv()(x))))))
     stir(model, 3)
-    changed(model, 1, weight, value)
+    set_weight(model, 1, weight, value)
     images = np.random.default_rng(7).uniform(0, 255, (3, 8, 8, 3)).astype(np.float32)
     function = traced(model)[1]
     np.testing.assert_allclose(function(tf.constant(images)), model(images), rtol=1e-5, atol=1e-5)
@@ -90,20 +89,20 @@ def test_tensorflow_fuses_every_convolution_of_a_wide_residual_network_with_what
     stir(model, 5)
     network, function = traced(model)
     fused = [node for node in optimized(network, function, tmp_path) if "FusedConv2D" in node.op]
-    # 13 convolutions and 2 projections, of which the sums take only the branch.
+    # 13 convolutions and 2 projections; a sum is fused into its branch, not into the projection.
     assert len(fused) == 13
     assert sum("Relu" in str(node.attr["fused_ops"].list.s) for node in fused) >= 6
 
 
 def optimized(network, function, folder):
-    """The nodes that TensorFlow runs when a session calls `function`."""
-    module, seen = tf.Module(), tf.compat.v1.RunMetadata()
-    module.variables_of_it = network.variables(function.graph.variables)
+    """Return the nodes that TensorFlow runs when a session calls `function`."""
+    module, metadata = tf.Module(), tf.compat.v1.RunMetadata()
+    module.network_variables = network.variables(function.graph.variables)
     tf.saved_model.save(module, str(folder), signatures=function)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
         signature = loaded.signature_def["serving_default"]
         (image,), (logits,) = signature.inputs.values(), signature.outputs.values()
         options = tf.compat.v1.RunOptions(output_partition_graphs=True)
-        session.run(logits.name, {image.name: np.zeros((2, 8, 8, 3))}, options=options, run_metadata=seen)
-    return [node for graph in seen.partition_graphs for node in graph.node]
+        session.run(logits.name, {image.name: np.zeros((2, 8, 8, 3))}, options=options, run_metadata=metadata)
+    return [node for graph in metadata.partition_graphs for node in graph.node]

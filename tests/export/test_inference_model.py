@@ -1,4 +1,4 @@
-"""Does the folded graph compute what Keras computes, with fewer operations?"""
+"""The folded graph computes the outputs of Keras with fewer operations."""
 
 import keras
 import numpy as np
@@ -36,18 +36,18 @@ def norm(**arguments):
     return keras.layers.BatchNormalization(**arguments)
 
 
-def test_a_wide_residual_network_keeps_no_normalisation():
+def test_a_wide_residual_network_keeps_no_normalization():
     types = assert_like_keras(models.wide_resnet(10, 1, classes=4, image_shape=(8, 8, 3)))
     assert types.count("Conv2D") == 9
     assert "FusedBatchNormV3" not in types
 
 
-def test_stochastic_depth_is_gone():
+def test_stochastic_depth_is_removed():
     types = assert_like_keras(models.wide_resnet(10, 1, classes=4, image_shape=(8, 8, 3), survival=0.6))
     assert {"If", "StatelessIf", "RandomUniform"}.isdisjoint(types)
 
 
-def test_a_residual_network_folds_all_its_normalisations():
+def test_a_residual_network_folds_all_its_normalizations():
     types = assert_like_keras(models.resnet(8, classes=4, image_shape=(8, 8, 3)))
     assert "FusedBatchNormV3" not in types
     assert types.count("BiasAdd") == types.count("Conv2D") + 1
@@ -67,11 +67,11 @@ def test_a_residual_network_folds_all_its_normalisations():
     ],
     ids=["strided", "depthwise", "other axis", "activation between", "dense", "separable", "grouped", "sequential"],
 )
-def test_every_kind_of_layer_before_a_normalisation_gives_what_keras_gives(layers):
+def test_every_kind_of_layer_before_a_normalization_computes_the_outputs_of_keras(layers):
     assert_like_keras(small(layers))
 
 
-def test_a_convolution_that_others_read_too_and_layers_that_are_called_twice_stay_as_they_are():
+def test_a_convolution_with_other_readers_and_layers_called_twice_are_not_folded():
     def branches(x):
         once = keras.layers.Conv2D(3, 3, padding="same")
         both, shared = once(x), norm()
@@ -96,7 +96,7 @@ def test_a_member_trained_in_bfloat16_is_served_in_float32():
     assert "FusedBatchNormV3" not in types
 
 
-def test_a_layer_that_always_trains_is_refused_by_name():
+def test_a_layer_that_always_trains_is_rejected_by_name():
     model = small(lambda x: keras.layers.GaussianNoise(0.1, name="noisy")(x, training=True))
     with pytest.raises(ValueError, match="'noisy': the model calls it with training=True"):
         traced(model)
@@ -107,6 +107,6 @@ def test_the_variables_are_those_that_the_graph_reads_each_once():
     stir(model, 5)
     network, function = traced(model)
     variables = network.variables(function.graph.variables)
-    # 9 kernels, the biases of the stem, of the first convolutions and of those that a sum reads, the logits' own two
-    assert len(variables) == len({id(each) for each in variables.values()}) == 9 + 1 + 3 + 3 + 2
+    # 9 kernels, biases of the stem, of the first convolutions and of those that a sum reads, and the 2 of the logits
+    assert len(variables) == len(set(map(id, variables.values()))) == 9 + 1 + 3 + 3 + 2
     assert all(name.startswith("member/") for name in variables)
