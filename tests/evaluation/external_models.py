@@ -1,4 +1,4 @@
-"""Trained models from elsewhere for the digits: nearest class means, in closed form, so that none has to be trained."""
+"""Models for the digits that no run has trained: nearest class means, in closed form."""
 
 import functools
 
@@ -15,10 +15,10 @@ def digits():
     return data.digits(64).load()
 
 
-def stranger(part, *, scale=255.0, softmax=True, order=range(10), size=32):
-    """A Keras model that tells digits by their distance to the mean image of each, of every third example from `part`.
+def external_model(part, *, scale=255.0, softmax=True, order=range(10), size=32):
+    """A model that classifies digits by their distance to the class means of every third example from `part`.
 
-    It wants pixels of 0..255 / `scale`; output i answers for class `order[i]`.
+    It takes pixels of 0..255 / `scale`; output i is class `order[i]`.
     """
     images, labels = next(iter(digits().train.batches(len(digits().train))))
     images, labels = images.numpy()[part::3].astype("float32") / scale, labels.numpy()[part::3]
@@ -28,12 +28,6 @@ def stranger(part, *, scale=255.0, softmax=True, order=range(10), size=32):
     image = keras.Input((size, size, 3), name="pixels")
     x = keras.layers.Flatten()(keras.layers.AveragePooling2D(size // 8)(image))
     dense = keras.layers.Dense(10, activation="softmax" if softmax else None, name="answer")
-    model = keras.Model(image, dense(x), name=f"stranger_{part}")
+    model = keras.Model(image, dense(x), name=f"external_{part}")
     dense.set_weights([means.T / unit / 1000, -(means**2).sum(1) / 2 / unit / 1000])
     return model
-
-
-def save_as_saved_model(model, folder):
-    """As tf_keras and Keras write it."""
-    model.export(folder, verbose=False)
-    return folder
