@@ -67,6 +67,9 @@ def test_a_batch_is_padded_with_the_first_row_of_the_last_request(session):
     recorded = RecordingSession(session)
     assert run_together(recorded, THREE, [[5, 7]]) == [[4.5, 5.5]]
     assert recorded.inputs == [[5, 7, 5, 5]]
+    recorded = RecordingSession(session)
+    assert run_together(recorded, THREE, [[1, 2], [5]]) == [[2.5, 3.0], [4.5]]
+    assert recorded.inputs in ([[1, 2, 5, 5]], [[5, 1, 2, 1]])  # either may arrive first
 
 
 def test_a_full_batch_does_not_wait(session):

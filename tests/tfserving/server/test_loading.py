@@ -1,16 +1,23 @@
 """Checks and warm-up requests of a version, which keep it from being served if they fail."""
 
+import contextlib
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format
 
 from keras_committee.tfserving.server.loading import check_no_xla, load_version
 from keras_committee.tfserving.session import Session
 from keras_committee.tfserving.tf_protocol import WARMUP_FILE, StatusError
 
 ONE = {"x": np.float32([1.0])}
+PASSES = contextlib.nullcontext()
+
+
+def fails(message):
+    return pytest.raises(StatusError, match=message)
 
 
 def write_warmup(folder, *requests):
@@ -53,6 +60,34 @@ def test_a_warm_up_request_that_fails_keeps_its_version_from_being_served(
 ):
     with pytest.raises(StatusError, match=message):
         load_warm(half_plus_two, tmp_path, (signature, array))
+
+
+EXAMPLE = 'input { example_list { examples { features { feature { key: "x" value { float_list { value: 3 } } } } } } }'
+TASK = 'tasks { model_spec { signature_name: "%s" } method_name: "tensorflow/serving/regress" }'
+
+
+@pytest.mark.parametrize(
+    ("log", "outcome"),
+    [
+        (f'classify_log {{ request {{ model_spec {{ signature_name: "classify" }} {EXAMPLE} }} }}', PASSES),
+        (f'classify_log {{ request {{ model_spec {{ signature_name: "regress" }} {EXAMPLE} }} }}', fails("classes")),
+        (f'regress_log {{ request {{ model_spec {{ signature_name: "regress" }} {EXAMPLE} }} }}', PASSES),
+        (f'regress_log {{ request {{ model_spec {{ signature_name: "classify" }} {EXAMPLE} }} }}', fails("one output")),
+        (f"multi_inference_log {{ request {{ {TASK % 'regress'} {EXAMPLE} }} }}", PASSES),
+        (f"multi_inference_log {{ request {{ {TASK % 'classify'} {EXAMPLE} }} }}", fails("one output")),
+        ("session_run_log { }", fails("UNIMPLEMENTED: Unsupported log_type for warmup: session_run_log")),
+    ],
+)
+def test_each_kind_of_warm_up_request_runs_its_method(half_plus_two, tmp_path, log, outcome):
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    record = text_format.Parse(log, prediction_log_pb2.PredictionLog()).SerializeToString()
+    folder = shutil.copytree(half_plus_two / "123", tmp_path / "warm")
+    (folder / WARMUP_FILE).parent.mkdir()
+    with tf.io.TFRecordWriter(str(folder / WARMUP_FILE)) as writer:
+        writer.write(record)
+    with outcome:
+        load_version(folder).close()
 
 
 def test_a_warm_up_file_that_is_no_tfrecord_is_data_loss(half_plus_two, tmp_path):

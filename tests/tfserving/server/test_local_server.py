@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from keras_committee.cli import main
 from keras_committee.errors import ResourceError
+from keras_committee.tfserving.server.batching import BatchingParameters
 from keras_committee.tfserving.server.local_server import (
     LocalServer,
     ServerOptions,
@@ -64,6 +67,7 @@ def test_tf_serving_gets_the_same_arguments(half_plus_two, tmp_path, monkeypatch
         "--model_name=half_plus_two",
         f"--model_base_path={half_plus_two}",
     ]
+    assert tf_serving_command(half_plus_two, (8501, 8500), batching_config=True)[-1] == "--enable_batching"
     files = ("models.config", "monitoring.config", "batching.config")
     assert tf_serving_command(None, (8501, 8500), *files) == [
         *ports,
@@ -85,6 +89,22 @@ def test_every_response_and_the_log_name_the_local_server(half_plus_two, caplog)
     log = " ".join(record.getMessage() for record in caplog.records)
     assert "not TensorFlow Serving" in log
     assert "max_body_bytes 33,554,432" in log
+
+
+def test_requests_that_wait_for_a_batch_do_not_block_others(half_plus_two):
+    batching = BatchingParameters(max_batch_size=12, batch_timeout_micros=10_000_000, num_batch_threads=1)
+    options = ServerOptions(rest_port=0, grpc_port=None, batching=batching)
+
+    def predict(port):
+        with connect(port) as connection:
+            connection.request("POST", "/v1/models/half_plus_two:predict", '{"instances": [3.0]}')
+            return json.loads(connection.getresponse().read())
+
+    with LocalServer(config_from_folder(half_plus_two), options) as server, ThreadPoolExecutor(12) as clients:
+        started = time.monotonic()
+        responses = list(clients.map(predict, [server.rest_port] * 12))
+        assert time.monotonic() - started < 8  # the batch is full before its timeout
+    assert responses == [{"predictions": [3.5]}] * 12
 
 
 def test_a_host_that_others_can_reach_causes_a_warning(half_plus_two, caplog):

@@ -2,6 +2,8 @@
 
 import io
 import re
+import time
+import types
 import urllib.request
 
 import numpy as np
@@ -10,8 +12,9 @@ from PIL import Image
 from tiny_committee import NAMES, SIZE, expected
 
 from keras_committee.tfserving.server import rest
-from keras_committee.tfserving.server.manager import Manager, ModelConfig, VersionPolicy
+from keras_committee.tfserving.server.manager import Manager, ManagerOptions, ModelConfig, VersionPolicy
 from keras_committee.tfserving.server.page import content_security_policy, list_models
+from keras_committee.tfserving.tf_protocol import StatusError
 
 ORANGE = np.broadcast_to(np.array([230, 120, 20], np.uint8), (SIZE, SIZE, 3))
 
@@ -50,6 +53,23 @@ def test_the_page_lists_the_available_versions(manager, address):
     with urllib.request.urlopen(f"{address}page/models", timeout=10) as response:
         assert response.headers["Content-Type"] == "application/json"
     assert list_models(manager) == [{"name": "tiny", "versions": ["4"], "labels": {}}]
+
+
+def test_only_available_versions_are_listed_newest_first(tmp_path):
+    def load(folder):
+        if folder.name == "4":
+            raise StatusError("INTERNAL", "broken")
+        return types.SimpleNamespace(close=lambda: None)
+
+    for version in ("3", "4", "10"):
+        (tmp_path / version).mkdir()
+    config = ModelConfig("H", tmp_path, VersionPolicy.all_versions(), {"stable": 3})
+    options = ManagerOptions(max_retries=0, allow_labels_for_unavailable=True)
+    with Manager([config], options, load) as manager:
+        deadline = time.monotonic() + 10
+        while list_models(manager)[0]["versions"] != ["10", "3"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert list_models(manager) == [{"name": "H", "versions": ["10", "3"], "labels": {"stable": "3"}}]
 
 
 def texts(browser, selector):
