@@ -134,7 +134,7 @@ class InferenceModel:
         return run
 
     def _fused_affine(self, norm, scale, shift):
-        """Return a normalization of mean 0 and variance 1, one pass over the pixels, which TensorFlow fuses with a ReLU.
+        """Return a normalization of mean 0 and variance 1, one pass over the pixels, fused with a ReLU by TensorFlow.
 
         A product, a sum and a ReLU take three passes.
         """
