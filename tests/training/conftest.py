@@ -1,4 +1,4 @@
-"""What tests of recovery share."""
+"""Fixtures of the training tests: stops at a given moment, and processes forked from one that has TensorFlow."""
 
 import signal
 
@@ -8,7 +8,7 @@ from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 
 
 class StopAt(GracefulShutdown):
-    """SIGTERM comes before the `moment`th look: between two steps, or between two batches of the validation."""
+    """Receives SIGTERM before the check of number `moment`: between two steps, or two batches of the validation."""
 
     def __init__(self, moment: int):
         super().__init__()
@@ -23,5 +23,25 @@ class StopAt(GracefulShutdown):
 
 @pytest.fixture(scope="session")
 def stop_at():
-    """Makes an `GracefulShutdown` that asks to stop at a moment."""
+    """Makes a `GracefulShutdown` that stops at a moment."""
     return StopAt
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """The one fork server of the session, see fork_server.py."""
+    from fork_server import ForkServer
+
+    server = ForkServer.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def forked_workers(fork_server, monkeypatch):
+    """The supervisor of this process forks its workers."""
+    import subprocess
+    import types
+
+    popen = types.SimpleNamespace(Popen=fork_server.popen, PIPE=subprocess.PIPE)
+    monkeypatch.setattr("keras_committee.training.supervisor.subprocess", popen)

@@ -1,6 +1,7 @@
-"""Is a checkpoint there whole or not at all, whatever kills the process, fills the disk or flips a bit?"""
+"""Checkpoints exist completely or not at all, whatever kills the process, fills the disk or flips a bit."""
 
 import collections
+import dataclasses
 import errno
 import io
 import json
@@ -12,16 +13,17 @@ import subprocess
 import sys
 import time
 
+import keras
 import ml_dtypes
 import numpy as np
 import pytest
 
 from keras_committee import files
 from keras_committee.errors import ResourceError, RunError
-from keras_committee.training import checkpoint as room
-from keras_committee.training.checkpoint import Checkpoints
+from keras_committee.training import checkpoint as checkpoint_module
+from keras_committee.training.checkpoint import BestEpoch, Checkpoint, Checkpoints, MemberState
 
-SAVING = pathlib.Path(__file__).with_name("saving.py")
+SAVES = pathlib.Path(__file__).with_name("killed_saves.py")
 
 
 def arrays_of(step):
@@ -66,7 +68,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def checkpoints(folder):
-    """Two checkpoints, each with weights of its own aside."""
+    """Two checkpoints, each with named weights of its own."""
     made = Checkpoints(folder)
     save(made, 128, save_best(made, 1))
     save(made, 4120, save_best(made, 2))
@@ -90,8 +92,8 @@ def test_arrays_and_document_come_back_as_they_were(folder):
     }
     document = {"history": [{"epoch": 1, "loss": 0.1}], "hits": [3, 5], "best": None, "text": "é\n"}
     Checkpoints(folder).save(41, arrays, document)
-    checkpoint, said = Checkpoints(folder).load_newest()
-    assert (checkpoint.step, checkpoint.document, said) == (41, document, [])
+    checkpoint, problems = Checkpoints(folder).load_newest()
+    assert (checkpoint.step, checkpoint.document, problems) == (41, document, [])
     assert_same(checkpoint.arrays, arrays)
 
 
@@ -128,18 +130,18 @@ def test_the_newest_is_that_of_the_highest_step_beyond_nine_digits(folder):
 
 def test_the_same_step_is_replaced(checkpoints, folder):
     checkpoints.save(4120, {"other": np.array([0.7])}, {"epoch": "ended"}, "best-000002")
-    checkpoint, said = checkpoints.load_newest()
-    assert (checkpoint.step, checkpoint.document, said) == (4120, {"epoch": "ended"}, [])
+    checkpoint, problems = checkpoints.load_newest()
+    assert (checkpoint.step, checkpoint.document, problems) == (4120, {"epoch": "ended"}, [])
     assert_same(checkpoint.arrays, {"other": np.array([0.7])})
     assert names(folder) == ["best-000001", "best-000002", "step-000000128", "step-000004120"]
 
 
-def test_what_was_set_aside_comes_back(checkpoints):
+def test_named_weights_come_back(checkpoints):
     expected = np.random.default_rng(1002).normal(size=40)
     assert_same(checkpoints.load_named("best-000002"), {"model/00000": expected})
 
 
-def test_weights_set_aside_that_are_damaged_are_a_run_error(checkpoints, folder):
+def test_damaged_named_weights_are_a_run_error(checkpoints, folder):
     flip(random.Random(3), folder / "best-000002/arrays.npz")
     with pytest.raises(RunError, match=r"best-000002 fails its checksum: arrays\.npz\. Train this member again"):
         checkpoints.load_named("best-000002")
@@ -162,16 +164,16 @@ def test_discarded_checkpoints_are_gone(checkpoints, folder):
 
 
 @pytest.fixture(scope="module")
-def kills(tmp_path_factory):
-    """What each kill left, by scene: see saving.py."""
+def kills(tmp_path_factory, fork_server):
+    """What each kill left, by scene: see killed_saves.py."""
     scratch = tmp_path_factory.mktemp("kills")
 
     def run(scene):
-        command = [sys.executable, str(SAVING), str(scratch / scene), scene]
+        command = [sys.executable, SAVES, scratch / scene, scene]
         (scratch / scene).mkdir()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.stderr == ""
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        with fork_server.popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            output, _ = process.communicate(timeout=120)
+        return [json.loads(line) for line in output.splitlines()]
 
     return run
 
@@ -181,14 +183,16 @@ def found(kill):
 
 
 def whole(step, value, best):
-    """What `saving.py` saves at a step: every part of it of the same save."""
+    """What `killed_saves.py` saves at a step: every part of it of the same save."""
     return ([step, step], value, best and [float(np.float32(best))])
 
 
-def assert_torn_is_told_and_gone(kill):
+def assert_torn_is_reported_and_gone(kill):
     torn = [name for name in kill["before"] if name.startswith(".part-")]
-    assert len(kill["said"]) == len(torn)
-    assert all(f"{name} was never finished; removed" in said for name, said in zip(torn, kill["said"], strict=True))
+    assert len(kill["problems"]) == len(torn)
+    assert all(
+        f"{name} was never completed; removed" in problem for name, problem in zip(torn, kill["problems"], strict=True)
+    )
     assert all(name.startswith(("step-", "best-")) for name in kill["after"])
     assert "step-000000040" in kill["after"]
 
@@ -210,9 +214,9 @@ def test_A02_a_kill_at_every_file_system_call_of_a_save_leaves_the_old_state_or_
     turn = states.index(new)
     assert turn > 10
     assert states == [old] * turn + [new] * (len(states) - turn)
-    assert any(kill["said"] for kill in killed)
+    assert any(kill["problems"] for kill in killed)
     for kill in [*killed, ended]:
-        assert_torn_is_told_and_gone(kill)
+        assert_torn_is_reported_and_gone(kill)
 
 
 def test_A02_a_kill_while_a_damaged_checkpoint_is_removed_leaves_the_older_one(kills):
@@ -227,9 +231,9 @@ def test_A02_what_a_process_of_the_same_number_left_is_in_nobodys_way(checkpoint
     for name in (f".part-step-000005000-{os.getpid()}", f".gone-step-000000128-{os.getpid()}", ".old-step-000004120"):
         (folder / name).mkdir()
         (folder / name / "rest").touch()
-    checkpoint, said = checkpoints.load_newest()
+    checkpoint, problems = checkpoints.load_newest()
     assert checkpoint.step == 4120
-    assert said == [f"{folder}/.part-step-000005000-{os.getpid()} was never finished; removed"]
+    assert problems == [f"{folder}/.part-step-000005000-{os.getpid()} was never completed; removed"]
     save(checkpoints, 5000)
     assert names(folder) == ["best-000002", "step-000004120", "step-000005000"]
 
@@ -255,10 +259,10 @@ def flip(draw, path):
 
 
 def swap(draw, path):
-    """The same file of the other checkpoint, or of the other weights aside."""
-    twins = {"step-000004120": "step-000000128", "best-000002": "best-000001"}
-    twin = path.parent.parent / twins[path.parent.name] / path.name
-    shutil.copyfile(twin, path)
+    """The same file of the other checkpoint, or of the other named weights."""
+    others = {"step-000004120": "step-000000128", "best-000002": "best-000001"}
+    other = path.parent.parent / others[path.parent.name] / path.name
+    shutil.copyfile(other, path)
 
 
 def remove(draw, path):
@@ -279,9 +283,9 @@ def test_A13_of_150_corruptions_each_is_seen_and_the_older_checkpoint_goes_on(ch
         copy = tmp_path / "copy"
         shutil.copytree(folder, copy)
         damage(random.Random(seed), copy / place)
-        checkpoint, said = Checkpoints(copy).load_newest()
-        right = checkpoint.step == 128 and len(said) == 1 and place.split("/")[0] in said[0]
-        failures += [] if right else [(damage.__name__, place, seed, checkpoint.step, said)]
+        checkpoint, problems = Checkpoints(copy).load_newest()
+        right = checkpoint.step == 128 and len(problems) == 1 and place.split("/")[0] in problems[0]
+        failures += [] if right else [(damage.__name__, place, seed, checkpoint.step, problems)]
         assert_same(checkpoint.arrays, arrays_of(checkpoint.step))
         save(Checkpoints(copy), 200, "best-000001")
         assert names(copy) == ["best-000001", "step-000000128", "step-000000200"]
@@ -293,12 +297,12 @@ def test_A13_of_150_corruptions_each_is_seen_and_the_older_checkpoint_goes_on(ch
 def test_A13_a_whole_folder_in_the_place_of_another_is_seen(checkpoints, folder, ours, theirs):
     shutil.rmtree(folder / ours)
     shutil.copytree(folder / theirs, folder / ours)
-    checkpoint, said = checkpoints.load_newest()
+    checkpoint, problems = checkpoints.load_newest()
     assert checkpoint.step == 128
-    assert said == [f"{folder / ours} was written as {theirs}"]
+    assert problems == [f"{folder / ours} was written as {theirs}"]
 
 
-def test_A13_weights_aside_in_the_place_of_a_checkpoint_are_seen(checkpoints, folder):
+def test_A13_named_weights_in_place_of_a_checkpoint_are_detected(checkpoints, folder):
     shutil.rmtree(folder / "step-000004120")
     shutil.copytree(folder / "best-000002", folder / "step-000004120")
     assert checkpoints.load_newest()[0].step == 128
@@ -308,8 +312,8 @@ def test_A13_a_damaged_checkpoint_does_not_stand_before_those_to_come(checkpoint
     flip(random.Random(1), folder / "step-000004120/arrays.npz")
     assert checkpoints.load_newest()[0].step == 128
     save(checkpoints, 300, "best-000001")
-    checkpoint, said = checkpoints.load_newest()
-    assert (checkpoint.step, said) == (300, [])
+    checkpoint, problems = checkpoints.load_newest()
+    assert (checkpoint.step, problems) == (300, [])
     assert names(folder) == ["best-000001", "step-000000128", "step-000000300"]
 
 
@@ -340,7 +344,7 @@ def test_E11_what_cannot_be_read_just_now_is_not_taken_for_damaged(checkpoints, 
         raise OSError(errno.EMFILE, "Too many open files")
 
     before = everything(folder)
-    monkeypatch.setattr(room, "file_hash", too_many)
+    monkeypatch.setattr(checkpoint_module, "file_hash", too_many)
     with pytest.raises(ResourceError, match=r"cannot read the checkpoint .*4120: Too many open files") as caught:
         checkpoints.load_newest()
     assert caught.value.exit_code == 7
@@ -361,7 +365,7 @@ def test_A16_the_order_is_that_of_the_steps_whatever_the_clocks_say(checkpoints,
 
 
 def test_A18_another_format_is_refused_and_left_as_it_is(checkpoints, folder, monkeypatch):
-    monkeypatch.setattr(room, "FORMAT", 99)
+    monkeypatch.setattr(checkpoint_module, "FORMAT", 99)
     save(checkpoints, 5000)
     monkeypatch.undo()
     before = everything(folder)
@@ -374,10 +378,10 @@ def test_A18_another_format_is_refused_and_left_as_it_is(checkpoints, folder, mo
 
 
 class Disk:
-    """A disk with room for so many bytes."""
+    """A disk with a number of free bytes."""
 
-    def __init__(self, room):
-        self.room = room
+    def __init__(self, free):
+        self.free = free
 
     def open(self, path, mode="r"):
         return io.BufferedWriter(_Raw(self, path)) if mode == "wb" else open(path, mode)
@@ -389,10 +393,10 @@ class _Raw(io.FileIO):
         self._disk = disk
 
     def write(self, content):
-        if not self._disk.room:
+        if not self._disk.free:
             raise OSError(errno.ENOSPC, "No space left on device")
-        count = super().write(memoryview(content)[: self._disk.room])
-        self._disk.room -= count
+        count = super().write(memoryview(content)[: self._disk.free])
+        self._disk.free -= count
         return count
 
 
@@ -412,20 +416,20 @@ class Rename:
 @pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.4, 0.7, 0.8, 0.9, 0.999])
 def test_A06_a_full_disk_keeps_the_checkpoints_before_it(checkpoints, folder, monkeypatch, share):
     disk = Disk(1_000_000)
-    for module in (room, files):
+    for module in (checkpoint_module, files):
         monkeypatch.setattr(module, "open", disk.open, raising=False)
     save(checkpoints, 4500, "best-000002")
-    disk.room = int(share * (1_000_000 - disk.room))
+    disk.free = int(share * (1_000_000 - disk.free))
     before = everything(folder)
     with pytest.raises(ResourceError, match="No space left on device") as caught:
         save(checkpoints, 5000, "best-000002")
     assert caught.value.exit_code == 7
-    assert disk.room == 0
+    assert disk.free == 0
     assert "training state up to step 4500 is safe" in str(caught.value)
     assert [(path, content) for path, _, content in everything(folder)] == [
         (path, content) for path, _, content in before
     ]
-    disk.room = 1_000_000
+    disk.free = 1_000_000
     assert checkpoints.load_newest()[0].step == 4500
     save(checkpoints, 5000)
     assert checkpoints.load_newest()[0].step == 5000
@@ -434,14 +438,14 @@ def test_A06_a_full_disk_keeps_the_checkpoints_before_it(checkpoints, folder, mo
 def test_A06_the_message_tells_path_need_room_and_the_step_that_is_safe(checkpoints, folder, monkeypatch):
     Usage = collections.namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(9e9, 8.7e9, 0.3e9))
-    monkeypatch.setattr(room, "open", Disk(0).open, raising=False)
+    monkeypatch.setattr(checkpoint_module, "open", Disk(0).open, raising=False)
     arrays = {"model/00000": np.broadcast_to(np.float32(0.2), (300_000_000,))}  # takes no memory
     with pytest.raises(ResourceError, match="cannot write the checkpoint") as caught:
         checkpoints.save(5000, arrays, {})
     assert str(caught.value) == (
         f"cannot write the checkpoint {folder}/step-000005000: No space left on device "
         "(needs 1.200 GB, 0.300 GB free); training state up to step 4120 is safe.\n"
-        "  Make room or mend the permissions, then give the same command again."
+        "  Free disk space or fix the permissions. To resume, run the same command again."
     )
 
 
@@ -460,8 +464,8 @@ def test_A06_a_disk_that_fails_at_one_call_keeps_the_checkpoints_before_it(check
     with pytest.raises(ResourceError, match=r"step-000004120: Input/output error .* up to step 4120 is safe"):
         save(checkpoints, 4120, "best-000002")
     monkeypatch.undo()
-    checkpoint, said = checkpoints.load_newest()
-    assert (checkpoint.step, said) == (4120, [])
+    checkpoint, problems = checkpoints.load_newest()
+    assert (checkpoint.step, problems) == (4120, [])
     assert_same(checkpoint.arrays, arrays_of(4120))
     assert names(folder) == ["best-000001", "best-000002", "step-000000128", "step-000004120"]
 
@@ -503,7 +507,40 @@ def test_a_reader_beside_the_writer_changes_nothing(checkpoints, folder):
     for name in (".part-step-000005000-1", ".gone-step-000000001-1", ".old-step-000000128", ".old-step-000000007"):
         (folder / name).mkdir()
     before = everything(folder)
-    checkpoint, said = Checkpoints(folder, read_only=True).load_newest()
+    checkpoint, problems = Checkpoints(folder, read_only=True).load_newest()
     assert checkpoint.step == 128
-    assert said == [f"{folder}/step-000004120 fails its checksum: arrays.npz"]
+    assert problems == [f"{folder}/step-000004120 fails its checksum: arrays.npz"]
     assert everything(folder) == before
+
+
+STATE = {
+    "step": 7,
+    "history": [{"epoch": 1, "loss": 0.7}],
+    "losses": [0.2, 0.7],
+    "num_correct": [3, 5],
+    "gradients": [np.float32([0.2, 0.7]), np.float32([0.1, 0.3])],
+    "block_run_counts": np.array([2.0, 1.0]),
+    "timed_steps": (2, 0.7),
+    "best": BestEpoch(1, 0.7, "best-000001"),
+    "rollbacks": 2,
+    "stopped_early": True,
+}
+
+
+def member_state(seed, **fields):
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    optimizer = keras.optimizers.SGD(0.2, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    return MemberState(model, optimizer, **fields)
+
+
+def test_every_field_of_a_members_state_comes_back():
+    saved, again = member_state(2, **STATE), member_state(7)
+    again.restore(Checkpoint(7, saved.arrays(), json.loads(json.dumps(saved.document()))))
+    names = [field.name for field in dataclasses.fields(MemberState)]
+    assert names == ["model", "optimizer", "ema", *STATE]
+    for name, value in STATE.items():
+        np.testing.assert_equal(getattr(again, name), value, err_msg=name)
+    for old, new in zip(saved.model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)

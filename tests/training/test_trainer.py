@@ -1,4 +1,4 @@
-"""One member: the step is the written definition, replicas change nothing, what is left in the folder is whole."""
+"""One member: the step is the written definition, replicas change nothing, and the folder is complete."""
 
 import json
 
@@ -26,9 +26,9 @@ def small_network(l2=0.01):
 
 
 def a_batch(examples=8, shape=(6, 6, 3), classes=5):
-    draw = np.random.default_rng(3)
-    images = draw.integers(0, 256, size=(examples, *shape), dtype=np.uint8)
-    return images, draw.integers(0, classes, size=examples, dtype=np.int32)
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, size=(examples, *shape), dtype=np.uint8)
+    return images, rng.integers(0, classes, size=examples, dtype=np.int32)
 
 
 def weights_after_steps(strategy, steps=3):
@@ -77,20 +77,6 @@ def test_two_replicas_train_as_one_device_does_on_the_same_global_batch():
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_batch_that_replicas_cannot_share_equally_is_refused():
-    with pytest.raises(RecipeError, match="global batch of 7 cannot be divided equally among 2 devices"):
-        make_strategy("mirrored", 7)
-
-
-def test_an_unknown_strategy_names_the_known_ones():
-    with pytest.raises(RecipeError, match=r"unknown strategy 'miror'\. Use one of: auto, single, mirrored"):
-        make_strategy("miror", 8)
-
-
-def test_without_gpus_auto_is_one_device():
-    assert make_strategy("auto", 8).num_replicas_in_sync == 1
-
-
 def test_a_finished_member_leaves_a_model_a_history_and_scalars(trained):
     run, recipe = trained
     folder = run.member(1)
@@ -105,16 +91,16 @@ def test_a_finished_member_leaves_a_model_a_history_and_scalars(trained):
     }  # fmt: skip
 
 
-def test_members_start_apart(trained):
+def test_members_start_with_different_weights(trained):
     run, _ = trained
     kernels = [keras.saving.load_model(run.member(index).model).get_weights()[0] for index in range(3)]
     assert np.abs(kernels[0] - kernels[1]).max() > 0.01
     assert np.abs(kernels[1] - kernels[2]).max() > 0.01
 
 
-def test_a_member_that_diverges_stops_with_its_place(new_run):
+def test_a_member_that_diverges_fails_at_its_step(new_run):
     run, train = new_run(["learning_rate=1e38", "members=1"])
-    with pytest.raises(DivergedError, match=r"member 0 diverged at step 2 \(loss=(nan|inf)\), after 3 returns"):
+    with pytest.raises(DivergedError, match=r"member 0 diverged at step 2 \(loss=(nan|inf)\), after 3 rollbacks"):
         train()
     assert run.finished_members() == []
     assert [event["event"] for event in run.events()][-2:] == ["member_failed", "training_failed"]
@@ -130,10 +116,3 @@ def test_a_model_for_other_images_than_the_data_has_is_refused(trained):
     _, recipe = trained
     with pytest.raises(RecipeError, match=r"takes images of shape \(6, 6, 3\); the data has \(32, 32, 3\)"):
         check_fit(small_network(), recipe.data.load(), 0)
-
-
-def test_E10_fewer_devices_than_asked_for_is_an_error_and_no_silent_fall_back(monkeypatch):
-    one = tf.config.list_logical_devices("CPU")[:1]
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: {"CPU": one, "GPU": []}[kind])
-    with pytest.raises(RecipeError, match=r"needs at least two devices; TensorFlow sees only: .*CPU:0"):
-        make_strategy("mirrored", 8)

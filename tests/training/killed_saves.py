@@ -1,14 +1,12 @@
-"""Saves checkpoints in processes that end at every single call to the file system, and tells what each one left.
+"""Saves checkpoints in processes that end at every single call to the file system, and prints what each one left.
 
-Run by `test_checkpoint.py`: `python saving.py FOLDER SCENE`. It loads NumPy and no TensorFlow, as it forks a process
-for each call. A line of JSON tells of each: the call, what `newest` gave, what it said, and what lay in the folder
-before and after a further save.
+Run by `test_checkpoint.py` in a fork: `python killed_saves.py FOLDER SCENE`. A line of JSON describes each process: the
+call, what `load_newest` returned, and what lay in the folder before and after a further save.
 """
 
 import builtins
 import contextlib
 import functools
-import importlib.util
 import json
 import os
 import shutil
@@ -18,18 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
+from keras_committee.training.checkpoint import Checkpoints
+
 CALLS = [(os, "mkdir"), (os, "fsync"), (os, "rename"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "open")]
-
-
-def load_checkpoint_module():
-    """`keras_committee.training.checkpoint` without the imports of its package."""
-    sys.path.insert(0, str(ROOT))
-    place = ROOT / "keras_committee" / "training" / "checkpoint.py"
-    spec = importlib.util.spec_from_file_location("checkpoint", place)
-    sys.modules["checkpoint"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def save(checkpoints, step, value, needs=None):
@@ -37,30 +26,30 @@ def save(checkpoints, step, value, needs=None):
     checkpoints.save(step, arrays, {"value": value}, needs)
 
 
-def aside(checkpoints, epoch):
+def save_best(checkpoints, epoch):
     return checkpoints.save_named(f"best-{epoch:06d}", {"model/00000": np.full(4, epoch / 10, "float32")})
 
 
-def before_nothing(checkpoints):
+def prepare_nothing(checkpoints):
     pass
 
 
-def before_two(checkpoints):
-    save(checkpoints, 10, 0.1, aside(checkpoints, 1))
-    save(checkpoints, 20, 0.2, aside(checkpoints, 2))
+def prepare_two(checkpoints):
+    save(checkpoints, 10, 0.1, save_best(checkpoints, 1))
+    save(checkpoints, 20, 0.2, save_best(checkpoints, 2))
 
 
-def before_damaged(checkpoints):
-    before_two(checkpoints)
+def prepare_damaged(checkpoints):
+    prepare_two(checkpoints)
     with open(checkpoints._folder / "step-000000020" / "arrays.npz", "r+b") as file:
         file.write(b"\0\0\0\0")
 
 
 SCENES = {
-    "first": (before_nothing, lambda checkpoints: save(checkpoints, 30, 0.3)),
-    "third": (before_two, lambda checkpoints: save(checkpoints, 30, 0.3, aside(checkpoints, 3))),
-    "again": (before_two, lambda checkpoints: save(checkpoints, 20, 0.3, "best-000002")),
-    "damaged": (before_damaged, lambda checkpoints: checkpoints.load_newest()),
+    "first": (prepare_nothing, lambda checkpoints: save(checkpoints, 30, 0.3)),
+    "third": (prepare_two, lambda checkpoints: save(checkpoints, 30, 0.3, save_best(checkpoints, 3))),
+    "again": (prepare_two, lambda checkpoints: save(checkpoints, 20, 0.3, "best-000002")),
+    "damaged": (prepare_damaged, lambda checkpoints: checkpoints.load_newest()),
 }
 
 
@@ -85,15 +74,15 @@ class Countdown:
             self.step()
             return result
 
-        # shutil.rmtree asks whether these very functions know folder descriptors.
+        # shutil.rmtree checks whether these very functions support folder descriptors.
         for known in (os.supports_dir_fd, os.supports_fd):
             if function in known:
                 known.add(counted)
         setattr(home, name, counted)
 
 
-def end_at(last, act):
-    """Whether `act` came to its end in a child that is killed at its file system call number `last`."""
+def exit_code(act, last):
+    """The exit code of a child that runs `act` and is killed at its file system call number `last`."""
     child = os.fork()
     if child == 0:
         countdown = Countdown(last)
@@ -107,11 +96,11 @@ def end_at(last, act):
     return os.waitstatus_to_exitcode(status)
 
 
-def told(module, folder):
-    """What a process finds that comes after the killed one."""
-    checkpoints = module.Checkpoints(folder)
+def inspect(folder):
+    """What the process after the killed one finds."""
+    checkpoints = Checkpoints(folder)
     before = sorted(path.name for path in folder.glob("*")) if folder.exists() else []
-    checkpoint, said = checkpoints.load_newest()
+    checkpoint, problems = checkpoints.load_newest()
     found = None
     if checkpoint is not None:
         values = sorted(set(checkpoint.arrays["model/00000"].ravel().tolist()))
@@ -120,18 +109,22 @@ def told(module, folder):
         best = None if needs is None else sorted(set(checkpoints.load_named(needs)["model/00000"].tolist()))
         found = {"steps": steps, "value": checkpoint.document["value"], "values": values, "best": best}
     save(checkpoints, 40, 0.4)
-    return {"before": before, "found": found, "said": said, "after": sorted(path.name for path in folder.glob("*"))}
+    return {
+        "before": before,
+        "found": found,
+        "problems": problems,
+        "after": sorted(path.name for path in folder.glob("*")),
+    }
 
 
 def main(scratch, scene):
-    module = load_checkpoint_module()
     os.fsync = lambda file: None  # what a kill leaves does not depend on it, and it takes most of the time
     prepare, act = SCENES[scene]
     for last in range(10_000):
         folder = Path(scratch) / "state"
-        prepare(module.Checkpoints(folder))
-        code = end_at(last, functools.partial(act, module.Checkpoints(folder)))
-        print(json.dumps({"call": last, "code": code, **told(module, folder)}))
+        prepare(Checkpoints(folder))
+        code = exit_code(functools.partial(act, Checkpoints(folder)), last)
+        print(json.dumps({"call": last, "code": code, **inspect(folder)}))
         shutil.rmtree(folder)
         if code != -signal.SIGKILL:
             return

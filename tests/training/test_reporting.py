@@ -1,0 +1,117 @@
+"""Progress on terminals and in logs: what fits, what is logged and how often."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from keras_committee.training import reporting
+from keras_committee.training.reporting import ProgressBars
+
+ROW = {"loss": 0.7, "accuracy": 0.2, "validation_accuracy": 0.8125, "images_per_second": 790.0}
+
+
+def drawn_lines(width):
+    """The lines of a committee of eight with two members in training, one of them in its first epoch."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard")
+    bars = ProgressBars(128, console=console, disable=False)
+    bars.add_task("8 members", total=70_000)
+    bars.add_task("member 11", total=7_000, epoch="starting")
+    member = bars.add_task("member 3", total=7_000)
+    bars.update(member, epoch="120/200", validation="93.89%")
+    console.print(bars.get_renderable())
+    return [re.sub(r"\x1b\[[\d;?]*\w", "", line).rstrip() for line in console.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", [30, 46, 72])
+def test_no_width_cuts_the_epoch_the_accuracy_or_the_time(width):
+    lines = drawn_lines(width)
+    assert "…" not in "".join(lines)
+    assert re.search(r"\b11\b.*starting", lines[1])
+    assert re.search(r"\b3\b.*120/200.*93\.89%.*-:--", lines[2])
+    assert [line.count("0 images/s") for line in lines] == ([1, 1, 1] if width == 72 else [0, 0, 0])
+
+
+class Shown:
+    """What a monitor reads of a run, of a recipe and of the data."""
+
+    epochs, members, head, steps_per_epoch = 200, 2, None, 10
+
+    class data:  # noqa: N801 - an attribute of a recipe
+        batch_size = 128
+
+
+class NoTensorBoard:
+    def __init__(self, *_):
+        pass
+
+    def on_train_begin(self):
+        pass
+
+    def on_epoch_end(self, epoch):
+        pass
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def monitor(monkeypatch):
+    """Makes a monitor that writes to `file` with some environment variables, and nothing to TensorBoard."""
+
+    def make(file, **environment):
+        for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("sys.stderr", file)
+        monkeypatch.setattr(reporting, "CommitteeTensorBoard", NoTensorBoard)
+        return reporting.Monitor(Shown, Shown, Shown, [0, 1])
+
+    return make
+
+
+def train(monitor, epochs=200):
+    with monitor:
+        monitor.on_member_begin(0)
+        for epoch in range(1, epochs + 1):
+            monitor.on_steps_end(0, 10)
+            monitor.on_epoch_end(0, {"epoch": epoch, **ROW})
+        monitor._progress.refresh()  # as ten times a second
+        monitor.note("warning: the word that matters")
+        monitor.on_member_end(0)
+
+
+@pytest.mark.parametrize("environment", [{"FORCE_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_log_has_about_fifty_lines_per_member_and_no_bars(monitor, environment):
+    log = io.StringIO()
+    train(monitor(log, **environment))
+    lines = log.getvalue().splitlines()
+    assert [line.split()[3] for line in lines[:3]] == ["1/200", "4/200", "8/200"]
+    words = "member 0  epoch 200/200  loss 0.7000  accuracy 0.2000  validation 0.8125  790 images/s"
+    assert lines[-2].startswith(words)
+    assert lines[-1] == "warning: the word that matters"
+    assert len(lines) == 52
+    assert not set("\x1b\r━") & set(log.getvalue())
+
+
+def test_long_epochs_get_a_line_a_minute(monitor, monkeypatch):
+    clock = iter(range(0, 10_000, 31))
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: next(clock))
+    made = monitor(io.StringIO())
+    assert [epoch for epoch in range(1, 12) if made._is_line_due(0, epoch)] == [1, 3, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize(("environment", "colors"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_gets_bars_within_its_width_and_colors_unless_no_color(monitor, environment, colors):
+    terminal = Terminal()
+    train(monitor(terminal, TERM="xterm", COLUMNS="30", **environment), epochs=3)
+    text = terminal.getvalue()
+    lines = [re.sub(r"\x1b\[[\d;?]*\w", "", line) for line in re.split(r"[\r\n]+", text)]
+    assert any(re.match(r"0 +4/200 .*81\.25%", line) for line in lines)
+    assert max(map(len, lines)) <= 30
+    assert "warning: the word that matters" in lines
+    assert ("\x1b[3" in text) == colors
