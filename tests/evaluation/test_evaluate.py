@@ -1,4 +1,4 @@
-"""Evaluation: votes are cast once, and the figures are those of the slow loops."""
+"""Evaluation: scores equal those of slow loops, and members predict once."""
 
 import itertools
 import json
@@ -9,9 +9,10 @@ import keras
 import numpy as np
 import pytest
 
+from keras_committee import metrics
 from keras_committee.errors import IncompleteError, RecipeError, RunError, VerificationError
 from keras_committee.evaluation import evaluate, load_or_compute_predictions, predictions
-from keras_committee.evaluation.evaluate import member_subsets, score_committees_of_size
+from keras_committee.evaluation.evaluate import diversity, mean_uncertainty, member_subsets, score_committees_of_size
 from keras_committee.layers import WeightedGeometricMean
 from keras_committee.run import Run
 
@@ -55,7 +56,7 @@ def test_the_document_has_the_keys_of_its_contract(evaluated):
     }  # fmt: skip
 
 
-def test_members_are_counted_as_they_are_written(evaluated):
+def test_parameters_and_mflops_of_a_member_are_those_of_its_layers(evaluated):
     _, _, result, _ = evaluated
     member = result["members"][2]
     assert (member["index"], member["name"]) == (2, "linear_2")
@@ -64,13 +65,13 @@ def test_members_are_counted_as_they_are_written(evaluated):
 
 
 def test_committees_are_the_means_over_all_their_subsets(evaluated):
-    _, _, result, cast = evaluated
+    _, _, result, computed = evaluated
     for size in (1, 2, 3):
         accuracies, losses = [], []
         for subset in itertools.combinations(range(3), size):
-            probabilities = geometric_mean(cast.log_probabilities[:, list(subset)])
-            accuracies.append((probabilities.argmax(axis=1) == cast.labels).mean())
-            losses.append(-np.log(probabilities[np.arange(360), cast.labels]).mean())
+            probabilities = geometric_mean(computed.log_probabilities[:, list(subset)])
+            accuracies.append((probabilities.argmax(axis=1) == computed.labels).mean())
+            losses.append(-np.log(probabilities[np.arange(360), computed.labels]).mean())
         committee = result["committees"][size - 1]
         assert committee["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
         assert committee["accuracy"]["std"] == pytest.approx(np.std(accuracies))
@@ -80,31 +81,31 @@ def test_committees_are_the_means_over_all_their_subsets(evaluated):
         assert committee["mflops"] == pytest.approx(size * result["members"][0]["mflops"])
 
 
-def test_a_part_of_a_weighted_committee_keeps_its_proportions(evaluated):
-    _, _, _, cast = evaluated
-    spread = score_committees_of_size(2, cast, WeightedGeometricMean([0.2, 0.7, 0.1]), [1.0, 2.0, 4.0])
+def test_a_subset_of_a_weighted_committee_keeps_its_proportions(evaluated):
+    _, _, _, computed = evaluated
+    result = score_committees_of_size(2, computed, WeightedGeometricMean([0.2, 0.7, 0.1]), [1.0, 2.0, 4.0])
     accuracies = []
     for pair, weights in (((0, 1), (2 / 9, 7 / 9)), ((0, 2), (2 / 3, 1 / 3)), ((1, 2), (7 / 8, 1 / 8))):
-        power = (cast.log_probabilities[:, list(pair)] * np.array(weights)[:, None]).sum(axis=1)
-        accuracies.append((power.argmax(axis=1) == cast.labels).mean())
-    assert spread["accuracy"]["min"] == pytest.approx(min(accuracies))
-    assert spread["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
-    assert spread["mflops"] == pytest.approx((3 + 5 + 6) / 3)
+        power = (computed.log_probabilities[:, list(pair)] * np.array(weights)[:, None]).sum(axis=1)
+        accuracies.append((power.argmax(axis=1) == computed.labels).mean())
+    assert result["accuracy"]["min"] == pytest.approx(min(accuracies))
+    assert result["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+    assert result["mflops"] == pytest.approx((3 + 5 + 6) / 3)
 
 
-def test_the_votes_are_cast_once(evaluated, monkeypatch):
-    run, recipe, _, cast = evaluated
+def test_members_predict_once(evaluated, monkeypatch):
+    run, recipe, _, computed = evaluated
 
     def fail(*_):
         raise RuntimeError("predicted again")
 
     monkeypatch.setattr(predictions, "log_probabilities", fail)
     again = load_or_compute_predictions(run, recipe)
-    np.testing.assert_array_equal(again.log_probabilities, cast.log_probabilities)
+    np.testing.assert_array_equal(again.log_probabilities, computed.log_probabilities)
     assert again.log_probabilities.shape == (360, 3, 10)
 
 
-def test_votes_of_other_weights_are_cast_anew(copied):
+def test_predictions_of_other_weights_are_computed_again(copied):
     run, recipe = copied
     before = load_or_compute_predictions(run, recipe).log_probabilities
     run.member(0).model.write_bytes(run.member(1).model.read_bytes())
@@ -112,16 +113,16 @@ def test_votes_of_other_weights_are_cast_anew(copied):
     np.testing.assert_array_equal(after[:, 0], before[:, 1])
 
 
-def test_a_committee_that_is_not_whole_says_who_is_missing_and_how_to_go_on(new_run):
+def test_an_incomplete_committee_lists_the_missing_members_and_the_next_command(new_run):
     run, train = new_run(["members=2", "epochs=1"])
-    with pytest.raises(IncompleteError, match=r"0 of 2 members; not trained yet: 0, 1\.\n .*command of the run: test"):
+    with pytest.raises(IncompleteError, match=r"0 of 2 members; not trained: 0, 1\.\n .*To resume, run: test"):
         evaluate(run, train.args[1])
 
 
 def test_a_damaged_model_file_is_named(copied):
     run, recipe = copied
     run.member(0).model.write_bytes(b"PK no longer a model")
-    with pytest.raises(RunError, match=r"model\.keras cannot be loaded: [\s\S]*train this member anew"):
+    with pytest.raises(RunError, match=r"model\.keras cannot be loaded: [\s\S]*retrain this member"):
         evaluate(run, recipe)
 
 
@@ -132,19 +133,19 @@ def test_many_members_give_a_thousand_distinct_subsets_of_a_size():
     assert member_subsets(5, 2) == list(itertools.combinations(range(5), 2))
 
 
-def test_C02_data_with_another_order_of_classes_are_refused(trained, monkeypatch):
+def test_C02_data_with_another_class_order_are_rejected(trained, monkeypatch):
     run, _ = trained
     other = ("zero", "two", "one", *"3456789")
-    with pytest.raises(RecipeError, match=r"other classes than the members of .*: class 0 0 -> zero\.") as caught:
+    with pytest.raises(RecipeError, match=r"the members of .* were trained on\. First difference: class 0 0 -> zero\.") as caught:
         run.require_classes(other)
     assert caught.value.exit_code == 2
     run.require_classes([str(digit) for digit in range(10)])
 
 
-def test_C05_a_committee_that_lacks_a_member_is_taken_if_asked_and_says_who_is_missing(copied):
+def test_C05_an_incomplete_committee_is_evaluated_on_request(copied):
     run, recipe = copied
     run.member(1).model.unlink()
-    with pytest.raises(IncompleteError, match=r"2 of 3 members; not trained yet: 1\.[\s\S]*--allow-incomplete 2"):
+    with pytest.raises(IncompleteError, match=r"2 of 3 members; not trained: 1\.[\s\S]*--allow-incomplete 2"):
         evaluate(run, recipe)
     with pytest.raises(IncompleteError, match="2 of 3 members"):
         evaluate(run, recipe, min_members=3)
@@ -162,12 +163,12 @@ def test_C06_two_members_with_the_same_weights_are_named(copied):
     assert len(evaluate(run, recipe, allow_duplicate_weights=True)["members"]) == 3
 
 
-def test_C07_a_member_whose_votes_are_no_numbers_is_named_and_averaged_with_no_other(copied):
+def test_C07_a_member_with_outputs_that_are_not_finite_is_named(copied):
     run, recipe = copied
     model = keras.saving.load_model(run.member(1).model, compile=False)
     model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
     model.save(run.member(1).model)
-    with pytest.raises(VerificationError, match=r"member 1 of .* gives votes that are not finite for 360 examples"):
+    with pytest.raises(VerificationError, match=r"member 1 of .* has outputs that are not finite for 360 examples"):
         evaluate(run, recipe)
     assert not (run.path / "evaluation.json").exists()
 
@@ -176,5 +177,44 @@ def test_C01_a_member_of_other_classes_is_named(copied):
     run, recipe = copied
     image = keras.Input((32, 32, 3))
     keras.Model(image, keras.layers.Dense(7)(keras.layers.Flatten()(image))).save(run.member(0).model)
-    with pytest.raises(VerificationError, match=r"member 0 of .* gives 7 classes; the data have 10"):
+    with pytest.raises(VerificationError, match=r"member 0 of .* has 7 outputs; the data have 10 classes"):
         evaluate(run, recipe)
+
+
+def test_the_evaluation_has_the_blocks_of_its_predictions(evaluated):
+    _, _, result, computed = evaluated
+    probabilities = np.exp(computed.log_probabilities)
+    correct = computed.log_probabilities.mean(axis=1).argmax(axis=1) == computed.labels
+    assert result["diversity"] == diversity(probabilities, computed.labels)
+    assert result["uncertainty"] == mean_uncertainty(probabilities, correct)
+    assert 0 < correct.mean() < 1
+    assert result["uncertainty"]["wrong"]["total"] > result["uncertainty"]["right"]["total"]
+    ambiguity = result["diversity"]["ambiguity"]["nll"]
+    assert ambiguity["committee"] == pytest.approx(result["committees"][2]["nll"]["mean"], rel=1e-5)
+    assert ambiguity["members"] == pytest.approx(result["committees"][0]["nll"]["mean"], rel=1e-5)
+
+
+MEMBERS = np.array(
+    [
+        [[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]],
+        [[0.1, 0.8, 0.1], [0.5, 0.4, 0.1]],
+        [[0.2, 0.2, 0.6], [0.3, 0.1, 0.6]],
+    ]
+)
+
+
+def test_uncertainty_is_averaged_over_all_right_and_wrong_predictions():
+    parts = metrics.uncertainty_decomposition(MEMBERS)
+    means = mean_uncertainty(MEMBERS, np.array([True, False, True]))
+    assert means["right"]["mutual"] == pytest.approx((parts["mutual"][0] + parts["mutual"][2]) / 2)
+    assert means["wrong"]["expected"] == pytest.approx(parts["expected"][1])
+    assert means["all"]["total"] == pytest.approx(parts["total"].mean())
+
+
+def test_undefined_values_are_null():
+    labels = np.array([0, 1, 2])  # the first member is always correct
+    block = diversity(MEMBERS, labels)
+    assert block["error_correlation"] == [[None, None], [None, pytest.approx(1)]]
+    assert block["q_statistic"][0] == [None, None]
+    assert mean_uncertainty(MEMBERS, np.ones(3, bool))["wrong"] == {"total": None, "expected": None, "mutual": None}
+    json.dumps(block, allow_nan=False)
