@@ -136,7 +136,9 @@ def test_many_members_give_a_thousand_distinct_subsets_of_a_size():
 def test_C02_data_with_another_class_order_are_rejected(trained, monkeypatch):
     run, _ = trained
     other = ("zero", "two", "one", *"3456789")
-    with pytest.raises(RecipeError, match=r"the members of .* were trained on\. First difference: class 0 0 -> zero\.") as caught:
+    with pytest.raises(
+        RecipeError, match=r"the members of .* were trained on\. First difference: class 0 0 -> zero\."
+    ) as caught:
         run.require_classes(other)
     assert caught.value.exit_code == 2
     run.require_classes([str(digit) for digit in range(10)])

@@ -235,7 +235,6 @@ def test_batch_normalization_in_a_subset_sees_the_surviving_rows_only():
     np.testing.assert_allclose(out[~kept], x[~kept])
 
 
-@pytest.mark.jax
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize(("scaling", "scale"), [("inference", 1.0), ("training", 1 / 0.5)])
 @pytest.mark.parametrize(("seed", "kept"), [(0, slice(3)), (11, slice(3, 7))], ids=["first", "second"])
@@ -276,7 +275,6 @@ def test_a_dropped_branch_keeps_its_moving_statistics(mode):
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.jax
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("remat", [False, True])

@@ -141,7 +141,6 @@ def test_members_of_another_size_take_the_resized_image():
     assert Ensemble(models, image_size=(9, 8)).inputs[0].shape == (None, 9, 8, 3)
 
 
-@pytest.mark.jax
 @pytest.mark.parametrize("network", [lambda: wide_resnet(10, 1, classes=4, survival=0.5), lambda: resnet(8, classes=4)])
 def test_a_network_at_two_resolutions_has_one_set_of_weights(network, tmp_path):
     model = network()

@@ -37,7 +37,6 @@ def member_probabilities(members):
     return powers / powers.sum(-1, keepdims=True)
 
 
-@pytest.mark.jax
 def test_the_probabilities_are_the_geometric_mean_of_the_members():
     members = mixed_members()
     out = Ensemble(members).predict(images(), verbose=0)

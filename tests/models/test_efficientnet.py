@@ -61,7 +61,6 @@ def test_parameters_and_logits_are_those_of_keras_with_its_weights(theirs, image
     np.testing.assert_allclose(keras.ops.convert_to_numpy(ours(images)), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.jax
 def test_folding_keeps_the_outputs_without_stochastic_depth(theirs, images):
     ours = from_keras_efficientnet(theirs, "b0", image_size=64, survival=0.7)
     folded = fold_stochastic_depth(ours)

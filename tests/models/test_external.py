@@ -22,7 +22,6 @@ def log_softmax(logits):
     return keras.ops.convert_to_numpy(keras.ops.log_softmax(logits))
 
 
-@pytest.mark.jax
 @pytest.mark.parametrize(
     ("scaling", "pixels"),
     [

@@ -26,7 +26,6 @@ def expected(model):
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-@pytest.mark.jax
 def test_log_probabilities_of_every_image_in_order_and_a_ragged_tail():
     model = member()
     out = log_probabilities(model, [images()[:3], images()[3:6], images()[6:]])

@@ -76,7 +76,6 @@ def test_another_number_of_classes_gets_a_new_last_layer_and_keeps_the_rest(tmp_
     np.testing.assert_array_equal(layers["conv1"].kernel, source.get_layer("conv1").kernel)
 
 
-@pytest.mark.jax
 def test_random_weights_take_size_and_classes():
     member = from_application("MobileNetV3Small", weights=None, classes=4, image_size=(32, 32), minimalistic=True)
     assert (member.input_shape, member.output_shape) == ((None, 32, 32, 3), (None, 4))
@@ -128,7 +127,6 @@ def pooled_logits(member, features):
     return np.asarray(features).mean((1, 2)) @ np.asarray(logits.kernel) + np.asarray(logits.bias)
 
 
-@pytest.mark.jax
 @pytest.mark.parametrize(("rescales", "factor"), [(True, 1), (False, 1 / 255)])
 def test_C04_include_rescaling_selects_the_pixels_of_a_backbone(rescales, factor):
     network = backbone()

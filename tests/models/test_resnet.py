@@ -71,7 +71,6 @@ def layer_outputs_in_training(network, images):
     return network(images, training=True)
 
 
-@pytest.mark.jax
 @pytest.mark.parametrize("build", [models.resnet, models.wide_resnet])
 def test_survival_changes_nothing_else_in_the_network(build):
     arguments = {models.resnet: (8,), models.wide_resnet: (10, 1)}[build]

@@ -49,7 +49,6 @@ def test_blocks_are_kept_as_often_as_they_survive(monkeypatch):
     np.testing.assert_allclose(kept.mean(axis=0), [0.2, 0.7, 0.7], atol=4 * np.sqrt(0.21 / 60))
 
 
-@pytest.mark.jax
 def test_the_seed_selects_the_subnetworks_and_the_network_is_restored():
     model = network()
     first = models.mc_stochastic_depth(model, images(), num_samples=4, seed=3)

@@ -51,7 +51,6 @@ def test_the_counts_follow_depth_and_classes():
     assert (flops.parameters(model), flops.multiply_adds(model)) == by_hand(22, 3, classes=7)
 
 
-@pytest.mark.jax
 def test_the_input_is_raw_pixels_and_the_output_float32_logits():
     model = wide_resnet(10, 2, classes=7, image_shape=(20, 12, 1), mean=30.0, std=70.0)
     assert (model.inputs[0].name, model.inputs[0].dtype, model.input_shape) == ("image", "float32", (None, 20, 12, 1))
