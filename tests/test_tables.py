@@ -76,3 +76,57 @@ def test_wide_characters_count_twice(printed):
 
 def test_markup_is_printed_literally(printed):
     assert "[bold]:x:" in printed(80, rows=[["[bold]:x:", *ROWS[0][1:]]])
+
+
+def normalized_lines(capsys):
+    """Return the printed lines without column lines and with single blanks."""
+    return [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+
+
+MEMBER = {"index": 1, "name": "wrn_16_1", "parameters": 171_066, "mflops": 53.304}
+
+
+def test_members_have_depth_and_memory(capsys):
+    memory = {"training": 2_500_000_000, "inference": 7_340_000}
+    member = {**MEMBER, "batch_size": 1_024, "memory": memory, "expected_depth": None}
+    skipping = {**member, "index": 2, "expected_depth": 40.5, "expected_saving": 0.251}
+    tables.print_members([member, skipping])
+    lines = normalized_lines(capsys)
+    assert "1 wrn_16_1 171,066 53.30 - - 2.5 GB 7.3 MB" in lines
+    assert "2 wrn_16_1 171,066 53.30 40.50 blocks 25.1% in training 2.5 GB 7.3 MB" in lines
+    assert any("training step with batch 1,024, and inference with batch 1. MFLOPs: 2 x" in line for line in lines)
+
+
+def test_an_evaluation_has_members_latencies_and_committees(capsys):
+    scores = {"accuracy": 0.7139, "nll": 0.4629, "ece": 0.0234, "brier": 0.31}
+    latency = [{"batch": 8, "lower": 1.25, "median": 1.5, "upper": 2.75}]
+    spread = {name: {"mean": value, "std": 0.0099} for name, value in scores.items()}
+    accuracy = {**spread["accuracy"], "subsets": 6, "min": 0.7, "max": 0.9}
+    committee = {"size": 2, "mflops": 106.608, **spread, "accuracy": accuracy}
+    tables.print_evaluation({"members": [{**MEMBER, **scores, "latency": latency}], "committees": [committee]})
+    lines = normalized_lines(capsys)
+    assert "1 wrn_16_1 171,066 53.30 0.7139 0.4629 0.0234 0.3100" in lines
+    assert "1 wrn_16_1 8 1.25 1.50 2.75" in lines
+    row = "2 6 106.61 0.7000 .. 0.9000 0.7139 ± 0.0099 0.4629 ± 0.0099 0.0234 ± 0.0099 0.3100 ± 0.0099"
+    assert row in lines
+
+
+def test_a_selected_cascade_is_compared_with_the_best_committee_and_the_best_member(capsys):
+    members = [{"name": "a", "index": 0, "share": 1}, {"name": "b", "index": 3, "share": 2}]
+    scores = {"accuracy": 0.91, "nll": 0.3, "ece": 0.02}
+    intervals = {name: {"value": value, "low": value - 0.01, "high": value + 0.01} for name, value in scores.items()}
+    summary = {"members": members[:1], "mflops": 7.0, "validation": {"accuracy": 0.9}, "test": scores}
+    report = {
+        "members": members,
+        "mflops": 12.5,
+        "validation": {"accuracy": {"value": 0.92}},
+        "test": intervals,
+        "cascade": {"committee": {**summary, "mflops": 20.0}},
+        "best_member": summary,
+    }
+    tables.print_selection({"kind": "cascade", "report": report})
+    lines = normalized_lines(capsys)
+    cells = "12.50 0.9200 0.9100 [0.9000, 0.9200] 0.3000 [0.2900, 0.3100] 0.0200 [0.0100, 0.0300]"
+    assert f"selected cascade a (0), b (3 x2) {cells}" in lines
+    assert "best committee a (0) 20.00 0.9000 0.9100 0.3000 0.0200" in lines
+    assert "best member a (0) 7.00 0.9000 0.9100 0.3000 0.0200" in lines

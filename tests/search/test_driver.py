@@ -3,14 +3,17 @@
 import json
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from keras_committee.cli import main
-from keras_committee.errors import DivergedError, Interrupted, RunError
+from keras_committee.errors import DivergedError, Interrupted, RecipeError, RunError
 from keras_committee.evaluation import load_pool
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
-from keras_committee.search import Budget, driver, parse_ranges
+from keras_committee.search import Budget, ParameterRange, driver, parse_ranges
 from keras_committee.search.driver import search
 
 TINY = RecipeFile.read(Path(__file__).parents[1] / "recipes" / "tiny.py")
@@ -92,3 +95,28 @@ def test_search_at_the_command_line(tmp_path, capfd, images):
     captured = capfd.readouterr()
     assert json.loads(captured.out)["runs"] == [f"{tmp_path}/s/member-000"]
     assert "validation NLL of the committee: 2.3026 -> " in captured.err
+
+
+def trial_states(folder):
+    storage = JournalStorage(JournalFileBackend(str(folder / "optuna.log")))
+    return [trial.state.name for trial in optuna.load_study(study_name="search", storage=storage).trials]
+
+
+def test_a_recipe_that_rejects_its_parameters_ends_the_search_and_fails_the_trial(start_search, tmp_path):
+    with pytest.raises(RecipeError, match=r"Recipe\(epochs=\.\.\.\) must be an integer of 1 or more"):
+        start_search(1, parse_ranges(TINY, ["epochs=0,-1"]))
+    assert trial_states(tmp_path / "search") == ["FAIL"]
+
+
+def test_a_trial_that_was_killed_while_it_was_proposed_has_failed(start_search, tmp_path, monkeypatch):
+    def kill(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ParameterRange, "suggest", kill)
+        with pytest.raises(MemoryError):
+            start_search(1)
+    assert trial_states(tmp_path / "search") == ["RUNNING"]
+    monkeypatch.setattr(driver, "MAX_REJECTED_PROPOSALS", 0)
+    start_search(1)
+    assert trial_states(tmp_path / "search") == ["FAIL"]
