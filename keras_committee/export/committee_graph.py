@@ -154,7 +154,7 @@ class ServingCommittee:
         logits = self._apply_temperature(logits)
         return {
             **stage_outputs(logits, num_members, self._selection.confidence, self._head),
-            "mutual_information": mutual_information(logits, member_weights(self._selection, num_members)),
+            "mutual_information": mutual_information(logits, _member_weights(self._selection, num_members)),
         }
 
     def _apply_temperature(self, logits):
@@ -222,13 +222,6 @@ def mutual_information(logits, weights: np.ndarray):
     return tf.maximum(entropy_of_mean + negative_mean_entropy, 0.0)
 
 
-def member_weights(selection: Selection, num_members: int) -> np.ndarray:
-    """Return the weights of the first members, float32 `(num_members,)` of sum 1."""
-    raw_weights = [1.0] * num_members if selection.weights is None else selection.weights[:num_members]
-    weights = np.array(raw_weights, np.float32) if sum(raw_weights) else np.ones(num_members, np.float32)
-    return weights / weights.sum()
-
-
 def resize_pixels(image, transforms: Iterable[ImageTransform]) -> ImagesByTransform:
     """Resize raw pixels to the size of each transform. Its crop is not applied: pixels are taken as already cropped.
 
@@ -247,6 +240,13 @@ def resize_pixels(image, transforms: Iterable[ImageTransform]) -> ImagesByTransf
 
 def _trace(function, spec):
     return tf.function(function, input_signature=[spec], autograph=False)
+
+
+def _member_weights(selection: Selection, num_members: int) -> np.ndarray:
+    """Return the weights of the first members, float32 `(num_members,)` of sum 1."""
+    raw_weights = [1.0] * num_members if selection.weights is None else selection.weights[:num_members]
+    weights = np.array(raw_weights, np.float32) if sum(raw_weights) else np.ones(num_members, np.float32)
+    return weights / weights.sum()
 
 
 def _validate_pixels(image, shape):

@@ -31,7 +31,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def logits(networks, images):
-    return np.stack([each(tf.constant(images)).numpy() for each in networks], axis=1)
+    return np.stack([network(tf.constant(images)).numpy() for network in networks], axis=1)
 
 
 def assert_like(outputs, expected):
@@ -86,7 +86,7 @@ def test_later_members_run_for_uncertain_images_only(networks, images, logits):
             return self._network(image)
 
     selection = choose(2, thresholds=[0.7])
-    committee = ServingCommittee([Watched(each) for each in networks[:2]], selection, SHAPE)
+    committee = ServingCommittee([Watched(network) for network in networks[:2]], selection, SHAPE)
     used = committee.predict(images)["members_used"].numpy()
     assert seen == [40, int((used == 2).sum())]
     assert 0 < seen[1] < 40

@@ -39,7 +39,7 @@ def logits(members, contents):
     """Predictions by the definition, `(examples, members, classes)`: each member on the pixels of its transform."""
     images = [decode_image(content) for content in contents]
     seen = [np.stack([transform.apply(image) for image in images]).astype(np.float32) for transform in TRANSFORMS]
-    return np.stack([log_probabilities(member, [each]) for member, each in zip(members, seen, strict=True)], axis=1)
+    return np.stack([log_probabilities(member, [pixels]) for member, pixels in zip(members, seen, strict=True)], axis=1)
 
 
 def thresholds_of(logits):

@@ -71,7 +71,7 @@ def predictions(capsys, *arguments):
 def test_the_newest_version_predicts_with_class_names(export, capsys):
     code, document, _ = predictions(capsys, export, export / "dark.png", export / "bright.png")
     assert code == 0
-    tops = [[best["class"] for best in each["top"]] for each in document["predictions"]]
+    tops = [[top["class"] for top in prediction["top"]] for prediction in document["predictions"]]
     assert tops == [["dark", "none"], ["bright", "dark"]]
     first = document["predictions"][0]
     assert (first["members_used"], first["agreement"]) == (2, None)
@@ -86,7 +86,7 @@ def test_a_version_can_be_given_and_classes_without_names_have_numbers(export, c
 def test_an_image_that_cannot_be_decoded_is_reported_and_the_other_predicted(export, capsys):
     code, document, err = predictions(capsys, export, export / "cut.png", export / "bright.png")
     assert code == 3
-    assert [each["image"] for each in document["predictions"]] == [str(export / "bright.png")]
+    assert [prediction["image"] for prediction in document["predictions"]] == [str(export / "bright.png")]
     assert f"{export}/cut.png: damaged or cut off, it cannot be decoded" in err
 
 

@@ -52,27 +52,29 @@ def png(image):
 
 
 def test_images_give_typed_arrays(client):
-    answer = client.predict(IMAGES)
+    outputs = client.predict(IMAGES)
     mean = expected(IMAGES).mean(1)
-    np.testing.assert_allclose(answer["probabilities"], mean, atol=1e-6)
-    np.testing.assert_array_equal(answer["class_id"], mean.argmax(1))
-    assert [label.decode() for label in answer["label"]] == [NAMES[i] for i in mean.argmax(1)]
-    assert [answer[name].dtype.name for name in ("probabilities", "class_id", "label", "members_used")] == [
+    np.testing.assert_allclose(outputs["probabilities"], mean, atol=1e-6)
+    np.testing.assert_array_equal(outputs["class_id"], mean.argmax(1))
+    assert [label.decode() for label in outputs["label"]] == [NAMES[i] for i in mean.argmax(1)]
+    assert [outputs[name].dtype.name for name in ("probabilities", "class_id", "label", "members_used")] == [
         *("float32", "int32", "object", "int32")
     ]
 
 
 def test_encoded_images_are_decoded_by_the_server(client):
-    answer = client.predict([png(IMAGES[0]), b"no image"])
-    np.testing.assert_allclose(answer["probabilities"][0], expected(IMAGES[:1])[0].mean(0), atol=1e-6)
-    np.testing.assert_array_equal(answer["valid"], np.array([True, False]))
+    outputs = client.predict([png(IMAGES[0]), b"no image"])
+    np.testing.assert_allclose(outputs["probabilities"][0], expected(IMAGES[:1])[0].mean(0), atol=1e-6)
+    np.testing.assert_array_equal(outputs["valid"], np.array([True, False]))
     np.testing.assert_array_equal(client.predict(png(IMAGES[0]))["valid"], np.array([True]))
 
 
 def test_signature_outputs_version_and_label_are_chosen(client):
-    answer = client.predict({"image": IMAGES}, signature="predict_members", outputs=["member_probabilities"], version=4)
-    assert list(answer) == ["member_probabilities"]
-    np.testing.assert_allclose(answer["member_probabilities"], expected(IMAGES), atol=1e-6)
+    outputs = client.predict(
+        {"image": IMAGES}, signature="predict_members", outputs=["member_probabilities"], version=4
+    )
+    assert list(outputs) == ["member_probabilities"]
+    np.testing.assert_allclose(outputs["member_probabilities"], expected(IMAGES), atol=1e-6)
     assert client.predict(IMAGES, label="stable")["class_id"].shape == (5,)
 
 
@@ -123,7 +125,7 @@ def test_grpc_messages_may_exceed_the_default_of_four_megabytes(urls):
 
 @contextlib.contextmanager
 def scripted(*responses):
-    """Start a server that sends these (status, document or text), the last one repeatedly; yield its URL and the paths."""
+    """Start a server that sends these (status, document or text), repeating the last; yield its URL and the paths."""
     paths, left = [], list(responses)
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -32,15 +32,15 @@ def test_it_computes_the_definition(session):
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (7,)])
 def test_shapes_are_kept(session, shape):
-    answer = session.run("", {"x": np.full(shape, 0.2, np.float32)})["y"]
-    assert answer.shape == shape
-    assert answer.dtype == np.float32
+    outputs = session.run("", {"x": np.full(shape, 0.2, np.float32)})["y"]
+    assert outputs.shape == shape
+    assert outputs.dtype == np.float32
 
 
 def test_strings_go_in_and_out(session):
-    answer = session.run("classify", {"inputs": np.array([example(3.0), example(-1.0)], object)})
-    assert answer["classes"].tolist() == [[b"up", b"down"]] * 2
-    np.testing.assert_array_equal(answer["scores"], [[3.5, -3.5], [1.5, -1.5]])
+    outputs = session.run("classify", {"inputs": np.array([example(3.0), example(-1.0)], object)})
+    assert outputs["classes"].tolist() == [[b"up", b"down"]] * 2
+    np.testing.assert_array_equal(outputs["scores"], [[3.5, -3.5], [1.5, -1.5]])
 
 
 def test_only_the_requested_outputs_are_returned(session):
@@ -97,17 +97,17 @@ def test_a_folder_without_a_model_is_not_found(tmp_path):
 
 
 def test_a_truncated_model_has_the_message_of_tensorflow(half_plus_two, tmp_path):
-    whole = (half_plus_two / "123" / "saved_model.pb").read_bytes()
-    (tmp_path / "saved_model.pb").write_bytes(whole[: len(whole) // 2])
+    content = (half_plus_two / "123" / "saved_model.pb").read_bytes()
+    (tmp_path / "saved_model.pb").write_bytes(content[: len(content) // 2])
     with pytest.raises(StatusError, match="OUT_OF_RANGE: Read less bytes than requested"):
         Session.load(tmp_path)
 
 
 def test_many_threads_share_a_session(half_plus_two):
     with Session.load(half_plus_two / "123") as session, ThreadPoolExecutor(8) as threads:
-        answers = threads.map(lambda i: session.run("", {"x": np.float32([i, i + 0.2])})["y"], range(200))
+        results = threads.map(lambda i: session.run("", {"x": np.float32([i, i + 0.2])})["y"], range(200))
         expected = [np.float32([i, i + 0.2]) / 2 + 2 for i in range(200)]
-        np.testing.assert_allclose(list(answers), expected, rtol=1e-6)
+        np.testing.assert_allclose(list(results), expected, rtol=1e-6)
 
 
 def test_a_closed_session_is_unavailable(half_plus_two):
@@ -126,9 +126,9 @@ def test_strings_of_any_length_leave_no_memory_behind(half_plus_two):
     with Session.load(half_plus_two / "123") as session:
         session.run("regress", request)
         before = resident()
-        answers = [session.run("regress", request)["outputs"].item() for _ in range(100)]
+        results = [session.run("regress", request)["outputs"].item() for _ in range(100)]
         assert resident() - before < 50e6  # a leak of each string is 100 MB
-        assert answers == [3.5] * 100
+        assert results == [3.5] * 100
 
 
 def resident():
