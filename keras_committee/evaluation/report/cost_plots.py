@@ -1,4 +1,4 @@
-"""What does accuracy cost? The paper's figure, and what is gained with each further member."""
+"""Plots of accuracy against cost, gain by committee size, and cascade exits."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def accuracy_against_mflops(
     split: str,
     width: float,
 ) -> Figure:
-    """Accuracy over the logarithm of MFLOPs: single networks hollow, committees filled, cascades as stars."""
+    """Plot accuracy over MFLOPs (logarithmic): single networks hollow, committees filled, cascades as stars."""
     narrow = width <= NARROW_INCHES
     figure = Figure((width, 4.6 if narrow else 5.0))
     axes = figure.subplots()
@@ -42,7 +42,8 @@ def accuracy_against_mflops(
     for committee in selected:
         _draw_selected(axes, committee)
     _set_log_axes(
-        axes, [*_error_bar_ends(series), *((each.mflops, 100 * each.scores["accuracy"]) for each in selected)]
+        axes,
+        [*_error_bar_ends(series), *((committee.mflops, 100 * committee.scores["accuracy"]) for committee in selected)],
     )
     axes.set_xlabel(f"MFLOPs for one image (2 {TIMES_SIGN} multiply-adds / 1e6), logarithmic")
     axes.set_title(f"{split} accuracy, %", loc="left", fontsize=8.5, color=MUTED)
@@ -52,7 +53,7 @@ def accuracy_against_mflops(
 
 
 def gain_by_size(series: Sequence[Series], width: float) -> Figure:
-    """Two panels over the size of the committee: accuracy gained over one member in points, and NLL."""
+    """Plot the accuracy gained over one member, in points, and the NLL over the committee size."""
     narrow = width <= NARROW_INCHES
     figure = Figure((width, 5.2 if narrow else 3.1))
     left, right = figure.subplots(2, 1, sharex=True) if narrow else figure.subplots(1, 2)
@@ -73,7 +74,7 @@ def gain_by_size(series: Sequence[Series], width: float) -> Figure:
 
 
 def exit_rates(cascade: SelectedCommittee, width: float) -> Figure:
-    """One bar, cut into the shares of the images that end at each stage."""
+    """Plot the fraction of images that exit at each stage as one stacked bar."""
     figure = Figure((width, 1.3))
     axes = figure.subplots()
     start = 0.0
@@ -89,7 +90,7 @@ def exit_rates(cascade: SelectedCommittee, width: float) -> Figure:
     axes.set(xlim=(0, 100), ylim=(-0.4, 0.4), yticks=[])
     axes.grid(False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("images that are answered after so many members, %")
+    axes.set_xlabel("images that exit after this number of members, %")
     return figure
 
 
@@ -126,8 +127,8 @@ def _draw_series(axes: Axes, architecture: Series, line_color: str, shape: str) 
 def _draw_selected(axes: Axes, committee: SelectedCommittee) -> None:
     shape, size = ("*", 14) if committee.kind == "cascade" else ("X", 9)
     axes.plot(
-        [committee.mflops], [100 * committee.scores["accuracy"]], shape, color=FOREGROUND, markersize=size, markeredgecolor=BACKGROUND,
-        markeredgewidth=1.0, zorder=5,
+        [committee.mflops], [100 * committee.scores["accuracy"]], shape, color=FOREGROUND, markersize=size,
+        markeredgecolor=BACKGROUND, markeredgewidth=1.0, zorder=5,
     )  # fmt: skip
 
 
@@ -140,7 +141,7 @@ def _mean_points(series: Sequence[Series]) -> list[tuple[float, float]]:
 
 
 def _error_bar_ends(series: Sequence[Series]) -> list[tuple[float, float]]:
-    """Where the error bars end."""
+    """Return the end points of the error bars."""
     committees = [committee for architecture in series for committee in architecture.committees]
     scores = [(each["mflops"], each["accuracy"]) for each in committees]
     return [(cost, 100 * (score["mean"] + sign * score["std"])) for cost, score in scores for sign in (-1, 1)]
@@ -163,10 +164,10 @@ def _add_legend(figure: Figure, selected: Sequence[SelectedCommittee], has_commi
     front = Line2D([], [], color=PARETO_FRONT, linewidth=7)
     kinds = {committee.kind for committee in selected}
     rows = [
-        (hollow, "one network", True),
-        (filled, "committee, ± std over its subsets" if columns > 2 else "committee ± std", has_committees),
-        (star, "cascade, average cost", "cascade" in kinds),
-        (cross, "chosen committee", "committee" in kinds),
+        (hollow, "single network", True),
+        (filled, "committee, ± std over subsets" if columns > 2 else "committee ± std", has_committees),
+        (star, "cascade, mean cost", "cascade" in kinds),
+        (cross, "selected committee", "committee" in kinds),
         (front, "Pareto front", True),
     ]
     handles, names, _ = zip(*(row for row in rows if row[2]), strict=True)
@@ -182,8 +183,8 @@ def _add_labels(
 ) -> None:
     labels = [
         Label(
-            x=committee.mflops, y=100 * committee.scores["accuracy"], text=committee.name, color=FOREGROUND, weight="bold",
-            preferred_positions=("above left", "left", "above"),
+            x=committee.mflops, y=100 * committee.scores["accuracy"], text=committee.name, color=FOREGROUND,
+            weight="bold", preferred_positions=("above left", "left", "above"),
         )
         for committee in selected
     ]  # fmt: skip
@@ -213,7 +214,10 @@ def _add_labels(
         for each, (x, y) in list(zip(one.committees, _mean_points([one]), strict=True))[:: -1 if narrow else 1]
         if each["size"] > 1 and (not narrow or each["size"] in (2, 4, 8, len(one.committees)))
     ]
-    points = [*_mean_points(series), *((each.mflops, 100 * each.scores["accuracy"]) for each in selected)]
+    points = [
+        *_mean_points(series),
+        *((committee.mflops, 100 * committee.scores["accuracy"]) for committee in selected),
+    ]
     place_labels(axes, labels, points, [_mean_points([one]) for one in series if len(one.committees) > 1])
 
 
@@ -229,7 +233,8 @@ def _format_size_axes(left: Axes, right: Axes, multi_member: Sequence[tuple[int,
         left.set_xlabel("")
     gain_labels = [
         Label(
-            x=one.committees[-1]["size"], y=100 * (one.full_committee["accuracy"]["mean"] - one.single_member["accuracy"]["mean"]),
+            x=one.committees[-1]["size"],
+            y=100 * (one.full_committee["accuracy"]["mean"] - one.single_member["accuracy"]["mean"]),
             text=one.name, color=_series_color(one, index), weight="bold", preferred_positions=("right",),
         )
         for index, one in multi_member
@@ -243,6 +248,6 @@ def _format_size_axes(left: Axes, right: Axes, multi_member: Sequence[tuple[int,
 
 
 def _drawn_points_and_lines(axes: Axes) -> tuple[list, list]:
-    """The points and the lines of axes, for labels to keep clear of."""
+    """Return the points and lines of axes, for labels to avoid."""
     lines = [np.asarray(line.get_xydata()) for line in axes.lines]
     return [tuple(point) for line in lines for point in line], lines

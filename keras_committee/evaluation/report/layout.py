@@ -1,4 +1,4 @@
-"""What is a section of the report made of, and how are numbers written in it?"""
+"""Building blocks of the report, and formatting of numbers and text."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ _NUMBER_WORDS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns and rows of text; `first_numeric_column` says from which column on they are set flush right."""
+    """Table of text; columns from `first_numeric_column` on are right-aligned."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -36,7 +36,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Block:
-    """Pictures, the sentence that says what is seen on them, and the table of their numbers."""
+    """Figures with a description and a table of their numbers."""
 
     sentence: str
     pictures: tuple[Picture, ...] = ()
@@ -46,7 +46,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading with its blocks."""
 
     name: str
     title: str
@@ -54,23 +54,23 @@ class Section:
 
 
 def format_percent(fraction: float, digits: int = 1) -> str:
-    """ "82.2 %"."""
+    """Format a fraction: "82.2 %"."""
     return f"{100 * fraction:.{digits}f} %"
 
 
 def format_points(fraction: float, digits: int = 1) -> str:
-    """A difference of two shares: "1.9 points"."""
+    """Format a difference of fractions: "1.9 points"."""
     number = f"{100 * fraction:.{digits}f}"
     return f"{number} {'point' if float(number) == 1 else 'points'}"
 
 
 def format_mflops(value: float) -> str:
-    """ "160 MFLOPs", with three digits that count."""
+    """Format with three significant digits: "160 MFLOPs"."""
     return f"{format_significant(value)} MFLOPs"
 
 
 def format_significant(value: float, digits: int = 3) -> str:
-    """`value` with so many digits that count, and never an exponent."""
+    """Format with significant digits, without an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:.0f}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
@@ -78,26 +78,26 @@ def format_significant(value: float, digits: int = 3) -> str:
 
 
 def number_word(number: int) -> str:
-    """ "three", and digits beyond twelve."""
+    """Return the number as a word up to twelve, else as digits."""
     return _NUMBER_WORDS[number] if number < len(_NUMBER_WORDS) else f"{number:,}"
 
 
 def count_with_noun(number: int, noun: str) -> str:
-    """ "three members", "one member"."""
+    """Format a count with its noun: "three members", "one member"."""
     return f"{number_word(number)} {noun if number == 1 else noun + 's'}"
 
 
 def format_mean_std(score: dict[str, float], digits: int = 4) -> str:
-    """ "0.8200 ± 0.0012", and no spread where there is one subset only."""
+    """Format a score: "0.8200 ± 0.0012", without deviation if there is only one subset."""
     mean = f"{score['mean']:.{digits}f}"
     return mean if score["subsets"] == 1 else f"{mean} ± {score['std']:.{digits}f}"
 
 
 def capitalize_first(text: str) -> str:
-    """With a capital letter at its beginning, whatever begins it."""
+    """Capitalize the first letter only."""
     return text[:1].upper() + text[1:]
 
 
 def join_with_and(names: Sequence[str]) -> str:
-    """ "a, b and c"."""
+    """Join names: "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

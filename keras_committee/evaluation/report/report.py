@@ -1,4 +1,4 @@
-"""How does the report of one or more runs come about: the page, its pictures as files, and in TensorBoard?"""
+"""Write the report of one or more runs: an HTML page, its figures as PNG files, and TensorBoard events."""
 
 import dataclasses
 import importlib.resources
@@ -32,16 +32,19 @@ from keras_committee.files import translate_os_errors, utc_timestamp, write_file
 from keras_committee.run import Run
 from keras_committee.summaries import hparams_summary, image_summary
 
+_EVENT_FILE_SUFFIX = ".report"
+_METRICS = ("accuracy", "nll", "ece", "brier")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was written.
+    """Paths and texts of a written report.
 
     Attributes:
         page: `index.html`.
-        pictures: The PNG files.
-        tensorboard: The folder of its event files.
-        sentences: What each section says, by its name.
+        pictures: PNG files of the figures.
+        tensorboard: Folder of the event files.
+        sentences: Description of each section, by section name.
     """
 
     page: Path
@@ -59,14 +62,14 @@ def write_report(
     min_members: int | None = None,
     allow_duplicate_weights: bool = False,
 ) -> Report:
-    """Writes `index.html`, the same pictures as PNG files and `tensorboard/` into the folder `out`.
+    """Write `index.html`, the figures as PNG files and `tensorboard/` to the folder `out`.
 
     Executes the recipes in the run folders; the caller holds the locks of the folders.
 
     Args:
-        runs: At least one; those of one architecture are taken together.
-        out: A folder; it is made where needed.
-        selections: Files that `keras-committee select` wrote, of members of these runs.
+        runs: At least one run; members of one architecture are combined across runs.
+        out: Target folder, created if necessary.
+        selections: Selection files with members of these runs.
         split: `"train"`, `"validation"` or `"test"`.
         min_members: As in `load_or_compute_predictions`.
         allow_duplicate_weights: Whether members may have identical weights.
@@ -75,8 +78,8 @@ def write_report(
         IncompleteError: If a run has too few members.
         DataError: If data cannot be read, or the examples of the runs differ.
         RecipeError: If the classes of the runs differ.
-        RunError: If a selection is none, or has a member that is in none of the runs.
-        VerificationError: If a member's votes are no votes, or two members of a run have identical weights.
+        RunError: If a selection file is invalid, or has a member that belongs to none of the runs.
+        VerificationError: If predictions are invalid, or two members of a run have identical weights.
         ResourceError: If the report cannot be written.
     """
     run_data = load_run_data(runs, split, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights)
@@ -87,7 +90,7 @@ def write_report(
     for name, content in pictures.items():
         write_file(out / f"{name}.png", content)
     write_tensorboard(out / "tensorboard", pictures, run_data)
-    write_file(out / "index.html", page.encode())  # at last: it shows that the report is whole
+    write_file(out / "index.html", page.encode())  # last, because it marks the report as complete
     return Report(
         page=out / "index.html",
         pictures=tuple(out / f"{name}.png" for name in pictures),
@@ -99,7 +102,7 @@ def write_report(
 def build_sections(
     report_data: ReportData,
 ) -> tuple[list[Section], tuple[sections_predictions.DisagreementExample, ...]]:
-    """The sections in their order, without those that the runs have nothing for, and the disputed images."""
+    """Return the sections for which the runs have data, and the images with the most disagreement."""
     disagreements = sections_predictions.disagreements_section(report_data)
     sections = [
         sections_accuracy.cost_section(
@@ -128,11 +131,11 @@ def collect_pictures(sections: Sequence[Section]) -> list[Picture]:
 def render_page(
     report_data: ReportData, sections: Sequence[Section], examples: Sequence[sections_predictions.DisagreementExample]
 ) -> str:
-    """The page: whatever comes from data is escaped."""
+    """Return the HTML page; text from data is escaped."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["tied"] = _nonbreaking
+    environment.filters["nonbreaking"] = _nonbreaking
     template = importlib.resources.files(__package__ or "").joinpath("template.html.j2").read_text("utf-8")
     return environment.from_string(template).render(
         title=_title(report_data),
@@ -150,12 +153,32 @@ def render_page(
             "background": BACKGROUND,
         },
         series=list(zip(SERIES_COLORS, DARK_SERIES_COLORS, strict=True)),
-        made=utc_timestamp()[:16].replace("T", " "),
+        written_at=utc_timestamp()[:16].replace("T", " "),
     )
 
 
+def write_tensorboard(folder: Path, pictures: Mapping[str, bytes], runs: Sequence[RunData]) -> None:
+    """Write the figures, and for each run its recipe parameters and the scores of its whole committee.
+
+    Args:
+        folder: Target folder; event files of an earlier report there are replaced.
+        pictures: Content of PNG files, by name.
+        runs: The runs.
+
+    Raises:
+        ResourceError: If the files cannot be written.
+    """
+    with translate_os_errors(folder):
+        for stale_file in folder.rglob(f"*{_EVENT_FILE_SUFFIX}"):
+            stale_file.unlink()
+        _write_events(folder, [image_summary(f"report/{name}", content) for name, content in pictures.items()])
+        for run in runs:
+            summaries = [hparams_summary(run.parameters, run.name), _committee_summary(run)]
+            _write_events(folder / run.name.replace("/", "-").strip("-."), summaries)
+
+
 def _svg(picture: Picture) -> dict[str, Any]:
-    # Markup that matplotlib wrote, which has escaped all words in it.
+    # Markup written by Matplotlib, which escapes all text in it.
     return {
         name: markupsafe.Markup(picture.svg(width))
         for name, width in (("wide", WIDE_INCHES), ("narrow", NARROW_INCHES))
@@ -163,7 +186,7 @@ def _svg(picture: Picture) -> dict[str, Any]:
 
 
 def _nonbreaking(text: str) -> str:
-    """No line is broken between a number and its unit."""
+    """Prevent line breaks between a number and its unit."""
     for unit in ("%", "MFLOPs", "points"):
         text = text.replace(f" {unit}", f"\N{NO-BREAK SPACE}{unit}")
     return text.replace("± ", "±\N{NO-BREAK SPACE}")
@@ -175,15 +198,16 @@ def _title(report_data: ReportData) -> str:
 
 
 def _subtitle(report_data: ReportData) -> str:
+    members_text = count_with_noun(len(report_data.members), "member")
     runs_text = count_with_noun(len(report_data.runs), "run")
     return (
-        f"{count_with_noun(len(report_data.members), 'member').capitalize()} of {runs_text}, {len(report_data.labels):,} {report_data.split} images,"
+        f"{members_text.capitalize()} of {runs_text}, {len(report_data.labels):,} {report_data.split} images,"
         f" {len(report_data.classes)} classes."
     )
 
 
 def _kpi_tiles(report_data: ReportData) -> list[tuple[str, str, str]]:
-    """The figures at the top: what, how much, of whom."""
+    """Return the key figures at the top: label, value and details."""
     best_single = max(
         (architecture for architecture in report_data.series if not architecture.mixed),
         key=lambda one: one.single_member["accuracy"]["mean"],
@@ -191,7 +215,7 @@ def _kpi_tiles(report_data: ReportData) -> list[tuple[str, str, str]]:
     best = max(report_data.series, key=lambda one: one.full_committee["accuracy"]["mean"])
     tiles = [
         (
-            "one network",
+            "single network",
             format_percent(best_single.single_member["accuracy"]["mean"]),
             f"{best_single.name}, {_format_mflops(best_single.single_member['mflops'])}",
         ),
@@ -203,37 +227,13 @@ def _kpi_tiles(report_data: ReportData) -> list[tuple[str, str, str]]:
     ]
     tiles = tiles[:1] if best.full_committee["size"] == 1 else tiles
     return tiles + [
-        (committee.name, format_percent(committee.scores["accuracy"]), f"{_format_mflops(committee.mflops)} on average")
+        (committee.name, format_percent(committee.scores["accuracy"]), f"{_format_mflops(committee.mflops)} (mean)")
         for committee in report_data.selected
     ]
 
 
 def _format_mflops(mflops: float) -> str:
     return f"{mflops:,.0f} MFLOPs" if mflops >= 10 else f"{mflops:.2g} MFLOPs"
-
-
-_EVENT_FILE_SUFFIX = ".report"
-_METRICS = ("accuracy", "nll", "ece", "brier")
-
-
-def write_tensorboard(folder: Path, pictures: Mapping[str, bytes], runs: Sequence[RunData]) -> None:
-    """Writes the pictures of the report, and for each run its knobs and the figures of its whole committee.
-
-    Args:
-        folder: Where; what an earlier report left there is replaced.
-        pictures: PNG files by their names.
-        runs: The runs.
-
-    Raises:
-        ResourceError: If it cannot be written.
-    """
-    with translate_os_errors(folder):
-        for stale_file in folder.rglob(f"*{_EVENT_FILE_SUFFIX}"):
-            stale_file.unlink()
-        _write_events(folder, [image_summary(f"report/{name}", content) for name, content in pictures.items()])
-        for run in runs:
-            summaries = [hparams_summary(run.parameters, run.name), _committee_summary(run)]
-            _write_events(folder / run.name.replace("/", "-").strip("-."), summaries)
 
 
 def _write_events(folder: Path, summaries: Sequence[Summary]) -> None:

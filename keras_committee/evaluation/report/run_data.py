@@ -1,4 +1,4 @@
-"""What does each run folder know of itself?"""
+"""Data of the report: runs, members, committees of each architecture, and selections."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ from keras_committee.selection import Selection
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StochasticDepthStats:
-    """The stochastic depth of a run's members: residual blocks, how many are expected to run, multiply-adds saved."""
+    """Stochastic depth of a run's members: number of blocks, expected depth, fraction of multiply-adds saved."""
 
     num_blocks: int
     expected_depth: float
@@ -40,22 +40,21 @@ class StochasticDepthStats:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunData:
-    """One run.
+    """Data of one run.
 
     Attributes:
-        name: What the report calls it: the name of its folder, or its path where two folders share one.
-        path: Its folder.
+        name: Name in the report: that of the folder, or its path if two folders share a name.
+        path: Run folder.
         docstring: The recipe's docstring.
-        parameters, environment, events: As in the run folder.
-        evaluation: The content of `evaluation.json`, of this split and these members.
-        predictions: On the split of the report.
-        head: Of the whole committee, with a place for each member of the recipe.
-        histories: The rows of `history.jsonl` of each member that has them, by its index.
-        anytime_accuracy: Epochs, and the share of the validation split that the committee gets right after each; None where it
-            is not known.
+        parameters, environment, events: Content of the run folder.
+        evaluation: Content of `evaluation.json` for this split and these members.
+        predictions: Predictions on the split of the report.
+        head: Head of the whole committee of the recipe.
+        histories: Rows of `history.jsonl` of each member that has one, by member index.
+        anytime_accuracy: Epochs and the committee's validation accuracy after each; None if unknown.
         depth_stats: None for members of constant depth.
-        other_results: `calibration` and `robustness`, the content of those JSON files that are there.
-        examples: The split of the report, with its images.
+        other_results: Content of `calibration.json` and `robustness.json`, if present.
+        examples: Split of the report, with its images.
     """
 
     name: str
@@ -77,7 +76,7 @@ class RunData:
 def load_run_data(
     runs: Sequence[Run], split: str, *, min_members: int | None = None, allow_duplicate_weights: bool = False
 ) -> list[RunData]:
-    """What each of `runs` knows; what is missing of votes and evaluations is computed first and kept there.
+    """Load the data of each run once; missing predictions and evaluations are computed and stored in the run folder.
 
     Executes the recipes in the run folders; the caller holds the locks of the folders.
 
@@ -85,7 +84,7 @@ def load_run_data(
         IncompleteError: If a run has too few members.
         DataError: If data cannot be read, or the examples of the runs differ.
         RecipeError: If the classes of the runs differ.
-        VerificationError: If votes are no votes, or two members of a run have identical weights.
+        VerificationError: If predictions are invalid, or two members of a run have identical weights.
     """
     names = [run.path.resolve().name for run in runs]
     names = [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
@@ -95,12 +94,12 @@ def load_run_data(
         for run, name in zip(runs, names, strict=True)
     ]
     require_equal_classes({data.name: data.predictions.classes for data in run_data})
-    require_equal_examples({source.name: source.predictions for source in run_data}, split)
+    require_equal_examples({data.name: data.predictions for data in run_data}, split)
     return run_data
 
 
 def _load_splits_once(run: Run, data_cache: list[tuple[Any, Recipe, Any]]) -> tuple[Recipe, Any]:
-    """The recipe with its data read, and these: read once for all runs that ask for the same."""
+    """Return the recipe with preloaded data and the splits; runs with equal data share them."""
     recipe = run.recipe()
     for data, cached_recipe, splits in data_cache:
         if data == recipe.data:
@@ -142,7 +141,7 @@ def _load_run(
 
 
 def is_current(evaluation: dict[str, Any], predictions: SplitPredictions, split: str, head: str) -> bool:
-    """Whether an `evaluation.json` is that of these votes: same split, members, head, and the scores they give."""
+    """Check that an `evaluation.json` matches these predictions: split, members, head and scores."""
     try:
         stored_scores = [
             {name: row[name] for name in ("accuracy", "nll", "ece", "brier")} for row in evaluation["members"]
@@ -154,7 +153,7 @@ def is_current(evaluation: dict[str, Any], predictions: SplitPredictions, split:
         )
         matches = matches and [row["index"] for row in evaluation["members"]] == list(predictions.members)
         matches = matches and len(evaluation["committees"]) == len(predictions.members)
-    except (KeyError, TypeError):  # of another version, or not ours
+    except (KeyError, TypeError):  # written by another version or program
         return False
     if not matches:
         return False
@@ -170,15 +169,13 @@ def is_current(evaluation: dict[str, Any], predictions: SplitPredictions, split:
 
 
 def _read_cached_json(path: Path) -> Any:
-    """The document in file `path`, or None where there is no such file. Raises RunError."""
+    """Return the JSON document of a file, or None if it does not exist. Raises RunError if it is damaged."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise RunError(
-            f"{path} is damaged: {error}.\n  Delete it; the command that wrote it writes it anew."
-        ) from error
+        raise RunError(f"{path} is damaged: {error}.\n  Delete it and run the command that wrote it again.") from error
 
 
 def _read_history(path: Path) -> list[dict[str, Any]]:
@@ -189,13 +186,13 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}.\n  Move it away to report without it.") from error
+        raise RunError(f"{path} is damaged: {error}.\n  Move it away to write the report without it.") from error
 
 
 def _anytime_accuracy(
     run: Run, members: Sequence[int], head: Any, labels: np.ndarray, histories: dict[int, list[dict]]
 ) -> tuple[list[int], list[float]] | None:
-    """The committee after each epoch that all members left their votes of."""
+    """Return the committee's accuracy after each epoch for which all members stored predictions."""
     if len(members) < 2 or not histories or not len(labels):
         return None
     accuracies = {}
@@ -226,13 +223,13 @@ class Series:
     """The committees of one architecture, of every size.
 
     Attributes:
-        name: The architecture: the name that its members share.
-        members: Their places among all members of the report, ascending.
-        committees: As in `evaluation.json`, by rising size.
-        parameters: Of one member, trainable; the mean where they differ.
-        mixed: Whether these are committees of a run whose members differ.
-        gain: How much more often the committee of all is right than its mean member, a difference of shares.
-        gain_error: Its standard error over the examples, each compared with itself.
+        name: Architecture name that the members share.
+        members: Indices among all members of the report, ascending.
+        committees: As in `evaluation.json`, by ascending size.
+        parameters: Trainable parameters of one member; the mean if they differ.
+        mixed: Whether the members have different architectures.
+        gain: Accuracy of the committee of all members minus that of the mean member.
+        gain_error: Standard error of the gain over the examples (paired).
     """
 
     name: str
@@ -254,17 +251,17 @@ class Series:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectedCommittee:
-    """A committee or cascade from a `selection.json`, measured on the votes of this report.
+    """A committee or cascade from a selection file, scored on the predictions of this report.
 
     Attributes:
-        name: What the report calls it.
+        name: Name in the report.
         kind: "committee" or "cascade".
-        members: Names of its members, in the order asked.
-        mflops: Average MFLOPs of an image.
-        worst_mflops: MFLOPs of an image that every stage is asked about.
-        scores: Accuracy, NLL, ECE and Brier.
-        exits: For each stage of a cascade: members, rate, accuracy, nll, ece; the last three None where no image ended.
-        full: Accuracy and MFLOPs of all its members always voting.
+        members: Member names, in execution order.
+        mflops: Mean MFLOPs per image.
+        worst_mflops: MFLOPs of an image for which all stages run.
+        scores: Accuracy, NLL, ECE and Brier score.
+        exits: For each stage of a cascade: members, rate, accuracy, nll, ece; the last three None if no image exits.
+        full: Scores and MFLOPs if all members always run.
     """
 
     name: str
@@ -279,7 +276,7 @@ class SelectedCommittee:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CostPoint:
-    """One thing that can be shipped, in the picture of accuracy against cost."""
+    """A deployable committee in the plot of accuracy against cost."""
 
     name: str
     mflops: float
@@ -287,9 +284,10 @@ class CostPoint:
 
 
 def architecture_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The architecture of each member of a run.
+    """Return the architecture of each member of a run.
 
-    It is the member's name, but for members that are merely numbered: "linear_0" and "linear_1" are both "linear".
+    It is the member's name; members whose names differ only by a number share the stem: "linear_0" and "linear_1" are
+    both "linear".
     """
     stems = {re.sub(r"[_-]?\d+$", "", name) for name in names}
     numbered = len(names) > 1 and len(set(names)) == len(names) and len(stems) == 1 and "" not in stems
@@ -297,7 +295,7 @@ def architecture_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def cost_points(series: Sequence[Series], selected: Sequence[SelectedCommittee]) -> list[CostPoint]:
-    """Every committee in the picture; one of several subsets stands at their mean."""
+    """Return a point per committee size, the mean over its subsets, and per selection."""
     points = [
         CostPoint(
             name=_committee_name(committee["size"], architecture),
@@ -308,12 +306,13 @@ def cost_points(series: Sequence[Series], selected: Sequence[SelectedCommittee])
         for committee in architecture.committees
     ]
     return points + [
-        CostPoint(name=each.name, mflops=each.mflops, accuracy=each.scores["accuracy"]) for each in selected
+        CostPoint(name=committee.name, mflops=committee.mflops, accuracy=committee.scores["accuracy"])
+        for committee in selected
     ]
 
 
 def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
-    """The points that no other beats: by rising cost, each more accurate than all cheaper ones."""
+    """Return the Pareto-optimal points by ascending cost."""
     front_points: list[CostPoint] = []
     for point in sorted(points, key=lambda point: (point.mflops, -point.accuracy)):
         if not front_points or point.accuracy > front_points[-1].accuracy:
@@ -327,19 +326,19 @@ def _committee_name(size: int, series: Series) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """All members of all runs of a report, and their committees.
+    """Members of all runs of a report, and their committees.
 
     Attributes:
         runs: The runs.
-        split: Its name.
+        split: Name of the split.
         labels: int32 `(examples,)`.
         classes: Names of the classes.
-        predictions: float32 log probabilities `(examples, members, classes)`, in the order of the runs.
-        members: For each member its run's name, `architecture`, and its row of `evaluation.json`.
-        series: The committees of each architecture, by rising cost.
-        series_predictions: For each series what the committee of all its members says, float32 `(examples, classes)`.
-        committee_predictions: What the committee of all members says, whatever their architecture.
-        selected: Those of the selections.
+        predictions: float32 log-probabilities `(examples, members, classes)`, in the order of the runs.
+        members: For each member `run`, `architecture` and its row of `evaluation.json`.
+        series: The committees of each architecture, by ascending cost.
+        series_predictions: float32 `(examples, classes)` for each series, of the committee of all its members.
+        committee_predictions: float32 `(examples, classes)`, of the committee of all members of all architectures.
+        selected: The selections.
     """
 
     runs: tuple[RunData, ...]
@@ -355,13 +354,13 @@ class ReportData:
 
 
 def load_report_data(runs: Sequence[RunData], split: str, selections: Sequence[Path]) -> ReportData:
-    """Everything that the sections of the report are made of.
+    """Combine the runs and score the selections.
 
     Raises:
-        RunError: If a selection is none, or has a member that is in none of the runs.
+        RunError: If a selection file is invalid, or has a member that belongs to none of the runs.
     """
     predictions = np.concatenate([run.predictions.log_probabilities for run in runs], axis=1)
-    members = [member for source in runs for member in _member_rows(source)]
+    members = [member for run in runs for member in _member_rows(run)]
     pairs = [
         _architecture_series(name, members, predictions, runs)
         for name in dict.fromkeys(member["architecture"] for member in members)
@@ -394,10 +393,10 @@ def _member_rows(run: RunData) -> list[dict[str, Any]]:
 def _architecture_series(
     name: str, members: Sequence[dict[str, Any]], predictions: np.ndarray, all_runs: Sequence[RunData]
 ) -> tuple[Series, np.ndarray]:
-    """The committees of one architecture, from `evaluation.json` where they are those of one whole run."""
+    """Build the series of one architecture, from `evaluation.json` if it comprises one whole run."""
     indices = tuple(index for index, member in enumerate(members) if member["architecture"] == name)
-    run_names = {members[place]["run"] for place in indices}
-    run = next(source for source in all_runs if source.name in run_names)
+    run_names = {members[index]["run"] for index in indices}
+    run = next(run for run in all_runs if run.name in run_names)
     if len(run_names) == 1 and len(indices) == len(run.predictions.members):
         return _build_series(name, indices, members, predictions, run.predictions.labels, run)
     return _build_series(name, indices, members, predictions, run.predictions.labels, None)
@@ -406,11 +405,11 @@ def _architecture_series(
 def _mixed_series(
     runs: Sequence[RunData], members: Sequence[dict], predictions: np.ndarray
 ) -> list[tuple[Series, np.ndarray]]:
-    """The committees of each run whose members are of several architectures."""
+    """Build a series for each run with several architectures."""
     pairs = []
     for run in runs:
         indices = tuple(index for index, member in enumerate(members) if member["run"] == run.name)
-        if len({members[place]["architecture"] for place in indices}) > 1:
+        if len({members[index]["architecture"] for index in indices}) > 1:
             series, committee_predictions = _build_series(
                 f"{run.name}, mixed", indices, members, predictions, run.predictions.labels, run
             )
@@ -426,7 +425,7 @@ def _build_series(
     labels: np.ndarray,
     run: RunData | None,
 ) -> tuple[Series, np.ndarray]:
-    """A series; with a `run` it is that whole run, under its own head."""
+    """Build a series; with `run` it comprises that whole run, under its own head."""
     subset = predictions[:, list(indices)]
     head = subset_head(run.head, run.predictions.members) if run else GeometricMean()
     committee_predictions = aggregation.combine(head, subset)
@@ -464,7 +463,7 @@ def _score_committee_sizes(predictions: np.ndarray, labels: np.ndarray, members:
 def _score_selection(
     path: Path, paths: Sequence[Path], runs: Sequence[RunData], predictions: np.ndarray
 ) -> SelectedCommittee:
-    """The selection in file `path`, on the votes of this report."""
+    """Score the selection in file `path` on the predictions of this report."""
     selection = Selection.read(path)
     indices = _member_indices(path, selection, runs)
     temperatures = np.array([member.temperature for member in selection.members], np.float32)
@@ -505,7 +504,8 @@ def _member_indices(path: Path, selection: Selection, runs: Sequence[RunData]) -
     for member in selection.members:
         if member.weights not in hashes:
             raise RunError(
-                f"{path} has member {member.index} of {member.run}, whose weights (sha256 {member.weights[:12]}) are in"
-                " none of the runs of this report.\n  Name that run, too; or select again if it was trained anew."
+                f"{path} contains member {member.index} of {member.run}, whose weights (sha256 {member.weights[:12]})"
+                " belong to none of the runs of this report.\n  Add that run to the command, or run"
+                " `keras-committee select` again if the member was retrained."
             )
     return [hashes.index(member.weights) for member in selection.members]

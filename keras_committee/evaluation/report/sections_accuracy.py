@@ -1,4 +1,4 @@
-"""Which committee buys the most accuracy for its multiply-adds? Sections on cost, size and cascades."""
+"""Sections on accuracy: cost, committee size, cascades and single members."""
 
 import itertools
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _SCORES = ("accuracy", "nll", "ece", "brier")
 
 
 def cost_section(series: Sequence[Series], selected: Sequence[SelectedCommittee], split: str, examples: int) -> Section:
-    """Accuracy against MFLOPs: every committee size of every architecture, and what was chosen."""
+    """Accuracy against MFLOPs for every committee size of every architecture, and for the selections."""
     front_points = pareto_front(cost_points(series, selected))
     text = cost_sentence(series, selected, split, examples)
     picture = Picture(
@@ -37,7 +37,7 @@ def cost_section(series: Sequence[Series], selected: Sequence[SelectedCommittee]
         columns=("committee", "subsets", "MFLOPs", "accuracy", "NLL", "ECE", "Brier", "front"),
         rows=(*_committee_rows(series, front_points), *_selected_rows(selected, front_points)),
         note=f"Mean ± standard deviation over the subsets of that size, on {examples:,} {split} images. {MFLOPS_NOTE}"
-        " The front was drawn after the fact, on the same images.",
+        " The Pareto front is computed on the same images.",
     )
     return Section(
         name="cost", title="Accuracy against cost", blocks=(Block(sentence=text, pictures=(picture,), table=table),)
@@ -45,42 +45,42 @@ def cost_section(series: Sequence[Series], selected: Sequence[SelectedCommittee]
 
 
 def size_section(series: Sequence[Series]) -> Section | None:
-    """What each further member gains; None where there are no committees."""
+    """Accuracy gained by each further member; None without committees."""
     multi_member = [architecture for architecture in series if len(architecture.committees) > 1]
     if not multi_member:
         return None
     text = size_sentence(multi_member)
     table = Table(
-        columns=("architecture", "members", "accuracy", "gained by the last one", "least .. most", "NLL"),
+        columns=("architecture", "members", "accuracy", "gain of the last member", "min .. max", "NLL"),
         rows=tuple(_gain_row(one, index) for one in multi_member for index in range(len(one.committees))),
         first_numeric_column=1,
-        note="The standard deviation tells how much the choice of members matters; subsets share members.",
+        note="The standard deviation is over subsets, which share members; it is not a standard error.",
     )
     picture = Picture("gain-by-size", text, lambda width: gain_by_size(series, width))
     return Section(
-        name="size", title="What another member gains", blocks=(Block(sentence=text, pictures=(picture,), table=table),)
+        name="size", title="Gain per member", blocks=(Block(sentence=text, pictures=(picture,), table=table),)
     )
 
 
 def cascade_section(selected: Sequence[SelectedCommittee]) -> Section | None:
-    """Where the images leave each cascade; None where there is no cascade."""
+    """Exit rates of each cascade; None without cascades."""
     blocks = []
     for index, cascade in enumerate(cascade for cascade in selected if cascade.exits):
         text = cascade_sentence(cascade)
         name = "exit-rates" if index == 0 else f"exit-rates-{index + 1}"
-        pictures = (Picture(name, text, lambda width, each=cascade: exit_rates(each, width)),)
+        pictures = (Picture(name, text, lambda width, cascade=cascade: exit_rates(cascade, width)),)
         blocks.append(Block(sentence=text, pictures=pictures, table=_exit_table(cascade), title=cascade.name))
-    return Section(name="cascade", title="Where images leave the cascade", blocks=tuple(blocks)) if blocks else None
+    return Section(name="cascade", title="Cascade exits", blocks=tuple(blocks)) if blocks else None
 
 
 def members_section(members: Sequence[dict[str, Any]], split: str, examples: int) -> Section:
-    """Every member by itself."""
+    """Scores of every member."""
     several_runs = len({member["run"] for member in members}) > 1
     accuracies = [member["accuracy"] for member in members]
-    text = f"The one member is right on {format_percent(accuracies[0])} of the {split} images."
+    text = f"The single member classifies {format_percent(accuracies[0])} of the {split} images correctly."
     if len(members) > 1:
         lowest, highest = format_percent(min(accuracies)), format_percent(max(accuracies))
-        text = f"Single members are right on {lowest} to {highest} of the {split} images."
+        text = f"Single members classify {lowest} to {highest} of the {split} images correctly."
     table = Table(
         columns=(
             *(["run"] if several_runs else []),
@@ -107,11 +107,11 @@ def members_section(members: Sequence[dict[str, Any]], split: str, examples: int
         first_numeric_column=3 if several_runs else 2,
         note=f"On {examples:,} {split} images. {MFLOPS_NOTE}",
     )
-    return Section(name="members", title="The members", blocks=(Block(sentence=text, table=table),))
+    return Section(name="members", title="Members", blocks=(Block(sentence=text, table=table),))
 
 
 def cost_sentence(series: Sequence[Series], selected: Sequence[SelectedCommittee], split: str, examples: int) -> str:
-    """The best of each architecture, whether a larger network beats several smaller ones, and what was chosen."""
+    """Summarize each architecture, larger networks against smaller committees, and the selections."""
     sentences = [
         _best_committee_sentence(architecture) for architecture in series if not architecture.mixed or len(series) == 1
     ]
@@ -121,7 +121,7 @@ def cost_sentence(series: Sequence[Series], selected: Sequence[SelectedCommittee
 
 
 def competitors(series: Sequence[Series], large_architecture: Series) -> str:
-    """The best committee that costs no more than one large network: which is better? "" where there is none."""
+    """Compare one large network with the best committee that costs no more; "" if there is none."""
     budget = large_architecture.single_member["mflops"]
     affordable = [
         (committee["accuracy"]["mean"], committee, architecture)
@@ -131,21 +131,22 @@ def competitors(series: Sequence[Series], large_architecture: Series) -> str:
     ]
     if large_architecture.mixed or not affordable:
         return ""
-    accuracy, best_committee, small_architecture = max(affordable, key=lambda each: each[0])
+    accuracy, best_committee, small_architecture = max(affordable, key=lambda candidate: candidate[0])
     difference = accuracy - large_architecture.single_member["accuracy"]["mean"]
     verdict = (
         "as accurate as"
         if abs(difference) < 5e-4
         else f"{format_points(abs(difference))} {'above' if difference > 0 else 'below'}"
     )
+    size = number_word(best_committee["size"])
     return (
-        f"At no more than the cost of one {large_architecture.name} ({format_mflops(budget)}), {number_word(best_committee['size'])} {small_architecture.name}"
-        f" ({format_mflops(best_committee['mflops'])}) are {verdict} it."
+        f"At no more than the cost of one {large_architecture.name} ({format_mflops(budget)}), {size}"
+        f" {small_architecture.name} ({format_mflops(best_committee['mflops'])}) are {verdict} it."
     )
 
 
 def size_sentence(series: Sequence[Series]) -> str:
-    """What the second member and the last one gain."""
+    """Summarize the gain of the second and of the last member."""
     sentences = []
     for architecture in series:
         means = [committee["accuracy"]["mean"] for committee in architecture.committees]
@@ -158,34 +159,34 @@ def size_sentence(series: Sequence[Series]) -> str:
 
 
 def cascade_sentence(cascade: SelectedCommittee) -> str:
-    """Where most images end, and what that saves."""
+    """Summarize exit rates and savings of a cascade."""
     first, last = cascade.exits[0], cascade.exits[-1]
+    first_members, last_members = count_with_noun(first["members"], "member"), number_word(last["members"])
     text = (
-        f"{format_percent(first['rate'], 0)} of the images are answered by {count_with_noun(first['members'], 'member')}"
-        f"{_accuracy_note(first)}, {format_percent(last['rate'], 0)} need all {number_word(last['members'])}{_accuracy_note(last)}."
+        f"{format_percent(first['rate'], 0)} of the images exit after {first_members}{_accuracy_note(first)},"
+        f" {format_percent(last['rate'], 0)} after all {last_members}{_accuracy_note(last)}."
     )
     return f"{text} {_selected_sentence(cascade)}"
 
 
 def _best_committee_sentence(architecture: Series) -> str:
+    full, single = architecture.full_committee, architecture.single_member
+    single_accuracy, single_cost = format_percent(single["accuracy"]["mean"]), format_mflops(single["mflops"])
     if len(architecture.committees) == 1:
-        return f"One {architecture.name} reaches {format_percent(architecture.single_member['accuracy']['mean'])} at {format_mflops(architecture.single_member['mflops'])}."
-    full_committee, single_member = architecture.full_committee, architecture.single_member
+        return f"One {architecture.name} reaches {single_accuracy} at {single_cost}."
     direction = "above" if architecture.gain >= 0 else "below"
     return (
-        f"{number_word(full_committee['size']).capitalize()} of {architecture.name} reach {format_percent(full_committee['accuracy']['mean'])} at"
-        f" {format_mflops(full_committee['mflops'])}, {format_points(abs(architecture.gain))} (± {100 * 1.96 * architecture.gain_error:.1f}, 95 % interval"
-        f" over the images) {direction} one of them, which has {format_percent(single_member['accuracy']['mean'])} at"
-        f" {format_mflops(single_member['mflops'])}."
+        f"{number_word(full['size']).capitalize()} {architecture.name} reach {format_percent(full['accuracy']['mean'])}"
+        f" at {format_mflops(full['mflops'])}, {format_points(abs(architecture.gain))}"
+        f" (± {100 * 1.96 * architecture.gain_error:.1f}, 95 % interval over the images) {direction} a single one,"
+        f" which reaches {single_accuracy} at {single_cost}."
     )
 
 
 def _selected_sentence(committee: SelectedCommittee) -> str:
-    accuracy = format_percent(committee.scores["accuracy"])
+    accuracy, cost = format_percent(committee.scores["accuracy"]), format_mflops(committee.mflops)
     if committee.kind == "committee":
-        return (
-            f"The chosen committee ({_member_list(committee)}) reaches {accuracy} at {format_mflops(committee.mflops)}."
-        )
+        return f"The selected committee ({_member_list(committee)}) reaches {accuracy} at {cost}."
     difference = committee.scores["accuracy"] - committee.full["accuracy"]
     verdict = (
         "as accurate as"
@@ -193,8 +194,8 @@ def _selected_sentence(committee: SelectedCommittee) -> str:
         else f"{format_points(abs(difference), 2)} {'above' if difference > 0 else 'below'}"
     )
     return (
-        f"The {committee.name} ({_member_list(committee)}) reaches {accuracy} at {format_mflops(committee.mflops)} on average and at most"
-        f" {format_mflops(committee.worst_mflops)}: {verdict} all its members voting on every image, with"
+        f"The {committee.name} ({_member_list(committee)}) reaches {accuracy} at {cost} on average"
+        f" and {format_mflops(committee.worst_mflops)} at most: {verdict} all its members on every image, with"
         f" {committee.full['mflops'] / committee.mflops:.1f} times fewer multiply-adds."
     )
 
@@ -256,10 +257,10 @@ def _exit_table(cascade: SelectedCommittee) -> Table:
         for stage in cascade.exits
     ]
     return Table(
-        columns=("members asked", "images that end here", "accuracy of these", "NLL", "ECE"),
+        columns=("members", "images that exit", "their accuracy", "NLL", "ECE"),
         rows=tuple(rows),
         first_numeric_column=0,
-        note="Members in the order asked: " + ", ".join(cascade.members) + ".",
+        note="Members in execution order: " + ", ".join(cascade.members) + ".",
     )
 
 
@@ -268,7 +269,7 @@ def _format_score(value: float | None) -> str:
 
 
 def _accuracy_note(stage: dict) -> str:
-    return "" if stage["accuracy"] is None else f" ({format_percent(stage['accuracy'])} of them right)"
+    return "" if stage["accuracy"] is None else f" ({format_percent(stage['accuracy'])} of them correct)"
 
 
 def _ordinal(number: int) -> str:

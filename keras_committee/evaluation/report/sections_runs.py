@@ -1,4 +1,4 @@
-"""How did the members learn, and what did stochastic depth save? Sections on the histories of training."""
+"""Sections on runs: training curves, stochastic depth, calibration, robustness and the run summary."""
 
 import datetime
 from collections.abc import Sequence
@@ -22,52 +22,60 @@ from keras_committee.figures.curves import depth_curves, robustness_curves, trai
 from keras_committee.figures.style import Picture
 from keras_committee.run import training_seconds
 
+_CALIBRATION_LABELS = {
+    "member_temperatures": "a temperature per member",
+    "temperature": "one temperature",
+    "weights": "fitted weights",
+}
+
 
 def training_curves_section(runs: Sequence[RunData]) -> Section | None:
-    """Training curves of every run; None where no run has a history."""
+    """Training curves of every run; None without histories."""
     blocks = tuple(_training_curves_block(run, len(runs) > 1) for run in runs if run.histories)
-    return Section(name="learning", title="Training", blocks=blocks) if blocks else None
+    return Section(name="training", title="Training", blocks=blocks) if blocks else None
 
 
 def depth_section(runs: Sequence[RunData]) -> Section | None:
-    """What stochastic depth saved; None where no run has it."""
+    """Savings of stochastic depth; None without it."""
     blocks = tuple(_depth_block(run, run.depth_stats, runs) for run in runs if run.depth_stats is not None)
-    return Section(name="depth", title="Time saved by stochastic depth", blocks=blocks) if blocks else None
+    return Section(name="depth", title="Stochastic depth", blocks=blocks) if blocks else None
 
 
 def training_curves_sentence(run: RunData) -> str:
-    """Where the members end, how far apart, and where their committee ends."""
+    """Summarize the final accuracies of members and committee and the training speed."""
     last = [rows[-1] for rows in run.histories.values()]
     accuracy = [row["validation_accuracy"] for row in last]
     epochs = max(row["epoch"] for row in last)
-    subject = "the member ends" if len(last) == 1 else f"the {number_word(len(last))} members end"
-    text = f"After {count_with_noun(epochs, 'epoch')} {subject} at {format_percent(float(np.mean(accuracy)))} of the validation images"
+    subject = "the member reaches" if len(last) == 1 else f"the {number_word(len(last))} members reach"
+    mean_accuracy = format_percent(float(np.mean(accuracy)))
+    text = f"After {count_with_noun(epochs, 'epoch')} {subject} a validation accuracy of {mean_accuracy}"
     if len(last) > 1:
-        text += f", {format_points(max(accuracy) - min(accuracy))} apart"
+        text += f" on average, with a range of {format_points(max(accuracy) - min(accuracy))}"
     if run.anytime_accuracy is not None:
-        text += f"; together they get {format_percent(run.anytime_accuracy[1][-1])} right"
-    return f"{text}. They trained at {format_significant(_images_per_second(run))} images a second (median over epochs and members)."
+        text += f"; their committee reaches {format_percent(run.anytime_accuracy[1][-1])}"
+    speed = format_significant(_images_per_second(run))
+    return f"{text}. Training speed: {speed} images per second (median over epochs and members)."
 
 
 def depth_sentence(run: RunData, others: Sequence[RunData]) -> str:
-    """Expected and realised depth, and the speed beside a run of constant depth, where there is one."""
+    """Compare observed and expected depth, and the speed with runs of constant depth."""
     depth_stats = run.depth_stats
     if depth_stats is None:
         return ""
     text = (
-        f"Of {depth_stats.num_blocks} residual blocks {observed_depth(run):.1f} ran in a mean training step;"
-        f" {depth_stats.expected_depth:.1f} are expected, which leaves out"
+        f"On average {observed_depth(run):.1f} of {depth_stats.num_blocks} residual blocks ran per training step;"
+        f" the expected depth of {depth_stats.expected_depth:.1f} saves"
         f" {format_percent(depth_stats.expected_flops_reduction)} of the multiply-adds."
     )
     for other in others:
         ratio = _images_per_second(run) / _images_per_second(other)
-        saved = f"{format_percent(1 - 1 / ratio)} of the time of an epoch saved" if ratio > 1 else "no time saved"
-        text += f" It trained at {ratio:.2f} times the images a second of {other.name}, of constant depth: {saved}."
+        saved = f"{format_percent(1 - 1 / ratio)} less time per epoch" if ratio > 1 else "no time saved"
+        text += f" It trained {ratio:.2f} times as many images per second as {other.name} with constant depth: {saved}."
     return text
 
 
 def observed_depth(run: RunData) -> float:
-    """Residual blocks that ran in a step, the mean over epochs and members."""
+    """Return the residual blocks that ran per step, the mean over epochs and members."""
     rows = [row for rows in run.histories.values() for row in rows if "realised_depth" in row]
     return float(np.mean([row["realised_depth"] for row in rows]))
 
@@ -80,7 +88,7 @@ def _training_curves_block(run: RunData, several_runs: bool) -> Block:
     table = Table(
         columns=columns,
         rows=tuple(_last_epoch_row(index, rows) for index, rows in run.histories.items()),
-        note="The last epoch; images/s is the median over the epochs. Training accuracy is taken on augmented images.",
+        note="Last epoch; images/s is the median over the epochs. Training accuracy is on augmented images.",
     )
     return Block(sentence=text, pictures=(picture,), table=table, title=run.name if several_runs else "")
 
@@ -104,7 +112,7 @@ def _depth_block(run: RunData, depth_stats: StochasticDepthStats, runs: Sequence
 
 
 def _is_constant_depth_counterpart(run: RunData, other: RunData) -> bool:
-    """Whether `other` has the same members but for the skipping: same name, same number of weights."""
+    """Check that `other` trains the same network with constant depth: same name and number of weights."""
     first_members = [
         [(row["name"], row["parameters"]) for row in candidate.evaluation["members"][:1]] for candidate in (run, other)
     ]
@@ -129,7 +137,7 @@ def _last_epoch_row(index: int, rows: list[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def safe_file_name(name: str) -> str:
-    """`name` as a part of a file's name."""
+    """Replace characters that are unsuitable in a file name."""
     return (
         "".join(character if character.isalnum() or character in "-_." else "-" for character in name).strip("-.")
         or "run"
@@ -137,7 +145,7 @@ def safe_file_name(name: str) -> str:
 
 
 def run_summary_section(runs: Sequence[RunData]) -> Section:
-    """Recipe, knobs, versions, seeds, commit, machine and wall time of every run."""
+    """Recipe, parameters, versions, seeds, commit, machine and wall time of every run."""
     blocks = tuple(
         Block(
             sentence=_first_line(run.docstring),
@@ -146,20 +154,20 @@ def run_summary_section(runs: Sequence[RunData]) -> Section:
         )
         for run in runs
     )
-    return Section(name="card", title="Run cards" if len(runs) > 1 else "Run card", blocks=blocks)
+    return Section(name="summary", title="Run summaries" if len(runs) > 1 else "Run summary", blocks=blocks)
 
 
 def run_summary_rows(run: RunData) -> tuple[tuple[str, str], ...]:
-    """What the run folder says of how it was trained."""
+    """Return name and value of each property of a run."""
     environment, indices = run.environment, run.predictions.members
     versions = ", ".join(f"{package} {version}" for package, version in environment["versions"].items() if version)
     rows = [
         (
             "recipe",
-            f"{environment['recipe']}{' (smoke run: a trial on a few batches)' if environment['smoke'] else ''}",
+            f"{environment['recipe']}{' (smoke run on a few batches)' if environment['smoke'] else ''}",
         ),
         ("command", environment["command"]),
-        ("knobs", ", ".join(f"{parameter}={value!r}" for parameter, value in run.parameters.items())),
+        ("parameters", ", ".join(f"{parameter}={value!r}" for parameter, value in run.parameters.items())),
         ("members", f"{', '.join(map(str, indices))}; combined by {run.evaluation['head'].replace('_', ' ')}"),
         ("missing members", ", ".join(map(str, run.evaluation.get("missing") or []))),
         ("seeds", _seeds(environment.get("seed"), indices)),
@@ -178,7 +186,7 @@ def _wall_time(events: Sequence[dict[str, Any]]) -> str:
     if seconds is None:
         return ""
     members = sum(event.get("seconds", 0.0) for event in events if event["event"] == "member_finished")
-    return f"{_duration(seconds)}; the members took {_duration(members)} in sum" if members else _duration(seconds)
+    return f"{_duration(seconds)}; {_duration(members)} summed over the members" if members else _duration(seconds)
 
 
 def _duration(seconds: float) -> str:
@@ -196,7 +204,7 @@ def _restarts_and_failures(events: Sequence[dict[str, Any]]) -> str:
     starts = sum(event["event"] == "training_started" for event in events)
     failed = sum(event["event"] == "member_failed" for event in events)
     parts = [f"started {number_word(starts)} times"] if starts > 1 else []
-    return "; ".join([*parts, f"{number_word(failed)} failures of members"] if failed else parts)
+    return "; ".join([*parts, f"{number_word(failed)} failed members"] if failed else parts)
 
 
 def _seeds(seed: int | None, indices: Sequence[int]) -> str:
@@ -211,28 +219,21 @@ def _first_line(docstring: str) -> str:
     return docstring.strip().split("\n")[0]
 
 
-_CALIBRATION_LABELS = {
-    "member_temperatures": "a temperature for each member",
-    "temperature": "one temperature",
-    "weights": "fitted weights",
-}
-
-
 def calibration_section(runs: Sequence[RunData]) -> Section | None:
-    """What temperatures and weights change, of the runs that have a `calibration.json`."""
+    """Effect of temperatures and weights for runs with a `calibration.json`."""
     blocks = tuple(
         _calibration_block(run.other_results["calibration"], run.name if len(runs) > 1 else "")
         for run in runs
         if "calibration" in run.other_results
     )
-    return Section(name="calibration", title="After calibration", blocks=blocks) if blocks else None
+    return Section(name="calibration", title="Calibration", blocks=blocks) if blocks else None
 
 
 def robustness_section(runs: Sequence[RunData]) -> Section | None:
-    """What worse and foreign images do, of the runs that have a `robustness.json`."""
+    """Corrupted and out-of-distribution images for runs with a `robustness.json`."""
     several_runs = len(runs) > 1
     blocks = tuple(_robustness_block(run, several_runs) for run in runs if "robustness" in run.other_results)
-    return Section(name="robustness", title="On worse and on foreign images", blocks=blocks) if blocks else None
+    return Section(name="robustness", title="Robustness", blocks=blocks) if blocks else None
 
 
 def accuracy_by_severity(document: dict[str, Any]) -> dict[int, tuple[float, float]]:
@@ -261,17 +262,18 @@ def _robustness_block(run: RunData, several_runs: bool) -> Block:
 
 
 def robustness_sentence(document: dict[str, Any]) -> str:
-    """How much accuracy corruptions cost, and whether foreign images are noticed."""
+    """Summarize the accuracy on corrupted images and the detection of out-of-distribution images."""
     clean, mean = document["clean"], document["mean"]
+    kinds = count_with_noun(len({row["kind"] for row in document["corruptions"]}), "corruption")
     text = (
-        f"On corrupted images the committee is right on {format_percent(mean['committee']['accuracy'])}, a member on"
-        f" {format_percent(_mean_member_accuracy(mean))}, of {format_percent(clean['committee']['accuracy'])} and"
-        f" {format_percent(_mean_member_accuracy(clean))} on the images as they are (means over"
-        f" {count_with_noun(len({row['kind'] for row in document['corruptions']}), 'kind')} of corruption and their severities)."
+        f"Accuracy on corrupted images: committee {format_percent(mean['committee']['accuracy'])}, mean member"
+        f" {format_percent(_mean_member_accuracy(mean))}; on clean images"
+        f" {format_percent(clean['committee']['accuracy'])} and {format_percent(_mean_member_accuracy(clean))}"
+        f" (means over {kinds} and their severities)."
     )
     auroc_texts = [f"{ood['source']} {ood['confidence']['auroc']:.2f}" for ood in document["foreign"]]
     return text + (
-        f" AUROC of telling foreign images by the committee's confidence: {join_with_and(auroc_texts)}."
+        f" AUROC of detecting out-of-distribution images by the committee's confidence: {join_with_and(auroc_texts)}."
         if auroc_texts
         else ""
     )
@@ -287,7 +289,7 @@ def _corruption_table(document: dict[str, Any]) -> Table:
             (kind.replace("_", " "), *(format_percent(accuracies[kind, level]) for level in levels))
             for kind in dict.fromkeys(row["kind"] for row in rows)
         ),
-        note=f"Accuracy of the committee on {document['examples']:,} {document['split']} images, corrupted.",
+        note=f"Accuracy of the committee on {document['examples']:,} corrupted {document['split']} images.",
     )
 
 
@@ -304,17 +306,17 @@ def _calibration_block(document: dict[str, Any], title: str) -> Block:
     after = committee["after"]["temperature"]
     fitted, measured = document["fitted_on"], document["measured_on"]
     text = (
-        f"One temperature of {committee['temperature']:.2f} for the committee changes its ECE from {before['ece']:.3f}"
-        f" to {after['ece']:.3f} and its NLL from {before['nll']:.3f} to {after['nll']:.3f}; above 1 it makes answers"
-        f" less sure. Fitted on {fitted['examples']:,} {fitted['split']} images, measured on {measured['examples']:,}"
+        f"A temperature of {committee['temperature']:.2f} for the committee changes its ECE from {before['ece']:.3f}"
+        f" to {after['ece']:.3f} and its NLL from {before['nll']:.3f} to {after['nll']:.3f}; values above 1 reduce"
+        f" confidence. Fitted on {fitted['examples']:,} {fitted['split']} images, measured on {measured['examples']:,}"
         f" {measured['split']} images."
     )
-    rows = [("committee as it is", before)]
+    rows = [("committee, uncalibrated", before)]
     rows += [
         (f"committee, {_CALIBRATION_LABELS.get(name, name)}", scores) for name, scores in committee["after"].items()
     ]
     for member in document["members"]:
-        rows.append((f"member {member['index']} as it is", member["before"]))
+        rows.append((f"member {member['index']}, uncalibrated", member["before"]))
         rows.append((f"member {member['index']}, temperature {member['temperature']:.2f}", member["after"]))
     return Block(sentence=text, table=_scores_table(rows), title=title)
 
@@ -322,7 +324,7 @@ def _calibration_block(document: dict[str, Any], title: str) -> Block:
 def _scores_table(rows: Sequence[tuple[str, dict[str, float]]]) -> Table:
     names = ("nll", "ece", "adaptive_ece", "brier")
     return Table(
-        columns=("who", "accuracy", "NLL", "ECE", "adaptive ECE", "Brier"),
+        columns=("predictor", "accuracy", "NLL", "ECE", "adaptive ECE", "Brier"),
         rows=tuple(
             (label, format_percent(scores["accuracy"]), *(f"{scores[name]:.4f}" for name in names))
             for label, scores in rows
