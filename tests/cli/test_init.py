@@ -164,13 +164,18 @@ def test_json_has_the_choices_and_the_next_command(write_images, capsys):
     assert document["next"] == "keras-committee train mine.py --smoke"
 
 
-@pytest.mark.slow
-def test_a_written_recipe_for_large_images_builds_its_members(write_images):
-    write_images({"pets/cat": 3, "pets/dog": 4}, (100, 96))
-    assert main(["init", "large.py", "--from", "image-folder", "pets"]) == 0
-    file = RecipeFile.read("large.py")
-    member = file.build(file.resolve([])).member(0)
-    assert (member.input_shape, member.output_shape) == ((None, 96, 96, 3), (None, 2))
+@pytest.mark.parametrize("side", [100, 33])
+def test_a_written_recipe_builds_its_members_optimizer_and_data(write_images, side):
+    write_images({"pets/cat": 11, "pets/dog": 9}, (side, side + 1))
+    assert main(["init", "pets.py", "--from", "image-folder", "pets"]) == 0
+    file = RecipeFile.read("pets.py")
+    recipe = file.build(file.resolve([]))
+    size = file.defaults["size"]
+    member = recipe.member(0)
+    assert (member.input_shape, member.output_shape) == ((None, size, size, 3), (None, 2))
+    assert float(recipe.optimizer(100).learning_rate) == 0  # the warm-up starts there
+    splits = recipe.data.load()
+    assert (splits.classes, tuple(splits.train.image_shape)) == (("cat", "dog"), (size, size, 3))
 
 
 @pytest.mark.slow

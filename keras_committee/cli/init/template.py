@@ -50,7 +50,7 @@ def recipe(
 {network}
 
     def optimizer(steps):  # steps = epochs * batches per epoch
-        rate = schedules.cosine(steps, learning_rate, warm_up=steps // 20)
+        rate = schedules.cosine(steps, learning_rate, warmup_steps=steps // 20)
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
 
 {warning}    return Recipe(
