@@ -1,10 +1,8 @@
-"""Trains a committee in children that are killed at random moments, until one of them ends.
+"""Trains a committee in children that are killed at random moments, until one of them finishes.
 
-    python tests/training/killed_training.py RECIPE FOLDER KILLS SEED
-
-TensorFlow is imported once; each child is forked before anything of it runs, so that a kill costs no new start. Every
-second child saves after each step; every third is asked to stop before it is killed. Prints the number of kills, and
-of those inside a save.
+Run by `test_resume.py` in a fork: `python killed_training.py RECIPE FOLDER KILLS SEED`. Each child is forked before
+anything of TensorFlow runs, so that a kill costs no new start. Every second child saves after each step; every third
+is requested to stop before it is killed. Prints the number of kills, and of those inside a save.
 """
 
 import os
@@ -22,35 +20,35 @@ from keras_committee.training import TrainingOptions, train_committee
 
 
 def main(recipe, folder, kills, seed):
-    chance, done, inside = random.Random(seed), 0, 0
+    rng, done, inside = random.Random(seed), 0, 0
     while True:
-        settings = TrainingOptions(checkpoint_seconds=0.0 if done % 2 else 300.0, deterministic=True)
+        options = TrainingOptions(checkpoint_seconds=0.0 if done % 2 else 300.0, deterministic=True)
         child = os.fork()
         if not child:
-            train(recipe, folder, settings)
+            train(recipe, folder, options)
         if done < kills:
             wait_for_work(folder, child)
-            time.sleep(chance.uniform(0.0, 0.7))
-            if done % 3 == 2:  # as a queue does: asked first, killed within a second
+            time.sleep(rng.uniform(0.0, 0.7))
+            if done % 3 == 2:  # as a queue does: SIGTERM first, killed within a second
                 os.kill(child, signal.SIGTERM)
-                time.sleep(chance.uniform(0.0, 1.0))
+                time.sleep(rng.uniform(0.0, 1.0))
             os.kill(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         inside += bool(list(pathlib.Path(folder).glob("members/*/state/.part-*")))
-        # Before training listens, SIGTERM ends the process at once; to a shell that is 143, too.
+        # Before training handles signals, SIGTERM ends the process at once; to a shell that is 143, too.
         if code not in (-signal.SIGKILL, -signal.SIGTERM, 143):
             print(done, inside)
             return code
         done += 1
 
 
-def train(recipe, folder, settings):
+def train(recipe, folder, options):
     try:
         file = RecipeFile.read(recipe)
-        knobs = file.resolve(["members=2", "epochs=30"])
-        run = Run.create(folder, file, knobs, command="test")
+        parameters = file.resolve(["members=2", "epochs=30"])
+        run = Run.create(folder, file, parameters, command="test")
         with run.lock():
-            train_committee(run, file.build(knobs), options=settings)
+            train_committee(run, file.build(parameters), options=options)
     except Interrupted as error:
         os._exit(error.exit_code)
     except BaseException:
@@ -60,7 +58,7 @@ def train(recipe, folder, settings):
 
 
 def wait_for_work(folder, child):
-    """Until the child has written something that was not there: a checkpoint, a line of the journal."""
+    """Wait until the child has added to the journal, or has ended."""
     before = newest(folder)
     while newest(folder) <= before and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(0.01)

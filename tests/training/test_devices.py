@@ -64,7 +64,8 @@ def test_auto_trains_a_member_per_core_that_has_memory_and_prints_why(monkeypatc
     num_workers, reason = devices.choose_num_workers("auto", 8)
     assert num_workers == 3
     assert reason == (
-        "training 3 of 8 members at once, on 4 cores and 7 GiB of free memory; use --workers N to choose another number."
+        "training 3 of 8 members at once, on 4 cores and 7 GiB of free memory; "
+        "use --workers N to choose another number."
     )
     assert devices.choose_num_workers("auto", 2)[0] == 2
     assert devices.choose_num_workers(6, 4) == (4, "")

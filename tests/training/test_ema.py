@@ -1,4 +1,4 @@
-"""Are the moving averages those of their definition, and does the model get its own weights back?"""
+"""Moving averages follow their definition, and the model gets its own weights back."""
 
 import keras
 import numpy as np
@@ -31,8 +31,8 @@ def averaged(model):
 
 
 def draw_weights(model, step):
-    for place, weight in enumerate(averaged(model)):
-        weight.assign(np.random.default_rng([step, place]).normal(size=weight.shape))
+    for index, weight in enumerate(averaged(model)):
+        weight.assign(np.random.default_rng([step, index]).normal(size=weight.shape))
 
 
 def definition(start, steps, decay):
@@ -83,7 +83,7 @@ def test_averages_begin_as_the_weights(one):
     assert_close(WeightEMA(model, 0.99, one).variables, numbers(averaged(model)))
 
 
-def test_inside_the_block_the_model_answers_with_the_averages(one):
+def test_inside_the_block_the_model_predicts_with_the_averages(one):
     model, other = network(), network()
     averages = WeightEMA(model, 0.9, one)
     draw_weights(model, 1)
@@ -124,7 +124,7 @@ def test_survival_and_counted_runs_are_not_averaged(one):
     draw_weights(model, 1)
     averages.copy_to_weights()
     assert gate.survival == pytest.approx(0.2)
-    assert float(gate.runs) == 41.0
+    assert float(gate.run_count) == 41.0
 
 
 def test_two_replicas_average_as_one_device_does(mirrored):

@@ -1,4 +1,4 @@
-"""Do the layers train that a recipe names, in their epochs, while all others keep every bit?"""
+"""Exactly the layers that a recipe names train, in their epochs; all others keep every bit."""
 
 import keras
 import numpy as np
@@ -27,9 +27,9 @@ def network():
 
 
 def a_batch(examples=8):
-    draw = np.random.default_rng(3)
-    images = draw.normal(size=(examples, 4, 4, 3)).astype("float32")
-    return images, draw.integers(0, 5, size=examples, dtype=np.int32)
+    rng = np.random.default_rng(3)
+    images = rng.normal(size=(examples, 4, 4, 3)).astype("float32")
+    return images, rng.integers(0, 5, size=examples, dtype=np.int32)
 
 
 def freezer(model, *patterns):
@@ -93,7 +93,7 @@ OPTIONS = {
 
 
 def trained(strategy, patterns, dtype="float32", **options):
-    """Three steps of a network that trains what `patterns` say: it, its optimizer, and bits before of all it holds."""
+    """A network after three steps of the layers that `patterns` select, its optimizer, averages and earlier bits."""
     keras.config.set_dtype_policy(dtype)
     with strategy.scope():
         model = network()
@@ -113,24 +113,24 @@ CASES = [("single", name) for name in OPTIONS] + [("mirrored", "in parts and cli
 CASES += [pytest.param("mirrored", name, marks=pytest.mark.slow) for name in ("plain", "bfloat16", "float16")]
 
 
-@pytest.mark.parametrize(("place", "options"), CASES)
-def test_frozen_weights_statistics_and_averages_keep_every_bit(place, options):
-    model, _, averages, before = trained(make_strategy(place, 8), ["logits"], **OPTIONS[options])
-    every = [*model.variables, *averages.variables]
-    stirred = {id(v) for v, old, new in zip(every, before, bits(every), strict=True) if old != new}
+@pytest.mark.parametrize(("strategy", "options"), CASES)
+def test_frozen_weights_statistics_and_averages_keep_every_bit(strategy, options):
+    model, _, averages, before = trained(make_strategy(strategy, 8), ["logits"], **OPTIONS[options])
+    variables = [*model.variables, *averages.variables]
+    changed = {id(v) for v, old, new in zip(variables, before, bits(variables), strict=True) if old != new}
     logits = {id(v) for v in [*model.get_layer("logits").variables, *averages.variables[-6:-4]]}  # 4 statistics follow
     counters = {id(v) for v in model.variables if "runs" in v.path or "seed" in v.path}
-    assert stirred - counters == logits
+    assert changed - counters == logits
 
 
 def test_slots_of_weights_that_are_yet_to_train_are_zero():
     _, optimizer, _, _ = trained(make_strategy("single", 8), ["logits"])
     slots = [v for v in optimizer.variables if "velocity" in v.path or "momentum" in v.path]
-    stirred = [bool(np.any(keras.ops.convert_to_numpy(slot))) for slot in slots]
-    assert (stirred.count(True), stirred.count(False)) == (4, 20)  # kernel and bias of the logits; 10 other weights
+    changed = [bool(np.any(keras.ops.convert_to_numpy(slot))) for slot in slots]
+    assert (changed.count(True), changed.count(False)) == (4, 20)  # kernel and bias of the logits; 10 other weights
 
 
-def test_a_frozen_normalisation_answers_in_training_as_in_inference():
+def test_a_frozen_normalization_is_the_same_in_training_and_inference():
     model = network()
     norm = model.get_layer("stem_bn")
     x = np.random.default_rng(1).normal(3, 2, (4, 4, 4, 3)).astype("float32")
@@ -153,7 +153,7 @@ def test_a_name_that_trains_nothing_is_refused_before_training(patterns, words):
 
 
 def test_one_name_for_a_list_of_names_is_refused():
-    with pytest.raises(RecipeError, match=r"must return a list of names of layers.*for epoch 0: 'logits'"):
+    with pytest.raises(RecipeError, match=r"must return a list of layer names.*for epoch 0: 'logits'"):
         LayerFreezer(network(), lambda epoch: "logits", epochs=1)
 
 

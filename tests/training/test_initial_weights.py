@@ -1,4 +1,4 @@
-"""Does a member begin with the weights of another network, and is a network that does not fit refused in words?"""
+"""A member starts with the weights of another network, and one that does not fit is refused with a reason."""
 
 import pathlib
 import random
@@ -20,8 +20,8 @@ def network(classes=5, filters=4, layers_before=1, name="ours"):
         x = layers.BatchNormalization()(keras.layers.Conv2D(filters, 3, padding="same")(x))
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Dropout(0.2)(x))
     model = keras.Model(image, keras.layers.Dense(classes)(x), name=name)
-    for place, weight in enumerate(model.weights):
-        weight.assign(np.random.default_rng([classes, filters, place]).normal(size=weight.shape))
+    for index, weight in enumerate(model.weights):
+        weight.assign(np.random.default_rng([classes, filters, index]).normal(size=weight.shape))
     return model
 
 
@@ -39,7 +39,7 @@ def assert_same(values, others):
 def saved(tmp_path):
     """Saves a network and gives its path."""
 
-    def save(model, name="theirs.keras"):
+    def save(model, name="source.keras"):
         model.save(tmp_path / name)
         return str(tmp_path / name)
 
@@ -77,7 +77,7 @@ def test_a_run_folder_gives_each_member_the_weights_of_its_own(trained):
     assert not np.array_equal(values(recipe.member(0))[0], values(model)[0])
 
 
-def test_a_function_of_the_index_chooses(saved):
+def test_a_function_of_the_index_chooses_the_file(saved):
     files = [saved(network(filters=4), "a.keras"), saved(network(classes=7), "b.keras")]
     model = network(classes=7)
     kept = values(network(classes=7))
@@ -108,37 +108,42 @@ def test_survival_stays_what_the_recipe_says_and_the_branch_is_copied(saved):
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     assert refusal(str(tmp_path / "none.keras")) == (
-        f"Recipe(initial=...): there is no {tmp_path}/none.keras. Give a .keras file or a folder with finished members."
+        f"Recipe(initial_weights=...): {tmp_path}/none.keras does not exist. "
+        "Use a .keras file or a folder with finished members."
     )
 
 
 def test_a_run_folder_without_the_member_is_refused(trained):
     run, _ = trained
-    assert f"there is no {run.path}/members/05/model.keras" in refusal(str(run.path), index=5)
+    assert f"{run.path}/members/05/model.keras does not exist" in refusal(str(run.path), index=5)
 
 
 def test_a_network_of_another_depth_is_refused(saved):
     file = saved(network(layers_before=2))
     assert refusal(file) == (
-        f"Recipe(initial=...): {file} has 5 layers with weights; member 1 (ours) has 3. "
-        "Give the weights of a network of the same family and depth."
+        f"Recipe(initial_weights=...): {file} has 5 layers with weights; member 1 (ours) has 3. "
+        "Use the weights of a network of the same family and depth."
     )
 
 
 def test_a_network_of_which_no_layer_fits_is_refused(saved):
     file = saved(network(filters=6, classes=7))
-    assert refusal(file) == f"Recipe(initial=...): no layer of {file} has the shapes of member 1 (ours)."
+    assert refusal(file) == (
+        f"Recipe(initial_weights=...): no layer of {file} has the shapes of member 1 (ours). "
+        "Use the weights of a network of the same family and width."
+    )
 
 
 def test_a_file_of_another_kind_is_refused_unread(saved, tmp_path):
     (tmp_path / "weights.h5").write_bytes(b"code")
     assert refusal(str(tmp_path / "weights.h5")) == (
-        f"Recipe(initial=...): {tmp_path}/weights.h5 is no .keras file. Give one, or a folder with finished members."
+        f"Recipe(initial_weights=...): {tmp_path}/weights.h5 is not a .keras file. "
+        "Use one, or a folder with finished members."
     )
 
 
 def test_A13_a_truncated_file_is_refused(saved, tmp_path):
-    path = tmp_path / "theirs.keras"
+    path = tmp_path / "source.keras"
     content = pathlib.Path(saved(network())).read_bytes()
     for kept in (0, 1, 100, len(content) // 3, len(content) - 1):
         path.write_bytes(content[:kept])
@@ -151,10 +156,10 @@ def test_A13_a_flipped_bit_in_a_file_is_refused(saved, tmp_path, part):
     content = path.read_bytes()
     with zipfile.ZipFile(path) as file:
         info = file.getinfo(part)
-    draw, begin = random.Random(4), info.header_offset + 30 + len(part)  # 30: the bytes of a zip entry's header
+    rng, begin = random.Random(4), info.header_offset + 30 + len(part)  # 30: the bytes of a zip entry's header
     for _ in range(6):
         flipped = bytearray(content)
-        flipped[begin + draw.randrange(info.compress_size)] ^= 1 << draw.randrange(8)
+        flipped[begin + rng.randrange(info.compress_size)] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
         assert f"cannot load {path}: " in refusal(str(path))
 
@@ -162,4 +167,4 @@ def test_A13_a_flipped_bit_in_a_file_is_refused(saved, tmp_path, part):
 def test_code_in_a_file_is_refused_and_does_not_run(saved):
     image = keras.Input((6, 6, 3))
     file = saved(keras.Model(image, keras.layers.Lambda(lambda x: x * 2)(image)))
-    assert re.search(r"cannot load .*theirs\.keras: .*[Ll]ambda", refusal(file))
+    assert re.search(r"cannot load .*source\.keras: .*[Ll]ambda", refusal(file))

@@ -1,4 +1,4 @@
-"""A process that was given up saves nothing more, and one that is asked to saves and ends."""
+"""A process without a lease saves nothing more, and one whose lease is revoked saves and ends."""
 
 import socket
 
@@ -12,8 +12,8 @@ from keras_committee.training.signals import TrainingStopped
 from keras_committee.training.trainer import train_member
 
 
-class Listener:
-    """A report that does something after so many steps."""
+class ActingReporter:
+    """Does something after a number of steps."""
 
     def __init__(self, after, act):
         self._left, self._act = after, act
@@ -35,16 +35,16 @@ class Listener:
 
 @pytest.fixture
 def train(new_run):
-    """Trains member 0 under a claim, with something that happens after so many steps: `(folder, train)`."""
+    """Trains member 0 with a lease and does something after a number of steps: `(folder, steps per epoch, train)`."""
     run, train_all = new_run(["members=1", "epochs=4"])
     recipe, folder = train_all.args[1], run.member(0)
     splits = recipe.data.load()
 
     def train(steps, act):
-        claim = Lease.acquire(folder)
-        report, stop = Listener(steps, lambda: act(claim)), LeaseShutdown(claim)
+        lease = Lease.acquire(folder)
+        reporter, stop = ActingReporter(steps, lambda: act(lease)), LeaseShutdown(lease)
         train_member(
-            recipe, 0, splits, folder, tf.distribute.OneDeviceStrategy("CPU:0"), report, stop, TrainingOptions()
+            recipe, 0, splits, folder, tf.distribute.OneDeviceStrategy("CPU:0"), reporter, stop, TrainingOptions()
         )
 
     return folder, splits.steps_per_epoch, train
@@ -63,13 +63,13 @@ def test_a_lost_process_saves_nothing_once_another_attempt_was_made(train):
 
 def test_a_lost_process_leaves_no_model_either(train, monkeypatch):
     folder, steps, run = train
-    monkeypatch.setattr("keras_committee.training.trainer._Trainer.save", lambda *_: None)
+    monkeypatch.setattr("keras_committee.training.trainer._Trainer._save", lambda *_: None)
     with pytest.raises(RunError, match="was given to another process"):
         run(4 * steps, lambda _: release(folder))
     assert not folder.finished
 
 
-def test_a_recalled_process_saves_where_it_is(train, monkeypatch):
+def test_a_process_whose_lease_is_revoked_saves_and_ends(train, monkeypatch):
     folder, steps, run = train
     monkeypatch.setattr("keras_committee.training.lease._POLL_SECONDS", 0.0)
     with pytest.raises(TrainingStopped):
@@ -77,7 +77,7 @@ def test_a_recalled_process_saves_where_it_is(train, monkeypatch):
     assert newest(folder) == steps + 3
 
 
-def test_a_claim_is_held_until_the_next_one(new_run):
+def test_a_lease_is_held_until_the_next_one(new_run):
     run, _ = new_run([])
     first = Lease.acquire(run.member(1))
     assert (first.is_held, first.is_active) == (True, True)
@@ -89,17 +89,17 @@ def test_a_claim_is_held_until_the_next_one(new_run):
     assert not second.is_held
 
 
-def test_training_on_this_machine_ends_the_claims_of_before(new_run):
+def test_training_on_this_machine_ends_the_leases_of_before(new_run):
     run, train = new_run(["members=1", "epochs=1"])
-    claim = Lease.acquire(run.member(0))
+    lease = Lease.acquire(run.member(0))
     train()
-    assert not claim.is_held
+    assert not lease.is_held
 
 
-def test_a_node_that_does_not_share_the_run_folder_is_told(new_run):
+def test_a_node_that_does_not_share_the_run_folder_is_refused(new_run):
     here, _ = new_run([])
     elsewhere, _ = new_run([], name="elsewhere")
-    claim = Lease.acquire(here.member(0))
-    claim.require_shared_folder()
+    lease = Lease.acquire(here.member(0))
+    lease.require_shared_folder()
     with pytest.raises(RunError, match=f"elsewhere on {socket.gethostname()} is not the run folder that the driver"):
-        Lease(elsewhere.member(0), claim.token).require_shared_folder()
+        Lease(elsewhere.member(0), lease.token).require_shared_folder()

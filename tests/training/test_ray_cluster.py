@@ -16,19 +16,21 @@ from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.training import connect, train_committee
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 GATED = Path(__file__).parents[1] / "recipes" / "gated.py"
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-PATIENCE = 120.0  # seconds for anything that a busy machine may take
+TIMEOUT = 120.0  # seconds for anything on a busy machine
 
 
 @pytest.fixture(scope="module", autouse=True)
 def token():
-    """Ray reads these when it is first imported: nobody else on this machine may use the test's cluster."""
+    """Ray reads these when it is first imported. Only this test may use its cluster."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", os.urandom(32).hex())
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_worker_niceness", "0")  # 15 by default, which is forever on a busy machine
+        patch.setenv("RAY_worker_niceness", "0")  # 15 by default, too slow on a busy machine
         pytest.importorskip("ray")
         yield
 
@@ -51,16 +53,16 @@ def two_nodes():
 def gated(tmp_path):
     """Makes a run of members that wait after two epochs: `(run, recipe, gate)`."""
 
-    def make(name, gate="", **knobs):
+    def make(run_name, gate="", **overrides):
         file = RecipeFile.read(GATED)
-        knobs = file.resolve([f"{knob}={value}" for knob, value in knobs.items()]) | {"gate": str(gate)}
-        return Run.create(tmp_path / name, file, knobs, command="test"), file.build(knobs)
+        parameters = file.resolve([f"{name}={value}" for name, value in overrides.items()]) | {"gate": str(gate)}
+        return Run.create(tmp_path / run_name, file, parameters, command="test"), file.build(parameters)
 
     return make
 
 
 def wait_until(condition):
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -102,12 +104,12 @@ def test_a_member_whose_node_is_killed_resumes_on_the_other(two_nodes, gated, tm
     assert resumed["step"] == 2 * recipe.data.load().steps_per_epoch
     assert run.finished_members() == [0, 1]
 
-    unbroken, recipe = gated("unbroken")
-    train_committee(unbroken, recipe)
+    undisturbed, recipe = gated("undisturbed")
+    train_committee(undisturbed, recipe)
     for index in (0, 1):
-        models = [keras.saving.load_model(each.member(index).model) for each in (run, unbroken)]
-        for broken, whole in zip(*(model.get_weights() for model in models), strict=True):
-            np.testing.assert_array_equal(broken, whole)
+        models = [keras.saving.load_model(each.member(index).model) for each in (run, undisturbed)]
+        for one, other in zip(*(model.get_weights() for model in models), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.slow
@@ -115,7 +117,7 @@ def test_sigterm_at_the_driver_saves_the_members_on_the_cluster(gated, tmp_path)
     gate = tmp_path / "gate"
     run, recipe = gated("run", gate, members=1, epochs=5000)
 
-    def ask_to_stop():
+    def request_stop():
         try:
             wait_until(lambda: epochs_of(run, 0) == 2)
         finally:
@@ -123,10 +125,10 @@ def test_sigterm_at_the_driver_saves_the_members_on_the_cluster(gated, tmp_path)
             gate.touch()
 
     with ThreadPoolExecutor(1) as thread, connect("local", "cpus=1") as nodes:
-        asking = thread.submit(ask_to_stop)
-        with pytest.raises(Interrupted, match="SIGTERM: 0 of 1 members are finished, the others saved") as caught:
+        requesting = thread.submit(request_stop)
+        with pytest.raises(Interrupted, match="SIGTERM: 0 of 1 member finished, the others saved") as caught:
             train_committee(run, recipe, workers="auto", ray_cluster=nodes)
-        asking.result()
+        requesting.result()
     assert caught.value.exit_code == 143
     assert [event["event"] for event in run.events()][-2:] == ["member_stopped", "training_stopped"]
     newest = max(int(folder.name.split("-")[1]) for folder in run.member(0).state.glob("step-*"))
@@ -134,7 +136,7 @@ def test_sigterm_at_the_driver_saves_the_members_on_the_cluster(gated, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("nodes", "members", "asked", "gets"),
+    ("nodes", "members", "requested", "expected"),
     [
         ([(8, 0), (8, 0)], 2, (None, None), (8, 0)),
         ([(8, 0), (8, 0)], 5, (None, None), (2, 0)),
@@ -146,17 +148,17 @@ def test_sigterm_at_the_driver_saves_the_members_on_the_cluster(gated, tmp_path)
         ([(12, 4), (4, 0)], 2, (5, 2.0), (5, 2)),
     ],
 )
-def test_each_member_asks_for_its_part_of_a_node(nodes, members, asked, gets):
+def test_each_member_gets_its_part_of_a_node(nodes, members, requested, expected):
     from keras_committee.training.ray_cluster import resources_per_member
 
-    there = [{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes]
-    assert resources_per_member(there, members, *asked) == {"num_cpus": gets[0], "num_gpus": gets[1]}
+    available = [{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes]
+    assert resources_per_member(available, members, *requested) == {"num_cpus": expected[0], "num_gpus": expected[1]}
 
 
 def test_more_than_any_node_has_is_refused():
     from keras_committee.training.ray_cluster import resources_per_member
 
-    with pytest.raises(RecipeError, match=r"no node has the 3 CPUs and 1 GPUs .* 2 CPUs and 1 GPUs; 8 CPUs and 0 GPUs"):
+    with pytest.raises(RecipeError, match=r"of a member: 3 CPUs and 1 GPU\. .* 2 CPUs and 1 GPU; 8 CPUs and 0 GPUs"):
         resources_per_member([{"CPU": 2.0, "GPU": 1.0}, {"CPU": 8.0}], 1, 3, 1.0)
 
 
@@ -166,7 +168,7 @@ def test_an_address_that_cannot_work_is_refused(address):
         pass
 
 
-def test_a_cluster_that_does_not_answer_is_told_at_once():
+def test_a_cluster_that_does_not_answer_is_an_error_at_once():
     with (
         pytest.raises(ResourceError, match=r"cannot join a Ray cluster at '127\.0\.0\.1:1'.*refused"),
         connect("127.0.0.1:1"),
@@ -177,7 +179,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once():
 @pytest.mark.parametrize(
     "text", ["", "2", "cpus=0", "cpus=1.5", "gpus=-1", "gpus=1,cpus=2", "gpu=1", "gpus=1.5", "cpus=2gpus=1"]
 )
-def test_a_wish_that_cannot_be_read_is_refused(text):
+def test_invalid_resources_are_refused(text):
     with (
         pytest.raises(RecipeError, match=f"--resources-per-member expected .* Received: '{text}'"),
         connect("local", text),
@@ -185,8 +187,8 @@ def test_a_wish_that_cannot_be_read_is_refused(text):
         pass
 
 
-def test_a_wish_without_ray_is_refused():
-    with pytest.raises(RecipeError, match="cpus=2 is what members ask of --ray-address"), connect(None, "cpus=2"):
+def test_resources_without_ray_are_refused():
+    with pytest.raises(RecipeError, match="--resources-per-member needs --ray-address"), connect(None, "cpus=2"):
         pass
 
 

@@ -1,7 +1,12 @@
-"""Stopped anywhere and resumed, a member ends bit for bit as one that was never stopped: with every training option."""
+"""Stopped anywhere and resumed, a member ends bit for bit as one that was never stopped."""
 
 import dataclasses
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -11,13 +16,15 @@ from tensorflow.python.framework import config as determinism
 
 from keras_committee import Recipe, data, layers, schedules
 from keras_committee.member_dir import MemberDir
+from keras_committee.run import Run
 from keras_committee.training import TrainingOptions
+from keras_committee.training.checkpoint import Checkpoints
 from keras_committee.training.devices import make_strategy
 from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.trainer import train_member
 
-pytestmark = pytest.mark.slow
-
+KILLED_TRAINING = pathlib.Path(__file__).with_name("killed_training.py")
+FAULTY = pathlib.Path(__file__).parents[1] / "recipes" / "faulty.py"
 STEPS = 5  # of an epoch of BATCH images
 BATCH = 32
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -34,7 +41,7 @@ def branch():
 
 
 def network(mode="batch", survival=0.6):
-    """All that has a state of its own: batch statistics, dropout, gates."""
+    """A network with every kind of state: batch statistics, dropout, stochastic depth."""
     image = keras.Input((32, 32, 3), name="image")
     x = keras.layers.AveragePooling2D(4)(keras.layers.Rescaling(1 / 128)(image))
     x = keras.layers.Conv2D(4, 3, padding="same", kernel_regularizer=keras.regularizers.L2(1e-3), name="stem")(x)
@@ -45,7 +52,7 @@ def network(mode="batch", survival=0.6):
 
 
 def recipe(**options):
-    plain = {
+    defaults = {
         "data": data.digits(BATCH, augment=data.pad_crop_flip(2, flip=False)),
         "member": lambda index: network(),
         "members": 1,
@@ -54,7 +61,7 @@ def recipe(**options):
         "loss": CROSSENTROPY,
         "seed": 5,
     }
-    return Recipe(**{**plain, **options})
+    return Recipe(**{**defaults, **options})
 
 
 # Each training option, by the field of `Recipe` that it is given in.
@@ -76,7 +83,7 @@ MATRIX = {
     "survival": {"survival": layers.linear_schedule(1.0, 0.2, 3)},
     "precision, bfloat16": {"precision": "mixed_bfloat16"},
     "precision": {"precision": "mixed_float16"},
-    "ema": {"ema_momentum": 0.9},
+    "ema_momentum": {"ema_momentum": 0.9},
     "global_clipnorm": {"global_clipnorm": 0.3},
     "label_smoothing": {"label_smoothing": 0.1},
     "batch_augment": {"batch_augment": data.mixup(0.4)},
@@ -84,7 +91,7 @@ MATRIX = {
     "gradient_accumulation_steps": {"gradient_accumulation_steps": 4},
     "restore_best": {"restore_best": "accuracy", "ema_momentum": 0.7},
     "patience": {"restore_best": "nll", "patience": 1, "optimizer": lambda steps: keras.optimizers.SGD(2.0)},
-    "initial_weights": {"initial_weights": "members"},  # replaced by a folder that holds one
+    "initial_weights": {"initial_weights": "members"},  # replaced by a folder of members
     "trainable_layers": {
         "trainable_layers": lambda epoch: [["logits"], ["*"], ["block", "logits"]][epoch],
         "ema_momentum": 0.9,
@@ -94,14 +101,23 @@ MATRIX = {
 NO_OPTIONS = {"members", "epochs", "head", "seed"}
 
 
-class Silent:
-    def __init__(self):
-        self.events = []
+class EventLog:
+    """A reporter that keeps the events."""
 
-    def on_resume(self, index, step): ...
-    def on_steps_end(self, index, steps=1): ...
-    def on_epoch_end(self, index, row): ...
-    def note(self, text): ...
+    def __init__(self, on_step=lambda: None):
+        self.events, self._on_step = [], on_step
+
+    def on_resume(self, index, step):
+        pass
+
+    def on_steps_end(self, index, steps=1):
+        self._on_step()
+
+    def on_epoch_end(self, index, row):
+        pass
+
+    def note(self, text):
+        pass
 
     def event(self, index, name, text, **fields):
         self.events.append((name, fields))
@@ -116,43 +132,117 @@ def deterministic():
 
 @pytest.fixture(scope="module")
 def digits():
-    """A piece of the digits."""
-    whole = recipe().data.load()
-    return dataclasses.replace(whole, train=whole.train.subset(np.arange(STEPS * BATCH + 3)))
+    """A part of the digits."""
+    splits = recipe().data.load()
+    return dataclasses.replace(splits, train=splits.train.subset(np.arange(STEPS * BATCH + 3)))
 
 
-def train(made, digits, folder, stop, strategy=None):
-    """Trains, or goes on, until `stop` says so; whether it ended, and what it reported."""
-    splits, report = dataclasses.replace(digits, augment=made.data.augment), Silent()
-    devices = strategy or make_strategy("single", BATCH)
+def train(made, digits, member_dir, shutdown, strategy=None, on_step=lambda: None):
+    """Train or resume until `shutdown` stops it; return whether it finished, and its events."""
+    splits, reporter = dataclasses.replace(digits, augment=made.data.augment), EventLog(on_step)
+    strategy = strategy or make_strategy("single", BATCH)
     try:
-        train_member(made, 0, splits, folder, devices, report, stop, TrainingOptions())
+        train_member(made, 0, splits, member_dir, strategy, reporter, shutdown, TrainingOptions())
     except TrainingStopped:
-        return False, report.events
-    return True, report.events
+        return False, reporter.events
+    return True, reporter.events
 
 
-def outcome(folder):
-    """All that must not depend on having been stopped: weights and history, without its times."""
-    weights = keras.saving.load_model(folder.model, compile=False).get_weights()
-    rows = [json.loads(line) for line in folder.history.read_text().splitlines()]
+def outcome(member_dir):
+    """All that must not depend on an interruption: weights and history, without its times."""
+    weights = keras.saving.load_model(member_dir.model, compile=False).get_weights()
+    rows = [json.loads(line) for line in member_dir.history.read_text().splitlines()]
     return weights, [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
 
 
 def assert_same(one, other):
     (weights, rows), (other_weights, other_rows) = one, other
     assert rows == other_rows
-    for mine, theirs in zip(weights, other_weights, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    for value, other_value in zip(weights, other_weights, strict=True):
+        np.testing.assert_array_equal(value, other_value)
 
 
-def options_of(row, digits, tmp_path):
-    options = dict(MATRIX[row])
-    if "initial" in options:
-        folder = MemberDir(tmp_path / "initial", 0)
-        train(recipe(epochs=1, seed=77), digits, folder, GracefulShutdown())
-        options["initial"] = str(tmp_path / "initial")
-    return options
+# Everything at once that a checkpoint must hold: averages, the best epoch, frozen layers, dropout, stochastic depth.
+COMBINED = {
+    "ema_momentum": 0.9,
+    "restore_best": "nll",
+    "trainable_layers": lambda epoch: [["logits"], ["*"], ["block", "logits"]][epoch],
+    "optimizer": lambda steps: keras.optimizers.Adam(schedules.cosine(steps, 0.01, warmup_steps=4)),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits, tmp_path_factory):
+    """The outcome of the combined recipe without an interruption."""
+    member_dir = MemberDir(tmp_path_factory.mktemp("undisturbed"), 0)
+    assert train(recipe(**COMBINED), digits, member_dir, GracefulShutdown())[0]
+    return outcome(member_dir)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def stop_at_moment(moment):
+    def stop(digits, member_dir, stop_at, monkeypatch):
+        assert not train(recipe(**COMBINED), digits, member_dir, stop_at(moment))[0]
+
+    return stop
+
+
+def stop_by_signal(digits, member_dir, stop_at, monkeypatch):
+    """SIGTERM arrives within the third step."""
+    steps = iter(range(100))
+
+    def send():
+        if next(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with GracefulShutdown() as shutdown:
+        assert not train(recipe(**COMBINED), digits, member_dir, shutdown, on_step=send)[0]
+        assert shutdown.requested == signal.SIGTERM
+
+
+def stop_in_save(digits, member_dir, stop_at, monkeypatch):
+    """The process is killed before the second checkpoint, that of the first epoch, is renamed into place."""
+    rename, calls = Checkpoints._rename_into_place, []
+
+    def kill(checkpoints, temp_dir, target_dir):
+        calls.append(target_dir.name)
+        if target_dir.name == f"step-{STEPS:09d}":
+            raise Killed
+        rename(checkpoints, temp_dir, target_dir)
+
+    monkeypatch.setattr(Checkpoints, "_rename_into_place", kill)
+    with pytest.raises(Killed):
+        train(recipe(**COMBINED), digits, member_dir, GracefulShutdown())
+    monkeypatch.undo()
+    assert calls == ["step-000000000", "best-000001", f"step-{STEPS:09d}"]
+
+
+# What stops training, and the step at which it resumes.
+STOPS = {
+    "start": (stop_at_moment(1), 1),
+    "mid-epoch": (stop_at_moment(3), 3),
+    "validation": (stop_at_moment(STEPS + 3), STEPS),
+    "checkpoint write": (stop_in_save, 0),
+    "signal": (stop_by_signal, 3),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STOPS)
+def test_A01_A04_a_member_stopped_anywhere_ends_as_one_that_never_was(
+    kind, digits, undisturbed, stop_at, tmp_path, monkeypatch
+):
+    stop, step = STOPS[kind]
+    member_dir = MemberDir(tmp_path, 0)
+    stop(digits, member_dir, stop_at, monkeypatch)
+    finished, events = train(recipe(**COMBINED), digits, member_dir, GracefulShutdown())
+    assert finished
+    assert events[0] == ("member_resumed", {"step": step})
+    assert_same(outcome(member_dir), undisturbed)
+    assert not member_dir.state.exists()
 
 
 def test_every_training_option_is_in_the_matrix():
@@ -160,37 +250,73 @@ def test_every_training_option_is_in_the_matrix():
     assert {row.partition(",")[0] for row in MATRIX} == fields - NO_OPTIONS
 
 
+def options_of(row, digits, tmp_path):
+    options = dict(MATRIX[row])
+    if "initial_weights" in options:
+        train(recipe(epochs=1, seed=77), digits, MemberDir(tmp_path / "initial", 0), GracefulShutdown())
+        options["initial_weights"] = str(tmp_path / "initial")
+    return options
+
+
+@pytest.mark.slow
+@pytest.mark.full_matrix
 @pytest.mark.parametrize("row", MATRIX)
-def test_A01_a_member_stopped_three_times_ends_as_one_that_never_was(row, digits, stop_at, tmp_path):
+def test_a_member_stopped_three_times_ends_as_one_that_never_was_with_every_option(row, digits, stop_at, tmp_path):
     made = recipe(**options_of(row, digits, tmp_path))
-    whole, broken = MemberDir(tmp_path / "whole", 0), MemberDir(tmp_path / "broken", 0)
-    assert train(made, digits, whole, GracefulShutdown())[0]
+    undisturbed, stopped = MemberDir(tmp_path / "undisturbed", 0), MemberDir(tmp_path / "stopped", 0)
+    assert train(made, digits, undisturbed, GracefulShutdown())[0]
     # Within an epoch of 5 steps, within a validation of 6 batches, and after the first step of the next epoch.
-    stopped = [train(made, digits, broken, stop_at(moment))[0] for moment in (3, 4, 8)]
-    ended, events = train(made, digits, broken, GracefulShutdown())
-    assert (stopped, ended) == ([False, False, False], True)
-    assert events[0][0] == "member_resumed"
-    assert_same(outcome(broken), outcome(whole))
-    assert not broken.state.exists()
+    assert [train(made, digits, stopped, stop_at(moment))[0] for moment in (3, 4, 8)] == [False, False, False]
+    assert train(made, digits, stopped, GracefulShutdown())[0]
+    assert_same(outcome(stopped), outcome(undisturbed))
 
 
+@pytest.mark.slow
+@pytest.mark.full_matrix
 @pytest.mark.parametrize("moment", [5, 12, 13])
-def test_A01_a_member_goes_on_before_at_and_after_the_step_where_other_layers_train(moment, digits, stop_at, tmp_path):
-    made = recipe(**MATRIX["trains"])
-    whole, broken = MemberDir(tmp_path / "whole", 0), MemberDir(tmp_path / "broken", 0)
-    train(made, digits, whole, GracefulShutdown())
-    assert not train(made, digits, broken, stop_at(moment))[0]
-    ended, events = train(made, digits, broken, GracefulShutdown())
+def test_a_member_resumes_before_at_and_after_the_step_where_other_layers_train(moment, digits, stop_at, tmp_path):
+    made = recipe(**MATRIX["trainable_layers"])
+    undisturbed, stopped = MemberDir(tmp_path / "undisturbed", 0), MemberDir(tmp_path / "stopped", 0)
+    train(made, digits, undisturbed, GracefulShutdown())
+    assert not train(made, digits, stopped, stop_at(moment))[0]
+    finished, events = train(made, digits, stopped, GracefulShutdown())
     # After the last step of the frozen epoch, after the checkpoint at its end, and after the first step of the next.
-    assert (ended, events[0][1]["step"]) == (True, {5: 5, 12: 5, 13: 6}[moment])
-    assert_same(outcome(broken), outcome(whole))
+    assert (finished, events[0][1]["step"]) == (True, {5: 5, 12: 5, 13: 6}[moment])
+    assert_same(outcome(stopped), outcome(undisturbed))
 
 
-@pytest.mark.parametrize("row", ["member", "keep_best", "trains"])
-def test_A01_two_replicas_stopped_end_as_two_that_never_were(row, digits, mirrored, stop_at, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "row",
+    ["restore_best", *(pytest.param(row, marks=pytest.mark.full_matrix) for row in ("member", "trainable_layers"))],
+)
+def test_A01_two_stopped_replicas_end_as_two_that_never_were(row, digits, mirrored, stop_at, tmp_path):
     made = recipe(**options_of(row, digits, tmp_path))
-    whole, broken = MemberDir(tmp_path / "whole", 0), MemberDir(tmp_path / "broken", 0)
-    train(made, digits, whole, GracefulShutdown(), strategy=mirrored)
-    assert not train(made, digits, broken, stop_at(8), strategy=mirrored)[0]
-    assert train(made, digits, broken, GracefulShutdown(), strategy=mirrored)[0]
-    assert_same(outcome(broken), outcome(whole))
+    undisturbed, stopped = MemberDir(tmp_path / "undisturbed", 0), MemberDir(tmp_path / "stopped", 0)
+    train(made, digits, undisturbed, GracefulShutdown(), strategy=mirrored)
+    assert not train(made, digits, stopped, stop_at(8), strategy=mirrored)[0]
+    assert train(made, digits, stopped, GracefulShutdown(), strategy=mirrored)[0]
+    assert_same(outcome(stopped), outcome(undisturbed))
+
+
+# A committee killed at random moments, by real signals
+
+
+def train_killed(fork_server, path, kills, seed=3):
+    command = [sys.executable, KILLED_TRAINING, FAULTY, path, kills, seed]
+    with fork_server.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        output, errors = process.communicate(timeout=800)
+    assert process.returncode == 0, errors[-3000:]
+    return Run.open(path), int(output.split()[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # twenty starts: about a minute on idle cores
+def test_A01_A02_A03_A05_a_run_killed_twenty_times_ends_as_one_that_never_was(fork_server, tmp_path):
+    undisturbed, _ = train_killed(fork_server, tmp_path / "undisturbed", kills=0)
+    run, kills = train_killed(fork_server, tmp_path / "killed", kills=20)
+    assert kills == 20
+    for index in range(2):
+        assert_same(outcome(run.member(index)), outcome(undisturbed.member(index)))
+    resumed = [event["step"] for event in run.events() if event["event"] == "member_resumed" and event["member"] == 0]
+    assert resumed == sorted(resumed)  # no completed epoch was ever lost

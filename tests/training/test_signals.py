@@ -1,4 +1,4 @@
-"""Does training stop at a safe place when it is asked to, and at once when it is asked twice?"""
+"""Training stops at a safe place upon a signal, and at once upon a second Ctrl-C."""
 
 import os
 import pathlib
@@ -14,34 +14,34 @@ import pytest
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 
-MODULE = pathlib.Path(__file__).parents[2] / "keras_committee" / "training" / "interruption.py"
+MODULE = pathlib.Path(__file__).parents[2] / "keras_committee" / "training" / "signals.py"
 
 # The module without the imports of its package, which take seconds.
 LOADED = f"""
 import hashlib, importlib.util, os, signal, sys, time
-spec = importlib.util.spec_from_file_location("interruption", {str(MODULE)!r})
-room = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(room)
-def say(word):
+spec = importlib.util.spec_from_file_location("signals", {str(MODULE)!r})
+signals = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(signals)
+def write(word):
     os.write(1, (word + chr(10)).encode())
 """
 
 WAITING = """
-with room.Interruption() as stop, stop.deferred():
-    say("ready")
+with signals.GracefulShutdown() as stop, stop.mask_signals():
+    write("ready")
     for _ in range(600):
         time.sleep(0.1)
 """
 
-# One call that hears no Python signal handler for minutes and does not hold the interpreter.
+# One call that runs no Python signal handler for minutes and does not hold the interpreter.
 LONG_CALL = """
-with room.Interruption() as stop, stop.deferred():
-    say("ready")
+with signals.GracefulShutdown() as stop, stop.mask_signals():
+    write("ready")
     hashlib.pbkdf2_hmac("sha256", b"word", b"salt", 2_000_000_000)
 """
 
 
-def ask(number=signal.SIGINT):
+def send(number=signal.SIGINT):
     os.kill(os.getpid(), number)
 
 
@@ -51,7 +51,7 @@ def handlers():
 
 @pytest.fixture
 def start():
-    """Starts a process that runs a program; it has said "ready" when this returns."""
+    """Starts a process that runs a program; it has written "ready" when this returns."""
     started = []
 
     def start(program, **options):
@@ -72,7 +72,7 @@ def test_A04_a_signal_is_held_back_while_there_is_something_to_lose(number):
     with GracefulShutdown() as stop:
         reached = []
         with stop.mask_signals():
-            ask(number)
+            send(number)
             reached.append("end")
         assert (reached, stop.requested) == (["end"], number)
         with pytest.raises(TrainingStopped):
@@ -83,18 +83,18 @@ def test_A04_a_signal_is_held_back_while_there_is_something_to_lose(number):
 def test_A04_a_signal_stops_at_once_where_there_is_nothing_to_lose(number):
     with GracefulShutdown() as stop:
         with pytest.raises(TrainingStopped):
-            ask(number)
+            send(number)
         assert stop.requested == number
 
 
 def test_a_block_that_has_nothing_to_lose_defers_nothing():
     with GracefulShutdown() as stop:
         with pytest.raises(TrainingStopped), stop.mask_signals(enabled=False):
-            ask()
+            send()
         assert stop.requested == signal.SIGINT
 
 
-def test_A04_a_signal_while_a_recipe_builds_a_member_is_no_mistake_of_the_recipe(tmp_path):
+def test_A04_a_signal_while_a_recipe_is_built_is_no_error_of_the_recipe(tmp_path):
     file = tmp_path / "slow.py"
     file.write_text("import os, signal\n\ndef recipe():\n    os.kill(os.getpid(), signal.SIGTERM)\n")
     with GracefulShutdown(), pytest.raises(TrainingStopped):
@@ -105,7 +105,7 @@ def test_an_inner_block_does_not_end_the_outer_one():
     with GracefulShutdown() as stop, stop.mask_signals():
         with stop.mask_signals(), stop.mask_signals(enabled=False):
             pass
-        ask()
+        send()
         assert stop.requested == signal.SIGINT
 
 
@@ -114,16 +114,16 @@ def test_a_block_that_fails_does_not_defer_for_ever():
         with pytest.raises(ZeroDivisionError, match="division"), stop.mask_signals():
             1 / 0  # noqa: B018
         with pytest.raises(TrainingStopped):
-            ask()
+            send()
 
 
 def test_A04_a_second_signal_does_not_disturb_the_saving():
     with GracefulShutdown() as stop:
         with stop.mask_signals():
-            ask(signal.SIGTERM)
+            send(signal.SIGTERM)
         with pytest.raises(TrainingStopped):
             stop.check()
-        ask(signal.SIGTERM)  # the work would be saved here
+        send(signal.SIGTERM)  # the work would be saved here
         assert stop.requested == signal.SIGTERM
         with pytest.raises(TrainingStopped):
             stop.check()
@@ -131,8 +131,8 @@ def test_A04_a_second_signal_does_not_disturb_the_saving():
 
 def test_the_first_signal_gives_the_exit_code():
     with GracefulShutdown() as stop, stop.mask_signals():
-        ask(signal.SIGTERM)
-        ask(signal.SIGINT)
+        send(signal.SIGTERM)
+        send(signal.SIGINT)
     assert stop.as_error("saved", "Again.").exit_code == 143
 
 
@@ -147,7 +147,7 @@ def test_watched_items_end_where_a_signal_comes():
     with GracefulShutdown() as stop, stop.mask_signals():
         items = stop.check_each([2, 7])
         assert next(items) == 2
-        ask()
+        send()
         with pytest.raises(TrainingStopped):
             next(items)
 
@@ -155,14 +155,14 @@ def test_watched_items_end_where_a_signal_comes():
 @pytest.mark.parametrize(
     ("number", "text", "code"),
     [
-        (signal.SIGINT, "Ctrl-C: saved member 2.\n  The same command goes on.", 130),
-        (signal.SIGTERM, "SIGTERM: saved member 2.\n  The same command goes on.", 143),
+        (signal.SIGINT, "Ctrl-C: saved member 2.\n  Run it again.", 130),
+        (signal.SIGTERM, "SIGTERM: saved member 2.\n  Run it again.", 143),
     ],
 )
-def test_A04_E06_the_user_is_told_what_was_saved_and_how_to_go_on(number, text, code):
+def test_A04_E06_the_error_says_what_was_saved_and_how_to_resume(number, text, code):
     with GracefulShutdown() as stop, stop.mask_signals():
-        ask(number)
-    error = stop.as_error("saved member 2", "The same command goes on.")
+        send(number)
+    error = stop.as_error("saved member 2", "Run it again.")
     assert (str(error), error.exit_code) == (text, code)
 
 
@@ -174,7 +174,7 @@ def test_handlers_and_wakeup_are_those_from_before_when_it_ends():
     with GracefulShutdown() as stop:
         assert handlers() == [stop._handle] * 2
         with pytest.raises(TrainingStopped):
-            ask()
+            send()
     assert handlers() == before
     assert signal.set_wakeup_fd(outer) == writer
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= files)
@@ -196,7 +196,7 @@ def test_its_thread_ends_with_it():
     wait_until(lambda: threading.active_count() == before)
 
 
-def test_outside_of_the_main_thread_it_takes_nothing_over():
+def test_outside_the_main_thread_no_handler_is_replaced():
     before, seen = handlers(), []
 
     def work():
@@ -212,7 +212,7 @@ def test_outside_of_the_main_thread_it_takes_nothing_over():
     assert handlers() == before
 
 
-# E07: asked twice
+# E07: a second Ctrl-C
 
 
 def end(process, signals, between=0.3):
@@ -236,37 +236,37 @@ def test_E07_the_second_ctrl_c_ends_the_process_at_once_even_in_a_long_call(star
     assert process.stderr.read() == "\nstopped at once; the last checkpoint is safe\n"
 
 
-# One call that holds the interpreter for some seconds, so that three signals are heard at once.
+# One call that holds the interpreter for some seconds, so that three signals are handled at once.
 HELD = """
-with room.Interruption() as stop, stop.deferred():
-    say("ready")
+with signals.GracefulShutdown() as stop, stop.mask_signals():
+    write("ready")
     sum(range(60_000_000))
     time.sleep(60)
 """
 
 
-def test_E07_three_that_are_heard_at_once_are_more_than_two(start):
+def test_E07_three_signals_handled_at_once_are_more_than_two(start):
     process = start(HELD)
     end(process, [signal.SIGINT] * 3, between=0.1)
     assert process.returncode == 130
 
 
-def test_E07_the_end_needs_nobody_who_listens(start):
+def test_E07_the_process_ends_although_stderr_is_closed(start):
     reader, writer = os.pipe()
     os.close(reader)
-    process = start(WAITING.replace("with room", f"os.dup2({writer}, 2)\nwith room", 1), pass_fds=(writer,))
+    process = start(WAITING.replace("with signals", f"os.dup2({writer}, 2)\nwith signals", 1), pass_fds=(writer,))
     os.close(writer)
     assert end(process, [signal.SIGINT] * 2) < 30
     assert process.returncode == 130
 
 
-def test_E07_the_end_does_not_wait_for_who_has_paused(start):
+def test_E07_the_process_ends_although_the_reader_of_stderr_is_suspended(start):
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     while select.select([], [writer], [], 0)[1]:
         os.write(writer, b"x" * 4096)
     os.set_blocking(writer, True)
-    process = start(WAITING.replace("with room", f"os.dup2({writer}, 2)\nwith room", 1), pass_fds=(writer,))
+    process = start(WAITING.replace("with signals", f"os.dup2({writer}, 2)\nwith signals", 1), pass_fds=(writer,))
     assert end(process, [signal.SIGINT] * 2) < 30
     assert process.returncode == 130
     os.close(reader)
@@ -275,13 +275,13 @@ def test_E07_the_end_does_not_wait_for_who_has_paused(start):
 
 def test_A04_terminated_twice_it_still_ends_its_work(start):
     process = start("""
-with room.Interruption() as stop, stop.deferred():
-    say("ready")
+with signals.GracefulShutdown() as stop, stop.mask_signals():
+    write("ready")
     while not stop.requested:
         time.sleep(0.01)
     time.sleep(1)
-    say("saved")
-sys.exit(room.CODES[stop.requested])
+    write("saved")
+sys.exit(signals.EXIT_CODES[stop.requested])
 """)
     end(process, [signal.SIGTERM] * 2, between=0.1)
     assert (process.returncode, process.stdout.read()) == (143, "saved\n")

@@ -1,4 +1,4 @@
-"""Does TensorBoard show a run as its users know it? Its own pages are opened in a headless Chromium."""
+"""TensorBoard's own pages show a run, in a headless Chromium."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ const read = node => {
 read(document.body);
 return words.filter(word => word);
 """
-PICTURES = """
+IMAGES = """
 const found = [];
 const look = node => {
   if (node.nodeName === 'IMG' && node.naturalWidth > 300) found.push(node.naturalWidth);
@@ -39,14 +39,14 @@ return found;
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder with a run: two members of stochastic depth, profiled, with pictures however short it is."""
+    """A folder with a run: two members of stochastic depth, profiled, with plots although it is short."""
     folder = tmp_path_factory.mktemp("runs")
     file = RecipeFile.read(GATED)
-    knobs = file.resolve(["epochs=2", "members=2"])
-    run = Run.create(folder / "gated", file, knobs, command="test")
+    parameters = file.resolve(["epochs=2", "members=2"])
+    run = Run.create(folder / "gated", file, parameters, command="test")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensorboard, "_MIN_SECONDS_BEFORE_PLOTS", 0.0)
-        train_committee(run, file.build(knobs), options=TrainingOptions(profile_steps=(3, 4)))
+        train_committee(run, file.build(parameters), options=TrainingOptions(profile_steps=(3, 4)))
     return folder
 
 
@@ -80,35 +80,35 @@ def shown(browser, until, address):
 
 
 def test_members_and_committee_have_their_curves_for_each_epoch_and_block(shown):
-    words = shown("timeseries", "validation_accuracy", "gradient", "open", "loss")
+    words = shown("timeseries", "validation_accuracy", "mean_abs_gradient", "run_fraction", "loss")
     for run in ("gated/members/00", "gated/members/01", "gated/tensorboard/committee_of_2"):
         assert any(run in word for word in words)
 
 
 def test_blocks_have_histograms(shown):
-    shown("histograms", "open/blocks", "gradient/blocks", "gated/members/01/tensorboard")
+    shown("histograms", "run_fraction/blocks", "mean_abs_gradient/blocks", "gated/members/01/tensorboard")
 
 
-def test_the_committee_has_pictures_of_its_mistakes_and_of_its_confidence(shown, browser, until):
-    shown("images", "confusion", "reliability", "gated/tensorboard/committee_of_2")
-    assert until(lambda: len(browser.execute_script(PICTURES)) == 2)
+def test_the_committee_has_a_confusion_matrix_and_a_reliability_diagram(shown, browser, until):
+    shown("images", "confusion_matrix", "reliability_diagram", "gated/tensorboard/committee_of_2")
+    assert until(lambda: len(browser.execute_script(IMAGES)) == 2)
 
 
 def test_the_network_is_drawn_with_its_blocks(shown):
     shown("graphs", "image", "rescaling", "stochastic_depth", "dense")
 
 
-def test_the_run_is_a_row_of_the_table_of_knobs(shown):
+def test_the_run_is_a_row_of_the_hparams_table(shown):
     words = shown("hparams", "epochs", "seed", "validation_accuracy", "7.0000")  # the last is the seed, in the table
     assert "gated" in words
 
 
-def test_the_profile_is_offered(until, address):
-    """Its page draws with what it loads from the network, so it is asked what it has."""
+def test_the_profile_page_lists_the_members(until, address):
+    """The page loads its scripts from the internet, so only its data is requested."""
     where = f"{until(address).group()}data/plugin/profile/runs"
 
-    def offered():
+    def listed():
         with urllib.request.urlopen(where, timeout=30) as answer:
             return {run.split("/tensorboard")[0] for run in json.loads(gzip.decompress(answer.read()))}
 
-    assert until(lambda: offered() == {"gated/members/00", "gated/members/01"})
+    assert until(lambda: listed() == {"gated/members/00", "gated/members/01"})
