@@ -1,4 +1,4 @@
-"""Is latency measured by turns, after a warm-up, and told in milliseconds?"""
+"""Latency is measured in interleaved rounds after a warm-up, in milliseconds."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def test_every_model_has_its_latency_at_every_batch():
     every = [each for model in measured for each in model]
     assert {each.repeats for each in every} == {4}
     assert all(each.lower <= each.median <= each.upper for each in every)
-    # By turns: none has all of the quick first calls or of the slow last ones, of 16 in all.
+    # Interleaved: no model has all of the fast first or of the slow last of the 16 calls.
     assert all(4 < each.median < 13 and each.upper - each.lower > 2.9 for each in every)
 
 
@@ -36,14 +36,14 @@ def test_one_repeat_is_its_own_median_in_milliseconds():
     ]
 
 
-def test_what_cannot_be_timed_is_refused():
-    with pytest.raises(ValueError, match=r"known size\. Received: 'functional.*' of \(None, None, 3\)"):
+def test_models_of_unknown_size_and_no_repeats_are_rejected():
+    with pytest.raises(ValueError, match=r"known image size\. Received: 'functional.*' of \(None, None, 3\)"):
         measure_latencies([linear((None, None, 3))])
-    with pytest.raises(ValueError, match=r"at least one repeat .* Received: 0 of \[1\]"):
+    with pytest.raises(ValueError, match=r"must be at least 1\. Received: repeats=0, batch_sizes=\[1\]"):
         measure_latencies([linear()], batch_sizes=(1,), repeats=0)
 
 
-def test_a_timed_evaluation_tells_each_members_latency(trained, capsys):
+def test_an_evaluation_can_measure_each_members_latency(trained, capsys):
     run, recipe = trained
     result = evaluate(run, recipe, measure_latency=True)
     assert [[each["batch"] for each in member["latency"]] for member in result["members"]] == [[1, 32]] * 3

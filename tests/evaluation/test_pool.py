@@ -1,4 +1,4 @@
-"""A pool: members of several runs, if they may vote together."""
+"""A pool holds members of several runs that can form one committee."""
 
 import dataclasses
 import json
@@ -32,13 +32,13 @@ TINY = Path(__file__).parents[1] / "recipes" / "tiny.py"
 @pytest.fixture(scope="module")
 def second(tmp_path_factory):
     file = RecipeFile.read(TINY)
-    knobs = file.resolve(["members=2", "epochs=1", "seed=31"])
-    run = Run.create(tmp_path_factory.mktemp("second") / "run", file, knobs, command="test")
-    train_committee(run, file.build(knobs))
+    parameters = file.resolve(["members=2", "epochs=1", "seed=31"])
+    run = Run.create(tmp_path_factory.mktemp("second") / "run", file, parameters, command="test")
+    train_committee(run, file.build(parameters))
     return run
 
 
-def some_votes(labels, data, origin=""):
+def some_predictions(labels, data, source=""):
     zeros, labels = np.zeros((1, 1, 2)), np.array(labels)
     return SplitPredictions(
         members=(0,),
@@ -46,7 +46,7 @@ def some_votes(labels, data, origin=""):
         labels=labels,
         classes=("a",),
         data_fingerprint=data,
-        source_fingerprint=origin,
+        source_fingerprint=source,
     )
 
 
@@ -69,7 +69,7 @@ def test_a_pool_holds_the_members_of_all_runs_in_order(trained, second):
     assert pool.missing == {str(run.path): [], str(second.path): []}
 
 
-def test_a_pool_is_gathered_again_without_asking_a_model(trained, monkeypatch):
+def test_a_pool_is_loaded_again_without_loading_a_model(trained, monkeypatch):
     run, _ = trained
     first = load_pool([run])
 
@@ -81,30 +81,30 @@ def test_a_pool_is_gathered_again_without_asking_a_model(trained, monkeypatch):
     assert load_pool([run]).members == first.members
 
 
-def test_a_damaged_description_is_made_anew(second, caplog):
+def test_a_damaged_description_is_computed_again(second, caplog):
     before = member_info.load_member_info(second, 1)
-    file = second.path / "votes" / "members" / "01.json"
+    file = second.path / "predictions" / "members" / "01.json"
     file.write_text(json.dumps({"source": "x"})[:-3])
     assert member_info.load_member_info(second, 1) == before
     assert "01.json is damaged" in caplog.text
     assert json.loads(file.read_text())["name"] == "linear_1"
 
 
-def test_a_run_given_twice_is_refused(trained):
+def test_a_run_listed_twice_is_rejected(trained):
     run, _ = trained
-    with pytest.raises(RecipeError, match=r"are one run\. Its members would count twice"):
+    with pytest.raises(RecipeError, match=r"are the same run, so its members would count twice"):
         load_pool([run, dataclasses.replace(run, path=run.path / ".." / run.path.name)])
 
 
-def test_C05_a_run_that_lacks_a_member_is_taken_if_asked(second, trained, tmp_path):
+def test_C05_an_incomplete_run_is_accepted_on_request(second, trained, tmp_path):
     run = Run(shutil.copytree(second.path, tmp_path / "run"))
     run.member(0).model.unlink()
-    with pytest.raises(IncompleteError, match=r"1 of 2 members; not trained yet: 0\.[\s\S]*--allow-incomplete 1"):
+    with pytest.raises(IncompleteError, match=r"1 of 2 members; not trained: 0\.[\s\S]*--allow-incomplete 1"):
         load_pool([trained[0], run])
     assert load_pool([trained[0], run], min_members=1).missing == {str(trained[0].path): [], str(run.path): [0]}
 
 
-def test_C06_a_member_that_stands_in_two_runs_is_named(trained, new_run):
+def test_C06_a_member_of_two_runs_is_named(trained, new_run):
     run, train = new_run(["members=1", "epochs=2"])
     train()
     with pytest.raises(
@@ -114,12 +114,12 @@ def test_C06_a_member_that_stands_in_two_runs_is_named(trained, new_run):
     assert len(load_pool([trained[0], run], allow_duplicate_weights=True).members) == 4
 
 
-def test_C06_twins_are_named_by_their_hash():
+def test_C06_duplicates_are_named_with_their_hash():
     with pytest.raises(VerificationError, match=r"members 1 and 3 of runs/a have identical weights \(sha256 beef\)"):
         check_no_duplicate_weights({"0": "cafe", "1": "beef", "3": "beef"}, "runs/a")
 
 
-def test_C01_other_class_counts_come_as_a_table_of_members_and_classes():
+def test_C01_other_class_counts_are_listed_in_a_table():
     with pytest.raises(
         RecipeError,
         match=r"(?s)where one has nothing, another has frog\.\n  a member 0   2 classes: cat, "
@@ -129,7 +129,7 @@ def test_C01_other_class_counts_come_as_a_table_of_members_and_classes():
     assert caught.value.exit_code == 2
 
 
-def test_C02_another_order_of_classes_is_refused():
+def test_C02_another_class_order_is_rejected():
     with pytest.raises(
         RecipeError, match=r"where one has cat, another has dog\.\n  a  2 classes: cat, dog\n  b  2 classes: dog, cat"
     ):
@@ -137,7 +137,7 @@ def test_C02_another_order_of_classes_is_refused():
     require_equal_classes({"a": ("cat", "dog"), "b": ("cat", "dog")})
 
 
-def test_C02_a_run_of_other_classes_enters_no_pool(trained, second, tmp_path):
+def test_C02_a_run_of_other_classes_is_rejected(trained, second, tmp_path):
     other = dataclasses.replace(second, path=tmp_path / "other")
     other.path.symlink_to(second.path)
     journal = (second.path / "journal.jsonl").read_text()
@@ -147,33 +147,38 @@ def test_C02_a_run_of_other_classes_enters_no_pool(trained, second, tmp_path):
     (second.path / "journal.jsonl").write_text(journal)
 
 
-def test_C03_images_of_other_channels_are_refused():
-    with pytest.raises(RecipeError, match=r"different channels[\s\S]*  a  32 x 32 x 3\n  b  24 x 32 x 1\n") as caught:
+def test_C03_other_channels_are_rejected():
+    with pytest.raises(
+        RecipeError, match=r"different numbers of channels[\s\S]*  a  32 x 32 x 3\n  b  24 x 32 x 1\n"
+    ) as caught:
         require_equal_channels({"a": (32, 32, 3), "b": (24, 32, 1)})
     require_equal_channels({"a": (32, 32, 3), "b": (24, 32, 3)})
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
-    ("labels", "words"),
-    [([0, 1, 1], "3 and 2 of them"), ([0, 0], "1 of 2 labels"), ([0, 1], "equal labels, but other images")],
+    ("labels", "message"),
+    [([0, 1, 1], "3 and 2 examples"), ([0, 0], "1 of 2 labels"), ([0, 1], "the labels are equal, the images are not")],
 )
-def test_other_examples_are_refused(labels, words):
-    with pytest.raises(DataError, match=f"the test examples of b and a differ: .*{words.split()[-1]}"):
-        require_equal_examples({"b": some_votes(labels, "x"), "a": some_votes([0, 1], "y")}, "test")
+def test_other_examples_are_rejected(labels, message):
+    with pytest.raises(DataError, match=f"the test examples of b and a differ: .*{message}"):
+        require_equal_examples({"b": some_predictions(labels, "x"), "a": some_predictions([0, 1], "y")}, "test")
 
 
-def test_a_pool_without_a_validation_split_says_what_to_do(trained, monkeypatch):
+def test_a_pool_without_a_validation_split_is_rejected(trained, monkeypatch):
     run, recipe = trained
     splits = recipe.data.load()
     empty = dataclasses.replace(splits, validation=splits.validation.subset(np.arange(0)))
     monkeypatch.setattr(type(recipe.data), "load", lambda _: empty)
-    with pytest.raises(RecipeError, match=r"have no validation split\.\n  Members are chosen on it"):
+    with pytest.raises(RecipeError, match=r"have no validation split\.\n  Members are selected on it"):
         load_pool([run])
 
 
 def test_the_same_files_at_two_sizes_are_the_same_examples():
-    votes = {"a": some_votes([0, 1], "pixels", "files"), "b": some_votes([0, 1], "other pixels", "files")}
-    require_equal_examples(votes, "test")
-    with pytest.raises(DataError, match="equal labels, but other images"):
-        require_equal_examples({**votes, "c": some_votes([0, 1], "other", "other files")}, "test")
+    predictions_by_run = {
+        "a": some_predictions([0, 1], "pixels", "files"),
+        "b": some_predictions([0, 1], "other pixels", "files"),
+    }
+    require_equal_examples(predictions_by_run, "test")
+    with pytest.raises(DataError, match="the labels are equal, the images are not"):
+        require_equal_examples({**predictions_by_run, "c": some_predictions([0, 1], "other", "other files")}, "test")

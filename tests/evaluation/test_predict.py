@@ -1,4 +1,4 @@
-"""Do pictures get the answers of the committee: of a run, of a selection, and of a cascade?"""
+"""Image files are predicted by the committee of a run, of a selection, and of a cascade."""
 
 import dataclasses
 import hashlib
@@ -27,8 +27,8 @@ def digits(trained):
     return images, logits - np.logaddexp.reduce(logits, axis=2, keepdims=True)
 
 
-def geometric(logs, weights=None):
-    power = np.exp(np.average(logs, axis=1, weights=weights))
+def geometric(log_probs, weights=None):
+    power = np.exp(np.average(log_probs, axis=1, weights=weights))
     return power / power.sum(axis=1, keepdims=True)
 
 
@@ -54,28 +54,28 @@ def choose(run, file, order=(2, 0, 1), **fields):
 
 def test_a_run_answers_with_all_members_under_its_head(trained, digits):
     run, recipe = trained
-    images, logs = digits
-    panel = CommitteePredictor.from_run(run, recipe)
-    answers = panel.predict(images)
-    assert (panel.transforms, panel.classes) == ((resize(32),), tuple("0123456789"))
-    wanted = geometric(logs)
+    images, log_probs = digits
+    predictor = CommitteePredictor.from_run(run, recipe)
+    answers = predictor.predict(images)
+    assert (predictor.transforms, predictor.classes) == ((resize(32),), tuple("0123456789"))
+    wanted = geometric(log_probs)
     np.testing.assert_allclose(answers["probabilities"], wanted, atol=1e-5)
     np.testing.assert_allclose(answers["confidence"], wanted.max(axis=1), atol=1e-5)
-    agree = (logs.argmax(axis=2) == wanted.argmax(axis=1)[:, None]).mean(axis=1)
+    agree = (log_probs.argmax(axis=2) == wanted.argmax(axis=1)[:, None]).mean(axis=1)
     np.testing.assert_allclose(answers["agreement"], agree, atol=1e-6)
     assert answers["members_used"].tolist() == [3] * 40
 
 
 def test_a_run_with_a_weighted_head_weighs_its_uncertainty_too(trained, digits):
     run, recipe = trained
-    images, logs = digits
+    images, log_probs = digits
     weights = [0.2, 0.7, 0.1]
     answers = CommitteePredictor.from_run(
         run, dataclasses.replace(recipe, head=WeightedGeometricMean(weights))
     ).predict(images)
-    np.testing.assert_allclose(answers["probabilities"], geometric(logs, weights), atol=1e-5)
-    mean = np.average(np.exp(logs), axis=1, weights=weights)
-    expected = np.average(-(np.exp(logs) * logs).sum(axis=2), axis=1, weights=weights)
+    np.testing.assert_allclose(answers["probabilities"], geometric(log_probs, weights), atol=1e-5)
+    mean = np.average(np.exp(log_probs), axis=1, weights=weights)
+    expected = np.average(-(np.exp(log_probs) * log_probs).sum(axis=2), axis=1, weights=weights)
     np.testing.assert_allclose(answers["mutual_information"], -(mean * np.log(mean)).sum(axis=1) - expected, atol=1e-5)
 
 
@@ -83,35 +83,35 @@ def test_a_chosen_committee_has_its_order_temperatures_and_weights(trained, digi
     file = choose(
         trained[0], tmp_path / "s.json", head="weighted_geometric_mean", weights=(0.6, 0.3, 0.1), temperature_0=2.0
     )
-    logs = digits[1][:, [2, 0, 1]] / np.array([1, 2, 1])[:, None]
-    logs -= np.logaddexp.reduce(logs, axis=2, keepdims=True)
+    log_probs = digits[1][:, [2, 0, 1]] / np.array([1, 2, 1])[:, None]
+    log_probs -= np.logaddexp.reduce(log_probs, axis=2, keepdims=True)
     answers = CommitteePredictor.from_selection(file).predict(digits[0])
-    np.testing.assert_allclose(answers["probabilities"], geometric(logs, [0.6, 0.3, 0.1]), atol=1e-5)
+    np.testing.assert_allclose(answers["probabilities"], geometric(log_probs, [0.6, 0.3, 0.1]), atol=1e-5)
 
 
-def test_a_cascade_asks_the_next_members_only_while_it_is_unsure(trained, digits, tmp_path):
-    images, logs = digits
-    logs = logs[:, [2, 0, 1]]
+def test_later_members_of_a_cascade_run_only_where_earlier_ones_are_not_confident(trained, digits, tmp_path):
+    images, log_probs = digits
+    log_probs = log_probs[:, [2, 0, 1]]
     stages = (Stage(members=1, threshold=0.35), Stage(members=2, threshold=0.4), Stage(members=3, threshold=None))
-    panel = CommitteePredictor.from_selection(choose(trained[0], tmp_path / "s.json", stages=stages))
-    answers = panel.predict(images)
+    predictor = CommitteePredictor.from_selection(choose(trained[0], tmp_path / "s.json", stages=stages))
+    answers = predictor.predict(images)
     used = []
     for row in range(40):
-        says = [geometric(logs[row : row + 1, :count])[0] for count in (1, 2, 3)]
-        count = next((k for k, least in ((1, 0.35), (2, 0.4)) if says[k - 1].max() >= least), 3)
+        probabilities = [geometric(log_probs[row : row + 1, :count])[0] for count in (1, 2, 3)]
+        count = next((k for k, least in ((1, 0.35), (2, 0.4)) if probabilities[k - 1].max() >= least), 3)
         used.append(count)
-        np.testing.assert_allclose(answers["probabilities"][row], says[count - 1], atol=1e-5)
+        np.testing.assert_allclose(answers["probabilities"][row], probabilities[count - 1], atol=1e-5)
     assert answers["members_used"].tolist() == used
     assert set(used) == {1, 2, 3}
 
 
-def test_a_member_that_is_another_one_than_was_chosen_is_refused(trained, tmp_path):
+def test_a_member_that_changed_since_the_selection_is_rejected(trained, tmp_path):
     file = choose(trained[0], tmp_path / "s.json")
     text = file.read_text()
     first = json.loads(text)["members"][0]["weights"]
     file.write_text(text.replace(first, "0" * 64))
     with pytest.raises(
-        VerificationError, match=r"is not the member that was chosen \(sha256 [0-9a-f]{12}, not 0{12}\)"
+        VerificationError, match=r"is not the member that was selected \(sha256 [0-9a-f]{12}, not 0{12}\)"
     ):
         CommitteePredictor.from_selection(file)
 
@@ -121,38 +121,45 @@ def linear(shape, name):
     return keras.Model(image, keras.layers.Dense(2)(keras.layers.Flatten()(image)), name=name)
 
 
-def test_C03_members_of_unknown_size_or_of_grey_images_are_refused():
+def test_C03_members_of_unknown_size_or_of_gray_images_are_rejected():
     free = keras.Input((None, None, 3))
     free = keras.Model(free, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(free)))
-    for model, words in ((free, "NonexNonex3"), (linear((4, 4, 1), "grey"), "4x4x1")):
-        with pytest.raises(RecipeError, match=f"a known size and three channels. These take: {words}"):
+    for model, words in ((free, "NonexNonex3"), (linear((4, 4, 1), "gray"), "4x4x1")):
+        with pytest.raises(
+            RecipeError, match=f"a known size with three channels to predict image files. Received: {words}"
+        ):
             CommitteePredictor([model], [1], WeightedGeometricMean([1.0]), None, "margin", "ab")
 
 
-def test_each_member_sees_a_picture_as_its_run_frames_it():
+def test_each_member_receives_images_through_the_transform_of_its_run():
     models = [linear((4, 4, 3), "small"), linear((6, 5, 3), "large"), linear((6, 5, 3), "cropped")]
     recorded = [None, None, {"size": [6, 5], "padding": 2, "method": "bilinear"}]
-    panel = CommitteePredictor(
+    predictor = CommitteePredictor(
         models, [1, 1, 1], WeightedGeometricMean([0.2, 0.7, 0.1]), None, "margin", "ab", recorded
     )
-    assert panel.transforms == (resize(4), resize((6, 5)), center_crop((6, 5), padding=2))
-    picture = np.random.default_rng(0).integers(0, 256, (20, 31, 3)).astype(np.uint8)
-    seen = {framing: framing.apply(picture).numpy()[None] for framing in panel.transforms}
-    logits = [model(seen[framing].astype("float32")) for model, framing in zip(models, panel.transforms, strict=True)]
+    assert predictor.transforms == (resize(4), resize((6, 5)), center_crop((6, 5), padding=2))
+    image = np.random.default_rng(0).integers(0, 256, (20, 31, 3)).astype(np.uint8)
+    seen = {transform: transform.apply(image).numpy()[None] for transform in predictor.transforms}
+    logits = [
+        model(seen[transform].astype("float32")) for model, transform in zip(models, predictor.transforms, strict=True)
+    ]
     expected = keras.ops.softmax(sum(weight * each for weight, each in zip([0.2, 0.7, 0.1], logits, strict=True)))
-    np.testing.assert_allclose(panel.predict(seen)["probabilities"], expected, atol=1e-5)
+    np.testing.assert_allclose(predictor.predict(seen)["probabilities"], expected, atol=1e-5)
 
 
-def test_C07_a_member_whose_answer_is_no_number_is_not_averaged():
+def test_C07_a_member_with_outputs_that_are_not_finite_is_rejected():
     bad = linear((4, 4, 3), "bad")
     bad.set_weights([np.full_like(weight, np.nan) for weight in bad.get_weights()])
     models = [linear((4, 4, 3), "good"), bad]
-    panel = CommitteePredictor(models, [1, 1], WeightedGeometricMean([0.2, 0.8]), None, "margin", "ab")
-    with pytest.raises(VerificationError, match="member 1 of those asked gives 2 classes, not all of them finite"):
-        panel.predict(np.zeros((2, 4, 4, 3), np.uint8))
+    predictor = CommitteePredictor(models, [1, 1], WeightedGeometricMean([0.2, 0.8]), None, "margin", "ab")
+    with pytest.raises(
+        VerificationError,
+        match=r"member 1 must output 2 finite numbers for each image\. Received: 2 numbers, 0% of them finite",
+    ):
+        predictor.predict(np.zeros((2, 4, 4, 3), np.uint8))
 
 
-def test_C05_a_committee_that_is_not_whole_answers_only_if_asked(trained):
+def test_C05_an_incomplete_committee_predicts_only_on_request(trained):
     run, recipe = trained
     larger = dataclasses.replace(recipe, members=4)
     with pytest.raises(IncompleteError, match=r"has 3 of 4 members[\s\S]*--allow-incomplete 3"):
@@ -181,9 +188,7 @@ def test_predict_as_json_answers_the_good_names_the_bad_and_exits_with_3(trained
     assert [best["class"] for best in first["top"]] == [str(k) for k in np.argsort(-wanted)[:2]]
     assert first["top"][0]["probability"] == pytest.approx(wanted.max(), abs=1e-5)
     assert list(first) == ["image", "top", "confidence", "members_used", "agreement", "mutual_information"]
-    assert document["unreadable"] == [
-        {"image": images[1], "problem": f"{images[1]}: neither a JPEG nor a PNG file"}
-    ]
+    assert document["unreadable"] == [{"image": images[1], "problem": f"{images[1]}: neither a JPEG nor a PNG file"}]
     assert "error: 1 of 3 images cannot be read; the others are classified:\n" in err
 
 
@@ -211,8 +216,12 @@ def test_where_no_picture_can_be_read_nobody_is_asked(trained, pictures, capsys)
     [
         (["predict", "a.png"], 2, "expected a run or model folder, then at least one image"),
         (["predict", "runs/none", "a.png"], 4, "runs/none is not a run folder"),
-        (["predict", "a.png", "--url", "http://x:1/m", "--selection", "s"], 2, "--selection cannot be combined with --url or"),
-        (["predict", "a.png", "--url", "ftp://x/m"], 2, "a server is grpc://host:port or http://host:port"),
+        (
+            ["predict", "a.png", "--url", "http://x:1/m", "--selection", "s"],
+            2,
+            "--selection cannot be combined with --url or",
+        ),
+        (["predict", "a.png", "--url", "ftp://x/m"], 2, "a server URL must be grpc://host:port or http://host:port"),
     ],
 )
 def test_a_mistaken_command_is_told(tmp_path, monkeypatch, capsys, words, code, message):

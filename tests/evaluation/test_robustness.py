@@ -1,4 +1,4 @@
-"""Is robustness.json what the members say of corrupted and of foreign images?"""
+"""robustness.json holds the scores on corrupted images and the detection of out-of-distribution images."""
 
 import dataclasses
 import json
@@ -19,24 +19,29 @@ from keras_committee.evaluation import load_or_compute_predictions, robustness
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of four dark pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for place in range(4):
-        Image.new("RGB", (20, 10 + place), (place, 0, 3)).save(folder / f"{place}.png")
+def image_folder(tmp_path_factory):
+    """A folder of four dark images."""
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(4):
+        Image.new("RGB", (20, 10 + index), (index, 0, 3)).save(folder / f"{index}.png")
     return folder
 
 
 @pytest.fixture(scope="module")
-def tested(trained, pictures):
+def tested(trained, image_folder):
     run, recipe = trained
     result = robustness(
-        run, recipe, corruptions=["contrast", "impulse_noise"], severities=[5, 2], max_examples=300, ood_dir=pictures
+        run,
+        recipe,
+        corruptions=["contrast", "impulse_noise"],
+        severities=[5, 2],
+        max_examples=300,
+        ood_dir=image_folder,
     )
     return run, recipe, result
 
 
-def test_the_document_has_the_keys_that_its_docstring_names(tested):
+def test_the_document_has_the_keys_of_its_docstring(tested):
     run, _, result = tested
     assert json.loads((run.path / "robustness.json").read_text()) == result
     assert [key for key in result if f"`{key}`" not in robustness.__doc__] == []
@@ -46,27 +51,27 @@ def test_the_document_has_the_keys_that_its_docstring_names(tested):
     assert pairs == [("contrast", 5), ("contrast", 2), ("impulse_noise", 5), ("impulse_noise", 2)]
 
 
-def chosen(recipe):
+def sampled(recipe):
     """The 300 test images, their labels, and which of all they are."""
     test = recipe.data.load().test
-    places = stratified_indices(test.labels, 300)
+    indices = stratified_indices(test.labels, 300)
     images = np.concatenate([np.asarray(images) for images, _ in test.batches(100)])
-    return images[places], test.labels[places], places
+    return images[indices], test.labels[indices], indices
 
 
-def test_clean_images_get_the_votes_of_the_evaluation(tested):
+def test_clean_images_have_the_predictions_of_the_evaluation(tested):
     run, recipe, result = tested
-    votes = load_or_compute_predictions(run, recipe)
-    _, labels, places = chosen(recipe)
-    mean = votes.log_probabilities[places].mean(axis=1)
+    predictions = load_or_compute_predictions(run, recipe)
+    _, labels, indices = sampled(recipe)
+    mean = predictions.log_probabilities[indices].mean(axis=1)
     assert result["clean"]["committee"]["accuracy"] == pytest.approx((mean.argmax(axis=1) == labels).mean())
-    alone = -votes.log_probabilities[places, 1, labels].mean()
+    alone = -predictions.log_probabilities[indices, 1, labels].mean()
     assert result["clean"]["members"][1]["nll"] == pytest.approx(alone, rel=1e-4)
 
 
-def test_corrupted_images_get_the_members_own_answers(tested):
+def test_corrupted_images_are_predicted_by_the_members(tested):
     run, recipe, result = tested
-    images, labels, _ = chosen(recipe)
+    images, labels, _ = sampled(recipe)
     model = keras.saving.load_model(run.member(2).model, compile=False)
     noisy = corrupt_images(images, "impulse_noise", 5)
     right = model.predict(noisy.astype("float32"), verbose=0).argmax(axis=1) == labels
@@ -81,20 +86,22 @@ def test_the_mean_is_over_all_corruptions(tested):
     assert result["mean"]["members"][1]["nll"] == pytest.approx(np.mean(nll))
 
 
-def test_foreign_images_are_told_by_confidence_and_mutual_information(tested, pictures):
+def test_ood_images_are_detected_by_confidence_and_mutual_information(tested, image_folder):
     run, recipe, result = tested
-    assert [each["source"] for each in result["foreign"]] == [*ood_images.OOD_GENERATORS, str(pictures)]
+    assert [each["source"] for each in result["foreign"]] == [*ood_images.OOD_GENERATORS, str(image_folder)]
     assert [each["examples"] for each in result["foreign"]] == [300, 300, 300, 300, 4]
     strange = ood_images.generate_ood("stripes", 300, (32, 32)).astype("float32")
     logits = [
         keras.saving.load_model(run.member(index).model, compile=False).predict(strange, verbose=0)
         for index in range(3)
     ]
-    unknown = np.exp(np.mean([row - np.logaddexp.reduce(row, axis=1, keepdims=True) for row in logits], axis=0))
-    unknown /= unknown.sum(axis=1, keepdims=True)
-    known = np.exp(load_or_compute_predictions(run, recipe).log_probabilities[chosen(recipe)[2]].mean(axis=1))
-    known /= known.sum(axis=1, keepdims=True)
-    scores = np.concatenate([known.max(axis=1), unknown.max(axis=1)])
+    ood = np.exp(np.mean([row - np.logaddexp.reduce(row, axis=1, keepdims=True) for row in logits], axis=0))
+    ood /= ood.sum(axis=1, keepdims=True)
+    in_distribution = np.exp(
+        load_or_compute_predictions(run, recipe).log_probabilities[sampled(recipe)[2]].mean(axis=1)
+    )
+    in_distribution /= in_distribution.sum(axis=1, keepdims=True)
+    scores = np.concatenate([in_distribution.max(axis=1), ood.max(axis=1)])
     wanted = sklearn.metrics.roc_auc_score(np.repeat([1, 0], 300), scores)
     assert result["foreign"][3]["confidence"]["auroc"] == pytest.approx(wanted, abs=1e-3)
     assert set(result["foreign"][3]["mutual_information"]) == {"auroc", "fpr95"}
@@ -111,7 +118,7 @@ def test_every_corruption_has_its_constants():
     assert tuple(corruptions._SEVERITY_TABLE) == CORRUPTIONS
 
 
-def test_robustness_as_json_is_the_document_on_the_disk(trained, capsys):
+def test_robustness_as_json_prints_the_file(trained, capsys):
     folder = trained[0].path
     options = ["--corruptions", "fog,snow", "--severities", "3", "--max-examples", "20", "--seed", "4", "--json"]
     assert cli.main(["robustness", str(folder), *options]) == 0
@@ -121,7 +128,7 @@ def test_robustness_as_json_is_the_document_on_the_disk(trained, capsys):
     assert (document["examples"], document["seed"]) == (20, 4)
 
 
-def test_robustness_prints_kinds_by_severities_and_foreign_images(tested, monkeypatch, capsys):
+def test_robustness_prints_corruptions_by_severity_and_ood_images(tested, monkeypatch, capsys):
     run, _, result = tested
     monkeypatch.setattr(evaluation, "robustness", lambda *_, **__: result)
     assert cli.main(["robustness", str(run.path)]) == 0
@@ -129,7 +136,7 @@ def test_robustness_prints_kinds_by_severities_and_foreign_images(tested, monkey
     assert f"{result['corruptions'][1]['committee']['accuracy']:.1%} (" in text
     assert f"{result['foreign'][1]['mutual_information']['auroc']:.3f}" in text
     assert "MFLOPs" not in text
-    assert f"300 examples of test. All of it: {run.path}/robustness.json\n" in text
+    assert f"Evaluated on 300 test examples. Details: {run.path}/robustness.json\n" in text
     assert text.endswith(f"\nNext: keras-committee report {run.path}\n")
 
 
@@ -141,12 +148,12 @@ def test_robustness_prints_kinds_by_severities_and_foreign_images(tested, monkey
         (["--max-examples", "0"], "Invalid value for '--max-examples': 0 is not in the range x>=1"),
     ],
 )
-def test_a_mistaken_option_is_told_at_once(capsys, options, words):
+def test_a_mistaken_option_is_reported_at_once(capsys, options, words):
     assert cli.main(["robustness", "runs/none", *options]) == 2
     assert words in capsys.readouterr().err
 
 
-def test_a_foreign_folder_that_is_not_there_ends_with_exit_code_3(trained, capsys):
+def test_a_missing_ood_folder_ends_with_exit_code_3(trained, capsys):
     options = ["--corruptions", "contrast", "--severities", "1", "--max-examples", "10", "--ood-dir", "none"]
     assert cli.main(["robustness", str(trained[0].path), *options]) == 3
-    assert "none: 1 problem in the data\n  no such folder" in capsys.readouterr().err
+    assert "none: 1 problem in the data\n  there is no such folder" in capsys.readouterr().err
