@@ -1,12 +1,12 @@
-"""What does an ImageNet committee of 3 x EfficientNet-B5 cost on 8, 64 and 512 GPUs? On paper: no GPU is needed.
+"""Estimated cost of an ImageNet committee of 3 x EfficientNet-B5 on 8, 64 and 512 GPUs. No GPU is needed.
 
     python benchmarks/scale.py            # the tables of docs/scale.md, from the inputs below
     python benchmarks/scale.py --quick    # fewer simulated runs
     python benchmarks/scale.py --json
     python benchmarks/scale.py --set images_per_second=400 --set fabric=50e9    # your own inputs
 
-Members side by side ("member-parallel"): each trains on a third of the GPUs. One after another ("data-parallel"): each
-trains on all of them. Failures are simulated, and beside them stands the closed form that the mean must agree with.
+Members "in parallel" train on a third of the GPUs each; members "in sequence" train on all of them in turn. Failures
+are simulated and compared with the closed form of their mean.
 """
 
 import argparse
@@ -18,134 +18,134 @@ import platform
 import numpy as np
 
 DAY = 86_400.0
-RUNS = 1_000  # simulated ones for each row
+RUNS = 1_000  # simulated runs per row
 
 
-def _given(value, source: str):
+def _input(value, source: str):
     return dataclasses.field(default=value, metadata={"source": source})
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Everything that the tables are computed from, and where each number comes from."""
+    """Inputs of all tables, each with its source."""
 
-    members: int = _given(3, "the committee")
-    images: int = _given(1_281_167, "ImageNet 2012, training images")
-    epochs: int = _given(350, "the recipe's, those of the authors")
-    batch_limit: int = _given(4_096, "the authors' global batch; larger ones were not tuned")
-    parameters: int = _given(30_389_784, "`show`, B5")
-    multiply_adds: float = _given(10.266e9, "`show`, B5, one image forward")
-    reference_multiply_adds: float = _given(4.394e9, "`show`, B4")
-    reference_images_per_second: float = _given(
+    members: int = _input(3, "the committee")
+    images: int = _input(1_281_167, "ImageNet 2012, training images")
+    epochs: int = _input(350, "the recipe, as in the paper")
+    batch_limit: int = _input(4_096, "the authors' global batch size; larger ones were not tuned")
+    parameters: int = _input(30_389_784, "`describe`, B5")
+    multiply_adds: float = _input(10.266e9, "`describe`, B5, forward pass of one image")
+    reference_multiply_adds: float = _input(4.394e9, "`describe`, B4")
+    reference_images_per_second: float = _input(
         470.0,
         "published, measured: NVIDIA DeepLearningExamples, EfficientNet v1-B4, TensorFlow, one A100 80 "
         "GB, mixed precision",
     )
-    images_per_second: float = _given(
+    images_per_second: float = _input(
         0.0,
-        "0: B4's rate by multiply-adds (assumption: the same share of the peak)",
+        "0: B4's rate scaled by multiply-adds (assumption: the same fraction of the peak)",
     )
-    least_step: float = _given(
+    min_step: float = _input(
         0.060,
-        "assumption: seconds of a step however small its batch; 3 x the 16.3 ms that NVIDIA publishes for "
-        "B4, one image forward, by the 39 blocks of B5 against 32",
+        "assumption: shortest step in seconds; 3 x the 16.3 ms that NVIDIA publishes for a forward pass of one "
+        "image of B4, scaled by the 39 blocks of B5 against 32",
     )
-    scaling: tuple = _given(
+    scaling: tuple = _input(
         ((1, 1.0), (8, 0.944), (32, 0.858), (64, 0.846)),
-        "published, measured: rate per GPU on so many GPUs, same page (7.55 of 8, 27.46 of 32, 54.16 of "
-        "64); held beyond 64 (assumption)",
+        "published, measured: relative rate per GPU by number of GPUs, same page (7.55 of 8, 27.46 of 32, "
+        "54.16 of 64); constant beyond 64 (assumption)",
     )
-    gpu_memory: float = _given(80e9, "A100 80 GB")
-    memory_share: float = _given(0.9, "assumption: what TensorFlow leaves of it")
-    bytes_per_image: float = _given(688e6, "`show --set precision=mixed_bfloat16`, B5: activations + passing")
-    bytes_fixed: float = _given(0.61e9, "the same: weights, gradients, slots, averages")
-    gpus_per_host: int = _given(8, "DGX A100")
-    nvlink: float = _given(225e9, "assumption: bytes/s of a ring in a host; 3/4 of NVLink 3's 300 GB/s")
-    fabric: float = _given(20e9, "assumption: bytes/s of a ring between hosts; 2 x 100 Gb/s for each host, 4/5 of it")
-    hop: float = _given(10e-6, "assumption: seconds for one of the ring's 2 (n - 1) messages")
-    cpu_images_per_second: float = _given(
+    gpu_memory: float = _input(80e9, "A100 80 GB")
+    memory_fraction: float = _input(0.9, "assumption: available to TensorFlow")
+    bytes_per_image: float = _input(688e6, "`describe --set precision=mixed_bfloat16`, B5: activations + passing")
+    bytes_fixed: float = _input(0.61e9, "the same: weights, gradients, slots, averages")
+    gpus_per_host: int = _input(8, "DGX A100")
+    nvlink: float = _input(225e9, "assumption: bytes/s of a ring within a host; 3/4 of NVLink 3's 300 GB/s")
+    fabric: float = _input(20e9, "assumption: bytes/s of a ring between hosts; 4/5 of 2 x 100 Gb/s per host")
+    hop: float = _input(10e-6, "assumption: seconds per message of a ring, of 2 (n - 1)")
+    cpu_images_per_second: float = _input(
         0.375, "measured: `benchmarks/scale_inputs.py`, B5, float32, one core, no block skipped"
     )
-    decodes_per_core: float = _given(58.0, "measured: `benchmarks/scale_inputs.py`, images/s")
-    jpeg_bytes: float = _given(110e3, "ImageNet 2012: 138 GB / 1.28 million")
-    checkpoint_bytes: float = _given(488e6, "weights, two slots of RMSProp, averages; float32")
-    checkpoint_seconds: float = _given(
-        7.0, "measured: `benchmarks/scale_inputs.py`, for so many bytes, while other work ran; training waits"
+    decodes_per_core: float = _input(58.0, "measured: `benchmarks/scale_inputs.py`, images/s")
+    jpeg_bytes: float = _input(110e3, "ImageNet 2012: 138 GB / 1.28 million")
+    checkpoint_bytes: float = _input(488e6, "weights, two slots of RMSProp, averages; float32")
+    checkpoint_seconds: float = _input(
+        7.0, "measured: `benchmarks/scale_inputs.py`, for these bytes on a busy machine; training waits"
     )
-    restart: float = _given(400.0, "assumption: 90 s until a lost host is noticed, 310 s to start and trace")
-    mtbf_hours: float = _given(
+    restart: float = _input(400.0, "assumption: 90 s to detect a lost host, 310 s to start and trace")
+    mtbf_hours: float = _input(
         50_676.0,
         "published: 419 unexpected interruptions in 54 days of 16,384 H100 (Llama 3, arXiv:2407.21783)",
     )
-    preempted_hours: float = _given(192.0, "assumption: a preemptible host of 8 GPUs is lost once a day")
-    save_every: float = _given(300.0, "`train --save-every`, its default")
+    preempted_hours: float = _input(192.0, "assumption: a preemptible host of 8 GPUs is lost once a day")
+    checkpoint_every: float = _input(300.0, "default of `train --checkpoint-every`")
 
     @property
     def rate(self) -> float:
-        """Images a second of one GPU, training alone, with batches that fill it."""
-        by_work = self.reference_images_per_second * self.reference_multiply_adds / self.multiply_adds
-        return self.images_per_second or by_work
+        """Images per second of a single GPU with batches that use it fully."""
+        scaled = self.reference_images_per_second * self.reference_multiply_adds / self.multiply_adds
+        return self.images_per_second or scaled
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One way to train the committee on so many GPUs.
+    """One way to train the committee.
 
     Attributes:
-        gpus: There are so many.
-        side_by_side: How many members train at once.
-        each: GPUs of one member.
-        batch: Images of one GPU and step.
-        step, network: Seconds of a step, and of these of the all-reduce.
+        gpus: Number of GPUs.
+        concurrent_members: Members that train at the same time.
+        gpus_per_member: GPUs of one member.
+        batch: Images per GPU and step.
+        step, network: Seconds per step, and of the all-reduce within it.
     """
 
     gpus: int
-    side_by_side: int
-    each: int
+    concurrent_members: int
+    gpus_per_member: int
     batch: int
     step: float
     network: float
 
     @property
     def name(self) -> str:
-        return "side by side" if self.side_by_side > 1 else "one after another"
+        return "in parallel" if self.concurrent_members > 1 else "in sequence"
 
 
-def plan(inputs: Inputs, gpus: int, side_by_side: int) -> Plan:
-    each = gpus // side_by_side
-    fits = int((inputs.gpu_memory * inputs.memory_share - inputs.bytes_fixed) / inputs.bytes_per_image)
-    batch = min(fits, inputs.batch_limit // each)
-    compute = max(batch / inputs.rate, inputs.least_step) / scaling(inputs, each)
-    network = ring_seconds(inputs, each)
-    return Plan(gpus, side_by_side, each, batch, compute + network, network)
+def make_plan(inputs: Inputs, gpus: int, concurrent_members: int) -> Plan:
+    gpus_per_member = gpus // concurrent_members
+    fits = int((inputs.gpu_memory * inputs.memory_fraction - inputs.bytes_fixed) / inputs.bytes_per_image)
+    batch = min(fits, inputs.batch_limit // gpus_per_member)
+    compute = max(batch / inputs.rate, inputs.min_step) / scaling(inputs, gpus_per_member)
+    network = ring_seconds(inputs, gpus_per_member)
+    return Plan(gpus, concurrent_members, gpus_per_member, batch, compute + network, network)
 
 
 def scaling(inputs: Inputs, gpus: int) -> float:
-    """What is left of a GPU's rate where so many work together: straight lines in the logarithm of their number."""
-    counts, shares = zip(*inputs.scaling, strict=True)
-    return float(np.interp(math.log2(gpus), np.log2(counts), shares))
+    """Relative rate per GPU, interpolated linearly in the logarithm of the number of GPUs."""
+    counts, rates = zip(*inputs.scaling, strict=True)
+    return float(np.interp(math.log2(gpus), np.log2(counts), rates))
 
 
 def ring_bytes(inputs: Inputs, gpus: int) -> float:
-    """Bytes that each GPU sends in a step: a ring all-reduce of float32 gradients, 2 (n - 1) / n of them."""
+    """Bytes that each GPU sends per step: a ring all-reduce of float32 gradients, 2 (n - 1) / n of them."""
     return 2 * (gpus - 1) / gpus * 4 * inputs.parameters
 
 
 def ring_seconds(inputs: Inputs, gpus: int) -> float:
-    """Not hidden behind the backward pass."""
+    """Seconds of the all-reduce, not overlapped with the backward pass."""
     bandwidth = inputs.nvlink if gpus <= inputs.gpus_per_host else inputs.fabric
     return ring_bytes(inputs, gpus) / bandwidth + 2 * (gpus - 1) * inputs.hop
 
 
-def member_seconds(inputs: Inputs, made: Plan) -> float:
-    """Of one member's training, if nothing fails and nothing is saved."""
-    return inputs.epochs * math.ceil(inputs.images / (made.batch * made.each)) * made.step
+def member_seconds(inputs: Inputs, plan: Plan) -> float:
+    """Training time of one member without failures and checkpoints."""
+    return inputs.epochs * math.ceil(inputs.images / (plan.batch * plan.gpus_per_member)) * plan.step
 
 
 def expected_seconds(work: float, interval: float, inputs: Inputs, mtbf: float) -> float:
-    """Wall time of `work` seconds with a checkpoint each `interval`: the mean, exactly, of exponential failures.
+    """Exact mean wall time of `work` seconds with a checkpoint every `interval` under exponential failures.
 
-    Source: Daly 2006, doi:10.1016/j.future.2004.11.016, equation 13, with a last part that may be shorter.
+    Source: Daly 2006, doi:10.1016/j.future.2004.11.016, equation 13, with a possibly shorter last part.
     """
     parts = [interval] * int(work / interval)
     parts += [work - sum(parts)] if work > sum(parts) else []
@@ -154,60 +154,60 @@ def expected_seconds(work: float, interval: float, inputs: Inputs, mtbf: float) 
 
 
 def best_interval(inputs: Inputs, mtbf: float) -> float:
-    """Young 1974: the square root of twice the cost of a checkpoint times the mean time between failures."""
+    """Young 1974: square root of twice the cost of a checkpoint times the mean time between failures."""
     return math.sqrt(2 * inputs.checkpoint_seconds * mtbf)
 
 
-def simulated_seconds(work: float, interval: float, inputs: Inputs, mtbf: float, draw) -> float:
-    """Wall time of one run with failures at random: each loses what was done since the last checkpoint."""
+def simulated_seconds(work: float, interval: float, inputs: Inputs, mtbf: float, rng) -> float:
+    """Wall time of one run with random failures; each loses the work since the last checkpoint."""
     done, now, waiting = 0.0, 0.0, 0.0
     while True:
-        failure = draw.exponential(mtbf)
-        whole = int(max(0.0, failure - waiting) / (interval + inputs.checkpoint_seconds))
+        failure = rng.exponential(mtbf)
+        completed = int(max(0.0, failure - waiting) / (interval + inputs.checkpoint_seconds))
         left = work - done
         checkpoints = math.ceil(left / interval - 1e-9)
-        needs = waiting + left + checkpoints * inputs.checkpoint_seconds
-        if failure >= needs:
-            return now + needs
-        done, now = done + min(whole, checkpoints - 1) * interval, now + failure
-        waiting = inputs.restart  # before it goes on; it may fail in this time, too
+        required = waiting + left + checkpoints * inputs.checkpoint_seconds
+        if failure >= required:
+            return now + required
+        done, now = done + min(completed, checkpoints - 1) * interval, now + failure
+        waiting = inputs.restart  # may fail again before it resumes
 
 
-def committee_seconds(inputs: Inputs, made: Plan, interval: float, mtbf: float, runs: int, seed: int):
-    """Simulated wall times: of one member `(runs, members)`, and of the committee `(runs,)`."""
-    draw, work = np.random.default_rng(seed), member_seconds(inputs, made)
-    each = np.array(
-        [[simulated_seconds(work, interval, inputs, mtbf, draw) for _ in range(inputs.members)] for _ in range(runs)]
+def committee_seconds(inputs: Inputs, plan: Plan, interval: float, mtbf: float, runs: int, seed: int):
+    """Simulated wall times of each member `(runs, members)` and of the committee `(runs,)`."""
+    rng, work = np.random.default_rng(seed), member_seconds(inputs, plan)
+    members = np.array(
+        [[simulated_seconds(work, interval, inputs, mtbf, rng) for _ in range(inputs.members)] for _ in range(runs)]
     )
-    return each, each.max(axis=1) if made.side_by_side > 1 else each.sum(axis=1)
+    return members, members.max(axis=1) if plan.concurrent_members > 1 else members.sum(axis=1)
 
 
 def plans(inputs: Inputs, sizes=(8, 64, 512)) -> list[Plan]:
-    return [plan(inputs, gpus, together) for gpus in sizes for together in (inputs.members, 1)]
+    return [make_plan(inputs, gpus, concurrent) for gpus in sizes for concurrent in (inputs.members, 1)]
 
 
 def cost_table(inputs: Inputs) -> list[list]:
     alone = inputs.members * inputs.epochs * inputs.images / inputs.cpu_images_per_second
-    rows = [["one CPU core", "one after another", "-", 2, 2, f"{2e3 / inputs.cpu_images_per_second:,.0f}",
+    rows = [["one CPU core", "in sequence", "-", 2, 2, f"{2e3 / inputs.cpu_images_per_second:,.0f}",
              f"{inputs.cpu_images_per_second:.2f}", f"{alone / DAY:,.0f}", "-"]]  # fmt: skip
-    for made in plans(inputs):
-        rounds = inputs.members / made.side_by_side
-        wall = member_seconds(inputs, made) * rounds
-        rate = made.batch * made.each * made.side_by_side / made.step
+    for plan in plans(inputs):
+        rounds = inputs.members / plan.concurrent_members
+        wall = member_seconds(inputs, plan) * rounds
+        rate = plan.batch * plan.gpus_per_member * plan.concurrent_members / plan.step
         rows.append([
-            made.gpus, made.name, f"{made.side_by_side} x {made.each}", made.batch, f"{made.batch * made.each:,}",
-            f"{made.step * 1e3:.0f}", f"{rate:,.0f}", f"{wall / DAY:.2f}", f"{wall / 3600 * made.gpus:,.0f}",
+            plan.gpus, plan.name, f"{plan.concurrent_members} x {plan.gpus_per_member}", plan.batch,
+            f"{plan.batch * plan.gpus_per_member:,}", f"{plan.step * 1e3:.0f}", f"{rate:,.0f}", f"{wall / DAY:.2f}", f"{wall / 3600 * plan.gpus:,.0f}",
         ])  # fmt: skip
     return rows
 
 
 def input_table(inputs: Inputs) -> list[list]:
     rows = []
-    for made in plans(inputs):
-        rate = made.batch / made.step
-        host = rate * min(inputs.gpus_per_host, made.each * made.side_by_side)
+    for plan in plans(inputs):
+        rate = plan.batch / plan.step
+        host = rate * min(inputs.gpus_per_host, plan.gpus_per_member * plan.concurrent_members)
         rows.append([
-            made.gpus, made.name, f"{rate:.0f}", f"{host:,.0f}", f"{host * inputs.jpeg_bytes / 1e6:.0f}",
+            plan.gpus, plan.name, f"{rate:.0f}", f"{host:,.0f}", f"{host * inputs.jpeg_bytes / 1e6:.0f}",
             f"{rate / inputs.decodes_per_core:.1f}", f"{host / inputs.decodes_per_core:.0f}",
         ])  # fmt: skip
     return rows
@@ -216,29 +216,30 @@ def input_table(inputs: Inputs) -> list[list]:
 def network_table(inputs: Inputs) -> list[list]:
     return [
         [
-            made.gpus, made.name, made.each, f"{ring_bytes(inputs, made.each) / 1e6:.0f}", f"{made.network * 1e3:.1f}",
-            f"{made.network / made.step:.1%}", f"{ring_bytes(inputs, made.each) / made.step / 1e9:.2f}",
+            plan.gpus, plan.name, plan.gpus_per_member, f"{ring_bytes(inputs, plan.gpus_per_member) / 1e6:.0f}",
+            f"{plan.network * 1e3:.1f}",
+            f"{plan.network / plan.step:.1%}", f"{ring_bytes(inputs, plan.gpus_per_member) / plan.step / 1e9:.2f}",
         ]
-        for made in plans(inputs)
+        for plan in plans(inputs)
     ]  # fmt: skip
 
 
 def failure_rows(inputs: Inputs, runs: int) -> list[dict]:
-    """Of each plan, for GPUs that fail and for hosts that are taken away: closed form and simulation."""
+    """Closed form and simulation for each plan, with failing GPUs and with preempted hosts."""
     rows = []
-    for number, (hours, made) in enumerate(
-        (hours, made) for hours in (inputs.mtbf_hours, inputs.preempted_hours) for made in plans(inputs)
+    for number, (hours, plan) in enumerate(
+        (hours, plan) for hours in (inputs.mtbf_hours, inputs.preempted_hours) for plan in plans(inputs)
     ):
-        mtbf, work = hours * 3600 / made.each, member_seconds(inputs, made)
+        mtbf, work = hours * 3600 / plan.gpus_per_member, member_seconds(inputs, plan)
         best = best_interval(inputs, mtbf)
-        each, whole = committee_seconds(inputs, made, inputs.save_every, mtbf, runs, seed=number)
+        members, committee = committee_seconds(inputs, plan, inputs.checkpoint_every, mtbf, runs, seed=number)
         rows.append({
-            "hours": hours, "plan": made, "mtbf": mtbf, "failures": work / mtbf * inputs.members, "best": best,
+            "hours": hours, "plan": plan, "mtbf": mtbf, "failures": work / mtbf * inputs.members, "best": best,
             "loss_at_best": expected_seconds(work, best, inputs, mtbf) / work - 1,
-            "loss": expected_seconds(work, inputs.save_every, inputs, mtbf) / work - 1,
-            "simulated": float(each.mean()) / work - 1,
-            "error": float(each.std() / math.sqrt(each.size)) / work,
-            "days": float(whole.mean()) / DAY,
+            "loss": expected_seconds(work, inputs.checkpoint_every, inputs, mtbf) / work - 1,
+            "simulated": float(members.mean()) / work - 1,
+            "error": float(members.std() / math.sqrt(members.size)) / work,
+            "days": float(committee.mean()) / DAY,
         })  # fmt: skip
     return rows
 
@@ -265,34 +266,36 @@ def markdown(columns: list[str], rows: list[list], words=("members", "source")) 
 
 
 def tables(inputs: Inputs, failures: list[dict]) -> dict[str, str]:
-    """Title -> table, as in docs/scale.md."""
-    given = [[f.name, _shown(getattr(inputs, f.name)), f.metadata["source"]] for f in dataclasses.fields(inputs)]
-    how = ["GPUs", "members"]
+    """The tables of docs/scale.md, by title."""
+    input_rows = [
+        [f.name, _format_value(getattr(inputs, f.name)), f.metadata["source"]] for f in dataclasses.fields(inputs)
+    ]
+    plan_columns = ["GPUs", "members"]
     return {
-        "Inputs": markdown(["input", "value", "source"], given),
+        "Inputs": markdown(["input", "value", "source"], input_rows),
         "Cost": markdown(
-            [*how, "GPUs at work", "batch of a GPU", "global batch", "ms a step", "images/s", "days", "GPU-hours"],
+            [*plan_columns, "GPUs used", "batch per GPU", "global batch", "ms per step", "images/s", "days", "GPU-hours"],
             cost_table(inputs),
         ),
         "Input": markdown(
-            [*how, "images/s of a GPU", "of a host", "MB/s of a host", "cores for a GPU", "for a host"],
+            [*plan_columns, "images/s per GPU", "per host", "MB/s per host", "cores per GPU", "per host"],
             input_table(inputs),
         ),
         "Network": markdown(
-            [*how, "GPUs in a ring", "MB sent by a GPU", "ms", "of the step", "GB/s of a GPU, mean"],
+            [*plan_columns, "GPUs per ring", "MB sent per GPU", "ms", "fraction of step", "mean GB/s per GPU"],
             network_table(inputs),
         ),
         "Failures": markdown(
-            ["a GPU fails each", *how, "a member fails each", "failures", "best interval", "lost at it",
-             f"lost at {inputs.save_every:.0f} s", "simulated", "days, simulated"],
+            ["MTBF of a GPU", *plan_columns, "MTBF of a member", "failures", "best interval", "loss at it",
+             f"loss at {inputs.checkpoint_every:.0f} s", "simulated", "days, simulated"],
             failure_table(failures),
         ),
     }  # fmt: skip
 
 
-def _shown(value) -> str:
+def _format_value(value) -> str:
     if isinstance(value, tuple):
-        return ", ".join(f"{count}: {share}" for count, share in value)
+        return ", ".join(f"{count}: {rate}" for count, rate in value)
     return (
         f"{value:,.6g}" if value and abs(value) < 1e6 else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
     )
@@ -301,13 +304,15 @@ def _shown(value) -> str:
 def run(inputs: Inputs, runs: int) -> dict:
     failures = failure_rows(inputs, runs)
     first = plans(inputs)[0]
-    days = {made: member_seconds(inputs, made) * inputs.members / made.side_by_side / DAY for made in plans(inputs)}
+    days = {
+        plan: member_seconds(inputs, plan) * inputs.members / plan.concurrent_members / DAY for plan in plans(inputs)
+    }
     return {
-        "machine": f"on paper; Python {platform.python_version()}, {runs} simulated runs a row",
+        "machine": f"estimate; Python {platform.python_version()}, {runs} simulated runs per row",
         "inputs": dataclasses.asdict(inputs),
         "rows": [
-            {"name": f"{made.gpus} GPUs, {made.name}", "median": days[made], "ratio": days[made] / days[first]}
-            for made in plans(inputs)
+            {"name": f"{plan.gpus} GPUs, {plan.name}", "median": days[plan], "ratio": days[plan] / days[first]}
+            for plan in plans(inputs)
         ],
         "failures": [{**row, "plan": dataclasses.asdict(row["plan"])} for row in failures],
         "tables": tables(inputs, failures),
@@ -318,7 +323,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer simulated runs")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document; median: days")
-    parser.add_argument("--set", action="append", default=[], metavar="INPUT=NUMBER", help="another input")
+    parser.add_argument("--set", action="append", default=[], metavar="INPUT=NUMBER", help="override an input")
     arguments = parser.parse_args()
     given = {name: float(value) for name, value in (text.split("=") for text in arguments.set)}
     inputs = Inputs(**{name: type(getattr(Inputs, name))(value) for name, value in given.items()})
