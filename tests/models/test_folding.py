@@ -20,7 +20,7 @@ def images(shape=(8, 8, 3)):
 
 
 NETWORKS = {
-    "ends in batch normalisation": lambda scaling: models.resnet(
+    "ends in batch normalization": lambda scaling: models.resnet(
         14, classes=4, image_shape=(8, 8, 3), survival=0.5, scaling=scaling
     ),
     "ends in a convolution": lambda scaling: models.wide_resnet(
@@ -67,7 +67,7 @@ def test_a_nested_network_is_folded_too():
 
 
 def test_a_folded_network_is_saved_without_the_layer(tmp_path):
-    folded = models.fold_stochastic_depth(randomized(NETWORKS["ends in batch normalisation"]("inference")))
+    folded = models.fold_stochastic_depth(randomized(NETWORKS["ends in batch normalization"]("inference")))
     assert "StochasticDepth" not in folded.to_json()
     folded.save(tmp_path / "folded.keras")
     loaded = keras.saving.load_model(tmp_path / "folded.keras")
