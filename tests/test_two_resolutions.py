@@ -1,4 +1,4 @@
-"""Do runs over the same photographs at two sizes go through every command, seeing the same pixels throughout?"""
+"""Runs on the same photographs at two sizes work with every command and receive the same pixels throughout."""
 
 import json
 import pathlib
@@ -21,14 +21,14 @@ CLASSES = ("ant", "bee", "cow")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Class folders of JPEGs of different sizes: a colour that hints at the class, and much noise."""
-    root, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    """Class folders of JPEGs of different sizes: a color that depends on the class, and much noise."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for part, count in (("train", 12), ("val", 10), ("test", 16)):
         for label, name in enumerate(CLASSES):
             folder = root / part / name
             folder.mkdir(parents=True)
             for number in range(count):
-                pixels = draw.integers(0, 256, (3, 4, 3)) * 0.8 + 50 * np.eye(3)[label]
+                pixels = rng.integers(0, 256, (3, 4, 3)) * 0.8 + 50 * np.eye(3)[label]
                 image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
                 image.resize((30 + number, 41 - number)).save(folder / f"{number:02d}.jpg")
     return root
@@ -39,15 +39,15 @@ def runs(photos, tmp_path_factory):
     """Two runs, trained and evaluated."""
     folder = tmp_path_factory.mktemp("runs")
     for name, size in SIZES.items():
-        knobs = [f"--set=data_dir={photos}", f"--set=size={size}", f"--set=seed={size}"]
-        assert main(["train", str(RECIPE), "--run", str(folder / name), "--workers", "1", *knobs]) == 0
+        settings = [f"--set=data_dir={photos}", f"--set=size={size}", f"--set=seed={size}"]
+        assert main(["train", str(RECIPE), "--run", str(folder / name), "--workers", "1", *settings]) == 0
         assert main(["evaluate", str(folder / name)]) == 0
     return [folder / name for name in SIZES]
 
 
 @pytest.fixture(scope="module")
 def selection(runs):
-    """A cascade of both, whatever `select` would prefer of members that know so little."""
+    """A cascade of both runs, whatever `select` would choose."""
     file = runs[0] / "selection.json"
     both = list(map(str, runs))
     assert main(["select", *both, "--cascade", "--allow-incomplete", "1", "--out", str(file)]) == 0
@@ -65,10 +65,10 @@ def _members(runs):
 
     pool = load_pool([Run.open(run) for run in runs])
     assert pool.predictions["test"].shape == (48, 2, 3)
-    return [vars(each) for each in to_selection_members(pool, [0, 1], runs[0] / "selection.json")]
+    return [vars(member) for member in to_selection_members(pool, [0, 1], runs[0] / "selection.json")]
 
 
-def votes(run):
+def member_probabilities(run):
     """float64 probabilities `(examples, classes)` of the run's member on the pixels of its own test split."""
     opened = Run.open(run)
     model = keras.saving.load_model(opened.member(0).model, compile=False)
@@ -77,7 +77,7 @@ def votes(run):
 
 
 def _median(run):
-    return float(np.median(votes(run).max(axis=1))) + 1e-3
+    return float(np.median(member_probabilities(run).max(axis=1))) + 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +88,16 @@ def exported(runs, selection, tmp_path_factory):
 
 
 def definition(runs):
-    """What the cascade says of the test split, and how many it asks."""
-    small, large = (votes(run) for run in runs)
+    """Probabilities of the cascade on the test split, and members used."""
+    small, large = (member_probabilities(run) for run in runs)
     both = np.sqrt(small * large)
     both /= both.sum(axis=1, keepdims=True)
-    sure = small.max(axis=1) >= _median(runs[0])
-    return np.where(sure[:, None], small, both), np.where(sure, 1, 2)
+    confident = small.max(axis=1) >= _median(runs[0])
+    return np.where(confident[:, None], small, both), np.where(confident, 1, 2)
 
 
 @pytest.mark.slow
-def test_a_cascade_of_two_resolutions_answers_files_as_the_members_voted_on_the_test_split(runs, photos, exported):
+def test_a_cascade_of_two_resolutions_predicts_files_as_its_members_do(runs, photos, exported):
     from keras_committee.export.predict import ExportedCommittee
 
     files = [file for name in CLASSES for file in sorted((photos / "test" / name).iterdir())]
@@ -112,12 +112,12 @@ def test_a_cascade_of_two_resolutions_answers_files_as_the_members_voted_on_the_
 
 
 @pytest.mark.slow
-def test_predict_says_the_same_of_the_runs_and_of_the_export(runs, photos, selection, exported, capsys):
+def test_predict_gives_the_same_for_the_runs_and_the_export(runs, photos, selection, exported, capsys):
     files = [str(photos / "test" / name / "03.jpg") for name in CLASSES]
     answers = []
-    for what in ([str(runs[1]), "--selection", str(selection)], [str(exported)]):
+    for source in ([str(runs[1]), "--selection", str(selection)], [str(exported)]):
         capsys.readouterr()
-        assert main(["predict", "--json", *what[:1], *files, *what[1:]]) == 0
+        assert main(["predict", "--json", *source[:1], *files, *source[1:]]) == 0
         answers.append(json.loads(capsys.readouterr().out)["predictions"])
     for one, other in zip(*answers, strict=True):
         assert one["members_used"] == other["members_used"]
@@ -126,7 +126,7 @@ def test_predict_says_the_same_of_the_runs_and_of_the_export(runs, photos, selec
 
 
 @pytest.mark.slow
-def test_one_report_shows_both_and_the_corruptions_of_a_framed_run_are_measured(runs, selection, tmp_path):
+def test_one_report_shows_both_runs_and_robustness_uses_the_transform(runs, selection, tmp_path):
     assert main(["report", *map(str, runs), "--selection", str(selection), "--out", str(tmp_path / "report")]) == 0
     assert (tmp_path / "report" / "index.html").stat().st_size > 10_000
     arguments = ["--corruptions", "brightness", "--severities", "1", "--max-examples", "12"]
@@ -140,6 +140,6 @@ def test_the_whole_committee_of_both_runs_is_exported_without_a_selection(runs, 
     assert main(["export", *map(str, runs), "--out", str(tmp_path / "all")]) == 0
     files = sorted((photos / "test" / "bee").iterdir())
     answers = ExportedCommittee.from_folder(tmp_path / "all").predict([file.read_bytes() for file in files])
-    small, large = (votes(run)[16:32] for run in runs)
+    small, large = (member_probabilities(run)[16:32] for run in runs)
     both = np.sqrt(small * large)
     np.testing.assert_allclose(answers["probabilities"], both / both.sum(axis=1, keepdims=True), atol=1e-5)
