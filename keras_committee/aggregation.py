@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import DTypeLike
 from scipy.special import log_softmax, softmax
 
 from keras_committee import metrics
@@ -24,7 +25,12 @@ HEADS = ("geometric_mean", "arithmetic_mean", "majority_vote", "weighted_geometr
 _MIN_LOG_PROBABILITY = -1e30
 
 
-def combine(head: Any, log_probs: np.ndarray, weights: Sequence[float] | np.ndarray | None = None, dtype=np.float32):
+def combine(
+    head: Any,
+    log_probs: np.ndarray,
+    weights: Sequence[float] | np.ndarray | None = None,
+    dtype: DTypeLike = np.float32,
+) -> np.ndarray:
     """Return the committee's probabilities `(examples, classes)`.
 
     Args:
@@ -66,7 +72,7 @@ def resolve_head(
     return head, None
 
 
-def head_inputs(head: str, log_probs: np.ndarray, dtype=np.float64) -> np.ndarray:
+def head_inputs(head: str, log_probs: np.ndarray, dtype: DTypeLike = np.float64) -> np.ndarray:
     """Return what the head averages over the members: floats `(examples, members, classes)`.
 
     The log-probabilities for a geometric mean, the probabilities for the arithmetic mean, and a one-hot vector of each
@@ -125,7 +131,7 @@ def stage_outputs(
     size: int,
     measure: str = "max_probability",
     weights: Sequence[float] | np.ndarray | None = None,
-    dtype=np.float32,
+    dtype: DTypeLike = np.float32,
 ) -> dict[str, np.ndarray]:
     """Return the outputs of the committee of the first `size` members.
 
@@ -157,10 +163,10 @@ def run_cascade(
     head: Any,
     log_probs: np.ndarray,
     stages: Sequence[int],
-    thresholds: Sequence[float],
+    thresholds: Sequence[float | None],
     measure: str = "max_probability",
     weights: Sequence[float] | np.ndarray | None = None,
-    dtype=np.float32,
+    dtype: DTypeLike = np.float32,
 ) -> dict[str, np.ndarray]:
     """Return the `stage_outputs` of a cascade whose members have all predicted every example.
 
@@ -185,7 +191,7 @@ def run_cascade(
 def first_confident(
     num_examples: int,
     stages: Sequence[int],
-    thresholds: Sequence[float],
+    thresholds: Sequence[float | None],
     outputs_of: Callable[[int, np.ndarray], dict[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
     """Return, for each example, the outputs of the first stage that is confident enough; of the last where none is.

@@ -180,7 +180,9 @@ def fit_thresholds(stages: StageOutcomes, goal: CascadeGoal, cells: int = _GRID_
     max_thresholds = _thresholds_per_stage(len(stages.confidences), cells)
     grids = [_threshold_grid(confidences, max_thresholds) for confidences in stages.confidences]
     fitted = _fit_on_grid(stages, goal, grids)
-    for _ in range(_MAX_DESCENT_ROUNDS if fitted else 0):
+    if fitted is None:
+        return None
+    for _ in range(_MAX_DESCENT_ROUNDS):
         previous, fitted = fitted, _coordinate_descent(stages, goal, fitted)
         if previous == fitted:
             break

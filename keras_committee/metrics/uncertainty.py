@@ -15,7 +15,7 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
 
 
 def uncertainty_decomposition(
-    member_probabilities: np.ndarray, weights: Sequence[float] | None = None
+    member_probabilities: np.ndarray, weights: Sequence[float] | np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Decompose the uncertainty of each example, arrays `(examples,)` in nats: `total = expected + mutual`.
 
