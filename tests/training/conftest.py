@@ -1,8 +1,11 @@
 """Fixtures of the training tests: stops at a given moment, and processes forked from one that has TensorFlow."""
 
 import signal
+import subprocess
+import types
 
 import pytest
+from fork_server import ForkServer
 
 from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 
@@ -30,8 +33,6 @@ def stop_at():
 @pytest.fixture(scope="session")
 def fork_server():
     """The one fork server of the session, see fork_server.py."""
-    from fork_server import ForkServer
-
     server = ForkServer.start()
     yield server
     server.close()
@@ -40,8 +41,5 @@ def fork_server():
 @pytest.fixture
 def forked_workers(fork_server, monkeypatch):
     """The supervisor of this process forks its workers."""
-    import subprocess
-    import types
-
     popen = types.SimpleNamespace(Popen=fork_server.popen, PIPE=subprocess.PIPE)
     monkeypatch.setattr("keras_committee.training.supervisor.subprocess", popen)

@@ -449,7 +449,7 @@ def test_A06_the_message_tells_path_need_room_and_the_step_that_is_safe(checkpoi
     )
 
 
-def test_A06_a_first_checkpoint_without_room_says_that_none_is_safe(folder, monkeypatch):
+def test_A06_an_error_at_the_first_checkpoint_reports_that_no_step_was_saved(folder, monkeypatch):
     monkeypatch.setattr(files, "open", Disk(0).open, raising=False)
     with pytest.raises(ResourceError, match=r"000: No space left on device \(needs .* no step was saved before\."):
         save(Checkpoints(folder), 0)

@@ -93,7 +93,7 @@ def test_logits_of_another_number_of_classes_stay_random_and_the_rest_is_copied(
     assert_same(values(model), values(source)[:-2] + random_logits)
 
 
-def test_survival_stays_what_the_recipe_says_and_the_branch_is_copied(saved):
+def test_survival_stays_that_of_the_recipe_and_the_branch_is_copied(saved):
     def gated(survival):
         image = keras.Input((4, 4, 3))
         branch = keras.Sequential([keras.layers.Conv2D(3, 3, padding="same")])

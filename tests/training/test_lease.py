@@ -63,6 +63,7 @@ def test_a_lost_process_saves_nothing_once_another_attempt_was_made(train):
 
 def test_a_lost_process_leaves_no_model_either(train, monkeypatch):
     folder, steps, run = train
+    monkeypatch.setattr("keras_committee.training.lease._POLL_SECONDS", 1000.0)
     monkeypatch.setattr("keras_committee.training.trainer._Trainer._save", lambda *_: None)
     with pytest.raises(RunError, match="was given to another process"):
         run(4 * steps, lambda _: release(folder))

@@ -95,7 +95,7 @@ def test_the_network_is_drawn_as_training_begins(folder):
     assert [(node.name, list(node.input)) for node in graph.node] == [("image", []), ("logits", ["image"])]
 
 
-def test_A07_a_full_disk_for_logs_is_told_once_a_minute_and_training_goes_on(folder, monkeypatch, clock):
+def test_A07_a_full_disk_for_logs_is_reported_once_a_minute_and_training_continues(folder, monkeypatch, clock):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -127,7 +127,7 @@ def test_A07_a_full_disk_for_logs_is_told_once_a_minute_and_training_goes_on(fol
     assert logged(folder, "loss") == [1, 2, 3, 4, 5, 6]
 
 
-def test_A07_a_warning_is_told_however_young_the_machine_is(folder, clock):
+def test_A07_the_first_warning_is_printed_even_right_after_boot(folder, clock):
     folder.tensorboard.write_text("in the way")
     warnings = []
     clock.seconds = 0.5
@@ -294,7 +294,7 @@ def test_without_steps_nothing_is_profiled(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_profile_that_cannot_be_written_is_told_and_training_goes_on(tmp_path, monkeypatch):
+def test_a_profile_that_cannot_be_written_is_reported_and_training_continues(tmp_path, monkeypatch):
     def full():
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
 

@@ -51,7 +51,7 @@ def written(kernel, bias, images, targets):
 
 
 def stepped(targets, images, strategy, **options):
-    """The weights before one step and after it, and the objective and hits it told."""
+    """The weights before and after one step, its loss and its number of correct examples."""
     model, optimizer = linear(strategy)
     before = model.get_weights()
     step = make_train_step(model, optimizer, SPARSE, strategy, **options)
@@ -173,7 +173,7 @@ def test_the_gradient_of_a_block_is_the_mean_absolute_one_of_its_first_kernel():
     np.testing.assert_allclose(measured(model, make_strategy("single", 6), (images, labels)), expected, rtol=1e-5)
 
 
-def test_replicas_tell_the_gradient_of_the_global_batch(mirrored):
+def test_replicas_return_the_gradient_of_the_global_batch(mirrored):
     batch = a_block_batch()
     with mirrored.scope():
         keras.utils.set_random_seed(4)
@@ -181,8 +181,8 @@ def test_replicas_tell_the_gradient_of_the_global_batch(mirrored):
     keras.utils.set_random_seed(4)
     alone = two_blocks([1.0, 1.0])
     alone.set_weights(shared.get_weights())
-    told = measured(shared, mirrored, batch)
-    np.testing.assert_allclose(told, measured(alone, make_strategy("single", 6), batch), rtol=1e-4)
+    gradients = measured(shared, mirrored, batch)
+    np.testing.assert_allclose(gradients, measured(alone, make_strategy("single", 6), batch), rtol=1e-4)
 
 
 def test_a_closed_block_has_no_gradient_and_did_not_run():
@@ -194,11 +194,11 @@ def test_a_closed_block_has_no_gradient_and_did_not_run():
 
 
 @pytest.mark.parametrize("survival", [None, 0.7])
-def test_our_builders_have_a_gauge_for_each_block_in_their_order(survival):
+def test_our_builders_have_statistics_for_each_block_in_their_order(survival):
     model = models.resnet(20, classes=10, survival=survival)
-    gauges = BlockStats(model)
+    block_stats = BlockStats(model)
     markers = [tf.fill(tuple(weight.shape), float(place)) for place, weight in enumerate(model.trainable_variables)]
-    places = gauges.mean_abs_gradients(markers, model.trainable_variables).numpy().astype(int)
+    places = block_stats.mean_abs_gradients(markers, model.trainable_variables).numpy().astype(int)
     firsts = [model.trainable_variables[place] for place in places]
     assert [tuple(kernel.shape)[2:] for kernel in firsts] == (
         [(16, 16)] * 3 + [(16, 32)] + [(32, 32)] * 2 + [(32, 64)] + [(64, 64)] * 2
@@ -206,15 +206,15 @@ def test_our_builders_have_a_gauge_for_each_block_in_their_order(survival):
     assert sorted(places) == list(places)
 
 
-def test_a_network_without_blocks_shows_nothing():
+def test_a_network_without_blocks_has_no_statistics():
     image = keras.Input((3,), name="image")
     model = keras.Model(image, keras.layers.Dense(4)(image))
-    gauges = BlockStats(model)
-    assert gauges.mean_abs_gradients([tf.ones((3, 4)), tf.ones(4)], model.trainable_variables).shape == (0,)
-    assert gauges.run_counts().shape == (0,)
+    block_stats = BlockStats(model)
+    assert block_stats.mean_abs_gradients([tf.ones((3, 4)), tf.ones(4)], model.trainable_variables).shape == (0,)
+    assert block_stats.run_counts().shape == (0,)
 
 
-def test_survival_changes_over_the_epochs_and_the_realised_depth_with_it(tmp_path):
+def test_survival_changes_over_the_epochs_and_the_observed_depth_with_it(tmp_path):
     recipe = Recipe(
         data=data.digits(64),
         member=lambda index: models.resnet(8, classes=10, survival=0.7),
