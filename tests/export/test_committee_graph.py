@@ -48,7 +48,7 @@ def test_every_head_combines_logits_with_temperatures_as_defined(networks, image
     assert_like(ServingCommittee(networks, selection, SHAPE).predict(images), dense(logits, selection))
 
 
-def middling(kind, logits, temperatures):
+def find_thresholds(kind, logits, temperatures):
     """Return thresholds that some images reach: quantiles of the confidence of the first 1, 2 and 3 members."""
     parts = [choose(n, confidence=kind, temperatures=temperatures[:n]) for n in (1, 2, 3)]
     return [np.quantile(dense(logits[:, : len(p.members)], p)["confidence"], 0.6) for p in parts]
@@ -58,7 +58,7 @@ def middling(kind, logits, temperatures):
 def test_a_cascade_of_four_stages_equals_the_dense_definition(networks, images, logits, kind):
     temperatures = [0.7, 1.0, 2.2, 1.3]
     # A first member always agrees with itself.
-    thresholds = [1.1, 0.9, 0.6] if kind == "agreement" else middling(kind, logits, temperatures)
+    thresholds = [1.1, 0.9, 0.6] if kind == "agreement" else find_thresholds(kind, logits, temperatures)
     selection = choose(MEMBERS, confidence=kind, thresholds=thresholds, temperatures=temperatures)
     expected = dense(logits, selection)
     assert len(set(expected["members_used"])) >= 3  # several stages stop
@@ -90,6 +90,16 @@ def test_later_members_run_for_uncertain_images_only(networks, images, logits):
     used = committee.predict(images)["members_used"].numpy()
     assert seen == [40, int((used == 2).sum())]
     assert 0 < seen[1] < 40
+
+
+def test_each_image_alone_has_the_outputs_of_the_batch(networks, images, logits):
+    selection = choose(MEMBERS, thresholds=find_thresholds("max_probability", logits, [1.0] * MEMBERS))
+    committee = ServingCommittee(networks, selection, SHAPE)
+    expected = dense(logits, selection)
+    rows = [int(np.flatnonzero(expected["members_used"] == used)[0]) for used in sorted(set(expected["members_used"]))]
+    assert len(rows) >= 3  # images that stop at different stages
+    for row in rows:
+        assert_like(committee.predict(images[[row]]), {name: value[[row]] for name, value in expected.items()})
 
 
 @pytest.mark.parametrize("thresholds", [None, [0.7, 0.75, 0.8]])

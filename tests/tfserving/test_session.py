@@ -118,6 +118,20 @@ def test_a_closed_session_is_unavailable(half_plus_two):
         session.run("", {"x": X})
 
 
+class Loop(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int64, "steps")])
+    def count(self, steps):
+        return {"y": tf.while_loop(lambda i: i < steps, lambda i: [i + 1], [tf.constant(0, tf.int64)])[0]}
+
+
+def test_a_call_ends_at_its_timeout_in_seconds(tmp_path):
+    tf.saved_model.save(Loop(), str(tmp_path), signatures=Loop().count)
+    with Session.load(tmp_path) as session:
+        assert session.run("", {"steps": np.int64(100_000)}, timeout=60.0)["y"] == 100_000  # takes more than 60 ms
+        with pytest.raises(StatusError, match=r"^DEADLINE_EXCEEDED: "):
+            session.run("", {"steps": np.int64(10**12)}, timeout=0.1)
+
+
 def test_strings_of_any_length_leave_no_memory_behind(half_plus_two):
     ignored = tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"q" * 1_000_000]))
     long = tf.train.Example.FromString(example(3.0))
