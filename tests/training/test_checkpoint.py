@@ -197,6 +197,7 @@ def assert_torn_is_reported_and_gone(kill):
     assert "step-000000040" in kill["after"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scene", "least", "old", "new"),
     [
@@ -219,6 +220,7 @@ def test_A02_a_kill_at_every_file_system_call_of_a_save_leaves_the_old_state_or_
         assert_torn_is_reported_and_gone(kill)
 
 
+@pytest.mark.slow
 def test_A02_a_kill_while_a_damaged_checkpoint_is_removed_leaves_the_older_one(kills):
     *killed, ended = kills("damaged")
     assert len(killed) >= 15

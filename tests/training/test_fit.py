@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from keras_committee import metrics
+from keras_committee.data import Splits
 from keras_committee.errors import DivergedError, IncompleteError, Interrupted, RecipeError, ResourceError, RunError
 from keras_committee.layers import GeometricMean
 from keras_committee.training import TrainingOptions, train_committee
@@ -182,6 +183,19 @@ def test_A09_after_a_rollback_training_continues_with_other_batches(new_run, mon
     assert run.finished_members() == [0]
     assert [event["step"] for event in events(run, "rolled_back")] == [STEPS]
     assert len(set(seeds)) == 2
+
+
+def test_each_member_has_batches_of_its_own(new_run, monkeypatch):
+    _, train = new_run(["members=2", "epochs=1", "seed=7"])
+    seeds, stream = [], Splits.stream
+
+    def recorded(splits, seed, *args, **kwargs):
+        seeds.append(seed)
+        return stream(splits, seed, *args, **kwargs)
+
+    monkeypatch.setattr(Splits, "stream", recorded)
+    train()
+    assert seeds == [7, 8]
 
 
 def test_A11_an_out_of_memory_error_says_what_to_reduce(new_run, monkeypatch):
