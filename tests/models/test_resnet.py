@@ -1,5 +1,7 @@
 """Residual networks: the size, blocks and shortcuts of the papers."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
@@ -104,16 +106,22 @@ def test_a_file_restores_the_network(tmp_path):
     ]
 
 
-def test_more_than_a_hundred_blocks_are_nested_in_models():
-    network = models.resnet(206, classes=10, image_shape=(4, 4, 3), survival=0.5)
-    assert [layer.name for layer in network.layers if isinstance(layer, keras.Model)] == [
-        "blocks_1_to_100", "blocks_101_to_102",
-    ]  # fmt: skip
-    assert [block.name for block in layers.stochastic_depth_blocks(network)] == [
-        f"block_{index}" for index in range(1, 103)
-    ]
-    assert flops.parameters(network) == cifar_count(206)[0]
-    assert layers.expected_depth(network) == pytest.approx((3 * 102 - 1) / 4, abs=1e-3)
+@pytest.mark.parametrize(
+    ("depth", "limit", "nested"),
+    [
+        (26, 7, ["blocks_1_to_7", "blocks_8_to_12"]),
+        pytest.param(206, 100, ["blocks_1_to_100", "blocks_101_to_102"], marks=pytest.mark.slow),
+    ],
+)
+def test_more_blocks_than_one_model_can_hold_are_nested_in_models(depth, limit, nested, monkeypatch):
+    module = importlib.import_module("keras_committee.models.resnet")  # `models.resnet` is the function
+    monkeypatch.setattr(module, "_MAX_BLOCKS_PER_MODEL", limit)
+    network = models.resnet(depth, classes=10, image_shape=(4, 4, 3), survival=0.5)
+    assert [layer.name for layer in network.layers if isinstance(layer, keras.Model)] == nested
+    blocks = layers.stochastic_depth_blocks(network)
+    assert [block.name for block in blocks] == [f"block_{index + 1}" for index in range(len(blocks))]
+    assert flops.parameters(network) == cifar_count(depth)[0]
+    assert layers.expected_depth(network) == pytest.approx((3 * len(blocks) - 1) / 4, abs=1e-3)
 
 
 def test_an_impossible_depth_is_refused():
