@@ -5,12 +5,12 @@ from click.shell_completion import BashComplete, ZshComplete, add_completion_cla
 
 from keras_committee.cli.options import standard_options
 
-COMPLETION_VARIABLE = "_KERAS_COMMITTEE_COMPLETE"
-PROGRAM = "keras-committee"
+_COMPLETION_VARIABLE = "_KERAS_COMMITTEE_COMPLETE"
+_PROGRAM = "keras-committee"
 _INSTALL_HINTS = {
-    "bash": f'# In ~/.bashrc: eval "$({PROGRAM} completion bash)"',
-    "zsh": f'# In ~/.zshrc: eval "$({PROGRAM} completion zsh)"',
-    "fish": f"# Once: {PROGRAM} completion fish > ~/.config/fish/completions/{PROGRAM}.fish",
+    "bash": f'# In ~/.bashrc: eval "$({_PROGRAM} completion bash)"',
+    "zsh": f'# In ~/.zshrc: eval "$({_PROGRAM} completion zsh)"',
+    "fish": f"# Once: {_PROGRAM} completion fish > ~/.config/fish/completions/{_PROGRAM}.fish",
 }
 
 
@@ -29,7 +29,7 @@ def completion(context: click.Context, shell: str) -> None:
     """
     completion_class = get_completion_class(shell)
     script = completion_class(  # pyright: ignore[reportOptionalCall]
-        context.find_root().command, {}, PROGRAM, COMPLETION_VARIABLE
+        context.find_root().command, {}, _PROGRAM, _COMPLETION_VARIABLE
     ).source()
     click.echo(f"{_INSTALL_HINTS[shell]}\n{script}")
 

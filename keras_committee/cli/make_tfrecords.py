@@ -11,7 +11,7 @@ import click
 from keras_committee.cli.options import json_option, standard_options
 from keras_committee.cli.output import print_json, reserve_stdout_for_json
 
-PROGRESS_INTERVAL_SECONDS = 10.0  # between progress lines if stderr is not a terminal
+_PROGRESS_INTERVAL_SECONDS = 10.0  # between progress lines if stderr is not a terminal
 
 
 @click.command()
@@ -89,7 +89,7 @@ def _progress_reporter() -> Iterator[Callable[[int, int], None]]:
             progress.update(task, completed=done, total=total)
             now = time.monotonic()
             last_report = last_report or now
-            if not console.is_terminal and (done == total or now - last_report > PROGRESS_INTERVAL_SECONDS):
+            if not console.is_terminal and (done == total or now - last_report > _PROGRESS_INTERVAL_SECONDS):
                 last_report = now
                 console.print(f"{done} of {total} images")
 

@@ -26,11 +26,11 @@ from keras_committee import system_limits
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-GIB = 1024**3
-PACKAGE = "keras-committee"
-INSTALL_COMMAND = f"pip install {PACKAGE}"
-REINSTALL_COMMAND = "pip install --force-reinstall 'tensorflow~=2.20'"
-SERVING_BINARY = "tensorflow_model_server"
+_GIB = 1024**3
+_PACKAGE = "keras-committee"
+_INSTALL_COMMAND = f"pip install {_PACKAGE}"
+_REINSTALL_COMMAND = "pip install --force-reinstall 'tensorflow~=2.20'"
+_SERVING_BINARY = "tensorflow_model_server"
 EXTRA_PURPOSES = {
     "cv": "keras-cv's models as members",
     "model-garden": "the Model Garden's models as members",
@@ -40,12 +40,12 @@ EXTRA_PURPOSES = {
     "datasets": "recipes that read TensorFlow Datasets",
     "profile": "the profile page of TensorBoard",
 }
-REASONS = {
+_REASONS = {
     "setuptools": "TensorBoard imports pkg_resources, which setuptools 81 dropped",
     "keras": "older versions load files that run code (CVE-2025-1550, 8747, 9905)",
 }
 # Distributions that install the same `tensorflow` folder and overwrite each other's files.
-CONFLICTING = (
+_CONFLICTING = (
     "tensorflow-cpu",
     "tensorflow-gpu",
     "tensorflow-intel",
@@ -53,7 +53,7 @@ CONFLICTING = (
     "tf-nightly",
     "tf-nightly-cpu",
 )
-_MIN_FREE_MEMORY, _MIN_FREE_DISK, _MIN_OPEN_FILES, _MIN_SHARED_MEMORY = 2 * GIB, 1 * GIB, 1024, GIB // 4
+_MIN_FREE_MEMORY, _MIN_FREE_DISK, _MIN_OPEN_FILES, _MIN_SHARED_MEMORY = 2 * _GIB, 1 * _GIB, 1024, _GIB // 4
 _REPORTED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_ENABLE_ONEDNN_OPTS")
 _FLAG_VARIABLES = ("XLA_FLAGS", "TF_XLA_FLAGS", "TF_FORCE_GPU_ALLOW_GROWTH")
 _PROBE_TIMEOUT_SECONDS = 300
@@ -64,7 +64,7 @@ _SIGNAL_CAUSES = {
 }
 
 # Prints one line of JSON: the versions and devices, or the first exception of the chain.
-PROBE_SCRIPT = """
+_PROBE_SCRIPT = """
 import json, sys, time
 start = time.monotonic()
 try:
@@ -116,7 +116,7 @@ def run_checks() -> Iterator[CheckResult]:
     if importlib.util.find_spec("packaging"):  # a dependency of TensorFlow and Keras
         yield from check_packages()
     else:
-        yield CheckResult("packaging", "missing", "not installed", f"pip install packaging {PACKAGE}", needed=True)
+        yield CheckResult("packaging", "missing", "not installed", f"pip install packaging {_PACKAGE}", needed=True)
     yield from check_machine()
     yield from check_tensorflow()
 
@@ -131,11 +131,11 @@ def installed_version(package: str) -> str | None:
 
 def check_packages(get_version: VersionLookup = installed_version) -> Iterator[CheckResult]:
     """Check Python, the required packages, conflicting packages, and the extras."""
-    declared = _distribution_requirements(PACKAGE)
+    declared = _distribution_requirements(_PACKAGE)
     if not declared:
-        yield CheckResult(PACKAGE, "wrong", "its package metadata is missing", INSTALL_COMMAND, needed=True)
+        yield CheckResult(_PACKAGE, "wrong", "its package metadata is missing", _INSTALL_COMMAND, needed=True)
         return
-    yield _check_python(importlib.metadata.metadata(PACKAGE)["Requires-Python"])
+    yield _check_python(importlib.metadata.metadata(_PACKAGE)["Requires-Python"])
     for requirement in declared:
         if _extra_name(requirement) is None:
             yield _check_requirement(requirement, get_version)
@@ -153,7 +153,7 @@ def check_machine() -> Iterator[CheckResult]:
     yield _check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     yield _check_shared_memory(Path("/dev/shm"))
     yield from check_environment(os.environ)
-    yield check_serving(shutil.which(SERVING_BINARY))
+    yield check_serving(shutil.which(_SERVING_BINARY))
 
 
 def check_environment(environment: Mapping[str, str]) -> Iterator[CheckResult]:
@@ -177,7 +177,7 @@ def check_disk(runs: Path) -> CheckResult:
         text = f"cannot write and lock files in {folder.absolute()}: {error.strerror}"
         return CheckResult("disk", "wrong", text, "cd into a writable folder, or train with --run DIR", needed=True)
     free = shutil.disk_usage(folder).free
-    text = f"{free / GIB:.1f} GiB free for runs/ in {folder.absolute()}"
+    text = f"{free / _GIB:.1f} GiB free for runs/ in {folder.absolute()}"
     if free < _MIN_FREE_DISK:
         hint = "free disk space, or train with --run DIR"
         return CheckResult("disk", "wrong", f"{text}; at least 1 GiB is required", hint, needed=True)
@@ -187,17 +187,17 @@ def check_disk(runs: Path) -> CheckResult:
 def check_serving(binary: str | None) -> CheckResult:
     """Report the path of TF Serving's binary, which is optional."""
     if binary:
-        return CheckResult(SERVING_BINARY, "ok", binary)
+        return CheckResult(_SERVING_BINARY, "ok", binary)
     text = "not on the PATH; only `serve --use-tf-serving` needs it"
-    return CheckResult(SERVING_BINARY, "missing", text, "docker pull tensorflow/serving")
+    return CheckResult(_SERVING_BINARY, "missing", text, "docker pull tensorflow/serving")
 
 
-def check_tensorflow(program: Sequence[str] = (sys.executable, "-P", "-c", PROBE_SCRIPT)) -> Iterator[CheckResult]:
+def check_tensorflow(program: Sequence[str] = (sys.executable, "-P", "-c", _PROBE_SCRIPT)) -> Iterator[CheckResult]:
     """Check that TensorFlow and Keras start, and the devices that they find."""
     probe = _run_probe(program)
     if "error" in probe:
         first_line = next((line for line in probe["error"].splitlines() if line.strip()), probe["error"])
-        hint = probe.get("hint", REINSTALL_COMMAND)
+        hint = probe.get("hint", _REINSTALL_COMMAND)
         yield CheckResult("TensorFlow", "wrong", f"it does not start: {first_line}", hint, needed=True)
         return
     text = f"{probe['tensorflow']} with Keras {probe['keras']}; starts in {probe['seconds']:.1f} s"
@@ -233,7 +233,7 @@ def _check_python(required: str) -> CheckResult:
     version = platform.python_version()
     if SpecifierSet(required).contains(version, prereleases=True):
         return CheckResult("Python", "ok", version)
-    hint = f"python3.11 -m venv .venv && .venv/bin/{INSTALL_COMMAND}"
+    hint = f"python3.11 -m venv .venv && .venv/bin/{_INSTALL_COMMAND}"
     return CheckResult("Python", "wrong", f"{version}; {required} is required", hint, needed=True)
 
 
@@ -241,19 +241,19 @@ def _check_requirement(requirement: "Requirement", get_version: VersionLookup) -
     name, version = requirement.name, get_version(requirement.name)
     if _is_satisfied(requirement, version):
         return CheckResult(name, "ok", str(version), needed=True)
-    alternatives = CONFLICTING if name == "tensorflow" else ()
+    alternatives = _CONFLICTING if name == "tensorflow" else ()
     for package in alternatives:
         if _is_satisfied(requirement, get_version(package)):
             return CheckResult(name, "ok", f"{get_version(package)}, as {package}", needed=True)
     if version is None:
         return CheckResult(name, "missing", "not installed", _install_command(requirement), needed=True)
-    reason = f". {REASONS[name]}" if name in REASONS else ""
+    reason = f". {_REASONS[name]}" if name in _REASONS else ""
     text = f"{version}; {requirement.specifier} is required{reason}"
     return CheckResult(name, "wrong", text, _install_command(requirement), needed=True)
 
 
 def _check_conflicts(get_version: VersionLookup) -> Iterator[CheckResult]:
-    conflicting = [name for name in ("tensorflow", *CONFLICTING) if get_version(name)]
+    conflicting = [name for name in ("tensorflow", *_CONFLICTING) if get_version(name)]
     if len(conflicting) > 1:
         hint = (
             f"pip uninstall -y {' '.join(conflicting)} && pip install {conflicting[0]}=={get_version(conflicting[0])}"
@@ -277,7 +277,7 @@ def _check_extra(extra: str, purpose: str, declared: list["Requirement"], get_ve
         for requirement in declared
         if not _is_satisfied(requirement, versions[requirement.name])
     ]
-    hint = f"pip install '{PACKAGE}[{extra}]'"
+    hint = f"pip install '{_PACKAGE}[{extra}]'"
     if missing:
         return CheckResult(f"extra {extra}", "missing", f"{', '.join(missing)}; for {purpose}", hint)
     if unsatisfied:
@@ -311,7 +311,7 @@ def _check_cores() -> CheckResult:
 
 
 def _check_memory(free: int) -> CheckResult:
-    text = f"{free / GIB:.1f} GiB free"
+    text = f"{free / _GIB:.1f} GiB free"
     if free < _MIN_FREE_MEMORY:
         hint = "close other programs, or train with --workers 1 and a smaller --set batch_size"
         return CheckResult("memory", "wrong", f"{text}; a member needs 1 to 2 GiB", hint)
@@ -329,7 +329,7 @@ def _check_shared_memory(folder: Path) -> CheckResult:
     if not folder.is_dir():
         return CheckResult("shared memory", "ok", f"this system has no {folder}")
     size = shutil.disk_usage(folder).total
-    text = f"{size / GIB:.2f} GiB in {folder}"
+    text = f"{size / _GIB:.2f} GiB in {folder}"
     if size < _MIN_SHARED_MEMORY:
         hint = "docker run --shm-size=2g ..., for --ray-address and several GPUs"
         return CheckResult("shared memory", "wrong", text, hint)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from keras_committee.class_folders import HINT, list_images
 from keras_committee.errors import raise_if_problems
 
-MAX_IMAGES_OPENED = 2_000  # headers, evenly spread over the files: enough for a median
+_MAX_IMAGES_OPENED = 2_000  # headers, evenly spread over the files: enough for a median
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ def collect_image_stats(directory: Path) -> ImageStats:
 
 
 def subsample(rows: Sequence) -> Sequence:
-    """Return every k-th row: all of them, or between `MAX_IMAGES_OPENED` and twice as many."""
-    return rows[:: max(1, len(rows) // MAX_IMAGES_OPENED)]
+    """Return every k-th row: all of them, or between `_MAX_IMAGES_OPENED` and twice as many."""
+    return rows[:: max(1, len(rows) // _MAX_IMAGES_OPENED)]
 
 
 def class_count_problems(classes: Sequence[str]) -> list[str]:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from keras_committee.cli.init.image_stats import ImageStats
 
-IMAGE_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
-MAX_WIDE_RESNET_SIZE = 64
-TARGET_IMAGES_SEEN = 2_000_000  # over all epochs; CIFAR-10 in 44
-MIN_EPOCHS, MAX_EPOCHS = 10, 200
-IMBALANCE_THRESHOLD = 3.0
-SMALL_DATASET_SIZE = 20_000
-BASE_LEARNING_RATES = {"wide_resnet": 0.1, "efficientnet": 0.05}  # for batches of 128
+_IMAGE_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
+_MAX_WIDE_RESNET_SIZE = 64
+_TARGET_IMAGES_SEEN = 2_000_000  # over all epochs; CIFAR-10 in 44
+_MIN_EPOCHS, _MAX_EPOCHS = 10, 200
+_IMBALANCE_THRESHOLD = 3.0
+_SMALL_DATASET_SIZE = 20_000
+_BASE_LEARNING_RATES = {"wide_resnet": 0.1, "efficientnet": 0.05}  # for batches of 128
 # Of an image in a training step, estimated from the activations and rounded up: WRN-16-4, EfficientNet-B0, float32.
-BYTES_PER_PIXEL = {"wide_resnet": 12_000, "efficientnet": 2_500}
-HOLDOUT_FRACTIONS = {"validation": 0.1, "test": 0.2}
+_BYTES_PER_PIXEL = {"wide_resnet": 12_000, "efficientnet": 2_500}
+_HOLDOUT_FRACTIONS = {"validation": 0.1, "test": 0.2}
 
 _MAX_LINE_LENGTH = 120
 
@@ -131,20 +131,20 @@ def choose_defaults(stats: ImageStats, free_memory: int) -> RecipeDefaults:
         free_memory: Memory that all members share, in bytes.
     """
     size = _choose_size(stats.median_side)
-    network = "wide_resnet" if size <= MAX_WIDE_RESNET_SIZE else "efficientnet"
+    network = "wide_resnet" if size <= _MAX_WIDE_RESNET_SIZE else "efficientnet"
     fractions, examples = _split_fractions(stats)
-    batch_size, batch_why = _choose_batch_size(BYTES_PER_PIXEL[network] * size * size, examples, free_memory)
-    epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, round(TARGET_IMAGES_SEEN / examples)))
+    batch_size, batch_why = _choose_batch_size(_BYTES_PER_PIXEL[network] * size * size, examples, free_memory)
+    epochs = min(_MAX_EPOCHS, max(_MIN_EPOCHS, round(_TARGET_IMAGES_SEEN / examples)))
     return RecipeDefaults(
         size=size,
         size_why=f"the median of the shorter sides is {stats.median_side} pixels",
         network=network,
-        width=2 if examples < SMALL_DATASET_SIZE else 4,
+        width=2 if examples < _SMALL_DATASET_SIZE else 4,
         batch_size=batch_size,
         batch_why=batch_why,
         epochs=epochs,
         epochs_why=f"{examples:,} training images, {epochs * examples:,} seen in total",
-        learning_rate=float(f"{BASE_LEARNING_RATES[network] * batch_size / 128:.2g}"),
+        learning_rate=float(f"{_BASE_LEARNING_RATES[network] * batch_size / 128:.2g}"),
         imbalance_warning=_imbalance_warning(stats),
         **fractions,
     )
@@ -163,7 +163,7 @@ def render_recipe(stats: ImageStats, defaults: RecipeDefaults, data_dir: Path, c
     return _RECIPE_TEMPLATE.format(
         title=f"A committee of four for {stats.num_images:,} images of {classes} classes.",
         command=command.replace("\\", "\\\\").replace('"', '\\"'),
-        capacity=_CAPACITY_TEMPLATES[defaults.network].format(width=defaults.width, few=SMALL_DATASET_SIZE),
+        capacity=_CAPACITY_TEMPLATES[defaults.network].format(width=defaults.width, few=_SMALL_DATASET_SIZE),
         network=_NETWORK_TEMPLATES[defaults.network].format(classes=classes),
         data_dir=_format_argument("data_dir", str(data_dir)),
         warning=_format_comment(defaults.imbalance_warning),
@@ -178,7 +178,7 @@ def render_recipe(stats: ImageStats, defaults: RecipeDefaults, data_dir: Path, c
 
 def _choose_size(side: int) -> int:
     """Return the largest size that enlarges the median image by at most a tenth; at least 32."""
-    return max([size for size in IMAGE_SIZES if size <= 1.1 * side], default=IMAGE_SIZES[0])
+    return max([size for size in _IMAGE_SIZES if size <= 1.1 * side], default=_IMAGE_SIZES[0])
 
 
 def _split_fractions(stats: ImageStats) -> tuple[dict[str, float], int]:
@@ -188,7 +188,7 @@ def _split_fractions(stats: ImageStats) -> tuple[dict[str, float], int]:
         if split not in stats.held_out:
             # One image of each class, and a tenth more.
             min_fraction = math.ceil(110 * len(stats.training_counts) / examples) / 100
-            fractions[split] = min(0.4, max(HOLDOUT_FRACTIONS[split], min_fraction))
+            fractions[split] = min(0.4, max(_HOLDOUT_FRACTIONS[split], min_fraction))
             examples = max(1, examples - round(examples * fractions[split]))
     return fractions, examples
 
@@ -210,7 +210,7 @@ def _largest_power_of_two(maximum: int) -> int:
 
 
 def _imbalance_warning(stats: ImageStats) -> str:
-    if stats.imbalance < IMBALANCE_THRESHOLD:
+    if stats.imbalance < _IMBALANCE_THRESHOLD:
         return ""
     largest = max(stats.training_counts, key=stats.training_counts.__getitem__)
     smallest = min(stats.training_counts, key=stats.training_counts.__getitem__)
