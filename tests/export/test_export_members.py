@@ -9,8 +9,14 @@ import pytest
 from committees import SHAPE, small_member
 
 from keras_committee.data import center_crop, resize
-from keras_committee.errors import ExportError, IncompleteError
-from keras_committee.export.export_members import all_members, image_shape, load_exportable, resolve_transforms
+from keras_committee.errors import ExportError, IncompleteError, RunError
+from keras_committee.export.export_members import (
+    all_members,
+    image_shape,
+    load_exportable,
+    resolve_transforms,
+    selected_models,
+)
 from keras_committee.layers import WeightedGeometricMean
 from keras_committee.run import Run
 
@@ -59,7 +65,7 @@ def test_members_of_any_size_use_the_size_of_the_data_or_of_the_other_members(me
         resolve_transforms([free], [None])
     with pytest.raises(ExportError, match=r"must be that of the members, 8x6. Received: image_size=\(10, 12\)"):
         resolve_transforms(members[:1], [None], (10, 12))
-    assert image_shape([free, members[0]], [resize((10, 12)), resize(SHAPE[:2])]) == (10, 12, 3)
+    assert image_shape([free, members[0]], [resize((12, 12)), resize((9, 20))]) == (9, 20, 3)  # the most pixels
 
 
 def test_an_incomplete_weighted_committee_keeps_its_proportions(trained, monkeypatch):
@@ -71,3 +77,19 @@ def test_an_incomplete_weighted_committee_keeps_its_proportions(trained, monkeyp
     selection, models, _ = all_members([run], min_members=3)
     assert len(models) == len(selection.members) == 3
     assert selection.weights == pytest.approx((1 / 6, 2 / 6, 3 / 6))
+
+
+def test_selected_members_are_loaded_once_and_changed_or_missing_ones_are_rejected(trained):
+    run, _ = trained
+    committee, _, _ = all_members([run])
+    first, second = committee.members[:2]
+
+    def load(*members):
+        return selected_models(dataclasses.replace(committee, members=members), run.path)[0]
+
+    models = load(second, first, second)
+    assert models[0] is models[2] is not models[1]
+    with pytest.raises(ExportError, match=r"is not the selected member: .* in the selection it is 000000000000"):
+        load(first, dataclasses.replace(second, weights="0" * 64))
+    with pytest.raises(RunError, match="member 77 of the selection, does not exist"):
+        load(dataclasses.replace(first, index=77))
