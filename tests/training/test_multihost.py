@@ -6,6 +6,7 @@ Hosts are processes on the loopback.
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,9 +17,11 @@ import numpy as np
 import pytest
 
 from keras_committee import cli
-from keras_committee.errors import RecipeError
+from keras_committee.errors import RecipeError, RunError
+from keras_committee.run import Run
+from keras_committee.training import TrainingOptions
 from keras_committee.training.checkpoint import Checkpoints
-from keras_committee.training.multihost import Cluster, read_cluster
+from keras_committee.training.multihost import Cluster, HostGroup, read_cluster
 
 TINY = "tests/recipes/tiny.py"
 OVERRIDES = ["members=1", "epochs=12", "batch_size=64"]
@@ -202,6 +205,25 @@ def test_an_invalid_cluster_is_refused_with_an_example(monkeypatch, text, words)
         read_cluster()
     assert words in str(caught.value)
     assert '"task": {"type": "worker", "index": 0}' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("other_host", "words"),
+    [
+        ([7, 1, 1, 0], "is at step 7, the chief at step 5.\n  Give every host the same run folder."),
+        ([5, 2, 1, 0], "has other training data than the chief.\n  Give every host the same files."),
+        ([5, 1, 2, 0], "has other weights than the chief.\n  Give every host the same versions"),
+    ],
+)
+def test_a_host_out_of_sync_is_refused(other_host, words, tmp_path, monkeypatch):
+    cluster = Cluster((("worker", 0, "a:1"), ("worker", 1, "b:2")), 0)
+    group = HostGroup(cluster, Run(tmp_path), TrainingOptions())
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    monkeypatch.setattr(group, "_exchange", lambda *values: np.array([[5.0, 1, 1, 0]] * 2))
+    group.assert_in_sync(5, "data", model)
+    monkeypatch.setattr(group, "_exchange", lambda *values: np.array([[5.0, 1, 1, 0], other_host]))
+    with pytest.raises(RunError, match=re.escape(f"worker 1 (b:2) {words}")):
+        group.assert_in_sync(5, "data", model)
 
 
 def test_several_hosts_train_one_member_at_a_time(tmp_path, capsys):
