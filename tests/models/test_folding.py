@@ -36,9 +36,9 @@ def test_a_folded_network_predicts_as_before_without_stochastic_depth(network, s
     weights = model.get_weights()
     folded = models.fold_stochastic_depth(model)
     assert layers.stochastic_depth_blocks(folded) == []
-    expected = keras.ops.convert_to_numpy(keras.ops.softmax(model(images())))
-    outputs = keras.ops.convert_to_numpy(keras.ops.softmax(folded(images())))
-    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+    expected = keras.ops.convert_to_numpy(model(images()))  # logits: a softmax of them would saturate and hide errors
+    outputs = keras.ops.convert_to_numpy(folded(images()))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert flops.multiply_adds(folded) == flops.multiply_adds(model)
     for before, after in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(after, before)
