@@ -233,7 +233,7 @@ class Run:
 
     def trained_transform(self) -> dict[str, Any] | None:
         """Return the fields of the image transform that the members were trained on; None if it was not recorded."""
-        return next((event["framing"] for event in self.events() if "framing" in event), None)
+        return next((event["transform"] for event in self.events() if "transform" in event), None)
 
     def require_classes(self, classes: Sequence[str]) -> None:
         """Check that `classes` are the classes that the members were trained on, in the same order.

@@ -511,7 +511,7 @@ def test_missing_members_are_an_error_with_the_commands_to_continue(create):
 def test_other_classes_are_an_error_with_the_first_difference(create):
     run = create()
     run.require_classes(["cat", "dog"])
-    run.append_event("training_started", classes=["cat", "dog"], framing={"size": [7, 9]})
+    run.append_event("training_started", classes=["cat", "dog"], transform={"size": [7, 9]})
     assert run.trained_classes() == ("cat", "dog")
     assert run.trained_transform() == {"size": [7, 9]}
     run.require_classes(["cat", "dog"])

@@ -107,8 +107,8 @@ def test_a_cascade_of_two_resolutions_predicts_files_as_its_members_do(runs, pho
     np.testing.assert_array_equal(answers["members_used"], used)
     np.testing.assert_allclose(answers["probabilities"], probabilities, atol=1e-5)
     record = json.loads((exported / "1" / "committee.json").read_text())
-    assert [each["size"] for each in record["framings"]] == [[12, 12], [20, 20]]
-    assert {each["padding"] for each in record["framings"]} == {4}
+    assert [each["size"] for each in record["transforms"]] == [[12, 12], [20, 20]]
+    assert {each["padding"] for each in record["transforms"]} == {4}
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def import_models(
         )
         imported = import_models(run, built, sources, options)
     if as_json:
-        print_json({"recipe": recipe_file.name, "run": run_dir, "knobs": parameters, "imported": imported})
+        print_json({"recipe": recipe_file.name, "run": run_dir, "parameters": parameters, "imported": imported})
         return
     for record in imported:
         click.echo(_format_summary(record))

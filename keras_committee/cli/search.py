@@ -75,7 +75,7 @@ def search(
         return
     count = len(result["runs"])
     click.echo(
-        f"Trained {count} member{'' if count == 1 else 's'} for {result['gflops_images']:.4g} GFLOPs in"
+        f"Trained {count} member{'' if count == 1 else 's'} for {result['gflops']:.4g} GFLOPs in"
         f" {result['minutes']:.1f} minutes; the budget of {budget} is spent."
     )
     if result["runs"]:

@@ -131,7 +131,7 @@ def train(
     finished = run.finished_members()
     if as_json:
         print_json(
-            {"recipe": recipe_file.name, "run": run_dir, "knobs": parameters, "smoke": smoke, "finished": finished}
+            {"recipe": recipe_file.name, "run": run_dir, "parameters": parameters, "smoke": smoke, "finished": finished}
         )
     else:
         _print_summary(run_dir, len(finished), built.members)

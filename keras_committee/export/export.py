@@ -275,9 +275,9 @@ def _build_manifest(selection, shape, transforms, signatures, runs, verification
         "labels": labels,
         "image": dict(zip(("height", "width", "channels"), shape, strict=True)),
         **selection_fields,
-        "framings": [dataclasses.asdict(transform) for transform in transforms],
+        "transforms": [dataclasses.asdict(transform) for transform in transforms],
         "recipes": [
-            {"run": run.path.resolve().name, "recipe": run.environment()["recipe"], "knobs": run.parameters()}
+            {"run": run.path.resolve().name, "recipe": run.environment()["recipe"], "parameters": run.parameters()}
             for run in runs
         ],
         "metrics": [_metrics(run) for run in runs],

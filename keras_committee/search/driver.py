@@ -34,7 +34,7 @@ from keras_committee.training import train_committee
 MAX_REJECTED_PROPOSALS = 20  # proposals in a row that exceed the remaining budget
 
 _NUM_STARTUP_TRIALS = 5  # random proposals before Optuna models the gains
-_PLAN_NAMES = {"ranges": "search space", "knobs": "recipe parameters", "source": "recipe"}
+_PLAN_NAMES = {"ranges": "search space", "parameters": "recipe parameters", "source": "recipe"}
 
 
 def search(
@@ -62,9 +62,9 @@ def search(
         Dictionary with the keys
         - `"folder"`: path of `out`.
         - `"runs"`: paths of the run folders of all finished members.
-        - `"members"`: `{"run", "knobs", "gflops_images", "minutes", "gain"}` for each member whose training started;
-            `"knobs"` are its varied parameters, `"gain"` is None for an unfinished or diverged member.
-        - `"gflops_images"`, `"minutes"`: training cost of all members.
+        - `"members"`: `{"run", "parameters", "gflops", "minutes", "gain"}` for each member whose training started;
+            `"parameters"` are its varied parameters, `"gain"` is None for an unfinished or diverged member.
+        - `"gflops"`, `"minutes"`: training cost of all members.
         - `"best_nll"`: validation NLL of the best committee; None without members.
 
     Raises:
@@ -112,7 +112,7 @@ class _Search:
         """Record the search in the study, or raise if the study belongs to another search."""
         ranges = {item.parameter: [item.kind, *item.values] for item in self.ranges}
         fixed = {name: value for name, value in self.parameters.items() if name not in ranges}
-        plan = json.loads(json.dumps({"ranges": ranges, "knobs": fixed, "source": self.recipe_file.source}))
+        plan = json.loads(json.dumps({"ranges": ranges, "parameters": fixed, "source": self.recipe_file.source}))
         recorded_plan = self.study.user_attrs.get("plan")
         if recorded_plan is None:
             self.study.set_user_attr("plan", plan)
@@ -131,7 +131,7 @@ class _Search:
             self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_NUM_STARTUP_TRIALS)
             trial = self.study.ask()
             proposed = {item.parameter: item.suggest(trial) for item in self.ranges}
-            trial.set_user_attr("knobs", proposed)
+            trial.set_user_attr("parameters", proposed)
             gflops = self._training_gflops(trial.number, proposed)
             if self.budget.allows(self._member_costs(), gflops):
                 trial.set_user_attr("gflops", gflops)
@@ -190,7 +190,7 @@ class _Search:
                 self._labels = predictions.labels
 
     def _member_costs(self) -> list[MemberCost]:
-        return [MemberCost(record["gflops_images"], record["minutes"]) for record in self._member_records()]
+        return [MemberCost(record["gflops"], record["minutes"]) for record in self._member_records()]
 
     def _member_records(self) -> list[dict[str, Any]]:
         """Return the record of each proposal whose training has started, as in the result of `search`."""
@@ -201,8 +201,8 @@ class _Search:
                 records.append(
                     {
                         "run": str(run.path),
-                        "knobs": trial.user_attrs["knobs"],
-                        "gflops_images": trial.user_attrs["gflops"],
+                        "parameters": trial.user_attrs["parameters"],
+                        "gflops": trial.user_attrs["gflops"],
                         "minutes": (training_seconds(run.events()) or 0.0) / 60,
                         "gain": trial.value if trial.state == TrialState.COMPLETE else None,
                     }
@@ -216,7 +216,7 @@ class _Search:
             "folder": str(self.out),
             "runs": [record["run"] for record in records if record["gain"] is not None],
             "members": records,
-            "gflops_images": sum(record["gflops_images"] for record in records),
+            "gflops": sum(record["gflops"] for record in records),
             "minutes": sum(record["minutes"] for record in records),
             "best_nll": self._committee_nll() if self._predictions else None,
         }

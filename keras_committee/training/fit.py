@@ -143,7 +143,7 @@ def _train_missing(
     host_group.on_strategy_created(tf_strategy)
     splits = _load_data(recipe)
     run.require_classes(splits.classes)
-    data_info = {"classes": list(splits.classes), "framing": dataclasses.asdict(splits.train.transform)}
+    data_info = {"classes": list(splits.classes), "transform": dataclasses.asdict(splits.train.transform)}
     run.append_event("training_started", members=missing, kept=run.finished_members(), workers=num_workers, **data_info)
     progress_monitor = Monitor(run, recipe, splits, missing)
     with (

@@ -191,7 +191,7 @@ def test_worker_processes_add_nothing_to_the_document(folder):
     assert json.loads(result.stdout) == {
         "recipe": "tiny",
         "run": "runs/tiny-smoke",
-        "knobs": DEFAULTS,
+        "parameters": DEFAULTS,
         "smoke": True,
         "finished": [0, 1],
     }
@@ -207,7 +207,7 @@ def test_training_again_trains_nothing_and_prints_one_document(copied, capsys):
     assert document == {
         "recipe": "tiny",
         "run": "runs/tiny",
-        "knobs": DEFAULTS,
+        "parameters": DEFAULTS,
         "smoke": False,
         "finished": [0, 1, 2],
     }

@@ -103,7 +103,7 @@ def test_invalid_images_are_marked_at_every_stage_and_an_empty_batch_is_empty(se
 def test_the_manifest_lists_the_transform_of_each_member(version):
     manifest = json.loads((version / "committee.json").read_text())
     assert manifest["image"] == {"height": 14, "width": 12, "channels": 3}
-    assert manifest["framings"] == [
+    assert manifest["transforms"] == [
         {"size": [8, 6], "padding": None, "method": "bilinear"},
         {"size": [14, 12], "padding": 6, "method": "bilinear"},
         {"size": [8, 6], "padding": 3, "method": "bicubic"},

@@ -41,14 +41,14 @@ def start_search(tmp_path, images, monkeypatch):
 def test_a_search_spends_its_budget_and_continues_with_a_larger_one(start_search):
     first = start_search(1)
     assert [Path(run).name for run in first["runs"]] == ["member-000"]
-    assert first["gflops_images"] == pytest.approx(first["members"][0]["gflops_images"])
+    assert first["gflops"] == pytest.approx(first["members"][0]["gflops"])
     second = start_search(2)
     assert second["members"][0] == first["members"][0]
-    assert second["gflops_images"] == pytest.approx(2 * first["gflops_images"])
+    assert second["gflops"] == pytest.approx(2 * first["gflops"])
     pool = load_pool([Run.open(run) for run in second["runs"]])
     assert len(pool.members) == 2
     parameters = [Run.open(run).parameters() for run in second["runs"]]
-    rates = [member["knobs"]["learning_rate"] for member in second["members"]]
+    rates = [member["parameters"]["learning_rate"] for member in second["members"]]
     assert [values["learning_rate"] for values in parameters] == rates
     assert {values["batch_size"] for values in parameters} <= {32, 64}
     assert parameters[0]["seed"] == 5
