@@ -1,4 +1,4 @@
-"""Does what we write hold no secret, and does nobody else read it?"""
+"""Run folders contain no secrets and are readable by their owner only."""
 
 import json
 import stat
