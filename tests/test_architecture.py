@@ -1,5 +1,6 @@
 """Architecture rules that are not import floors; import-linter checks the floors in `make lint`."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -10,13 +11,15 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "keras_committee"
 
 # `--help` and a mistyped option answer at once because nothing here loads a heavy library at import.
-LIGHT = """
-    keras_committee choices class_folders errors files member_dir metrics recipe recipe_file run selection summaries
-    system_limits tables search search.budget search.search_space export export.publish tfserving tfserving.config
-    tfserving.versions cli cli.calibrate cli.completion cli.describe cli.doctor cli.doctor.checks cli.evaluate
-    cli.export cli.import_models cli.init cli.init.image_stats cli.init.template cli.make_tfrecords cli.options
-    cli.output cli.predict cli.report cli.robustness cli.search cli.select cli.serve cli.serving_config cli.train
-""".split()
+LIGHT = (
+    "keras_committee", "choices", "class_folders", "errors", "files", "member_dir", "metrics", "recipe",
+    "recipe_file", "run", "selection", "summaries", "system_limits", "tables", "search", "search.budget",
+    "search.search_space", "export", "export.publish", "tfserving", "tfserving.config", "tfserving.versions", "cli",
+    "cli.calibrate", "cli.completion", "cli.describe", "cli.doctor", "cli.doctor.checks", "cli.evaluate",
+    "cli.export", "cli.import_models", "cli.init", "cli.init.image_stats", "cli.init.template",
+    "cli.make_tfrecords", "cli.options", "cli.output", "cli.predict", "cli.report", "cli.robustness", "cli.search",
+    "cli.select", "cli.serve", "cli.serving_config", "cli.train",
+)  # fmt: skip
 HEAVY = {"jax", "keras", "matplotlib", "optuna", "ray", "rich", "scipy", "sklearn", "tensorflow", "torch"}
 
 UNSAFE = re.compile(
@@ -32,6 +35,17 @@ def test_light_modules_load_nothing_heavy():
     program = f"import sys, {names}; print(*sorted({HEAVY!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "", "")
+
+
+def test_tensorflow_is_imported_at_module_level_in_its_own_folders_only():
+    found = {
+        module.relative_to(PACKAGE).parts[0]
+        for module in PACKAGE.rglob("*.py")
+        for node in ast.parse(module.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and "tensorflow" in [getattr(node, "module", ""), *(alias.name for alias in node.names)]
+    }
+    assert found == {"data", "training", "export"}
 
 
 def test_no_module_enables_unsafe_calls():
