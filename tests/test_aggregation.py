@@ -225,13 +225,11 @@ def test_a_stage_sees_only_the_examples_that_no_earlier_one_has_answered():
 
 
 def test_thresholds_are_compared_in_float32():
-    threshold = 1 / 3
-    assert np.float32(threshold).item() > threshold
-
     def outputs_of(size, examples):
-        return {"confidence": np.full(len(examples), threshold), "size": np.full(len(examples), size)}
+        return {"confidence": np.full(len(examples), 1 / 3), "size": np.full(len(examples), size)}
 
-    assert aggregation.first_confident(1, (1, 2), (threshold,), outputs_of)["size"] == [1]
+    assert aggregation.first_confident(1, (1, 2), (1 / 3 + 1e-12,), outputs_of)["size"] == [1]
+    assert aggregation.first_confident(1, (1, 2), (1 / 3 + 1e-6,), outputs_of)["size"] == [2]
 
 
 def test_a_cascade_of_another_layer_and_of_no_examples():

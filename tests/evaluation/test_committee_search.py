@@ -159,3 +159,13 @@ def test_unknown_methods_and_too_many_members_are_rejected():
         search_committees(some_candidates(), Objective(), "lucky")
     with pytest.raises(ValueError, match=r"objective must be one of accuracy, nll, brier.*'f1'"):
         Objective(metric="f1")
+
+
+def test_an_evolutionary_search_of_some_members_starts_from_committees_of_these(monkeypatch):
+    candidates = some_candidates()
+    search_committees(candidates, Objective(), "exhaustive")
+    monkeypatch.setattr(committee_search, "_GENERATIONS", 1)
+    seen = []
+    monkeypatch.setattr(candidates, "score", lambda rows: seen.append(rows) or Candidates.score(candidates, rows))
+    search_committees(candidates, Objective(), "evolutionary", members=[0, 3])
+    assert np.concatenate(seen)[:, [1, 2, 4]].sum() == 0

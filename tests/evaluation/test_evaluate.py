@@ -1,5 +1,6 @@
 """Evaluation: scores equal those of slow loops, and members predict once."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -111,6 +112,15 @@ def test_predictions_of_other_weights_are_computed_again(copied):
     run.member(0).model.write_bytes(run.member(1).model.read_bytes())
     after = load_or_compute_predictions(run, recipe).log_probabilities
     np.testing.assert_array_equal(after[:, 0], before[:, 1])
+
+
+def test_predictions_on_other_data_are_computed_again(copied):
+    run, recipe = copied
+    before = load_or_compute_predictions(run, recipe)
+    splits = recipe.data.load()
+    reversed_test = dataclasses.replace(splits, test=splits.test.subset(np.arange(360)[::-1]))
+    after = predictions.predict_split(run, [0, 1, 2], reversed_test, "test")
+    np.testing.assert_allclose(after.log_probabilities, before.log_probabilities[::-1], atol=1e-5)
 
 
 def test_an_incomplete_committee_lists_the_missing_members_and_the_next_command(new_run):

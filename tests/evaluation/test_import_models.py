@@ -210,6 +210,12 @@ def test_two_exchanged_classes_are_found():
     assert correct > declared + 30
 
 
+def test_a_cycle_of_three_classes_is_found():
+    output_of_class = np.array([1, 2, 0, 3, 4])  # not its own inverse
+    order, correct, declared = better_order(output_of_class[LABELS], LABELS, 5)
+    assert (order, correct, declared) == ([1, 2, 0, 3, 4], 100, 40)
+
+
 def test_the_right_order_and_random_predictions_are_not_reordered():
     assert better_order(noisy(LABELS, 0.2), LABELS, 5) is None
     rng = np.random.default_rng(1)

@@ -5,7 +5,7 @@ import itertools
 import keras
 import pytest
 
-from keras_committee.evaluation import evaluate
+from keras_committee.evaluation import evaluate, latency
 from keras_committee.evaluation.latency import Latency, measure_latencies
 from keras_committee.tables import print_evaluation
 
@@ -34,6 +34,13 @@ def test_one_repeat_is_its_own_median_in_milliseconds():
     assert measure_latencies([linear()], batch_sizes=(2,), repeats=1, clock=slower_and_slower()) == [
         [Latency(batch=2, median=pytest.approx(1), lower=pytest.approx(1), upper=pytest.approx(1), repeats=1)]
     ]
+
+
+def test_three_untimed_calls_warm_each_model_up(monkeypatch):
+    calls = []
+    monkeypatch.setattr(latency, "Predictor", lambda model: lambda batches: calls.append(batches[0].shape[0]))
+    measure_latencies([linear()], batch_sizes=(2, 7), repeats=1)
+    assert sorted(calls) == [2] * 4 + [7] * 4
 
 
 def test_models_of_unknown_size_and_no_repeats_are_rejected():

@@ -16,6 +16,8 @@ from keras_committee.data.corruptions import corrupt_images
 from keras_committee.data.dataset import stratified_indices
 from keras_committee.errors import DataError
 from keras_committee.evaluation import load_or_compute_predictions, robustness
+from keras_committee.evaluation.robustness import _CorruptionEvaluator
+from keras_committee.layers import GeometricMean
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,16 @@ def test_ood_images_are_detected_by_confidence_and_mutual_information(tested, im
     wanted = sklearn.metrics.roc_auc_score(np.repeat([1, 0], 300), scores)
     assert result["foreign"][3]["confidence"]["auroc"] == pytest.approx(wanted, abs=1e-3)
     assert set(result["foreign"][3]["mutual_information"]) == {"auroc", "fpr95"}
+
+
+def test_members_that_differ_on_ood_images_are_detected_by_mutual_information(trained):
+    evaluator = _CorruptionEvaluator(trained[0], [0], GeometricMean())
+    agreeing = np.log(np.array([[[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]]]))
+    differing = np.log(np.array([[[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]]]))
+    assert evaluator.ood_detection(agreeing, differing) == {
+        "confidence": {"auroc": 1.0, "fpr95": 0.0},
+        "mutual_information": {"auroc": 1.0, "fpr95": 0.0},
+    }
 
 
 def test_without_a_test_split_there_is_nothing_to_corrupt(trained):
