@@ -1,7 +1,7 @@
 """MkDocs hook: pages with the source of linked tests and benchmarks, and the help of each command.
 
-A link such as `](../tests/flops/test_counting.py)` points outside the folder of the pages: the site gets a page with the text of
-that file, and the link is rewritten. The line `<!-- commands -->` is replaced by the help of each command.
+A link such as `](../tests/flops/test_counting.py)` points outside the folder of the pages: the site gets a page with
+the text of that file, and the link is rewritten. The line `<!-- commands -->` is replaced by the help of each command.
 """
 
 import re

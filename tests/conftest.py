@@ -17,7 +17,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect the full resume matrix by default; with `--dist loadgroup`, keep files together and run slow ones first."""
+    """Deselect the full resume matrix by default; under `--dist loadgroup` keep files together, slow ones first."""
     if "full_matrix" not in config.getoption("markexpr", ""):
         matrix = [item for item in items if item.get_closest_marker("full_matrix")]
         items[:] = [item for item in items if item not in matrix]

@@ -123,8 +123,8 @@ def test_the_cascade_sentence_reports_exits_and_savings():
     )  # fmt: skip
     assert sections_accuracy.cascade_sentence(selected) == (
         "70 % of the images exit after one member (95.0 % of them correct), 30 % after all three. The cascade (two a"
-        " and one b) reaches 84.0 % at 20.0 MFLOPs on average and 50.0 MFLOPs at most: 0.02 points below all its members"
-        " on every image, with 2.5 times fewer multiply-adds."
+        " and one b) reaches 84.0 % at 20.0 MFLOPs on average and 50.0 MFLOPs at most: 0.02 points below all its"
+        " members on every image, with 2.5 times fewer multiply-adds."
     )
 
 
