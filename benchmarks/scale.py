@@ -196,7 +196,8 @@ def cost_table(inputs: Inputs) -> list[list]:
         rate = plan.batch * plan.gpus_per_member * plan.concurrent_members / plan.step
         rows.append([
             plan.gpus, plan.name, f"{plan.concurrent_members} x {plan.gpus_per_member}", plan.batch,
-            f"{plan.batch * plan.gpus_per_member:,}", f"{plan.step * 1e3:.0f}", f"{rate:,.0f}", f"{wall / DAY:.2f}", f"{wall / 3600 * plan.gpus:,.0f}",
+            f"{plan.batch * plan.gpus_per_member:,}", f"{plan.step * 1e3:.0f}", f"{rate:,.0f}", f"{wall / DAY:.2f}",
+            f"{wall / 3600 * plan.gpus:,.0f}",
         ])  # fmt: skip
     return rows
 
@@ -274,7 +275,8 @@ def tables(inputs: Inputs, failures: list[dict]) -> dict[str, str]:
     return {
         "Inputs": markdown(["input", "value", "source"], input_rows),
         "Cost": markdown(
-            [*plan_columns, "GPUs used", "batch per GPU", "global batch", "ms per step", "images/s", "days", "GPU-hours"],
+            [*plan_columns, "GPUs used", "batch per GPU", "global batch", "ms per step", "images/s", "days",
+             "GPU-hours"],
             cost_table(inputs),
         ),
         "Input": markdown(

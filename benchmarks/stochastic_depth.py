@@ -1,13 +1,14 @@
-"""Does a skipped block cost nothing? Training steps of one ResNet with constant depth, our three modes, and the peers.
+"""Time of a training step with stochastic depth, relative to constant depth.
 
-    python benchmarks/stochastic_depth.py                # ResNet-110, the paper's: about ten minutes on two cores
+    python benchmarks/stochastic_depth.py                # ResNet-110, as in the paper: about ten minutes on two cores
     python benchmarks/stochastic_depth.py --quick        # ResNet-20, under two minutes
     python benchmarks/stochastic_depth.py --json
 
-All rows train the same network by the same step on the same batch, one step of each after another; a row's figure is
-the median over the rounds, its ratio that to constant depth. p_L = 0.5, linear decay. The peers' layers stand where our
-builder has its addition. The rows of two replicas share the global batch between two logical CPUs and are set against
-the same network with every gate open: its branches keep each replica's own statistics, too.
+Compares one ResNet at constant depth, with the three modes of `StochasticDepth`, and with the layers of keras-cv and
+Model Garden in place of the additions; p_L = 0.5, linear decay. All rows train on the same batch with the same training
+step, and take turns, one step each. A row shows the median over the rounds in seconds, +- half the interquartile range,
+and its ratio to constant depth. The rows with two replicas divide the global batch between two logical CPUs; their
+reference is the same network with every gate open, which also keeps the statistics of its branches per replica.
 """
 
 import argparse
@@ -24,21 +25,21 @@ import keras
 import keras_cv
 import numpy as np
 import tensorflow as tf
-from interleaved.compared import compared
+from interleaved.summary import summarize
 from official.vision.modeling.layers import nn_layers
 
 from keras_committee import flops, models
-from keras_committee.layers.survival import linear_decay
+from keras_committee.layers import linear_decay
 from keras_committee.training.devices import make_strategy
 from keras_committee.training.train_step import BlockStats, make_train_step
 
-LAST = 0.5  # p_L, the paper's
-OPEN = "ours, batch, every gate open"
-PAPER = "24-27 % of the wall time saved (Huang et al. 2016, Table 2)"
+LAST_SURVIVAL = 0.5  # p_L of the paper
+GATES_OPEN = "ours, batch, every gate open"
+PAPER_RESULT = "24-27 % of the wall time saved (Huang et al. 2016, Table 2)"
 
 
-class ModelGarden(keras.layers.Layer):
-    """Model Garden's layer, of tf_keras, inside a Keras 3 model."""
+class ModelGardenStochasticDepth(keras.layers.Layer):
+    """Model Garden's layer, which is a tf_keras layer, inside a Keras 3 model."""
 
     def __init__(self, rate):
         super().__init__()
@@ -48,10 +49,10 @@ class ModelGarden(keras.layers.Layer):
         return self._layer(branch, training=training)
 
 
-def with_peer(model, join):
-    """The constant-depth `model`, its additions replaced by `join(rate, shortcut, branch)`."""
+def replace_additions(model, join):
+    """Return a copy of the constant-depth `model` with its additions replaced by `join(rate, shortcut, branch)`."""
     numbers = [int(name) for layer in model.layers for name in re.findall(r"^block_(\d+)$", layer.name)]
-    survival = linear_decay(max(numbers), LAST)
+    survival = linear_decay(max(numbers), LAST_SURVIVAL)
 
     def call(layer, *args, **kwargs):
         number = re.findall(r"^block_(\d+)$", layer.name)
@@ -63,89 +64,92 @@ def with_peer(model, join):
 
 
 def networks(depth):
-    """The rows: name to a function that builds the network."""
+    """Return a function that builds the network, for each row's name."""
 
     def constant():
         return models.resnet(depth, classes=10, l2=5e-5)
 
-    def ours(mode, last=LAST):
-        return lambda: models.resnet(depth, classes=10, l2=5e-5, survival=last, mode=mode)
+    def ours(mode, survival=LAST_SURVIVAL):
+        return lambda: models.resnet(depth, classes=10, l2=5e-5, survival=survival, mode=mode)
 
     add = keras.layers.Add
     return {
-        OPEN: ours("batch", last=1.0),
+        GATES_OPEN: ours("batch", survival=1.0),
         "constant depth": constant,
         "ours, batch": ours("batch"),
         "ours, subset": ours("subset"),
         "ours, sample": ours("sample"),
-        "keras-cv StochasticDepth": lambda: with_peer(
+        "keras-cv StochasticDepth": lambda: replace_additions(
             constant(), lambda rate, shortcut, branch: keras_cv.layers.StochasticDepth(rate)([shortcut, branch])
         ),
-        "keras-cv DropPath": lambda: with_peer(
+        "keras-cv DropPath": lambda: replace_additions(
             constant(), lambda rate, shortcut, branch: add()([shortcut, keras_cv.layers.DropPath(rate)(branch)])
         ),
-        "Model Garden StochasticDepth": lambda: with_peer(
-            constant(), lambda rate, shortcut, branch: add()([shortcut, ModelGarden(rate)(branch)])
+        "Model Garden StochasticDepth": lambda: replace_additions(
+            constant(), lambda rate, shortcut, branch: add()([shortcut, ModelGardenStochasticDepth(rate)(branch)])
         ),
     }
 
 
-def stepper(build, strategy, batch, gauged=False):
-    """A function that takes one training step and waits for it, and one that tells how often each block ran."""
+def make_step(build, strategy, batch, with_block_stats=False):
+    """Return a function that takes one training step and waits for it, and one that returns the run counts."""
     keras.utils.set_random_seed(1)
     with strategy.scope():
         model = build()
         optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
         optimizer.build(model.trainable_variables)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    gauges = BlockStats(model)
-    step = make_train_step(model, optimizer, loss, strategy, gauges if gauged else None)
+    block_stats = BlockStats(model)
+    step = make_train_step(model, optimizer, loss, strategy, block_stats if with_block_stats else None)
     batches = iter(strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(batch).repeat()))
-    return lambda: float(step(*next(batches))[0]), gauges.run_counts
+    return lambda: float(step(*next(batches))[0]), block_stats.run_counts
 
 
-def measure(steppers, rounds, reference):
-    """A row for each stepper, of seconds: one step of each after another, after two that warm up.
+def measure(steps, rounds, reference):
+    """Return one row per item of `steps`, in seconds: after two warm-up steps, the items take turns, one step each.
 
-    `depth` is the share of the blocks that ran, where there are gates: chance moves it about its expectation, and the
-    ratio with it.
+    `depth` is the fraction of the blocks that ran, or None without gates. It is random, and the ratio varies with it.
     """
-    for name, (step, _) in steppers.items():
-        started = time.perf_counter()
+    for name, (step, _) in steps.items():
+        start = time.perf_counter()
         step(), step()
-        print(f"  {name}: ready in {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    seconds = {name: [] for name in steppers}
-    before = {name: runs() for name, (_, runs) in steppers.items()}
+        print(f"  {name}: ready after {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    seconds = {name: [] for name in steps}
+    initial_counts = {name: run_counts() for name, (_, run_counts) in steps.items()}
     for _ in range(rounds):
-        for name, (step, _) in steppers.items():
-            started = time.perf_counter()
+        for name, (step, _) in steps.items():
+            start = time.perf_counter()
             step()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.perf_counter() - start)
     depths = {
-        name: float((runs() - before[name]).mean() / rounds) if len(before[name]) else None
-        for name, (_, runs) in steppers.items()
+        name: float((run_counts() - initial_counts[name]).mean() / rounds) if len(initial_counts[name]) else None
+        for name, (_, run_counts) in steps.items()
     }
-    return [{**row, "depth": depths[row["name"]]} for row in compared(seconds, reference)]
+    return [{**row, "depth": depths[row["name"]]} for row in summarize(seconds, reference)]
 
 
 def run(depth, batch_size, rounds):
-    draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, size=(batch_size, 32, 32, 3), dtype=np.uint8)
-    batch = (images, draw.integers(0, 10, size=batch_size, dtype=np.int32))
-    builders, one, two = networks(depth), make_strategy("single", batch_size), make_strategy("mirrored", batch_size)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, size=(batch_size, 32, 32, 3), dtype=np.uint8)
+    batch = (images, rng.integers(0, 10, size=batch_size, dtype=np.int32))
+    builders, single = networks(depth), make_strategy("single", batch_size)
+    mirrored = make_strategy("mirrored", batch_size)
 
-    steppers = {name: stepper(build, one, batch) for name, build in builders.items() if name != OPEN}
-    steppers["ours, batch, with gauges"] = stepper(builders["ours, batch"], one, batch, gauged=True)
-    rows = measure(steppers, rounds, "constant depth")
-    del steppers
-    replicated = {f"{name}, two replicas": stepper(builders[name], two, batch) for name in (OPEN, "ours, batch")}
-    rows += measure(replicated, rounds, f"{OPEN}, two replicas")
-    expected = 1.0 - flops.expected_flops_reduction(builders["ours, batch"]())
+    steps = {name: make_step(build, single, batch) for name, build in builders.items() if name != GATES_OPEN}
+    steps["ours, batch, with block statistics"] = make_step(
+        builders["ours, batch"], single, batch, with_block_stats=True
+    )
+    rows = measure(steps, rounds, "constant depth")
+    del steps  # frees the networks
+    replicated = {
+        f"{name}, two replicas": make_step(builders[name], mirrored, batch) for name in (GATES_OPEN, "ours, batch")
+    }
+    rows += measure(replicated, rounds, f"{GATES_OPEN}, two replicas")
     return {
         "machine": f"{os.cpu_count()} {platform.machine()} cores, TensorFlow {tf.__version__}, Keras {keras.version()}",
-        "network": f"ResNet-{depth}, batch {batch_size}, p_L = {LAST}",
-        "expected_ratio": expected,
-        "paper": PAPER,
+        "network": f"ResNet-{depth}, batch {batch_size}, p_L = {LAST_SURVIVAL}",
+        "expected_ratio": 1.0 - flops.expected_flops_reduction(builders["ours, batch"]()),
+        "paper": PAPER_RESULT,
         "rounds": rounds,
         "rows": rows,
     }
@@ -154,22 +158,22 @@ def run(depth, batch_size, rounds):
 def table(result):
     lines = [
         f"{result['network']}; {result['rounds']} interleaved rounds; {result['machine']}",
-        "| step | median s | ± | ratio to constant depth | blocks that ran |",
+        "| step | median, s | ± | ratio to constant depth | blocks that ran |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
         depth = "all" if row["depth"] is None else f"{row['depth']:.1%}"
-        lines.append(f"| {row['name']} | {row['median']:.3f} | {row['spread']:.3f} | {row['ratio']:.3f} | {depth} |")
-    lines.append(f"Expected from the multiply-adds: {result['expected_ratio']:.3f}. The paper: {result['paper']}.")
+        lines.append(f"| {row['name']} | {row['median']:.3f} | {row['half_iqr']:.3f} | {row['ratio']:.3f} | {depth} |")
+    lines.append(f"Expected ratio of multiply-adds: {result['expected_ratio']:.3f}. Paper: {result['paper']}.")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="ResNet-20 with batch 64")
+    parser.add_argument("--quick", action="store_true", help="measure ResNet-20 with batch 64 instead of ResNet-110")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
-    parser.add_argument("--depth", type=int)
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--depth", type=int, help="depth of the ResNet, 6n + 2")
+    parser.add_argument("--rounds", type=int, help="number of timed steps of each row")
     arguments = parser.parse_args()
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2

@@ -1,35 +1,36 @@
-"""When may a side of `benchmarks/training.py` take its steps?
+"""Turn protocol between `benchmarks/training.py` and its worker processes.
 
-A side stays silent until it is warm, says "ready", and from then on waits for a line "mode lead steps tail". It takes
-the `lead` outside the clock, to use up what its input prepared while others ran, then the timed `steps`, then the
-`tail`, so that a neighbour of the same turn never has the machine to itself; and answers with the seconds of the steps.
+A worker prints "ready" after its warm-up, then waits for lines "mode lead_in steps lead_out" on its standard input. It
+takes the `lead_in` steps untimed, to use up the input that it prepared during the turns of others; then the timed
+`steps`; then the `lead_out` steps untimed, so that the slower worker of the same turn is never alone on the machine. It
+prints the seconds of the timed steps.
 """
 
 import sys
 import time
 
 
-def turns(warm_up):
-    """Yields the mode of each step that the caller is to take, "warm-up" at first; ends with the standard input.
+def turns(warmup_steps):
+    """Yield the mode of each step that the caller takes, "warm-up" at first; end when the standard input ends.
 
     Args:
-        warm_up: Steps before the side is ready: tracing, compilation, threads.
+        warmup_steps: Number of steps before the worker is ready: tracing, compilation, threads.
     """
-    for _ in range(warm_up):
+    for _ in range(warmup_steps):
         yield "warm-up"
-    answer = "ready"
+    reply = "ready"
     while True:
-        print(answer, flush=True)
+        print(reply, flush=True)
         line = sys.stdin.readline()
         if not line:
             return
         mode, *counts = line.split()
-        lead, steps, tail = map(int, counts)
-        for _ in range(lead):
+        lead_in, steps, lead_out = map(int, counts)
+        for _ in range(lead_in):
             yield mode
-        started = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(steps):
             yield mode
-        answer = f"{time.perf_counter() - started}"
-        for _ in range(tail):
+        reply = f"{time.perf_counter() - start}"
+        for _ in range(lead_out):
             yield mode

@@ -1,8 +1,9 @@
-"""What do Keras' `fit`, our training step, and the convolutions alone do in a turn of `benchmarks/training.py`?
+"""Worker process of `benchmarks/training.py`: Keras' `fit`, our training step, or the convolutions alone.
 
-    python keras_side.py '{"kind": "fit", ...}'     # started by benchmarks/training.py, which triggers it over a pipe
+    python keras_worker.py '{"kind": "fit", ...}'     # started by benchmarks/training.py, which controls it over a pipe
 
-Kinds: "fit", Keras' loop as its guides write it; "member", our step on our stream; "convolutions", nothing else.
+Kinds: "fit", the loop of Keras with the pipeline of its guides; "member", our training step on our stream;
+"convolutions", nothing else.
 """
 
 import json
@@ -43,17 +44,17 @@ def optimizer():
     return keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
 
 
-def examples(spec):
+def load_examples(spec):
     with np.load(spec["data"]) as file:
         return file["images"], file["labels"]
 
 
 class Turns(keras.callbacks.Callback):
-    """Lets `fit` take a step when it is this side's turn; the process ends with the last turn."""
+    """Let `fit` take a step when it is this worker's turn; exit after the last turn."""
 
     def __init__(self, spec):
         super().__init__()
-        self._turns = turns(spec["warm_up"])
+        self._turns = turns(spec["warmup_steps"])
 
     def on_train_batch_begin(self, batch, logs=None):
         if next(self._turns, None) is None:
@@ -61,100 +62,107 @@ class Turns(keras.callbacks.Callback):
 
 
 def fit(spec):
-    """Keras' own loop; `spec["norm"]` says whose batch normalisation, `spec["jit_compile"]` is handed to `compile`."""
-    model = network() if spec["norm"] == "ours" else keras.models.clone_model(network(), clone_function=with_keras_norm)
+    """Run the loop of Keras, with the batch normalization `spec["norm"]` and `compile(jit_compile=...)`."""
+    model = network()
+    if spec["norm"] == "keras":
+        model = keras.models.clone_model(model, clone_function=clone_with_keras_norm)
     model.compile(optimizer(), loss(), metrics=["accuracy"], jit_compile=spec["jit_compile"])
-    dataset = usual_pipeline(*examples(spec), spec["batch"])
-    model.fit(dataset, shuffle=False, epochs=ENDLESS, verbose=0, callbacks=[Turns(spec)])  # it is shuffled already
+    dataset = tf_data_pipeline(*load_examples(spec), spec["batch"])
+    model.fit(dataset, shuffle=False, epochs=ENDLESS, verbose=0, callbacks=[Turns(spec)])  # the dataset shuffles
 
 
-def with_keras_norm(layer):
-    """A copy of `layer`, Keras' batch normalisation where it is ours."""
+def clone_with_keras_norm(layer):
+    """Return a copy of `layer`; our batch normalization becomes that of Keras."""
     config = layer.get_config()
     if not isinstance(layer, BatchNormalization):
         return layer.from_config(config)
     return keras.layers.BatchNormalization.from_config({**config, "synchronized": False})
 
 
-def usual_pipeline(images, labels, batch_size):
-    def augmented(image, label):
+def tf_data_pipeline(images, labels, batch_size):
+    """Return the shuffled, augmented `tf.data` pipeline of a Keras guide."""
+
+    def augment(image, label):
         image = tf.image.random_crop(tf.pad(image, [[4, 4], [4, 4], [0, 0]]), (32, 32, 3))
         return tf.image.random_flip_left_right(image), label
 
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(labels))
-    dataset = dataset.map(augmented, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
 def member(spec):
-    """Our step on our stream, as a member trains between two epoch ends; on one batch again and again if "cached"."""
-    images, labels = examples(spec)
+    """Run our training step on our stream, on one repeated batch ("cached"), or write a checkpoint ("checkpoint")."""
+    images, labels = load_examples(spec)
     split = Split(images=InMemoryImages(images), labels=labels)
     splits = Splits(
         classes=tuple("0123456789"), train=split, validation=split, test=split,
         batch_size=spec["batch"], augment=pad_crop_flip(4),
     )  # fmt: skip
     keras.utils.set_random_seed(spec["member"])
-    model, descent = network(), optimizer()
-    descent.build(model.trainable_variables)
-    step = make_train_step(model, descent, loss(), make_strategy("single", spec["batch"]), BlockStats(model))
+    model, sgd = network(), optimizer()
+    sgd.build(model.trainable_variables)
+    step = make_train_step(model, sgd, loss(), make_strategy("single", spec["batch"]), BlockStats(model))
     stream = iter(splits.stream(spec["member"], 0, ENDLESS))
     cached = next(stream)
     with tempfile.TemporaryDirectory() as folder:
-        keep = keeper(MemberState(model, descent), MemberDir(Path(folder), spec["member"]))
-        for mode in turns(spec["warm_up"]):
-            keep() if mode == "keep" else step(*(cached if mode == "cached" else next(stream)))
+        end_epoch = epoch_end_writer(MemberState(model, sgd), MemberDir(Path(folder), spec["member"]))
+        for mode in turns(spec["warmup_steps"]):
+            if mode == "checkpoint":
+                end_epoch()
+            else:
+                step(*(cached if mode == "cached" else next(stream)))
 
 
-def keeper(state, folder):
-    """A function that writes what is written at the end of an epoch: a checkpoint, and the logs."""
-    checkpoints, log = Checkpoints(folder.state), MemberLog(folder, print)
-    votes = np.zeros((5_000, 10), np.float32)
+def epoch_end_writer(state, member_dir):
+    """Return a function that writes the checkpoint and the logs of one epoch."""
+    checkpoints, log = Checkpoints(member_dir.state), MemberLog(member_dir, print)
+    log_probs = np.zeros((5_000, 10), np.float32)
 
-    def keep():
+    def write():
         state.step += 1
         state.history.append({"epoch": state.step, "loss": 0.5, "accuracy": 0.5, "validation_accuracy": 0.5})
         checkpoints.save(state.step, state.arrays(), state.document())
-        log.on_epoch_end(state.history, votes, {})
+        log.on_epoch_end(state.history, log_probs, {})
 
-    return keep
+    return write
 
 
 def convolutions(spec):
-    """The convolutions of the network, forward and both gradients; there is no gradient for the image itself."""
+    """Run the convolutions of the network only: forward, and both gradients except that of the image."""
     step = convolution_step([layer for layer in network().layers if isinstance(layer, keras.layers.Conv2D)], spec)
-    for _ in turns(spec["warm_up"]):
+    for _ in turns(spec["warmup_steps"]):
         step()
 
 
 def convolution_step(layers, spec):
-    """One after another, as in a step, so that each may reuse the memory of the one before."""
+    """Return a function that runs the convolutions in sequence, as in a training step, so that memory is reused."""
     inputs = [tf.random.normal((spec["batch"], *layer.input.shape[1:])) for layer in layers]
     gradients = [tf.random.normal((spec["batch"], *layer.output.shape[1:])) for layer in layers]
 
     @tf.function(jit_compile=False)
     def step():
-        end = tf.constant(0.0)
+        total = tf.constant(0.0)
         for layer, x, gradient in zip(layers, inputs, gradients, strict=True):
             kernel = tf.convert_to_tensor(layer.kernel)
             sources = [kernel] if x is inputs[0] else [kernel, x]
-            with tf.control_dependencies([end]), tf.GradientTape() as tape:
+            with tf.control_dependencies([total]), tf.GradientTape() as tape:
                 tape.watch(sources)
                 output = tf.nn.conv2d(x, kernel, layer.strides, "SAME")
             with tf.control_dependencies([output]):
                 results = [output, *tape.gradient(output, sources, gradient)]
-                # A sum that goes on from the last one: of what nobody reads, TensorFlow would compute nothing.
-                end = tf.add_n([end, *[tf.reshape(result, [-1])[0] for result in results]])
-        return end
+                # TensorFlow prunes operations whose results are unused, so the sum uses each of them.
+                total = tf.add_n([total, *[tf.reshape(result, [-1])[0] for result in results]])
+        return total
 
     return step
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    if given.get("deterministic"):
+    spec = json.loads(sys.argv[1])
+    if spec.get("deterministic"):
         tf.config.experimental.enable_op_determinism()
-    if given["cores"]:  # TensorFlow makes its threads at the first operation, and they stay where this one is
-        os.sched_setaffinity(0, given["cores"])
-        tf.config.threading.set_intra_op_parallelism_threads(len(given["cores"]))
-    {"fit": fit, "member": member, "convolutions": convolutions}[given["kind"]](given)
+    if spec["cores"]:  # threads that TensorFlow starts at its first operation inherit this
+        os.sched_setaffinity(0, spec["cores"])
+        tf.config.threading.set_intra_op_parallelism_threads(len(spec["cores"]))
+    {"fit": fit, "member": member, "convolutions": convolutions}[spec["kind"]](spec)
