@@ -95,9 +95,9 @@ def _defocus_blur(image, constants, rng):
 
 
 def _glass_blur(image, constants, rng):
-    """Copy a random neighbor above or to the left over each pixel, between two blurs.
+    """Replace each pixel by a random one nearby, between two blurs.
 
-    make_cifar_c.py means to swap the two pixels, but NumPy's views make it a copy, as in the published images.
+    make_cifar_c.py means to swap the two pixels, but NumPy's views make it a copy, also in the published images.
     """
     sigma, max_shift, iterations = constants
     sigma, max_shift = sigma * _length_scale(image), max(1, round(max_shift * _length_scale(image)))

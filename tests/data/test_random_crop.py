@@ -95,7 +95,8 @@ def test_a_decoded_window_is_bit_for_bit_that_of_the_whole_image(noise, encoded,
     full = data.decode_image(content).numpy()
     assert [int(side) for side in image_size_from_header(content)] == [58, 75]
     decode = tf.function(decode_window)
-    for top, left, height, width in windows(CROP, (58, 75), 12):
+    at_block_edges = [(3, 16, 20, 16), (16, 32, 16, 5)]  # libjpeg decodes whole blocks of 16 columns
+    for top, left, height, width in [*windows(CROP, (58, 75), 12), *at_block_edges]:
         window = decode(content, tf.constant([top, left, height, width]))
         np.testing.assert_array_equal(window, full[top : top + height, left : left + width])
 

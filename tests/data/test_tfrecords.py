@@ -152,6 +152,8 @@ def test_shards_of_any_name_are_found_by_pattern_and_fields_by_name(records, tmp
     ).load()
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (11, 2, 3)
     assert loaded.classes == ("bee", "ant")  # the names in the examples
+    labels = np.concatenate([loaded.train.labels, loaded.validation.labels, loaded.test.labels])
+    assert np.bincount(labels).tolist() == [7, 9]
 
 
 def test_the_shards_of_a_split_are_found_by_their_names(tmp_path):
