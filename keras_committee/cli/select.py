@@ -167,7 +167,7 @@ def _print_summary(document: dict, runs: tuple[str, ...], file: Path) -> None:
         )
     click.echo(f"Diversity: {report['diversity']['statement']}")
     click.echo(
-        f"Searched {report['candidates']:,} committees ({report['method']}); {len(report['front'])} are Pareto optimal."
+        f"Searched {report['candidates']:,} committees ({report['method']}), Pareto optimal: {len(report['front'])}."
     )
     click.echo(f"Details: {file}")
     print_next_steps("export", runs[0], "--selection", str(file))
