@@ -27,7 +27,7 @@ THEIRS = re.compile(r"(keras_cv|official|orbit|timm|torchensemble)/|drop_path\.p
 OTHERS = {
     "--allow_version_labels_for_unavailable_models", "--model_config_file_poll_wait_seconds", "--from-file", "--help",
     "--tensorflow_inter_op_parallelism", "--tensorflow_intra_op_parallelism", "--tensorflow_session_parallelism",
-    "--quick", "--resume", "--target",
+    "--quick", "--resume", "--target", "--trained",
 }  # fmt: skip
 
 
