@@ -1,4 +1,4 @@
-"""Does the profiler's page tell what a member's steps were spent on?"""
+"""Check that the profiler page lists the convolutions of a member."""
 
 import sys
 from pathlib import Path
@@ -17,4 +17,4 @@ with tf.profiler.experimental.Profile("logs"):
 trace = next(Path("logs").rglob("*.xplane.pb"))
 table, _ = xspace_to_tool_data([str(trace)], "framework_op_stats", {})
 if table is None or b"Conv2D" not in (table if isinstance(table, bytes) else table.encode()):
-    sys.exit(f"no convolution in {str(table)[:300]}")
+    sys.exit(f"error: the table lists no convolution: {str(table)[:300]}")

@@ -1,4 +1,4 @@
-"""Is a data set that TensorFlow Datasets prepares here, offline, read by `data.tfds`?"""
+"""Check that `data.tfds` reads a dataset that TensorFlow Datasets prepared offline."""
 
 import sys
 
@@ -7,9 +7,9 @@ import tensorflow_datasets as tfds
 
 from keras_committee import data
 
-names, draw = ["wasp", "ant"], np.random.default_rng(5)
+names, rng = ["wasp", "ant"], np.random.default_rng(5)
 features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(names=names)}
-examples = [{"image": draw.integers(0, 256, (6, 5, 3), np.uint8), "label": n % 2} for n in range(14)]
+examples = [{"image": rng.integers(0, 256, (6, 5, 3), np.uint8), "label": index % 2} for index in range(14)]
 tfds.dataset_builders.store_as_tfds_dataset(
     name="insects",
     version="1.0.0",
@@ -19,4 +19,4 @@ tfds.dataset_builders.store_as_tfds_dataset(
 )
 splits = data.tfds("insects", 4, size=(6, 5), data_dir="prepared", validation=2, test=4).load()
 if (splits.classes, len(splits.train), len(splits.test)) != (tuple(names), 8, 4):
-    sys.exit(f"classes, training and test examples: {splits.classes}, {len(splits.train)}, {len(splits.test)}")
+    sys.exit(f"error: classes, training and test examples: {splits.classes}, {len(splits.train)}, {len(splits.test)}")

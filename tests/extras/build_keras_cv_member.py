@@ -1,6 +1,6 @@
-"""Does a keras-cv backbone become a member? Writes `member.keras`, which `keras-committee import` takes.
+"""Write a member with a keras-cv backbone to `member.keras`, for `keras-committee import`.
 
-The named ones, such as `ResNet18V2Backbone`, ask Kaggle for their shape; this one says it.
+Named backbones such as `ResNet18V2Backbone` would download their configuration from Kaggle.
 """
 
 import keras_cv
