@@ -67,7 +67,7 @@ def classify(
     names = [name for name in ("classes", "scores") if name in spec.outputs]
     if not names:
         raise StatusError(
-            "FAILED_PRECONDITION",
+            "INVALID_ARGUMENT",
             'Expected classification signature outputs to contain at least one of "classes" or "scores". '
             f"Signature was: {spec.proto}",
         )
@@ -103,7 +103,7 @@ def regress(session: Any, signature: str, examples: np.ndarray, timeout: float |
     if len(spec.outputs) != 1:
         raise StatusError("INVALID_ARGUMENT", "Expected one output Tensor.")
     if "outputs" not in spec.outputs:
-        raise StatusError("FAILED_PRECONDITION", f"No regression outputs found in SignatureDef: {spec.proto}")
+        raise StatusError("INVALID_ARGUMENT", f"No regression outputs found in SignatureDef: {spec.proto}")
     values = session.run(signature, {"inputs": examples}, ["outputs"], timeout=timeout)["outputs"]
     if values.shape not in ((len(examples),), (len(examples), 1)):
         raise StatusError(
@@ -132,7 +132,7 @@ def _check_one_input(spec: Signature, task: str) -> None:
     if len(spec.inputs) != 1:
         raise StatusError("INVALID_ARGUMENT", "Expected one input Tensor.")
     if "inputs" not in spec.inputs:
-        raise StatusError("FAILED_PRECONDITION", f"No {task} inputs found in SignatureDef: {spec.proto}")
+        raise StatusError("INVALID_ARGUMENT", f"No {task} inputs found in SignatureDef: {spec.proto}")
 
 
 def _check_matrix(name: str, kind: str, array: np.ndarray | None, rows: int) -> None:

@@ -302,7 +302,7 @@ def _regression_result(values: np.ndarray) -> Any:
 
 
 def _check_tasks(tasks: Sequence[Any], signatures: dict[str, Signature]) -> None:
-    """Raise StatusError unless the tasks have one model, and different signatures with the same input tensor."""
+    """Raise StatusError unless the tasks have one model, and different signatures of it."""
     names = [task.model_spec.signature_name or DEFAULT_SIGNATURE for task in tasks]
     for i, (task, name) in enumerate(zip(tasks, names, strict=True)):
         if not task.model_spec.name:
@@ -317,9 +317,6 @@ def _check_tasks(tasks: Sequence[Any], signatures: dict[str, Signature]) -> None
             raise StatusError("INVALID_ARGUMENT", f"Requested signature not found in model graph: {name}")
         if task.method_name not in (_CLASSIFY_METHOD, _REGRESS_METHOD):
             raise StatusError("UNIMPLEMENTED", f"Unsupported signature method_name: {task.method_name}")
-    tensors = {info.tensor_name for name in names for info in signatures[name].inputs.values()}
-    if len(tensors) > 1:
-        raise StatusError("INVALID_ARGUMENT", "Input tensor must be the same for all Signatures.")
 
 
 def _server_options(limits: Limits) -> list[tuple[str, int]]:

@@ -454,7 +454,7 @@ def _parse_element(value: Any, name: str) -> tuple[str, Any]:
             raise _precision_error(value)
         return "float_list", float(value)
     if value >= 2**63:
-        raise _invalid_argument(f"Feature: {name} has uint64 element. Only int64 is supported.")
+        raise _invalid_argument(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
     return "int64_list", int(value)
 
 

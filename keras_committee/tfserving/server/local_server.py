@@ -39,6 +39,7 @@ class ServerOptions:
         batching: Parameters of batching; None disables batching.
         manager_options: Timing of loads.
         limits: Limits of requests.
+        enable_cors_support: Whether the REST API allows pages of any origin to read its responses.
     """
 
     host: str = "127.0.0.1"
@@ -48,6 +49,7 @@ class ServerOptions:
     batching: BatchingParameters | None = None
     manager_options: ManagerOptions = dataclasses.field(default_factory=ManagerOptions)
     limits: Limits = dataclasses.field(default_factory=Limits)
+    enable_cors_support: bool = False
 
 
 class LocalServer:
@@ -98,7 +100,13 @@ class LocalServer:
         metrics = Metrics()
         num_threads = options.limits.max_queue_size if options.batching else None  # requests in a batch block a thread
         server = rest.start(
-            self.manager, (options.host, options.rest_port), options.limits, metrics, options.metrics_path, num_threads
+            self.manager,
+            (options.host, options.rest_port),
+            options.limits,
+            metrics,
+            options.metrics_path,
+            num_threads,
+            options.enable_cors_support,
         )
         self.rest_port = stack.enter_context(server).port
         _log.info("REST at http://%s:%d", options.host, self.rest_port)

@@ -28,6 +28,12 @@ from keras_committee.tfserving.tf_protocol import StatusError
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _API_PATH = re.compile(r"/v1/.*", re.I | re.S)
+_WEB_ORIGIN = re.compile(r"https?://")  # anywhere in an Origin header
+_CORS_HEADERS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
 # The response of libevent, TF Serving's HTTP library, to an unknown path.
 _NOT_FOUND_PAGE = "<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
 _CHUNK_BYTES = 2**16
@@ -43,6 +49,7 @@ def start(
     metrics: Metrics | None = None,
     metrics_path: str = METRICS_PATH,
     num_threads: int | None = None,
+    enable_cors_support: bool = False,
 ) -> RunningServer:
     """Start a REST server in a thread.
 
@@ -53,13 +60,17 @@ def start(
         metrics: Counts the requests.
         metrics_path: Path of the metrics for Prometheus.
         num_threads: Threads that answer requests; None for one per core, at least 4.
+        enable_cors_support: Whether responses of the API allow pages of any origin to read them.
 
     Raises:
         ResourceError: If the port is in use or not available.
     """
     limits, metrics = limits or Limits(), metrics or Metrics()
     socket, executor = listen(*address), BoundedExecutor(limits, num_threads)
-    api = _ApiApp(RestHandlers(manager, limits, metrics), limits, metrics, executor, metrics_path)
+    handlers = RestHandlers(manager, limits, metrics)
+    api: Any = _ApiApp(handlers, limits, metrics, executor, metrics_path)
+    if enable_cors_support:
+        api = _with_cors_headers(api)
     app = Starlette(routes=[*page.routes(manager), Mount("/", app=api)])
     config = uvicorn.Config(
         RequestCheckMiddleware(app, _allowed_hosts(address[0]), limits),
@@ -151,7 +162,7 @@ class _ApiApp:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         request = Request(scope, receive)
         try:
-            response = await self._respond(request, scope["raw_path"].decode("ascii"))
+            response = await self._respond(request, _path_with_query(scope))
         except ClientDisconnect:
             return
         except StatusError as error:
@@ -160,16 +171,23 @@ class _ApiApp:
         await response(scope, receive, send)
 
     async def _respond(self, request: Request, path: str) -> Response:
-        if path == self._metrics_path:
-            return Response(self._metrics.render(), media_type="text/plain")
+        if path.partition("?")[0] == self._metrics_path:
+            return self._metrics_response(path)
         if not _API_PATH.fullmatch(path):
             return Response(_NOT_FOUND_PAGE, 404, media_type="text/html")
+        if request.method == "OPTIONS":  # a browser's request before another; model_servers/http_server.cc
+            return Response(status_code=200 if _WEB_ORIGIN.search(request.headers.get("origin", "")) else 400)
         route = parse_route(request.method, path)
         if route.verb == "status":
             return _json_response(self._handlers.status(route))
         if route.verb == "metadata":
             return _json_response(self._handlers.metadata(route))
         return _json_response(await self._handle_post(request, route))
+
+    def _metrics_response(self, path: str) -> Response:
+        if path == self._metrics_path:
+            return Response(self._metrics.render(), media_type="text/plain")
+        return Response(f"Unexpected path: {path}. Should be {self._metrics_path}", 400, media_type="text/plain")
 
     async def _handle_post(self, request: Request, route: Route) -> str:
         body = await _read_body(request, self._limits)
@@ -320,6 +338,27 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
         message = f"the request body did not arrive within {limits.read_timeout:g} s"
         raise StatusError("DEADLINE_EXCEEDED", message, http_status=408) from error
     return bytes(body)
+
+
+def _path_with_query(scope: Any) -> str:
+    """Return the path as sent; for TF Serving, the query is a part of it."""
+    query = scope["query_string"]
+    return (scope["raw_path"] + (b"?" + query if query else b"")).decode("ascii", "backslashreplace")
+
+
+def _with_cors_headers(app: Any) -> Any:
+    async def respond(scope: Any, receive: Any, send: Any) -> None:
+        has_cors_headers = _API_PATH.fullmatch(scope["raw_path"].decode("ascii", "replace"))
+
+        async def send_with_cors_headers(message: Any) -> None:
+            if has_cors_headers and message["type"] == "http.response.start":
+                headers = [(name.encode(), value.encode()) for name, value in _CORS_HEADERS.items()]
+                message["headers"] = [*message["headers"], *headers]
+            await send(message)
+
+        await app(scope, receive, send_with_cors_headers)
+
+    return respond
 
 
 def _json_response(content: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:

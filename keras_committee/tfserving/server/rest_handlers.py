@@ -49,7 +49,7 @@ def parse_route(method: str, path: str) -> Route:
 
     Args:
         method: HTTP method.
-        path: Path as sent, without the query.
+        path: Path as sent, with the query.
 
     Raises:
         StatusError: INVALID_ARGUMENT with TF Serving's message.

@@ -179,10 +179,10 @@ _SHORT = {
         "Classify", "nope", [3], code=BAD, message="No signature was found with the name: nope"
     ),
     "classify D08 by predict": examples(
-        "Classify", "serving_default", [3], code=LATER, message="No classification inputs found in SignatureDef"
+        "Classify", "serving_default", [3], code=BAD, message="No classification inputs found in SignatureDef"
     ),
     "classify D08 by regress": examples(
-        "Classify", "regress", [3], code=LATER, message="Expected classification signature outputs to contain"
+        "Classify", "regress", [3], code=BAD, message="Expected classification signature outputs to contain"
     ),
     "classify D08 no feature": Case(
         "Classify",
@@ -226,10 +226,15 @@ _SHORT = {
         code=BAD,
         message="ModelSpec with an empty model name.",
     ),
+    # servables/tensorflow/multi_inference.cc feeds all input tensors.
     "multi two tensors": multi(
         *[("H", "classify", "classify"), ("H", "regress", "regress")],
-        code=BAD,
-        message="Input tensor must be the same for all Signatures.",
+        answer=" ".join(
+            [
+                inferred("classify", f"classification_result {{ {ups(3.5)} }}"),
+                inferred("regress", "regression_result { regressions { value: 3.5 } }"),
+            ]
+        ),
     ),
     "multi D08 signature": multi(
         ("H", "nope", "classify"), code=BAD, message="Requested signature not found in model graph: nope"

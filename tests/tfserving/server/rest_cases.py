@@ -26,6 +26,8 @@ class Case:
     error: str = ""  # a part of the message
     text: str = ""  # a part of the body as it is sent
     ours: bool = False
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    empty: bool = False  # whether the response has no body
 
     def __str__(self):
         body = "" if self.body is None else str(self.body)[:40]
@@ -82,7 +84,6 @@ PREDICT = [
     good("3", f"{H}/labels/l%61b:predict", ROWS, ANSWER),
     good("3", "/V1/MODELS/half_plus_two:predict", ROWS, ANSWER),
     good("3", "/v1/models/half%5Fplus_two:predict", ROWS, ANSWER),
-    good("3", f"{H}:predict?ignored=1", ROWS, ANSWER),
     good(
         "4", f"{H}:predict", {"signature_name": "serving_default", "instances": [3.0, 4.0]}, {"predictions": [3.5, 4.0]}
     ),
@@ -460,7 +461,7 @@ EXAMPLES = [
         "52",
         f"{H}:classify",
         {"examples": [{"a": 18446744073709551603}]},
-        "Feature: a has uint64 element. Only int64 is supported.",
+        "Feature: a has uint64_t element. Only int64_t is supported.",
     ),
     bad("52", f"{H}:classify", {"context": [], "examples": [{}]}, "Example must be JSON object but got JSON Array"),
     bad("52", f"{H}:classify", {"signature_name": 5, "examples": [{}]}, PLAIN),
@@ -522,9 +523,25 @@ URLS = [
             ("GET", f"{H}/metadata/"),
             ("PUT", f"{H}:predict"),
             ("DELETE", H),
-            ("OPTIONS", f"{H}:predict"),
+            ("GET", f"{H}/metadata?x=1"),
         ]
     ],
+    # The query is a part of the path: util/net_http/server/internal/evhttp_request.cc
+    bad("20", f"{H}:predict?x=1", ROWS, f"Malformed request: POST {H}:predict?x=1"),
+    Case("24", f"GET {H}?x=1", None, 404, error="Could not find any versions of model half_plus_two?x=1"),
+    Case(
+        "query",
+        "GET /monitoring/prometheus/metrics?x=1",
+        None,
+        400,
+        text="Unexpected path: /monitoring/prometheus/metrics?x=1. Should be /monitoring/prometheus/metrics",
+    ),
+    # Preflight requests: model_servers/http_server.cc
+    Case("CORS", f"OPTIONS {H}:predict", None, 400, empty=True),
+    Case("CORS", f"OPTIONS {H}:predict", None, 400, headers={"Origin": "null"}, empty=True),
+    Case("CORS", f"OPTIONS {H}:predict", None, 200, headers={"Origin": "https://a.example"}, empty=True),
+    Case("CORS", "OPTIONS /v1/anything", None, 200, headers={"Origin": "http://localhost:3000"}, empty=True),
+    Case("CORS", "OPTIONS /statuspage", None, 404, headers={"Origin": "https://a.example"}, text="<HTML>"),
     Case("20", f"HEAD {H}", None, 400),
     *[
         Case("21", f"GET {path}", None, 404, text="<HTML>")

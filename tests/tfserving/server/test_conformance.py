@@ -33,7 +33,7 @@ def cases(request):
 
 def send(connection, case):
     method, _, path = case.request.partition(" ")
-    connection.request(method, path, case.body.encode() if isinstance(case.body, str) else case.body)
+    connection.request(method, path, case.body.encode() if isinstance(case.body, str) else case.body, case.headers)
     response = connection.getresponse()
     return response.status, response.read().decode()
 
@@ -50,6 +50,8 @@ def mismatch(case, status, body):
     """Describe how a response differs from the case; "" if it does not."""
     if status != case.status:
         return f"{case}: {status} instead of {case.status}: {body[:300]}"
+    if case.empty and body:
+        return f"{case}: {body[:300]} instead of an empty body"
     if case.error and case.error not in json.loads(body)["error"]:
         return f"{case}: {json.loads(body)['error'][:300]!r} does not contain {case.error!r}"
     if case.answer is not None and json.loads(body) != approximate(case.answer):
