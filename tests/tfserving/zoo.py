@@ -11,7 +11,20 @@ import sys
 import tensorflow as tf
 from half_plus_two import save_half_plus_two
 
-KINDS = ("float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint32", "uint64", "bool")
+KINDS = (
+    "float32",
+    "float64",
+    "float16",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
+)
 
 
 def spec(dtype, name="x", shape=(None,)):
@@ -33,6 +46,7 @@ def save_kinds(folder):
     """`kinds`: the identity, with one signature per dtype."""
     signatures = {f"of_{kind}": same(kind) for kind in KINDS}
     signatures["serving_default"] = same(tf.string)
+    signatures["to_uint16"] = tf.function(lambda x: {"y": tf.cast(x, tf.uint16)}, input_signature=[spec(tf.int32)])
     signatures["as_bytes"] = tf.function(lambda x: {"y_bytes": tf.identity(x)}, input_signature=[spec(tf.string)])
     save(folder, signatures)
 

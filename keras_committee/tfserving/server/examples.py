@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_committee.tfserving.server.limits import Limits, check_image_sizes, check_shape
-from keras_committee.tfserving.tf_protocol import DEFAULT_SIGNATURE, Signature, StatusError
+from keras_committee.tfserving.tf_protocol import DEFAULT_SIGNATURE, Signature, StatusError, datatype_enum
 
 
 def serialize_input(request_input: Any, limits: Limits) -> np.ndarray:
@@ -105,20 +105,31 @@ def regress(session: Any, signature: str, examples: np.ndarray, timeout: float |
     if "outputs" not in spec.outputs:
         raise StatusError("INVALID_ARGUMENT", f"No regression outputs found in SignatureDef: {spec.proto}")
     values = session.run(signature, {"inputs": examples}, ["outputs"], timeout=timeout)["outputs"]
-    if values.shape not in ((len(examples),), (len(examples), 1)):
+    if values.ndim not in (1, 2) or (values.ndim == 2 and values.shape[1] != 1):
         raise StatusError(
             "INVALID_ARGUMENT",
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
             f"{format_shape(values.shape)}",
         )
+    if len(values) != len(examples):
+        raise StatusError(
+            "INVALID_ARGUMENT",
+            f"Input batch size did not match output batch size: {len(examples)} vs. {len(values)}",
+        )
     if values.dtype != np.float32:
-        raise StatusError("INVALID_ARGUMENT", f"Expected output Tensor of DT_FLOAT. Got: {values.dtype}")
+        raise StatusError("INVALID_ARGUMENT", f"Expected output Tensor of DT_FLOAT.  Got: {_datatype_name(values)}")
     return values.ravel()
 
 
 def format_shape(shape: Sequence[int]) -> str:
     """Return a shape as TF Serving prints it: "[2,3]"."""
     return f"[{','.join(map(str, shape))}]"
+
+
+def _datatype_name(array: np.ndarray) -> str:
+    from tensorflow.core.framework import types_pb2
+
+    return types_pb2.DataType.Name(datatype_enum(array))
 
 
 def _find_signature(session: Any, signature: str) -> Signature:
@@ -144,6 +155,8 @@ def _check_matrix(name: str, kind: str, array: np.ndarray | None, rows: int) -> 
             f"Expected Tensor shape: [batch_size num_classes] but got {format_shape(array.shape)}",
         )
     if (array.dtype.kind == "O") != (kind == "string") or (kind == "float" and array.dtype != np.float32):
-        raise StatusError("INVALID_ARGUMENT", f"Expected {name} Tensor of DT_{kind.upper()}. Got: {array.dtype}")
+        raise StatusError(
+            "INVALID_ARGUMENT", f"Expected {name} Tensor of DT_{kind.upper()}. Got: {_datatype_name(array)}"
+        )
     if len(array) != rows:
         raise StatusError("INVALID_ARGUMENT", f"Expected {name} output batch size of {rows}. Got: {len(array)}")

@@ -166,8 +166,8 @@ class PredictionServicer:
     def _multi_inference(self, request: Any, timeout: float) -> Any:
         from tensorflow_serving.apis import inference_pb2
 
-        if not request.tasks:
-            raise StatusError("INVALID_ARGUMENT", "Missing ModelSpec")
+        if not request.tasks or not request.tasks[0].HasField("model_spec"):
+            raise StatusError("INVALID_ARGUMENT", "ModelSpec has no name specified.")
         response = inference_pb2.MultiInferenceResponse()
         with self._borrow(request.tasks[0]) as servable:
             _check_tasks(request.tasks, servable.session.signatures)
@@ -243,7 +243,8 @@ class PredictionServicer:
         """Lend the version that the request specifies, which stays loaded meanwhile."""
         _check_spec(request)
         spec = request.model_spec
-        with self._manager.borrow(spec.name, _requested_version(spec), spec.version_label or None) as servable:
+        label = spec.version_label if spec.HasField("version_label") else None  # a label that is set may be ""
+        with self._manager.borrow(spec.name, _requested_version(spec), label) as servable:
             yield servable
 
 

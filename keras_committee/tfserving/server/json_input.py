@@ -21,10 +21,15 @@ from keras_committee.tfserving.tf_protocol import StatusError, TensorInfo
 
 _STRING_LITERAL = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.S)
 _HUGE_NUMBER = re.compile(rb"[eE]\+?\d{3}|\d{300}")  # may be beyond a double
+_INCOMPLETE_NUMBER = re.compile(r"^\d(\.|[eE][+-]?)")  # where Python's parser stops behind the digits before it
 _MAX_VALUE_CHARS = 1000  # characters of a value in a message
 _CHUNK_BYTES = 2**20  # bytes processed at once
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WHITESPACE = " \t\r\n"
+_ASCII_WHITESPACE = dict.fromkeys(map(ord, " \t\n\v\f\r"))  # ignored in base64
+# Numbers that rapidjson accepts but Python's parser does not. Group 1 is a string.
+_ODD_NUMBER = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*"?)|-NaN|Inf(?!inity)', re.S)
+_ODD_NUMBER_BYTES = re.compile(rb"-NaN|Inf(?!inity)")
 # Messages of Python's parser, and those of rapidjson (rapidjson/error/en.h).
 _RAPIDJSON_MESSAGES = {
     "Expecting value": "Invalid value.",
@@ -37,9 +42,10 @@ _RAPIDJSON_MESSAGES = {
 }
 _C_TYPE_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 _INT32_RANGE = (-(2**31), 2**31 - 1)
-# Integers accepted for a dtype. TF Serving reads the smaller dtypes as int32 and drops their upper bits.
+# Integers accepted for a dtype. TF Serving reads the smaller dtypes as int32 and drops their upper bits; for uint16 it
+# has no JSON form.
 _INTEGER_RANGES = {
-    **dict.fromkeys(("int8", "int16", "int32", "uint8", "uint16"), _INT32_RANGE),
+    **dict.fromkeys(("int8", "int16", "int32", "uint8"), _INT32_RANGE),
     "int64": (-(2**63), 2**63 - 1),
     "uint32": (0, 2**32 - 1),
     "uint64": (0, 2**64 - 1),
@@ -50,10 +56,17 @@ _PYTHON_TYPES = {
     "bool": (bool,),
     "string": (str, dict),
 }
-_FLOAT_MAX = float(np.finfo(np.float32).max)
 _FEATURE_TYPES = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
 
 TensorInfos = Mapping[str, TensorInfo]
+
+
+class _ObjectWithDuplicates(dict):
+    """A JSON object in which keys occur more than once: the first value of each; `last_values` has the last."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs[::-1])
+        self.last_values = dict(pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +150,8 @@ def parse_object(body: bytes, limits: Limits) -> dict[str, Any]:
         raise _invalid_argument("JSON Parse error: The document is empty")
     skeleton = _STRING_LITERAL.sub(b"", body.removeprefix(_BYTE_ORDER_MARK).lstrip(_WHITESPACE.encode()))
     _check_depth(skeleton, limits.max_json_depth)
+    if _ODD_NUMBER_BYTES.search(skeleton):
+        text = _ODD_NUMBER.sub(lambda match: match[1] or ("NaN" if match[0] == "-NaN" else "Infinity"), text)
     checks = {"parse_float": _parse_finite_float, "parse_int": _parse_bounded_int}
     value = _decode_json(text, checks if _HUGE_NUMBER.search(skeleton) else {})
     if not isinstance(value, dict):
@@ -172,6 +187,9 @@ def _decode_json(text: str, options: dict[str, Any]) -> Any:
         return json.JSONDecoder(object_pairs_hook=_keep_first_duplicate, **options).raw_decode(text)[0]
     except json.JSONDecodeError as error:
         offset = len(text[: error.pos].encode("utf-8", "replace"))
+        if number := _INCOMPLETE_NUMBER.search(text[max(0, error.pos - 1) : error.pos + 2]):
+            part = "fraction part" if number[1] == "." else "exponent"
+            raise _parse_error(f"Missing {part} in number.", offset + len(number[1])) from error
         raise _parse_error(_rapidjson_message(error, text), offset) from error
     except RecursionError as error:
         raise _invalid_argument("JSON Parse error: nested too deeply") from error
@@ -180,8 +198,8 @@ def _decode_json(text: str, options: dict[str, Any]) -> Any:
 
 
 def _keep_first_duplicate(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    last_values = dict(pairs)
-    return last_values if len(last_values) == len(pairs) else dict(pairs[::-1])
+    values = dict(pairs)
+    return values if len(values) == len(pairs) else _ObjectWithDuplicates(pairs)
 
 
 def _parse_finite_float(text: str) -> float:
@@ -327,7 +345,7 @@ def _read_tensor(value: Any, name: str, info: TensorInfo, limits: Limits) -> np.
     if info.dtype == "string":
         array = np.empty(len(flat), object)
         array[:] = [_decode_string(element) for element in flat]
-        check_image_sizes(array, limits, name)
+        check_image_sizes(array, limits)
         return array.reshape(shape)
     return _to_numeric_array(flat, info).reshape(shape)
 
@@ -384,23 +402,27 @@ def _check_element(value: Any, dtype: str) -> None:
     type_name = _C_TYPE_NAMES.get(dtype, dtype)
     if dtype not in _PYTHON_TYPES:
         raise StatusError("UNIMPLEMENTED", f"Conversion of JSON Value: {_format_value(value)} to type: {type_name}")
-    if not _matches_dtype([value], dtype):
+    if dtype == "string" and isinstance(value, dict):
+        _decode_string(value)
+    elif not _matches_dtype([value], dtype):
         raise _invalid_argument(
             f"JSON Value: {_format_value(value)} Type: {_json_type_name(value)} is not of expected type: {type_name}"
         )
-    if dtype == "string":
+    elif dtype == "string":
         _decode_string(value)
 
 
 def _to_numeric_array(flat: list[Any], info: TensorInfo) -> np.ndarray:
     if info.dtype == "float32":
-        wide = np.array(flat, np.float64) if flat else np.empty(0)
-        overflow = np.isfinite(wide) & (np.abs(wide) > _FLOAT_MAX)
-        if overflow.any():
-            raise _precision_error(flat[int(np.argmax(overflow))])
-        return wide.astype(np.float32)
-    wide = np.int64 if info.dtype in ("int8", "int16", "uint8", "uint16") else info.numpy_dtype
+        return _to_float32(flat)
+    wide = np.int64 if info.dtype in ("int8", "int16", "uint8") else info.numpy_dtype
     return np.array(flat, wide).astype(info.numpy_dtype)
+
+
+def _to_float32(values: list[Any]) -> np.ndarray:
+    """Return the values as float32; beyond its range they are infinite."""
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float64).astype(np.float32)
 
 
 def _decode_string(value: Any) -> bytes:
@@ -409,9 +431,13 @@ def _decode_string(value: Any) -> bytes:
         return _encode_utf8(value)
     if not _is_base64(value):
         raise _invalid_argument(f"JSON Value: {_format_value(value)} not formatted correctly for base64 data")
+    encoded = value["b64"].translate(_ASCII_WHITESPACE)
+    text = encoded.rstrip("=.")
+    missing = -len(text) % 4
     try:
-        text = "".join(value["b64"].split()).rstrip("=")
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        if len(encoded) - len(text) not in (0, missing):
+            raise ValueError("too much or too little padding")
+        return base64.b64decode(text + "=" * missing, validate=True)
     except (binascii.Error, ValueError) as error:
         raise _invalid_argument("Unable to base64 decode") from error
 
@@ -429,7 +455,9 @@ def _parse_example(value: Any) -> Any:
     if not isinstance(value, dict):
         raise _invalid_argument(f"Example must be JSON object but got JSON {_json_type_name(value)}")
     example = example_pb2.Example()
-    for name, content in value.items():
+    # Of equal features the last counts, as in the map field of TF Serving's Example.
+    features = value.last_values if isinstance(value, _ObjectWithDuplicates) else value
+    for name, content in features.items():
         _fill_feature(example.features.feature[name], name, content if isinstance(content, list) else [content])
     return example
 
@@ -450,9 +478,7 @@ def _parse_element(value: Any, name: str) -> tuple[str, Any]:
     if value is None or isinstance(value, list | dict):
         raise _invalid_argument(f"Feature: {name} has element with unexpected JSON type: {_json_type_name(value)}")
     if isinstance(value, float) or not -(2**63) <= value < 2**64:
-        if _FLOAT_MAX < abs(value) < float("inf"):
-            raise _precision_error(value)
-        return "float_list", float(value)
+        return "float_list", float(_to_float32([value])[0])
     if value >= 2**63:
         raise _invalid_argument(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
     return "int64_list", int(value)
@@ -464,7 +490,7 @@ def _is_object(value: Any) -> bool:
 
 
 def _is_base64(value: Any) -> bool:
-    return isinstance(value, dict) and list(value) == ["b64"] and isinstance(value["b64"], str)
+    return type(value) is dict and list(value) == ["b64"] and isinstance(value["b64"], str)
 
 
 def _format_value(value: Any) -> str:
@@ -476,8 +502,10 @@ def _format_value(value: Any) -> str:
 
 def _json_type_name(value: Any) -> str:
     """Return rapidjson's name of a value's type."""
+    if isinstance(value, bool):
+        return str(value)
     names = {type(None): "Null", dict: "Object", list: "Array", str: "String"}
-    return str(value) if isinstance(value, bool) else names.get(type(value), "Number")
+    return next((name for kind, name in names.items() if isinstance(value, kind)), "Number")
 
 
 def _invalid_argument(message: str) -> StatusError:
@@ -490,7 +518,3 @@ def _parse_error(message: str, offset: int) -> StatusError:
 
 def _document_error(document: Mapping[str, Any], message: str) -> StatusError:
     return _invalid_argument(f"JSON Value: {_format_value(document)} {message}")
-
-
-def _precision_error(value: float) -> StatusError:
-    return _invalid_argument(f"Cannot convert JSON value: {_format_value(value)} to float without loss of precision.")

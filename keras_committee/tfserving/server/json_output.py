@@ -106,7 +106,7 @@ def _format_elements(name: str, array: np.ndarray) -> list[str]:
         return _format_strings(array, name.endswith("_bytes"))
     if array.dtype in (np.float32, np.float64):
         return _format_floats(array.ravel())
-    if array.dtype.kind in "iu":
+    if array.dtype.kind in "iu" and array.dtype != np.uint16:  # json_tensor.cc has no case for uint16
         return list(map(str, array.ravel().tolist()))
     if array.dtype.kind == "b":
         return ["true" if value else "false" for value in array.ravel().tolist()]
@@ -118,7 +118,7 @@ def _format_strings(array: np.ndarray, as_bytes: bool) -> list[str]:
     contents = [content if isinstance(content, bytes) else str(content).encode() for content in array.ravel()]
     if as_bytes:
         return [f'{{"b64": "{base64.b64encode(content).decode()}"}}' for content in contents]
-    return [json.dumps(content.decode(errors="replace"), ensure_ascii=False) for content in contents]
+    return [json.dumps(content.decode(errors="surrogateescape"), ensure_ascii=False) for content in contents]
 
 
 def _format_floats(values: np.ndarray) -> list[str]:

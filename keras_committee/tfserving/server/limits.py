@@ -12,7 +12,7 @@ from keras_committee.tfserving.tf_protocol import StatusError, proto_shape, prot
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_MAGIC = b"\xff\xd8\xff"
-_UNSUPPORTED_FORMATS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_GIF_FRAME = b"\0\x2c"  # the end of a block and the start of a frame
 _MAX_EMBEDDED_IMAGES = 16  # images within one string that is itself no image, such as a tf.Example
 _MARKERS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _SIZE_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF markers
@@ -93,43 +93,40 @@ def proto_to_checked_array(proto: Any, name: str, limits: Limits) -> np.ndarray:
     except StatusError as error:
         raise StatusError(error.code, f"tensor parsing error: {name}: {error.message}") from error
     if array.dtype == object:
-        check_image_sizes(array, limits, name)
+        check_image_sizes(array, limits)
     return array
 
 
-def check_image_sizes(array: np.ndarray, limits: Limits, name: str = "") -> None:
+def check_image_sizes(array: np.ndarray, limits: Limits) -> None:
     """Raise INVALID_ARGUMENT if a string is or contains an image with too many pixels.
 
     Args:
-        array: Object array of bytes. A tf.Example may contain images; other strings are left to the model.
+        array: Object array of bytes. A tf.Example may contain images. Which formats are accepted is left to the
+            model.
         limits: `max_pixels` applies.
-        name: Name of the input. Strings of `image_bytes` must not be GIF, BMP, TIFF or WebP images.
     """
     for content in array.ravel():
         content = content.encode() if isinstance(content, str) else content
-        if name == "image_bytes":
-            _check_format(content)
         for start in _image_offsets(content):
             if size := image_size(content[start:] if start else content):
                 _check_pixels(*size, limits)
 
 
 def image_size(content: bytes) -> tuple[int, int] | None:
-    """Return (width, height) from the header of a PNG or JPEG image, or None if there is no such header.
+    """Return (width, height) from the header of a PNG, JPEG, GIF or BMP image, or None if there is no such header.
 
+    The frames of a GIF count as one image, one below the other; their number is estimated.
     Not Pillow: it returns no size for a truncated image, which the model's decoder may still allocate.
     """
     if content.startswith(_PNG_MAGIC):
         return struct.unpack(">II", content[16:24]) if len(content) >= 24 else None
+    if content.startswith(b"GIF8") and len(content) >= 10:
+        width, height = struct.unpack("<HH", content[6:10])
+        return width, height * max(1, content.count(_GIF_FRAME))
+    if content.startswith(b"BM") and len(content) >= 26:
+        width, height = struct.unpack("<ii", content[18:26])
+        return abs(width), abs(height)  # a negative height: the rows from top to bottom
     return _jpeg_size(content) if content.startswith(_JPEG_MAGIC) else None
-
-
-def _check_format(content: bytes) -> None:
-    formats = [format_name for magic, format_name in _UNSUPPORTED_FORMATS.items() if content.startswith(magic)]
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        formats.append("WebP")
-    if formats:
-        raise StatusError("INVALID_ARGUMENT", f"Unknown image file format: {formats[0]}. JPEG or PNG is required.")
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
@@ -141,7 +138,7 @@ def _check_pixels(width: int, height: int, limits: Limits) -> None:
 
 
 def _image_offsets(content: bytes) -> list[int]:
-    if content.startswith((_PNG_MAGIC, _JPEG_MAGIC)):
+    if content.startswith((_PNG_MAGIC, _JPEG_MAGIC, b"GIF8", b"BM")):
         return [0]
     offsets = [*_find_all(content, _PNG_MAGIC), *_find_all(content, _JPEG_MAGIC)]
     if len(offsets) > _MAX_EMBEDDED_IMAGES:

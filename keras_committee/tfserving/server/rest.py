@@ -35,6 +35,10 @@ _CORS_HEADERS = {
     "Access-Control-Allow-Headers": "Content-Type",
 }
 # The response of libevent, TF Serving's HTTP library, to an unknown path.
+_ALLOWED_METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"})  # evhttp_server.cc
+_NOT_IMPLEMENTED_PAGE = (
+    "<HTML><HEAD>\n<TITLE>501 Not Implemented</TITLE>\n</HEAD><BODY>\n<H1>Not Implemented</H1>\n</BODY></HTML>\n"
+)
 _NOT_FOUND_PAGE = "<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
 _CHUNK_BYTES = 2**16
 _RATIO_EXEMPT_BYTES = 2**20  # decompressed bytes without a check of the ratio: a black image compresses well
@@ -171,6 +175,8 @@ class _ApiApp:
         await response(scope, receive, send)
 
     async def _respond(self, request: Request, path: str) -> Response:
+        if request.method not in _ALLOWED_METHODS:
+            return Response(_NOT_IMPLEMENTED_PAGE, 501, media_type="text/html")
         if path.partition("?")[0] == self._metrics_path:
             return self._metrics_response(path)
         if not _API_PATH.fullmatch(path):
@@ -191,7 +197,7 @@ class _ApiApp:
 
     async def _handle_post(self, request: Request, route: Route) -> str:
         body = await _read_body(request, self._limits)
-        is_gzipped = request.headers.get("content-encoding", "").strip().lower() == "gzip"
+        is_gzipped = "gzip" in request.headers.get("content-encoding", "")  # also x-gzip
 
         def job(deadline: float) -> str:
             content = decompress(body, self._limits) if is_gzipped else body
@@ -292,21 +298,28 @@ class _LimitedH11Protocol(H11Protocol):
 
 
 def decompress(body: bytes, limits: Limits) -> bytes:
-    """Decompress a gzip body.
+    """Decompress a gzip body of one or more members.
+
+    Returns:
+        The content; b"" for invalid gzip data, as in TF Serving (evhttp_request.cc).
 
     Raises:
-        StatusError: INVALID_ARGUMENT for invalid gzip data; RESOURCE_EXHAUSTED, HTTP 413, beyond the limits.
+        StatusError: RESOURCE_EXHAUSTED, HTTP 413, beyond the limits.
     """
-    decompressor, content = zlib.decompressobj(wbits=31), bytearray()
-    while not decompressor.eof:
-        try:
-            chunk = decompressor.decompress(decompressor.unconsumed_tail or (b"" if content else body), _CHUNK_BYTES)
-        except zlib.error as error:
-            raise StatusError("INVALID_ARGUMENT", f"the gzip body cannot be decompressed: {error}") from error
-        if not chunk:
-            raise StatusError("INVALID_ARGUMENT", "the gzip body cannot be decompressed: it is truncated")
-        content += chunk
-        _check_decompressed_size(len(content), len(body), limits)
+    content, rest = bytearray(), body
+    while rest:  # one member after another (RFC 1952)
+        decompressor = zlib.decompressobj(wbits=31)
+        while not decompressor.eof:
+            try:
+                chunk = decompressor.decompress(rest, _CHUNK_BYTES)
+            except zlib.error:
+                return b""
+            rest = decompressor.unconsumed_tail
+            if not chunk and not rest and not decompressor.eof:
+                return b""  # truncated
+            content += chunk
+            _check_decompressed_size(len(content), len(body), limits)
+        rest = decompressor.unused_data
     return bytes(content)
 
 
@@ -362,7 +375,11 @@ def _with_cors_headers(app: Any) -> Any:
 
 
 def _json_response(content: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(content.encode("utf-8", "replace"), status, headers, media_type="application/json")
+    try:
+        encoded = content.encode("utf-8", "surrogateescape")  # strings of a model may be any bytes
+    except UnicodeEncodeError:
+        encoded = content.encode("utf-8", "replace")
+    return Response(encoded, status, headers, media_type="application/json")
 
 
 def _error_response(status: int, message: str, *, close: bool) -> Response:

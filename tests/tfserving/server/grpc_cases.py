@@ -118,6 +118,10 @@ _SHORT = {
     "predict D09 label": predict(
         THREE, 'name: "H" version_label: "zzz"', code=BAD, message="Unrecognized servable version label: zzz"
     ),
+    # model_servers/server_core.cc: a label that is set counts, also an empty one.
+    "predict D09 empty label": predict(
+        THREE, 'name: "H" version_label: ""', code=BAD, message="Unrecognized servable version label: "
+    ),
     "predict D09 path": predict(THREE, 'name: "../H"', code=GONE, message="Latest(../H)"),
     "predict D09 NUL": predict(THREE, r'name: "H\000"', code=GONE, message="Servable not found"),
     "predict D09 case": predict(THREE, 'name: "h"', code=GONE, message="Latest(h)"),
@@ -213,7 +217,8 @@ _SHORT = {
     "multi regress": multi(
         ("H", "regress", "regress"), answer=inferred("regress", "regression_result { regressions { value: 3.5 } }")
     ),
-    "multi nothing": multi(**MISSING_SPEC),
+    # servables/tensorflow/multi_inference_helper.cc takes an empty ModelSpec.
+    "multi nothing": multi(code=BAD, message="ModelSpec has no name specified."),
     "multi twice": multi(
         *[("H", "classify", "classify")] * 2, code=BAD, message="Duplicate evaluation of signature: classify"
     ),

@@ -6,6 +6,7 @@ to another server.
 
 import base64
 import dataclasses
+import gzip
 import io
 import json
 
@@ -28,6 +29,7 @@ class Case:
     ours: bool = False
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     empty: bool = False  # whether the response has no body
+    raw: bytes = b""  # a part of the body, where it is no UTF-8
 
     def __str__(self):
         body = "" if self.body is None else str(self.body)[:40]
@@ -69,6 +71,7 @@ STATUS = {
     ]
 }
 
+OF_FLOAT = {"signature_name": "of_float32"}
 PREDICT = [
     good("1", f"{H}:predict", ROWS, ANSWER, text='"predictions": [2.5, 3.0, 4.5'),
     good("1", f"{H}:predict", {"instances": [{"x": 1.0}, {"x": 2.0}]}, {"predictions": [2.5, 3.0]}),
@@ -90,6 +93,8 @@ PREDICT = [
     good("4", f"{H}:predict", {"signature_name": "", "instances": [3.0]}, {"predictions": [3.5]}),
     good("4", f"{H}:predict", {"instances": [3.0], "unknown": {"a": [None, True]}}, {"predictions": [3.5]}),
     good("41", f"{H}:predict", b'{"instances": [NaN, Infinity, -Infinity]}', text="[NaN, Infinity, -Infinity"),
+    good("41", f"{H}:predict", b'{"instances": [Inf, -Inf, -NaN]}', text="[Infinity, -Infinity, NaN"),  # rapidjson
+    good("41", f"{H}:predict", b'{"Inf-NaN": "Inf", "instances": [-Inf]}', text="[-Infinity"),
     good("41", f"{H}:predict", {"instances": [1435774380]}, {"predictions": [717887192.0]}),
     good("46", f"{H}:predict", b'{"instances":[1]} trailing', {"predictions": [2.5]}),
     good("46", f"{H}:predict", b' \n\t{"instances":[1]}}]', {"predictions": [2.5]}),
@@ -124,6 +129,10 @@ PARSING = [
     bad(
         "6", f"{H}:predict", b'{"instances": ["\xff\xfe"]}', "JSON Parse error: Invalid encoding in string.", ours=True
     ),
+    bad("6", f"{H}:predict", '{"instances": [1.]}', "Missing fraction part in number. at offset: 17"),
+    bad("6", f"{H}:predict", '{"instances": [1e]}', "Missing exponent in number. at offset: 17"),
+    bad("6", f"{H}:predict", '{"instances": [1.5E+]}', "Missing exponent in number. at offset: 20"),
+    bad("6", f"{H}:predict", '{"instances": [1e+,]}', "Missing exponent in number. at offset: 18"),
     bad("6", f"{H}:predict", b"\x00\x01\x02", "JSON Parse error: Invalid value. at offset: 0"),
     bad("7", f"{H}:predict", "[1,2]", "Is not object"),
     bad("7", f"{H}:predict", "NaN", "Is not object"),
@@ -159,7 +168,9 @@ TYPES = [
     bad("12", f"{H}:predict", {"instances": [1, "1"]}, "Failed to process element: 1 of 'instances' list."),
     bad("12", f"{H}:predict", {"inputs": ["x"]}, "not of expected type: float"),
     bad("12", f"{H}:predict", {"inputs": "x"}, 'JSON Value: "x" Type: String is not of expected type: float'),
-    bad("12", f"{H}:predict", {"instances": [1e39]}, "without loss of precision", ours=True),
+    # util/json_tensor.cc, AddValueToTensor: GetFloat narrows a double
+    good("41", f"{K}:predict", {**OF_FLOAT, "instances": [1e39, -1e39]}, text="[Infinity, -Infinity"),
+    good("41", f"{K}:predict", {**OF_FLOAT, "inputs": [10**40]}, text="[Infinity]"),
     bad("34", f"{H}:predict", {"instances": [{"b64": "aGVsbG8="}]}, "Type: Object is not of expected type: float"),
     bad("33", f"{H}:predict", {"instances": [{"b64": 5}]}, "does not have named input: b64"),
     *[
@@ -208,6 +219,10 @@ TYPES = [
     ),
     good("40", f"{K}:predict", {"signature_name": "of_uint8", "instances": [300]}, {"predictions": [44]}),
     bad("45", f"{K}:predict", {"signature_name": "of_float16", "inputs": [1]}, "to type: half", 501),
+    # uint16 has no case in util/json_tensor.cc; an error in a row becomes INVALID_ARGUMENT.
+    bad("45", f"{K}:predict", {"signature_name": "of_uint16", "inputs": [1]}, "to type: uint16", 501),
+    bad("45", f"{K}:predict", {"signature_name": "of_uint16", "instances": [1]}, "UNIMPLEMENTED: Conversion of JSON"),
+    bad("45", f"{K}:predict", {"signature_name": "to_uint16", "inputs": [1]}, "for tensor type: uint16"),
     good(
         "43",
         f"{K}:predict",
@@ -250,6 +265,14 @@ TYPES = [
     ),
     good("44", f"{K}:predict", {"instances": [b64(b"hello")]}, {"predictions": ["hello"]}),
     good("44", f"{K}:predict", {"instances": [{"b64": "aGVs\nbG8"}]}, {"predictions": ["hello"]}),
+    # absl::Base64Unescape: padding is absent or complete, "=" or "."
+    good("44", f"{K}:predict", {"inputs": {"b64": "aGVsbG8."}}, {"outputs": "hello"}),
+    good("44", f"{K}:predict", {"inputs": {"b64": "aA.="}}, {"outputs": "h"}),
+    bad("32", f"{K}:predict", {"inputs": {"b64": "aGVsbG8=="}}, "Unable to base64 decode"),
+    bad("32", f"{K}:predict", {"inputs": {"b64": "aA="}}, "Unable to base64 decode"),
+    bad("32", f"{K}:predict", {"inputs": {"b64": "aGVs="}}, "Unable to base64 decode"),
+    bad("33", f"{K}:predict", b'{"inputs": [{"b64": "aA==", "b64": "aA=="}]}', "not formatted correctly for base64"),
+    good("44", f"{K}:predict", {"inputs": b64(b"\xffA")}, raw=b'"outputs": "\xffA"'),
     good("44", f"{K}:predict", {"inputs": b64(b"hello")}, {"outputs": "hello"}),
     good("44", f"{K}:predict", {"inputs": {"x": b64(b"hello")}}, {"outputs": "hello"}),
     good("44", f"{K}:predict", {"inputs": "aGVsbG8="}, {"outputs": "aGVsbG8="}),
@@ -387,7 +410,7 @@ SHAPES = [
     bad("30", f"{T}:predict", {"inputs": {"a": [1, 2], "b": [1, 2, 3]}}, ""),
 ]
 
-UP = {"signature_name": "classify"}
+UP, REGRESS = {"signature_name": "classify"}, {"signature_name": "regress"}
 EXAMPLES = [
     good("51", f"{H}:classify", {**UP, "examples": [{"x": 3.0}]}, {"results": [[["up", 3.5], ["down", -3.5]]]}),
     good(
@@ -465,6 +488,11 @@ EXAMPLES = [
     ),
     bad("52", f"{H}:classify", {"context": [], "examples": [{}]}, "Example must be JSON object but got JSON Array"),
     bad("52", f"{H}:classify", {"signature_name": 5, "examples": [{}]}, PLAIN),
+    # util/json_tensor.cc, MakeExampleFromJsonObject and AddValueToFeature
+    good(
+        "51", f"{H}:regress", b'{"signature_name": "regress", "examples": [{"x": 3.0, "x": 1.0}]}', {"results": [2.5]}
+    ),
+    good("51", f"{H}:regress", {**REGRESS, "examples": [{"x": 1e39}]}, text="[Infinity]"),
     bad("52", f"{H}:regress", "", "JSON Parse error: The document is empty"),
 ]
 
@@ -543,6 +571,15 @@ URLS = [
     Case("CORS", "OPTIONS /v1/anything", None, 200, headers={"Origin": "http://localhost:3000"}, empty=True),
     Case("CORS", "OPTIONS /statuspage", None, 404, headers={"Origin": "https://a.example"}, text="<HTML>"),
     Case("20", f"HEAD {H}", None, 400),
+    # util/net_http/server/internal/evhttp_server.cc
+    Case("20", f"TRACE {H}", None, 501, text="<HTML>"),
+    Case("20", f"PATCH {H}", None, 400, error=f"Malformed request: PATCH {H}"),
+    # util/net_http/server/internal/evhttp_request.cc, NeedUncompressGzipContent and ReadRequestGzipBytes
+    *[
+        good("gzip", f"{H}:predict", gzip.compress(json.dumps(ROWS).encode(), mtime=0), ANSWER, headers=headers)
+        for headers in ({"Content-Encoding": "gzip"}, {"Content-Encoding": "x-gzip"})
+    ],
+    bad("gzip", f"{H}:predict", "no gzip", "The document is empty", headers={"Content-Encoding": "gzip"}),
     *[
         Case("21", f"GET {path}", None, 404, text="<HTML>")
         for path in ("/statuspage", "/v2/models/half_plus_two", "/v1", "/favicon.ico")

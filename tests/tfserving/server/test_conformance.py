@@ -35,7 +35,7 @@ def send(connection, case):
     method, _, path = case.request.partition(" ")
     connection.request(method, path, case.body.encode() if isinstance(case.body, str) else case.body, case.headers)
     response = connection.getresponse()
-    return response.status, response.read().decode()
+    return response.status, response.read().decode(errors="surrogateescape")
 
 
 def approximate(value):
@@ -56,6 +56,8 @@ def mismatch(case, status, body):
         return f"{case}: {json.loads(body)['error'][:300]!r} does not contain {case.error!r}"
     if case.answer is not None and json.loads(body) != approximate(case.answer):
         return f"{case}: {body[:300]}"
+    if case.raw not in body.encode(errors="surrogateescape"):
+        return f"{case}: {body[:300]} lacks {case.raw}"
     return "" if case.text in body else f"{case}: {body[:300]} lacks {case.text}"
 
 

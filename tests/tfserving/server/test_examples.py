@@ -34,8 +34,8 @@ def test_classify_returns_labels_scores_or_both(outputs):
     ("outputs", "message"),
     [
         ({"scores": SCORES[0]}, r"Expected Tensor shape: \[batch_size num_classes\] but got \[3\]"),
-        ({"scores": SCORES.astype(np.float64)}, "Expected scores Tensor of DT_FLOAT. Got: float64"),
-        ({"classes": SCORES}, "Expected classes Tensor of DT_STRING. Got: float32"),
+        ({"scores": SCORES.astype(np.float64)}, "Expected scores Tensor of DT_FLOAT. Got: DT_DOUBLE"),
+        ({"classes": SCORES}, "Expected classes Tensor of DT_STRING. Got: DT_FLOAT"),
         ({"scores": SCORES[:1]}, "Expected scores output batch size of 2. Got: 1"),
         ({"classes": LABELS[:, :2], "scores": SCORES}, r"should match in dim_size\(1\). Got 2 vs. 3"),
         ({"a": LABELS, "b": LABELS, "c": LABELS}, "Expected one or two output Tensors, found 3"),
@@ -56,8 +56,8 @@ def test_regress_returns_one_value_per_example(shape):
     ("values", "message"),
     [
         (np.zeros((2, 2), np.float32), r"either \[batch_size\] or \[batch_size, 1\] but got \[2,2\]"),
-        (np.zeros(3, np.float32), r"but got \[3\]"),
-        (np.zeros(2, np.float64), "Expected output Tensor of DT_FLOAT. Got: float64"),
+        (np.zeros(3, np.float32), "Input batch size did not match output batch size: 2 vs. 3"),
+        (np.zeros(2, np.float64), "Expected output Tensor of DT_FLOAT.  Got: DT_DOUBLE"),
     ],
 )
 def test_regress_rejects_other_outputs(values, message):
