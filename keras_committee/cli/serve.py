@@ -64,6 +64,12 @@ _EXISTING_FILE = click.Path(exists=True, dir_okay=False)
     is_flag=True,
     help="Accept labels of versions that are not loaded yet.",
 )
+@click.option(
+    "--rest-api-enable-cors-support",
+    "enable_cors_support",
+    is_flag=True,
+    help="Allow web pages of any origin to read the responses of the REST server.",
+)
 @click.option("--use-tf-serving", is_flag=True, help="Start tensorflow_model_server instead of the local server.")
 @json_option
 @standard_options
@@ -77,6 +83,7 @@ def serve(
     enable_batching: bool,
     batching_parameters_file: str | None,
     allow_labels: bool,
+    enable_cors_support: bool,
     use_tf_serving: bool,
     as_json: bool,
 ) -> None:
@@ -93,7 +100,8 @@ def serve(
     if use_tf_serving:
         folder = Path(model_dir).resolve() if model_dir else None
         batching = batching_parameters_file or enable_batching
-        _run_tf_serving(folder, (rest_port, grpc_port), model_config_file, monitoring_config_file, batching)
+        files = (model_config_file, monitoring_config_file, batching)
+        _run_tf_serving(folder, (rest_port, grpc_port), *files, enable_cors_support)
         return
     from keras_committee.tfserving.server.local_server import LocalServer, ServerOptions
     from keras_committee.tfserving.server.manager import ManagerOptions
@@ -107,6 +115,7 @@ def serve(
         metrics_path=_prometheus_path(monitoring_config_file),
         batching=_batching_parameters(enable_batching, batching_parameters_file),
         manager_options=ManagerOptions(allow_labels_for_unavailable=allow_labels, retry_seconds=2.0),
+        enable_cors_support=enable_cors_support,
     )
     configs = _model_configs(model_dir, model_config_file)
     with _stop_on_signals() as stop, LocalServer(configs, options) as server:
@@ -166,8 +175,8 @@ def _print_summary(server, host: str, as_json: bool) -> None:
     print_message(f"Serving {', '.join(models)} at {rest}{grpc_text}. Press Ctrl-C to stop.")
 
 
-def _run_tf_serving(folder: Path | None, ports: tuple[int, int], *files: str | bool | None) -> None:
+def _run_tf_serving(folder: Path | None, ports: tuple[int, int], *options: str | bool | None) -> None:
     from keras_committee.tfserving.server.local_server import tf_serving_command
 
-    arguments = tf_serving_command(folder, ports, *files)  # pyright: ignore[reportArgumentType]
+    arguments = tf_serving_command(folder, ports, *options)  # pyright: ignore[reportArgumentType]
     os.execv(arguments[0], arguments)

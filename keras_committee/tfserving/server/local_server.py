@@ -139,6 +139,7 @@ def tf_serving_command(
     models_config: str | None = None,
     monitoring_config: str | None = None,
     batching_config: str | bool | None = None,
+    enable_cors_support: bool = False,
 ) -> list[str]:
     """Return the command line that starts TF Serving's binary.
 
@@ -148,6 +149,7 @@ def tf_serving_command(
         models_config: Path of a models.config, or None.
         monitoring_config: Path of a monitoring.config, or None.
         batching_config: Path of a batching.config, True for batching with TF Serving's defaults, or None.
+        enable_cors_support: Whether the REST API allows pages of any origin to read its responses.
 
     Raises:
         ResourceError: If TF Serving is not installed.
@@ -163,6 +165,7 @@ def tf_serving_command(
     arguments += [f"--model_config_file={models_config}"] if models_config else []
     arguments += [f"--model_name={model_dir.name}", f"--model_base_path={model_dir}"] if model_dir else []
     arguments += [f"--monitoring_config_file={monitoring_config}"] if monitoring_config else []
+    arguments += ["--rest_api_enable_cors_support"] if enable_cors_support else []
     arguments += ["--enable_batching"] if batching_config else []
     return arguments + ([f"--batching_parameters_file={batching_config}"] if isinstance(batching_config, str) else [])
 

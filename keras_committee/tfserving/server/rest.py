@@ -7,6 +7,7 @@ import re
 import threading
 import zlib
 from typing import Any
+from urllib.parse import unquote
 
 import h11
 import uvicorn
@@ -28,6 +29,7 @@ from keras_committee.tfserving.tf_protocol import StatusError
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _API_PATH = re.compile(r"/v1/.*", re.I | re.S)
+_ABSOLUTE_FORM = re.compile(rb"https?://([^/]*)", re.I)  # the start of a target for a proxy (RFC 9112)
 _WEB_ORIGIN = re.compile(r"https?://")  # anywhere in an Origin header
 _CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
@@ -127,7 +129,8 @@ class RequestCheckMiddleware:
                 message["headers"] = [*message["headers"], (b"server", SERVER_NAME.encode())]
             await send(message)
 
-        if error := self._request_error(scope):
+        scope, target_host = _with_origin_form(scope)
+        if error := self._request_error(scope, target_host):
             await _error_response(*error, close=True)(scope, receive, send_with_server_header)
             return
         try:
@@ -138,16 +141,19 @@ class RequestCheckMiddleware:
                 response = _error_response(500, "internal error; see the server's log", close=True)
                 await response(scope, receive, send_with_server_header)
 
-    def _request_error(self, scope: Any) -> tuple[int, str] | None:
+    def _request_error(self, scope: Any, target_host: str | None) -> tuple[int, str] | None:
         headers = dict(scope["headers"])
         size = sum(len(name) + len(value) + 4 for name, value in scope["headers"]) + len(scope["raw_path"])
         if size > self._limits.max_header_bytes:
             return 431, f"the headers exceed {self._limits.max_header_bytes} bytes"
         if b"transfer-encoding" in headers and b"content-length" in headers:
             return 400, "a request has either Content-Length or Transfer-Encoding"
-        host = headers.get(b"host", b"localhost").decode("latin-1")
-        if self._allowed_hosts is not None and _host_name(host) not in self._allowed_hosts:
-            return 403, f"Host {host[:200]!r} is not served here; use one of {', '.join(sorted(self._allowed_hosts))}"
+        hosts = [headers.get(b"host", b"localhost").decode("latin-1")]
+        hosts += [] if target_host is None else [target_host]
+        for host in hosts if self._allowed_hosts is not None else ():
+            if _host_name(host) not in self._allowed_hosts:
+                allowed = ", ".join(sorted(self._allowed_hosts))
+                return 403, f"Host {host[:200]!r} is not served here; use one of {allowed}"
         return None
 
 
@@ -351,6 +357,16 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
         message = f"the request body did not arrive within {limits.read_timeout:g} s"
         raise StatusError("DEADLINE_EXCEEDED", message, http_status=408) from error
     return bytes(body)
+
+
+def _with_origin_form(scope: Any) -> tuple[Any, str | None]:
+    """Return the scope with a target of the form "/path", and the host of a target of the form "http://host/path"."""
+    match = _ABSOLUTE_FORM.match(scope["raw_path"])
+    if match is None:
+        return scope, None
+    raw_path = scope["raw_path"][match.end() :] or b"/"
+    path = unquote(raw_path.decode("ascii", "replace"))
+    return {**scope, "raw_path": raw_path, "path": path}, match[1].decode("latin-1")
 
 
 def _path_with_query(scope: Any) -> str:

@@ -270,6 +270,27 @@ def test_D19_a_path_in_a_model_name_leads_nowhere(server, name):
     assert post(server.port, None, path=f"/v1/models/{name}", method="GET")[0] in (400, 404)
 
 
+@pytest.mark.parametrize(
+    ("target", "status"), [("http://localhost", 200), ("HTTP://127.0.0.1:1", 200), ("http://evil.example", 403)]
+)
+def test_a_target_in_absolute_form_is_read_as_its_path(server, target, status):
+    request = f"GET {target}/v1/models/half_plus_two HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert send_raw(server.port, request.encode()).startswith(f"HTTP/1.1 {status}".encode())
+
+
+@pytest.mark.parametrize(("enabled", "origin"), [(True, "*"), (False, None)])
+def test_cors_headers_are_sent_if_enabled(half_plus_two, enabled, origin):
+    with (
+        Manager([ModelConfig("half_plus_two", half_plus_two)]) as manager,
+        rest.start(manager, ("127.0.0.1", 0), enable_cors_support=enabled) as running,
+    ):
+        for method, path in [("OPTIONS", "/v1/a"), ("GET", "/v1/models/nope"), ("GET", "/v1/models/half_plus_two")]:
+            connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+            with contextlib.closing(connection):
+                connection.request(method, path, headers={"Origin": "https://a.example"})
+                assert connection.getresponse().getheader("Access-Control-Allow-Origin") == origin
+
+
 def test_a_request_for_another_host_is_rejected(server):
     assert post(server.port, headers={"Host": "localhost.evil.example:8501"})[0] == 403
     assert post(server.port, headers={"Host": "LocalHost:99"})[0] == 200
