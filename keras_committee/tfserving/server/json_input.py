@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ from keras_committee.tfserving.tf_protocol import StatusError, TensorInfo
 _STRING_LITERAL = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.S)
 _HUGE_NUMBER = re.compile(rb"[eE]\+?\d{3}|\d{300}")  # may be beyond a double
 _INCOMPLETE_NUMBER = re.compile(r"^\d(\.|[eE][+-]?)")  # where Python's parser stops behind the digits before it
-_MAX_VALUE_CHARS = 1000  # characters of a value in a message
+_MAX_VALUE_BYTES = 256  # of a value in a message; the last token may exceed it
+_MAX_TOKEN_CHARS = 1000
 _CHUNK_BYTES = 2**20  # bytes processed at once
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WHITESPACE = " \t\r\n"
@@ -494,10 +495,36 @@ def _is_base64(value: Any) -> bool:
 
 
 def _format_value(value: Any) -> str:
-    """Return the value as JSON, truncated to `_MAX_VALUE_CHARS`."""
-    chunks = json.JSONEncoder(indent=4, ensure_ascii=False).iterencode(value)
-    text = "".join(itertools.islice((chunk[:_MAX_VALUE_CHARS] for chunk in chunks), _MAX_VALUE_CHARS))
-    return text if len(text) <= _MAX_VALUE_CHARS else text[:_MAX_VALUE_CHARS] + "..."
+    """Return the value as JSON text. As in TF Serving, nothing is added once it has `_MAX_VALUE_BYTES` bytes."""
+    text, size = "", 0
+    for token in _json_tokens(value, 0):
+        if size >= _MAX_VALUE_BYTES:
+            break
+        text += token[:_MAX_TOKEN_CHARS]
+        size += len(token.encode("utf-8", "replace"))
+    return text
+
+
+def _json_tokens(value: Any, level: int) -> Iterator[str]:
+    """Yield the text of a value as rapidjson writes it: lists on one line, objects with one key per line."""
+    if isinstance(value, list):
+        yield "["
+        for i, item in enumerate(value):
+            yield from _after(", " if i else "", _json_tokens(item, level + 1))
+        yield "]"
+    elif isinstance(value, dict):
+        yield "{"
+        for i, (key, item) in enumerate(value.items()):
+            yield ("," if i else "") + "\n" + "    " * (level + 1) + json.dumps(key, ensure_ascii=False)
+            yield from _after(": ", _json_tokens(item, level + 1))
+        yield "\n" + "    " * level + "}" if value else "}"
+    else:
+        yield json.dumps(value, ensure_ascii=False)
+
+
+def _after(prefix: str, tokens: Iterator[str]) -> Iterator[str]:
+    yield prefix + next(tokens)
+    yield from tokens
 
 
 def _json_type_name(value: Any) -> str:

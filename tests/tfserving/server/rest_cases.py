@@ -135,6 +135,9 @@ PARSING = [
     bad("6", f"{H}:predict", '{"instances": [1e+,]}', "Missing exponent in number. at offset: 18"),
     bad("6", f"{H}:predict", b"\x00\x01\x02", "JSON Parse error: Invalid value. at offset: 0"),
     bad("7", f"{H}:predict", "[1,2]", "Is not object"),
+    # util/json_tensor.cc, JsonValueToDebugString: one line per list, no more tokens after 256 bytes
+    bad("7", f"{H}:predict", '[1,{"a":[2,"b"]}]', 'JSON Value: [1, {\n        "a": [2, "b"]\n    }] Is not object'),
+    bad("7", f"{H}:predict", [12345678] * 100, "JSON Value: [" + "12345678, " * 25 + "12345678 Is not object"),
     bad("7", f"{H}:predict", "NaN", "Is not object"),
     bad("8", f"{H}:predict", {}, "Missing 'inputs' or 'instances' key"),
     bad("8", f"{H}:predict", {"Instances": [1]}, "Missing 'inputs' or 'instances' key"),
