@@ -15,6 +15,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
     float16 tensor of shape `(batch, height, width, channels)`, there is neither a mask nor renorm, and no statistics
     are exchanged between replicas. In all other cases Keras' own `call` runs.
 
+    XLA computes the variance of the fused operation as E(x^2) - E(x)^2, which is wrong by far, even negative, where the
+    mean is large against the deviation. Under XLA each channel is therefore shifted first: in training by its mean over
+    the first example, which is within sqrt(batch) deviations of the mean of the batch, in inference by the moving mean.
+
     Like Keras, the moving variance uses the biased variance of the batch. The fused operation returns the unbiased
     variance, which is multiplied by (n - 1) / n, where n = batch * height * width.
 
@@ -65,11 +69,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
         import tensorflow as tf
 
         moving_mean, moving_variance = self._float32(self.moving_mean), self._float32(self.moving_variance)
+        shift = tf.zeros_like(moving_mean)
+        if _compiles_with_xla():
+            inputs = self._float32(inputs)
+            shift = tf.stop_gradient(tf.reduce_mean(inputs[:1], (0, 1, 2))) if training else moving_mean
+            inputs -= shift
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=self._float32(self.gamma) if self.scale else tf.ones_like(moving_mean),
             offset=self._float32(self.beta) if self.center else tf.zeros_like(moving_mean),
-            mean=moving_mean,  # read at inference only
+            mean=moving_mean - shift,  # read at inference only
             variance=moving_variance,
             epsilon=self.epsilon,
             is_training=training,
@@ -78,9 +87,37 @@ class BatchNormalization(keras.layers.BatchNormalization):
             count = tf.cast(tf.size(inputs, out_type=tf.int64) // inputs.shape[-1], tf.float32)
             # multiply_no_nan: the unbiased variance of a single pixel is 0 / 0, and some kernels return NaN.
             biased_variance = tf.math.multiply_no_nan(variance, (count - 1.0) / count)
-            self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
+            self.moving_mean.assign(moving_mean * self.momentum + (mean + shift) * (1.0 - self.momentum))
             self.moving_variance.assign(moving_variance * self.momentum + biased_variance * (1.0 - self.momentum))
         return ops.cast(outputs, self.compute_dtype)
 
-    def _float32(self, variable):
-        return ops.cast(variable, "float32")
+    def _moments(self, inputs, mask):
+        """Return the mean and the variance of the batch across all replicas.
+
+        Keras computes synchronized variances as E(x^2) - E(x)^2, even for one replica.
+        """
+        if mask is not None or not self.synchronized:
+            return super()._moments(inputs, mask)
+        if row_window.num_replicas() == 1:
+            return ops.moments(inputs, axes=self._reduction_axes)
+        import tensorflow as tf
+
+        def sum_over_replicas(values):
+            total = tf.reduce_sum(values, axis=self._reduction_axes, keepdims=True)
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, total)
+
+        count = sum_over_replicas(tf.ones_like(inputs))
+        mean = tf.math.divide_no_nan(sum_over_replicas(inputs), count)
+        variance = tf.math.divide_no_nan(sum_over_replicas(tf.square(inputs - mean)), count)
+        return tf.squeeze(mean, self._reduction_axes), tf.squeeze(variance, self._reduction_axes)
+
+    def _float32(self, values):
+        return ops.cast(values, "float32")
+
+
+def _compiles_with_xla():
+    """Return whether the graph in construction belongs to a function with `jit_compile=True`."""
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util  # pyright: ignore[reportAttributeAccessIssue]
+
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())

@@ -229,3 +229,56 @@ def test_two_replicas_share_the_statistics_of_the_global_batch(synchronized, mir
     for weight, single_weight in zip(layer.weights, single.weights, strict=True):
         for replica in mirrored.experimental_local_results(weight.value):
             np.testing.assert_allclose(replica, numpy(single_weight), rtol=1e-4, atol=1e-5)
+
+
+LARGE_MEANS = [  # shape, mean, deviation, epsilon
+    ((32, 8, 8, 4), 100, 1, 1e-5),
+    ((32, 8, 8, 4), 1000, 1, 1e-3),
+    ((1, 16, 16, 3), -1000, 1, 1e-5),
+    ((6, 5, 4, 3), 255, 0, 1e-5),
+]
+
+
+@tf_only
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_mean_that_is_large_against_the_deviation_loses_no_precision(dtype, jit_compile):
+    import tensorflow as tf
+
+    tolerance = {"float32": 1e-3, "mixed_float16": 3e-3, "mixed_bfloat16": 3e-2}[dtype]  # one rounding of the outputs
+    for shape, mean, deviation, epsilon in LARGE_MEANS:
+        layer = BatchNormalization(dtype=dtype, epsilon=epsilon, momentum=0.0)
+        layer.build((None, *shape[1:]))
+        x = tf.cast(np.random.default_rng(3).normal(mean, deviation, shape), layer.compute_dtype)
+        exact = np.asarray(tf.cast(x, "float64"))
+        expected = keras.layers.BatchNormalization(epsilon=epsilon, dtype="float64")(exact, training=True)
+        outputs = tf.function(layer, jit_compile=jit_compile)(x, training=True)
+        np.testing.assert_allclose(tf.cast(outputs, "float64"), expected, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(layer.moving_mean, exact.mean((0, 1, 2)), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(layer.moving_variance, exact.var((0, 1, 2)), rtol=1e-3)
+    outputs = tf.function(layer, jit_compile=jit_compile)(x, training=False)
+    np.testing.assert_allclose(tf.cast(outputs, "float64"), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("shape", "options"), [((64, 3), {}), ((16, 3, 5, 4), {"axis": 1}), ((8, 3, 2, 4, 3), {})])
+def test_a_large_mean_loses_no_precision_without_the_fused_operation(shape, options):
+    ours, theirs = pair(shape, **options)
+    x = pixels(shape) + 1000
+    np.testing.assert_allclose(numpy(ours(x, training=True)), numpy(theirs(x, training=True)), rtol=0, atol=1e-3)
+
+
+@tf_only
+def test_two_replicas_lose_no_precision_at_a_large_mean(mirrored):
+    import tensorflow as tf
+
+    x = pixels((8, 5, 4, 3)) + 1000
+    x[4:] += 3.0
+    with mirrored.scope():
+        layer = BatchNormalization()
+        layer.build((None, 5, 4, 3))
+    halves = mirrored.experimental_distribute_values_from_function(
+        lambda context: tf.constant(np.split(x, 2)[context.replica_id_in_sync_group])
+    )
+    outputs = mirrored.run(tf.function(lambda half: layer(half, training=True)), args=(halves,))
+    expected = keras.layers.BatchNormalization(dtype="float64")(x.astype("float64"), training=True)
+    np.testing.assert_allclose(np.concatenate(mirrored.experimental_local_results(outputs)), expected, atol=1e-3)
