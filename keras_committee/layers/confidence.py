@@ -7,6 +7,8 @@ the threshold of that stage.
 import keras
 from keras import ops
 
+from keras_committee.layers.heads import top_class
+
 CONFIDENCE_MEASURES = ("max_probability", "margin", "entropy", "agreement")
 
 
@@ -43,8 +45,8 @@ def confidence(measure: str, probabilities, predictions):
         entropy = -ops.sum(probabilities * ops.log(ops.maximum(probabilities, keras.config.epsilon())), axis=-1)
         # Rounding may put the uniform distribution below 0, where even a threshold of 0 would not be reached.
         return ops.maximum(1.0 - entropy / ops.log(ops.cast(probabilities.shape[-1], "float32")), 0.0)
-    top_class = ops.argmax(probabilities, axis=-1)
-    agrees = ops.equal(ops.argmax(predictions, axis=-1), ops.expand_dims(top_class, 1))
+    committee_class = ops.argmax(probabilities, axis=-1)
+    agrees = ops.equal(top_class(predictions), ops.expand_dims(committee_class, 1))
     return ops.mean(ops.cast(agrees, "float32"), axis=1)
 
 

@@ -2,13 +2,15 @@
 
 A head is the layer on top of the members of a committee; it has no weights to train. Every head maps logits
 `(batch, members, classes)` to probabilities `(batch, classes)`, in float32 under every dtype policy. Log-probabilities
-are valid logits: a head returns the same result for both.
+are valid logits: a head returns the same result for both. So are infinite logits: -inf excludes a class, and a member
+with equal logits, -inf included, finds all classes equally probable.
 """
 
 import types
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_committee.errors import did_you_mean
@@ -16,10 +18,11 @@ from keras_committee.errors import did_you_mean
 # Replaces log 0. Where certain members (a logit of -inf) exclude every class, the classes then compare as equal
 # instead of becoming NaN.
 _LOG_ZERO = -1e30
+_FLOAT32_MAX = float(np.finfo("float32").max)
 
 
 class _Head(keras.layers.Layer):
-    """Base of the heads: float32 and shapes."""
+    """Base of the heads: float32, whatever `dtype` is, and shapes."""
 
     def __init__(self, **kwargs):
         super().__init__(dtype="float32", **kwargs)
@@ -60,7 +63,11 @@ class GeometricMean(_Head):
     """
 
     def call(self, logits):
-        return ops.softmax(ops.mean(_log_probabilities(logits), axis=1))
+        totals = ops.sum(_log_probabilities(logits), axis=1)
+        # Subtract before dividing: XLA turns softmax(totals / n) into fused multiply-adds, whose rounding error at
+        # totals of _LOG_ZERO is 1e22, and exp of it is inf or 0.
+        totals = totals - ops.stop_gradient(ops.max(totals, axis=-1, keepdims=True))
+        return ops.softmax(totals / logits.shape[1])
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")
@@ -100,7 +107,7 @@ class MajorityVote(_Head):
     """
 
     def call(self, logits):
-        votes = ops.one_hot(ops.argmax(logits, axis=-1), logits.shape[-1], dtype="float32")
+        votes = ops.one_hot(top_class(logits), logits.shape[-1], dtype="float32")
         return ops.mean(votes, axis=1)
 
 
@@ -195,5 +202,20 @@ def subset_head(head: keras.layers.Layer, members: Sequence[int]) -> keras.layer
     return WeightedGeometricMean([weight / total if total else 1 / len(weights) for weight in weights])
 
 
+def top_class(logits):
+    """Return the index of the largest logit, the first of equal ones: int32 `(batch, members)`.
+
+    `ops.argmax` on TensorFlow's CPU returns 0 for a float32 row of the lowest finite number and -inf.
+    """
+    return ops.argmax(_finite_logits(logits), axis=-1)
+
+
 def _log_probabilities(logits):
-    return ops.maximum(ops.log_softmax(ops.cast(logits, "float32")), _LOG_ZERO)
+    return ops.maximum(ops.log_softmax(_finite_logits(logits)), _LOG_ZERO)
+
+
+def _finite_logits(logits):
+    """Return float32 logits with the same softmax, whose largest is 0 and whose lowest is `_LOG_ZERO` or more."""
+    logits = ops.minimum(ops.cast(logits, "float32"), _FLOAT32_MAX)
+    largest = ops.maximum(ops.max(logits, axis=-1, keepdims=True), -_FLOAT32_MAX)
+    return ops.maximum(logits - ops.stop_gradient(largest), _LOG_ZERO)

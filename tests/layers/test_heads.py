@@ -1,5 +1,7 @@
 """Heads against their definitions."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from keras_committee.layers import (
     GeometricMean,
     MajorityVote,
     WeightedGeometricMean,
+    confidence,
     get_head,
     head_name,
     subset_head,
@@ -90,6 +93,56 @@ def test_extreme_logits_stay_finite_and_sum_to_one(make, extreme):
 def test_a_committee_that_excludes_every_class_is_uniform_not_nan():
     logits = np.array([[[0.0, -np.inf], [-np.inf, 0.0]]], "float32")
     np.testing.assert_allclose(numpy(GeometricMean()(logits)), [[0.5, 0.5]])
+
+
+def log_probabilities(logits):
+    """float64, the limit for infinite logits, and -1e30 for log 0; equal logits are uniform."""
+    largest = logits.max(-1, keepdims=True)
+    shifted = np.where(logits == largest, 0.0, logits - np.where(np.isfinite(largest), largest, 0.0))
+    return np.maximum(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), -1e30)
+
+
+def softmax(values):
+    return probabilities(values - values.max(-1, keepdims=True))
+
+
+EXTREME_HEADS = {
+    "geometric_mean": lambda logits: softmax(log_probabilities(logits).mean(1)),
+    "arithmetic_mean": lambda logits: np.exp(log_probabilities(logits)).mean(1),
+    "majority_vote": lambda logits: np.eye(3)[logits.argmax(-1)].mean(1),
+    "weighted_geometric_mean": lambda logits: softmax((log_probabilities(logits) * np.array(WEIGHTS)[:, None]).sum(1)),
+}
+
+
+def extreme_logits(dtype):
+    """Tensor and float64 array `(500, 3, 3)` of 0, 1, the largest and the lowest finite number and -inf."""
+    largest = {"float16": 65504.0, "bfloat16": 2.0**128 - 2.0**120, "float32": 2.0**128 - 2.0**104}[dtype]
+    rows = np.array(list(itertools.product([0.0, 1.0, largest, -largest, -np.inf], repeat=3)))
+    logits = rows[np.random.default_rng(2).integers(len(rows), size=(500, 3))]
+    return keras.ops.cast(logits.astype("float32"), dtype), logits
+
+
+@every_head
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_largest_logits_of_a_dtype_and_minus_infinity_give_the_limit(make, dtype):
+    head, (logits, exact) = make(), extreme_logits(dtype)
+    with np.errstate(invalid="ignore"):
+        expected = EXTREME_HEADS[head_name(head)](exact)
+    assert np.isfinite(expected).all()
+    tolerance = 5e-3 if dtype == "float16" else 1e-5  # float32 differences of 131008 have steps of 8e-3
+    np.testing.assert_allclose(numpy(head(logits)), expected, atol=tolerance)
+    model = keras.Sequential([keras.Input((3, 3), dtype=dtype), head])
+    model.compile(jit_compile=keras.backend.backend() != "torch")
+    np.testing.assert_allclose(model.predict(logits, batch_size=500, verbose=0), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_agreement_counts_extreme_logits(dtype):
+    logits, exact = extreme_logits(dtype)
+    certain = np.eye(3, dtype="float32")[np.full(500, 2)]
+    np.testing.assert_allclose(
+        numpy(confidence("agreement", certain, logits)), (exact.argmax(-1) == 2).mean(1), rtol=1e-6
+    )
 
 
 @every_head
