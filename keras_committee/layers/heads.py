@@ -25,7 +25,7 @@ class _Head(keras.layers.Layer):
     """Base of the heads: float32, whatever `dtype` is, and shapes."""
 
     def __init__(self, **kwargs):
-        super().__init__(dtype="float32", **kwargs)
+        super().__init__(**{**kwargs, "dtype": "float32"})
 
     def build(self, input_shape):
         if len(input_shape) != 3:

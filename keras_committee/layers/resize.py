@@ -27,7 +27,7 @@ class Resize(keras.layers.Layer):
     """
 
     def __init__(self, height: int, width: int, **kwargs):
-        super().__init__(dtype="float32", **kwargs)
+        super().__init__(**{**kwargs, "dtype": "float32"})  # the images and matrices are float32 under every policy
         self.height = int(height)
         self.width = int(width)
 

@@ -101,6 +101,24 @@ def test_under_mixed_precision_weights_stay_float32_and_the_symbolic_dtype_is_ri
     assert {str(weight.dtype) for weight in layer.weights} <= {"float32", "uint32", "int64"}
 
 
+@pytest.mark.parametrize("name", ["ArithmeticMean", "GeometricMean", "MajorityVote", "Resize", "WeightedGeometricMean"])
+def test_layers_that_stay_float32_accept_a_dtype_and_pass_the_layer_test_of_keras(name):
+    from keras.src import testing
+
+    make, shape = LAYERS[name]
+    layer_class, arguments = type(make()), {**make().get_config(), "dtype": "mixed_bfloat16"}
+    assert layer_class(**arguments).compute_dtype == "float32"
+    testing.TestCase("run_layer_test").run_layer_test(
+        layer_class,
+        arguments,
+        input_shape=(5, *shape),
+        expected_output_shape=make().compute_output_shape((5, *shape)),
+        expected_num_trainable_weights=0,
+        expected_output_dtype="float32",
+        run_training_check=False,
+    )
+
+
 def test_a_file_restores_all_layers_and_their_outputs(tmp_path):
     images = {name: keras.Input(shape, name=name) for name, (_, shape) in LAYERS.items()}
     model = keras.Model(images, {name: make()(images[name]) for name, (make, _) in LAYERS.items()})
