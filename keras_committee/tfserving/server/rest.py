@@ -150,8 +150,8 @@ class RequestCheckMiddleware:
             return 400, "a request has either Content-Length or Transfer-Encoding"
         hosts = [headers.get(b"host", b"localhost").decode("latin-1")]
         hosts += [] if target_host is None else [target_host]
-        for host in hosts if self._allowed_hosts is not None else ():
-            if _host_name(host) not in self._allowed_hosts:
+        for host in hosts:
+            if self._allowed_hosts is not None and _host_name(host) not in self._allowed_hosts:
                 allowed = ", ".join(sorted(self._allowed_hosts))
                 return 403, f"Host {host[:200]!r} is not served here; use one of {allowed}"
         return None

@@ -6,6 +6,16 @@ limits of the local server, which other servers do not have.
 
 from typing import NamedTuple
 
+SOURCES = {  # the files of TF Serving on which the cases rest
+    "Predict": "servables/tensorflow/predict_util.cc and predict_impl.cc; model_servers/server_core.cc",
+    "Classify": "servables/tensorflow/classifier.cc and classification_service.cc",
+    "Regress": "servables/tensorflow/regressor.cc and regression_service.cc",
+    "MultiInference": "servables/tensorflow/multi_inference.cc and multi_inference_helper.cc",
+    "GetModelMetadata": "servables/tensorflow/get_model_metadata_impl.cc",
+    "GetModelStatus": "model_servers/get_model_status_impl.cc",
+    "HandleReloadConfigRequest": "model_servers/model_service_impl.cc",
+}
+
 
 class Case(NamedTuple):
     """A request, and the status code with a part of its message, or the response. A response of "" is not compared."""

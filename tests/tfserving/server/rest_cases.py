@@ -1,7 +1,7 @@
 """Requests to the REST API and the expected responses, by the rules of TF Serving's source.
 
-`row` is the number of the rule. Cases with `ours` concern a limit or a message of the local server: they are not sent
-to another server.
+`row` is the rule, and `source` the file of TF Serving in which it stands. Cases with `ours` concern a limit or a
+message of the local server: they are not sent to another server.
 """
 
 import base64
@@ -17,6 +17,27 @@ H, K, T, I = (f"/v1/models/{name}" for name in ("half_plus_two", "kinds", "two",
 PLAIN = "not formatted correctly. 'signature_name' key must be a string value."
 
 
+JSON, URLS_SOURCE, HTTP = "util/json_tensor.cc", "model_servers/http_rest_api_util.cc", "model_servers/http_server.cc"
+HANDLER, CORE, GRAPH = "model_servers/http_rest_api_handler.cc", "model_servers/server_core.cc", "TensorFlow's runtime"
+EVHTTP = "util/net_http/server/internal/evhttp_request.cc"
+STATUS_SOURCE = "model_servers/get_model_status_impl.cc"
+SOURCES = {
+    **dict.fromkeys(
+        [str(row) for row in (1, 2, 5, *range(7, 14), *range(26, 29), *range(31, 35), *range(36, 47), 52)], JSON
+    ),
+    **dict.fromkeys(["3", "19", "20"], URLS_SOURCE),
+    **dict.fromkeys(["4", "14", "22", "25"], HANDLER),
+    **dict.fromkeys(["16", "17", "18"], CORE),
+    **dict.fromkeys(["29", "30", "35"], GRAPH),
+    **dict.fromkeys(["23", "24"], STATUS_SOURCE),
+    **dict.fromkeys(["21", "CORS", "query"], HTTP),
+    "6": "rapidjson/error/en.h",
+    "51": "servables/tensorflow/classifier.cc and regressor.cc",
+    "gzip": EVHTTP,
+    "method": "util/net_http/server/internal/evhttp_server.cc",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     row: str
@@ -30,6 +51,10 @@ class Case:
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     empty: bool = False  # whether the response has no body
     raw: bytes = b""  # a part of the body, where it is no UTF-8
+
+    @property
+    def source(self):
+        return SOURCES[self.row]
 
     def __str__(self):
         body = "" if self.body is None else str(self.body)[:40]
@@ -574,9 +599,8 @@ URLS = [
     Case("CORS", "OPTIONS /v1/anything", None, 200, headers={"Origin": "http://localhost:3000"}, empty=True),
     Case("CORS", "OPTIONS /statuspage", None, 404, headers={"Origin": "https://a.example"}, text="<HTML>"),
     Case("20", f"HEAD {H}", None, 400),
-    # util/net_http/server/internal/evhttp_server.cc
-    Case("20", f"TRACE {H}", None, 501, text="<HTML>"),
-    Case("20", f"PATCH {H}", None, 400, error=f"Malformed request: PATCH {H}"),
+    Case("method", f"TRACE {H}", None, 501, text="<HTML>"),
+    Case("method", f"PATCH {H}", None, 400, error=f"Malformed request: PATCH {H}"),
     # util/net_http/server/internal/evhttp_request.cc, NeedUncompressGzipContent and ReadRequestGzipBytes
     *[
         good("gzip", f"{H}:predict", gzip.compress(json.dumps(ROWS).encode(), mtime=0), ANSWER, headers=headers)

@@ -47,7 +47,12 @@ def approximate(value):
 
 
 def mismatch(case, status, body):
-    """Describe how a response differs from the case; "" if it does not."""
+    """Describe how a response differs from the case, which rests on its source; "" if it does not."""
+    text = difference(case, status, body)
+    return f"{text} [{case.source}]" if text else ""
+
+
+def difference(case, status, body):
     if status != case.status:
         return f"{case}: {status} instead of {case.status}: {body[:300]}"
     if case.empty and body:

@@ -8,7 +8,7 @@ To test another server with the models and the label of `zoo.py` (see test_confo
 import grpc
 import pytest
 from google.protobuf import text_format
-from grpc_cases import CASES
+from grpc_cases import CASES, SOURCES
 from grpc_requests import KINDS, call
 from tensorflow_serving.apis import get_model_metadata_pb2
 
@@ -39,7 +39,7 @@ def expected(case, content):
 
 def test_D08_D09_D11_D14_D15_each_response_is_that_of_tf_serving(channel, case):
     content, code, message = call(channel, case)
-    assert (code, case.message in message) == (case.code, True), message
+    assert (code, case.message in message) == (case.code, True), f"{message} [{SOURCES[case.method]}]"
     assert KINDS[case.method][2].FromString(content) == expected(case, content)
 
 
