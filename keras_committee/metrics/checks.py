@@ -4,10 +4,9 @@ import numpy as np
 
 
 def validate_predictions(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities `(examples, classes)` as float64, and their labels. Raises ValueError."""
+    """Return probabilities `(examples, classes)` as float64, and their labels as int64. Raises ValueError."""
     probabilities = _validate_probabilities("probabilities", probabilities, "(examples, classes)", rank=2)
-    check_labels(labels, *probabilities.shape)
-    return probabilities, np.asarray(labels)
+    return probabilities, validate_labels(labels, *probabilities.shape)
 
 
 def validate_member_probabilities(member_probabilities: np.ndarray) -> np.ndarray:
@@ -16,8 +15,8 @@ def validate_member_probabilities(member_probabilities: np.ndarray) -> np.ndarra
     return _validate_probabilities("member_probabilities", member_probabilities, shape, rank=3)
 
 
-def check_labels(labels: np.ndarray, num_examples: int, num_classes: int) -> None:
-    """Raise ValueError unless `labels` are `num_examples` integers from 0 to `num_classes - 1`."""
+def validate_labels(labels: np.ndarray, num_examples: int, num_classes: int) -> np.ndarray:
+    """Return `num_examples` labels from 0 to `num_classes - 1` as int64. Raises ValueError."""
     labels = np.asarray(labels)
     if labels.shape != (num_examples,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -25,6 +24,7 @@ def check_labels(labels: np.ndarray, num_examples: int, num_classes: int) -> Non
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"labels must lie in 0..{num_classes - 1}. Received: {labels.min()}..{labels.max()}")
+    return labels.astype(np.int64)  # sums and products overflow in uint8, and mixed with int64 become floats in uint64
 
 
 def _validate_probabilities(name: str, values: np.ndarray, shape: str, rank: int) -> np.ndarray:

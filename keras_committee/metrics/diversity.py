@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_committee.metrics.checks import check_labels, validate_member_probabilities
+from keras_committee.metrics.checks import validate_labels, validate_member_probabilities
 from keras_committee.metrics.scores import MIN_PROBABILITY
 
 
@@ -89,8 +89,7 @@ def log_ambiguity(member_probabilities: np.ndarray, labels: np.ndarray) -> dict[
 
 def _validated(member_probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     member_probabilities = validate_member_probabilities(member_probabilities)
-    check_labels(labels, num_examples=member_probabilities.shape[0], num_classes=member_probabilities.shape[2])
-    return member_probabilities, np.asarray(labels)
+    return member_probabilities, validate_labels(labels, member_probabilities.shape[0], member_probabilities.shape[2])
 
 
 def _member_errors(member_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

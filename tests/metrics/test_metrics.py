@@ -69,6 +69,23 @@ def test_the_confusion_matrix_is_that_of_scikit_learn():
     np.testing.assert_array_equal(metrics.confusion_matrix(probabilities, labels), expected)
 
 
+LABEL_DTYPES = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", ">i2"]
+
+
+@pytest.mark.parametrize("dtype", LABEL_DTYPES)
+def test_labels_of_every_integer_dtype_give_the_same_results(dtype):
+    probabilities, labels = some_probabilities(3, examples=400, classes=100)
+    functions = (metrics.classification_metrics, metrics.confusion_matrix, metrics.adaptive_ece)
+    for function in (*functions, metrics.reliability_curve):
+        np.testing.assert_equal(function(probabilities, labels.astype(dtype)), function(probabilities, labels))
+    expected = sklearn.metrics.confusion_matrix(labels, probabilities.argmax(1), labels=range(100))
+    np.testing.assert_array_equal(metrics.confusion_matrix(probabilities, labels.astype(dtype)), expected)
+    members, labels = member_probabilities(4)
+    functions = (metrics.double_fault, metrics.q_statistic, metrics.error_correlation)
+    for function in (*functions, metrics.ambiguity, metrics.log_ambiguity):
+        np.testing.assert_equal(function(members, labels.astype(dtype)), function(members, labels))
+
+
 def ece_by_loop(probabilities, labels, bins):
     """The definition of Guo et al., bin by bin."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
