@@ -23,9 +23,9 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> 
 def adaptive_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
     """Expected calibration error over bins that hold equally many examples, or one more than others.
 
-    The examples are sorted by confidence, with incorrect before correct ones among equal confidences, and split into
-    `bins` parts, the larger parts first. The confidences of an overconfident network fill few of the equal-width bins;
-    these bins are all filled.
+    The examples are sorted by confidence and split into `bins` parts, the larger parts first. Examples of equal
+    confidence each count as correct by the accuracy of all of them, so no order among them matters. The confidences of
+    an overconfident network fill few of the equal-width bins; these bins are all filled.
 
     Source: Nguyen & O'Connor 2015, arXiv:1508.05154; AdaECE of Mukhoti et al. 2020, arXiv:2002.09437.
     """
@@ -62,22 +62,28 @@ def equal_width_bins(confidence: np.ndarray, bins: int = ECE_BINS) -> np.ndarray
 def _assign_bins(
     probabilities: np.ndarray, labels: np.ndarray, bins: int, adaptive: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the bin of each example, its confidence, and whether it is correct."""
+    """Return the bin of each example, its confidence, and whether it is correct, averaged over ties if `adaptive`."""
     probabilities, labels = validate_predictions(probabilities, labels)
     if bins < 1:
         raise ValueError(f"bins must be at least 1. Received: bins={bins}")
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
-    bin_indices = _equal_mass_bins(confidence, correct, bins) if adaptive else equal_width_bins(confidence, bins)
-    return bin_indices, confidence, correct
+    if adaptive:
+        return _equal_mass_bins(confidence, bins), confidence, _mean_over_ties(correct, confidence)
+    return equal_width_bins(confidence, bins), confidence, correct
 
 
-def _equal_mass_bins(confidence: np.ndarray, correct: np.ndarray, bins: int) -> np.ndarray:
+def _equal_mass_bins(confidence: np.ndarray, bins: int) -> np.ndarray:
     bin_indices = np.empty(len(confidence), int)
-    # Ties are ordered by `correct`, so that the order of the examples does not matter.
-    for bin_index, examples in enumerate(np.array_split(np.lexsort((correct, confidence)), bins)):
+    for bin_index, examples in enumerate(np.array_split(np.argsort(confidence, kind="stable"), bins)):
         bin_indices[examples] = bin_index
     return bin_indices
+
+
+def _mean_over_ties(correct: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """Return for each example the mean of `correct` over all examples of the same confidence."""
+    _, groups, counts = np.unique(confidence, return_inverse=True, return_counts=True)
+    return (np.bincount(groups, weights=correct) / counts)[groups]
 
 
 def _mean_calibration_gap(bin_indices: np.ndarray, confidence: np.ndarray, correct: np.ndarray) -> float:

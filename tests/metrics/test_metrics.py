@@ -252,6 +252,17 @@ def test_adaptive_ece_is_the_loop_over_slices_of_the_sorted_examples(bins):
     assert metrics.adaptive_ece(probabilities, labels, bins) == pytest.approx(total / len(pairs))
 
 
+@pytest.mark.parametrize("bins", [4, 15])
+def test_adaptive_ece_spreads_correct_examples_evenly_over_equal_confidences(bins):
+    # Vote fractions of three members, exactly calibrated.
+    confidence = np.repeat([1 / 3, 2 / 3, 1.0], 300)
+    correct = np.concatenate([np.arange(300) < count for count in (100, 200, 300)])
+    probabilities = np.stack([confidence, (1 - confidence) / 3, (1 - confidence) / 3, (1 - confidence) / 3], axis=1)
+    assert metrics.adaptive_ece(probabilities, np.where(correct, 0, 1), bins) == pytest.approx(0, abs=1e-12)
+    curve = metrics.reliability_curve(probabilities, np.where(correct, 0, 1), bins, adaptive=True)
+    np.testing.assert_allclose(curve["accuracy"], curve["confidence"])
+
+
 def test_one_bin_is_the_gap_between_mean_confidence_and_accuracy():
     probabilities, labels = one_member(4)
     gap = abs(probabilities.max(axis=1).mean() - metrics.accuracy(probabilities, labels))
