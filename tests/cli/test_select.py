@@ -16,7 +16,7 @@ def test_select_writes_the_selection_and_prints_the_next_command(copied, capfd):
     assert printed.endswith("\nNext: keras-committee export runs/tiny --selection runs/tiny/selection.json\n")
     assert "Test accuracy compared with the best member: " in printed
     assert "Diversity: " in printed
-    assert "Searched 7 committees (exhaustive); " in printed
+    assert "Searched 7 committees (exhaustive), Pareto optimal: " in printed
     assert len(selection.members) == 2
     assert {member.run for member in selection.members} == {"."}
     assert selection.report["candidates"] == 7

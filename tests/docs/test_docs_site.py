@@ -45,7 +45,7 @@ def test_every_public_name_has_an_entry(site):
     entries = set(re.findall(r'id="(keras_committee[\w.]+)"', text))
     entries |= {entry.rpartition(".")[0] for entry in entries}  # models.resnet.resnet: a module and its function
     assert {name for name in public_names() - entries if not name.rpartition(".")[2].isupper()} == set()
-    assert {f'id="{name}"' for name in cli.commands} <= set(re.findall(r'id="\w+"', text))
+    assert {f'id="{name}"' for name in cli.commands} <= set(re.findall(r'id="[\w-]+"', text))
 
 
 @pytest.mark.slow
