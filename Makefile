@@ -28,7 +28,7 @@ check: lint types fast
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-cache --config pyproject.toml
+	$(BIN)/lint-imports --no-cache
 
 types: .venv/ready
 	$(BIN)/basedpyright --level error

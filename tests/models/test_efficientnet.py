@@ -52,7 +52,13 @@ def test_parameters_and_multiply_adds_are_those_published(variant, millions, bil
     assert flops.multiply_adds(model) / 1e9 == pytest.approx(billions, rel=0.06)
 
 
-@pytest.mark.parametrize("options", [{"survival": None}, {"scaling": "training"}, {"survival": 1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"survival": None},
+        *(pytest.param(o, marks=pytest.mark.slow) for o in ({"scaling": "training"}, {"survival": 1.0})),
+    ],
+)
 def test_parameters_and_logits_are_those_of_keras_with_its_weights(theirs, images, options):
     ours = from_keras_efficientnet(theirs, "b0", image_size=64, **options)
     assert flops.parameters(ours) == sum(int(np.prod(weight.shape)) for weight in theirs.trainable_weights)
@@ -61,6 +67,7 @@ def test_parameters_and_logits_are_those_of_keras_with_its_weights(theirs, image
     np.testing.assert_allclose(keras.ops.convert_to_numpy(ours(images)), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_folding_keeps_the_outputs_without_stochastic_depth(theirs, images):
     ours = from_keras_efficientnet(theirs, "b0", image_size=64, survival=0.7)
     folded = fold_stochastic_depth(ours)

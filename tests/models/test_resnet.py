@@ -44,6 +44,7 @@ def test_bottleneck_networks_have_the_published_size():
     assert sum((3, 8, 36, 3)) == 50  # blocks of depth 152
 
 
+@pytest.mark.slow
 def test_resnet_110_has_the_size_expected_depth_and_saving_of_the_paper():
     network = models.resnet(110, classes=10, survival=0.5)
     assert (flops.parameters(network), flops.multiply_adds(network)) == cifar_count(110)
