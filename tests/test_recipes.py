@@ -24,7 +24,7 @@ SMALL = {
         "members=1", "classes=3", "resolution=32", "batch_size=8", "input_format=folders", "data_dir={photos}",
     ),
 }  # fmt: skip
-# Tracing an EfficientNet takes a minute.
+# Smoke runs of large recipes take five seconds to a minute.
 SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
 NAMES = [pytest.param(name, marks=[] if name == "digits_wrn" else SLOW) for name in SMALL]
 

@@ -1,0 +1,28 @@
+"""Labels and axes of the figures, read from Matplotlib's objects."""
+
+from matplotlib.figure import Figure
+
+from keras_committee.figures.curves import training_curves
+from keras_committee.figures.style import Label, place_labels
+
+
+def test_a_label_leaves_a_preferred_position_that_is_occupied():
+    axes = Figure((6, 4)).subplots()
+    axes.set(xlim=(0, 10), ylim=(0, 10))
+    label = Label(x=5, y=5, text="net", color="#0068b5", preferred_positions=("right",))
+    place_labels(axes, [label], points=[(5, 5)])
+    [free] = axes.texts
+    place_labels(axes, [label], points=[(5, 5), (5.5, 5)])
+    assert [text.get_text() for text in axes.texts] == ["net", "net"]
+    assert free.get_horizontalalignment() == "left"
+    assert axes.texts[1].get_horizontalalignment() != "left"
+
+
+def test_the_epoch_axis_starts_before_the_first_epoch_and_has_integer_ticks():
+    rows = [{"epoch": epoch, "loss": 1 / epoch, "validation_accuracy": 0.2 * epoch} for epoch in (1, 2, 3, 4)]
+    figure = training_curves({0: rows}, None, 7.6)
+    left, right = figure.axes
+    first, last = left.get_xlim()
+    assert (first, last) == (1 - 0.03 * 4, 1 + 1.03 * 3)
+    assert set(left.get_xticks()) == {1, 2, 3, 4}
+    assert right.get_xlim()[1] > last  # room for the names
