@@ -16,6 +16,7 @@ from keras_committee.evaluation.report.run_data import (
     SelectedCommittee,
     Series,
     architecture_names,
+    cost_points,
     is_current,
     load_report_data,
     pareto_front,
@@ -66,6 +67,12 @@ def test_the_pareto_front_drops_dominated_points():
     values = {"costly": (9.0, 0.8), "cheap": (1.0, 0.5), "worse": (5.0, 0.6), "good": (4.0, 0.7), "equal": (4.0, 0.65)}
     points = [CostPoint(name=name, mflops=cost, accuracy=value) for name, (cost, value) in values.items()]
     assert [point.name for point in pareto_front(points)] == ["cheap", "good", "costly"]
+
+
+def test_a_single_network_is_named_after_its_architecture_and_a_committee_with_its_size():
+    points = cost_points([series("net", [10.0, 20.0], [0.7, 0.75]), series("both", [30.0], [0.8], mixed=True)], [])
+    assert [point.name for point in points] == ["net", "2 x net", "1 x both"]
+    assert [point.mflops for point in points] == [10.0, 20.0, 30.0]
 
 
 def test_committees_across_runs_equal_the_slow_loop(report_data):
