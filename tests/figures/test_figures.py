@@ -1,9 +1,12 @@
 """Labels and axes of the figures, read from Matplotlib's objects."""
 
+import numpy as np
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from keras_committee.figures.curves import training_curves
-from keras_committee.figures.style import Label, place_labels
+from keras_committee.figures.matrices import heatmap
+from keras_committee.figures.style import GRID_LINE, Label, place_labels
 
 
 def test_a_label_leaves_a_preferred_position_that_is_occupied():
@@ -26,3 +29,11 @@ def test_the_epoch_axis_starts_before_the_first_epoch_and_has_integer_ticks():
     assert (first, last) == (1 - 0.03 * 4, 1 + 1.03 * 3)
     assert set(left.get_xticks()) == {1, 2, 3, 4}
     assert right.get_xlim()[1] > last  # room for the names
+
+
+def test_the_diagonal_of_a_heatmap_is_gray_and_the_cells_follow_their_values():
+    values = np.array([[0.0, 0.2, 0.0], [0.7, 0.0, 0.1], [0.0, 0.0, 0.0]])
+    [axes] = heatmap(values, ["a", "b", "c"], ("true", "predicted"), 0, 7.6).axes
+    gray = [patch.get_xy() for patch in axes.patches if patch.get_facecolor() == to_rgba(GRID_LINE)]
+    assert gray == [(-0.5, -0.5), (0.5, 0.5), (1.5, 1.5)]
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {(1, 0): "20", (0, 1): "70", (2, 1): "10"}
