@@ -16,13 +16,10 @@ from scipy.special import log_softmax, softmax
 
 from keras_committee import metrics
 from keras_committee.errors import did_you_mean
-from keras_committee.layers import head_name
+from keras_committee.layers import head_name, heads
 from keras_committee.layers.confidence import check_confidence
 
-HEADS = ("geometric_mean", "arithmetic_mean", "majority_vote", "weighted_geometric_mean")
-
-# Finite, as in `layers.heads`: weight 0 times the log-probability of an impossible class is 0, not NaN.
-_MIN_LOG_PROBABILITY = -1e30
+HEADS = tuple(heads.HEADS)  # names
 
 
 def combine(
@@ -81,7 +78,7 @@ def head_inputs(head: str, log_probs: np.ndarray, dtype: DTypeLike = np.float64)
     if head == "majority_vote":
         return np.eye(np.shape(log_probs)[-1], dtype=dtype)[np.argmax(log_probs, axis=-1)]
     normalized = log_softmax(np.asarray(log_probs, dtype), axis=-1)
-    return np.exp(normalized) if head == "arithmetic_mean" else np.maximum(normalized, _MIN_LOG_PROBABILITY)
+    return np.exp(normalized) if head == "arithmetic_mean" else np.maximum(normalized, heads.LOG_ZERO)
 
 
 def head_output(head: str, averages: np.ndarray, axis: int = -1) -> np.ndarray:

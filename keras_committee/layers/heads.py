@@ -17,7 +17,7 @@ from keras_committee.errors import did_you_mean
 
 # Replaces log 0. Where certain members (a logit of -inf) exclude every class, the classes then compare as equal
 # instead of becoming NaN.
-_LOG_ZERO = -1e30
+LOG_ZERO = -1e30
 _FLOAT32_MAX = float(np.finfo("float32").max)
 
 
@@ -65,7 +65,7 @@ class GeometricMean(_Head):
     def call(self, logits):
         totals = ops.sum(_log_probabilities(logits), axis=1)
         # Subtract before dividing: XLA turns softmax(totals / n) into fused multiply-adds, whose rounding error at
-        # totals of _LOG_ZERO is 1e22, and exp of it is inf or 0.
+        # totals of LOG_ZERO is 1e22, and exp of it is inf or 0.
         totals = totals - ops.stop_gradient(ops.max(totals, axis=-1, keepdims=True))
         return ops.softmax(totals / logits.shape[1])
 
@@ -151,7 +151,7 @@ class WeightedGeometricMean(_Head):
         return {**super().get_config(), "weights": list(self._member_weights)}
 
 
-_HEADS = types.MappingProxyType(
+HEADS = types.MappingProxyType(
     {
         "geometric_mean": GeometricMean,
         "arithmetic_mean": ArithmeticMean,
@@ -171,14 +171,14 @@ def get_head(name: str, **arguments) -> keras.layers.Layer:
     Raises:
         ValueError: If no head has this name. The message suggests the nearest.
     """
-    if name not in _HEADS:
-        raise ValueError(f"There is no head {name!r}.{did_you_mean(name, _HEADS)} Heads: {', '.join(_HEADS)}")
-    return _HEADS[name](**arguments)
+    if name not in HEADS:
+        raise ValueError(f"There is no head {name!r}.{did_you_mean(name, HEADS)} Heads: {', '.join(HEADS)}")
+    return HEADS[name](**arguments)
 
 
 def head_name(head: keras.layers.Layer) -> str:
     """Return the name that `get_head` takes, or the registered name of a head from outside this package."""
-    names = [name for name, cls in _HEADS.items() if type(head) is cls]
+    names = [name for name, cls in HEADS.items() if type(head) is cls]
     return names[0] if names else keras.saving.get_registered_name(type(head))
 
 
@@ -211,11 +211,11 @@ def top_class(logits):
 
 
 def _log_probabilities(logits):
-    return ops.maximum(ops.log_softmax(_finite_logits(logits)), _LOG_ZERO)
+    return ops.maximum(ops.log_softmax(_finite_logits(logits)), LOG_ZERO)
 
 
 def _finite_logits(logits):
-    """Return float32 logits with the same softmax, whose largest is 0 and whose lowest is `_LOG_ZERO` or more."""
+    """Return float32 logits with the same softmax, whose largest is 0 and whose lowest is `LOG_ZERO` or more."""
     logits = ops.minimum(ops.cast(logits, "float32"), _FLOAT32_MAX)
     largest = ops.maximum(ops.max(logits, axis=-1, keepdims=True), -_FLOAT32_MAX)
-    return ops.maximum(logits - ops.stop_gradient(largest), _LOG_ZERO)
+    return ops.maximum(logits - ops.stop_gradient(largest), LOG_ZERO)
