@@ -305,17 +305,17 @@ class LocalBackend:
         return events
 
     def stop(self, attempt: _Worker) -> None:
-        attempt.process.send_signal(signal.SIGTERM)
+        _send_signal(attempt, signal.SIGTERM)
 
     def kill(self, attempt: _Worker, cause: str) -> None:
         attempt.kill_cause = f"{cause} (its stack traces are in its log)"
-        attempt.process.send_signal(signal.SIGUSR1)  # makes it write its stack traces into its log
+        _send_signal(attempt, signal.SIGUSR1)  # makes it write its stack traces into its log
         time.sleep(_STACK_DUMP_SECONDS)
-        attempt.process.kill()
+        _send_signal(attempt, signal.SIGKILL)
 
     def close(self) -> None:
         for worker in self._workers:
-            worker.process.kill()
+            _send_signal(worker, signal.SIGKILL)
 
     def _spawn(self, index: int, task_spec: dict[str, Any], environment: dict[str, str]) -> subprocess.Popen:
         log = self._run.log_path(index)
@@ -347,6 +347,14 @@ def _worker_environment(share: DeviceShare) -> dict[str, str]:
     """Return a worker's environment. GPU memory grows on demand, as several workers may share a GPU."""
     gpus = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, share.gpus)), "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     return {**os.environ, **(gpus if share.gpus else {})}
+
+
+def _send_signal(worker: _Worker, number: signal.Signals) -> None:
+    """Send a signal to a worker that `_reap` has not waited for; one that has ended ignores it.
+
+    `Popen.send_signal` would wait for a worker that has just ended, and `_reap` would find no such process.
+    """
+    os.kill(worker.process.pid, number)
 
 
 def _wait_for_exit(process: subprocess.Popen) -> tuple[int, int]:
