@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-import tensorflow as tf
 
 from keras_committee.data.images import EncodedImages, InMemoryImages
+from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.random_crop import RandomResizedCrop
 from keras_committee.errors import RecipeError
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
 from keras_committee.class_folders import IMAGE_SUFFIXES
 from keras_committee.data.dataset import stratified_indices
+from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.preprocessing import ImageTransform, decode_image
 from keras_committee.errors import DataError, raise_if_problems
 

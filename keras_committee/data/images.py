@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import tensorflow as tf
 
+from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.preprocessing import ImageTransform, decode_image
 from keras_committee.data.random_crop import RandomResizedCrop
 
@@ -35,17 +35,16 @@ class InMemoryImages:
 
     def __init__(self, array, encoded: "EncodedImages | None" = None):
         self._encoded = encoded
-        self._array_shape: tuple[int, ...] = array.shape
-        with tf.device("CPU:0"):  # the memory of a GPU is for the members
-            self._tensor = tf.constant(array, dtype=tf.uint8)
+        self._array = np.asarray(array, np.uint8)
+        self._tensor = None
 
     def __len__(self) -> int:
-        return self._array_shape[0]
+        return len(self._array)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Height, width, channels."""
-        return self._array_shape[1:]
+        return self._array.shape[1:]
 
     @property
     def transform(self) -> ImageTransform:
@@ -53,11 +52,15 @@ class InMemoryImages:
         return ImageTransform((self.shape[0], self.shape[1])) if self._encoded is None else self._encoded.transform
 
     def subset(self, indices: np.ndarray) -> "InMemoryImages":
-        return InMemoryImages(self._tensor.numpy()[indices], self._encoded and self._encoded.subset(indices))
+        return InMemoryImages(self._array[indices], self._encoded and self._encoded.subset(indices))
+
+    def numpy(self) -> np.ndarray:
+        """Return the images, uint8 `(examples, height, width, channels)`, not copied."""
+        return self._array
 
     def make_gather_fn(self) -> Callable:
         """Return a graph function from int64 indices `(batch,)` to uint8 images `(batch, height, width, channels)`."""
-        tensor = self._tensor
+        tensor = self._as_tensor()
         return lambda indices: tf.gather(tensor, indices)
 
     def make_crop_fn(self, crop: RandomResizedCrop) -> Callable:
@@ -67,7 +70,7 @@ class InMemoryImages:
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the shape and every pixel."""
-        array = np.ascontiguousarray(self._tensor.numpy())
+        array = np.ascontiguousarray(self._array)
         return hashlib.sha256(repr(array.shape).encode() + array.data).digest()
 
     def source_id(self) -> bytes:
@@ -76,11 +79,17 @@ class InMemoryImages:
 
     def hashes(self, indices: Sequence[int], *, ends_only: bool = False) -> Iterator[bytes]:
         """Return the SHA-256 of the pixels of each image at `indices`; `ends_only` has no effect."""
-        array = self._tensor.numpy()
-        return (hashlib.sha256(array[index].tobytes()).digest() for index in indices)
+        return (hashlib.sha256(self._array[index].tobytes()).digest() for index in indices)
 
     def name(self, index: int) -> str:
         return str(index)
+
+    def _as_tensor(self):
+        if self._tensor is None:
+            with tf.device("CPU:0"):  # the memory of a GPU is for the members
+                self._tensor = tf.constant(self._array)
+            self._array = self._tensor.numpy()  # a view: the images are in memory once
+        return self._tensor
 
 
 class EncodedImages(abc.ABC):

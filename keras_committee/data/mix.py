@@ -5,8 +5,8 @@ import math
 from typing import Protocol
 
 import numpy as np
-import tensorflow as tf
 
+from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.errors import RecipeError
 
 

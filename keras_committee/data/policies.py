@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.errors import RecipeError
 
 POLICIES = ("v0", "reduced_imagenet", "reduced_cifar10", "svhn", "simple", "vit", "panoptic_deeplab_policy")

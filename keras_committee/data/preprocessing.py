@@ -7,8 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import tensorflow as tf
-
+from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.errors import RecipeError
 
 RESIZE_METHODS = ("bilinear", "bicubic")

@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 import numpy as np
-import tensorflow as tf
 
+from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.preprocessing import ImageTransform, decode_window, image_size_from_header, resize_image
 from keras_committee.errors import RecipeError
 

@@ -16,10 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorflow.python.lib.io import tf_record  # a `tf.data` pipeline cannot continue after a damaged record
 
+from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.errors import ResourceError
 from keras_committee.files import file_lock, write_file
 
@@ -214,6 +213,9 @@ def _scan_records(path, fields):
 
 def _iter_payloads(path: Path) -> Iterator[tuple[int, bytes | ValueError]]:
     """Yield the offset of each record, and its payload or a `ValueError` with its problem."""
+    # A `tf.data` pipeline cannot continue after a damaged record.
+    from tensorflow.python.lib.io import tf_record  # pyright: ignore[reportMissingImports]
+
     reader, offset = tf_record.tf_record_random_reader(str(path)), 0
     try:
         while True:

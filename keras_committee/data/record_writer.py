@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from keras_committee.data.image_folder import ClassFolders
+from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.preprocessing import decode_image, resize
 from keras_committee.data.record_index import Fields, load_or_build_index
 from keras_committee.data.splits import Split

@@ -12,10 +12,10 @@ import dataclasses
 import hashlib
 
 import numpy as np
-import tensorflow as tf
 
 from keras_committee.data.augment import Augmentation, make_augment_fn
 from keras_committee.data.images import EncodedImages, InMemoryImages
+from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.mix import BatchMix, mix_targets
 from keras_committee.data.preprocessing import ImageTransform
 from keras_committee.errors import DataError
@@ -52,7 +52,7 @@ class Split:
         """Return the examples at `indices`, in that order."""
         return Split(images=self.images.subset(indices), labels=self.labels[indices])
 
-    def batches(self, batch_size: int) -> tf.data.Dataset:
+    def batches(self, batch_size: int) -> "tf.data.Dataset":
         """Return every example once, in order: uint8 `(b, h, w, c)` and int32 `(b,)`; the last batch may be smaller."""
         gather, labels = self.images.make_gather_fn(), _cpu_constant(self.labels)
         dataset = tf.data.Dataset.range(len(self)).batch(batch_size)
@@ -116,7 +116,7 @@ class Splits:
         steps: int,
         batch_augment: BatchMix | None = None,
         shard: tuple[int, int] = (0, 1),
-    ) -> tf.data.Dataset:
+    ) -> "tf.data.Dataset":
         """Return `steps` full training batches: augmented uint8 images `(batch, h, w, c)` and int32 labels `(batch,)`.
 
         With `batch_augment` the augmented images of a batch are mixed, and the labels become soft targets, float32

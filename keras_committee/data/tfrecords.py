@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import tensorflow as tf
 
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
 from keras_committee.data.images import EncodedImages
+from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.preprocessing import ImageTransform, resolve_transform
 from keras_committee.data.record_index import Fields, RecordIndex, load_or_build_index
 from keras_committee.data.splits import Split

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import tensorflow as tf
 
 from keras_committee.data.images import EncodedImages, InMemoryImages
+from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.preprocessing import JPEG_MAGIC, PNG_MAGIC, decode_image
 from keras_committee.data.splits import Split, Splits
 
