@@ -46,27 +46,35 @@ class PadCropFlip:
 
     Args:
         pad: Pixels added on each side before the crop, 0 or more.
-        flip: Whether each image is mirrored left to right with probability 1/2. Turn it off where the mirror image
-            belongs to another class, as with digits.
+        flip: Whether each image is mirrored left to right with probability 1/2. `"alternate"` decides at random for
+            the first epoch only and mirrors an image in every other epoch from then on, so that each epoch pair shows
+            both views. Turn it off where the mirror image belongs to another class, as with digits.
 
     Raises:
-        RecipeError: If `pad` is negative.
+        RecipeError: If `pad` is negative, or `flip` is something else.
 
     Source: He et al. 2015, arXiv:1512.03385, section 4.2 (there with zeros); reflect padding as in
-    Zagoruyko & Komodakis 2016, arXiv:1605.07146.
+    Zagoruyko & Komodakis 2016, arXiv:1605.07146; alternating flips: Jordan 2024, arXiv:2404.00498.
     """
 
     pad: int = 4
-    flip: bool = True
+    flip: bool | str = True
 
     def __post_init__(self):
         if self.pad < 0:
             raise RecipeError(f"pad_crop_flip: pad must be 0 or more pixels. Received: pad={self.pad!r}")
+        if self.flip not in (True, False, "alternate"):
+            raise RecipeError(f"pad_crop_flip: flip must be True, False or 'alternate'. Received: flip={self.flip!r}")
 
     def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
         """Draw top and left edge of the crop in the padded image, and 1 where flipped: int32 `(examples, 3)`."""
         values = [2 * self.pad + 1, 2 * self.pad + 1, 2 if self.flip else 1]
         return rng.integers(0, values, size=(examples, 3), dtype=np.int32)
+
+    @property
+    def alternating_columns(self) -> tuple[int, ...]:
+        """Columns of the draws that `draw_epoch` derives from the first epoch."""
+        return (2,) if self.flip == "alternate" else ()
 
     def apply(self, images, draws):
         """Crop and flip the images. Makes no padded copy: gathers the reflected rows and columns."""
@@ -82,7 +90,7 @@ class PadCropFlip:
         return tf.gather(reflected, starts[:, None] + tf.range(length)[None, :])
 
 
-def pad_crop_flip(pad: int = 4, *, flip: bool = True) -> PadCropFlip:
+def pad_crop_flip(pad: int = 4, *, flip: bool | str = True) -> PadCropFlip:
     """Pad by reflection, crop to the original size and flip at random; see `PadCropFlip`."""
     return PadCropFlip(pad=pad, flip=flip)
 
@@ -116,6 +124,15 @@ class Compose:
             images = part.apply(images, draws[:, columns])
         return images
 
+    @property
+    def alternating_columns(self) -> tuple[int, ...]:
+        """Columns of the draws that `draw_epoch` derives from the first epoch."""
+        return tuple(
+            columns.start + column
+            for part, columns in zip(self.parts, self.columns(), strict=True)
+            for column in getattr(part, "alternating_columns", ())
+        )
+
     def columns(self) -> list[slice]:
         """Return the columns of the draws that belong to each part."""
         widths = [part.draw(np.random.default_rng(0), 0).shape[1] for part in self.parts]
@@ -130,6 +147,27 @@ def compose(*parts: Augmentation) -> Compose:
         compose(random_resized_crop(), pad_crop_flip(4, flip=False))
     """
     return Compose(parts)
+
+
+def draw_epoch(augment: Augmentation | None, seed: int, epoch: int, examples: int) -> np.ndarray:
+    """Return the draws of every training example for one epoch, a pure function of the arguments.
+
+    Args:
+        augment: An augmentation, or None.
+        seed: Integer of 0 or more.
+        epoch: The epoch, counted from 0.
+        examples: Number of rows.
+
+    Returns:
+        int32 `(examples, k)`. In its alternating columns 0 and 1 take turns from epoch to epoch.
+    """
+    if augment is None:
+        return np.zeros((examples, 0), np.int32)
+    draws = augment.draw(np.random.default_rng((seed, epoch, 1)), examples)
+    for column in getattr(augment, "alternating_columns", ()):
+        first_draws = np.random.default_rng((seed, column, 3)).integers(0, 2, examples, dtype=np.int32)
+        draws[:, column] = (first_draws + epoch) % 2
+    return draws
 
 
 def leading_crop(augment: Augmentation | None) -> RandomResizedCrop | None:

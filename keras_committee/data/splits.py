@@ -13,7 +13,7 @@ import hashlib
 
 import numpy as np
 
-from keras_committee.data.augment import Augmentation, make_augment_fn
+from keras_committee.data.augment import Augmentation, draw_epoch, make_augment_fn
 from keras_committee.data.images import EncodedImages, InMemoryImages
 from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.mix import BatchMix, mix_targets
@@ -157,17 +157,41 @@ class Splits:
             dataset = self._mix_batches(dataset, batch_augment, seed, first_step, steps, shard_size)
         return _prefetch_deterministic(dataset)
 
+    def batch_indices(self, seed: int, first_step: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the examples of `steps` batches of the stream, and their draws.
+
+        Args:
+            seed: As in `stream`.
+            first_step: As in `stream`.
+            steps: As in `stream`.
+
+        Returns:
+            Indices of training examples, int64 `(steps, batch)`, and rows of draws, int32 `(steps, batch, k)`.
+        """
+        parts = list(self._iter_epochs(seed, first_step, steps))
+        order, draws = (np.concatenate(arrays)[: steps * self.batch_size] for arrays in zip(*parts, strict=True))
+        return order.reshape(steps, self.batch_size), draws.reshape(steps, self.batch_size, -1)
+
+    def _iter_epochs(self, seed, first_step, steps):
+        """Yield, for each epoch over the examples, their order, int64 `(n,)`, and draws in that order, int32 `(n, k)`.
+
+        The draws are a table over the examples, so that the draws of an example do not depend on the order. The first
+        epoch begins at `first_step`; the last one is whole.
+        """
+        num_examples = len(self.train)
+        first_position, end_position = first_step * self.batch_size, (first_step + steps) * self.batch_size
+        for epoch in range(first_position // num_examples, -(-end_position // num_examples)):
+            start = max(0, first_position - epoch * num_examples)
+            order = np.random.default_rng((seed, epoch, 0)).permutation(num_examples)[start:]
+            yield order, draw_epoch(self.augment, seed, epoch, num_examples)[order]
+
     def _index_batches(self, seed, first_step, steps):
         """Return batches of example indices, int64 `(batch,)`, and of their draws, int32 `(batch, k)`."""
-        first_position, end_position = first_step * self.batch_size, (first_step + steps) * self.batch_size
 
         def generate_epochs():  # Python runs once per epoch, not per example or batch
-            for epoch in range(first_position // len(self.train), -(-end_position // len(self.train))):
-                order, draws = self._epoch(seed, epoch)
-                start = max(0, first_position - epoch * len(self.train))
-                yield order[start:], draws[start:]
+            yield from self._iter_epochs(seed, first_step, steps)
 
-        width = self._epoch(seed, 0)[1].shape[1]
+        width = draw_epoch(self.augment, seed, 0, 0).shape[1]
         signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, width), tf.int32))
         dataset = tf.data.Dataset.from_generator(generate_epochs, output_signature=signature)
         dataset = dataset.rebatch(self.batch_size, drop_remainder=True).take(steps)
@@ -195,17 +219,6 @@ class Splits:
         draws = tf.data.Dataset.from_generator(generate_tables, output_signature=signature).unbatch()
         dataset = tf.data.Dataset.zip(dataset, draws).map(mix_batch, num_parallel_calls=2)
         return dataset.apply(tf.data.experimental.assert_cardinality(steps))
-
-    def _epoch(self, seed, epoch):
-        """Return the order of one epoch, int64 `(n,)`, and the draws in that order, int32 `(n, k)`.
-
-        The draws are a table over the examples, so that the draws of an example do not depend on the order.
-        """
-        num_examples = len(self.train)
-        order = np.random.default_rng((seed, epoch, 0)).permutation(num_examples)
-        if self.augment is None:
-            return order, np.zeros((num_examples, 0), np.int32)
-        return order, self.augment.draw(np.random.default_rng((seed, epoch, 1)), num_examples)[order]
 
 
 def _cpu_constant(array):

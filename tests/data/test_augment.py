@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_committee import data
+from keras_committee.data.augment import draw_epoch
 from keras_committee.errors import RecipeError
 
 
@@ -47,6 +48,21 @@ def test_draws_are_a_pure_function_of_the_generator():
 
 def test_without_flip_nothing_is_flipped():
     assert data.pad_crop_flip(4, flip=False).draw(np.random.default_rng(0), 500)[:, 2].max() == 0
+
+
+def test_alternating_flips_mirror_every_image_in_every_other_epoch():
+    augment = data.compose(data.pad_crop_flip(1), data.pad_crop_flip(2, flip="alternate"))
+    epochs = np.stack([draw_epoch(augment, seed=7, epoch=epoch, examples=400) for epoch in range(4)])
+    assert (epochs[0, :, 5] + epochs[1, :, 5] == 1).all()
+    np.testing.assert_array_equal(epochs[0, :, 5], epochs[2, :, 5])
+    assert 0.4 < epochs[0, :, 5].mean() < 0.6
+    assert not np.array_equal(epochs[0, :, 5], draw_epoch(augment, seed=8, epoch=0, examples=400)[:, 5])
+    assert not np.array_equal(epochs[0, :, 2], 1 - epochs[1, :, 2])  # ordinary flips are drawn in each epoch
+
+
+def test_a_flip_that_does_not_exist_is_refused():
+    with pytest.raises(RecipeError, match=r"True, False or 'alternate'\. Received: flip='always'"):
+        data.pad_crop_flip(4, flip="always")
 
 
 def test_a_negative_pad_is_refused():

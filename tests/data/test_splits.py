@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_committee import data
 from keras_committee.data.images import InMemoryImages
@@ -96,6 +97,15 @@ def test_two_epochs_and_two_seeds_differ():
     assert labels[:30].tolist() != list(range(30))
     assert labels[:30].tolist() != labels[30:].tolist()
     assert labels[:30].tolist() != other.tolist()
+
+
+def test_the_indices_of_batches_are_those_of_the_stream():
+    loaded = splits(20, 6, data.pad_crop_flip(1, flip="alternate"))
+    indices, draws = loaded.batch_indices(5, 2, 9)  # across two ends of an epoch
+    images, labels = read(loaded.stream(5, 2, 9))
+    np.testing.assert_array_equal(loaded.train.labels[indices.ravel()], labels)
+    pixels = loaded.train.images.numpy()[indices.ravel()]
+    np.testing.assert_array_equal(loaded.augment.apply(tf.constant(pixels), draws.reshape(54, 3)), images)
 
 
 @pytest.mark.parametrize("first", [1, 2, 3, 4, 10])
