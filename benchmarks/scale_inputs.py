@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee import data, models
-from keras_committee.training.checkpoint import Checkpoints
+from keras_committee.checkpoints import Checkpoints
 from keras_committee.training.devices import make_strategy
 from keras_committee.training.train_step import make_train_step
 

@@ -20,12 +20,13 @@ import tensorflow as tf
 from turns import turns
 
 from keras_committee import models
+from keras_committee.checkpoints import Checkpoints
 from keras_committee.data import Split, Splits, pad_crop_flip
 from keras_committee.data.images import InMemoryImages
 from keras_committee.layers.normalization import BatchNormalization
 from keras_committee.member_dir import MemberDir
-from keras_committee.training.checkpoint import Checkpoints, MemberState
 from keras_committee.training.devices import make_strategy
+from keras_committee.training.member_state import MemberState
 from keras_committee.training.tensorboard import MemberLog
 from keras_committee.training.train_step import BlockStats, make_train_step
 

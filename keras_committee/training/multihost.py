@@ -36,9 +36,9 @@ import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
 from tensorflow.python.eager import context as eager_context
 
+from keras_committee.checkpoints import Checkpoints
 from keras_committee.errors import IncompleteError, RecipeError, RunError
 from keras_committee.run import Run
-from keras_committee.training.checkpoint import Checkpoints
 from keras_committee.training.reporting import TrainingOptions
 from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee import metrics
+from keras_committee.checkpoints import Checkpoints
 from keras_committee.data import Splits
 from keras_committee.errors import DivergedError, RecipeError, RunError, VerificationError
 from keras_committee.layers import set_survival
@@ -30,10 +31,10 @@ from keras_committee.models.loading import load_member
 from keras_committee.models.precision import dtype_policy_scope
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
-from keras_committee.training.checkpoint import BestEpoch, Checkpoints, MemberState
 from keras_committee.training.devices import distribute
 from keras_committee.training.ema import WeightEMA
 from keras_committee.training.freezing import LayerFreezer
+from keras_committee.training.member_state import BestEpoch, MemberState
 from keras_committee.training.multihost import SingleHost
 from keras_committee.training.reporting import Reporter, TrainingOptions, pluralize
 from keras_committee.training.signals import GracefulShutdown, TrainingStopped

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_committee.training.checkpoint import Checkpoints
+from keras_committee.checkpoints import Checkpoints
 
 CALLS = [(os, "mkdir"), (os, "fsync"), (os, "rename"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "open")]
 

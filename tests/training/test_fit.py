@@ -245,7 +245,7 @@ def test_A17_a_state_of_another_network_is_refused(stopped, new_run):
 
 def test_A18_a_state_of_another_format_is_refused(stopped, monkeypatch):
     _, train = stopped
-    monkeypatch.setattr("keras_committee.training.checkpoint.FORMAT", 99)
+    monkeypatch.setattr("keras_committee.checkpoints.FORMAT", 99)
     with pytest.raises(RunError, match="has format 1; this version of keras-committee reads format 99"):
         train()
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from keras_committee import cli
+from keras_committee.checkpoints import Checkpoints
 from keras_committee.errors import RecipeError, RunError
 from keras_committee.run import Run
 from keras_committee.training import TrainingOptions
-from keras_committee.training.checkpoint import Checkpoints
 from keras_committee.training.multihost import Cluster, HostGroup, read_cluster
 
 TINY = "tests/recipes/tiny.py"

@@ -15,10 +15,10 @@ import tensorflow as tf
 from tensorflow.python.framework import config as determinism
 
 from keras_committee import Recipe, data, layers, schedules
+from keras_committee.checkpoints import Checkpoints
 from keras_committee.member_dir import MemberDir
 from keras_committee.run import Run
 from keras_committee.training import TrainingOptions
-from keras_committee.training.checkpoint import Checkpoints
 from keras_committee.training.devices import make_strategy
 from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.trainer import train_member

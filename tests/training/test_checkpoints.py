@@ -18,10 +18,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from keras_committee import checkpoints as checkpoint_module
 from keras_committee import files
+from keras_committee.checkpoints import Checkpoint, Checkpoints
 from keras_committee.errors import ResourceError, RunError
-from keras_committee.training import checkpoint as checkpoint_module
-from keras_committee.training.checkpoint import BestEpoch, Checkpoint, Checkpoints, MemberState
+from keras_committee.training.member_state import BestEpoch, MemberState
 
 SAVES = pathlib.Path(__file__).with_name("killed_saves.py")
 
