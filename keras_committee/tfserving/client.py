@@ -6,12 +6,13 @@ with Client("grpc://127.0.0.1:8500", model="digits") as client:
 """
 
 import base64
+import contextlib
 import dataclasses
 import json
 import random
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -30,6 +31,8 @@ __all__ = ["Client", "RequestError", "VersionStatus"]
 _T = TypeVar("_T")
 _INITIAL_BACKOFF, _MAX_BACKOFF = 0.05, 2.0  # seconds
 _MAX_ELEMENTS = 2**31  # of an output; `max_message_bytes` is the limit that matters
+# A server that stops ends requests with either code, and predictions can be repeated without harm.
+_RETRIED_CODES = frozenset({"UNAVAILABLE", "CANCELLED"})
 _HINTS = {
     "NOT_FOUND": "\n  `Client.status()` lists the available versions.",
     "DEADLINE_EXCEEDED": "\n  Increase `timeout=SECONDS`, or send fewer images at once.",
@@ -103,6 +106,7 @@ class Client:
         self, url: str, model: str | None = None, *, timeout: float = 30.0, max_message_bytes: int = 256 * 2**20
     ):
         self.url, self.timeout = url, timeout
+        self._is_closed = False
         scheme, address, url_model = _read_url(url)
         self.model = _resolve_model_name(url, model, url_model)
         self._transport: _Transport
@@ -141,7 +145,8 @@ class Client:
             Arrays by output name, batch first. Strings are object arrays of bytes.
 
         Raises:
-            RequestError: If the request fails. Only UNAVAILABLE (HTTP 503) and lost connections are retried.
+            RequestError: If the request fails. Only UNAVAILABLE (HTTP 503), CANCELLED (499) and lost connections are
+                retried.
             RecipeError: If `inputs` has another form, or both `version` and `label` are given.
         """
         if version is not None and label is not None:
@@ -166,6 +171,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections. The client cannot be used afterwards."""
+        self._is_closed = True
         self._transport.close()
 
     def __enter__(self) -> "Client":
@@ -184,14 +190,15 @@ class Client:
                 return call(max(deadline - time.monotonic(), 0.001))
             except StatusError as error:
                 delay = backoff * random.uniform(0.5, 1.0)  # so that clients that failed together retry apart
-                if error.code != "UNAVAILABLE" or time.monotonic() + delay >= deadline:
+                is_final = self._is_closed or error.code not in _RETRIED_CODES
+                if is_final or time.monotonic() + delay >= deadline:
                     raise RequestError(error, self._explain(error, attempts, timeout)) from error
             time.sleep(delay)
             backoff = min(2 * backoff, _MAX_BACKOFF)
 
     def _explain(self, error: StatusError, attempts: int, timeout: float) -> str:
         where = f"{self.url}, model {self.model!r}"
-        if error.code == "UNAVAILABLE":
+        if error.code in _RETRIED_CODES:
             tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
             return (
                 f"{where}: no response in {tries} within {timeout:g} s: {error.message}\n"
@@ -229,35 +236,41 @@ class _RestTransport:
 
         self._pool = urllib3.PoolManager(maxsize=16, retries=False)
         self._base_url = f"{server_url}/v1/models/{urllib.parse.quote(model, safe='')}"
-        self._signatures: dict[str, dict[str, Any]] = {}  # by URL of the version
 
     def predict(self, request: _Request, timeout: float) -> dict[str, np.ndarray]:
-        url = self._base_url + _version_path(request.version, request.label)
+        deadline = time.monotonic() + timeout
+        # A response contains neither dtypes nor its version. So the newest or labeled version is resolved first, with
+        # its signatures, and the prediction requests that version.
+        metadata = self._get(_version_path(request.version, request.label) + "/metadata", timeout)
+        with _reject_other_documents():
+            version = int(metadata["model_spec"]["version"])
+            signatures = metadata["metadata"]["signature_def"]["signature_def"]
         inputs = {name: _array_to_json(array) for name, array in request.inputs.items()}
         body = json.dumps({"signature_name": request.signature, "inputs": inputs}).encode()
-        values = self._send("POST", f"{url}:predict", timeout, body)["outputs"]
-        infos = self._output_infos(url, request.signature, timeout)
-        if len(infos) == 1:  # TF Serving sends a single output without its name
-            values = dict.fromkeys(infos, values)
-        arrays = {name: _array_from_json(values[name], infos[name]["dtype"]) for name in sorted(values)}
+        url = f"{self._base_url}/versions/{version}:predict"
+        try:
+            response = self._send("POST", url, max(deadline - time.monotonic(), 0.001), body)
+        except StatusError as error:
+            if error.code == "NOT_FOUND" and request.version is None:  # unloaded since: another one is available
+                raise StatusError("UNAVAILABLE", error.message) from error
+            raise
+        with _reject_other_documents():
+            arrays = _read_outputs(response["outputs"], signatures[request.signature]["outputs"])
         return {name: arrays[name] for name in choose_outputs(arrays, request.outputs)}  # REST always sends all outputs
 
     def status(self, version: int | None, timeout: float) -> list[VersionStatus]:
-        response = self._send("GET", self._base_url + _version_path(version, None), timeout)
-        return [
-            VersionStatus(int(status["version"]), status["state"], status["status"]["error_message"])
-            for status in response["model_version_status"]
-        ]
+        response = self._get(_version_path(version, None), timeout)
+        with _reject_other_documents():
+            return [
+                VersionStatus(int(status["version"]), status["state"], status["status"]["error_message"])
+                for status in response["model_version_status"]
+            ]
 
     def close(self) -> None:
         self._pool.clear()
 
-    def _output_infos(self, url: str, signature: str, timeout: float) -> dict[str, Any]:
-        """Return names and dtypes of the outputs; requested once, since a signature keeps them when a label moves."""
-        if signature not in self._signatures.get(url, {}):
-            metadata = self._send("GET", f"{url}/metadata", timeout)["metadata"]
-            self._signatures[url] = metadata["signature_def"]["signature_def"]
-        return self._signatures[url][signature]["outputs"]
+    def _get(self, path: str, timeout: float) -> Any:
+        return self._send("GET", self._base_url + path, timeout)
 
     def _send(self, method: str, url: str, timeout: float, body: bytes | None = None) -> Any:
         import urllib3
@@ -388,7 +401,7 @@ def _as_array(value: Any) -> np.ndarray:
 
 def _parse_response(status: int, data: bytes) -> Any:
     try:
-        document = json.loads(data)
+        document = json.loads(data.decode("utf-8", "surrogateescape"))  # strings of a model may be any bytes
     except (ValueError, RecursionError):
         document = None
     if status != 200:
@@ -401,6 +414,23 @@ def _parse_response(status: int, data: bytes) -> Any:
     return document
 
 
+@contextlib.contextmanager
+def _reject_other_documents() -> Iterator[None]:
+    """Raise INTERNAL instead of the error of a response whose content is not that of TF Serving."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        message = f"this is not TF Serving: the response has other content ({type(error).__name__}: {error})"
+        raise StatusError("INTERNAL", message) from error
+
+
+def _read_outputs(values: Any, infos: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the arrays in a response by name. `infos` are the outputs of the signature in the metadata."""
+    if len(infos) == 1:  # TF Serving sends a single output without its name
+        values = dict.fromkeys(infos, values)
+    return {name: _array_from_json(values[name], infos[name]["dtype"]) for name in sorted(infos)}
+
+
 def _version_path(version: int | None, label: str | None) -> str:
     if version is not None:
         return f"/versions/{version}"
@@ -408,7 +438,7 @@ def _version_path(version: int | None, label: str | None) -> str:
 
 
 def _array_to_json(array: np.ndarray) -> Any:
-    return _encode_base64(array.tolist()) if array.dtype.kind == "O" else array.tolist()
+    return _encode_base64(array.tolist()) if array.dtype.kind in "OS" else array.tolist()
 
 
 def _encode_base64(value: Any) -> Any:
@@ -426,4 +456,4 @@ def _array_from_json(value: Any, dtype: str) -> np.ndarray:
 def _decode_base64(value: Any) -> Any:
     if isinstance(value, list):
         return [_decode_base64(item) for item in value]
-    return base64.b64decode(value["b64"]) if isinstance(value, dict) else value.encode()
+    return base64.b64decode(value["b64"]) if isinstance(value, dict) else value.encode("utf-8", "surrogateescape")

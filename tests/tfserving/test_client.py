@@ -1,14 +1,18 @@
 """The client returns the same outputs over gRPC and REST, and retries only what may be retried."""
 
+import concurrent.futures
 import contextlib
 import http.server
 import io
 import json
+import shutil
 import threading
 import time
 
+import grpc as grpc_library
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from tiny_committee import NAMES, SIZE, expected
 
@@ -130,13 +134,18 @@ def scripted(*responses):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             paths.append(self.path)
             status, document = left.pop(0) if len(left) > 1 else left[0]
-            content = (document if isinstance(document, str) else json.dumps(document)).encode()
+            content = json.dumps(document) if isinstance(document, dict) else document
+            content = content.encode() if isinstance(content, str) else content
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+
+        def do_POST(self):
+            self.do_GET()
 
         def log_message(self, *_args):
             pass
@@ -156,10 +165,109 @@ BUSY = (503, {"error": "the queue is full"})
 STATUS = (200, {"model_version_status": [{"version": "4", "state": "START", "status": {"error_message": ""}}]})
 
 
-def test_unavailable_is_retried_until_there_is_a_response():
-    with scripted(BUSY, BUSY, STATUS) as (url, paths), Client(url, "m") as client:
+@pytest.mark.parametrize("failure", [BUSY, (499, {"error": "the server is stopping"})])
+def test_unavailable_and_cancelled_are_retried_until_there_is_a_response(failure):
+    with scripted(failure, failure, STATUS) as (url, paths), Client(url, "m") as client:
         assert client.status() == [VersionStatus(4, "START")]
     assert paths == ["/v1/models/m"] * 3
+
+
+def test_a_grpc_request_that_a_stopping_server_cancelled_is_sent_again():
+    calls = []
+
+    def handle(content, context):
+        calls.append(content)
+        if len(calls) == 1:
+            context.abort(grpc_library.StatusCode.CANCELLED, "the server is stopping")
+        return b""
+
+    handler = grpc_library.unary_unary_rpc_method_handler(handle)
+    service = grpc_library.method_handlers_generic_handler(
+        "tensorflow.serving.ModelService", {"GetModelStatus": handler}
+    )
+    server = grpc_library.server(concurrent.futures.ThreadPoolExecutor(1), [service])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with Client(f"grpc://127.0.0.1:{port}", "m") as client:
+        assert client.status() == []
+    assert len(calls) == 2
+    server.stop(0).wait()
+
+
+def metadata(version, output, dtype="DT_FLOAT"):
+    signatures = {"serving_default": {"outputs": {output: {"dtype": dtype}}}}
+    document = {"model_spec": {"version": version}, "metadata": {"signature_def": {"signature_def": signatures}}}
+    return 200, document
+
+
+def test_a_version_that_is_unloaded_before_the_prediction_is_replaced_by_the_next_one():
+    gone = (404, {"error": "Servable not found for request: Specific(m, 4)"})
+    with (
+        scripted(metadata("4", "y"), gone, metadata("5", "z", "DT_INT32"), (200, {"outputs": [7]})) as (url, paths),
+        Client(url, "m") as client,
+    ):
+        outputs = client.predict({"x": np.zeros(1)})
+    assert (list(outputs), outputs["z"].dtype, outputs["z"].tolist()) == (["z"], np.int32, [7])
+    newest, pinned = "/v1/models/m/metadata", "/v1/models/m/versions/{}:predict"
+    assert paths == [newest, pinned.format(4), newest, pinned.format(5)]
+
+
+def test_a_requested_version_that_is_unloaded_is_final():
+    gone = (404, {"error": "Servable not found for request: Specific(m, 4)"})
+    with (
+        scripted(metadata("4", "y"), gone) as (url, _),
+        Client(url, "m") as client,
+        pytest.raises(RequestError, match=r"NOT_FOUND: .*Specific\(m, 4\)"),
+    ):
+        client.predict({"x": np.zeros(1)}, version=4)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{}, {"outputs": ["text"]}, {"outputs": {"b64": 5}}, {"outputs": [[1], [2, 3]]}],
+)
+def test_a_response_that_does_not_fit_the_signature_is_an_error_with_a_message(document):
+    with (
+        scripted(metadata("4", "y"), (200, document)) as (url, _),
+        Client(url, "m") as client,
+        pytest.raises(RequestError, match="INTERNAL: this is not TF Serving: the response has other content"),
+    ):
+        client.predict({"x": np.zeros(1)})
+
+
+def test_strings_that_are_not_utf_8_are_returned_as_they_are():
+    with (
+        scripted(metadata("4", "y", "DT_STRING"), (200, b'{"outputs": ["\xe9t\xe9"]}')) as (url, _),
+        Client(url, "m") as client,
+    ):
+        assert client.predict({"x": np.zeros(1)})["y"].tolist() == [b"\xe9t\xe9"]
+
+
+class OtherOutputs(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
+    def predict(self, x):
+        return {"double": 2 * x, "text": tf.strings.as_string(x, precision=1)}
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_new_version_may_have_other_outputs(half_plus_two, tmp_path, protocol):
+    shutil.copytree(half_plus_two, tmp_path / "half")
+    config = ModelConfig("half", tmp_path / "half", VersionPolicy.all_versions())
+    with Manager([config], ManagerOptions(poll_seconds=0.02)) as manager:
+        manager.wait_until_available()
+        start = {"grpc": grpc.start, "http": rest.start}[protocol]
+        with start(manager, ("127.0.0.1", 0)) as server, Client(f"{protocol}://127.0.0.1:{server.port}/half") as client:
+            x = {"x": np.array([3], np.float32)}
+            assert client.predict(x)["y"].tolist() == [3.5]
+            module = OtherOutputs()
+            tf.saved_model.save(module, str(tmp_path / "staging"), signatures={"serving_default": module.predict})
+            (tmp_path / "staging").rename(tmp_path / "half" / "124")
+            deadline = time.monotonic() + 20
+            while client.status()[0] != VersionStatus(124, "AVAILABLE") and time.monotonic() < deadline:
+                time.sleep(0.02)
+            outputs = client.predict(x)
+            assert {name: array.tolist() for name, array in outputs.items()} == {"double": [6.0], "text": [b"3.0"]}
+            assert client.predict(x, version=123)["y"].tolist() == [3.5]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +280,7 @@ def test_unavailable_is_retried_until_there_is_a_response():
         ((500, {"error": "a bug"}), "INTERNAL", "a bug"),
         ((200, "<html>hello</html>"), "INTERNAL", "this is not TF Serving"),
         ((200, "[" * 100_000), "INTERNAL", "this is not TF Serving"),
+        ((200, {"status": "fine"}), "INTERNAL", "this is not TF Serving"),
     ],
 )
 def test_every_other_error_is_final(response, code, message):
