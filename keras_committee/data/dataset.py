@@ -18,6 +18,8 @@ from keras_committee.errors import RecipeError, raise_if_problems
 # 224 pixels takes 180 GiB and cannot be. With 2 GiB per member process even a small machine keeps enough memory.
 MEMORY_LIMIT = 2 * 1024**3
 
+_MAX_LISTED_CLASSES = 10
+
 _log = logging.getLogger(__name__)
 
 
@@ -31,6 +33,7 @@ class ReadResult:
         validation: The validation split; None to hold it out from `train`.
         test: The test split; None to hold it out from `train`.
         problems: One sentence per problem.
+        notes: One sentence per decision that the user may want to make otherwise.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +41,7 @@ class ReadResult:
     validation: Split | None = None
     test: Split | None = None
     problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 class DataReader(Protocol):
@@ -118,6 +122,8 @@ class DataConfig:
             DataError: Lists every problem, by file or row.
         """
         found = self.reader.find()
+        for note in found.notes:
+            _log.warning("%s: %s", self.name, note)
         problems = [*found.problems, *self._size_problems(found)]
         available = [split for split in (found.train, found.validation, found.test) if split is not None]
         splits = available if problems else [self._apply_limit(split) for split in self._make_splits(found)]
@@ -127,7 +133,7 @@ class DataConfig:
             unreadable = []
         raise_if_problems(self.name, [*problems, *unreadable], self.reader.hint)
         train, validation, test = splits
-        return Splits(
+        loaded = Splits(
             classes=found.classes,
             train=train,
             validation=validation,
@@ -135,6 +141,24 @@ class DataConfig:
             batch_size=self.batch_size,
             augment=self.augment,
         )
+        if self.limit is None:
+            self._report_absent_classes(loaded)
+        return loaded
+
+    def _report_absent_classes(self, splits):
+        """Warn of classes without a validation or test example; raise DataError if one has no training example."""
+        absent = absent_classes(splits.train, splits.classes)
+        problems = [f"no training example of class {name!r} is readable" for name in absent]
+        raise_if_problems(self.name, problems, self.reader.hint)
+        for split_name in ("validation", "test"):
+            if absent := absent_classes(getattr(splits, split_name), splits.classes):
+                _log.warning(
+                    "%s: the %s split has no example of %s, for want of images; the scores leave %s out.",
+                    self.name,
+                    split_name,
+                    _shorten(absent),
+                    "it" if len(absent) == 1 else "them",
+                )
 
     def _hold_out_counts(self, found):
         """Return the number of examples to hold out from training, for test and for validation."""
@@ -152,7 +176,10 @@ class DataConfig:
         if problems:
             return problems
         remaining = hold_out(found.train.labels, test)[0]
-        problems = check_hold_out(found.train.labels[remaining], validation, found.classes, "the validation split")
+        labels = found.train.labels[remaining]
+        if test:  # the other image of a class of two is a test image
+            labels = labels[_is_divisible(labels)]
+        problems = check_hold_out(labels, validation, found.classes, "the validation split")
         num_train = min(len(remaining) - validation, self.limit or len(remaining))
         if not problems and num_train < self.batch_size:
             problems = [f"{num_train} training examples do not fill one batch of {self.batch_size}"]
@@ -212,9 +239,11 @@ def resolve_count(count_or_fraction: float, num_examples: int) -> int:
 def hold_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide the examples into those that remain and `count` held-out ones, with equal class proportions.
 
+    Every class of two or more has an example on both sides; the example of a class of one remains.
+
     Args:
         labels: int32 `(examples,)`.
-        count: Number of examples to hold out.
+        count: Number of examples to hold out, for which `check_hold_out` finds no problem.
 
     Returns:
         Remaining and held-out indices, both ascending; the same for equal labels.
@@ -222,8 +251,42 @@ def hold_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     indices = np.arange(len(labels))
     if count == 0:
         return indices, indices[:0]
-    kept, held_out = train_test_split(indices, test_size=count, stratify=labels, random_state=0)
-    return np.sort(kept), np.sort(held_out)
+    divisible = indices[_is_divisible(labels)]
+    _, held_out = train_test_split(divisible, test_size=count, stratify=labels[divisible], random_state=0)
+    is_held_out = np.isin(indices, held_out)
+    _give_every_class_a_share(is_held_out, labels)
+    return indices[~is_held_out], indices[is_held_out]
+
+
+def _is_divisible(labels):
+    """Return whether the class of each example has another one: bool `(examples,)`."""
+    return np.bincount(labels)[labels] > 1
+
+
+def _give_every_class_a_share(is_held_out, labels):
+    """Exchange examples, in place, until every class of two or more is on both sides.
+
+    Proportional rounding leaves out classes of up to `1 / (2 * fraction)` examples.
+    """
+    rng, sizes = np.random.default_rng(0), np.bincount(labels)
+    for side in (True, False):  # first held out, then remaining
+        counts = np.bincount(labels[is_held_out == side], minlength=len(sizes))
+        for label in np.flatnonzero((sizes > 1) & (counts == 0)):
+            largest = counts.argmax()
+            is_held_out[rng.choice(np.flatnonzero((labels == largest) & (is_held_out == side)))] = not side
+            is_held_out[rng.choice(np.flatnonzero(labels == label))] = side
+            counts[label], counts[largest] = 1, counts[largest] - 1
+
+
+def absent_classes(split: Split, classes: Sequence[str]) -> list[str]:
+    """Return the names of the classes without an example in a split; none for an empty split."""
+    counts = np.bincount(split.labels, minlength=len(classes))
+    return [name for name, count in zip(classes, counts, strict=True) if not count] if len(split) else []
+
+
+def _shorten(names):
+    more = f" and {len(names) - _MAX_LISTED_CLASSES} more" if len(names) > _MAX_LISTED_CLASSES else ""
+    return f"class{'' if len(names) == 1 else 'es'} {', '.join(map(repr, names[:_MAX_LISTED_CLASSES]))}{more}"
 
 
 def check_hold_out(labels: np.ndarray, count: int, classes: Sequence[str], split_name: str) -> list[str]:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from keras_committee.class_folders import HINT, list_images
+from keras_committee.class_folders import HINT, check_split_folders, list_images
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
 from keras_committee.data.images import ImageFiles
@@ -24,13 +25,19 @@ def image_folder(
     test: float = 0.2,
     augment: Augmentation | None = None,
     skip_bad: int = 0,
+    split_folders: Mapping[str, str] | None = None,
 ) -> DataConfig:
     """JPEG and PNG images in one folder per class; the sorted folder names are the classes.
 
     Two layouts are supported: `directory/<class>/...`, from which a test split is held out, and
-    `directory/train/<class>/...` next to `directory/test/<class>/...`. A folder `val` (or `validation`) next to both is
-    the validation split; without `test` it is the test split. Held-out examples are the same for every seed and keep
-    the class proportions.
+    `directory/train/<class>/...` next to `directory/test/<class>/...`. A folder `val` next to both is the validation
+    split; without `test` it is the test split. Other spellings, in any case: `training`, `valid`, `validation`, `dev`,
+    `testing`. A folder of such a name that contains images and no folders is a class. Two spellings of one split, or a
+    further folder of images next to split folders, are an error, which `split_folders` resolves.
+
+    Held-out examples are the same for every seed. They keep the class proportions, but contain at least one example of
+    every class. A class of two images has none left for validation if a test split is held out, too: a warning names
+    such classes before training.
 
     Args:
         directory: The folder.
@@ -42,8 +49,18 @@ def image_folder(
         test: Examples held out for test, a count or a fraction.
         augment: Augmentation of the training images, or None.
         skip_bad: Largest number of unreadable images to skip with a warning; with more, all are listed in an error.
+        split_folders: Folder of each split, such as `{"train": "a", "validation": "b", "test": "c"}`; a split without
+            a folder is held out. `{}` if every folder is a class. None recognizes split folders by their names.
+
+    Raises:
+        RecipeError: If `split_folders` has unknown splits, or no training split.
     """
-    reader = ClassFolders(directory=Path(directory), transform=resolve_transform("image_folder", size, transform))
+    check_split_folders(split_folders, "image_folder")
+    reader = ClassFolders(
+        directory=Path(directory),
+        transform=resolve_transform("image_folder", size, transform),
+        split_folders=split_folders,
+    )
     return DataConfig(
         name=f"image_folder({os.fspath(directory)!r})",
         batch_size=batch_size,
@@ -63,21 +80,23 @@ class ClassFolders:
         directory: The folder.
         transform: The transform from a file's image to one of the split's.
         require_exact_size: Whether the files must have the size of the transform; otherwise they are transformed.
-        classes: Required number of classes, or None. If given, folders `train` and `test` are required too.
+        classes: Required number of classes, or None. If given, a training and a test folder are required too.
+        split_folders: Folder of each split, as in `list_images`.
     """
 
     directory: Path
     transform: ImageTransform
     require_exact_size: bool = False
     classes: int | None = None
+    split_folders: Mapping[str, str] | None = None
     hint: str = HINT
 
     def find(self) -> ReadResult:
-        listing = list_images(self.directory, self.classes)
+        listing = list_images(self.directory, self.classes, self.split_folders)
         splits = {
             split_name: self._make_split(images, listing.classes) for split_name, images in listing.splits.items()
         }
-        return ReadResult(classes=listing.classes, problems=listing.problems, **splits)
+        return ReadResult(classes=listing.classes, problems=listing.problems, notes=listing.notes, **splits)
 
     def _make_split(self, images, classes):
         """Make a split of the images of each class, ordered by class and name."""

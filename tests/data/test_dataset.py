@@ -107,6 +107,45 @@ def test_the_hold_out_is_ascending_and_never_changes():
     assert held.tolist()[:6] == [0, 3, 9, 19, 21, 23]
 
 
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.45, 0.8])
+@pytest.mark.parametrize("rare", [2, 3, 4])
+def test_rare_classes_are_on_both_sides_of_a_hold_out(rare, fraction):
+    labels = np.array([0] * 60 + [1] * rare + [2] * 33 + [3] * rare, np.int32)
+    stay, held = hold_out(labels, round(fraction * len(labels)))
+    assert len(held) == round(fraction * len(labels))
+    assert sorted([*stay, *held]) == list(range(len(labels)))
+    assert np.bincount(labels[held], minlength=4).min() >= 1
+    assert np.bincount(labels[stay], minlength=4).min() >= 1
+    np.testing.assert_allclose(np.bincount(labels[held])[[0, 2]], fraction * np.array([60, 33]), atol=3.5)
+
+
+def test_the_only_example_of_a_class_remains():
+    stay, held = hold_out(np.array([1, 0, 0, 2, 0, 2]), 2)
+    assert 0 in stay
+    assert len(held) == 2
+
+
+def test_three_images_of_a_class_are_one_in_each_split(write_images):
+    loaded = data.image_folder(write_images({"cat": 30, "dog": 30, "owl": 3}), 4, size=(8, 8)).load()
+    assert [np.bincount(part.labels)[2] for part in (loaded.train, loaded.validation, loaded.test)] == [1, 1, 1]
+
+
+def test_a_class_that_is_too_rare_for_three_splits_is_named_before_training(write_images, caplog):
+    loaded = data.image_folder(write_images({"cat": 30, "dog": 30, "owl": 2}), 4, size=(8, 8)).load()
+    assert [(part.labels == 2).sum() for part in (loaded.train, loaded.validation, loaded.test)] == [1, 0, 1]
+    assert (
+        "the validation split has no example of class 'owl', for want of images; the scores leave it out" in caplog.text
+    )
+
+
+def test_a_class_that_loses_its_training_images_is_an_error(write_images):
+    root = write_images({"train/cat": 12, "train/owl": 1, "test/cat": 2, "test/owl": 1})
+    (root / "train/owl/0000.png").write_bytes(b"")
+    described = data.image_folder(root, 4, size=(8, 8), validation=0, skip_bad=1)
+    with pytest.raises(DataError, match="no training example of class 'owl' is readable"):
+        described.load()
+
+
 def test_holding_out_nothing_keeps_all():
     stay, held = hold_out(LABELS, 0)
     assert (len(stay), len(held)) == (100, 0)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from keras_committee import data
 from keras_committee.data.images import ImageFiles
+from keras_committee.errors import RecipeError
 
 FLAT = {"cat": 12, "ant": 20, "bee": 8}
 
@@ -45,6 +46,19 @@ def test_train_and_one_more_folder_give_the_test_split(write_images, held):
     root = write_images({"train/a": 9, "train/b": 9, f"{held}/a": 3, f"{held}/b": 2})
     loaded = folder(root, validation=4).load()
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (14, 4, 5)
+
+
+def test_split_folders_name_the_layout_and_are_checked_at_once(write_images, caplog):
+    root = write_images({"a/cat": 9, "a/dog": 9, "val/cat": 3, "val/dog": 2})
+    loaded = folder(root, split_folders={"train": "a", "validation": "val"}).load()
+    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (14, 5, 4)
+    with pytest.raises(RecipeError, match="image_folder: split_folders must name"):
+        folder(root, split_folders={"test": "val"})
+
+
+def test_a_choice_between_layouts_is_logged(write_images, caplog):
+    folder(write_images({"bus": 9, "train": 9})).load()
+    assert "train/ is a class, not a split: it holds images and no class folders" in caplog.text
 
 
 def test_given_train_val_and_test_folders_are_the_splits(write_images):
