@@ -92,10 +92,10 @@ class LayerGraph:
         return is_linear(layer) and self.used_once(layer) and layer.activation is keras.activations.linear
 
     def is_plain_norm(self, node: Any) -> bool:
-        """Whether the node is the only call of a batch normalization over the last axis, in inference mode."""
+        """Whether the node is the only call of a batch normalization over the last axis."""
         layer = node.operation
         normalizes_last_axis = is_norm(layer) and layer.axis in (-1, len(node.input_tensors[0].shape) - 1)
-        return normalizes_last_axis and self.used_once(layer) and not node.arguments.kwargs.get("training")
+        return normalizes_last_axis and self.used_once(layer)
 
 
 def fold_batch_norms(graph: LayerGraph) -> FoldPlan:

@@ -45,7 +45,7 @@ class InferenceModel:
         float32 logits `(batch, classes)`.
 
     Raises:
-        ValueError: If the model is not a graph of layers, or a layer of it runs in training mode.
+        ValueError: If the model is not a graph of layers.
     """
 
     def __init__(self, model: keras.Model, name: str):
@@ -58,7 +58,9 @@ class InferenceModel:
 
     def __call__(self, image):
         first = self._model.inputs[0]
-        return tf.cast(self._run(self._model, tf.cast(image, first.dtype)), tf.float32)
+        # Some layers of Keras draw random numbers at inference, too: the graph would write their state in each request.
+        with keras.StatelessScope():
+            return tf.cast(self._run(self._model, tf.cast(image, first.dtype)), tf.float32)
 
     def variables(self, captured) -> dict[str, tf.Variable]:
         """Return the variables `captured` by a traced call, by name.
@@ -81,7 +83,7 @@ class InferenceModel:
             return self._replacements[id(operation)]
         if has_functional_graph(operation):
             return lambda inputs, **_: self._run(operation, inputs)
-        if getattr(operation, "_call_has_training_arg", False):
+        if isinstance(operation, keras.layers.Layer):
             return functools.partial(_call_for_inference, operation)
         return operation
 
@@ -119,34 +121,15 @@ class InferenceModel:
     def _affine(self, norm, rank):
         scale, shift = scale_and_shift(norm)
         if rank == 4 and norm.axis in (-1, 3):
-            return self._fused_affine(
-                norm, self._create_variable(norm, "scale", scale), self._create_variable(norm, "shift", shift)
+            return _fused_affine(
+                self._create_variable(norm, "scale", scale), self._create_variable(norm, "shift", shift)
             )
         shape = [1] * rank
         shape[norm.axis] = -1
         scale = self._create_variable(norm, "scale", scale.reshape(shape))
         shift = self._create_variable(norm, "shift", shift.reshape(shape))
 
-        def run(inputs, training=None, mask=None):
-            _check_not_training(norm, training)
-            return inputs * scale + shift
-
-        return run
-
-    def _fused_affine(self, norm, scale, shift):
-        """Return a normalization of mean 0 and variance 1, one pass over the pixels, fused with a ReLU by TensorFlow.
-
-        A product, a sum and a ReLU take three passes.
-        """
-        zeros, ones = np.zeros(scale.shape, np.float32), np.ones(scale.shape, np.float32)
-
-        def run(inputs, training=None, mask=None):
-            _check_not_training(norm, training)
-            return tf.raw_ops.FusedBatchNormV3(
-                x=inputs, scale=scale, offset=shift, mean=zeros, variance=ones, epsilon=0.0, is_training=False
-            ).y
-
-        return run
+        return lambda inputs, **_: inputs * scale + shift
 
     def _create_variable(self, layer, weight_name, value):
         if value is None:
@@ -164,13 +147,26 @@ def compute_in_float32(model: keras.Model) -> None:
             layer.dtype_policy = "float32"
 
 
+def _fused_affine(scale, shift):
+    """Return a normalization of mean 0 and variance 1, one pass over the pixels, fused with a ReLU by TensorFlow.
+
+    A product, a sum and a ReLU take three passes.
+    """
+    zeros, ones = np.zeros(scale.shape, np.float32), np.ones(scale.shape, np.float32)
+    return lambda inputs, **_: (
+        tf.raw_ops.FusedBatchNormV3(
+            x=inputs, scale=scale, offset=shift, mean=zeros, variance=ones, epsilon=0.0, is_training=False
+        ).y
+    )
+
+
 def _scale_for_kernel(layer, scale):
     """Return `scale` in a shape that multiplies the outputs of the kernel: its last axis, or two axes if depthwise."""
     depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
     return scale.reshape((-1, layer.depth_multiplier)) if depthwise else scale
 
 
-def _run_linear(layer, kernel, bias, inputs):
+def _run_linear(layer, kernel, bias, inputs, **_):
     # TensorFlow fuses a convolution, `BiasAdd` (not `Add`) and an activation into one kernel.
     outputs = _apply_kernel(layer, inputs, kernel)
     outputs = outputs if bias is None else tf.nn.bias_add(outputs, bias)
@@ -188,16 +184,16 @@ def _apply_kernel(layer, inputs, kernel):
     return layer.convolution_op(inputs, kernel)
 
 
-def _identity(inputs, training=None, **_):
+def _identity(inputs, **_):
     return inputs
 
 
-def _run_leaky_relu(layer, inputs):
+def _run_leaky_relu(layer, inputs, **_):
     # After a convolution and a sum, the remapper of TensorFlow 2.20 fuses a leaky ReLU and loses its slope.
     return layer(_fusion_barrier(inputs))
 
 
-def _fusion_barrier(inputs, training=None, **_):
+def _fusion_barrier(inputs, **_):
     """Replace a split normalization between a sum and a ReLU if another sum reads the first one as well.
 
     Without an operation there, the remapper of TensorFlow 2.20 fuses both sums into convolutions, loses a node
@@ -208,10 +204,10 @@ def _fusion_barrier(inputs, training=None, **_):
 
 
 def _call_for_inference(layer, *inputs, training=None, **arguments):
-    _check_not_training(layer, training)
+    """Call a layer as Keras does when it predicts.
+
+    A `training` in the graph is ignored: Keras records the default of a layer's `call`, which is True for random
+    augmentation, and replaces it by the mode of the whole model. The argument is also passed to layers without it, for
+    the layers inside them.
+    """
     return layer(*inputs, training=False, **arguments)
-
-
-def _check_not_training(layer, training):
-    if training:
-        raise ValueError(f"Cannot export {layer.name!r}: the model calls it with training=True. Remove that argument.")

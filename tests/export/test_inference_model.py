@@ -96,10 +96,61 @@ def test_a_member_trained_in_bfloat16_is_served_in_float32():
     assert "FusedBatchNormV3" not in types
 
 
-def test_a_layer_that_always_trains_is_rejected_by_name():
-    model = small(lambda x: keras.layers.GaussianNoise(0.1, name="noisy")(x, training=True))
-    with pytest.raises(ValueError, match="'noisy': the model calls it with training=True"):
-        traced(model)
+# The layers whose recorded default is training=True, with the arguments that they require.
+AUGMENTATIONS = {
+    "AugMix": {}, "AutoContrast": {}, "CutMix": {}, "MixUp": {}, "RandAugment": {},
+    "CenterCrop": {"height": 8, "width": 8}, "Resizing": {"height": 8, "width": 8},
+    "RandomBrightness": {"factor": 0.3}, "RandomColorDegeneration": {"factor": 0.3}, "RandomColorJitter": {},
+    "RandomContrast": {"factor": 0.3}, "RandomCrop": {"height": 8, "width": 8}, "RandomElasticTransform": {},
+    "RandomErasing": {}, "RandomFlip": {}, "RandomGaussianBlur": {}, "RandomGrayscale": {},
+    "RandomHue": {"factor": 0.2}, "RandomInvert": {}, "RandomPerspective": {}, "RandomPosterization": {"factor": 4},
+    "RandomRotation": {"factor": 0.2}, "RandomSaturation": {"factor": 0.2}, "RandomSharpness": {"factor": 0.2},
+    "RandomShear": {"x_factor": 0.2}, "RandomTranslation": {"height_factor": 0.2, "width_factor": 0.2},
+    "RandomZoom": {"height_factor": 0.2}, "Solarization": {"addition_factor": 0.2},
+}  # fmt: skip
+
+
+def test_every_augmentation_layer_of_keras_is_exported_as_keras_predicts():
+    layers = [getattr(keras.layers, name)(**arguments) for name, arguments in AUGMENTATIONS.items()]
+    recorded = []
+
+    def augment(x):
+        for layer in layers:
+            x = layer(x)
+            recorded.append(layer._inbound_nodes[0].arguments.kwargs["training"])
+        return x
+
+    types = assert_like_keras(small(augment))
+    assert recorded == [True] * len(AUGMENTATIONS)
+    assert "AssignVariableOp" not in types
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class FlipInside(keras.layers.Layer):
+    """Has no argument `training`, so its inner layer depends on the mode of the model around it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.flip = keras.layers.RandomFlip(seed=3)
+
+    def call(self, inputs):
+        return self.flip(inputs)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda x: keras.layers.GaussianNoise(0.1)(x, training=True),
+        lambda x: norm()(keras.layers.Conv2D(4, 3)(x, training=True), training=True),
+        lambda x: norm(axis=1)(keras.layers.ReLU(negative_slope=0.2)(x, training=True), training=True),
+        lambda x: keras.layers.Pipeline([keras.layers.RandomFlip(seed=3), keras.layers.RandomRotation(0.2)])(x),
+        lambda x: keras.Sequential([keras.layers.RandomFlip(seed=3), keras.layers.RandomRotation(0.2)])(x),
+        lambda x: FlipInside()(x),
+    ],
+    ids=["noise", "linear and norm", "affine", "pipeline", "sequential", "inside a layer"],
+)
+def test_a_training_mode_in_the_graph_is_replaced_by_inference_as_in_keras(layers):
+    assert_like_keras(small(layers))
 
 
 def test_the_variables_are_those_that_the_graph_reads_each_once():
