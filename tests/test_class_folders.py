@@ -138,8 +138,8 @@ def test_names_that_are_not_utf8_are_refused_and_shown(write, tmp_path):
 def test_unicode_forms_of_one_name_are_told_apart(write):
     root = write("train/caf\u00e9/1.png", "test/cafe\u0301/2.png")
     assert list_images(root).problems == [
-        r"train/cafe\u0301: there is no such folder, but another split has the class"
-        r" ('cafe\u0301' is missing; there is 'caf\xe9')".replace(r"\u0301", "\u0301", 1),
+        "train/cafe\u0301: there is no such folder, but another split has the class"
+        r" ('cafe\u0301' is missing; there is 'caf\xe9')",
         "test/caf\u00e9: there is no such folder, but another split has the class"
         r" ('caf\xe9' is missing; there is 'cafe\u0301')",
     ]

@@ -2,10 +2,11 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_committee.class_folders import split_named
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig
 from keras_committee.data.preprocessing import ImageTransform, resolve_transform
@@ -25,6 +26,7 @@ def tfds(
     validation: float | str = 0.1,
     test: float | str = "test",
     augment: Augmentation | None = None,
+    skip_bad: int = 0,
 ) -> DataConfig:
     """Images of a data set that TensorFlow Datasets has prepared; requires the extra `datasets`.
 
@@ -41,6 +43,7 @@ def tfds(
         validation: Name of the validation split; or examples held out from training, a count or a fraction.
         test: Name of the test split, or examples held out. ImageNet's own has no labels; use `test="validation"`.
         augment: Augmentation of the training images, or None.
+        skip_bad: Largest number of unreadable images to skip with a warning; with more, all are listed in an error.
     """
     splits, counts = named_splits_and_counts(validation=validation, test=test)
     reader = TfdsReader(
@@ -56,6 +59,7 @@ def tfds(
         validation=counts["validation"],
         test=counts["test"],
         augment=augment,
+        skip_bad=skip_bad,
     )
 
 
@@ -83,6 +87,12 @@ class TfdsReader(ShardReader):
             split_name: [Path(path) for path in info.splits[split].filepaths]
             for split_name, split in self.splits.items()
         }
+
+    def roles(self, split_names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+        unused = [name for name in self._info().splits if name not in self.splits.values() and split_named(name)]
+        return super().roles(split_names)[0], [
+            f"the data set's split {name!r} is not used; to use it, set {split_named(name)}={name!r}" for name in unused
+        ]
 
     def expected_counts(self) -> dict[str, int]:
         info = self._info()

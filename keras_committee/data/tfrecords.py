@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from keras_committee.class_folders import SPLIT_SPELLINGS, assign_splits, split_named
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
 from keras_committee.data.images import EncodedImages
@@ -24,7 +25,6 @@ from keras_committee.data.record_index import Fields, RecordIndex, load_or_build
 from keras_committee.data.splits import Split
 from keras_committee.errors import DataError, raise_if_problems
 
-_SPLIT_PREFIXES = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 # train-00000-of-01024 (Model Garden), name-train.tfrecord-00000-of-00008 (TFDS), train-00000-of-00008.tfrecord
 _NUMBERED_SHARD = re.compile(r"(?P<head>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<tail>\.tfrecords?)?")
 _TFRECORD_SUFFIXES = (".tfrecord", ".tfrecords")
@@ -41,12 +41,14 @@ def imagenet_records(
     validation: float = 0.1,
     test: float = 0.2,
     augment: Augmentation | None = None,
+    skip_bad: int = 0,
 ) -> DataConfig:
     """ImageNet, or any classes, in TFRecords of Model Garden's format, as `keras-committee make-tfrecords` writes them.
 
     The shards of a split are the files of `directory` named like `train-00000-of-01024` or `train.tfrecord`. Next to
-    `train` there may be `validation` (or `val`) and `test`; `validation` without `test` is the test split. An example
-    contains `image/encoded`, a JPEG or PNG, and `image/class/label`, optionally also `image/class/text` and
+    `train` there may be `validation` and `test`, in any spelling that `image_folder` recognizes; `validation` without
+    `test` is the test split, and other shards are an error: use `tfrecords` to name each split. An example contains
+    `image/encoded`, a JPEG or PNG, and `image/class/label`, optionally also `image/class/text` and
     `image/class/synset`.
 
     The first time, every shard is read once: each checksum is verified, and an index of the records is stored next to
@@ -64,6 +66,7 @@ def imagenet_records(
         validation: Examples held out for validation if there is no such split, a count or a fraction.
         test: Examples held out for test if there is no such split, a count or a fraction.
         augment: Augmentation of the training images, or None.
+        skip_bad: Largest number of unreadable images to skip with a warning; with more, all are listed in an error.
     """
     reader = ShardFolder(
         directory=Path(directory),
@@ -71,9 +74,14 @@ def imagenet_records(
         labels=None if labels is None else Path(labels),
         first_label=first_label,
     )
-    name = f"imagenet_records({os.fspath(directory)!r})"
     return DataConfig(
-        name=name, batch_size=batch_size, reader=reader, validation=validation, test=test, augment=augment
+        name=f"imagenet_records({os.fspath(directory)!r})",
+        batch_size=batch_size,
+        reader=reader,
+        validation=validation,
+        test=test,
+        augment=augment,
+        skip_bad=skip_bad,
     )
 
 
@@ -90,6 +98,7 @@ def tfrecords(
     validation: float | str = 0.1,
     test: float | str = 0.2,
     augment: Augmentation | None = None,
+    skip_bad: int = 0,
 ) -> DataConfig:
     """TFRecords of examples with an encoded image and a label, with any names of files and fields.
 
@@ -105,6 +114,7 @@ def tfrecords(
         validation: A pattern of shards; or examples held out from training, a count or a fraction.
         test: A pattern of shards; or examples held out from training, a count or a fraction.
         augment: Augmentation of the training images, or None.
+        skip_bad: Largest number of unreadable images to skip with a warning; with more, all are listed in an error.
     """
     patterns, counts = named_splits_and_counts(validation=validation, test=test)
     reader = ShardPatterns(
@@ -121,6 +131,7 @@ def tfrecords(
         augment=augment,
         validation=counts["validation"],
         test=counts["test"],
+        skip_bad=skip_bad,
     )
 
 
@@ -137,11 +148,18 @@ class ShardReader(abc.ABC):
     transform: ImageTransform
     labels: Path | None = None
     first_label: int
-    hint: str = "Fix or remove what is listed above (or change the sizes in the recipe), then run the command again."
+    hint: str = (
+        "Fix or remove what is listed above (or change the sizes in the recipe; skip_bad=N skips up to N unreadable "
+        "images), then run the command again."
+    )
 
     @abc.abstractmethod
     def shards(self) -> dict[str, list[Path]]:
         """Return the shards of each existing split: train, validation and test. Raises DataError."""
+
+    def roles(self, split_names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+        """Return which of the existing splits serves as each split, and one sentence per decision."""
+        return {name: name for name in split_names}, []
 
     def field_names(self) -> Fields:
         """Return the names of the fields of an example."""
@@ -169,12 +187,9 @@ class ShardReader(abc.ABC):
         names = self.class_names() or _class_names_from_examples(list(indices.values()), self.first_label)
         problems = problems or self._label_problems(indices, names)
         raise_if_problems(directory, problems, self.hint)
-        splits = {split_name: self._make_split(index) for split_name, index in indices.items()}
-        if "test" not in splits and "validation" in splits:
-            splits["test"] = splits.pop("validation")
-        return ReadResult(
-            classes=tuple(names), train=splits["train"], validation=splits.get("validation"), test=splits.get("test")
-        )
+        roles, notes = self.roles(indices)
+        splits = {role: self._make_split(indices[split_name]) for role, split_name in roles.items()}
+        return ReadResult(classes=tuple(names), notes=notes, **splits)
 
     def _make_split(self, index):
         images = TFRecordImages(index=index, rows=np.arange(len(index.rows)), transform=self.transform)
@@ -206,7 +221,7 @@ class ShardReader(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardFolder(ShardReader):
-    """Reader of one folder, where the names of the shards start with `train`, `validation` or `val`, and `test`.
+    """Reader of one folder, where the names of the shards start with that of their split.
 
     Args:
         directory: The folder.
@@ -218,12 +233,25 @@ class ShardFolder(ShardReader):
         if not self.directory.is_dir():
             problem = "is not a folder" if self.directory.exists() else "there is no such folder"
             raise_if_problems(str(self.directory), [problem], "Name the folder that contains the shards.")
-        found = {split_name: split_shards(self.directory, prefixes) for split_name, prefixes in _SPLIT_PREFIXES.items()}
-        if not found["train"]:
+        by_prefix = shards_by_prefix(self.directory)
+        by_split = {split_named(prefix): paths for prefix, paths in by_prefix.items()}
+        if "train" not in by_split:
             problem = "there are no training shards, named like train-00000-of-01024 or train.tfrecord"
             hint = "Name the folder of the shards. Create them with `keras-committee make-tfrecords SOURCE DEST`."
             raise_if_problems(str(self.directory), [problem], hint)
-        return {split_name: paths for split_name, paths in found.items() if paths}
+        problems = assign_splits(filter(split_named, by_prefix))[1]
+        problems += [
+            f"{paths[0].name}: named like none of the splits"
+            for prefix, paths in by_prefix.items()
+            if not split_named(prefix)
+        ]
+        hint = "Move other shards away, or name the shards of each split with the patterns of data.tfrecords."
+        raise_if_problems(str(self.directory), problems, hint)
+        return {split_name: by_split[split_name] for split_name in SPLIT_SPELLINGS if split_name in by_split}
+
+    def roles(self, split_names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+        roles, _, notes = assign_splits(split_names)
+        return roles, [f"{note}; to choose, use data.tfrecords" for note in notes]
 
     def expected_counts(self) -> dict[str, int]:
         counts = read_records_json(
@@ -410,10 +438,12 @@ def is_shard(name: str) -> bool:
     return not name.startswith(".") and (bool(_NUMBERED_SHARD.fullmatch(name)) or name.endswith(_TFRECORD_SUFFIXES))
 
 
-def split_shards(directory: Path, prefixes: Sequence[str]) -> list[Path]:
-    """Return the shards of `directory`, sorted, whose names start with one of `prefixes` and then `-`, `.` or `_`."""
-    name_pattern = re.compile(f"({'|'.join(map(re.escape, prefixes))})[-._]")
-    return sorted(path for path in directory.iterdir() if name_pattern.match(path.name) and is_shard(path.name))
+def shards_by_prefix(directory: Path) -> dict[str, list[Path]]:
+    """Return the shards of `directory`, sorted, by the part of their names before the first `-`, `.` or `_`."""
+    shards: dict[str, list[Path]] = {}
+    for path in sorted(path for path in directory.iterdir() if is_shard(path.name)):
+        shards.setdefault(re.split("[-._]", path.name, maxsplit=1)[0], []).append(path)
+    return shards
 
 
 def matching_shards(pattern: str | os.PathLike) -> list[Path]:

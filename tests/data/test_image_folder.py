@@ -57,7 +57,7 @@ def test_split_folders_name_the_layout_and_are_checked_at_once(write_images, cap
 
 
 def test_a_choice_between_layouts_is_logged(write_images, caplog):
-    folder(write_images({"bus": 9, "train": 9})).load()
+    folder(write_images({"bus": 9, "train": 9}), validation=2).load()
     assert "train/ is a class, not a split: it holds images and no class folders" in caplog.text
 
 

@@ -13,7 +13,7 @@ from keras_committee import data
 from keras_committee.data import record_index
 from keras_committee.data.record_index import Fields, load_or_build_index
 from keras_committee.data.record_writer import write_tfrecords
-from keras_committee.data.tfrecords import TFRecordImages, matching_shards, missing_shards, split_shards
+from keras_committee.data.tfrecords import TFRecordImages, matching_shards, missing_shards, shards_by_prefix
 from keras_committee.errors import DataError, ResourceError
 
 module = importlib.import_module("keras_committee.data.tfrecords")  # `data.tfrecords` is the function
@@ -160,13 +160,50 @@ def test_the_shards_of_a_split_are_found_by_their_names(tmp_path):
     names = ("train-00000-of-00002", "train.tfrecord", "train_2.tfrecords", "trains-00000-of-00001", "train-notes.txt")
     for name in (*names, ".train-00000-of-00002.tmp", "val-00000-of-00001", "validation-00000-of-00001"):
         (tmp_path / name).touch()
-    assert [path.name for path in split_shards(tmp_path, ("train",))] == sorted(names[:3])
-    assert [path.name for path in split_shards(tmp_path, ("val", "validation"))] == [
-        "val-00000-of-00001",
-        "validation-00000-of-00001",
-    ]
+    by_prefix = {prefix: [path.name for path in paths] for prefix, paths in shards_by_prefix(tmp_path).items()}
+    assert by_prefix == {
+        "train": sorted(names[:3]),
+        "trains": ["trains-00000-of-00001"],
+        "val": ["val-00000-of-00001"],
+        "validation": ["validation-00000-of-00001"],
+    }
     (tmp_path / "._train-00001-of-00002").touch()  # what macOS leaves beside a file
     assert missing_shards(matching_shards(tmp_path)) == ["train-00001-of-00002"]
+
+
+@pytest.mark.parametrize("spelling", ["val", "valid", "Validation", "DEV"])
+def test_every_spelling_of_the_validation_shards_is_found(records, spelling, caplog):
+    (records / "validation-00000-of-00001").rename(records / f"{spelling}-00000-of-00001")
+    (records / "records.json").unlink()
+    shutil.copy(records / f"{spelling}-00000-of-00001", records / "testing.tfrecord")
+    loaded = described(records).load()
+    assert [len(part) for part in (loaded.train, loaded.validation, loaded.test)] == [16, 5, 5]
+    assert "test split" not in caplog.text
+
+
+def test_validation_shards_in_place_of_test_shards_are_noted(records, caplog):
+    described(records).load()
+    assert "'validation' is used as the test split, since there is none named test; to choose" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("val-00000-of-00001", "val, validation: 2 names of the validation split; keep one"),
+        ("holdout.tfrecord", "holdout.tfrecord: named like none of the splits"),
+    ],
+)
+def test_other_shards_are_not_ignored(records, name, problem):
+    shutil.copy(records / "validation-00000-of-00001", records / name)
+    with pytest.raises(DataError, match=problem):
+        described(records).load()
+
+
+def test_a_pattern_of_validation_shards_stays_the_validation_split(records):
+    loaded = data.tfrecords(
+        records / "train-*", 4, first_label=1, size=(6, 5), validation=str(records / "validation-*"), test=3
+    ).load()
+    assert [len(part) for part in (loaded.train, loaded.validation, loaded.test)] == [13, 5, 3]
 
 
 PARTS = {"train/n01440764_tench": 4, "train/n02102040_english_springer": 3, "val/n01440764_tench": 2}
