@@ -1,4 +1,9 @@
-"""Atomic file writes, file hashes and lock files."""
+"""Atomic file writes, checksums and lock files.
+
+What later commands rely on is stored with a checksum, so that one flipped bit is an error and never a wrong answer:
+JSON objects have their SHA-256 as one more key (`write_record`, and `checked_line` for files of one object per line),
+other contents have it as their last 32 bytes (`write_checked`).
+"""
 
 import contextlib
 import fcntl
@@ -7,13 +12,16 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from keras_committee.errors import InUseError, ResourceError
 
+_CHECKSUM_KEY = "checksum"  # of a JSON object: the `json_checksum` of the others
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
 _LOCK_POLL_SECONDS = 0.02
 
 
@@ -24,7 +32,95 @@ def write_json(path: Path, document: Any) -> None:
         ValueError: If `document` contains a NaN or an infinity.
         ResourceError: If the file cannot be written. An old file stays unchanged.
     """
-    write_file(path, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_file(path, json_content(document))
+
+
+def json_content(document: Any) -> bytes:
+    """Return the content of the file that `write_json` writes."""
+    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_record(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON object with its checksum, for `read_record`. Raises as `write_json`."""
+    write_json(path, _with_checksum(document))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the JSON object that `write_record` wrote.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If its content is not what was written.
+    """
+    return parse_record(path.read_bytes())
+
+
+def parse_record(content: bytes) -> dict[str, Any]:
+    """Return the JSON object of `write_record` or `checked_line` in `content`. Raises ValueError as `read_record`."""
+    try:
+        return _without_checksum(json.loads(content))
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def checked_line(document: Mapping[str, Any]) -> bytes:
+    """Return a JSON object with its checksum as one line, for `read_checked_lines`. Raises ValueError for a NaN."""
+    return (json.dumps(_with_checksum(document), allow_nan=False) + "\n").encode()
+
+
+def read_checked_lines(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """Return the JSON objects of lines that `checked_line` wrote. Raises ValueError, with the number of a bad line."""
+    documents = []
+    for number, line in enumerate(lines, 1):
+        try:
+            documents.append(parse_record(line))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return documents
+
+
+def json_checksum(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hexadecimal digits, of the content of a JSON object, whatever its layout.
+
+    Raises:
+        ValueError: If `document` contains a NaN or an infinity.
+    """
+    as_read = json.loads(json.dumps(document, allow_nan=False))  # keys are strings, and are sorted as such
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
+def _with_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {**document, _CHECKSUM_KEY: json_checksum(document)}
+
+
+def _without_checksum(document: Any) -> dict[str, Any]:
+    """Verify the checksum of a JSON object and return the object without it. Raises ValueError."""
+    if not isinstance(document, dict):
+        raise ValueError("it is not a JSON object")
+    content = {key: value for key, value in document.items() if key != _CHECKSUM_KEY}
+    if _CHECKSUM_KEY not in document:
+        raise ValueError("it has no checksum; an earlier version wrote none")
+    if document[_CHECKSUM_KEY] != json_checksum(content):
+        raise ValueError("its checksum does not match")
+    return content
+
+
+def write_checked(path: Path, content: bytes) -> None:
+    """Write `content` and its checksum, for `read_checked`. Raises as `write_file`."""
+    write_file(path, content + hashlib.sha256(content).digest())
+
+
+def read_checked(path: Path) -> bytes:
+    """Return the content that `write_checked` wrote.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If its content is not what was written.
+    """
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
+        raise ValueError("the checksum does not match")
+    return content[:-_DIGEST_BYTES]
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -45,6 +141,11 @@ def write_file(path: Path, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         fsync_dir(path.parent)
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return `path` with a leading `~` or `~user` replaced by the home folder; unchanged if there is no such folder."""
+    return Path(os.path.expanduser(path))
 
 
 def file_hash(path: Path) -> str:

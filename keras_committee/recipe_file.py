@@ -8,12 +8,14 @@ import ast
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from keras_committee.errors import CommitteeError, RecipeError, did_you_mean
+from keras_committee.files import expand_home
 from keras_committee.recipe import Recipe
+from keras_committee.recipe_source import MODULES_FOLDER, RecipeImporter, RecipeModules, decode, parse
 
 _TYPE_NAMES = {
     bool: "true or false",
@@ -34,16 +36,18 @@ class RecipeFile:
     Attributes:
         path: The file.
         name: Name of the recipe, by default the stem of the file.
-        source: Text of the file.
+        content: Bytes of the file.
         docstring: Docstring of the file, or the empty string.
         defaults: The recipe parameters, in the order of the function's arguments, with their default values.
+        modules: The modules beside the file that it imports.
     """
 
     path: Path
     name: str
-    source: str
+    content: bytes
     docstring: str
     defaults: dict[str, Any]
+    modules: RecipeModules
 
     @classmethod
     def read(cls, path: str | Path, name: str | None = None) -> Self:
@@ -61,17 +65,21 @@ class RecipeFile:
                 f"{path} is a URL. Recipes are executed as code and never fetched: download the file, read it, and "
                 "pass its path."
             )
-        path = Path(path)
-        source = _read_text(path)
-        try:
-            tree = ast.parse(source.encode(), str(path))
-        except SyntaxError as error:
-            line = f"\n  {error.text.strip()}" if error.text else ""
-            raise RecipeError(f"{path}:{error.lineno or 1}: syntax error: {error.msg}{line}") from error
-        except ValueError as error:  # null bytes
-            raise RecipeError(f"{path}: not a Python file: {error}") from error
+        path = expand_home(path)
+        content = _read_bytes(path)
+        tree = parse(path, content)
         defaults = _literal_defaults(path, _find_recipe_function(path, tree))
-        return cls(path, name or path.stem, source, ast.get_docstring(tree) or "", defaults)
+        modules = RecipeModules.find(path, tree)
+        return cls(path, name or path.stem, content, ast.get_docstring(tree) or "", defaults, modules)
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files to record, by path relative to the run folder: the recipe and the modules beside it."""
+        modules = {f"{MODULES_FOLDER}/{name}": content for name, content in self.modules.contents.items()}
+        return {"recipe.py": self.content, **modules}
+
+    def sources(self) -> dict[str, str]:
+        """Return the text of each of the `files`."""
+        return {name: decode(Path(name), content) for name, content in self.files().items()}
 
     def resolve(self, overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
         """Return all parameters: the defaults, updated by `overrides`.
@@ -97,8 +105,11 @@ class RecipeFile:
         return parameters
 
     def same_program_as(self, other: Self) -> bool:
-        """Return whether both files are the same program: they differ only in docstrings, comments and layout."""
-        return _ast_without_docstrings(self.source) == _ast_without_docstrings(other.source)
+        """Return whether both are the same program: the files differ only in docstrings, comments and layout."""
+        programs = [
+            {name: _ast_without_docstrings(content) for name, content in file.files().items()} for file in (self, other)
+        ]
+        return programs[0] == programs[1]
 
     def build(self, parameters: dict[str, Any], *, smoke: bool = False) -> Recipe:
         """Execute the file and call its `recipe(**parameters)`.
@@ -111,29 +122,33 @@ class RecipeFile:
             RecipeError: If the recipe raises, now or in one of its functions later, or does not return a `Recipe`.
             CommitteeError: Any other subclass that the recipe raises, unchanged.
         """
-        namespace: dict[str, Any] = {"__name__": self.name, "__file__": str(self.path)}
-        self._locate_errors(exec)(compile(self.source.encode(), str(self.path), "exec", dont_inherit=True), namespace)
-        recipe = self._locate_errors(namespace["recipe"])(**parameters)
+        importer = RecipeImporter(self.name, self.path, self.content, self.modules)
+        module = self._locate_errors(importer.load_recipe, importer)()
+        recipe = self._locate_errors(module.recipe, importer)(**parameters)
         if not isinstance(recipe, Recipe):
             raise RecipeError(
                 f"{self.path}: recipe() must return a keras_committee.Recipe. Received: {type(recipe).__name__}"
             )
         fields = {name: getattr(recipe, name) for name in _USER_FUNCTIONS}
-        functions = {name: self._locate_errors(value) for name, value in fields.items() if callable(value)}
+        functions = {name: self._locate_errors(value, importer) for name, value in fields.items() if callable(value)}
         located = dataclasses.replace(recipe, **functions)
         return located.for_smoke_run() if smoke else located
 
-    def _locate_errors(self, function: Callable) -> Callable:
-        """Wrap `function` so that its exceptions become a `RecipeError` with the file and line in the recipe."""
+    def _locate_errors(self, function: Callable, importer: RecipeImporter) -> Callable:
+        """Wrap `function` so that its exceptions become a `RecipeError` with the file and line in the recipe.
+
+        While it runs, the modules of the recipe can be imported.
+        """
 
         @functools.wraps(function)
         def wrapper(*args, **kwargs):
+            importer.activate()
             try:
                 return function(*args, **kwargs)
             except CommitteeError:
                 raise
             except (Exception, SystemExit) as error:
-                location = _innermost_location(error, str(self.path))
+                location = _innermost_location(error, importer.paths) or str(self.path)
                 raise RecipeError(f"{location}: {type(error).__name__}: {error}") from error
 
         return wrapper
@@ -156,9 +171,9 @@ class RecipeFile:
         return f"  parameters: {listing or 'none'}"
 
 
-def _read_text(path: Path) -> str:
+def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes()
     except FileNotFoundError as error:
         recipes = sorted(file.name for file in path.parent.glob("*.py"))
         suggestion = did_you_mean(path.name, recipes) or did_you_mean(path.name + ".py", recipes)
@@ -166,8 +181,6 @@ def _read_text(path: Path) -> str:
         raise RecipeError(f"no such recipe: {path}.{suggestion}{listing}") from error
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not a Python file: {error}") from error
 
 
 def _find_recipe_function(path: Path, tree: ast.Module) -> ast.FunctionDef:
@@ -246,19 +259,19 @@ def _parse_literal_or_text(text: str) -> Any:
     return value if _is_json_value(value) else text
 
 
-def _ast_without_docstrings(source: str) -> str:
-    tree = ast.parse(source)
+def _ast_without_docstrings(content: bytes) -> str:
+    tree = ast.parse(content)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             del node.body[0]
     return ast.dump(tree)
 
 
-def _innermost_location(error: BaseException, path: str) -> str:
-    """Return `path:line` of the innermost frame of `error` in the recipe, or the path alone."""
-    location, frame = path, error.__traceback__
+def _innermost_location(error: BaseException, paths: Collection[str]) -> str:
+    """Return `path:line` of the innermost frame of `error` in one of the files, or the empty string."""
+    location, frame = "", error.__traceback__
     while frame is not None:
-        if frame.tb_frame.f_code.co_filename == path:
-            location = f"{path}:{frame.tb_lineno}"
+        if frame.tb_frame.f_code.co_filename in paths:
+            location = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}"
         frame = frame.tb_next
     return location

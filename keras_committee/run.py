@@ -20,6 +20,7 @@ from keras_committee.files import file_lock, translate_os_errors, utc_timestamp,
 from keras_committee.member_dir import MemberDir
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
+from keras_committee.recipe_source import MODULES_FOLDER
 
 # Written in this order: a folder with the last one is complete.
 _RECORD_FILES = ("recipe.py", "parameters.json", "environment.json")
@@ -293,14 +294,23 @@ class Run:
 
     def _record(self, recipe_file: RecipeFile, parameters: dict[str, Any], smoke: bool, command: str) -> None:
         self._require_empty()
-        write_file(self.path / "recipe.py", recipe_file.source.encode())
+        self._record_files(recipe_file)
         write_json(self.path / "parameters.json", parameters)
         environment = {"recipe": recipe_file.name, "smoke": smoke, "seed": parameters.get("seed"), "command": command}
         write_json(self.path / "environment.json", environment | _environment())
 
+    def _record_files(self, recipe_file: RecipeFile) -> None:
+        """Write the recipe and the modules beside it, and remove recorded modules that it no longer imports."""
+        files = recipe_file.files()
+        for name, content in files.items():
+            write_file(self.path / name, content)
+        for file in [file for file in (self.path / MODULES_FOLDER).rglob("*") if file.is_file()]:
+            if file.relative_to(self.path).as_posix() not in files:
+                file.unlink()
+
     def _require_empty(self) -> None:
         visible = {file.name for file in self.path.iterdir() if not file.name.startswith(".")}
-        if unexpected := sorted(visible - {"lock", *_RECORD_FILES}):
+        if unexpected := sorted(visible - {"lock", MODULES_FOLDER, *_RECORD_FILES}):
             raise RunError(
                 f"{self.path} is not a run folder and not empty: it contains {unexpected[0]}. "
                 "Choose another --run folder."
@@ -313,7 +323,7 @@ class Run:
         # Compare parameters as JSON stores them, with lists in place of tuples.
         old, new = self._read_json("parameters.json"), json.loads(json.dumps(parameters))
         changes = _differences({**old, "--smoke": self.smoke}, {**new, "--smoke": smoke})
-        changed_lines = _changed_lines(self.recipe_file().source, recipe_file.source)
+        changed_lines = _changed_lines(self.recipe_file().sources(), recipe_file.sources())
         blocking = [text for name, text in changes.items() if not _is_ignorable_change(name, old, new)]
         if not recipe_file.same_program_as(self.recipe_file()):
             blocking += changed_lines
@@ -321,7 +331,7 @@ class Run:
             self._raise_mismatch(blocking, recipe_file, can_allow=smoke == self.smoke)
         if changes or changed_lines:
             self.append_event("changed", changes=[*changes.values(), *changed_lines])
-            write_file(self.path / "recipe.py", recipe_file.source.encode())
+            self._record_files(recipe_file)
             write_json(self.path / "parameters.json", parameters)
 
     def _raise_mismatch(self, changes: list[str], recipe_file: RecipeFile, can_allow: bool) -> None:
@@ -386,11 +396,16 @@ def _is_ignorable_change(name: str, old: dict[str, Any], new: dict[str, Any]) ->
     return name == "data_dir" or (name == "members" and are_counts and new[name] > old[name])
 
 
-def _changed_lines(old: str, new: str) -> list[str]:
-    changes = list(difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0))[2:]
-    lines = [line for line in changes if not line.startswith("@@")]
+def _changed_lines(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Return `"recipe -x = 1"` for each changed line of the recipe, and `"recipe_modules/a.py -x = 1"` of a module."""
+    lines = []
+    for name in {**old, **new}:
+        texts = [sources.get(name, "").splitlines() for sources in (old, new)]
+        changes = list(difflib.unified_diff(*texts, lineterm="", n=0))[2:]
+        label = name.removesuffix(".py") if name == "recipe.py" else name
+        lines += [f"{label} {line}" for line in changes if not line.startswith("@@")]
     rest = [f"... and {len(lines) - _MAX_LISTED_LINES} more lines"] if len(lines) > _MAX_LISTED_LINES else []
-    return [f"recipe {line}" for line in lines[:_MAX_LISTED_LINES]] + rest
+    return lines[:_MAX_LISTED_LINES] + rest
 
 
 def _to_tuples(value: Any) -> Any:

@@ -97,7 +97,7 @@ def main(scratch, scene, rounds):
         results = race(function, num_processes, folder, file)
         run = Run.open(folder)
         files = sorted(path.name for path in folder.iterdir())
-        record = [run.recipe_file().source == SOURCE, run.parameters(), run.environment()["recipe"]]
+        record = [run.recipe_file().sources()["recipe.py"] == SOURCE, run.parameters(), run.environment()["recipe"]]
         print(json.dumps({"results": results, "events": run.events(), "files": files, "record": record}))
 
 

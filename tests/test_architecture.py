@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "keras_committee"
 # `--help` and a mistyped option answer at once because nothing here loads a heavy library at import.
 LIGHT = (
     "keras_committee", "choices", "class_folders", "errors", "files", "member_dir", "metrics", "recipe",
-    "recipe_file", "run", "selection", "summaries", "system_limits", "tables", "search", "search.budget",
+    "recipe_file", "recipe_source", "run", "selection", "summaries", "system_limits", "tables", "search",
+    "search.budget",
     "search.search_space", "export", "export.publish", "tfserving", "tfserving.config", "tfserving.versions", "cli",
     "cli.calibrate", "cli.completion", "cli.describe", "cli.doctor", "cli.doctor.checks", "cli.evaluate",
     "cli.export", "cli.import_models", "cli.init", "cli.init.image_stats", "cli.init.template",
@@ -24,10 +25,11 @@ HEAVY = {"jax", "keras", "matplotlib", "optuna", "ray", "rich", "scipy", "sklear
 
 UNSAFE = re.compile(
     r"allow_pickle=True|enable_unsafe_deserialization|safe_mode=False|yaml\.(unsafe_|full_)?load\(|shell=True|os\.system\("
-    r"|^ *(import|from) (pickle|dill|joblib|marshal|shelve|cloudpickle)\b|(?<![\w.])(eval|exec)[()]|verify=False",
+    r"|^ *(import|from) (pickle|dill|joblib|marshal|shelve|cloudpickle)\b|(?<![\w.])(eval|exec)[()]|verify=False"
+    r"|exec_module\(",
     re.MULTILINE,
 )
-ALLOWED = {"recipe_file.py": ["exec)"]}  # executes the recipe that the user named
+ALLOWED = {"recipe_source.py": ["exec_module("]}  # executes the recipe that the user named
 
 
 def test_light_modules_load_nothing_heavy():

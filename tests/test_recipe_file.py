@@ -1,6 +1,8 @@
 """Recipe files: parsing without execution, overrides, and errors with file and line."""
 
+import codecs
 import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from keras_committee.errors import DataError, RecipeError
 from keras_committee.recipe_file import RecipeFile
+from keras_committee.recipe_source import RecipeModules
 
 PARAMETERS = '''"""Two of something.
 
@@ -53,7 +56,7 @@ def test_reading_returns_docstring_name_and_parameters_in_order_without_executin
     file = RecipeFile.read(path)
     assert file.docstring == "Two of something.\n\nMore of it."
     assert file.name == "wrn"
-    assert file.source == PARAMETERS
+    assert file.sources()["recipe.py"] == PARAMETERS
     assert list(file.defaults.items()) == [
         ("members", 8),
         ("learning_rate", 0.1),
@@ -155,7 +158,7 @@ def test_E03_every_typo_of_one_letter_suggests_the_parameter(data):
         name[:index] + "Q" + name[index + 1 :],
     ]
     typo = data.draw(st.sampled_from([typo for typo in typos if typo not in names]))
-    file = RecipeFile("x.py", "x", "", "", dict.fromkeys(names, 1))
+    file = RecipeFile(Path("x.py"), "x", b"", "", dict.fromkeys(names, 1), RecipeModules(Path()))
     with pytest.raises(RecipeError, match=f"Did you mean '{name}'"):
         file.resolve([f"{typo}=1"])
 
@@ -197,11 +200,57 @@ def test_E01_an_invalid_file_is_an_error_with_its_line(write, source, message):
         RecipeFile.read(write(source))
 
 
-def test_a_binary_file_is_an_error(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x89PNG\xff\xfe", "invalid or missing encoding"),
+        ("def recipe(): ...".encode("utf-16"), "invalid or missing encoding"),
+        (b"# coding: klingon\ndef recipe(): ...", "unknown encoding: klingon"),
+        ("# Caf\xe9\ndef recipe(): ...".encode("latin-1"), "invalid or missing encoding"),
+    ],
+)
+def test_a_file_that_is_not_text_is_an_error(tmp_path, content, reason):
     path = tmp_path / "model.py"
-    path.write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(RecipeError, match=r"model\.py: not a Python file"):
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=rf"model\.py: not a Python file: .*{reason}.* Save it as UTF-8\."):
         RecipeFile.read(path)
+
+
+CAFE = WORKING.replace("__name__", "'Caf\xe9'")
+ENCODED = {
+    "byte order mark": codecs.BOM_UTF8 + CAFE.encode(),
+    "carriage returns": CAFE.replace("\n", "\r\n").encode(),
+    "byte order mark and carriage returns": codecs.BOM_UTF8 + CAFE.replace("\n", "\r\n").encode(),
+    "latin-1": ("# -*- coding: latin-1 -*-" + CAFE).encode("latin-1"),
+    "utf-8 with a declaration": ("# coding: utf-8" + CAFE).encode(),
+}
+
+
+@pytest.mark.parametrize("content", ENCODED.values(), ids=ENCODED)
+def test_every_encoding_of_python_source_is_read_recorded_and_built(tmp_path, content):
+    path = tmp_path / "wrn.py"
+    path.write_bytes(content)
+    file = RecipeFile.read(path)
+    (tmp_path / "recipe.py").write_bytes(file.files()["recipe.py"])
+    recorded = RecipeFile.read(tmp_path / "recipe.py", name="wrn")
+    assert recorded.content == content
+    assert recorded.same_program_as(file)
+    assert recorded.sources() == file.sources()
+    assert file.build({}).member(0)["name"] == recorded.build({}).member(0)["name"] == "Caf\xe9"
+
+
+def test_a_byte_order_mark_and_line_ends_leave_the_program_and_its_text_the_same(tmp_path):
+    files = []
+    for name in ("byte order mark", "carriage returns", "byte order mark and carriage returns"):
+        (tmp_path / "wrn.py").write_bytes(ENCODED[name])
+        files.append(RecipeFile.read(tmp_path / "wrn.py"))
+    assert all(file.same_program_as(files[0]) for file in files)
+    assert [file.sources() for file in files] == [{"recipe.py": CAFE}] * 3
+
+
+def test_a_dataclass_of_a_recipe_may_have_annotations_that_are_not_evaluated(write):
+    path = write("from __future__ import annotations\n" + WORKING)
+    assert RecipeFile.read(path).build({}).data.batch_size == 32
 
 
 def test_building_calls_the_recipe_with_the_parameters(write):
@@ -210,7 +259,7 @@ def test_building_calls_the_recipe_with_the_parameters(write):
     recipe = file.build(file.resolve(["members=4"]))
     assert (recipe.members, recipe.epochs, recipe.seed, recipe.head) == (4, 5, 7, None)
     assert recipe.optimizer(41) == 42
-    assert recipe.member(0) == {"quotient": 5, "name": "wrn", "file": str(path)}
+    assert recipe.member(0) == {"quotient": 5, "name": "recipe:wrn", "file": str(path)}
 
 
 @pytest.mark.parametrize(

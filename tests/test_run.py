@@ -65,7 +65,7 @@ def test_an_opened_run_returns_recipe_and_parameters(create):
     assert run.smoke is True
     assert run.parameters() == {"members": 2, "learning_rate": 0.1, "widths": (4, 5), "data_dir": None, "seed": 3}
     file = run.recipe_file()
-    assert (file.name, file.docstring, file.source) == ("tiny", "Tiny.", SOURCE)
+    assert (file.name, file.docstring, file.sources()["recipe.py"]) == ("tiny", "Tiny.", SOURCE)
 
 
 def test_the_same_recipe_and_parameters_continue_a_run_and_keep_its_environment(create):
@@ -90,7 +90,7 @@ def test_another_recipe_is_an_error_with_the_different_lines(create, tmp_path):
     assert "  depth absent -> 16" in lines
     assert '  recipe -"""Tiny."""' in lines
     assert '  recipe +"""Larger."""' in lines
-    assert run.recipe_file().source == SOURCE
+    assert run.recipe_file().sources()["recipe.py"] == SOURCE
 
 
 EDITED = {
@@ -196,7 +196,7 @@ def test_A17_an_error_lists_only_changes_that_affect_results(create):
 def test_A17_a_recipe_with_the_same_program_continues_and_is_recorded(create, edited, kind):
     create()
     run = create(file=edited(kind))
-    assert run.recipe_file().source == EDITED[kind]
+    assert run.recipe_file().sources()["recipe.py"] == EDITED[kind]
     (event,) = run.events()
     assert all(line.startswith(("recipe +", "recipe -")) for line in event["changes"])
     assert snapshot(run.path) == snapshot(create(file=RecipeFile.read(run.path / "recipe.py", "tiny")).path)
@@ -211,7 +211,7 @@ def test_A17_a_recipe_with_another_program_needs_an_allowed_change(create, edite
     assert caught.value.exit_code == 4
     assert snapshot(create().path) == before
     run = create(file=file, allow_config_change=True)
-    assert run.recipe_file().source == EDITED[kind]
+    assert run.recipe_file().sources()["recipe.py"] == EDITED[kind]
     assert line in str(run.events()[0]["changes"])
 
 

@@ -112,7 +112,8 @@ class _Search:
         """Record the search in the study, or raise if the study belongs to another search."""
         ranges = {item.parameter: [item.kind, *item.values] for item in self.ranges}
         fixed = {name: value for name, value in self.parameters.items() if name not in ranges}
-        plan = json.loads(json.dumps({"ranges": ranges, "parameters": fixed, "source": self.recipe_file.source}))
+        source = "".join(self.recipe_file.sources().values())
+        plan = json.loads(json.dumps({"ranges": ranges, "parameters": fixed, "source": source}))
         recorded_plan = self.study.user_attrs.get("plan")
         if recorded_plan is None:
             self.study.set_user_attr("plan", plan)

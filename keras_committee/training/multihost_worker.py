@@ -1,5 +1,6 @@
 """A host that trains members together with the chief. It reads the checkpoints to resume, and writes nothing."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -128,7 +129,7 @@ def _check_same_command(run: Run, recipe_file: RecipeFile, parameters: dict[str,
         for name, value in own_parameters.items()
         if name != "data_dir" and chief_parameters.get(name) != value
     ]
-    if run.recipe_file().source != recipe_file.source:
+    if run.recipe_file().files() != recipe_file.files():
         differences.append(f"{recipe_file.path} has other content")
     if differences:
         listing = "\n  ".join(differences)
@@ -139,4 +140,6 @@ def _check_same_command(run: Run, recipe_file: RecipeFile, parameters: dict[str,
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Print a line, unless stderr is closed."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
