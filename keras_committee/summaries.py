@@ -1,7 +1,7 @@
 """Content of TensorBoard summaries: hyperparameters, images and the graph of a network."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -39,8 +39,43 @@ def network_graph(config: str) -> bytes:
         config: The result of `to_json` of a Keras model.
     """
     model = json.loads(config)
+    _simplify_calls(model)
     graph, prefix = keras_model_to_graph_def(model), f"{model['config']['name']}/"
     for node in graph.node:  # with the prefix, TensorBoard would collapse all layers into one box
         inputs = [name.removeprefix(prefix) for name in node.input]
         node.name, node.input[:] = node.name.removeprefix(prefix), inputs
     return graph.SerializeToString()
+
+
+def _simplify_calls(layer: dict[str, Any]) -> None:
+    """Reduce the calls in the config of a model to their tensors: TensorBoard reads no others, and no dictionaries."""
+    config = layer["config"]
+    for call in layer.get("inbound_nodes", ()):
+        call["args"] = list(_find_tensors([call["args"], call["kwargs"]]))
+    if "input_layers" in config:  # not in a Sequential
+        config["input_layers"] = [name for name, *_ in _find_references(config["input_layers"])]
+        config["output_layers"] = list(_find_references(config["output_layers"]))
+    for inner_layer in config.get("layers", ()):
+        _simplify_calls(inner_layer)
+
+
+def _find_tensors(node: Any) -> Iterator[dict[str, Any]]:
+    """Yield the tensors in the arguments of a call, in their order."""
+    if isinstance(node, dict) and node.get("class_name") == "__keras_tensor__":
+        yield node
+        return
+    for child in _children(node):
+        yield from _find_tensors(child)
+
+
+def _find_references(node: Any) -> Iterator[list]:
+    """Yield the references `[layer, call, output]` in the inputs or outputs of a model."""
+    if isinstance(node, list) and node and isinstance(node[0], str):
+        yield node
+        return
+    for child in _children(node):
+        yield from _find_references(child)
+
+
+def _children(node: Any) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()

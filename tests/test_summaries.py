@@ -67,3 +67,33 @@ def test_the_graph_of_a_deep_network_is_complete():
     assert np.all(
         [node.input[0] == previous.name for previous, node in zip(graph.node[:-1], graph.node[1:], strict=True)]
     )
+
+
+def edges(outputs, image):
+    graph = GraphDef.FromString(network_graph(keras.Model(image, outputs).to_json()))
+    return {node.name: list(node.input) for node in graph.node}
+
+
+def test_numbers_and_keywords_in_calls_are_no_obstacle():
+    image = keras.Input((4, 4), name="image")
+    scaled = (image - 127) / 255.0
+    attended = keras.layers.MultiHeadAttention(1, 2, name="attend")(query=image, value=scaled)
+    found = edges(keras.ops.stack([attended, scaled**2], axis=0), image)
+    assert found["subtract"] == ["image"]
+    assert found["true_divide"] == ["subtract"]
+    assert found["power"] == ["true_divide"]
+    assert found["attend"] == ["image", "true_divide"]
+    assert found["stack"] == ["attend", "power"]
+
+
+def test_a_nested_model_that_is_called_with_a_dictionary_is_drawn():
+    left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
+    total = keras.Model(
+        {"left": left, "right": right}, {"sum": keras.layers.Add(name="add")([left, right])}, name="total"
+    )
+    image = keras.Input((4,), name="image")
+    x = keras.layers.Dense(4, name="dense")(image)
+    found = edges(keras.layers.ReLU(name="relu")(total({"left": image, "right": x})["sum"]), image)
+    assert found["total/left"] == ["image"]
+    assert found["total/right"] == ["dense"]
+    assert found["relu"] == ["total/add"]

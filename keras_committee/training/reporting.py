@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -13,15 +12,16 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from keras_committee.data import Splits
-from keras_committee.errors import ResourceError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.training.failsafe import Failsafe
 from keras_committee.training.tensorboard import CommitteeTensorBoard
 
 _LOG_LINES_PER_MEMBER = 50
 _SECONDS_BETWEEN_LINES = 60.0
 _FULL_WIDTH, _COMPACT_WIDTH = 72, 46  # characters of all columns, and of those without bar and rate
 _NON_BAR_WIDTH = 62
+_PROGRESS, _TENSORBOARD = "the progress display", "the TensorBoard log of the committee"  # kinds of reports
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,9 @@ class Reporter(Protocol):
 class Monitor:
     """Displays a committee in training: bars on a terminal, log lines elsewhere, TensorBoard always.
 
-    There is one bar for the committee and one for each member in training. All events of members are written to the
-    journal here, by the owner of the run folder.
+    There is one bar for the committee and one for each member in training. If the display fails, training continues
+    with a warning, see `Failsafe`. All events of members are written to the journal here, by the owner of the run
+    folder.
 
     Args:
         run: The run folder.
@@ -88,7 +89,7 @@ class Monitor:
     """
 
     def __init__(self, run: Run, recipe: Recipe, splits: Splits, members: list[int]):
-        self._run, self._recipe = run, recipe
+        self._run, self._recipe, self._failsafe = run, recipe, Failsafe(self.note)
         self._tensorboard = CommitteeTensorBoard(run, recipe, splits)
         self._steps_per_member = recipe.epochs * splits.steps_per_epoch
         self._console = Console(stderr=True, highlight=False)
@@ -102,45 +103,54 @@ class Monitor:
         self._last_log_time: dict[int, float] = {}
 
     def __enter__(self) -> "Monitor":
-        self._progress.start()
-        self._warn_on_failure(self._tensorboard.on_train_begin)
+        with self._failsafe(_PROGRESS):
+            self._progress.start()
+        with self._failsafe(_TENSORBOARD):
+            self._tensorboard.on_train_begin()
         return self
 
     def __exit__(self, *_) -> None:
-        self._progress.stop()
+        with self._failsafe(_PROGRESS):
+            self._progress.stop()
 
     def on_member_begin(self, index: int) -> None:
         """Add the bar of member `index`."""
-        self._member_tasks[index] = self._progress.add_task(
-            f"member {index}", total=self._steps_per_member, epoch="starting"
-        )
+        with self._failsafe(_PROGRESS):
+            self._member_tasks[index] = self._progress.add_task(
+                f"member {index}", total=self._steps_per_member, epoch="starting"
+            )
 
     def on_member_end(self, index: int) -> None:
         """Remove the bar of member `index`, which finished or failed."""
-        self._progress.remove_task(self._member_tasks.pop(index))
+        with self._failsafe(_PROGRESS):
+            self._progress.remove_task(self._member_tasks.pop(index))
 
     def on_resume(self, index: int, step: int) -> None:
         """Exclude the first `step` steps of member `index` from the work of this process."""
-        self._progress.update(self._member_tasks[index], total=self._steps_per_member - step)
-        total = self._progress.tasks[0].total or 0
-        self._progress.update(self._committee_task, total=total - step)
+        with self._failsafe(_PROGRESS):
+            self._progress.update(self._member_tasks[index], total=self._steps_per_member - step)
+            total = self._progress.tasks[0].total or 0
+            self._progress.update(self._committee_task, total=total - step)
 
     def on_steps_end(self, index: int, steps: int = 1) -> None:
         """Advance the bars of the committee and of member `index`."""
-        self._progress.advance(self._committee_task, steps)
-        self._progress.advance(self._member_tasks[index], steps)
+        with self._failsafe(_PROGRESS):
+            self._progress.advance(self._committee_task, steps)
+            self._progress.advance(self._member_tasks[index], steps)
 
     def on_epoch_end(self, index: int, row: dict[str, Any]) -> None:
         """Display an epoch of member `index`, and log the committee to TensorBoard."""
-        self._warn_on_failure(lambda: self._tensorboard.on_epoch_end(row["epoch"]))
-        epochs = self._recipe.epochs
-        self._progress.update(
-            self._member_tasks[index],
-            epoch=f"{min(row['epoch'] + 1, epochs)}/{epochs}",
-            validation=f"{row['validation_accuracy']:.2%}",
-        )
-        if not self._is_interactive and self._is_line_due(index, row["epoch"]):
-            self.note(self._log_line(index, row))
+        with self._failsafe(_TENSORBOARD):
+            self._tensorboard.on_epoch_end(row["epoch"])
+        with self._failsafe(_PROGRESS):
+            epochs = self._recipe.epochs
+            self._progress.update(
+                self._member_tasks[index],
+                epoch=f"{min(row['epoch'] + 1, epochs)}/{epochs}",
+                validation=f"{row['validation_accuracy']:.2%}",
+            )
+            if not self._is_interactive and self._is_line_due(index, row["epoch"]):
+                self.note(self._log_line(index, row))
 
     def event(self, index: int, name: str, text: str, **fields: Any) -> None:
         """Append an event of member `index` to the journal and print `text`."""
@@ -149,15 +159,8 @@ class Monitor:
 
     def note(self, text: str) -> None:
         """Print a line, unless stderr is closed."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             self._console.print(text, soft_wrap=True, markup=False)
-
-    def _warn_on_failure(self, write: Callable[[], None]) -> None:
-        """Print a warning if TensorBoard's files cannot be written; training continues."""
-        try:
-            write()
-        except ResourceError as error:
-            self.note(f"warning: {error}")
 
     def _is_line_due(self, index: int, epoch: int) -> bool:
         """Return whether to log this epoch: about fifty lines per member, one a minute in long epochs, and the last."""

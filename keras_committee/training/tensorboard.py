@@ -25,8 +25,8 @@ from keras_committee.models.loading import save_member
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 from keras_committee.summaries import hparams_summary, image_summary, network_graph
+from keras_committee.training.failsafe import Failsafe
 
-_SECONDS_BETWEEN_WARNINGS = 60.0
 _HPARAMS_SUFFIX = ".hparams"
 _PLOTS_PER_TRAINING = 5  # plots for ten classes take 0.7 s of a core
 _MIN_SECONDS_BEFORE_PLOTS = 10.0  # a shorter training is a trial and has no plots
@@ -85,7 +85,7 @@ class SummaryWriter:
 
 
 class MemberLog:
-    """The logs of one member. If one cannot be written, training continues, with at most one warning a minute.
+    """The logs of one member. If one cannot be written, training continues with a warning, see `Failsafe`.
 
     Args:
         member_dir: Folder of the member.
@@ -93,13 +93,12 @@ class MemberLog:
     """
 
     def __init__(self, member_dir: MemberDir, warn: Callable[[str], None]):
-        self._member_dir, self._warn = member_dir, warn
+        self._member_dir, self._failsafe = member_dir, Failsafe(warn)
         self._writer = SummaryWriter(member_dir.tensorboard)
-        self._last_warning = -_SECONDS_BETWEEN_WARNINGS
 
     def on_train_begin(self, model: keras.Model) -> None:
         """Write the graph of the network, layer by layer."""
-        with self._warn_on_failure():
+        with self._failsafe("TensorBoard's graph of the network"):
             self._writer.write_graph(network_graph(model.to_json()))
 
     def on_epoch_end(self, history: list[dict], log_probs: np.ndarray, block_values: dict[str, np.ndarray]) -> None:
@@ -114,11 +113,11 @@ class MemberLog:
         block_scalars = {
             f"{name}/block_{i:03d}": value for name, values in block_values.items() for i, value in enumerate(values, 1)
         }
-        with self._warn_on_failure():
+        with self._failsafe("the history"):
             self.write_history(history)
-        with self._warn_on_failure():
+        with self._failsafe("the record of the validation predictions"):
             _save_log_probs(self._member_dir.epoch_predictions(row["epoch"]), log_probs)
-        with self._warn_on_failure():
+        with self._failsafe("the TensorBoard log of the member"):
             histograms = {f"{name}/blocks": values for name, values in block_values.items() if len(values)}
             self._writer.write(row["epoch"], row | block_scalars, histograms)
 
@@ -129,15 +128,6 @@ class MemberLog:
     def save_model(self, model: keras.Model) -> None:
         """Write the trained model and rename it into place. Raises ResourceError."""
         save_member(model, self._member_dir.model)
-
-    @contextlib.contextmanager
-    def _warn_on_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except ResourceError as error:
-            if time.monotonic() - self._last_warning >= _SECONDS_BETWEEN_WARNINGS:
-                self._last_warning = time.monotonic()
-                self._warn(f"warning: {error}\n  Training continues; its logs have gaps.")
 
 
 def _save_log_probs(path: Path, log_probs: np.ndarray) -> None:
@@ -224,8 +214,8 @@ class CommitteeTensorBoard:
 class StepProfiler:
     """Profiles some steps of a member, for TensorBoard's Profile page (extra `profile`).
 
-    Use it as a context manager: on exit an unfinished profile is written with the steps so far. If a profile cannot be
-    written, training continues.
+    Use it as a context manager: on exit an unfinished profile is written with the steps so far. If profiling fails,
+    training continues.
 
     Args:
         folder: TensorBoard folder of the member.
@@ -234,7 +224,7 @@ class StepProfiler:
     """
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None, notify: Callable[[str], None]):
-        self._folder, self._steps, self._notify = folder, steps, notify
+        self._folder, self._steps, self._notify, self._failsafe = folder, steps, notify, Failsafe(notify)
         self._num_steps, self._active_since = 0, 0  # first step of the running profile, or 0
 
     def __enter__(self) -> "StepProfiler":
@@ -257,8 +247,9 @@ class StepProfiler:
             return
         first, last = self._steps
         if self._num_steps == first:
-            tf.profiler.experimental.start(str(self._folder))
-            self._active_since = first
+            with self._failsafe("the profile"):
+                tf.profiler.experimental.start(str(self._folder))
+                self._active_since = first
         with tf.profiler.experimental.Trace("train", step_num=self._num_steps, _r=1):
             yield
         if self._num_steps == last:
@@ -268,9 +259,6 @@ class StepProfiler:
         since, self._active_since = self._active_since, 0
         if not since:
             return
-        try:
+        with self._failsafe("the profile"):
             tf.profiler.experimental.stop()
-        except tf.errors.OpError as error:
-            self._notify(f"warning: the profile cannot be written: {error.message}")
-        else:
             self._notify(f"profile of steps {since} to {self._num_steps}: {self._folder}")

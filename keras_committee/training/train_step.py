@@ -17,13 +17,10 @@ class BlockStats:
 
     The gradient of a block is the mean absolute gradient of its first convolution's kernel, over the global batch. A
     block is a `StochasticDepth` layer or, in a network of constant depth, a convolution named `block_<number>_conv`,
-    the name that our builders give to the first of each block.
+    the name that our builders give to the first of each block. The gradient of a block without a kernel is 0.
 
     Args:
         model: Any Keras model; without residual blocks all statistics are empty.
-
-    Raises:
-        ValueError: If a block has no kernel.
 
     Source: the gradient is that of Figure 7 of Huang et al. 2016, arXiv:1603.09382.
     """
@@ -149,10 +146,7 @@ def _first_convolutions(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def _first_kernel(layer: keras.layers.Layer):
-    kernels = [weight for weight in layer.trainable_variables if len(weight.shape) > 1]
-    if not kernels:
-        raise ValueError(f"A residual block must have a kernel. Received: layer={layer.name}")
-    return kernels[0]
+    return next((weight for weight in layer.trainable_variables if len(weight.shape) > 1), None)
 
 
 def _accumulate(compute_gradients, num_parts: int, images, targets):

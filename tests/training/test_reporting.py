@@ -115,3 +115,57 @@ def test_a_terminal_gets_bars_within_its_width_and_colors_unless_no_color(monito
     assert max(map(len, lines)) <= 30
     assert "warning: the word that matters" in lines
     assert ("\x1b[3" in text) == colors
+
+
+class BrokenTensorBoard(NoTensorBoard):
+    def on_train_begin(self):
+        raise KeyError("parameters")
+
+    def on_epoch_end(self, epoch):
+        raise RuntimeError("main thread is not in main loop")
+
+
+class ClosedTerminal(Terminal):
+    """A terminal whose window was closed."""
+
+    closed_by_user = False
+
+    def write(self, text):
+        if self.closed_by_user:
+            raise OSError(5, "Input/output error")
+        return super().write(text)
+
+
+def test_a_tensorboard_log_that_fails_stops_no_training_and_is_reported_once(monitor, monkeypatch):
+    log = io.StringIO()
+    made = monitor(log)
+    made._tensorboard = BrokenTensorBoard()
+    train(made, epochs=3)
+    text = log.getvalue()
+    assert text.count("warning: the TensorBoard log of the committee failed: KeyError: 'parameters'") == 1
+    assert "main thread" not in text
+    assert "epoch 3/200" not in text  # one line in four epochs
+    assert "warning: the word that matters" in text
+
+
+def test_a_terminal_that_is_closed_stops_no_training(monitor):
+    terminal = ClosedTerminal()
+    made = monitor(terminal, TERM="xterm", COLUMNS="80")
+    made._progress.live.auto_refresh = False  # no thread that draws, too
+    with made:
+        made.on_member_begin(0)
+        terminal.closed_by_user = True
+        made.on_steps_end(0, 10)
+        made.on_epoch_end(0, {"epoch": 1, **ROW})
+        made.note("unseen")
+        made.on_member_end(0)
+
+
+def test_a_member_without_a_bar_is_no_error(monitor):
+    log = io.StringIO()
+    with monitor(log) as made:
+        made.on_resume(1, 5)
+        made.on_steps_end(1, 5)
+        made.on_epoch_end(1, {"epoch": 1, **ROW})
+        made.on_member_end(1)
+    assert log.getvalue().count("warning: the progress display failed: KeyError: 1") == 1

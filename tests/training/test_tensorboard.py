@@ -15,7 +15,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from keras_committee.errors import ResourceError
 from keras_committee.member_dir import MemberDir
-from keras_committee.training import TrainingOptions, tensorboard
+from keras_committee.training import TrainingOptions, failsafe, tensorboard
 from keras_committee.training.tensorboard import CommitteeTensorBoard, MemberLog, StepProfiler, SummaryWriter
 
 
@@ -31,7 +31,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(tensorboard, "time", clock)
+    monkeypatch.setattr(failsafe, "time", clock)
     return clock
 
 
@@ -149,6 +149,26 @@ def test_A07_what_is_in_the_way_of_one_log_is_in_the_way_of_no_other(folder, nam
     assert history(folder) == rows(2)
     assert folder.epoch_predictions(2).exists()
     assert logged(folder, "loss")[-1] == 2
+
+
+def test_a_log_that_fails_by_itself_is_reported_once_and_the_others_are_written(folder, monkeypatch):
+    def fail(*_, **__):
+        raise AttributeError("'float' object has no attribute 'get'")
+
+    monkeypatch.setattr(tensorboard, "network_graph", fail)
+    monkeypatch.setattr(SummaryWriter, "write", fail)
+    warnings = []
+    log = MemberLog(folder, warnings.append)
+    log.on_train_begin(keras.Sequential([keras.Input((4,))]))
+    end_epoch(log, 1)
+    end_epoch(log, 2)
+    reports = ("TensorBoard's graph of the network", "the TensorBoard log of the member")
+    assert warnings == [
+        f"warning: {report} failed: AttributeError: 'float' object has no attribute 'get'\n"
+        "  Training continues without it. This warning is not repeated."
+        for report in reports
+    ]
+    assert history(folder) == rows(2)
 
 
 def test_history_that_cannot_be_written_at_the_end_is_a_resource_error(folder):
@@ -294,9 +314,12 @@ def test_without_steps_nothing_is_profiled(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_profile_that_cannot_be_written_is_reported_and_training_continues(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [tf.errors.ResourceExhaustedError(None, None, "No space left on device"), RuntimeError("No space left")]
+)
+def test_a_profile_that_cannot_be_written_is_reported_and_training_continues(error, tmp_path, monkeypatch):
     def full():
-        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+        raise error
 
     notes = []
     with StepProfiler(tmp_path, (1, 2), notes.append) as profile:
@@ -304,7 +327,19 @@ def test_a_profile_that_cannot_be_written_is_reported_and_training_continues(tmp
             disk.setattr(tf.profiler.experimental, "stop", full)
             take(profile, 4)
         tf.profiler.experimental.stop(save=False)
-    assert notes == ["warning: the profile cannot be written: No space left on device"]
+    [note] = notes
+    assert note.startswith(f"warning: the profile failed: {type(error).__name__}: ")
+    assert "No space left" in note
+
+
+def test_a_profile_that_cannot_begin_is_reported_and_training_continues(tmp_path):
+    tf.profiler.experimental.start(str(tmp_path))
+    notes = []
+    with StepProfiler(tmp_path, (1, 2), notes.append) as profile:
+        take(profile, 4)
+    tf.profiler.experimental.stop(save=False)
+    [note] = notes
+    assert note.startswith("warning: the profile failed: AlreadyExistsError: ")
 
 
 def test_a_member_is_profiled_while_it_trains(new_run, capsys):

@@ -214,6 +214,15 @@ def test_a_network_without_blocks_has_no_statistics():
     assert block_stats.run_counts().shape == (0,)
 
 
+def test_a_block_without_a_kernel_has_the_gradient_zero():
+    image = keras.Input((3,), name="image")
+    pooled = layers.StochasticDepth(keras.layers.ReLU(), survival=0.7)(image)
+    dense = layers.StochasticDepth(keras.layers.Dense(3), survival=0.7)(pooled)
+    model = keras.Model(image, dense)
+    gradients = [tf.fill((3, 3), 0.25), tf.ones(3)]
+    assert BlockStats(model).mean_abs_gradients(gradients, model.trainable_variables).numpy().tolist() == [0.0, 0.25]
+
+
 def test_survival_changes_over_the_epochs_and_the_observed_depth_with_it(tmp_path):
     recipe = Recipe(
         data=data.digits(64),
