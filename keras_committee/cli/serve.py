@@ -70,6 +70,14 @@ _EXISTING_FILE = click.Path(exists=True, dir_okay=False)
     is_flag=True,
     help="Allow web pages of any origin to read the responses of the REST server.",
 )
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1, 100_000),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Number of REST clients, and of requests, served at the same time; further ones receive HTTP 503.",
+)
 @click.option("--use-tf-serving", is_flag=True, help="Start tensorflow_model_server instead of the local server.")
 @json_option
 @standard_options
@@ -84,6 +92,7 @@ def serve(
     batching_parameters_file: str | None,
     allow_labels: bool,
     enable_cors_support: bool,
+    max_connections: int,
     use_tf_serving: bool,
     as_json: bool,
 ) -> None:
@@ -103,6 +112,7 @@ def serve(
         files = (model_config_file, monitoring_config_file, batching)
         _run_tf_serving(folder, (rest_port, grpc_port), *files, enable_cors_support)
         return
+    from keras_committee.tfserving.server.limits import Limits
     from keras_committee.tfserving.server.local_server import LocalServer, ServerOptions
     from keras_committee.tfserving.server.manager import ManagerOptions
 
@@ -116,6 +126,7 @@ def serve(
         batching=_batching_parameters(enable_batching, batching_parameters_file),
         manager_options=ManagerOptions(allow_labels_for_unavailable=allow_labels, retry_seconds=2.0),
         enable_cors_support=enable_cors_support,
+        limits=Limits(max_connections=max_connections, max_queue_size=max_connections),
     )
     configs = _model_configs(model_dir, model_config_file)
     with _stop_on_signals() as stop, LocalServer(configs, options) as server:

@@ -30,7 +30,7 @@ class Limits:
         max_elements: Elements of one tensor.
         max_batch_size: Rows of one request.
         max_pixels: Pixels of one JPEG or PNG image, read from its header.
-        max_connections: Open REST connections.
+        max_connections: Open REST connections; beyond them, HTTP 503.
         max_header_bytes: Bytes of the request line and the headers.
         read_timeout: Seconds until a request must have arrived; then HTTP 408.
         response_timeout: Seconds until a request is answered; then DEADLINE_EXCEEDED, HTTP 504.
@@ -44,11 +44,11 @@ class Limits:
     max_elements: int = 2**26
     max_batch_size: int = 1024
     max_pixels: int = 25_000_000
-    max_connections: int = 64
+    max_connections: int = 512
     max_header_bytes: int = 16 * 2**10
     read_timeout: float = 10.0
     response_timeout: float = 30.0
-    max_queue_size: int = 128
+    max_queue_size: int = 512
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value:,}" for name, value in dataclasses.asdict(self).items())

@@ -1,9 +1,10 @@
-"""Listening sockets, and the servers behind them."""
+"""Listening sockets, the limit of open files, and the servers behind them."""
 
 import contextlib
 import errno
 import os
 import re
+import resource
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,23 @@ def listen(host: str, port: int) -> socket.socket:
         listening.close()
         raise ResourceError(_bind_error_message(host, port, error)) from error
     return listening
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files to `count`, where it is lower.
+
+    Raises:
+        ResourceError: If the system does not allow as many.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise ResourceError(
+            f"{count} open files are needed, but this process may have only {hard}. Nothing was started.\n"
+            "  Allow fewer connections, or raise the limit: ulimit -n."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def owner_of(port: int) -> int | None:

@@ -4,8 +4,10 @@ import asyncio
 import functools
 import logging
 import re
+import select
 import threading
 import zlib
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
@@ -22,7 +24,7 @@ from keras_committee.tfserving.server import json_output, page
 from keras_committee.tfserving.server.limits import Limits, check_body
 from keras_committee.tfserving.server.manager import Manager
 from keras_committee.tfserving.server.metrics import Metrics
-from keras_committee.tfserving.server.ports import RunningServer, listen
+from keras_committee.tfserving.server.ports import RunningServer, allow_open_files, listen
 from keras_committee.tfserving.server.rest_handlers import SERVER_NAME, RestHandlers, Route, parse_route
 from keras_committee.tfserving.server.worker_pool import BoundedExecutor
 from keras_committee.tfserving.tf_protocol import StatusError
@@ -43,6 +45,10 @@ _NOT_IMPLEMENTED_PAGE = (
 )
 _NOT_FOUND_PAGE = "<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
 _CHUNK_BYTES = 2**16
+_MIN_WAIT_SECONDS = 0.5  # without a request, until a connection may be closed to make room for another
+_LINGER_SECONDS = 1.0  # for the client to read the response and close the connection
+_MAX_REFUSED = 256  # connections beyond the limit that receive HTTP 503; others are reset
+_OTHER_FILES = 192  # open files besides connections: models, libraries, gRPC
 _RATIO_EXEMPT_BYTES = 2**20  # decompressed bytes without a check of the ratio: a black image compresses well
 
 _log = logging.getLogger(__name__)
@@ -69,9 +75,10 @@ def start(
         enable_cors_support: Whether responses of the API allow pages of any origin to read them.
 
     Raises:
-        ResourceError: If the port is in use or not available.
+        ResourceError: If the port is in use or not available, or `limits.max_connections` exceeds the open files.
     """
     limits, metrics = limits or Limits(), metrics or Metrics()
+    allow_open_files(limits.max_connections + _MAX_REFUSED + _OTHER_FILES)
     socket, executor = listen(*address), BoundedExecutor(limits, num_threads)
     handlers = RestHandlers(manager, limits, metrics)
     api: Any = _ApiApp(handlers, limits, metrics, executor, metrics_path)
@@ -80,7 +87,7 @@ def start(
     app = Starlette(routes=[*page.routes(manager), Mount("/", app=api)])
     config = uvicorn.Config(
         RequestCheckMiddleware(app, _allowed_hosts(address[0]), limits),
-        http=functools.partial(_LimitedH11Protocol, limits),  # pyright: ignore[reportArgumentType]
+        http=functools.partial(_LimitedH11Protocol, limits, set()),  # pyright: ignore[reportArgumentType]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -215,30 +222,53 @@ class _ApiApp:
 class _LimitedH11Protocol(H11Protocol):
     """uvicorn's connection with a timeout for requests and responses, and a limit on the number of connections.
 
-    Beyond the limit, the connection that has waited longest for its request is closed; if all requests are being
-    answered, the new connection receives HTTP 503. uvicorn's `limit_concurrency` instead rejects the new connection, so
-    slow clients could block the server, and `timeout_keep_alive` starts only after a response.
+    Beyond the limit, the connection that has waited longest for a request is closed, so that slow clients cannot block
+    the server. If none has waited for `_MIN_WAIT_SECONDS`, the new connection receives HTTP 503. uvicorn's
+    `limit_concurrency` instead always rejects the new connection, and `timeout_keep_alive` starts only after a
+    response.
+
+    A client that has sent a whole request and closes only its sending side receives the response.
+
+    Args:
+        limits: `max_connections`, `max_header_bytes` and the timeouts apply.
+        refused: The connections of this server beyond the limit, which receive HTTP 503.
+        arguments: Those of uvicorn.
     """
 
-    def __init__(self, limits: Limits, **arguments: Any):
+    def __init__(self, limits: Limits, refused: set[Any], **arguments: Any):
         super().__init__(**arguments)
-        self._limits = limits
+        self._limits, self._refused = limits, refused
         self._timer: asyncio.TimerHandle | None = None
         self._responding = False
+        self._receiving = False
+        self._half_closed = False
         self._waiting_since = self.loop.time()
 
     def connection_made(self, transport: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        super().connection_made(transport)
-        if len(self.connections) > self._limits.max_connections and not self._close_oldest_waiting():
-            self._send_error(503, f"more than {self._limits.max_connections} connections")
-            return
-        self._start_timer(self._limits.read_timeout, self._on_read_timeout)
+        lingering: Any = _LingeringTransport(transport, self.loop, self._has_unread_data)
+        super().connection_made(lingering)
+        num_accepted = len(self.connections) - len(self._refused)
+        if num_accepted <= self._limits.max_connections or self._close_oldest_waiting():
+            self._start_timer(self._limits.read_timeout, self._on_read_timeout)
+        elif len(self._refused) < _MAX_REFUSED:
+            self._refused.add(self)
+            self._start_timer(_LINGER_SECONDS, self._refuse)
+        else:
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._refused.discard(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return  # the rest of a request that has been answered
+        if self in self._refused:
+            self._refuse()
+            return
+        if not self._receiving:
+            self._receiving, self._waiting_since = True, self.loop.time()
         super().data_received(data)
         has_request = self.cycle is not None and not self.cycle.response_complete
         if has_request and not self._responding:
@@ -248,11 +278,18 @@ class _LimitedH11Protocol(H11Protocol):
         elif not has_request and self._timer is None:
             self._start_timer(self._limits.read_timeout, self._on_read_timeout)
 
+    def eof_received(self) -> bool:
+        """Return whether to keep the connection open for the response."""
+        self._half_closed = True
+        return not self.transport.is_closing() and self._has_whole_request()
+
     def on_response_complete(self) -> None:
         self._stop_timer()
-        self._responding = False
+        self._responding = self._receiving = False
         self._waiting_since = self.loop.time()
         super().on_response_complete()
+        if self._half_closed and not self._has_whole_request():
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Respond in JSON to a request that h11 cannot parse, unless a response has already started."""
@@ -262,22 +299,35 @@ class _LimitedH11Protocol(H11Protocol):
         else:
             self._send_error(400, msg)
 
-    def _is_waiting(self) -> bool:
-        """Whether a request, or the rest of one, has yet to arrive."""
-        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+    def _has_whole_request(self) -> bool:
+        """Whether a request has arrived that has yet to be answered."""
+        return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+
+    def _has_unread_data(self) -> bool:
+        """Whether data of a request may arrive that will not be read."""
+        return self in self._refused or (self._receiving and (not self._responding or self.cycle.more_body))
 
     def _close_oldest_waiting(self) -> bool:
         waiting = [
             connection
-            for connection in self.connections
-            if isinstance(connection, _LimitedH11Protocol) and connection is not self and connection._is_waiting()
+            for connection in self.connections - self._refused - {self}
+            if isinstance(connection, _LimitedH11Protocol) and not connection._has_whole_request()
         ]
-        if not waiting:
+        oldest = min(waiting, key=lambda connection: connection._waiting_since, default=None)
+        if oldest is None or self.loop.time() - oldest._waiting_since < _MIN_WAIT_SECONDS or oldest._has_arrived_data():
             return False
-        oldest = min(waiting, key=lambda connection: connection._waiting_since)
         oldest.transport.abort()
         self.connections.discard(oldest)
         return True
+
+    def _has_arrived_data(self) -> bool:
+        """Whether data has arrived that this busy server has not read yet."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _refuse(self) -> None:
+        self._send_error(503, f"more than {self._limits.max_connections} connections; try again later")
 
     def _on_read_timeout(self) -> None:
         self._timer = None
@@ -301,6 +351,40 @@ class _LimitedH11Protocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _LingeringTransport:
+    """A transport whose `close` sends the response and, if data may be unread, waits for the client to close.
+
+    A socket that is closed with unread data resets the connection, and the client may lose the response: to a request
+    whose body is too large, for instance.
+
+    Args:
+        transport: The transport of the socket.
+        loop: The event loop.
+        has_unread_data: Returns whether data may be unread.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop, has_unread_data: Callable[[], bool]):
+        self._transport, self._loop, self._has_unread_data = transport, loop, has_unread_data
+        self._closing = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        self._closing = True
+        if not self._has_unread_data():
+            self._transport.close()
+        else:
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self._loop.call_later(_LINGER_SECONDS, self._transport.close)
 
 
 def decompress(body: bytes, limits: Limits) -> bytes:
