@@ -1,46 +1,27 @@
-"""JSON requests of TF Serving's REST API, parsed by its rules and rejected with its messages.
-
-The rules and the messages are those of util/json_tensor.cc and of the parser behind it, rapidjson.
-"""
+"""JSON requests of TF Serving's REST API, parsed by its rules and rejected with its messages (util/json_tensor.cc)."""
 
 import base64
 import binascii
 import dataclasses
+import decimal
 import itertools
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from keras_committee.tfserving.server.examples import format_shape, serialize_examples
+from keras_committee.tfserving.server.json_output import format_string
+from keras_committee.tfserving.server.json_reader import ObjectWithDuplicates, read_json
 from keras_committee.tfserving.server.limits import Limits, check_image_sizes, check_shape
 from keras_committee.tfserving.tf_protocol import StatusError, TensorInfo
 
-_STRING_LITERAL = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.S)
-_HUGE_NUMBER = re.compile(rb"[eE]\+?\d{3}|\d{300}")  # may be beyond a double
-_INCOMPLETE_NUMBER = re.compile(r"^\d(\.|[eE][+-]?)")  # where Python's parser stops behind the digits before it
 _MAX_VALUE_BYTES = 256  # of a value in a message; the last token may exceed it
 _MAX_TOKEN_CHARS = 1000
-_CHUNK_BYTES = 2**20  # bytes processed at once
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_WHITESPACE = " \t\r\n"
+_MAX_PLAIN_DIGITS = 21  # before the point of a number in a message; longer numbers have an exponent
 _ASCII_WHITESPACE = dict.fromkeys(map(ord, " \t\n\v\f\r"))  # ignored in base64
-# Numbers that rapidjson accepts but Python's parser does not. Group 1 is a string.
-_ODD_NUMBER = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*"?)|-NaN|Inf(?!inity)', re.S)
-_ODD_NUMBER_BYTES = re.compile(rb"-NaN|Inf(?!inity)")
-# Messages of Python's parser, and those of rapidjson (rapidjson/error/en.h).
-_RAPIDJSON_MESSAGES = {
-    "Expecting value": "Invalid value.",
-    "Expecting property name enclosed in double quotes": "Missing a name for object member.",
-    "Expecting ':' delimiter": "Missing a colon after a name of object member.",
-    "Unterminated string starting at": "Missing a closing quotation mark in string.",
-    "Invalid control character at": "Invalid encoding in string.",
-    "Invalid \\escape": "Invalid escape character in string.",
-    "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",
-}
 _C_TYPE_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 _INT32_RANGE = (-(2**31), 2**31 - 1)
 # Integers accepted for a dtype. TF Serving reads the smaller dtypes as int32 and drops their upper bits; for uint16 it
@@ -60,14 +41,6 @@ _PYTHON_TYPES = {
 _FEATURE_TYPES = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
 
 TensorInfos = Mapping[str, TensorInfo]
-
-
-class _ObjectWithDuplicates(dict):
-    """A JSON object in which keys occur more than once: the first value of each; `last_values` has the last."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]):
-        super().__init__(pairs[::-1])
-        self.last_values = dict(pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +69,7 @@ def read_predict(body: bytes, find_inputs: Callable[[str], TensorInfos], limits:
     Raises:
         StatusError: INVALID_ARGUMENT with TF Serving's message.
     """
-    document = parse_object(body, limits)
+    document = parse_object(body)
     signature = _read_signature(document)
     infos = find_inputs(signature)
     if "instances" in document and "inputs" in document:
@@ -123,7 +96,7 @@ def read_examples(body: bytes, limits: Limits) -> tuple[str, np.ndarray]:
     Raises:
         StatusError: INVALID_ARGUMENT with TF Serving's message.
     """
-    document = parse_object(body, limits)
+    document = parse_object(body)
     signature = _read_signature(document)
     context = _parse_example(document["context"]) if "context" in document else None
     if "examples" not in document:
@@ -137,100 +110,16 @@ def read_examples(body: bytes, limits: Limits) -> tuple[str, np.ndarray]:
     return signature, serialize_examples([_parse_example(row) for row in rows], context, limits)
 
 
-def parse_object(body: bytes, limits: Limits) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object at the start of `body`.
-
-    As in TF Serving, the first of equal keys is kept, NaN and Infinity are numbers, and anything after the object is
-    ignored.
 
     Raises:
         StatusError: INVALID_ARGUMENT.
     """
-    text = _decode_utf8(body)
-    if not text:
-        raise _invalid_argument("JSON Parse error: The document is empty")
-    skeleton = _STRING_LITERAL.sub(b"", body.removeprefix(_BYTE_ORDER_MARK).lstrip(_WHITESPACE.encode()))
-    _check_depth(skeleton, limits.max_json_depth)
-    if _ODD_NUMBER_BYTES.search(skeleton):
-        text = _ODD_NUMBER.sub(lambda match: match[1] or ("NaN" if match[0] == "-NaN" else "Infinity"), text)
-    checks = {"parse_float": _parse_finite_float, "parse_int": _parse_bounded_int}
-    value = _decode_json(text, checks if _HUGE_NUMBER.search(skeleton) else {})
+    value = read_json(body)
     if not isinstance(value, dict):
         raise _invalid_argument(f"JSON Value: {_format_value(value)} Is not object")
     return value
-
-
-def _decode_utf8(body: bytes) -> str:
-    try:
-        return body.removeprefix(_BYTE_ORDER_MARK).decode().lstrip(_WHITESPACE)
-    except UnicodeDecodeError as error:
-        raise _parse_error("Invalid encoding in string.", error.start) from error
-
-
-def _check_depth(skeleton: bytes, max_depth: int) -> None:
-    """Raise INVALID_ARGUMENT if the first value is nested too deeply. `skeleton` is the text without its strings."""
-    level = 0
-    for start in range(0, len(skeleton), _CHUNK_BYTES):
-        chunk = np.frombuffer(skeleton[start : start + _CHUNK_BYTES], np.uint8)
-        steps = ((chunk == ord("[")) | (chunk == ord("{"))).astype(np.int32)
-        steps -= (chunk == ord("]")) | (chunk == ord("}"))
-        levels = level + np.cumsum(steps, dtype=np.int32)
-        ends = np.flatnonzero(levels <= 0)
-        if levels[: ends[0] if ends.size else None].max(initial=0) > max_depth:
-            raise _invalid_argument(f"JSON Parse error: nested too deeply; at most {max_depth} levels")
-        if ends.size:
-            return
-        level = int(levels[-1])
-
-
-def _decode_json(text: str, options: dict[str, Any]) -> Any:
-    try:
-        return json.JSONDecoder(object_pairs_hook=_keep_first_duplicate, **options).raw_decode(text)[0]
-    except json.JSONDecodeError as error:
-        offset = len(text[: error.pos].encode("utf-8", "replace"))
-        if number := _INCOMPLETE_NUMBER.search(text[max(0, error.pos - 1) : error.pos + 2]):
-            part = "fraction part" if number[1] == "." else "exponent"
-            raise _parse_error(f"Missing {part} in number.", offset + len(number[1])) from error
-        raise _parse_error(_rapidjson_message(error, text), offset) from error
-    except RecursionError as error:
-        raise _invalid_argument("JSON Parse error: nested too deeply") from error
-    except (ValueError, OverflowError) as error:  # an integer of thousands of digits, or 1e400
-        raise _invalid_argument("JSON Parse error: Number too big to be stored in double.") from error
-
-
-def _keep_first_duplicate(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    return values if len(values) == len(pairs) else _ObjectWithDuplicates(pairs)
-
-
-def _parse_finite_float(text: str) -> float:
-    if math.isinf(value := float(text)):
-        raise OverflowError
-    return value
-
-
-def _parse_bounded_int(text: str) -> int:
-    float(value := int(text))  # OverflowError beyond a double
-    return value
-
-
-def _rapidjson_message(error: json.JSONDecodeError, text: str) -> str:
-    if error.msg == "Expecting ',' delimiter":
-        skeleton = _STRING_LITERAL.sub(b"", text[: error.pos][-_CHUNK_BYTES:].encode("utf-8", "replace"))
-        if _innermost_open_bracket(skeleton) == b"{":
-            return "Missing a comma or } after an object member."
-        return "Missing a comma or ] after an array element."
-    return _RAPIDJSON_MESSAGES.get(error.msg, "Invalid value.")
-
-
-def _innermost_open_bracket(skeleton: bytes) -> bytes:
-    open_brackets = []
-    for bracket in re.findall(rb"[\[\]{}]", skeleton):
-        if bracket in b"[{":
-            open_brackets.append(bracket)
-        elif open_brackets:
-            open_brackets.pop()
-    return open_brackets[-1] if open_brackets else b""
 
 
 def _read_signature(document: Mapping[str, Any]) -> str:
@@ -260,14 +149,18 @@ def _read_rows(document: dict[str, Any], infos: TensorInfos, limits: Limits) -> 
 def _read_objects(rows: list[Any], infos: TensorInfos, limits: Limits) -> dict[str, np.ndarray]:
     if all(_is_object(row) and row.keys() == infos.keys() for row in rows):
         columns = {name: [row[name] for row in rows] for name in infos}
-        return _read_or_explain(lambda: _read_columns(columns, infos, limits), lambda: _check_objects(rows, infos))
-    _check_objects(rows, infos)
+        return _read_or_explain(
+            lambda: _read_columns(columns, infos, limits), lambda: _check_objects(rows, infos, limits)
+        )
+    _check_objects(rows, infos, limits)
     raise _invalid_argument("'instances' cannot be read as tensors")
 
 
 def _read_values(rows: list[Any], infos: TensorInfos, limits: Limits) -> dict[str, np.ndarray]:
     ((name, info),) = list(infos.items())[:1]
-    return _read_or_explain(lambda: {name: _read_tensor(rows, name, info, limits)}, lambda: _check_values(rows, info))
+    return _read_or_explain(
+        lambda: {name: _read_tensor(rows, name, info, limits)}, lambda: _check_values(rows, info, limits)
+    )
 
 
 def _read_or_explain(read: Callable[[], dict[str, np.ndarray]], explain: Callable[[], None]) -> dict[str, np.ndarray]:
@@ -279,14 +172,14 @@ def _read_or_explain(read: Callable[[], dict[str, np.ndarray]], explain: Callabl
         raise
 
 
-def _check_objects(rows: list[Any], infos: TensorInfos) -> None:
+def _check_objects(rows: list[Any], infos: TensorInfos, limits: Limits) -> None:
     first_shapes: dict[str, tuple[int, list[int]]] = {}
     for i, row in enumerate(rows):
         if not _is_object(row):
             raise _invalid_argument(f"Expecting object but got list at item {i} of input list")
         for key, value in row.items():
             try:
-                _check_item(value, key, infos, first_shapes)
+                _check_item(value, key, infos, limits, first_shapes)
             except StatusError as error:
                 raise _invalid_argument(
                     f"Failed to process element: {i} key: {key} of 'instances' list. Error: {error}"
@@ -298,21 +191,23 @@ def _check_objects(rows: list[Any], infos: TensorInfos) -> None:
             )
 
 
-def _check_values(rows: list[Any], info: TensorInfo) -> None:
+def _check_values(rows: list[Any], info: TensorInfo, limits: Limits) -> None:
     first_shapes: dict[str, tuple[int, list[int]]] = {}
     for i, row in enumerate(rows):
         if _is_object(row):
             raise _invalid_argument(f"Expecting value/list but got object at item {i} of input list")
         try:
-            _check_item(row, "", {"": info}, first_shapes)
+            _check_item(row, "", {"": info}, limits, first_shapes)
         except StatusError as error:
             raise _invalid_argument(f"Failed to process element: {i} of 'instances' list. Error: {error}") from error
 
 
-def _check_item(value: Any, name: str, infos: TensorInfos, first_shapes: dict[str, tuple[int, list[int]]]) -> None:
+def _check_item(
+    value: Any, name: str, infos: TensorInfos, limits: Limits, first_shapes: dict[str, tuple[int, list[int]]]
+) -> None:
     if name not in infos:
         raise _invalid_argument(f"JSON object: does not have named input: {name}")
-    shape = _infer_shape(value)
+    shape = _infer_shape(value, limits)
     size = _check_nested(value, shape, 0, infos[name].dtype)
     first_size, first_shape = first_shapes.setdefault(name, (size, shape))
     if size != first_size:
@@ -337,7 +232,7 @@ def _read_columns(value: Any, infos: TensorInfos, limits: Limits) -> dict[str, n
 
 def _read_tensor(value: Any, name: str, info: TensorInfo, limits: Limits) -> np.ndarray:
     """Return the array of a JSON value: a scalar, or nested lists. Strings become an object array of bytes."""
-    shape = _infer_shape(value)
+    shape = _infer_shape(value, limits)
     check_shape(name, shape, limits)
     flat = _flatten(value, shape)
     if flat is None or not _matches_dtype(flat, info.dtype):
@@ -351,12 +246,14 @@ def _read_tensor(value: Any, name: str, info: TensorInfo, limits: Limits) -> np.
     return _to_numeric_array(flat, info).reshape(shape)
 
 
-def _infer_shape(value: Any) -> list[int]:
-    """Return the shape by the first element of each list."""
+def _infer_shape(value: Any, limits: Limits) -> list[int]:
+    """Return the shape by the first element of each list. Raises INVALID_ARGUMENT if it has too many dimensions."""
     shape = []
     while isinstance(value, list):
         shape.append(len(value))
         value = value[0] if value else None
+    if len(shape) >= limits.max_json_depth:  # the request's object is a level, too
+        raise _invalid_argument(f"a tensor is nested too deeply; at most {limits.max_json_depth - 1} lists")
     return shape
 
 
@@ -364,7 +261,7 @@ def _flatten(value: Any, shape: list[int]) -> list[Any] | None:
     """Return all elements in one list, or None if the nested lists do not have this shape."""
     flat = [value]
     for size in shape:
-        if any(type(element) is not list for element in flat) or any(size != length for length in map(len, flat)):
+        if not ({list}.issuperset(map(type, flat)) and {size}.issuperset(map(len, flat))):
             return None
         flat = list(itertools.chain.from_iterable(flat))
     return flat
@@ -401,7 +298,7 @@ def _check_nested(value: Any, shape: list[int], level: int, dtype: str) -> int:
 
 def _check_element(value: Any, dtype: str) -> None:
     type_name = _C_TYPE_NAMES.get(dtype, dtype)
-    if dtype not in _PYTHON_TYPES:
+    if dtype not in _PYTHON_TYPES and not isinstance(value, dict):
         raise StatusError("UNIMPLEMENTED", f"Conversion of JSON Value: {_format_value(value)} to type: {type_name}")
     if dtype == "string" and isinstance(value, dict):
         _decode_string(value)
@@ -409,8 +306,6 @@ def _check_element(value: Any, dtype: str) -> None:
         raise _invalid_argument(
             f"JSON Value: {_format_value(value)} Type: {_json_type_name(value)} is not of expected type: {type_name}"
         )
-    elif dtype == "string":
-        _decode_string(value)
 
 
 def _to_numeric_array(flat: list[Any], info: TensorInfo) -> np.ndarray:
@@ -429,7 +324,7 @@ def _to_float32(values: list[Any]) -> np.ndarray:
 def _decode_string(value: Any) -> bytes:
     """Return the bytes of a JSON string, or of {"b64": "..."}."""
     if isinstance(value, str):
-        return _encode_utf8(value)
+        return value.encode("utf-8", "surrogateescape")  # may be any bytes
     if not _is_base64(value):
         raise _invalid_argument(f"JSON Value: {_format_value(value)} not formatted correctly for base64 data")
     encoded = value["b64"].translate(_ASCII_WHITESPACE)
@@ -443,13 +338,6 @@ def _decode_string(value: Any) -> bytes:
         raise _invalid_argument("Unable to base64 decode") from error
 
 
-def _encode_utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise _invalid_argument("JSON Parse error: The surrogate pair in string is invalid.") from error
-
-
 def _parse_example(value: Any) -> Any:
     from tensorflow.core.example import example_pb2
 
@@ -457,9 +345,13 @@ def _parse_example(value: Any) -> Any:
         raise _invalid_argument(f"Example must be JSON object but got JSON {_json_type_name(value)}")
     example = example_pb2.Example()
     # Of equal features the last counts, as in the map field of TF Serving's Example.
-    features = value.last_values if isinstance(value, _ObjectWithDuplicates) else value
+    features = dict(value.pairs) if isinstance(value, ObjectWithDuplicates) else value
     for name, content in features.items():
-        _fill_feature(example.features.feature[name], name, content if isinstance(content, list) else [content])
+        try:
+            feature = example.features.feature[name]
+        except UnicodeEncodeError as error:
+            raise _invalid_argument(f"the name of a feature is not UTF-8: {name}") from error
+        _fill_feature(feature, name, content if isinstance(content, list) else [content])
     return example
 
 
@@ -497,34 +389,73 @@ def _is_base64(value: Any) -> bool:
 def _format_value(value: Any) -> str:
     """Return the value as JSON text. As in TF Serving, nothing is added once it has `_MAX_VALUE_BYTES` bytes."""
     text, size = "", 0
-    for token in _json_tokens(value, 0):
+    for token in _json_tokens(value):
         if size >= _MAX_VALUE_BYTES:
             break
         text += token[:_MAX_TOKEN_CHARS]
-        size += len(token.encode("utf-8", "replace"))
+        size += len(token.encode("utf-8", "surrogateescape"))
     return text
 
 
-def _json_tokens(value: Any, level: int) -> Iterator[str]:
-    """Yield the text of a value as rapidjson writes it: lists on one line, objects with one key per line."""
-    if isinstance(value, list):
-        yield "["
-        for i, item in enumerate(value):
-            yield from _after(", " if i else "", _json_tokens(item, level + 1))
-        yield "]"
-    elif isinstance(value, dict):
-        yield "{"
-        for i, (key, item) in enumerate(value.items()):
-            yield ("," if i else "") + "\n" + "    " * (level + 1) + json.dumps(key, ensure_ascii=False)
-            yield from _after(": ", _json_tokens(item, level + 1))
-        yield "\n" + "    " * level + "}" if value else "}"
+def _json_tokens(value: Any) -> Iterator[str]:
+    """Yield the text of a value as rapidjson writes it: lists on one line, objects with one key per line.
+
+    It ends at a number that is not finite, which rapidjson does not write.
+    """
+    open_containers: list[tuple[Iterator[tuple[str, Any]], str]] = []  # the items that follow, and the end
+    items, end = iter([("", value)]), ""
+    while True:
+        if (item := next(items, None)) is None:
+            yield end
+            if not open_containers:
+                return
+            items, end = open_containers.pop()
+            continue
+        prefix, value = item
+        if isinstance(value, list | dict):
+            yield prefix + ("[" if isinstance(value, list) else "{")
+            open_containers.append((items, end))
+            indent = "\n" + "    " * len(open_containers)
+            is_list = isinstance(value, list)
+            items = _list_items(value) if is_list else _object_items(value, indent)
+            end = "]" if is_list else f"{indent[:-4]}}}" if value else "}"
+        else:
+            yield prefix + _format_scalar(value)
+            if isinstance(value, float) and not math.isfinite(value):
+                return
+
+
+def _list_items(values: list[Any]) -> Iterator[tuple[str, Any]]:
+    return ((", " if i else "", value) for i, value in enumerate(values))
+
+
+def _object_items(values: dict[str, Any], indent: str) -> Iterator[tuple[str, Any]]:
+    pairs = values.pairs if isinstance(values, ObjectWithDuplicates) else values.items()
+    for i, (key, value) in enumerate(pairs):
+        yield f",{indent}" if i else indent, key
+        yield ": ", value
+
+
+def _format_scalar(value: Any) -> str:
+    if isinstance(value, str):
+        return format_string(value)
+    return _format_float(value) if isinstance(value, float) else json.dumps(value)
+
+
+def _format_float(value: float) -> str:
+    """Return the shortest text of a number, with an exponent where rapidjson writes one; "" if it is not finite."""
+    if not math.isfinite(value):
+        return ""
+    sign, all_digits, exponent = decimal.Decimal(repr(value)).as_tuple()
+    digits = "".join(map(str, all_digits)).rstrip("0") or "0"
+    point = len(all_digits) + int(exponent) if value else 1  # its position relative to the first digit
+    if 0 < point <= _MAX_PLAIN_DIGITS:
+        text = f"{digits[:point]:0<{point}}.{digits[point:] or 0}"
+    elif -6 < point <= 0:
+        text = f"0.{'0' * -point}{digits}"
     else:
-        yield json.dumps(value, ensure_ascii=False)
-
-
-def _after(prefix: str, tokens: Iterator[str]) -> Iterator[str]:
-    yield prefix + next(tokens)
-    yield from tokens
+        text = f"{digits[0]}{'.' * (len(digits) > 1)}{digits[1:]}e{point - 1}"
+    return "-" * sign + text
 
 
 def _json_type_name(value: Any) -> str:
@@ -537,10 +468,6 @@ def _json_type_name(value: Any) -> str:
 
 def _invalid_argument(message: str) -> StatusError:
     return StatusError("INVALID_ARGUMENT", message)
-
-
-def _parse_error(message: str, offset: int) -> StatusError:
-    return _invalid_argument(f"JSON Parse error: {message} at offset: {offset}")
 
 
 def _document_error(document: Mapping[str, Any], message: str) -> StatusError:

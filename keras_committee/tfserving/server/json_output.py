@@ -10,6 +10,9 @@ import numpy as np
 from keras_committee.tfserving.tf_protocol import StatusError
 
 _CHUNK_SIZE = 4096  # floats formatted together
+_ESCAPES = {code: f"\\u{code:04X}" for code in range(0x20)} | str.maketrans(
+    {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r"}
+)
 
 
 def format_predictions(outputs: Mapping[str, np.ndarray], is_row_format: bool) -> str:
@@ -39,6 +42,11 @@ def format_classifications(labels: np.ndarray | None, scores: np.ndarray | None)
     return f'{{\n    "results": [{", ".join(_nest(pairs, shape))}\n    ]\n}}'
 
 
+def format_string(text: str) -> str:
+    """Return a JSON string as rapidjson writes it: control characters as \\u001F, all others as they are."""
+    return f'"{text.translate(_ESCAPES)}"'
+
+
 def format_regressions(values: np.ndarray) -> str:
     """Return the response to a regress request: one number per example."""
     return f'{{\n    "results": [{", ".join(_format_elements("outputs", values))}]\n}}'
@@ -46,7 +54,7 @@ def format_regressions(values: np.ndarray) -> str:
 
 def format_error(message: str) -> str:
     """Return the body of an error response."""
-    return json.dumps({"error": message}, indent=4, ensure_ascii=False)
+    return f'{{\n    "error": {format_string(message)}\n}}'
 
 
 def format_document(document: Mapping[str, Any]) -> str:
@@ -69,7 +77,7 @@ def _format_rows(outputs: Mapping[str, np.ndarray]) -> str:
     if len(columns) == 1:
         (column,) = columns.values()
         return f'{{\n    "predictions": [{", ".join(column)}\n    ]\n}}'
-    keys = [json.dumps(name) for name in columns]
+    keys = [format_string(name) for name in columns]
     rows = (_format_row(keys, row) for row in zip(*columns.values(), strict=True))
     return '{\n    "predictions": [\n' + ",\n".join(rows) + "\n    ]\n}"
 
@@ -83,7 +91,7 @@ def _format_columns(outputs: Mapping[str, np.ndarray]) -> str:
     texts = {name: _format_array(name, array) for name, array in outputs.items()}
     if len(texts) == 1:
         return f'{{\n    "outputs": {next(iter(texts.values()))}\n}}'
-    items = (f"        {json.dumps(name)}: {text}" for name, text in texts.items())
+    items = (f"        {format_string(name)}: {text}" for name, text in texts.items())
     return '{\n    "outputs": {\n' + ",\n".join(items) + "\n    }\n}"
 
 
@@ -102,6 +110,8 @@ def _nest(texts: list[str], shape: tuple[int, ...]) -> list[str]:
 
 def _format_elements(name: str, array: np.ndarray) -> list[str]:
     """Return the JSON text of each element, in row-major order."""
+    if not array.size:
+        return []
     if array.dtype.kind in "OSU":
         return _format_strings(array, name.endswith("_bytes"))
     if array.dtype in (np.float32, np.float64):
@@ -118,7 +128,7 @@ def _format_strings(array: np.ndarray, as_bytes: bool) -> list[str]:
     contents = [content if isinstance(content, bytes) else str(content).encode() for content in array.ravel()]
     if as_bytes:
         return [f'{{"b64": "{base64.b64encode(content).decode()}"}}' for content in contents]
-    return [json.dumps(content.decode(errors="surrogateescape"), ensure_ascii=False) for content in contents]
+    return [format_string(content.decode(errors="surrogateescape")) for content in contents]
 
 
 def _format_floats(values: np.ndarray) -> list[str]:

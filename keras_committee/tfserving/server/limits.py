@@ -26,7 +26,7 @@ class Limits:
         max_body_bytes: Bytes of a request body as sent.
         max_decompressed_bytes: Bytes of a gzip body after decompression.
         max_compression_ratio: Decompressed bytes per compressed byte.
-        max_json_depth: Levels of lists and objects in JSON.
+        max_json_depth: Levels of the lists of a tensor in JSON, and of the object around them.
         max_elements: Elements of one tensor.
         max_batch_size: Rows of one request.
         max_pixels: Pixels of one JPEG or PNG image, read from its header.

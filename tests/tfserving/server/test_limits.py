@@ -20,15 +20,15 @@ import pytest
 from half_plus_two import save_half_plus_two
 
 from keras_committee.errors import ResourceError
-from keras_committee.tfserving.server import rest
-from keras_committee.tfserving.server.json_input import parse_object
+from keras_committee.tfserving.server import json_reader, rest
+from keras_committee.tfserving.server.json_input import read_predict
 from keras_committee.tfserving.server.limits import Limits, check_body, check_image_sizes, check_shape
 from keras_committee.tfserving.server.manager import Manager, ManagerOptions, ModelConfig
 from keras_committee.tfserving.server.ports import allow_open_files
 from keras_committee.tfserving.server.rest import LOOPBACK_HOSTS, RequestCheckMiddleware, decompress
 from keras_committee.tfserving.server.worker_pool import BoundedExecutor
 from keras_committee.tfserving.session import Session
-from keras_committee.tfserving.tf_protocol import StatusError
+from keras_committee.tfserving.tf_protocol import StatusError, TensorInfo
 
 SMALL = Limits(
     max_body_bytes=5000,
@@ -78,10 +78,19 @@ def test_D12_a_gzip_bomb_is_rejected_by_its_ratio_with_http_413():
     assert len(decompress(gzip.compress(bytes(2**20)), Limits())) == 2**20  # exempt: a black image
 
 
-@pytest.mark.parametrize(("depth", "outcome"), [(6, PASSES), (7, PASSES), (8, rejects("at most 7 levels"))])
-def test_D10_the_depth_of_json(depth, outcome):
+@pytest.mark.parametrize(("lists", "outcome"), [(5, PASSES), (6, PASSES), (7, rejects("at most 6 lists"))])
+def test_D10_the_depth_of_a_tensor_in_json(lists, outcome):
+    infos = {"x": TensorInfo("float32", None, "x:0", 1, np.dtype(np.float32))}
+    body = b'{"unused":' + b"[" * 2000 + b"]" * 2000 + b',"inputs":' + b"[" * lists + b"]" * lists + b"}"
     with outcome:
-        parse_object(b'{"a":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}", Limits(max_json_depth=7))
+        read_predict(body, lambda _: infos, Limits(max_json_depth=7))
+
+
+@pytest.mark.parametrize(("lists", "outcome"), [(699, PASSES), (700, PASSES), (701, rejects("at most 700 levels"))])
+def test_D10_the_depth_of_json(lists, outcome, monkeypatch):
+    monkeypatch.setattr(json_reader, "_MAX_DEPTH", 700)
+    with outcome:
+        json_reader.read_exactly(b"[" * lists + b"]" * lists)
 
 
 @pytest.mark.parametrize(
