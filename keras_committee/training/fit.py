@@ -21,6 +21,7 @@ from keras_committee.training.multihost import SingleHost, make_host_group
 from keras_committee.training.reporting import Monitor, TrainingOptions, pluralize
 from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.supervisor import LocalBackend, Supervisor
+from keras_committee.training.temp_dir import own_temp_dir
 from keras_committee.training.trainer import train_member
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def train_committee(
         return
     if options.deterministic:
         enable_determinism()
-    with make_host_group(strategy, run, options) as host_group:
+    with own_temp_dir(run), make_host_group(strategy, run, options) as host_group:
         workers = 1 if host_group.is_multi_host else workers
         _train_missing(run, recipe, missing, strategy, workers, options, host_group, ray_cluster)
 
@@ -144,7 +145,14 @@ def _train_missing(
     splits = _load_data(recipe)
     run.require_classes(splits.classes)
     data_info = {"classes": list(splits.classes), "transform": dataclasses.asdict(splits.train.transform)}
-    run.append_event("training_started", members=missing, kept=run.finished_members(), workers=num_workers, **data_info)
+    run.append_event(
+        "training_started",
+        members=missing,
+        kept=run.finished_members(),
+        workers=num_workers,
+        smoke=run.smoke,
+        **data_info,
+    )
     progress_monitor = Monitor(run, recipe, splits, missing)
     with (
         GracefulShutdown() as shutdown,

@@ -1,4 +1,7 @@
-"""A host that trains members together with the chief. It reads the checkpoints to resume, and writes nothing."""
+"""A host that trains members together with the chief.
+
+It reads the checkpoints to resume, and writes nothing but temporary files.
+"""
 
 import contextlib
 import sys
@@ -16,6 +19,7 @@ from keras_committee.training.devices import enable_determinism, make_strategy
 from keras_committee.training.multihost import HostGroup, read_cluster
 from keras_committee.training.reporting import TrainingOptions
 from keras_committee.training.signals import GracefulShutdown, TrainingStopped
+from keras_committee.training.temp_dir import own_temp_dir
 from keras_committee.training.trainer import train_member
 
 _FILE_SYNC_SECONDS = 60.0  # for the chief's files to appear on a network file system
@@ -62,7 +66,7 @@ def run_as_worker(
         host_group.on_strategy_created(tf_strategy)
         _check_same_command(_wait_for_run(run), recipe_file, parameters, smoke)
         # Only now, as TensorFlow's server replaces the handler of SIGTERM.
-        with GracefulShutdown() as shutdown, shutdown.mask_signals():
+        with GracefulShutdown() as shutdown, shutdown.mask_signals(), own_temp_dir(run):
             try:
                 _train_all(recipe, run, tf_strategy, host_group, shutdown, options)
             except TrainingStopped:

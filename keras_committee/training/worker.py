@@ -18,6 +18,7 @@ from keras_committee.run import Run
 from keras_committee.training.devices import enable_determinism, make_strategy, translate_oom
 from keras_committee.training.reporting import Reporter, TrainingOptions
 from keras_committee.training.signals import EXIT_CODES, GracefulShutdown, TrainingStopped
+from keras_committee.training.temp_dir import own_temp_dir
 from keras_committee.training.trainer import train_member
 
 _STEP_REPORT_SECONDS = 0.2  # between two messages about steps
@@ -64,11 +65,12 @@ def train_one(
     run: Run, index: int, strategy: str, reporter: Reporter, shutdown: GracefulShutdown, options: TrainingOptions
 ) -> None:
     """Train member `index` of the recipe recorded in `run`, locked by the caller. Raises as `train_member` does."""
-    recipe = run.recipe()
-    tf_strategy = make_strategy(strategy, recipe.data.batch_size)
-    splits, member_dir = recipe.data.load(), run.member(index)
-    with translate_oom(index):
-        train_member(recipe, index, splits, member_dir, tf_strategy, reporter, shutdown, options)
+    with own_temp_dir(run):
+        recipe = run.recipe()
+        tf_strategy = make_strategy(strategy, recipe.data.batch_size)
+        splits, member_dir = recipe.data.load(), run.member(index)
+        with translate_oom(index):
+            train_member(recipe, index, splits, member_dir, tf_strategy, reporter, shutdown, options)
 
 
 def configure_threads(threads: int, options: TrainingOptions) -> None:
