@@ -28,6 +28,7 @@ ALLOWED_OPERATIONS = frozenset(
         "Transpose", "TruncateDiv", "Unpack", "Where", "ZerosLike",
     )
 )  # fmt: skip
+_GRAPH_PREFIX = "network/"  # of the names in an imported graph
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")
@@ -91,6 +92,14 @@ class TensorFlowGraph(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.classes)
 
+    def output_tensor(self):
+        """Return the `tf.Tensor` of the outputs, in the graph of the operations before it."""
+        return self._graph_function.function().outputs[0]
+
+    def with_output(self, tensor) -> "TensorFlowGraph":
+        """Return a new layer whose outputs are `tensor`, one of the same shape and dtype in the graph of this layer."""
+        return type(self).from_config({**self.get_config(), "output_name": tensor.name.removeprefix(_GRAPH_PREFIX)})
+
     def multiply_adds(self, input_shape, output_shape):
         """Return the multiply-adds of all convolutions and matrix products. `flops` calls this method.
 
@@ -143,12 +152,12 @@ class _GraphFunction:
         import tensorflow as tf
 
         def import_graph():
-            tf.graph_util.import_graph_def(self._with_input_shape(shape), name="network")
+            tf.graph_util.import_graph_def(self._with_input_shape(shape), name=_GRAPH_PREFIX.rstrip("/"))
 
         wrapped = tf.compat.v1.wrap_function(import_graph, [])
         get_tensor = wrapped.graph.get_tensor_by_name
-        inputs = [get_tensor(f"network/{name}:0") for name in self._input_names]
-        return wrapped.prune(inputs, get_tensor(f"network/{self._output_name}"))
+        inputs = [get_tensor(f"{_GRAPH_PREFIX}{name}:0") for name in self._input_names]
+        return wrapped.prune(inputs, get_tensor(f"{_GRAPH_PREFIX}{self._output_name}"))
 
     def _with_input_shape(self, shape):
         if shape is None:

@@ -2,6 +2,18 @@
 
 import numpy as np
 
+# How far probabilities may be from sum 1, and above 1. A softmax in bfloat16 misses by up to 2^-8, of whichever dtype
+# its outputs are afterwards; logits miss by more.
+_SUM_TOLERANCE = 2**-7
+
+
+def are_probabilities(values: np.ndarray) -> bool:
+    """Return whether float64 values `(..., classes)` are probabilities: in [0, 1], with a sum of 1 over the classes."""
+    return bool(
+        np.all((values >= 0) & (values <= 1 + _SUM_TOLERANCE))  # also false for NaN
+        and np.abs(values.sum(axis=-1) - 1).max() <= _SUM_TOLERANCE
+    )
+
 
 def validate_predictions(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities `(examples, classes)` as float64, and their labels as int64. Raises ValueError."""
@@ -30,14 +42,11 @@ def validate_labels(labels: np.ndarray, num_examples: int, num_classes: int) -> 
 def _validate_probabilities(name: str, values: np.ndarray, shape: str, rank: int) -> np.ndarray:
     """Return `values` as float64: sums over many examples lose digits in float32."""
     values = np.asarray(values)
-    if not np.issubdtype(values.dtype, np.floating):
+    if "float" not in values.dtype.name:  # NumPy does not class bfloat16 as a floating-point type
         raise ValueError(f"{name} must be floats. Received: dtype {values.dtype}")
     if values.ndim != rank or 0 in values.shape:
         raise ValueError(f"{name} must have the shape {shape}, none of them 0. Received: shape {values.shape}")
-    # Also false for NaN. 1e-3 accepts softmax in float16 and bfloat16, and rejects logits.
-    if (
-        not np.all((values >= 0) & (values <= 1 + 1e-3))
-        or np.abs(values.sum(axis=-1, dtype=np.float64) - 1).max() > 1e-3
-    ):
+    values = values.astype(np.float64)
+    if not are_probabilities(values):
         raise ValueError(f"{name} must lie in [0, 1], sum to 1 over the classes and hold no NaN. Are these logits?")
-    return values.astype(np.float64)
+    return values

@@ -12,8 +12,10 @@ from keras import ops
 
 from keras_committee.errors import RunError, VerificationError
 from keras_committee.layers.resize import Resize
+from keras_committee.metrics.checks import are_probabilities
 from keras_committee.models.blocks import IMAGENET_MEAN, IMAGENET_STD, normalize_pixels
 from keras_committee.models.loading import load_member
+from keras_committee.models.outputs import classify_outputs, noise_images, predict_rows
 from keras_committee.models.predict import transform_outputs
 
 PerChannel = float | Sequence[float]
@@ -46,7 +48,10 @@ INPUT_SCALINGS: Mapping[str, InputNormalization] = types.MappingProxyType(
 )
 
 LogitsConversion = Literal["logits", "softmax removed", "logarithms of its probabilities"]
-_SUM_TOLERANCE = 1e-3  # how far rows of probabilities may be from sum 1
+ONE_OUTPUT_REMEDY = (
+    "A member has one output for each class.\n"
+    "  Append the other class and save the model again: keras.ops.concatenate([1 - p, p], axis=-1) of a probability p."
+)
 _MIN_PROBABILITY = 1e-37  # close to the smallest normal float32
 
 
@@ -97,8 +102,9 @@ def wrap_model_with_report(
     _check_model(model)
     # Rebuilt from the tensors, because a model may take its only image in a list or a dictionary.
     single_input_model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    logits_model, conversion = _to_logits(single_input_model)
     height, width, channels = _input_shape(model, image_size)
+    noise = apply_input_scaling(noise_images((height, width, channels)), input_scaling)
+    logits_model, conversion = _to_logits(single_input_model, ops.convert_to_numpy(noise))
     image = keras.Input((*(resized_from or (height, width)), channels), dtype="float32", name="image")
     pixels = apply_input_scaling(
         image if image.shape[1:3] == (height, width) else Resize(height, width, name="resize")(image), input_scaling
@@ -181,11 +187,6 @@ def apply_input_scaling(image, scaling: InputScaling):
     return image if is_identity else normalize_pixels(image, scaling.mean, scaling.std)
 
 
-def are_probabilities(rows: np.ndarray) -> bool:
-    """Return whether rows `(examples, classes)` are probabilities: not negative, and with a sum within 1e-3 of 1."""
-    return bool((rows >= 0).all() and (np.abs(rows.sum(axis=-1) - 1) <= _SUM_TOLERANCE).all())
-
-
 def _scalar_or_tuple(values: list[float]) -> PerChannel:
     return values[0] if len(values) == 1 else tuple(values)
 
@@ -231,44 +232,47 @@ def _reorder_classes(logits, class_order):
     return ops.take(logits, list(class_order), axis=1)
 
 
-def _to_logits(model: keras.Model) -> tuple[keras.Model, LogitsConversion]:
+def _to_logits(model: keras.Model, images: np.ndarray) -> tuple[keras.Model, LogitsConversion]:
     """Return the model with logits as outputs, and the conversion. It shares its layers with `model`.
 
-    A final softmax is removed. If a softmax is deeper inside, which shows in rows that sum to 1, the outputs become
-    their logarithms: these are logits up to a constant in each row, which does not affect any head.
+    A final softmax is removed. If it cannot be removed, the outputs become their logarithms: these are logits up to a
+    constant in each row, which does not affect any head.
+
+    Args:
+        model: Model of one input and one output `(batch, classes)`.
+        images: Images of noise in the input scaling of the model.
     """
-    last = model.outputs[0]._keras_history.operation
-    if isinstance(last, keras.layers.Softmax) or (type(last) is keras.layers.Activation and _is_softmax(last)):
-        return _with_output(model, last.input), "softmax removed"
-    if _is_softmax(last) and isinstance(last, keras.layers.Dense | keras.layers.Conv2D):
-        return _with_output(model, _linear_copy(last)), "softmax removed"
-    if are_probabilities(_noise_outputs(model)):
-        logits = transform_outputs(model, lambda outputs: ops.log(ops.maximum(outputs, _MIN_PROBABILITY)), model.name)
-        return logits, "logarithms of its probabilities"
-    return model, "logits"
-
-
-def _is_softmax(layer):
-    return getattr(layer, "activation", None) is keras.activations.softmax
-
-
-def _with_output(model, tensor):
-    return keras.Model(model.inputs[0], tensor, name=model.name)
-
-
-def _linear_copy(layer):
-    copy = type(layer).from_config({**layer.get_config(), "activation": "linear", "name": f"{layer.name}_logits"})
-    logits = copy(layer.input)
-    copy.set_weights(layer.get_weights())
-    return logits
-
-
-def _noise_outputs(model):
-    """Return the outputs for eight images of noise in different colors and intensities."""
-    shape = [size or 64 for size in model.inputs[0].shape[1:]]
-    rng = np.random.default_rng(7)
-    images = rng.uniform(0, 255, (8, 1, 1, shape[2])) * rng.uniform(0, 1, (8, *shape))
-    outputs = ops.convert_to_numpy(model(images.astype("float32"), training=False)).astype("float64")
-    if not np.isfinite(outputs).all():
+    outputs = classify_outputs(model, images)
+    if outputs.kind == "bounded":
+        raise VerificationError(_bounded_outputs_message(model, outputs))
+    logits_model, conversion = model, "logits"
+    if outputs.build_logits:
+        logits_model = keras.Model(model.inputs[0], outputs.build_logits(), name=model.name)
+        conversion = "softmax removed"
+    rows = predict_rows(logits_model, images)
+    if np.isnan(rows).any() or np.isposinf(rows).any():
         raise VerificationError(f"The outputs of {model.name!r} are not finite. It cannot be a member.")
-    return outputs
+    # Probabilities after a linear layer, too: one that sums those of several classes.
+    if (outputs.kind == "probabilities" and not outputs.build_logits) or are_probabilities(rows):
+        return transform_outputs(model, _log_of_probabilities, model.name), "logarithms of its probabilities"
+    if (rows == rows[0]).all() and not (rows == rows[0, 0]).all():  # all equal: an untrained model
+        raise VerificationError(
+            f"{model.name!r} returns the same outputs for every image: {rows[0][:5].tolist()}. It cannot be a member.\n"
+            "  Check that the file holds trained weights, and that its input scaling is right."
+        )
+    return logits_model, conversion
+
+
+def _bounded_outputs_message(model, outputs):
+    if model.outputs[0].shape[1] == 1:
+        return f"{model.name!r} {outputs.description} of one output. {ONE_OUTPUT_REMEDY}"
+    return (
+        f"{model.name!r} {outputs.description}. Such outputs are neither logits nor probabilities that sum to 1: it "
+        "cannot be a member.\n"
+        "  Remove the last activation if its inputs are logits of classes that exclude each other. Otherwise append a "
+        "conversion to probabilities, such as y / keras.ops.sum(y, axis=-1, keepdims=True). Then save the model again."
+    )
+
+
+def _log_of_probabilities(probabilities):
+    return ops.log(ops.maximum(ops.cast(probabilities, "float32"), _MIN_PROBABILITY))

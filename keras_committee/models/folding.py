@@ -4,11 +4,11 @@ import keras
 
 from keras_committee.layers.stochastic_depth import StochasticDepth
 
-_INFERENCE_IDENTITIES = (
+INFERENCE_IDENTITIES = (
     keras.layers.Dropout, keras.layers.SpatialDropout1D, keras.layers.SpatialDropout2D, keras.layers.SpatialDropout3D,
     keras.layers.GaussianDropout, keras.layers.GaussianNoise, keras.layers.Identity,
 )  # fmt: skip
-_LINEAR_LAYERS = (
+LINEAR_LAYERS = (
     keras.layers.Dense, keras.layers.EinsumDense,
     keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
     keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose,
@@ -113,7 +113,7 @@ def _last_weighted_layer(branch, block):
     while isinstance(layer, keras.Model):
         layer = _final_layer(layer)
     is_norm = isinstance(layer, keras.layers.BatchNormalization) and layer.scale
-    is_linear = isinstance(layer, _LINEAR_LAYERS) and layer.activation is keras.activations.linear
+    is_linear = isinstance(layer, LINEAR_LAYERS) and layer.activation is keras.activations.linear
     if not is_norm and not is_linear:
         raise ValueError(
             f"Cannot fold {block.name!r}: its branch ends in {layer.name!r} ({type(layer).__name__}). It must end in a "
@@ -126,7 +126,7 @@ def _final_layer(model):
     """Return the operation behind the model's output, ignoring layers that do nothing at inference."""
     tensor = model.outputs[0]
     operation = tensor._keras_history.operation
-    while isinstance(operation, _INFERENCE_IDENTITIES):
+    while isinstance(operation, INFERENCE_IDENTITIES):
         tensor = operation._inbound_nodes[tensor._keras_history.node_index].input_tensors[0]
         operation = tensor._keras_history.operation
     return operation

@@ -146,7 +146,7 @@ def _freeze(path, function, image, output):
     return {
         "graph": base64.b64encode(graph_def.SerializeToString(deterministic=True)).decode(),
         "image_name": frozen.inputs[0].op.name,
-        "output_name": _logits_name(frozen.outputs[output_index]),
+        "output_name": frozen.outputs[output_index].name,
         "weight_list": weights,
         "classes": function.structured_outputs[output].shape[1],
     }, values
@@ -169,11 +169,3 @@ def _extract_weights(graph_def, captured):
         node.attr["shape"].shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
     extracted.sort(key=lambda pair: not pair[0][2])  # Keras lists trainable weights first
     return [weight for weight, _ in extracted], [value for _, value in extracted]
-
-
-def _logits_name(tensor):
-    """Return the name of the logits if the network ends in a softmax of them, else that of its output."""
-    last = tensor
-    while last.op.type in ("Identity", "Cast") and last.op.inputs[0].dtype == tensor.dtype:
-        last = last.op.inputs[0]
-    return last.op.inputs[0].name if last.op.type == "Softmax" else tensor.name

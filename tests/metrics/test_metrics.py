@@ -2,6 +2,7 @@
 
 import itertools
 
+import keras
 import numpy as np
 import pytest
 import scipy.stats
@@ -217,6 +218,21 @@ FINE, LABELS = some_probabilities(8, examples=6, classes=3)
 def test_invalid_probabilities_or_labels_are_rejected(metric, probabilities, labels, expected):
     with pytest.raises(ValueError, match=expected):
         metric(probabilities, labels)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("classes", [3, 10, 1000])
+def test_probabilities_of_a_softmax_in_half_precision_are_accepted(dtype, classes):
+    """The oracle is the metric of the same numbers in float64, divided by their sums."""
+    logits = np.random.default_rng(5).normal(size=(500, classes)) * 3
+    half = np.asarray(keras.ops.softmax(keras.ops.cast(logits, dtype)))
+    exact = half.astype(np.float64) / half.astype(np.float64).sum(-1, keepdims=True)
+    labels = np.arange(500) % classes
+    for rows in (half, half.astype(np.float32)):
+        assert metrics.brier(rows, labels) == pytest.approx(metrics.brier(exact, labels), abs=0.01)
+        assert metrics.disagreement(np.stack([rows, rows], axis=1)).max() == 0
+    with pytest.raises(ValueError, match="sum to 1 over the classes"):
+        metrics.brier(half.astype(np.float32) * 1.02, labels)
 
 
 def test_member_probabilities_have_three_axes_and_labels_match():

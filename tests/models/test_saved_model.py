@@ -7,7 +7,6 @@ import pytest
 from keras_committee import flops
 from keras_committee.errors import VerificationError
 from keras_committee.models import Ensemble, from_keras_file, from_saved_model
-from keras_committee.models.saved_model import load_saved_model
 
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it runs on TensorFlow only")
@@ -43,13 +42,6 @@ def test_a_saved_model_predicts_as_before_and_its_member_file_does_not_need_it(e
     for network in (member, loaded):
         np.testing.assert_allclose(keras.ops.softmax(network(IMAGES)), expected, atol=1e-6)
     assert np.asarray(member(IMAGES)).min() < 0  # the logits before the softmax, not its probabilities
-
-
-def test_a_final_softmax_is_removed_from_the_graph(tmp_path):
-    model = network()
-    model.export(str(tmp_path), verbose=False)
-    logits = load_saved_model(tmp_path)(IMAGES)
-    np.testing.assert_allclose(keras.ops.softmax(logits), model(IMAGES), atol=1e-6)
 
 
 def test_it_costs_as_much_as_its_layers(exported):

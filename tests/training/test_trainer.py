@@ -114,12 +114,21 @@ def test_C08_a_member_that_returns_probabilities_is_refused(trained):
     _, recipe = trained
     image = keras.Input((32, 32, 3))
     flat = keras.layers.Flatten()(image)
-    ends = [
+    powers = keras.ops.exp(keras.layers.Dense(10)(keras.layers.Rescaling(1 / 255)(flat)))
+    ends_with_softmax = [
         keras.layers.Dense(10, activation="softmax")(flat),
         keras.layers.Softmax()(keras.layers.Dense(10)(flat)),
         keras.layers.Activation("softmax")(keras.layers.Dense(10)(flat)),
+        keras.ops.softmax(keras.layers.Dense(10)(flat)),
+        keras.layers.Activation("linear", dtype="float32")(keras.layers.Dense(10, "softmax", dtype="float16")(flat)),
+        keras.Sequential([keras.layers.Dense(10, "softmax")])(flat),
     ]
     splits = recipe.data.load()
-    for end in ends:
-        with pytest.raises(RecipeError, match=r"member 4 .* ends with a softmax\. A member must return logits"):
+    ends = [
+        *((end, "ends with a softmax") for end in ends_with_softmax),
+        (keras.layers.Dense(10, activation="sigmoid")(flat), "ends with a sigmoid"),
+        (powers / keras.ops.sum(powers, axis=-1, keepdims=True), "returns probabilities"),
+    ]
+    for end, words in ends:
+        with pytest.raises(RecipeError, match=rf"member 4 .* {words}\. A member must return logits"):
             check_fit(keras.Model(image, end), splits, 4)
