@@ -15,6 +15,7 @@ from keras_committee.tfserving.tf_protocol import (
     Signature,
     StatusError,
     check_inputs,
+    check_rank,
     choose_outputs,
     datatype_enum,
     find_signature,
@@ -63,6 +64,8 @@ class PythonSession:
         names = choose_outputs(spec.outputs, outputs)
         _check_dtypes(spec, inputs)
         results = self._run(signature or DEFAULT_SIGNATURE, inputs)
+        for name in names:
+            check_rank(results[name].shape.rank)
         return {name: np.asarray(results[name].numpy()) for name in names}
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from keras_committee.tfserving.tf_protocol import (
     Signature,
     StatusError,
     check_inputs,
+    check_rank,
     choose_outputs,
     datatype_enum,
     find_signature,
@@ -316,7 +317,8 @@ def _new_string_tensor(lib: Library, array: np.ndarray) -> int:
 
 def _tensor_to_array(lib: Library, tensor: int, dtype: np.dtype) -> np.ndarray:
     """Return a copy of `tensor` as an array of `dtype`, or as an object array of bytes for strings."""
-    shape = tuple(lib.TF_Dim(tensor, axis) for axis in range(lib.TF_NumDims(tensor)))
+    check_rank(rank := lib.TF_NumDims(tensor))
+    shape = tuple(lib.TF_Dim(tensor, axis) for axis in range(rank))
     if lib.TF_TensorType(tensor) == _DT_STRING:
         return _read_strings(lib, tensor).reshape(shape)
     content = ctypes.string_at(lib.TF_TensorData(tensor), lib.TF_TensorByteSize(tensor)) if np.prod(shape) else b""

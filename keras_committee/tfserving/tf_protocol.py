@@ -55,7 +55,8 @@ _HTTP_CODES = {
     "DEADLINE_EXCEEDED": 504,
 }
 
-# The field that carries the values of a dtype, and their dtype there. Half floats travel as the bits of an integer.
+# The field that carries the values of a dtype, and their dtype there. Half floats travel as the bits of an integer,
+# a complex number as its real part followed by its imaginary part.
 _VALUE_FIELDS = {
     "float16": ("half_val", np.uint16),
     "bfloat16": ("half_val", np.uint16),
@@ -70,11 +71,15 @@ _VALUE_FIELDS = {
     "uint32": ("uint32_val", np.uint32),
     "uint64": ("uint64_val", np.uint64),
     "bool": ("bool_val", np.bool_),
+    "complex64": ("scomplex_val", np.float32),
+    "complex128": ("dcomplex_val", np.float64),
     "string": ("string_val", np.object_),
 }
 
-_MAX_DIMENSIONS = 32  # NumPy's limit before 2.0; TensorFlow allows 254
+_REINTERPRETED_DTYPES = ("float16", "bfloat16", "complex64", "complex128")  # not converted between array and field
+_MAX_DIMENSIONS = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32  # of NumPy; TensorFlow allows 254
 _MAX_REPEATED_ELEMENTS = 2**20  # a proto of twenty bytes may claim that its one value fills a whole tensor
+_MAX_VARINT_BYTES = 5  # of 32 bits
 _MAX_MESSAGE_BYTES = 1024  # of a gRPC status message; TF Serving truncates at the same length
 _INIT_OP = "__saved_model_init_op"
 
@@ -160,8 +165,9 @@ def check_inputs(signature: Signature, names: Iterable[str]) -> None:
     if len(sent) != len(expected):
         raise StatusError(
             "INVALID_ARGUMENT",
-            f"input size does not match signature: {len(sent)}!={len(expected)} len({_format_set(expected)}). "
-            f"Sent extra: {_format_set(sent - expected)}. Missing but required: {_format_set(expected - sent)}.",
+            f"input size does not match signature: {len(sent)}!={len(expected)} len({_format_set(sent)}) != "
+            f"len({_format_set(expected)}). Sent extra: {_format_set(sent - expected)}. "
+            f"Missing but required: {_format_set(expected - sent)}.",
         )
     for name in sorted(sent - expected):
         raise StatusError(
@@ -232,8 +238,9 @@ def proto_shape(proto: Any, max_elements: int) -> tuple[int, ...]:
     """
     shape = proto.tensor_shape
     dims = tuple(dim.size for dim in shape.dim)
-    if shape.unknown_rank or any(size < 0 for size in dims) or len(dims) > _MAX_DIMENSIONS:
+    if shape.unknown_rank or any(size < 0 for size in dims):
         raise StatusError("INVALID_ARGUMENT", f"the tensor has no known shape. Received: {list(dims)[:9]}")
+    check_rank(len(dims))
     if math.prod(max(size, 1) for size in dims) > max_elements:
         raise StatusError(
             "INVALID_ARGUMENT",
@@ -241,6 +248,12 @@ def proto_shape(proto: Any, max_elements: int) -> tuple[int, ...]:
             f"{_format_element_count(dims)}",
         )
     return dims
+
+
+def check_rank(rank: int) -> None:
+    """Raise INVALID_ARGUMENT if a tensor has more dimensions than a NumPy array can have."""
+    if rank > _MAX_DIMENSIONS:
+        raise StatusError("INVALID_ARGUMENT", f"a tensor of {rank} dimensions; at most {_MAX_DIMENSIONS} are supported")
 
 
 def proto_to_array(proto: Any, max_elements: int = 2**26) -> np.ndarray:
@@ -255,9 +268,11 @@ def proto_to_array(proto: Any, max_elements: int = 2**26) -> np.ndarray:
     """
     shape = proto_shape(proto, max_elements)
     dtype = _dtype_from_number(proto.dtype)
-    if proto.tensor_content and dtype.name != "string":
-        return _array_from_content(proto.tensor_content, dtype, shape)
-    return _array_from_values(proto, dtype, shape)
+    if not proto.tensor_content or 0 in shape:
+        return _array_from_values(proto, dtype, shape)
+    if dtype.name == "string":
+        return _strings_from_content(proto.tensor_content, shape)
+    return _array_from_content(proto.tensor_content, dtype, shape)
 
 
 def _read_infos(infos: Any) -> dict[str, TensorInfo]:
@@ -319,30 +334,56 @@ def _array_from_content(content: bytes, dtype: Any, shape: tuple[int, ...]) -> n
     return np.frombuffer(content, np.uint8 if dtype.name == "bool" else numpy_dtype).astype(numpy_dtype).reshape(shape)
 
 
+def _strings_from_content(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the strings in `content`: the length of each as a varint, then all bytes."""
+    count, offset = math.prod(shape), 0
+    lengths: list[int] = []
+    while len(lengths) < count and offset < len(content):
+        length, offset = _read_varint(content, offset)
+        lengths.append(length)
+    if len(lengths) != count or offset + sum(lengths) != len(content):
+        raise StatusError("INVALID_ARGUMENT", f"tensor_content does not hold exactly {count} strings")
+    strings = np.empty(count, object)
+    for i, length in enumerate(lengths):
+        strings[i] = content[offset : offset + length]
+        offset += length
+    return strings.reshape(shape)
+
+
+def _read_varint(content: bytes, offset: int) -> tuple[int, int]:
+    """Return the number at `offset` in groups of 7 bits, the lowest first, and the offset behind it."""
+    value, shift = 0, 0
+    for byte in content[offset : offset + _MAX_VARINT_BYTES]:
+        value |= (byte & 0x7F) << shift
+        shift, offset = shift + 7, offset + 1
+        if byte < 0x80:
+            return value, offset
+    raise StatusError("INVALID_ARGUMENT", "tensor_content holds the incomplete length of a string")
+
+
 def _array_from_values(proto: Any, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    if proto.tensor_content:
-        raise StatusError("INVALID_ARGUMENT", "strings are read from string_val, not from tensor_content")
     field, wire_dtype = _VALUE_FIELDS[dtype.name]
-    sent, count = getattr(proto, field), math.prod(shape)
-    num_sent = min(len(sent), count)
+    count, width = math.prod(shape), 2 if dtype.is_complex else 1  # width: entries of the field per element
+    num_sent = min(len(getattr(proto, field)) // width, count)
     if num_sent < count > _MAX_REPEATED_ELEMENTS:
         raise StatusError(
             "INVALID_ARGUMENT",
             f"{num_sent} values for {count} elements; at most {_MAX_REPEATED_ELEMENTS} elements may repeat a value",
         )
-    values = np.full(count, b"" if dtype.name == "string" else 0, wire_dtype)
-    values[:num_sent] = sent[:num_sent]
-    values[num_sent:] = sent[num_sent - 1] if num_sent else values[num_sent:]
-    return _unpack(values, dtype).reshape(shape)
+    values = np.full((count, width), b"" if dtype.name == "string" else 0, wire_dtype)
+    values.ravel()[: num_sent * width] = getattr(proto, field)[: num_sent * width]
+    if num_sent:
+        values[num_sent:] = values[num_sent - 1]
+    return _unpack(values.ravel(), dtype).reshape(shape)
 
 
 def _pack(values: np.ndarray, name: str, wire_dtype: Any) -> np.ndarray:
-    return values.view(wire_dtype) if name in ("float16", "bfloat16") else values.astype(wire_dtype)
+    return values.view(wire_dtype) if name in _REINTERPRETED_DTYPES else values.astype(wire_dtype)
 
 
 def _unpack(values: np.ndarray, dtype: Any) -> np.ndarray:
     numpy_dtype = np.dtype(dtype.as_numpy_dtype)
-    return values.view(numpy_dtype) if dtype.name in ("float16", "bfloat16") else values.astype(numpy_dtype)
+    return values.view(numpy_dtype) if dtype.name in _REINTERPRETED_DTYPES else values.astype(numpy_dtype)
 
 
 def _format_element_count(dims: tuple[int, ...]) -> str:

@@ -64,7 +64,8 @@ def test_signatures_describe_inputs_and_outputs(session):
         ("INVALID_ARGUMENT", "Expects arg[0] to be float but string is provided", ("", {"x": np.array(["a"])})),
         (
             "INVALID_ARGUMENT",
-            "input size does not match signature: 2!=1 len({x}). Sent extra: {z}. Missing but required: {}.",
+            "input size does not match signature: 2!=1 len({x,z}) != len({x}). Sent extra: {z}. "
+            "Missing but required: {}.",
             ("", {"x": X, "z": X}),
         ),
         (
@@ -130,6 +131,23 @@ def test_a_call_ends_at_its_timeout_in_seconds(tmp_path):
         assert session.run("", {"steps": np.int64(100_000)}, timeout=60.0)["y"] == 100_000  # takes more than 60 ms
         with pytest.raises(StatusError, match=r"^DEADLINE_EXCEEDED: "):
             session.run("", {"steps": np.int64(10**12)}, timeout=0.1)
+
+
+class Rank(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec(None, tf.complex64, "x"), tf.TensorSpec([None], tf.int32, "shape")])
+    def reshape(self, x, shape):
+        return {"y": tf.reshape(tf.math.conj(x), shape)}
+
+
+@pytest.mark.parametrize("kind", [Session, PythonSession])
+def test_complex_arrays_have_as_many_dimensions_as_numpy_allows(kind, tmp_path):
+    tf.saved_model.save(Rank(), str(tmp_path), signatures=Rank().reshape)
+    x = np.array([[0.2 + 0.7j, 3]], np.complex64)
+    with kind.load(tmp_path) as session:
+        outputs = session.run("", {"x": x.reshape([1] * 32 + [2]), "shape": np.int32([1] * 63 + [2])})
+        np.testing.assert_array_equal(outputs["y"], np.conj(x).reshape([1] * 63 + [2]))
+        with pytest.raises(StatusError, match="a tensor of 65 dimensions; at most 64 are supported"):
+            session.run("", {"x": x, "shape": np.int32([1] * 64 + [2])})
 
 
 def test_strings_of_any_length_leave_no_memory_behind(half_plus_two):

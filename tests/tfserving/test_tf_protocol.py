@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf.internal.encoder import _VarintBytes
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
 from keras_committee.tfserving.tf_protocol import StatusError, packed_proto, proto_to_array, typed_proto
@@ -18,14 +19,29 @@ ARRAYS = [
     np.array([-7, 2**63 - 1], np.int64),
     np.array([7, 2**64 - 1], np.uint64),
     np.array([True, False]),
+    np.array([0.2 + 0.7j, -3j], np.complex64),
+    np.array([[0.2 + 0.7j], [3]], np.complex128),
     np.array([b"a\0", b"", b"\xff\xfe"], object),
+    np.array([[b"q" * 300], [b"r" * 20_000]], object),
+    np.full([1] * 40 + [2], 7, np.int16),
     np.zeros((0, 3), np.float32),
     np.array(0.7, np.float32),
 ]
 
 
-@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{array.shape}")
-@pytest.mark.parametrize("encode", [typed_proto, packed_proto, tf.make_tensor_proto])
+def as_tensor_content(array):
+    """Return a TensorProto with tensor_content, also for strings, which TensorFlow's runtime reads as `array`."""
+    proto = packed_proto(array)
+    if strings := list(proto.string_val):
+        proto.ClearField("string_val")
+        proto.tensor_content = b"".join(_VarintBytes(len(value)) for value in strings) + b"".join(strings)
+    read_by_tensorflow = tf.io.parse_tensor(proto.SerializeToString(), proto.dtype)
+    np.testing.assert_array_equal(read_by_tensorflow.numpy().astype(array.dtype), array)
+    return proto
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{array.shape[-3:]}")
+@pytest.mark.parametrize("encode", [typed_proto, packed_proto, tf.make_tensor_proto, as_tensor_content])
 def test_an_array_comes_back_as_it_was(encode, array):
     proto = tensor_pb2.TensorProto.FromString(encode(array).SerializeToString())
     back = proto_to_array(proto)
@@ -48,6 +64,10 @@ def test_missing_values_repeat_the_last_one_and_surplus_ones_are_dropped():
     np.testing.assert_array_equal(proto_to_array(proto), np.array([0.5], np.float32))
     del proto.float_val[:]
     np.testing.assert_array_equal(proto_to_array(proto), np.array([0], np.float32))
+    proto = tensor(types_pb2.DT_COMPLEX64, [3], scomplex_val=[0.2, 0.7, 3, -1, 5])  # the last has no imaginary part
+    np.testing.assert_array_equal(proto_to_array(proto), np.complex64([0.2 + 0.7j, 3 - 1j, 3 - 1j]))
+    proto = tensor(types_pb2.DT_STRING, [0], tensor_content=b"surplus")
+    assert proto_to_array(proto).shape == tf.io.parse_tensor(proto.SerializeToString(), tf.string).shape == (0,)
 
 
 def tensor(dtype, dims, **fields):
@@ -63,10 +83,14 @@ LIES = [
     (tensor(types_pb2.DT_FLOAT, [2**26], float_val=[1.0]), "1 values for 67108864 elements"),
     (tensor(types_pb2.DT_STRING, [2**21], string_val=[b"a"]), "at most 1048576 elements may repeat a value"),
     (tensor(types_pb2.DT_FLOAT, [-1]), "no known shape"),
-    (tensor(types_pb2.DT_FLOAT, [1] * 33), "no known shape"),
+    (tensor(types_pb2.DT_FLOAT, [1] * 65), "a tensor of 65 dimensions; at most 64 are supported"),
     (tensor(types_pb2.DT_FLOAT, [2**62, 0, 2**62]), r"about 2\*\*124"),
     (tensor(types_pb2.DT_FLOAT, [3], tensor_content=b"12345678"), r"has 8 bytes; float32\[3\] has 12"),
-    (tensor(types_pb2.DT_STRING, [1], tensor_content=b"\x01a"), "strings are read from string_val"),
+    (tensor(types_pb2.DT_STRING, [2], tensor_content=b"\x01\x01a"), "does not hold exactly 2 strings"),
+    (tensor(types_pb2.DT_STRING, [2], tensor_content=b"\x02"), "does not hold exactly 2 strings"),
+    (tensor(types_pb2.DT_STRING, [1], tensor_content=b"\x01ab"), "does not hold exactly 1 strings"),
+    (tensor(types_pb2.DT_STRING, [1], tensor_content=b"\x80\x80"), "the incomplete length of a string"),
+    (tensor(types_pb2.DT_STRING, [1], tensor_content=b"\x80\x80\x80\x80\x80\x01"), "the incomplete length of a string"),
     (tensor(types_pb2.DT_RESOURCE, [1]), "tensors of dtype resource are not supported"),
     (tensor(types_pb2.DT_INVALID, [1]), "there is no tensor of DataType 0"),
     (tensor(9999, [1]), "there is no tensor of DataType 9999"),
@@ -78,3 +102,9 @@ def test_D11_a_lying_tensor_is_rejected_before_anything_is_allocated(proto, mess
     with pytest.raises(StatusError, match=message) as caught:
         proto_to_array(proto)
     assert caught.value.code == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("proto", [proto for proto, _ in LIES if proto.dtype == types_pb2.DT_STRING][1:])
+def test_tensorflow_rejects_the_same_contents_of_strings(proto):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        tf.io.parse_tensor(proto.SerializeToString(), tf.string)
