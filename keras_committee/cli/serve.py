@@ -107,7 +107,7 @@ def serve(
     if batching_parameters_file and not enable_batching:
         raise RecipeError("--batching-parameters-file requires --enable-batching. No server was started.")
     if use_tf_serving:
-        folder = Path(model_dir).resolve() if model_dir else None
+        folder = Path(os.path.abspath(model_dir)) if model_dir else None
         batching = batching_parameters_file or enable_batching
         files = (model_config_file, monitoring_config_file, batching)
         _run_tf_serving(folder, (rest_port, grpc_port), *files, enable_cors_support)

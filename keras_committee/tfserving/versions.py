@@ -3,8 +3,11 @@
 Source: tensorflow_serving/sources/storage_path/file_system_storage_path_source.cc.
 """
 
+import os
 import re
+import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from keras_committee.errors import RecipeError
 
@@ -29,7 +32,7 @@ def parse_version(name: str) -> int | None:
 def find_versions(model_dir: Path) -> dict[int, Path]:
     """Return the version folders in `model_dir` by version, ascending.
 
-    Their content is not read: a version must appear by a rename. Of two folders with the same version, such as `7` and
+    Symbolic links count, and the content is not read. Of two folders with the same version, such as `7` and
     `007`, the last name in sorted order counts.
 
     Raises:
@@ -55,6 +58,40 @@ def list_versions(model_dir: str | Path) -> list[int]:
             f"{model_dir} has two folders of version {duplicates[0]}, such as 7 and 007; a server loads only one."
         )
     return versions
+
+
+class FolderState(NamedTuple):
+    """What changes while files are copied into a folder.
+
+    Attributes:
+        num_entries: Number of files and folders in it.
+        num_bytes: Their sizes.
+        changed_at: Last change of any of them, in seconds since 1970.
+    """
+
+    num_entries: int
+    num_bytes: int
+    changed_at: float
+
+
+def folder_state(folder: Path) -> FolderState:
+    """Return the state of the files in `folder`. Symbolic links are followed; entries that cannot be read count as 0.
+
+    The time is that of the last change of an inode, which a copy cannot set.
+    """
+    pending, seen, num_bytes, changed_at = [os.fspath(folder)], set(), 0, 0.0
+    while pending:
+        path = pending.pop()
+        try:
+            info = os.stat(path)
+            if (info.st_dev, info.st_ino) in seen:
+                continue
+            pending += [entry.path for entry in os.scandir(path)] if stat.S_ISDIR(info.st_mode) else []
+        except OSError:
+            continue  # a broken link, or a file that was renamed meanwhile
+        seen.add((info.st_dev, info.st_ino))
+        num_bytes, changed_at = num_bytes + info.st_size, max(changed_at, info.st_ctime)
+    return FolderState(len(seen), num_bytes, changed_at)
 
 
 def _version_folders(model_dir: Path) -> list[tuple[int, Path]]:

@@ -1,9 +1,18 @@
 """Version folders and names: which folders count, and how two folders of one version are resolved."""
 
+import time
+
 import pytest
 
 from keras_committee.errors import RecipeError
-from keras_committee.tfserving.versions import MAX_VERSION, find_versions, is_valid_name, list_versions, parse_version
+from keras_committee.tfserving.versions import (
+    MAX_VERSION,
+    find_versions,
+    folder_state,
+    is_valid_name,
+    list_versions,
+    parse_version,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,9 +39,28 @@ def test_only_folders_are_versions_in_ascending_order(tmp_path):
     assert list(find_versions(tmp_path).items()) == [(v, tmp_path / n) for v, n in ((9, "9"), (10, "10"), (12, "012"))]
 
 
-def test_a_symbolic_link_counts_so_that_the_loader_can_reject_it(tmp_path):
+def test_a_symbolic_link_counts_also_a_broken_one(tmp_path):
     (tmp_path / "3").symlink_to("nowhere")
     assert list(find_versions(tmp_path)) == [3]
+
+
+def test_the_state_of_a_folder_counts_linked_files_once_and_ends_for_circles(tmp_path):
+    (tmp_path / "1" / "variables").mkdir(parents=True)
+    (tmp_path / "weights").write_bytes(b"12345")
+    before = folder_state(tmp_path / "1")
+    for name in ("data", "variables/data"):
+        (tmp_path / "1" / name).symlink_to(tmp_path / "weights")
+    (tmp_path / "1" / "circle").symlink_to(tmp_path / "1")
+    (tmp_path / "1" / "broken").symlink_to("nowhere")
+    after = folder_state(tmp_path / "1")
+    assert (before.num_entries, after.num_entries) == (2, 3)
+    folders = sum(path.stat().st_size for path in (tmp_path / "1", tmp_path / "1" / "variables"))
+    assert after.num_bytes == folders + 5
+    assert abs(after.changed_at - time.time()) < 60
+
+
+def test_the_state_of_a_folder_that_is_missing_is_empty(tmp_path):
+    assert folder_state(tmp_path / "none") == (0, 0, 0.0)
 
 
 def test_of_two_folders_of_one_version_the_last_name_counts_and_a_listing_rejects_them(tmp_path):

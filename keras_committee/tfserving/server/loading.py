@@ -1,6 +1,6 @@
 """Loading of a model version: checks, and its warm-up requests."""
 
-import os
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ def load_version(folder: Path) -> Any:
     Raises:
         StatusError: If the version cannot be served, with the reason.
     """
-    _check_no_symlinks(folder)
     session = load_session(folder)
     try:
         check_no_xla(session.meta_graph)
+        check_variables(session.meta_graph, folder)
         replay(session, folder)
     except BaseException:
         session.close()
@@ -41,6 +41,18 @@ def check_no_xla(meta_graph: Any) -> None:
                 "INTERNAL",
                 "XLA compilation disabled: a function of this model was traced with jit_compile=True",
             )
+
+
+def check_variables(meta_graph: Any, folder: Path) -> None:
+    """Raise NOT_FOUND if the graph has variables and `folder` has no values for them.
+
+    TensorFlow loads such a folder, a copy that has just begun, and TF Serving would serve it: each request would fail.
+    """
+    graph = meta_graph.graph_def
+    nodes = itertools.chain(graph.node, *(function.node_def for function in graph.library.function))
+    index = folder / "variables" / "variables.index"
+    if not index.is_file() and any(node.op == "VarHandleOp" for node in nodes):
+        raise StatusError("NOT_FOUND", f"the model has variables, but there is no file {index}: the copy is incomplete")
 
 
 def replay(session: Any, folder: Path) -> int:
@@ -61,16 +73,6 @@ def replay(session: Any, folder: Path) -> int:
             )
         _replay_record(session, record, limits)
     return count
-
-
-def _check_no_symlinks(folder: Path) -> None:
-    """Raise FAILED_PRECONDITION if `folder`, or anything in it, is a symbolic link: it could lead anywhere."""
-    inside = (Path(directory, name) for directory, folders, files in os.walk(folder) for name in folders + files)
-    for path in [folder, *inside]:
-        if path.is_symlink():
-            raise StatusError(
-                "FAILED_PRECONDITION", f"{path} is a symbolic link; a version must contain its files themselves"
-            )
 
 
 def _graph_attributes(graph: Any) -> Iterator[Any]:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,7 +124,7 @@ def config_from_folder(folder: Path) -> list[ModelConfig]:
     Raises:
         RecipeError: If the folder does not exist, or is a version folder.
     """
-    folder = folder.resolve()
+    folder = Path(os.path.abspath(folder))  # a symbolic link gives the model its name
     if not folder.is_dir():
         raise RecipeError(
             f"no such folder: {folder}. Specify the folder that contains the versions of a model: 1, 2, ..."

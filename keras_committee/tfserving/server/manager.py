@@ -12,7 +12,7 @@ from typing import Any
 from keras_committee.tfserving.config import lint_models
 from keras_committee.tfserving.server.loading import load_version
 from keras_committee.tfserving.tf_protocol import StatusError
-from keras_committee.tfserving.versions import NAME_RULE, find_versions, is_valid_name
+from keras_committee.tfserving.versions import NAME_RULE, FolderState, find_versions, folder_state, is_valid_name
 
 _log = logging.getLogger(__name__)
 
@@ -124,6 +124,8 @@ class Servable:
         num_users: Borrowers at the moment.
         tries: Failed loads.
         next_try: When to load it, in monotonic seconds.
+        files: State of the folder when it was last read.
+        files_since: When `files` was first read, in monotonic seconds.
     """
 
     name: str
@@ -136,6 +138,8 @@ class Servable:
     num_users: int = 0
     tries: int = 0
     next_try: float = 0.0
+    files: FolderState | None = None
+    files_since: float = 0.0
 
     def status(self) -> ServableStatus:
         error = self.error if self.state in ("LOADING", "END") else None
@@ -155,7 +159,8 @@ class ManagerOptions:
     """Timing of loads. The defaults are those of TF Serving.
 
     Attributes:
-        poll_seconds: Seconds between two scans of the base paths.
+        poll_seconds: Seconds between two scans of the base paths. A version is loaded once its files have not changed
+            for twice as long, since it may be a copy in progress; TF Serving does not wait.
         max_retries: Retries of a load that fails.
         retry_seconds: Seconds between retries.
         allow_labels_for_unavailable: Whether labels can be assigned to versions that are not loaded yet.
@@ -310,9 +315,11 @@ class Manager:
         return self._closing or any(servable.may_unload() for servable in self._all_servables())
 
     def _seconds_until_next_poll(self) -> float:
-        """Return the seconds until the next scan, or the next retry of a load."""
+        """Return the seconds until the next scan, or the next try of a load."""
         retry_delays = [
-            servable.next_try - time.monotonic() for servable in self._all_servables() if servable.state == "LOADING"
+            servable.next_try - time.monotonic()
+            for servable in self._all_servables()
+            if servable.state in ("START", "LOADING")
         ]
         return max(0.0, min([self._options.poll_seconds, *retry_delays]))
 
@@ -340,7 +347,7 @@ class Manager:
     def _step(self) -> bool:
         """Load or unload one version. Return False if there is nothing to do now."""
         for servable in self._all_servables():
-            if servable.aspired and servable.due():
+            if servable.aspired and servable.due() and self._is_settled(servable):
                 self._try_to_load(servable)
                 return True
         for servable in self._all_servables():
@@ -358,10 +365,26 @@ class Manager:
         aspired = [other for other in self._servables[servable.name].values() if other.aspired]
         return servable.session is None or not aspired or any(other.state == "AVAILABLE" for other in aspired)
 
+    def _is_settled(self, servable: Servable) -> bool:
+        """Whether the files of a version have not changed for some time. If not, it is due again later."""
+        now, state, required = time.monotonic(), folder_state(servable.path), 2 * self._options.poll_seconds
+        if state != servable.files:
+            servable.files, servable.files_since = state, now
+        # The clock of a network drive may differ from that of this machine.
+        unchanged = max(now - servable.files_since, time.time() - state.changed_at)
+        if unchanged >= required:
+            return True
+        servable.next_try = now + required - max(unchanged, 0)
+        self._log_once(f"{servable.name} version {servable.version} is loaded once its files no longer change")
+        return False
+
     def _try_to_load(self, servable: Servable) -> None:
         self._set_state(servable, "LOADING")
         try:
             session = self._load(servable.path)
+            if folder_state(servable.path) != servable.files:
+                session.close()
+                return  # loaded again once the files are settled
         except Exception as error:  # whatever the loader raises becomes the status of this version
             status = error if isinstance(error, StatusError) else StatusError("INTERNAL", f"{error}")
             self._record_failure(servable, status)

@@ -36,7 +36,7 @@ def rest_server(zoo):
 def grpc_manager(half_plus_two):
     """A manager of `half_plus_two`, version 123, label "lab"."""
     config = ModelConfig("half_plus_two", half_plus_two, VersionPolicy.specific(123), {"lab": 123})
-    with Manager([config], ManagerOptions(allow_labels_for_unavailable=True)) as manager:
+    with Manager([config], ManagerOptions(0.2, allow_labels_for_unavailable=True)) as manager:
         manager.wait_until_available()
         yield manager
 

@@ -98,6 +98,13 @@ def test_a_warm_up_file_that_is_no_tfrecord_is_data_loss(half_plus_two, tmp_path
         load_version(folder)
 
 
+def test_a_model_without_the_values_of_its_variables_is_rejected(half_plus_two, tmp_path):
+    folder = shutil.copytree(half_plus_two / "123", tmp_path / "1")
+    shutil.rmtree(folder / "variables")
+    with pytest.raises(StatusError, match=r"NOT_FOUND: the model has variables, but there is no file .*/variables"):
+        load_version(folder)
+
+
 def test_a_function_that_must_be_compiled_is_rejected(half_plus_two):
     with Session.load(half_plus_two / "123") as session:
         check_no_xla(session.meta_graph)

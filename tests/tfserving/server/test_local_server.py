@@ -50,6 +50,13 @@ def test_an_invalid_command_is_rejected_with_exit_code_2(half_plus_two, capfd, a
     assert message.format(base=base) in capfd.readouterr().err
 
 
+def test_a_symbolic_link_to_the_model_gives_it_its_name(half_plus_two, tmp_path):
+    link = tmp_path / "current"
+    link.symlink_to(half_plus_two)
+    (config,) = config_from_folder(link)
+    assert (config.name, config.base_path) == ("current", link)
+
+
 def test_a_missing_binary_of_tf_serving_is_reported(half_plus_two, capfd, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["serve", str(half_plus_two), "--use-tf-serving"]) == 7

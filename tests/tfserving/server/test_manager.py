@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -145,15 +146,55 @@ def test_D19_a_name_that_could_be_a_path_is_no_model_name(base, name):
     assert error_of(lambda: ModelConfig(name, base))[0] == "INVALID_ARGUMENT"
 
 
-def test_D19_a_version_with_a_symbolic_link_is_not_served(half_plus_two, tmp_path):
-    (tmp_path / "H").mkdir()
-    (tmp_path / "H" / "1").symlink_to(half_plus_two / "123")
-    shutil.copytree(half_plus_two / "123", tmp_path / "H" / "2")
-    os.replace(tmp_path / "H" / "2" / "saved_model.pb", tmp_path / "kept.pb")
-    (tmp_path / "H" / "2" / "saved_model.pb").symlink_to(tmp_path / "kept.pb")
-    with Manager([ModelConfig("H", tmp_path / "H", VersionPolicy.all_versions())], ManagerOptions(0.02, 0)) as manager:
-        wait_for(lambda: states(manager) == {1: "END", 2: "END"})
-        assert all("is a symbolic link" in status.message for status in manager.statuses("H"))
+def test_symbolic_links_are_followed(half_plus_two, tmp_path):
+    base = tmp_path / "H"
+    base.mkdir()
+    (base / "1").symlink_to(half_plus_two / "123")
+    shutil.copytree(half_plus_two / "123", base / "2")
+    os.replace(base / "2" / "saved_model.pb", tmp_path / "kept.pb")
+    (base / "2" / "saved_model.pb").symlink_to(tmp_path / "kept.pb")
+    (base / "3").symlink_to("nowhere")
+    with Manager([ModelConfig("H", base, VersionPolicy.all_versions())], ManagerOptions(0.02, 0)) as manager:
+        wait_for(lambda: states(manager) == {1: "AVAILABLE", 2: "AVAILABLE", 3: "END"})
+        assert manager.statuses("H", 3)[0].code == "NOT_FOUND"
+        for version in (1, 2):
+            with manager.borrow("H", version) as servable:
+                assert servable.session.run("", ONE)["y"] == 2.5
+
+
+def count_files(folder, loaded):
+    """Return a session; append the number of files that it was loaded from to `loaded`, and "closed" at its end."""
+    loaded.append(len(list(folder.iterdir())))
+    return types.SimpleNamespace(close=lambda: loaded.append("closed"))
+
+
+def test_a_copy_in_progress_is_loaded_once_it_is_complete(base, tmp_path):
+    loaded, source = [], tmp_path / "source"
+    source.write_bytes(b"12345")
+    os.utime(source, (1e9, 1e9))
+    with managed(base, ManagerOptions(0.15), lambda folder: count_files(folder, loaded)) as manager:
+        manager.wait_until_available()
+        (base / "124").mkdir()
+        for number in range(8):
+            shutil.copy2(source, base / "124" / str(number))  # with its old time of modification
+            time.sleep(0.1)
+        assert states(manager) == {123: "AVAILABLE", 124: "START"}
+        wait_for(lambda: states(manager) == {123: "END", 124: "AVAILABLE"})
+    assert loaded == [0, 8, "closed", "closed"]
+
+
+def test_files_that_change_during_a_load_are_loaded_again(base):
+    loaded = []
+
+    def load(folder):
+        session = count_files(folder, loaded)
+        if len(loaded) == 1:
+            (folder / "late").touch()
+        return session
+
+    with managed(base, load=load) as manager:
+        manager.wait_until_available()
+    assert loaded == [0, "closed", 1, "closed"]
 
 
 def test_a_label_of_an_unavailable_version_is_rejected_unless_allowed(base):

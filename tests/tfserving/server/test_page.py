@@ -21,7 +21,7 @@ ORANGE = np.broadcast_to(np.array([230, 120, 20], np.uint8), (SIZE, SIZE, 3))
 
 @pytest.fixture(scope="module")
 def manager(tiny_committee):
-    with Manager([ModelConfig("tiny", tiny_committee, VersionPolicy.specific(4))]) as manager:
+    with Manager([ModelConfig("tiny", tiny_committee, VersionPolicy.specific(4))], ManagerOptions(0.2)) as manager:
         manager.wait_until_available()
         yield manager
 
@@ -64,7 +64,7 @@ def test_only_available_versions_are_listed_newest_first(tmp_path):
     for version in ("3", "4", "10"):
         (tmp_path / version).mkdir()
     config = ModelConfig("H", tmp_path, VersionPolicy.all_versions(), {"stable": 3})
-    options = ManagerOptions(max_retries=0, allow_labels_for_unavailable=True)
+    options = ManagerOptions(0.02, max_retries=0, allow_labels_for_unavailable=True)
     with Manager([config], options, load) as manager:
         deadline = time.monotonic() + 10
         while list_models(manager)[0]["versions"] != ["10", "3"] and time.monotonic() < deadline:
