@@ -82,7 +82,8 @@ def wrap_model(
         logits `(batch, classes)`.
 
     Raises:
-        VerificationError: If the model cannot be a member.
+        VerificationError: If the model cannot be a member: its shapes do not fit, or its outputs are neither logits nor
+            probabilities that sum to 1, such as those of a sigmoid, or they are the same for every image.
         ValueError: If `input_scaling` or `class_order` does not fit the model.
     """
     return wrap_model_with_report(
