@@ -43,6 +43,42 @@ def serialize_examples(examples: Sequence[Any], context: Any, limits: Limits) ->
     return array
 
 
+def find_signature(session: Any, name: str) -> Signature:
+    """Return a signature for classify or regress; "" is "serving_default". Raises INVALID_ARGUMENT if it is missing."""
+    name = name or DEFAULT_SIGNATURE
+    if name not in session.signatures:
+        raise StatusError("INVALID_ARGUMENT", f"No signature was found with the name: {name}")
+    return session.signatures[name]
+
+
+def check_classification(spec: Signature) -> None:
+    """Raise INVALID_ARGUMENT, in the words of TF Serving (classifier.cc), unless a signature classifies examples."""
+    if len(spec.inputs) != 1:
+        raise StatusError("INVALID_ARGUMENT", "Expected one input Tensor.")
+    if len(spec.outputs) not in (1, 2):
+        raise StatusError("INVALID_ARGUMENT", f"Expected one or two output Tensors, found {len(spec.outputs)}")
+    if "inputs" not in spec.inputs:
+        raise StatusError("INVALID_ARGUMENT", f"No classification inputs found in SignatureDef: {spec.proto}")
+    if not {"classes", "scores"} & spec.outputs.keys():
+        raise StatusError(
+            "INVALID_ARGUMENT",
+            'Expected classification signature outputs to contain at least one of "classes" or "scores". '
+            f"Signature was: {spec.proto}",
+        )
+
+
+def check_regression(spec: Signature) -> None:
+    """Raise INVALID_ARGUMENT, in the words of TF Serving (regressor.cc), unless a signature is a regression."""
+    if len(spec.inputs) != 1:
+        raise StatusError("INVALID_ARGUMENT", "Expected one input Tensor.")
+    if len(spec.outputs) != 1:
+        raise StatusError("INVALID_ARGUMENT", "Expected one output Tensor.")
+    if "inputs" not in spec.inputs:
+        raise StatusError("INVALID_ARGUMENT", f"No regression inputs found in SignatureDef: {spec.proto}")
+    if "outputs" not in spec.outputs:
+        raise StatusError("INVALID_ARGUMENT", f"No regression outputs found in SignatureDef: {spec.proto}")
+
+
 def classify(
     session: Any, signature: str, examples: np.ndarray, timeout: float | None = None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -60,17 +96,9 @@ def classify(
     Raises:
         StatusError: With the messages of TF Serving's classifier.cc.
     """
-    spec = _find_signature(session, signature)
-    _check_one_input(spec, "classification")
-    if len(spec.outputs) not in (1, 2):
-        raise StatusError("INVALID_ARGUMENT", f"Expected one or two output Tensors, found {len(spec.outputs)}")
+    spec = find_signature(session, signature)
+    check_classification(spec)
     names = [name for name in ("classes", "scores") if name in spec.outputs]
-    if not names:
-        raise StatusError(
-            "INVALID_ARGUMENT",
-            'Expected classification signature outputs to contain at least one of "classes" or "scores". '
-            f"Signature was: {spec.proto}",
-        )
     outputs = session.run(signature, {"inputs": examples}, names, timeout=timeout)
     for name, kind in (("classes", "string"), ("scores", "float")):
         _check_matrix(name, kind, outputs.get(name), len(examples))
@@ -98,12 +126,7 @@ def regress(session: Any, signature: str, examples: np.ndarray, timeout: float |
     Raises:
         StatusError: With the messages of TF Serving's regressor.cc.
     """
-    spec = _find_signature(session, signature)
-    _check_one_input(spec, "regression")
-    if len(spec.outputs) != 1:
-        raise StatusError("INVALID_ARGUMENT", "Expected one output Tensor.")
-    if "outputs" not in spec.outputs:
-        raise StatusError("INVALID_ARGUMENT", f"No regression outputs found in SignatureDef: {spec.proto}")
+    check_regression(find_signature(session, signature))
     values = session.run(signature, {"inputs": examples}, ["outputs"], timeout=timeout)["outputs"]
     if values.ndim not in (1, 2) or (values.ndim == 2 and values.shape[1] != 1):
         raise StatusError(
@@ -132,18 +155,10 @@ def _datatype_name(array: np.ndarray) -> str:
     return types_pb2.DataType.Name(datatype_enum(array))
 
 
-def _find_signature(session: Any, signature: str) -> Signature:
-    name = signature or DEFAULT_SIGNATURE
-    if name not in session.signatures:
-        raise StatusError("INVALID_ARGUMENT", f"No signature was found with the name: {name}")
-    return session.signatures[name]
+def _datatype_name(array: np.ndarray) -> str:
+    from tensorflow.core.framework import types_pb2
 
-
-def _check_one_input(spec: Signature, task: str) -> None:
-    if len(spec.inputs) != 1:
-        raise StatusError("INVALID_ARGUMENT", "Expected one input Tensor.")
-    if "inputs" not in spec.inputs:
-        raise StatusError("INVALID_ARGUMENT", f"No {task} inputs found in SignatureDef: {spec.proto}")
+    return types_pb2.DataType.Name(datatype_enum(array))
 
 
 def _check_matrix(name: str, kind: str, array: np.ndarray | None, rows: int) -> None:

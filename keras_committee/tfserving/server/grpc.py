@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from keras_committee.errors import RecipeError, ResourceError
-from keras_committee.tfserving.server.examples import classify, regress, serialize_input
+from keras_committee.tfserving.server.examples import (
+    check_classification,
+    check_regression,
+    classify,
+    regress,
+    serialize_input,
+)
+from keras_committee.tfserving.server.examples import find_signature as find_example_signature
 from keras_committee.tfserving.server.limits import Limits, proto_to_checked_array
 from keras_committee.tfserving.server.manager import Manager
 from keras_committee.tfserving.server.metrics import Metrics
@@ -32,6 +39,7 @@ from keras_committee.tfserving.tf_protocol import (
 
 _HEALTH_SERVICES = ("", "ModelService", "PredictionService")  # names of TF Serving's health service
 _CLASSIFY_METHOD, _REGRESS_METHOD = "tensorflow/serving/classify", "tensorflow/serving/regress"
+_SIGNATURE_CHECKS = {_CLASSIFY_METHOD: check_classification, _REGRESS_METHOD: check_regression}
 _GRACE_SECONDS = 5.0  # for the requests in progress when the server stops
 
 _log = logging.getLogger(__name__)
@@ -149,6 +157,7 @@ class PredictionServicer:
         from tensorflow_serving.apis import classification_pb2
 
         with self._borrow(request) as servable:
+            check_classification(find_example_signature(servable.session, request.model_spec.signature_name))
             examples = serialize_input(request.input, self._limits)
             outputs = classify(servable.session, request.model_spec.signature_name, examples, timeout)
             spec = _response_model_spec(request, servable)
@@ -158,6 +167,7 @@ class PredictionServicer:
         from tensorflow_serving.apis import regression_pb2
 
         with self._borrow(request) as servable:
+            check_regression(find_example_signature(servable.session, request.model_spec.signature_name))
             examples = serialize_input(request.input, self._limits)
             values = regress(servable.session, request.model_spec.signature_name, examples, timeout)
             spec = _response_model_spec(request, servable)
@@ -303,7 +313,7 @@ def _regression_result(values: np.ndarray) -> Any:
 
 
 def _check_tasks(tasks: Sequence[Any], signatures: dict[str, Signature]) -> None:
-    """Raise StatusError unless the tasks have one model, and different signatures of it."""
+    """Raise StatusError unless the tasks have one model, and different signatures of it that fit their methods."""
     names = [task.model_spec.signature_name or DEFAULT_SIGNATURE for task in tasks]
     for i, (task, name) in enumerate(zip(tasks, names, strict=True)):
         if not task.model_spec.name:
@@ -316,8 +326,9 @@ def _check_tasks(tasks: Sequence[Any], signatures: dict[str, Signature]) -> None
             raise StatusError("INVALID_ARGUMENT", f"Duplicate evaluation of signature: {name}")
         if name not in signatures:
             raise StatusError("INVALID_ARGUMENT", f"Requested signature not found in model graph: {name}")
-        if task.method_name not in (_CLASSIFY_METHOD, _REGRESS_METHOD):
+        if task.method_name not in _SIGNATURE_CHECKS:
             raise StatusError("UNIMPLEMENTED", f"Unsupported signature method_name: {task.method_name}")
+        _SIGNATURE_CHECKS[task.method_name](signatures[name])
 
 
 def _server_options(limits: Limits) -> list[tuple[str, int]]:

@@ -25,7 +25,7 @@ from keras_committee.tfserving.server.limits import Limits, check_body
 from keras_committee.tfserving.server.manager import Manager
 from keras_committee.tfserving.server.metrics import Metrics
 from keras_committee.tfserving.server.ports import RunningServer, allow_open_files, listen
-from keras_committee.tfserving.server.rest_handlers import SERVER_NAME, RestHandlers, Route, parse_route
+from keras_committee.tfserving.server.rest_handlers import SERVER_NAME, RestHandlers, Route, VersionError, parse_route
 from keras_committee.tfserving.server.worker_pool import BoundedExecutor
 from keras_committee.tfserving.tf_protocol import StatusError
 
@@ -182,6 +182,8 @@ class _ApiApp:
             response = await self._respond(request, _path_with_query(scope))
         except ClientDisconnect:
             return
+        except VersionError as error:
+            response = Response(status_code=error.http_status, media_type="application/json")
         except StatusError as error:
             unread_body = error.http_status in (408, 413)
             response = _error_response(error.http_status, error.message, close=unread_body)

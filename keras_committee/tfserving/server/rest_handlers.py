@@ -27,6 +27,13 @@ _STATUS_PATH = re.compile(
 _MAX_VERSION_DIGITS = 400  # Python rejects integers of more than 4,300 digits
 
 
+class VersionError(StatusError):
+    """A version in a path that is no 64-bit integer. TF Serving responds to it with an empty body."""
+
+    def __init__(self, text: str):
+        super().__init__("INVALID_ARGUMENT", f"Failed to convert version: {text} to numeric.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Route:
     """A parsed method and path.
@@ -52,6 +59,7 @@ def parse_route(method: str, path: str) -> Route:
         path: Path as sent, with the query.
 
     Raises:
+        VersionError: For a version that is no 64-bit integer.
         StatusError: INVALID_ARGUMENT with TF Serving's message.
     """
     pattern = {"POST": _PREDICTION_PATH, "GET": _STATUS_PATH}.get(method)
@@ -61,7 +69,7 @@ def parse_route(method: str, path: str) -> Route:
     name, version, label, verb = match.groups()
     if method == "GET":
         verb = "metadata" if verb == "metadata" else "status"
-    route = Route(verb.lower(), unquote(name or ""), _parse_version(version), unquote(label) if label else None)
+    route = Route(verb.lower(), _unquote(name or ""), _parse_version(version), _unquote(label) if label else None)
     if verb != route.verb:
         raise StatusError("INVALID_ARGUMENT", f"Malformed request: {method} {path}")
     if not route.name:
@@ -89,13 +97,7 @@ class RestHandlers:
         """
         seconds_until(deadline)
         handler = {"predict": self._predict, "classify": self._classify, "regress": self._regress}[route.verb]
-        status = "OK"
-        with timed(lambda seconds: self._record_request(route, status, seconds)):
-            try:
-                return handler(route, body, deadline)
-            except StatusError as error:
-                status = error.code
-                raise
+        return handler(route, body, deadline)
 
     def metadata(self, route: Route) -> str:
         """Return the response to a request for the metadata of a version.
@@ -106,11 +108,10 @@ class RestHandlers:
         from google.protobuf.json_format import MessageToDict
 
         with self._borrow(route) as servable:
+            # Also the signature that initializes tables, as in TF Serving.
             signatures = {
-                name: MessageToDict(
-                    signature.proto, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-                )
-                for name, signature in servable.session.signatures.items()
+                name: MessageToDict(proto, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+                for name, proto in sorted(servable.session.meta_graph.signature_def.items())
             }
             spec = {"name": servable.name, "signature_name": "", "version": str(servable.version)}
         metadata = {"signature_def": {"signature_def": signatures}}
@@ -167,12 +168,9 @@ class RestHandlers:
         labels = (route.name, api, "TF1")
         return timed(lambda seconds: self._metrics.record_latency("runtime_latency", labels, seconds))
 
-    def _record_request(self, route: Route, status: str, seconds: float) -> None:
-        if route.name not in self._manager.names():  # otherwise clients could create any number of labels
-            return
-        self._metrics.count_request(route.name, status)
-        if status == "OK":
-            self._metrics.record_latency("request_latency", (route.name, route.verb, "REST"), seconds)
+
+def _unquote(text: str) -> str:
+    return unquote(text, errors="surrogateescape")  # may be any bytes
 
 
 def _parse_version(text: str | None) -> int | None:
@@ -180,7 +178,7 @@ def _parse_version(text: str | None) -> int | None:
         return None
     version = parse_version(text) if len(text) <= _MAX_VERSION_DIGITS else None
     if version is None:
-        raise StatusError("INVALID_ARGUMENT", f"Failed to convert version: {text} to numeric.")
+        raise VersionError(text)
     return version
 
 

@@ -536,19 +536,9 @@ URLS = [
     bad("17", f"{H}/versions/0:predict", ROWS, "Servable not found for request: Specific(half_plus_two, 0)", 404),
     bad("18", f"{H}/labels/zzz:predict", ROWS, "Unrecognized servable version label: zzz"),
     bad("18", "/v1/models/foo/labels/lab:predict", ROWS, "Unrecognized servable version label: lab"),
-    bad(
-        "19",
-        f"{H}/versions/18446744073709551615:predict",
-        ROWS,
-        "Failed to convert version: 18446744073709551615 to numeric.",
-    ),
-    Case(
-        "19",
-        f"GET {H}/versions/9223372036854775808",
-        None,
-        400,
-        error="Failed to convert version: 9223372036854775808 to numeric.",
-    ),
+    # The error of ParseModelInfo leaves ProcessRequest before it is written to the body.
+    bad("19", f"{H}/versions/18446744073709551615:predict", ROWS, "", empty=True),
+    Case("19", f"GET {H}/versions/9223372036854775808", None, 400, empty=True),
     *[
         bad("20", path, ROWS, f"Malformed request: POST {path}")
         for path in (
