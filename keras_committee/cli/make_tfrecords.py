@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import json_option, standard_options
+from keras_committee.cli.options import json_option, split_folders_option, standard_options
 from keras_committee.cli.output import print_json, reserve_stdout_for_json
 
 _PROGRESS_INTERVAL_SECONDS = 10.0  # between progress lines if stderr is not a terminal
@@ -33,6 +33,15 @@ _PROGRESS_INTERVAL_SECONDS = 10.0  # between progress lines if stderr is not a t
     is_flag=True,
     help="Keep PNG and CMYK images instead of converting them to RGB JPEG, the only format that Model Garden reads.",
 )
+@click.option(
+    "--skip-bad",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Largest number of unreadable images to skip with a warning.",
+)
+@split_folders_option
 @json_option
 @standard_options
 def make_tfrecords(
@@ -42,12 +51,14 @@ def make_tfrecords(
     validation_shards: int | None,
     workers: int | None,
     keep_encoding: bool,
+    skip_bad: int,
+    split_folders: dict[str, str] | None,
     as_json: bool,
 ) -> None:
     """Convert class folders to TFRecord files.
 
-    SOURCE holds one folder per class, optionally below `train` and `val` folders. The records are shuffled and have
-    Model Garden's format, with the class names in labels.txt; read them with data.imagenet_records. DEST must not
+    SOURCE holds one folder per class, optionally below `train`, `val` and `test` folders. The records are shuffled and
+    have Model Garden's format, with the class names in labels.txt; read them with data.imagenet_records. DEST must not
     exist; it appears once all records are written. To resume an interrupted conversion, run the same command again.
     """
     start = time.monotonic()
@@ -61,6 +72,8 @@ def make_tfrecords(
             validation_shards=validation_shards,
             workers=workers,
             keep_encoding=keep_encoding,
+            skip_bad=skip_bad,
+            split_folders=split_folders,
             on_progress=report,
         )
     if as_json:

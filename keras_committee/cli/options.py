@@ -8,7 +8,8 @@ from click.shell_completion import CompletionItem
 
 import keras_committee
 from keras_committee.choices import SPLITS
-from keras_committee.errors import CommitteeError
+from keras_committee.class_folders import check_split_folders
+from keras_committee.errors import CommitteeError, RecipeError
 from keras_committee.recipe_file import RecipeFile
 
 
@@ -106,6 +107,30 @@ min_members_option = click.option(
     type=click.IntRange(1),
     metavar="N",
     help="Accept incomplete runs with at least N trained members.",
+)
+
+
+class _SplitFolders(click.ParamType):
+    """Folders of the splits: `train=FOLDER,test=FOLDER` or `none`; converted to a dict."""
+
+    name = "split_folders"
+
+    def convert(self, value, param, ctx):
+        pairs = {} if value == "none" else dict(part.partition("=")[::2] for part in value.split(","))
+        try:
+            check_split_folders(pairs, "--split-folders")
+        except RecipeError:
+            self.fail(f"must be train=FOLDER, with validation=FOLDER and test=FOLDER, or none. Received: {value!r}")
+        return pairs
+
+
+split_folders_option = click.option(
+    "--split-folders",
+    type=_SplitFolders(),
+    metavar="SPLIT=FOLDER,...|none",
+    help="Folders of the splits train, validation and test below the folder of the images; none if every folder is a "
+    "class.",
+    show_default="recognized by their names",
 )
 allow_duplicate_weights_option = click.option(
     "--allow-duplicate-weights", is_flag=True, help="Accept members with identical weights."

@@ -129,6 +129,14 @@ class EncodedImages(abc.ABC):
     def source_id(self) -> bytes:
         """Return the SHA-256 of the encoded images in order, independent of the transform."""
 
+    @abc.abstractmethod
+    def content_keys(self) -> np.ndarray:
+        """Return a number for each image that changes with its content, uint64 `(examples,)`; 0 where unknown."""
+
+    @abc.abstractmethod
+    def cache_paths(self) -> list[Path]:
+        """Return the files that may hold the content keys of images that were decoded before, best first."""
+
     @property
     def parallel_calls(self) -> int:
         return min(8, os.cpu_count() or 1)  # a batch is decoded on one core; more than 8 would hold much memory ahead
@@ -235,3 +243,25 @@ class ImageFiles(EncodedImages):
                 file.seek(max(0, length - _TAIL_BYTES))
                 digest.update(f"{name}\0{length}\0".encode() + file.read())
         return digest.digest()
+
+    def content_keys(self) -> np.ndarray:
+        return np.array([self._content_key(name) for name in self.names], np.uint64)
+
+    def cache_paths(self) -> list[Path]:
+        return user_cache_paths(self.root, "decoded.npy")
+
+    def _content_key(self, name):
+        try:
+            stat = os.stat(self.root / name)
+        except OSError:
+            return 0
+        text = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def user_cache_paths(folder: Path, name: str) -> list[Path]:
+    """Return the path of a file about a folder of data in the user's cache; no path if the user has no home folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if cache.startswith("~"):
+        return []
+    return [Path(cache, "keras-committee", hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12], name)]

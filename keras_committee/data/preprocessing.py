@@ -148,7 +148,7 @@ def transform_for_member(
     return resize(size) if transform is None else dataclasses.replace(transform, size=tuple(size))
 
 
-def decode_image(contents):
+def decode_image(contents, ratio: int = 1):
     """Decode one JPEG or PNG to uint8 `(height, width, 3)`.
 
     Grayscale is repeated over the three channels, CMYK is converted to RGB, alpha is dropped, 16-bit PNGs keep their
@@ -160,11 +160,12 @@ def decode_image(contents):
 
     Args:
         contents: Scalar string tensor or bytes, the content of the file.
+        ratio: 1, 2, 4 or 8: a JPEG is decoded at 1 / `ratio` of its size; a PNG always at its own.
 
     Raises:
         tf.errors.InvalidArgumentError: If the content is damaged or in another format.
     """
-    return tf.io.decode_jpeg(contents, channels=3, dct_method="INTEGER_ACCURATE")
+    return tf.io.decode_jpeg(contents, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
 
 def resize_image(pixels, size, method: str = "bilinear"):

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from keras_committee.data.images import user_cache_paths
 from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.errors import ResourceError
 from keras_committee.files import file_lock, write_file
@@ -99,9 +100,7 @@ def _cache_paths(shards, fields):
     """Return the possible paths of the index: next to the shards, and in the user's cache."""
     parts = [path.name for path in shards] + list(dataclasses.astuple(fields))
     name = f".{shards[0].name.split('-')[0]}-{_short_hash(parts)}.index.npz"
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "keras-committee")
-    folder_hash = _short_hash([str(shards[0].parent.resolve())])
-    return shards[0].parent / name, user_cache / folder_hash / name.lstrip(".")
+    return [shards[0].parent / name, *user_cache_paths(shards[0].parent, name.lstrip("."))]
 
 
 def _short_hash(parts):

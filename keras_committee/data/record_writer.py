@@ -7,6 +7,7 @@ The last step renames that folder to the destination. A conversion that was kill
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from keras_committee.class_folders import check_split_folders
+from keras_committee.data.dataset import absent_classes
 from keras_committee.data.image_folder import ClassFolders
 from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.preprocessing import decode_image, resize
@@ -29,9 +32,15 @@ from keras_committee.data.validation import check_files
 from keras_committee.errors import DataError, RecipeError, ResourceError, VerificationError, raise_if_problems
 from keras_committee.files import file_lock, fsync_dir, translate_os_errors, write_file, write_json
 
+_log = logging.getLogger(__name__)
+
 FIRST_LABEL = 1  # Model Garden reserves 0 for the background
 _LABELS_FILE, _PLAN_FILE, _LOCK_FILE = "labels.txt", "records.json", "lock"
-_HINT = "Fix or remove what is listed above, then run the command again. Nothing was written."
+_HINT = (
+    "Fix or remove what is listed above, or leave out up to N unreadable images with --skip-bad N, and run the command "
+    "again. Nothing was written."
+)
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises
 _WORDNET_FOLDER = re.compile(r"(?P<synset>n\d{8})(?:[_ -]+(?P<text>.+))?")
 
 
@@ -43,13 +52,15 @@ def write_tfrecords(
     validation_shards: int | None = None,
     workers: int | None = None,
     keep_encoding: bool = False,
+    skip_bad: int = 0,
+    split_folders: Mapping[str, str] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Write the images of class folders as shards named `train-00000-of-00008`, in a fixed random order.
 
-    A folder `val`, `validation` or, alone, `test` of the source becomes `validation-*`; a `test` next to one of the
-    others becomes `test-*`. `labels.txt` contains the class names, those of the folders, in label order: the label of
-    line 1 is 1.
+    A validation folder of the source or, alone, a test folder becomes `validation-*`; a test folder next to a
+    validation folder becomes `test-*`. `labels.txt` contains the class names, those of the folders, in label order:
+    the label of line 1 is 1.
 
     Args:
         source: The folder, as for `data.image_folder`.
@@ -58,6 +69,8 @@ def write_tfrecords(
         validation_shards: Number of shards of every other split; None uses an eighth of `shards`.
         workers: Number of threads; None uses one per core, at most 8.
         keep_encoding: Whether PNG and CMYK images are kept, see `serialize_example`.
+        skip_bad: Largest number of unreadable images to leave out with a warning.
+        split_folders: Folder of each split, as for `data.image_folder`.
         on_progress: Called with the number of images written and their total.
 
     Returns:
@@ -65,12 +78,13 @@ def write_tfrecords(
 
     Raises:
         DataError: Lists every unreadable image; nothing is written.
-        RecipeError: If the destination exists, or a shard would be empty.
+        RecipeError: If the destination exists, a shard would be empty, or `split_folders` is invalid.
         InUseError: If another process writes to the destination.
         ResourceError: If the shards cannot be written.
         VerificationError: If the written shards cannot be read back.
     """
-    splits, classes = _read_source(source)
+    check_split_folders(split_folders, "write_tfrecords")
+    splits, classes = _read_source(source, skip_bad, split_folders)
     counts = _shard_counts(splits, shards, validation_shards)
     _check_destination_free(destination)
     staging = destination.with_name(f".{destination.name}.unfinished")
@@ -83,15 +97,30 @@ def write_tfrecords(
     return {**plan, "reencoded": num_reencoded}
 
 
-def _read_source(source):
+def _read_source(source, skip_bad, split_folders):
     """Return the splits, by the prefix of their shards, and the class names; raise DataError for unreadable images."""
-    reader = ClassFolders(directory=source, transform=resize(1))
+    reader = ClassFolders(directory=source, transform=resize(1), split_folders=split_folders)
     found = reader.find()
+    for note in found.notes if found.test is None else ():  # the shards of splits keep the names of their folders
+        _log.warning("%s: %s", source, note)
     held_out = {"test": found.test} if found.validation is not None else {"validation": found.test}
     splits = {"train": found.train, "validation": found.validation, **held_out}
     splits = {name: split for name, split in splits.items() if split is not None}
-    unreadable = [problem for split in splits.values() for problem in check_files(split.images).values()]
+    bad_files = {name: check_files(split.images) for name, split in splits.items()}
+    unreadable = [problem for problems in bad_files.values() for problem in problems.values()]
+    if 0 < len(unreadable) <= skip_bad:
+        _log.warning("%s: left out because of --skip-bad %d: %s", source, skip_bad, "; ".join(unreadable))
+        unreadable = []
     raise_if_problems(str(source), [*found.problems, *unreadable], _HINT)
+    splits = {
+        name: split.subset(np.delete(np.arange(len(split)), list(bad_files[name]))) for name, split in splits.items()
+    }
+    emptied = [(name, absent_classes(split, found.classes)) for name, split in splits.items()]
+    raise_if_problems(
+        str(source),
+        [f"no image of class {absent[0]!r} in the {name} split is readable" for name, absent in emptied if absent],
+        _HINT,
+    )
     if names := [name for name in found.classes if "\n" in name]:
         raise DataError(f"{source}: class names must not contain a line break. Received: {names[0]!r}")
     return splits, found.classes
@@ -151,6 +180,8 @@ def _write_shards(staging, splits, counts, classes, keep_encoding, workers, on_p
     """Write the missing shards and return the number of images converted to JPEG."""
     total, num_done, lock, stopped = sum(map(len, splits.values())), 0, threading.Lock(), threading.Event()
 
+    errors = []  # that of the thread which failed first
+
     def on_images_done(images):
         nonlocal num_done
         if stopped.is_set():  # another thread failed, or Ctrl-C; a large shard would take a while to finish
@@ -166,7 +197,8 @@ def _write_shards(staging, splits, counts, classes, keep_encoding, workers, on_p
             return 0
         try:
             return _write_shard(path, split, rows, classes, keep_encoding, on_images_done)
-        except BaseException:
+        except BaseException as error:
+            errors.append(error)
             stopped.set()
             raise
 
@@ -174,6 +206,8 @@ def _write_shards(staging, splits, counts, classes, keep_encoding, workers, on_p
     threads = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
     try:
         return sum(threads.map(write_job, jobs))
+    except CancelledError:  # of a shard before the one that failed
+        raise errors[0] from None
     finally:
         stopped.set()
         threads.shutdown(cancel_futures=True)
@@ -216,8 +250,10 @@ def _read_and_serialize(images, index, label, classes, keep_encoding):
         return serialize_example(
             images.read(index), Path(name).name, label, classes[label], keep_encoding=keep_encoding
         )
-    except (OSError, tf.errors.InvalidArgumentError) as error:
-        raise DataError(f"{name} cannot be read: {error}. Fix or remove it, then run the command again.") from error
+    except (*_UNREADABLE, tf.errors.InvalidArgumentError) as error:
+        raise DataError(
+            f"{name} cannot be read: {error}. Fix or remove it, then run the command again; it resumes."
+        ) from error
 
 
 def _verify_shards(staging, plan):

@@ -18,7 +18,7 @@ import numpy as np
 from keras_committee.class_folders import SPLIT_SPELLINGS, assign_splits, split_named
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
-from keras_committee.data.images import EncodedImages
+from keras_committee.data.images import EncodedImages, user_cache_paths
 from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.preprocessing import ImageTransform, resolve_transform
 from keras_committee.data.record_index import Fields, RecordIndex, load_or_build_index
@@ -399,6 +399,14 @@ class TFRecordImages(EncodedImages):
         """
         rows = self.index.rows[self.rows]
         return hashlib.sha256(rows["checksum"].tobytes() + rows["length"].tobytes()).digest()
+
+    def content_keys(self) -> np.ndarray:
+        rows = self.index.rows[self.rows]
+        return rows["checksum"].astype(np.uint64) << np.uint64(32) | rows["length"].astype(np.uint64)
+
+    def cache_paths(self) -> list[Path]:
+        folder = self.index.shards[0].parent
+        return [folder / ".decoded.npy", *user_cache_paths(folder, "decoded.npy")]
 
     def _open_shard(self, number):
         return _shard_cache()(self.index.shards[number], self.index.sizes_and_mtimes[number])

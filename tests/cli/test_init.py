@@ -12,6 +12,7 @@ import pytest
 from keras_committee.cli import main
 from keras_committee.cli.init.image_stats import ImageStats
 from keras_committee.cli.init.template import choose_defaults
+from keras_committee.data.dataset import check_hold_out, hold_out, resolve_count
 from keras_committee.recipe_file import RecipeFile
 
 GIB = 1024**3
@@ -84,6 +85,29 @@ def test_a_split_with_a_folder_is_not_held_out_and_many_classes_get_larger_split
     assert (many.validation, many.test) == (0.2, 0.2)  # 110 of 700 - 140 images
 
 
+@pytest.mark.parametrize("sizes", [[3] * 10, [4] * 10, [3] * 100, [30, 2, 3], [20, 30, 2]])
+def test_the_splits_of_small_classes_can_be_held_out(sizes):
+    chosen = choose_defaults(image_stats({f"{index:03d}": size for index, size in enumerate(sizes)}), GIB)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    counts = []
+    for part in (chosen.test, chosen.validation):
+        classes = [str(label) for label in range(len(sizes))]
+        divisible = labels[np.bincount(labels)[labels] > 1]
+        counts.append(resolve_count(part, len(labels)))
+        assert check_hold_out(divisible, counts[-1], classes, "it") == []
+        labels = labels[hold_out(labels, counts[-1])[0]]
+    assert set(labels) == set(range(len(sizes)))
+
+
+def test_classes_with_too_few_images_for_the_splits_are_named(write_images, capsys):
+    write_images({"pets/cat": 12, "pets/dog": 2, "pets/eel": 1})
+    assert main(["init", "mine.py", "--from", "image-folder", "pets"]) == 0
+    err = capsys.readouterr().err
+    assert "1 class has one image, so training refuses to divide them: 'eel'. Add images, or remove the folder." in err
+    assert "1 class has two images, so none for validation: 'dog'." in err
+    assert choose_defaults(image_stats({"a": 9, "b": 1}, held_out=("test", "validation")), GIB).rare_warning == ""
+
+
 def test_a_rare_class_is_a_warning(write_images, capsys):
     assert choose_defaults(image_stats({"a": 29, "b": 10}), GIB).imbalance_warning == ""
     write_images({"pets/cat": 35, "pets/dog": 10})
@@ -146,6 +170,48 @@ def test_B05_all_problems_of_the_folders_are_listed(write_images, capsys):
     assert "  train/emu/: the class has no images\n" in err
     assert "  train/cat/001.png: the file is empty\n" in err
     assert "  train/cat/002.png: neither a JPEG nor a PNG file\n" in err
+
+
+@pytest.mark.parametrize(
+    ("folders", "options", "line", "note"),
+    [
+        (("train/cat", "train/dog", "Valid/cat", "Valid/dog", "test/cat", "test/dog"), [], None, ""),
+        (
+            ("train/cat", "train/dog", "valid/cat", "valid/dog"),
+            [],
+            'split_folders={"train": "train", "test": "valid"},  # the folder of each split\n',
+            "warning: 'valid' is used as the test split, since there is none named test",
+        ),
+        (("bus", "train"), [], "split_folders={},  # every folder is a class\n", "warning: train/ is a class"),
+        (("bus", "train", "test"), ["--split-folders", "none"], "split_folders={},  # every folder", ""),
+        (
+            ("a/cat", "a/dog", "b/cat", "b/dog"),
+            ["--split-folders", "train=a,validation=b"],
+            'split_folders={"train": "a", "validation": "b"},',
+            "",
+        ),
+    ],
+)
+def test_the_layout_is_detected_or_stated_in_the_recipe(write_images, folders, options, line, note, capsys):
+    write_images({f"pets/{folder}": 9 for folder in folders})
+    assert main(["init", "mine.py", "--from", "image-folder", "pets", *options]) == 0
+    text, err = pathlib.Path("mine.py").read_text(), capsys.readouterr().err
+    assert ("split_folders" in text) == (line is not None)
+    assert (line or "") in text
+    assert err.startswith(note)
+    assert bool(err) == bool(note)
+    file = RecipeFile.read("mine.py")
+    assert file.build(file.resolve([])).data.load().train.labels.max() >= 1
+
+
+def test_an_ambiguous_layout_names_the_option(write_images, capsys):
+    write_images({"pets/bus": 3, "pets/train": 3, "pets/test": 3})
+    assert main(["init", "mine.py", "--from", "image-folder", "pets"]) == 3
+    err = capsys.readouterr().err
+    assert "  train/: named like a split, but has images and no class folders\n" in err
+    assert "--split-folders train=FOLDER,test=FOLDER, or --split-folders none." in err
+    assert main(["init", "mine.py", "--from", "image-folder", "pets", "--split-folders", "test=a"]) == 2
+    assert "must be train=FOLDER, with validation=FOLDER and test=FOLDER, or none" in capsys.readouterr().err
 
 
 def test_one_class_is_not_enough(write_images, capsys):

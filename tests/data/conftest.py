@@ -31,6 +31,19 @@ def encoded():
 
 
 @pytest.fixture
+def damaged(noise, encoded):
+    """`damaged(format)`: an image file whose first and last bytes are sound, and which cannot be decoded."""
+
+    def damage(kind):
+        content = bytearray(encoded(noise(60, 60, seed=9), kind))
+        middle = len(content) // 2
+        content[middle : middle + 64] = b"\xff\x02" * 32  # a reserved marker
+        return bytes(content)
+
+    return damage
+
+
+@pytest.fixture
 def write_images(tmp_path, noise, encoded):
     """`write_images({"train/cat": 3}, size)`: that many different PNGs in each folder; returns the root."""
 

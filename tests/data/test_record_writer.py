@@ -142,6 +142,37 @@ def test_B02_broken_images_are_named_before_anything_is_written(tmp_path, write_
     assert [path.name for path in tmp_path.iterdir() if "records" in path.name] == []
 
 
+def test_images_damaged_in_the_middle_are_named_or_left_out(tmp_path, write_images, damaged, noise, caplog):
+    source = write_images(PARTS)
+    (source / "train/bee/0003.png").write_bytes(damaged("PNG"))
+    (source / "val/bee/0001.png").write_bytes(damaged("JPEG"))
+    with pytest.raises(DataError, match=r"2 problems(.|\n)*--skip-bad N") as raised:
+        write_tfrecords(source, tmp_path / "records", shards=2, keep_encoding=True)
+    assert "train/bee/0003.png: damaged or cut off" in str(raised.value)
+    assert "val/bee/0001.png: damaged or cut off" in str(raised.value)
+    written = write_tfrecords(source, tmp_path / "records", shards=2, keep_encoding=True, skip_bad=2)
+    assert {name: split["examples"] for name, split in written["splits"].items()} == {"train": 15, "validation": 4}
+    assert "left out because of --skip-bad 2: train/bee/0003.png: damaged or cut off" in caplog.text
+
+
+def test_an_image_damaged_during_the_conversion_is_named_whichever_thread_reads_it(
+    tmp_path, write_images, damaged, monkeypatch
+):
+    source = write_images(PARTS)
+    (source / "train/bee/0003.png").write_bytes(damaged("PNG"))
+    monkeypatch.setattr(record_writer, "check_files", lambda files: {})  # as if it was damaged afterwards
+    with pytest.raises(DataError, match=r"train/bee/0003\.png cannot be read: .* run the command again; it resumes"):
+        write_tfrecords(source, tmp_path / "records", shards=16, workers=2)
+
+
+def test_given_split_folders_are_written(tmp_path, write_images):
+    source = write_images({"a/cat": 9, "a/dog": 9, "b/cat": 3, "b/dog": 2, "train/cat": 1})
+    written = write_tfrecords(source, tmp_path / "records", shards=2, split_folders={"train": "a", "test": "b"})
+    assert {name: split["examples"] for name, split in written["splits"].items()} == {"train": 18, "validation": 5}
+    with pytest.raises(RecipeError, match="split_folders must name the folder"):
+        write_tfrecords(source, tmp_path / "others", shards=2, split_folders={"test": "b"})
+
+
 def test_an_existing_destination_is_refused_and_unchanged(records, tmp_path):
     before = content(records)
     with pytest.raises(RecipeError, match="exists"):

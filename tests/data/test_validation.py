@@ -4,10 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_committee import data
 from keras_committee.data import image_folder, validation
 from keras_committee.data.images import InMemoryImages
+from keras_committee.data.record_writer import write_tfrecords
 from keras_committee.data.splits import Split, Splits
 from keras_committee.errors import DataError, RecipeError, raise_if_problems
 
@@ -85,6 +87,88 @@ def test_B02_so_many_unreadable_images_may_be_skipped(write_images, noise, encod
     assert "skipped because of skip_bad=3: train/cat/0003.png: damaged or cut off" in caplog.text
     with pytest.raises(DataError, match=r"3 problems in the data(.|\n)*skip_bad=N skips up to N unreadable"):
         load(root, memory_limit=memory_limit, skip_bad=2)
+
+
+DAMAGED_IN_THE_MIDDLE = {"train/cat/0003.png": "PNG", "train/dog/0011.png": "JPEG", "test/cat/0000.png": "JPEG"}
+
+
+@pytest.mark.parametrize("augment", [None, data.random_resized_crop()])
+@pytest.mark.parametrize("memory_limit", [0, 10**9])
+def test_B02_every_image_damaged_in_the_middle_is_named_or_skipped(
+    write_images, damaged, memory_limit, augment, caplog
+):
+    root = write_images(SPLIT)
+    for name, kind in DAMAGED_IN_THE_MIDDLE.items():
+        (root / name).write_bytes(damaged(kind))
+    options = {"memory_limit": memory_limit, "augment": augment}
+    with pytest.raises(DataError, match="3 problems in the data") as caught:
+        load(root, **options)
+    for name in DAMAGED_IN_THE_MIDDLE:
+        assert f"{name}: damaged or cut off, it cannot be decoded" in str(caught.value)
+    splits = load(root, **options, skip_bad=3)
+    assert len(splits.train) + len(splits.validation) == 22
+    assert "skipped because of skip_bad=3: train/cat/0003.png: damaged or cut off" in caplog.text
+    assert sum(len(labels) for _, labels in splits.stream(0, 0, 5)) == 20
+
+
+@pytest.mark.parametrize("memory_limit", [0, 10**9])
+def test_B02_a_damaged_image_in_a_record_with_a_sound_checksum_is_named_or_skipped(
+    write_images, damaged, memory_limit, monkeypatch
+):
+    root = write_images({"train/cat": 12, "train/dog": 12})
+    (root / "train/cat/0003.png").write_bytes(damaged("PNG"))
+    monkeypatch.setattr("keras_committee.data.record_writer.check_files", lambda files: {})  # as other programs do
+    write_tfrecords(root / "train", root / "records", shards=1, keep_encoding=True)
+    described = data.imagenet_records(root / "records", 4, size=(8, 8), validation=4, test=4)
+    described = dataclasses.replace(described, memory_limit=memory_limit)
+    with pytest.raises(DataError, match=r"train-00000-of-00001, record \d+: damaged or cut off(.|\n)*skip_bad=N"):
+        described.load()
+    splits = dataclasses.replace(described, skip_bad=1).load()
+    assert sum(map(len, (splits.train, splits.validation, splits.test))) == 23
+
+
+def test_an_image_damaged_after_the_check_is_named_where_it_is_read(write_images, damaged):
+    splits = load(write_images(SPLIT), memory_limit=0)
+    root, name = splits.train.images.root, splits.train.images.names[7]
+    (root / name).write_bytes(damaged("PNG"))
+    message = rf"1 problem in the data\n  {name}: damaged or cut off(.|\n)*kept. Restore these files(.|\n)*skip_bad=N"
+    with pytest.raises(DataError, match=message), validation.name_unreadable_images(splits.train, splits.test):
+        list(splits.train.batches(4))
+    (root / name).unlink()
+    message = rf"  {name}: cannot be read \(No such file"
+    with pytest.raises(DataError, match=message), validation.name_unreadable_images(splits.train):
+        list(splits.stream(0, 0, 20))
+    with pytest.raises(tf.errors.InvalidArgumentError), validation.name_unreadable_images(splits.test):
+        tf.io.decode_jpeg(b"not an image of the split")
+    with pytest.raises(ZeroDivisionError), validation.name_unreadable_images(splits.test):
+        1 / 0  # noqa: B018
+
+
+def test_images_are_decoded_once_and_again_after_a_change(write_images, damaged, monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(validation, "_MIN_CACHED_IMAGES", 1)
+    files, read = load(write_images(SPLIT), memory_limit=0).train.images, []
+    monkeypatch.setattr(
+        type(files), "read", lambda self, index: read.append(index) or (files.root / files.names[index]).read_bytes()
+    )
+    assert (validation.check_files(files), read) == ({}, [])  # read by `load`
+    (files.root / files.names[5]).write_bytes(damaged("PNG"))
+    for _ in range(2):  # a damaged image is never remembered
+        assert list(validation.check_files(files)) == [5]
+        assert read == [5]
+        read.clear()
+    assert list(validation.check_files(files, recheck=True)) == [5]
+    assert len(read) == len(files)
+
+
+def test_images_are_decoded_without_a_place_to_remember_them(write_images, damaged, monkeypatch):
+    monkeypatch.setattr(validation, "_MIN_CACHED_IMAGES", 1)
+    monkeypatch.setattr(data.images, "user_cache_paths", lambda folder, name: [])
+    root = write_images(SPLIT)
+    load(root, memory_limit=0)
+    (root / "train/cat/0003.png").write_bytes(damaged("PNG"))
+    with pytest.raises(DataError, match="1 problem"):
+        load(root, memory_limit=0)
 
 
 def test_a_negative_number_of_images_to_skip_is_refused(tmp_path):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keras_committee.cli.options import json_option, standard_options
+from keras_committee.cli.options import json_option, split_folders_option, standard_options
 from keras_committee.cli.output import command_line, print_json, print_message
 from keras_committee.errors import RecipeError
 from keras_committee.files import write_file
@@ -28,9 +28,10 @@ _SOURCE_TYPE = (click.Choice(["image-folder", "tfrecords"]), click.Path(path_typ
     metavar="image-folder|tfrecords PATH",
     help="Format and folder of the images.",
 )
+@split_folders_option
 @json_option
 @standard_options
-def init(file: Path, source: tuple[str, Path], as_json: bool) -> None:
+def init(file: Path, source: tuple[str, Path], split_folders: dict[str, str] | None, as_json: bool) -> None:
     """Write a recipe for a folder of images.
 
     FILE is the recipe to write, such as recipes/mine.py. PATH holds one folder per class, optionally below `train`,
@@ -41,12 +42,12 @@ def init(file: Path, source: tuple[str, Path], as_json: bool) -> None:
     from keras_committee.cli.init.template import choose_defaults, render_recipe
     from keras_committee.system_limits import free_memory
 
-    stats = _collect_stats(*source)
+    stats = _collect_stats(*source, split_folders)
     defaults = choose_defaults(stats, free_memory())
     recipe = render_recipe(stats, defaults, source[1], command_line("train", str(file)))
     write_file(file, recipe.encode(errors="backslashreplace"))
-    if defaults.imbalance_warning:
-        click.echo(f"warning: {defaults.imbalance_warning}", err=True)
+    for warning in filter(None, [*stats.notes, defaults.imbalance_warning, defaults.rare_warning]):
+        click.echo(f"warning: {warning}", err=True)
     next_command = command_line("train", str(file), "--smoke")
     if as_json:
         print_json(
@@ -58,6 +59,8 @@ def init(file: Path, source: tuple[str, Path], as_json: bool) -> None:
                 "batch_size": defaults.batch_size,
                 "epochs": defaults.epochs,
                 "imbalance_warning": defaults.imbalance_warning,
+                "rare_warning": defaults.rare_warning,
+                "split_folders": stats.split_folders,
                 "next": next_command,
             }
         )
@@ -70,11 +73,13 @@ def init(file: Path, source: tuple[str, Path], as_json: bool) -> None:
     )
 
 
-def _collect_stats(source_format: str, path: Path) -> "ImageStats":
+def _collect_stats(source_format: str, path: Path, split_folders: dict[str, str] | None) -> "ImageStats":
     if source_format == "image-folder":  # without TensorFlow, which only TFRecords need
         from keras_committee.cli.init.image_stats import collect_image_stats
 
-        return collect_image_stats(path)
+        return collect_image_stats(path, split_folders)
+    if split_folders is not None:
+        raise click.BadParameter("is for --from image-folder only", param_hint="'--split-folders'")
     from keras_committee.cli.init.tfrecord_stats import collect_tfrecord_stats
 
     return collect_tfrecord_stats(path)

@@ -23,6 +23,8 @@ class ImageStats:
         held_out: Which of `"validation"` and `"test"` have folders or files of their own.
         median_side: Median of the images' shorter side, in pixels.
         first_label: Label of the first class in TFRecords; None for class folders.
+        split_folders: Folder of each split, to be stated in the recipe; None if the names of the folders state it.
+        notes: One sentence for each decision between two plausible layouts.
     """
 
     class_counts: dict[str, int]
@@ -30,6 +32,8 @@ class ImageStats:
     held_out: tuple[str, ...]
     median_side: int
     first_label: int | None = None
+    split_folders: Mapping[str, str] | None = None
+    notes: Sequence[str] = ()
 
     @property
     def num_images(self) -> int:
@@ -41,13 +45,17 @@ class ImageStats:
         return max(self.training_counts.values()) / min(self.training_counts.values())
 
 
-def collect_image_stats(directory: Path) -> ImageStats:
+def collect_image_stats(directory: Path, split_folders: Mapping[str, str] | None = None) -> ImageStats:
     """List the images of class folders and read the headers of some.
+
+    Args:
+        directory: The root folder.
+        split_folders: As in `list_images`.
 
     Raises:
         DataError: If folders are invalid or headers unreadable. Lists every problem, as training does.
     """
-    listing = list_images(directory)
+    listing = list_images(directory, split_folders=split_folders)
     names = [name for split in listing.splits.values() for images in split.values() for name in images]
     sides, unreadable = shorter_sides({name: directory / name for name in subsample(names)})
     class_problems = [] if listing.problems else class_count_problems(listing.classes)
@@ -57,6 +65,8 @@ def collect_image_stats(directory: Path) -> ImageStats:
         training_counts={name: len(images) for name, images in listing.splits["train"].items()},
         held_out=tuple(split for split in ("validation", "test") if split in listing.splits),
         median_side=round(statistics.median(sides)),
+        split_folders=split_folders if split_folders is not None or not listing.notes else listing.split_folders,
+        notes=listing.notes,
     )
 
 

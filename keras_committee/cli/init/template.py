@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from keras_committee.cli.init.image_stats import ImageStats
@@ -18,6 +19,8 @@ _BASE_LEARNING_RATES = {"wide_resnet": 0.1, "efficientnet": 0.05}  # for batches
 # Of an image in a training step, estimated from the activations and rounded up: WRN-16-4, EfficientNet-B0, float32.
 _BYTES_PER_PIXEL = {"wide_resnet": 12_000, "efficientnet": 2_500}
 _HOLDOUT_FRACTIONS = {"validation": 0.1, "test": 0.2}
+_MAX_HOLDOUT_FRACTION = 1 / 3  # more would take two of three images of a class
+_MAX_LISTED_CLASSES = 10
 
 _MAX_LINE_LENGTH = 120
 
@@ -58,7 +61,7 @@ def recipe(
             data_dir,
             batch_size,
             size=(size, size),
-{first_label}            validation={validation},  # {validation_why}
+{first_label}{split_folders}            validation={validation},  # {validation_why}
             test={test},  # {test_why}
             # Random shifts and mirroring. Set flip=False if a mirrored image has another class, as with digits.
             augment=data.pad_crop_flip(size // 8),
@@ -72,6 +75,7 @@ def recipe(
     )
 '''
 
+_SPLIT_FOLDERS_TEMPLATE = "            split_folders={},  # {}\n"
 _FIRST_LABEL_TEMPLATE = "            first_label={},  # label of the first class in the records\n"
 
 _CAPACITY_TEMPLATES = {
@@ -104,9 +108,11 @@ class RecipeDefaults:
         epochs: Number of epochs.
         epochs_why: Reason for it.
         learning_rate: Peak learning rate.
-        validation: Fraction of the training images held out for validation, 0.0 if there is a validation split.
-        test: Fraction held out for testing, likewise.
-        imbalance_warning: Warning about rare classes, or an empty string.
+        validation: Fraction, or number, of the training images held out for validation, 0.0 if there is a validation
+            split.
+        test: Fraction or number held out for testing, likewise.
+        imbalance_warning: Warning about classes that are much smaller than others, or an empty string.
+        rare_warning: Warning about classes with too few images for every split, or an empty string.
     """
 
     size: int
@@ -121,6 +127,7 @@ class RecipeDefaults:
     validation: float
     test: float
     imbalance_warning: str
+    rare_warning: str
 
 
 def choose_defaults(stats: ImageStats, free_memory: int) -> RecipeDefaults:
@@ -146,6 +153,7 @@ def choose_defaults(stats: ImageStats, free_memory: int) -> RecipeDefaults:
         epochs_why=f"{examples:,} training images, {epochs * examples:,} seen in total",
         learning_rate=float(f"{_BASE_LEARNING_RATES[network] * batch_size / 128:.2g}"),
         imbalance_warning=_imbalance_warning(stats),
+        rare_warning=_rare_warning(stats),
         **fractions,
     )
 
@@ -166,9 +174,10 @@ def render_recipe(stats: ImageStats, defaults: RecipeDefaults, data_dir: Path, c
         capacity=_CAPACITY_TEMPLATES[defaults.network].format(width=defaults.width, few=_SMALL_DATASET_SIZE),
         network=_NETWORK_TEMPLATES[defaults.network].format(classes=classes),
         data_dir=_format_argument("data_dir", str(data_dir)),
-        warning=_format_comment(defaults.imbalance_warning),
+        warning=_format_comment(defaults.imbalance_warning) + _format_comment(defaults.rare_warning),
         reader="image_folder" if stats.first_label is None else "imagenet_records",
         first_label="" if stats.first_label is None else _FIRST_LABEL_TEMPLATE.format(stats.first_label),
+        split_folders=_format_split_folders(stats.split_folders),
         validation_why=_split_reason(defaults.validation, "validation", stats),
         test_why=_split_reason(defaults.test, "test", stats),
         **{name: getattr(defaults, name) for name in ("validation", "test", "epochs", "epochs_why", "batch_size")},
@@ -182,14 +191,20 @@ def _choose_size(side: int) -> int:
 
 
 def _split_fractions(stats: ImageStats) -> tuple[dict[str, float], int]:
-    """Return the fractions to hold out, 0.0 for a split with its own files, and the remaining training images."""
-    fractions, examples = {"validation": 0.0, "test": 0.0}, sum(stats.training_counts.values())
+    """Return the fractions to hold out, 0.0 for a split with its own files, and the remaining training images.
+
+    A split has an image of each class that can be divided, and a tenth more; only the former, as a number, if that is
+    a large part of the images.
+    """
+    fractions, sizes = {"validation": 0.0, "test": 0.0}, list(stats.training_counts.values())
+    examples, min_size = sum(sizes), 2
     for split in ("test", "validation"):
         if split not in stats.held_out:
-            # One image of each class, and a tenth more.
-            min_fraction = math.ceil(110 * len(stats.training_counts) / examples) / 100
-            fractions[split] = min(0.4, max(_HOLDOUT_FRACTIONS[split], min_fraction))
-            examples = max(1, examples - round(examples * fractions[split]))
+            divisible = max(1, sum(size >= min_size for size in sizes))
+            fraction = max(_HOLDOUT_FRACTIONS[split], math.ceil(110 * divisible / examples) / 100)
+            fractions[split] = fraction if fraction <= _MAX_HOLDOUT_FRACTION else divisible
+            count = round(examples * fraction) if fraction <= _MAX_HOLDOUT_FRACTION else divisible
+            examples, min_size = max(1, examples - count), min_size + 1
     return fractions, examples
 
 
@@ -221,13 +236,42 @@ def _imbalance_warning(stats: ImageStats) -> str:
     )
 
 
+def _rare_warning(stats: ImageStats) -> str:
+    num_held_out = 2 - len(stats.held_out)
+    by_size = {
+        size: [name for name, count in stats.training_counts.items() if count == size]
+        for size in range(1, num_held_out + 1)
+    }
+    consequences = {1: "one image, so training refuses to divide them", 2: "two images, so none for validation"}
+    return " ".join(
+        f"{len(names)} class{'' if len(names) == 1 else 'es'} {'has' if len(names) == 1 else 'have'}"
+        f" {consequences[size]}: {_list_names(names)}. Add images, or remove the folder."
+        for size, names in by_size.items()
+        if names
+    )
+
+
+def _list_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED_CLASSES} more" if len(names) > _MAX_LISTED_CLASSES else ""
+    return ", ".join(map(repr, names[:_MAX_LISTED_CLASSES])) + more
+
+
+def _format_split_folders(split_folders: Mapping[str, str] | None) -> str:
+    if split_folders is None:
+        return ""
+    why = "the folder of each split" if split_folders else "every folder is a class"
+    return _SPLIT_FOLDERS_TEMPLATE.format(json.dumps(split_folders, ensure_ascii=False), why)
+
+
 def _format_argument(name: str, value: str) -> str:
     """Return an argument with a string default in double quotes; a long one is exempt from the line length."""
     line = f"{name}={json.dumps(value, ensure_ascii=False)},"
     return f"{line}  # noqa: E501" if len(line) + 4 > _MAX_LINE_LENGTH and " " in value else line
 
 
-def _split_reason(fraction: float, split: str, stats: ImageStats) -> str:
+def _split_reason(fraction: float | int, split: str, stats: ImageStats) -> str:
+    if isinstance(fraction, int):
+        return "one training image of each class"
     if fraction:
         return f"{fraction:.0%} of the training images"
     return f"{split} has its own {'folder' if stats.first_label is None else 'shards'}"
