@@ -3,6 +3,10 @@
 All counts are for one image. A multiply-add is one multiplication and the addition of its product; `mflops` counts it
 as two operations. As is usual, biases, activations, normalization, pooling and additions count nothing, nor do products
 of two tensors without weights (`keras.layers.Dot`, `keras.ops.matmul`); those inside `MultiHeadAttention` do count.
+
+The cost of a layer of an unknown kind with a weight matrix, such as `LSTM` or a layer of a recipe, is unknown, and so
+is that of its model and of every committee with it: None, and `null` in JSON. A layer counts itself with a method
+`multiply_adds(input_shape, output_shape)`.
 """
 
 from keras_committee.flops.counting import (
@@ -15,6 +19,7 @@ from keras_committee.flops.counting import (
     mflops,
     multiply_adds,
     parameters,
+    uncounted_layers,
 )
 from keras_committee.flops.memory import TrainingMemory, inference_memory, training_memory
 
@@ -31,4 +36,5 @@ __all__ = [
     "multiply_adds",
     "parameters",
     "training_memory",
+    "uncounted_layers",
 ]

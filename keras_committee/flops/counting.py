@@ -30,14 +30,15 @@ class Cost:
         name: Name of the layer, prefixed with the models that contain it: "member_00/wrn_16_1/logits".
         kind: The layer's class.
         parameters: Number of trainable weights, including frozen ones. A shared weight counts for the first layer.
-        multiply_adds: For one image, over all calls of the layer.
+        multiply_adds: For one image, over all calls of the layer. None if unknown: the layer has a weight matrix and is
+            of an unknown kind, such as `LSTM`.
         survival: Fraction of the images of a training step for which the layer runs; below 1 inside stochastic depth.
     """
 
     name: str
     kind: str
     parameters: int
-    multiply_adds: int
+    multiply_adds: int | None
     survival: float = 1.0
 
 
@@ -45,18 +46,22 @@ def count(model: keras.Model) -> list[Cost]:
     """Return the cost of every layer, in execution order.
 
     A layer with a method `multiply_adds(input_shape, output_shape)` counts itself; both shapes are full shapes with
-    batch size 1. A layer whose attribute `branch` is a layer costs as much as its branch; with an attribute `mode` it
-    is treated as `StochasticDepth`.
+    batch size 1, and `ValueError` means unknown. A nested model without a graph is one layer. A layer whose attribute
+    `branch` is a layer costs as much as its branch; with an attribute `mode` it is treated as `StochasticDepth`.
 
     Args:
         model: Functional or built Sequential model, possibly with nested models. All dimensions of its input except the
             batch are fixed.
 
     Raises:
-        ValueError: If a dimension is unknown, a nested model has no graph, or a layer with a weight matrix is of an
-            unknown kind.
+        ValueError: If a dimension is unknown, or the model has no graph.
     """
     return _count_calls(model).costs()
+
+
+def uncounted_layers(model: keras.Model) -> list[str]:
+    """Return the layers whose cost is unknown, such as `"'lstm' (LSTM)"`."""
+    return [f"{cost.name!r} ({cost.kind})" for cost in count(model) if cost.multiply_adds is None]
 
 
 def parameters(model: keras.Model) -> int:
@@ -64,34 +69,38 @@ def parameters(model: keras.Model) -> int:
     return sum(cost.parameters for cost in count(model))
 
 
-def multiply_adds(model: keras.Model) -> int:
-    """Return the multiply-adds for one image."""
-    return sum(cost.multiply_adds for cost in count(model))
+def multiply_adds(model: keras.Model) -> int | None:
+    """Return the multiply-adds for one image; None if those of a layer are unknown."""
+    return _total([cost.multiply_adds for cost in count(model)])
 
 
-def mflops(model: keras.Model) -> float:
-    """Return 2 * multiply-adds / 1e6 for one image."""
-    return 2 * multiply_adds(model) / 1e6
+def mflops(model: keras.Model) -> float | None:
+    """Return 2 * multiply-adds / 1e6 for one image; None if unknown."""
+    total = multiply_adds(model)
+    return None if total is None else 2 * total / 1e6
 
 
-def expected_multiply_adds(model: keras.Model) -> float:
+def expected_multiply_adds(model: keras.Model) -> float | None:
     """Return the mean multiply-adds of a forward pass in training, where stochastic depth skips blocks.
 
-    At inference every block runs: see `multiply_adds`.
+    At inference every block runs: see `multiply_adds`. None if unknown.
     """
-    return sum(cost.survival * cost.multiply_adds for cost in count(model))
+    costs = count(model)
+    return _total([cost.multiply_adds and cost.survival * cost.multiply_adds for cost in costs])
 
 
-def expected_flops_reduction(model: keras.Model) -> float:
+def expected_flops_reduction(model: keras.Model) -> float | None:
     """Return the fraction of multiply-adds that stochastic depth saves in training, in [0, 1).
 
-    0.0 in mode "sample", which runs every branch for every image.
+    0.0 in mode "sample", which runs every branch for every image. None if unknown.
     """
-    total = multiply_adds(model)
-    return 1.0 - expected_multiply_adds(model) / total if total else 0.0
+    total, expected = multiply_adds(model), expected_multiply_adds(model)
+    if total is None or expected is None:
+        return None
+    return 1.0 - expected / total if total else 0.0
 
 
-def member_multiply_adds(model: keras.Model) -> list[int]:
+def member_multiply_adds(model: keras.Model) -> list[int | None]:
     """Return the multiply-adds of each member of an `Ensemble` or `Cascade`, including the resizing of its image.
 
     Weights that two members share count for both.
@@ -114,9 +123,14 @@ def cascade_multiply_adds(
         Multiply-adds for one image, `(average, worst)`: at these exit rates, and if all members run.
 
     Raises:
-        ValueError: If there is not one rate per stage, or they do not sum to 1.
+        ValueError: If there is not one rate per stage, they do not sum to 1, or the cost of a member is unknown.
     """
-    costs = member_multiply_adds(model)
+    costs = [cost for cost in member_multiply_adds(model) if cost is not None]
+    if uncounted := uncounted_layers(model):
+        raise ValueError(
+            f"Cannot count {', '.join(uncounted)}. Define `multiply_adds(input_shape, output_shape)` on each: the "
+            "multiply-adds of one call."
+        )
     if stages is None:
         stages = model.get_config().get("stages") or range(1, len(costs) + 1)
     if len(exit_rates) != len(stages) or not math.isclose(sum(exit_rates), 1, abs_tol=1e-6) or min(exit_rates) < 0:
@@ -176,13 +190,11 @@ class _CostCounter:
 
     def _record(self, operation, args, kwargs, prefix):
         name = prefix + operation.name
-        if isinstance(operation, keras.Model):
+        if isinstance(operation, keras.Model) and _has_graph(operation):
             return self.trace(operation, keras.tree.flatten(args), f"{name}/")
         outputs = operation.compute_output_spec(*args, **kwargs)
         if isinstance(operation, keras.layers.Layer):
-            # In the order of the signature: attention may be called with value=..., query=...
-            arguments = inspect.signature(operation.call).bind(*args, **kwargs).arguments
-            self._record_layer(operation, name, _tensors(list(arguments.values())), _tensors(outputs))
+            self._record_layer(operation, name, _input_tensors(operation, args, kwargs), _tensors(outputs))
         else:
             self.calls.append(Call(operation, _tensors([args, kwargs]), _tensors(outputs)))
         return outputs
@@ -201,21 +213,30 @@ class _CostCounter:
         row = self._rows.setdefault(
             id(layer), [name, type(layer).__name__, self._count_parameters(layer), 0, self._survival]
         )
-        row[3] += layer_multiply_adds(layer, shapes, tuple(outputs[0].shape))
+        row[3] = _total([row[3], layer_multiply_adds(layer, shapes, tuple(outputs[0].shape))])
 
     def _count_parameters(self, layer):
-        uncounted = [w for w in _trainable_weights(layer) if id(w) not in self._counted_variables]
-        self._counted_variables.update(id(w) for w in uncounted)
-        return sum(math.prod(w.shape) for w in uncounted)
+        weights = {id(weight): weight for weight in _trainable_weights(layer)}
+        uncounted = [weight for key, weight in weights.items() if key not in self._counted_variables]
+        self._counted_variables |= set(weights)
+        return sum(math.prod(weight.shape) for weight in uncounted)
+
+
+def _total(counts):
+    """Return the sum; None if a summand is."""
+    return None if None in counts else sum(counts)
+
+
+def _has_graph(model):
+    return hasattr(getattr(model, "_functional", model), "_run_through_graph")
 
 
 def _graph(model, name):
-    graph = getattr(model, "_functional", model)  # the graph of a Sequential
-    if not hasattr(graph, "_run_through_graph"):
+    if not _has_graph(model):
         raise ValueError(
             f"Cannot count {name!r}: the model has no graph. Build it, or define it as a functional model."
         )
-    return graph
+    return getattr(model, "_functional", model)  # the graph of a Sequential
 
 
 def _with_batch_of_one(tensor):
@@ -227,32 +248,39 @@ def _with_batch_of_one(tensor):
     return keras.KerasTensor(shape, dtype=tensor.dtype)
 
 
+def _input_tensors(layer, args, kwargs):
+    """Return the tensors of a call in the order of the signature: attention may be called with value=..., query=..."""
+    order = list(inspect.signature(layer.call).parameters)
+    named = sorted(kwargs, key=lambda name: order.index(name) if name in order else len(order))
+    return _tensors([args, [kwargs[name] for name in named]])
+
+
 def _tensors(structure):
     return [leaf for leaf in keras.tree.flatten(structure) if isinstance(leaf, keras.KerasTensor)]
 
 
 def _trainable_weights(layer):
-    """Return the trainable weights of a layer and its sublayers, including those frozen by `trainable=False`."""
+    """Return the trainable weights of a layer and its sublayers, including those frozen by `trainable=False`.
+
+    A wrapper such as `SpectralNormalization` has the weights of its sublayer a second time.
+    """
     return [weight for sublayer in layer._flatten_layers() for weight in sublayer._trainable_variables]
 
 
-def layer_multiply_adds(layer: keras.layers.Layer, inputs: list[tuple], output: tuple) -> int:
+def layer_multiply_adds(layer: keras.layers.Layer, inputs: list[tuple], output: tuple) -> int | None:
     """Return the multiply-adds of one call, from the full shapes of its inputs and its first output.
 
-    Raises:
-        ValueError: If a layer with a weight matrix is of an unknown kind.
+    None if unknown: a layer with a weight matrix is of an unknown kind, or its own count raises ValueError.
     """
     if hasattr(layer, "multiply_adds"):
-        return int(layer.multiply_adds(inputs[0] if len(inputs) == 1 else inputs, output))
+        try:
+            return int(layer.multiply_adds(inputs[0] if len(inputs) == 1 else inputs, output))
+        except ValueError:
+            return None
     for kinds, rule in _LAYER_RULES:
         if isinstance(layer, kinds):
             return rule(layer, inputs, output)
-    if any(len(weight.shape) > 1 for weight in layer.weights):
-        raise ValueError(
-            f"Cannot count layer {layer.name!r} of unknown kind {type(layer).__name__}. Define "
-            "`multiply_adds(input_shape, output_shape)` on it: the multiply-adds of one call."
-        )
-    return 0
+    return None if any(len(weight.shape) > 1 for weight in layer.weights) else 0
 
 
 def _convolution(layer, inputs, output):

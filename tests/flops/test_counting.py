@@ -164,9 +164,58 @@ class Branched(keras.layers.Layer):
         return shortcut + self.branch(inputs)
 
 
-def test_an_unknown_layer_with_a_weight_matrix_raises():
-    with pytest.raises(ValueError, match=r"layer 'odd' of unknown kind Bilinear\. Define `multiply_adds\(input_shape"):
-        macs(Bilinear(name="odd"), (5, 4))
+class Subclassed(keras.Model):
+    """A model without a graph."""
+
+    def __init__(self):
+        super().__init__(name="subclassed")
+        self.dense = L.Dense(4)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class Undecided(Bilinear):
+    def multiply_adds(self, input_shape, output_shape):
+        raise ValueError("its shapes are unknown")
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "parameters"),
+    [
+        (Bilinear(name="odd"), "'odd' (Bilinear)", 4 * 4),
+        (Undecided(name="odd"), "'odd' (Undecided)", 4 * 4),
+        (L.LSTM(4, return_sequences=True, name="rows"), "'rows' (LSTM)", 4 * (4 * 4 + 4 * 4 + 4)),
+        (L.SpectralNormalization(L.Dense(4), name="norm"), "'norm' (SpectralNormalization)", 4 * 4 + 4),
+        (Subclassed(), "'subclassed' (Subclassed)", 4 * 4 + 4),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_the_cost_of_an_unknown_layer_with_a_weight_matrix_is_unknown(layer, name, parameters):
+    image = keras.Input((5, 4))
+    model = keras.Model(image, L.Dense(3)(layer(image)))
+    assert flops.uncounted_layers(model) == [name]
+    assert flops.parameters(model) == parameters + 4 * 3 + 3
+    assert [cost.multiply_adds for cost in flops.count(model)] == [None, 5 * 4 * 3]
+    totals = (flops.multiply_adds, flops.mflops, flops.expected_multiply_adds, flops.expected_flops_reduction)
+    assert [total(model) for total in totals] == [None] * 4
+    assert flops.inference_memory(model) > 0
+
+
+def test_a_committee_with_a_member_of_unknown_cost_has_the_costs_of_the_others():
+    image = keras.Input((8, 8, 3))
+    unknown = keras.Model(image, L.Dense(5)(L.LSTM(4, name="rows")(L.Reshape((8, 24))(image))))
+    ensemble = Ensemble([conv_net(), unknown])
+    assert flops.member_multiply_adds(ensemble) == [CONV_NET, None]
+    assert flops.multiply_adds(ensemble) is None
+    with pytest.raises(ValueError, match=r"Cannot count '.*/rows' \(LSTM\)\. Define `multiply_adds\(input_shape"):
+        flops.cascade_multiply_adds(ensemble, [0.7, 0.3], [1, 2])
+
+
+def test_a_call_with_a_training_mode_is_counted():
+    image = keras.Input((7, 5, 4))
+    model = keras.Model(image, L.Conv2D(6, 3)(L.BatchNormalization()(image, training=False), training=False))
+    assert flops.multiply_adds(model) == products_of_a_convolution((5, 3), (3, 3), 4, 6)
 
 
 def test_a_layer_may_count_itself():
