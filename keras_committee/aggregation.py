@@ -77,8 +77,8 @@ def head_inputs(head: str, log_probs: np.ndarray, dtype: DTypeLike = np.float64)
     """
     if head == "majority_vote":
         return np.eye(np.shape(log_probs)[-1], dtype=dtype)[np.argmax(log_probs, axis=-1)]
-    normalized = log_softmax(np.asarray(log_probs, dtype), axis=-1)
-    return np.exp(normalized) if head == "arithmetic_mean" else np.maximum(normalized, heads.LOG_ZERO)
+    normalized = _log_softmax(log_probs, dtype)
+    return np.exp(normalized) if head == "arithmetic_mean" else normalized
 
 
 def head_output(head: str, averages: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -119,7 +119,7 @@ def uncertainty(log_probs: np.ndarray, weights: Sequence[float] | np.ndarray | N
     """
     if weights is not None:
         weights = _scaled_weights(weights, np.shape(log_probs)[1])
-    return metrics.uncertainty_decomposition(softmax(np.asarray(log_probs, np.float64), axis=-1), weights)
+    return metrics.uncertainty_decomposition(np.exp(_log_softmax(log_probs, np.float64)), weights)
 
 
 def stage_outputs(
@@ -215,6 +215,15 @@ def first_confident(
             break
     order = np.argsort(np.concatenate([indices for indices, _ in parts]))
     return {name: np.concatenate([outputs[name] for _, outputs in parts])[order] for name in parts[0][1]}
+
+
+def _log_softmax(logits: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+    """Return the log-probabilities of logits, floats of the same shape: `heads.log_softmax` in NumPy."""
+    with np.errstate(over="ignore"):  # the difference of the largest and the lowest number
+        logits = np.minimum(np.asarray(logits, dtype), np.finfo(dtype).max)
+        largest = np.maximum(logits.max(axis=-1, keepdims=True), np.finfo(dtype).min)
+        finite = np.maximum(logits - largest, heads.LOG_ZERO)
+    return np.maximum(log_softmax(finite, axis=-1), heads.LOG_ZERO)
 
 
 def _scaled_weights(weights: Sequence[float] | np.ndarray, num_members: int) -> np.ndarray:

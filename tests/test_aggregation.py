@@ -99,6 +99,19 @@ def test_log_probabilities_and_logits_give_the_same():
         np.testing.assert_allclose(one, other, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_infinite_and_largest_logits_have_the_probabilities_of_the_limit(dtype):
+    largest = np.finfo(dtype).max
+    logits = np.array([[[-np.inf] * 3, [largest, -largest, 0], [0, -np.inf, 0]]], dtype)
+    probabilities = np.array([[[1 / 3] * 3, [1, 0, 0], [0.5, 0, 0.5]]])
+    for head, expected in {"arithmetic_mean": probabilities.mean(1), "geometric_mean": [[1, 0, 0]]}.items():
+        np.testing.assert_allclose(aggregation.combine(head, logits, dtype=dtype), expected, rtol=1e-6)
+    uncertainty, expected = aggregation.uncertainty(logits), metrics.uncertainty_decomposition(probabilities)
+    assert uncertainty.keys() == expected.keys()
+    for name, values in uncertainty.items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-6)
+
+
 @pytest.mark.parametrize("members", [(1, 3), (2,), (0, 1, 2, 3)])
 def test_the_weights_of_a_subset_are_those_of_the_subset_layer(members):
     logits = some_log_probs(4)[:, list(members)].astype(np.float32)

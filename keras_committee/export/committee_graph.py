@@ -23,6 +23,7 @@ from keras_committee.data.preprocessing import (
 )
 from keras_committee.export.inference_model import InferenceModel
 from keras_committee.layers import Resize
+from keras_committee.layers.heads import log_softmax
 from keras_committee.models.cascade import is_confident, stage_outputs
 from keras_committee.selection import Selection, Stage
 
@@ -86,7 +87,7 @@ class ServingCommittee:
     def _predict_all(self, image):
         images = _images_from_pixels(_validate_pixels(image, self.image_shape))
         logits = self._member_logits(images, None, len(self._models))
-        probabilities = tf.exp(tf.nn.log_softmax(self._apply_temperature(logits)))
+        probabilities = tf.exp(log_softmax(self._apply_temperature(logits)))
         outputs = {**self._aggregate(logits), "member_probabilities": probabilities}
         return self._format_outputs(outputs, tf.shape(image)[0])
 
@@ -137,7 +138,8 @@ class ServingCommittee:
 
     def _member_logits(self, images, logits, num_members):
         """Return logits `(batch, num_members, classes)` before temperatures; `logits` are those already computed."""
-        logits_per_member = [] if logits is None else tf.unstack(logits, axis=1)
+        # Slices: TensorFlow Lite does not run `tf.unstack` in the branch of a condition.
+        logits_per_member = [] if logits is None else [logits[:, index] for index in range(logits.shape[1])]
         new_members = slice(len(logits_per_member), num_members)
         inputs = images.inputs_for(self._transforms[new_members])
         for model, transform in zip(self._models[new_members], self._transforms[new_members], strict=True):
@@ -214,11 +216,13 @@ def mutual_information(logits, weights: np.ndarray):
 
     Source: Houlsby et al. 2011, arXiv:1112.5745, equation 2.
     """
-    log_probs = tf.nn.log_softmax(logits)  # the head computes the same, so TensorFlow evaluates it once
+    log_probs = log_softmax(logits)  # the head computes the same, so TensorFlow evaluates it once
     probabilities = tf.exp(log_probs)
     mean_probabilities = tf.reduce_sum(probabilities * weights[:, None], 1)
     negative_mean_entropy = tf.reduce_sum(tf.reduce_sum(probabilities * log_probs, -1) * weights, 1)
-    entropy_of_mean = -tf.reduce_sum(tf.math.xlogy(mean_probabilities, mean_probabilities), -1)
+    # 0 log 0 is 0. `tf.math.xlogy` has no equivalent in ONNX.
+    log_mean = tf.math.log(tf.maximum(mean_probabilities, np.finfo(np.float32).tiny))
+    entropy_of_mean = -tf.reduce_sum(mean_probabilities * log_mean, -1)
     return tf.maximum(entropy_of_mean + negative_mean_entropy, 0.0)
 
 

@@ -39,13 +39,13 @@ def confidence(measure: str, probabilities, predictions):
     if measure == "max_probability":
         return ops.max(probabilities, axis=-1)
     if measure == "margin":
-        best, second = ops.unstack(ops.top_k(probabilities, 2)[0], axis=-1)
-        return best - second
+        largest = ops.top_k(probabilities, 2)[0]
+        return largest[..., 0] - largest[..., 1]
     if measure == "entropy":
         entropy = -ops.sum(probabilities * ops.log(ops.maximum(probabilities, keras.config.epsilon())), axis=-1)
         # Rounding may put the uniform distribution below 0, where even a threshold of 0 would not be reached.
         return ops.maximum(1.0 - entropy / ops.log(ops.cast(probabilities.shape[-1], "float32")), 0.0)
-    committee_class = ops.argmax(probabilities, axis=-1)
+    committee_class = top_class(probabilities)
     agrees = ops.equal(top_class(predictions), ops.expand_dims(committee_class, 1))
     return ops.mean(ops.cast(agrees, "float32"), axis=1)
 

@@ -63,7 +63,7 @@ class GeometricMean(_Head):
     """
 
     def call(self, logits):
-        totals = ops.sum(_log_probabilities(logits), axis=1)
+        totals = ops.sum(log_softmax(logits), axis=1)
         # Subtract before dividing: XLA turns softmax(totals / n) into fused multiply-adds, whose rounding error at
         # totals of LOG_ZERO is 1e22, and exp of it is inf or 0.
         totals = totals - ops.stop_gradient(ops.max(totals, axis=-1, keepdims=True))
@@ -85,7 +85,7 @@ class ArithmeticMean(_Head):
     """
 
     def call(self, logits):
-        return ops.mean(ops.exp(_log_probabilities(logits)), axis=1)
+        return ops.mean(ops.exp(log_softmax(logits)), axis=1)
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")
@@ -145,7 +145,7 @@ class WeightedGeometricMean(_Head):
 
     def call(self, logits):
         member_weights = ops.reshape(ops.convert_to_tensor(self._member_weights, "float32"), (1, -1, 1))
-        return ops.softmax(ops.sum(member_weights * _log_probabilities(logits), axis=1))
+        return ops.softmax(ops.sum(member_weights * log_softmax(logits), axis=1))
 
     def get_config(self):
         return {**super().get_config(), "weights": list(self._member_weights)}
@@ -199,18 +199,26 @@ def subset_head(head: keras.layers.Layer, members: Sequence[int]) -> keras.layer
         return head
     weights = [all_weights[member] for member in members]
     total = sum(weights)
-    return WeightedGeometricMean([weight / total if total else 1 / len(weights) for weight in weights])
+    # An automatic name may be that of another head in the same model, which was loaded or created in another session.
+    name = f"{head.name}_of_{len(weights)}"
+    return WeightedGeometricMean([weight / total if total else 1 / len(weights) for weight in weights], name=name)
 
 
 def top_class(logits):
     """Return the index of the largest logit, the first of equal ones: int32 `(batch, members)`.
 
-    `ops.argmax` on TensorFlow's CPU returns 0 for a float32 row of the lowest finite number and -inf.
+    `ops.argmax` of floats returns 0 on TensorFlow's CPU for a row of the lowest finite number and -inf, and it uses
+    operations that TensorFlow Lite and ONNX lack.
     """
-    return ops.argmax(_finite_logits(logits), axis=-1)
+    return ops.argmax(ops.cast(ops.equal(_finite_logits(logits), 0.0), "int32"), axis=-1)
 
 
-def _log_probabilities(logits):
+def log_softmax(logits):
+    """Return the log-probabilities of logits, float32 of the same shape, `LOG_ZERO` or more.
+
+    They are finite for infinite logits, too: a member with equal logits, -inf included, finds all classes equally
+    probable.
+    """
     return ops.maximum(ops.log_softmax(_finite_logits(logits)), LOG_ZERO)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_committee.layers.heads import GeometricMean
+from keras_committee.layers.heads import GeometricMean, log_softmax
 from keras_committee.layers.resize import Resize
 
 ImageSize = str | tuple[int, int] | None
@@ -33,7 +33,7 @@ class CommitteeModel(keras.Model):
         image, logits = _image_and_logits(list(members), image_size, temperatures)
         outputs = {
             **combine(logits, head),
-            "member_probabilities": keras.layers.Softmax(dtype="float32", name="member_probabilities")(logits),
+            "member_probabilities": ops.exp(log_softmax(logits)),
         }
         super().__init__(inputs=image, outputs=outputs, **kwargs)
         self._head_name = head.name

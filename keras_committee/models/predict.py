@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 import keras
 import numpy as np
 
+from keras_committee.layers.heads import log_softmax
+
 
 def log_probabilities(model: keras.Model, batches: Iterable) -> np.ndarray:
     """Return `Predictor(model)(batches)`, for a model that predicts once."""
@@ -25,7 +27,7 @@ class Predictor:
             (images, labels). The last batch may be smaller.
 
     Returns:
-        float32 array `(examples, classes)` of log-probabilities.
+        float32 array `(examples, classes)` of log-probabilities, -1e30 for log 0.
 
     Raises:
         ValueError: If there are no batches.
@@ -33,9 +35,7 @@ class Predictor:
 
     def __init__(self, model: keras.Model):
         # A new model, so that compiling it does not change the caller's.
-        self._log_prob_model = transform_outputs(
-            model, lambda logits: keras.ops.log_softmax(keras.ops.cast(logits, "float32"))
-        )
+        self._log_prob_model = transform_outputs(model, log_softmax)
         self._log_prob_model.compile(jit_compile=keras.backend.backend() == "jax")
 
     def __call__(self, batches: Iterable) -> np.ndarray:

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_committee.layers.heads import log_softmax
 from keras_committee.layers.survival import set_survival, stochastic_depth_blocks
 from keras_committee.models.predict import transform_outputs
 
@@ -35,7 +36,7 @@ def mc_stochastic_depth(model: keras.Model, images, num_samples: int, seed: int)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1. Received: num_samples={num_samples}")
     keep_masks = np.random.default_rng(seed).random((num_samples, len(survival))) < survival
-    predictor = transform_outputs(model, lambda logits: keras.ops.softmax(keras.ops.cast(logits, "float32")))
+    predictor = transform_outputs(model, lambda logits: keras.ops.exp(log_softmax(logits)))
     predictor.compile(jit_compile=keras.backend.backend() == "jax")
     try:
         return np.stack([_predict_subnetwork(predictor, images, keep_mask) for keep_mask in keep_masks], axis=1)

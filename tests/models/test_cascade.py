@@ -78,6 +78,13 @@ def test_the_cases_stop_at_different_stages():
     assert set(outputs(Cascade(members(), (0.6, 0.45)))["members_used"]) == {1, 2, 3}
 
 
+def test_the_name_of_the_head_may_be_an_automatic_name():
+    for name in ("weighted_geometric_mean", "weighted_geometric_mean_1"):
+        keras.backend.clear_session()
+        head = WeightedGeometricMean((0.2, 0.7, 0.1), name=name)
+        assert Cascade(members(), (0.6, 0.45), head=head).head is head
+
+
 def test_a_confidence_equal_to_the_threshold_stops_the_cascade():
     models, all_agree = members(), (1.0, 1.0)  # a single member always agrees with itself
     plan = CascadeConfig(order=(0, 1, 2), sizes=(1, 2, 3), thresholds=all_agree, confidence="agreement")

@@ -37,6 +37,15 @@ def member_probabilities(members):
     return powers / powers.sum(-1, keepdims=True)
 
 
+def test_a_member_with_logits_of_minus_infinity_only_is_uniform():
+    sure, unsure = linear(), linear()
+    unsure = keras.Model(unsure.inputs, unsure.outputs[0] - np.inf)
+    out = Ensemble([sure, unsure]).predict(images(), verbose=0)
+    np.testing.assert_array_equal(out["member_probabilities"][:, 1], np.full((5, 4), 0.25))
+    powers = np.sqrt(member_probabilities([sure])[:, 0])
+    np.testing.assert_allclose(out["probabilities"], powers / powers.sum(-1, keepdims=True), rtol=1e-4, atol=1e-7)
+
+
 def test_the_probabilities_are_the_geometric_mean_of_the_members():
     members = mixed_members()
     out = Ensemble(members).predict(images(), verbose=0)

@@ -48,6 +48,22 @@ def test_huge_logits_stay_finite():
     np.testing.assert_array_equal(log_probabilities(model, [np.array([[1, 3]], "uint8")]), [[-2e4, 0.0]])
 
 
+def test_infinite_logits_have_the_log_probabilities_of_the_limit():
+    image = keras.Input((3,), name="image")
+    largest, infinity = float(np.finfo("float32").max), np.inf
+    logits = [
+        [-infinity] * 3,
+        [0, -infinity, 0],
+        [largest, -largest, 0],
+        [-largest, -infinity, -largest],
+        [0, np.nan, 0],
+    ]
+    expected = np.log([[1 / 3] * 3, [0.5, 1, 0.5], [1] * 3, [0.5, 1, 0.5], [np.nan] * 3])
+    expected[[1, 2, 2, 3], [1, 1, 2, 1]] = -1e30, -1e30, -1e30, -1e30
+    out = log_probabilities(keras.Model(image, keras.ops.multiply(image, 1.0)), [np.array(logits, "float32")])
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+
+
 def test_a_model_of_another_process_may_have_operations_of_any_name():
     """Automatic names restart in each process, and a loaded model keeps its own."""
     keras.backend.clear_session()
