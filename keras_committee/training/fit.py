@@ -15,11 +15,11 @@ from keras_committee.data import Splits, validation
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.devices import choose_num_workers, enable_determinism, make_strategy, translate_oom
 from keras_committee.training.lease import release
 from keras_committee.training.multihost import SingleHost, make_host_group
 from keras_committee.training.reporting import Monitor, TrainingOptions, pluralize
-from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.supervisor import LocalBackend, Supervisor
 from keras_committee.training.temp_dir import own_temp_dir
 from keras_committee.training.trainer import train_member

@@ -18,7 +18,7 @@ from typing import Any, Self
 from keras_committee.errors import RunError
 from keras_committee.files import write_json
 from keras_committee.member_dir import MemberDir
-from keras_committee.training.signals import GracefulShutdown
+from keras_committee.signals import GracefulShutdown
 
 _POLL_SECONDS = 1.0
 

@@ -39,8 +39,8 @@ from tensorflow.python.eager import context as eager_context
 from keras_committee.checkpoints import Checkpoints
 from keras_committee.errors import IncompleteError, RecipeError, RunError
 from keras_committee.run import Run
+from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.reporting import TrainingOptions
-from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 
 _TF_CONFIG_EXAMPLE = """  On the first of two hosts, for example:
     TF_CONFIG='{"cluster": {"worker": ["10.0.0.1:4321", "10.0.0.2:4321"]}, "task": {"type": "worker", "index": 0}}'

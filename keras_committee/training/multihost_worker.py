@@ -15,10 +15,10 @@ from keras_committee.errors import DivergedError, RecipeError, RunError
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
+from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.devices import enable_determinism, make_strategy
 from keras_committee.training.multihost import HostGroup, read_cluster
 from keras_committee.training.reporting import TrainingOptions
-from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.temp_dir import own_temp_dir
 from keras_committee.training.trainer import train_member
 

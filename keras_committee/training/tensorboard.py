@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,9 +17,9 @@ from keras_committee.errors import ResourceError
 from keras_committee.figures.curves import reliability_data, reliability_diagrams
 from keras_committee.figures.matrices import MAX_LABELED_ROWS, heatmap
 from keras_committee.figures.style import Picture
-from keras_committee.files import translate_os_errors, write_file
+from keras_committee.files import checked_line, translate_os_errors, write_checked, write_file
 from keras_committee.layers import GeometricMean, subset_head
-from keras_committee.member_dir import MemberDir
+from keras_committee.member_dir import DataInfo, MemberDir
 from keras_committee.models.loading import save_member
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
@@ -93,7 +92,7 @@ class MemberLog:
     """
 
     def __init__(self, member_dir: MemberDir, warn: Callable[[str], None]):
-        self._member_dir, self._failsafe = member_dir, Failsafe(warn)
+        self._member_dir, self._warn, self._failsafe = member_dir, warn, Failsafe(warn)
         self._writer = SummaryWriter(member_dir.tensorboard)
 
     def on_train_begin(self, model: keras.Model) -> None:
@@ -123,18 +122,26 @@ class MemberLog:
 
     def write_history(self, history: list[dict]) -> None:
         """Replace the file of the history. Raises ResourceError."""
-        write_file(self._member_dir.history, "".join(json.dumps(row) + "\n" for row in history).encode())
+        write_file(self._member_dir.history, b"".join(map(checked_line, history)))
 
-    def save_model(self, model: keras.Model) -> None:
-        """Write the trained model and rename it into place. Raises ResourceError."""
-        save_member(model, self._member_dir.model)
+    def on_train_end(self, history: list[dict], model: keras.Model, data_info: DataInfo) -> None:
+        """Write the whole history and the trained model, which marks the member as finished.
+
+        A member without its history is complete; TensorBoard's log has its scores, too.
+
+        Raises:
+            ResourceError: If the model cannot be written.
+        """
+        with Failsafe(self._warn)("the history"):  # a new one: the last warning, whatever was printed before
+            self.write_history(history)
+        save_member(model, self._member_dir.model, data_info)
 
 
 def _save_log_probs(path: Path, log_probs: np.ndarray) -> None:
     content = io.BytesIO()
     # In half precision two hundred epochs of 5,000 examples and 10 classes stay at 20 MB a member.
     np.save(content, np.maximum(log_probs, np.finfo(np.float16).min).astype(np.float16))
-    write_file(path, content.getvalue())
+    write_checked(path, content.getvalue())
 
 
 class CommitteeTensorBoard:
@@ -170,9 +177,7 @@ class CommitteeTensorBoard:
         members = [index for index, path in enumerate(paths) if path.exists()]
         if not members:  # the predictions could not be written
             return
-        predictions = np.stack(
-            [np.load(paths[index], allow_pickle=False).astype(np.float32) for index in members], axis=1
-        )
+        predictions = np.stack([self._run.member(index).read_epoch_predictions(epoch) for index in members], axis=1)
         probabilities = aggregation.combine(subset_head(self._head, members), predictions)
         writer = self._writers.setdefault(len(members), SummaryWriter(self._log_dir(len(members))))
         scores = metrics.classification_metrics(probabilities, self._labels)

@@ -11,6 +11,7 @@
 """
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -24,20 +25,22 @@ import tensorflow as tf
 from keras_committee import metrics
 from keras_committee.checkpoints import Checkpoints
 from keras_committee.data import Splits
+from keras_committee.data.validation import name_unreadable_images
 from keras_committee.errors import DivergedError, RecipeError, RunError, VerificationError
 from keras_committee.layers import set_survival
-from keras_committee.member_dir import MemberDir
+from keras_committee.member_dir import DataInfo, MemberDir
 from keras_committee.models.loading import load_member
+from keras_committee.models.outputs import classify_outputs, noise_images
 from keras_committee.models.precision import dtype_policy_scope
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
+from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.devices import distribute
 from keras_committee.training.ema import WeightEMA
 from keras_committee.training.freezing import LayerFreezer
 from keras_committee.training.member_state import BestEpoch, MemberState
 from keras_committee.training.multihost import SingleHost
 from keras_committee.training.reporting import Reporter, TrainingOptions, pluralize
-from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.tensorboard import MemberLog, StepProfiler
 from keras_committee.training.train_step import BlockStats, make_train_step
 
@@ -84,7 +87,10 @@ def train_member(
         recipe, index, splits, member_dir, strategy, reporter, shutdown, options, host_group or SingleHost()
     )
     trainer.resume()
-    with StepProfiler(member_dir.tensorboard, options.profile_steps, reporter.note) as profiler:
+    with (
+        StepProfiler(member_dir.tensorboard, options.profile_steps, reporter.note) as profiler,
+        name_unreadable_images(splits.train, splits.validation),
+    ):
         while not trainer.is_done:
             try:
                 trainer.train_epoch(profiler)
@@ -267,8 +273,8 @@ class _Trainer:
         elif state.ema:
             state.ema.copy_to_weights()
         self._shutdown.check_before_saving()
-        self._log.write_history(state.history)
-        self._log.save_model(state.model)
+        data_info = DataInfo(classes=self._splits.classes, transform=dataclasses.asdict(self._splits.train.transform))
+        self._log.on_train_end(state.history, state.model, data_info)
         self._checkpoints.discard()
 
     def _save(self, reason: str) -> None:
@@ -371,10 +377,6 @@ def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
     input_shape, output_shape = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
     if input_shape != tuple(image_shape):
         raise RecipeError(f"{name} takes images of shape {input_shape}; the data has {tuple(image_shape)}.")
-    if _ends_with_softmax(model):
-        raise RecipeError(
-            f"{name} ends with a softmax. A member must return logits: remove the activation of its last layer."
-        )
     if not model.trainable_variables:
         raise RecipeError(f"{name} has no trainable weights. To use it without training, run: keras-committee import")
     if output_shape != (num_classes,):
@@ -382,14 +384,11 @@ def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
             f"{name} has outputs of shape {output_shape}; the data has {num_classes} classes.\n"
             "  A member must return one logit per class: pass a matching `classes` to its builder."
         )
-
-
-def _ends_with_softmax(model: keras.Model) -> bool:
-    last_operation = model.outputs[0]._keras_history.operation
-    return (
-        isinstance(last_operation, keras.layers.Softmax)
-        or getattr(last_operation, "activation", None) is keras.activations.softmax
-    )
+    outputs = classify_outputs(model, noise_images(image_shape))
+    if outputs.kind != "logits":
+        raise RecipeError(
+            f"{name} {outputs.description}. A member must return logits: remove the activation of its last layer."
+        )
 
 
 def copy_weights(initial_weights: str | Callable[[int], str] | None, model: keras.Model, index: int) -> None:

@@ -15,9 +15,9 @@ import tensorflow as tf
 from keras_committee import errors
 from keras_committee.errors import CommitteeError
 from keras_committee.run import Run
+from keras_committee.signals import EXIT_CODES, GracefulShutdown, TrainingStopped
 from keras_committee.training.devices import enable_determinism, make_strategy, translate_oom
 from keras_committee.training.reporting import Reporter, TrainingOptions
-from keras_committee.training.signals import EXIT_CODES, GracefulShutdown, TrainingStopped
 from keras_committee.training.temp_dir import own_temp_dir
 from keras_committee.training.trainer import train_member
 

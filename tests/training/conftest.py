@@ -7,7 +7,7 @@ import types
 import pytest
 from fork_server import ForkServer
 
-from keras_committee.training.signals import GracefulShutdown, TrainingStopped
+from keras_committee.signals import GracefulShutdown, TrainingStopped
 
 
 class StopAt(GracefulShutdown):

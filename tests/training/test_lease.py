@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from keras_committee.errors import RunError
+from keras_committee.signals import TrainingStopped
 from keras_committee.training.lease import Lease, LeaseShutdown, release
 from keras_committee.training.reporting import TrainingOptions
-from keras_committee.training.signals import TrainingStopped
 from keras_committee.training.trainer import train_member
 
 

@@ -1,7 +1,6 @@
 """Stopped anywhere and resumed, a member ends bit for bit as one that was never stopped."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import signal
@@ -18,9 +17,9 @@ from keras_committee import Recipe, data, layers, schedules
 from keras_committee.checkpoints import Checkpoints
 from keras_committee.member_dir import MemberDir
 from keras_committee.run import Run
+from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training import TrainingOptions
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.trainer import train_member
 
 KILLED_TRAINING = pathlib.Path(__file__).with_name("killed_training.py")
@@ -151,7 +150,7 @@ def train(made, digits, member_dir, shutdown, strategy=None, on_step=lambda: Non
 def outcome(member_dir):
     """All that must not depend on an interruption: weights and history, without its times."""
     weights = keras.saving.load_model(member_dir.model, compile=False).get_weights()
-    rows = [json.loads(line) for line in member_dir.history.read_text().splitlines()]
+    rows = member_dir.read_history()
     return weights, [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
 
 

@@ -12,9 +12,9 @@ import time
 import pytest
 
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.training.signals import GracefulShutdown, TrainingStopped
+from keras_committee.signals import GracefulShutdown, TrainingStopped
 
-MODULE = pathlib.Path(__file__).parents[2] / "keras_committee" / "training" / "signals.py"
+MODULE = pathlib.Path(__file__).parents[1] / "keras_committee" / "signals.py"
 
 # The module without the imports of its package, which take seconds.
 LOADED = f"""
