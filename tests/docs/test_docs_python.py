@@ -38,8 +38,9 @@ def ports(workspace):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(workspace, tmp_path, monkeypatch):
     write_images(tmp_path)
+    (tmp_path / "saved_models").symlink_to(workspace[0] / "saved_models")
     monkeypatch.chdir(tmp_path)
 
 

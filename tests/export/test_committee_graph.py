@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from committees import CLASSES, SHAPE, choose, dense
 
-from keras_committee.export.committee_graph import ServingCommittee, mutual_information
+from keras_committee.export.committee_graph import ServingCommittee, build_signatures, mutual_information
 from keras_committee.export.inference_model import InferenceModel
 
 MEMBERS = 4
@@ -144,3 +144,58 @@ def test_mutual_information_is_the_entropy_of_the_mean_minus_the_mean_entropy():
     ]
     np.testing.assert_allclose(mutual_information(tf.math.log(probabilities), weights), expected, atol=1e-6)
     assert expected[0] > 0.1
+    without_any = np.array([[[0.0, -np.inf, -np.inf], [-np.inf] * 3]], np.float32)  # certain, and uniform
+    mean = np.array([0.25 + 0.25, 0.25, 0.25])
+    np.testing.assert_allclose(mutual_information(without_any, weights), [entropy(mean) - 0.75 * np.log(3)], rtol=1e-5)
+
+
+def graph_ops(function):
+    """Return the types of the operations of a traced function and of the functions that it calls."""
+    graph = function.get_concrete_function().graph.as_graph_def()
+    nodes = [*graph.node, *(node for body in graph.library.function for node in body.node_def)]
+    return {node.op for node in nodes}
+
+
+@pytest.mark.parametrize("kind", ["max_probability", "margin", "entropy", "agreement"])
+@pytest.mark.parametrize("head", ["geometric_mean", "arithmetic_mean", "weighted_geometric_mean", "majority_vote"])
+def test_the_signatures_of_pixels_use_no_operation_that_onnx_and_tensorflow_lite_lack(networks, head, kind):
+    weights = (0.2, 0.3, 0.5) if head == "weighted_geometric_mean" else None
+    selection = choose(3, head=head, confidence=kind, thresholds=[0.6, 0.5], weights=weights)
+    functions = build_signatures(ServingCommittee(networks[:3], selection, SHAPE))
+    ops = graph_ops(functions["serving_default"]) | graph_ops(functions["predict_members"])
+    assert "TopKV2" in ops or kind != "margin"
+    assert ops & {"Xlogy", "BitwiseAnd", "Bitcast", "Unpack"} == set()
+
+
+@pytest.mark.parametrize(
+    ("head", "kind", "first_threshold"), [("geometric_mean", "entropy", 0.6), ("majority_vote", "margin", 1.1)]
+)
+def test_a_cascade_converted_to_tensorflow_lite_gives_the_same_outputs(
+    networks, images, tmp_path, head, kind, first_threshold
+):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    thresholds = [first_threshold, 0.5]  # the margin of one vote is always 1
+    selection = choose(3, head=head, confidence=kind, thresholds=thresholds, temperatures=[0.7, 1.0, 2.2])
+    committee = ServingCommittee(networks[:3], selection, SHAPE)
+    root = tf.Module()
+    root.variables_to_save = [list(variables.values()) for variables in committee.variables]
+    tf.saved_model.save(root, str(tmp_path), signatures=build_signatures(committee))
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path), signature_keys=["serving_default"])
+    runner = interpreter.Interpreter(model_content=converter.convert()).get_signature_runner("serving_default")
+    outputs, expected = runner(image=images), committee.predict(images)
+    assert set(outputs) == set(expected) - {"member_probabilities"}
+    assert len(set(outputs["members_used"])) >= 2
+    for name in ("class_id", "label", "members_used"):
+        np.testing.assert_array_equal(outputs[name], expected[name])
+    for name in ("probabilities", "confidence", "mutual_information"):
+        np.testing.assert_allclose(outputs[name], expected[name], atol=1e-6)
+
+
+def test_the_mutual_information_counts_classes_of_probability_0_as_0():
+    logits = np.array([[[0.0, -np.inf, 2.0], [0.0, -np.inf, -1.0]]], np.float32)
+    weights = np.array([0.3, 0.7], np.float32)
+    probabilities = np.exp([[0.0, 2.0], [0.0, -1.0]])
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    mean = weights @ probabilities
+    expected = -(mean * np.log(mean)).sum() + weights @ (probabilities * np.log(probabilities)).sum(-1)
+    np.testing.assert_allclose(mutual_information(logits, weights), [expected], rtol=1e-5)
