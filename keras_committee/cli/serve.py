@@ -46,6 +46,20 @@ _EXISTING_FILE = click.Path(exists=True, dir_okay=False)
     "--model-config-file", type=_EXISTING_FILE, metavar="FILE", help="Serve the models of a models.config file."
 )
 @click.option(
+    "--model-config-file-poll-wait-seconds",
+    "model_config_poll_seconds",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Read the models.config file again after this time. 0 reads it once.",
+)
+@click.option(
+    "--enable-reload-config",
+    is_flag=True,
+    help="Accept HandleReloadConfigRequest: clients can then load any model, which is a program, from any folder.",
+)
+@click.option(
     "--monitoring-config-file",
     type=_EXISTING_FILE,
     metavar="FILE",
@@ -87,6 +101,8 @@ def serve(
     grpc_port: int,
     host: str,
     model_config_file: str | None,
+    model_config_poll_seconds: int,
+    enable_reload_config: bool,
     monitoring_config_file: str | None,
     enable_batching: bool,
     batching_parameters_file: str | None,
@@ -106,11 +122,14 @@ def serve(
         raise click.UsageError("expected either MODEL_DIR or --model-config-file.")
     if batching_parameters_file and not enable_batching:
         raise RecipeError("--batching-parameters-file requires --enable-batching. No server was started.")
+    if model_config_poll_seconds and not model_config_file:
+        raise RecipeError("--model-config-file-poll-wait-seconds requires --model-config-file. No server was started.")
     if use_tf_serving:
         folder = Path(os.path.abspath(model_dir)) if model_dir else None
         batching = batching_parameters_file or enable_batching
         files = (model_config_file, monitoring_config_file, batching)
-        _run_tf_serving(folder, (rest_port, grpc_port), *files, enable_cors_support)
+        flags = (enable_cors_support, model_config_poll_seconds, allow_labels)
+        _run_tf_serving(folder, (rest_port, grpc_port), *files, *flags)
         return
     from keras_committee.tfserving.server.limits import Limits
     from keras_committee.tfserving.server.local_server import LocalServer, ServerOptions
@@ -126,6 +145,9 @@ def serve(
         batching=_batching_parameters(enable_batching, batching_parameters_file),
         manager_options=ManagerOptions(allow_labels_for_unavailable=allow_labels, retry_seconds=2.0),
         enable_cors_support=enable_cors_support,
+        enable_reload_config=enable_reload_config,
+        model_config_file=Path(model_config_file) if model_config_file else None,
+        model_config_poll_seconds=model_config_poll_seconds,
         limits=Limits(max_connections=max_connections, max_queue_size=max_connections),
     )
     configs = _model_configs(model_dir, model_config_file)
@@ -150,13 +172,9 @@ def _stop_on_signals() -> Iterator[threading.Event]:
 
 
 def _model_configs(model_dir: str | None, file: str | None) -> list:
-    from keras_committee.tfserving.config import parse_models
-    from keras_committee.tfserving.server.local_server import config_from_folder
-    from keras_committee.tfserving.server.manager import configs_from_proto
+    from keras_committee.tfserving.server.local_server import config_from_folder, read_config_file
 
-    if model_dir:
-        return config_from_folder(Path(model_dir))
-    return configs_from_proto(parse_models(Path(str(file)).read_text()))
+    return config_from_folder(Path(model_dir)) if model_dir else read_config_file(Path(str(file)))
 
 
 def _prometheus_path(file: str | None) -> str:
@@ -186,7 +204,7 @@ def _print_summary(server, host: str, as_json: bool) -> None:
     print_message(f"Serving {', '.join(models)} at {rest}{grpc_text}. Press Ctrl-C to stop.")
 
 
-def _run_tf_serving(folder: Path | None, ports: tuple[int, int], *options: str | bool | None) -> None:
+def _run_tf_serving(folder: Path | None, ports: tuple[int, int], *options: str | int | None) -> None:
     from keras_committee.tfserving.server.local_server import tf_serving_command
 
     arguments = tf_serving_command(folder, ports, *options)  # pyright: ignore[reportArgumentType]

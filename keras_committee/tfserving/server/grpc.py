@@ -23,7 +23,7 @@ from keras_committee.tfserving.server.examples import (
 )
 from keras_committee.tfserving.server.examples import find_signature as find_example_signature
 from keras_committee.tfserving.server.limits import Limits, proto_to_checked_array
-from keras_committee.tfserving.server.manager import Manager
+from keras_committee.tfserving.server.manager import Manager, configs_from_proto
 from keras_committee.tfserving.server.metrics import Metrics
 from keras_committee.tfserving.server.ports import RunningServer, listen
 from keras_committee.tfserving.server.worker_pool import BoundedExecutor, seconds_until, timed
@@ -49,7 +49,11 @@ _RpcHandler = Callable[[Any, float], Any]
 
 
 def start(
-    manager: Manager, address: tuple[str, int], limits: Limits | None = None, metrics: Metrics | None = None
+    manager: Manager,
+    address: tuple[str, int],
+    limits: Limits | None = None,
+    metrics: Metrics | None = None,
+    enable_reload_config: bool = False,
 ) -> RunningServer:
     """Start a gRPC server.
 
@@ -58,6 +62,7 @@ def start(
         address: Host and port; port 0 selects a free port.
         limits: Limits of a request.
         metrics: Counts the requests.
+        enable_reload_config: Whether clients may replace the models.
 
     Raises:
         ResourceError: If the port is in use or not available.
@@ -77,7 +82,8 @@ def start(
         maximum_concurrent_rpcs=limits.max_queue_size + max_rpcs,
     )
     executor = BoundedExecutor(limits)
-    for service, methods in PredictionServicer(manager, limits, metrics or Metrics()).methods().items():
+    servicer = PredictionServicer(manager, limits, metrics or Metrics(), enable_reload_config)
+    for service, methods in servicer.methods().items():
         handlers = {name: _make_handler(method, limits, executor) for name, method in methods.items()}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     _add_health(server)
@@ -98,10 +104,12 @@ class PredictionServicer:
         manager: Lends the models.
         limits: Limits of a request.
         metrics: Counts the requests.
+        enable_reload_config: Whether HandleReloadConfigRequest may replace the models.
     """
 
-    def __init__(self, manager: Manager, limits: Limits, metrics: Metrics):
+    def __init__(self, manager: Manager, limits: Limits, metrics: Metrics, enable_reload_config: bool = False):
         self._manager, self._limits, self._metrics = manager, limits, metrics
+        self._enable_reload_config = enable_reload_config
 
     def methods(self) -> dict[str, dict[str, RpcMethod]]:
         """Return dict of service -> method -> function.
@@ -191,6 +199,7 @@ class PredictionServicer:
                 else:
                     values = regress(servable.session, name, examples, timeout)
                     result.regression_result.CopyFrom(_regression_result(values))
+            self._metrics.record_examples(servable.name, len(examples))
         return response
 
     def _metadata(self, request: Any, _timeout: float) -> Any:
@@ -227,9 +236,26 @@ class PredictionServicer:
             )
         return response
 
-    def _reload(self, _request: Any, _timeout: float) -> Any:
-        # A client that may load a model from any path can run any program: a model is one.
-        raise StatusError("PERMISSION_DENIED", "HandleReloadConfigRequest is disabled in the local server")
+    def _reload(self, request: Any, timeout: float) -> Any:
+        from tensorflow_serving.apis import model_management_pb2
+
+        if not self._enable_reload_config:
+            # A client that may load a model from any path can run any program: a model is one.
+            raise StatusError(
+                "PERMISSION_DENIED",
+                "HandleReloadConfigRequest is disabled in the local server; --enable-reload-config enables it",
+            )
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise StatusError(
+                "INVALID_ARGUMENT",
+                "ServerModelConfig type not supported by HandleReloadConfigRequest."
+                " Only ModelConfigList is currently supported",
+            )
+        self._manager.reload(configs_from_proto(request.config), timeout)
+        response = model_management_pb2.ReloadConfigResponse(status={})
+        for name in request.metric_names:  # the metrics of this server do not change by a reload
+            response.metric.add(name=name, int64_value_increase=0)
+        return response
 
     def _with_metrics(self, api: str, handler: _RpcHandler) -> _RpcHandler:
         def handle_and_record(request: Any, timeout: float) -> Any:

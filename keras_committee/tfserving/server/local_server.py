@@ -6,17 +6,23 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_committee.errors import RecipeError, ResourceError
-from keras_committee.tfserving.config import METRICS_PATH
+from keras_committee.errors import CommitteeError, RecipeError, ResourceError
+from keras_committee.tfserving.config import METRICS_PATH, lint_models, parse_models
 from keras_committee.tfserving.server import grpc, rest
 from keras_committee.tfserving.server.batching import BatchedSession, BatchingParameters
 from keras_committee.tfserving.server.limits import Limits
 from keras_committee.tfserving.server.loading import load_version
-from keras_committee.tfserving.server.manager import Manager, ManagerOptions, ModelConfig
+from keras_committee.tfserving.server.manager import (
+    Manager,
+    ManagerOptions,
+    ModelConfig,
+    configs_from_proto,
+)
 from keras_committee.tfserving.server.metrics import Metrics
 from keras_committee.tfserving.server.ports import listen
 from keras_committee.tfserving.server.rest_handlers import SERVER_NAME
@@ -41,6 +47,9 @@ class ServerOptions:
         manager_options: Timing of loads.
         limits: Limits of requests.
         enable_cors_support: Whether the REST API allows pages of any origin to read its responses.
+        enable_reload_config: Whether gRPC clients may replace the models.
+        model_config_file: A models.config to read repeatedly, or None.
+        model_config_poll_seconds: Seconds between two readings of `model_config_file`; 0 never reads it.
     """
 
     host: str = "127.0.0.1"
@@ -51,6 +60,9 @@ class ServerOptions:
     manager_options: ManagerOptions = dataclasses.field(default_factory=ManagerOptions)
     limits: Limits = dataclasses.field(default_factory=Limits)
     enable_cors_support: bool = False
+    enable_reload_config: bool = False
+    model_config_file: Path | None = None
+    model_config_poll_seconds: float = 0.0
 
 
 class LocalServer:
@@ -113,9 +125,31 @@ class LocalServer:
         _log.info("REST at http://%s:%d", options.host, self.rest_port)
         self.grpc_port = None
         if options.grpc_port is not None:
-            server = grpc.start(self.manager, (options.host, options.grpc_port), options.limits, metrics)
+            address = (options.host, options.grpc_port)
+            server = grpc.start(self.manager, address, options.limits, metrics, options.enable_reload_config)
             self.grpc_port = stack.enter_context(server).port
             _log.info("gRPC at %s:%d", options.host, self.grpc_port)
+        if options.model_config_file is not None and options.model_config_poll_seconds > 0:
+            stack.enter_context(
+                _poll_config_file(options.model_config_file, options.model_config_poll_seconds, self.manager)
+            )
+
+
+def read_config_file(file: Path) -> list[ModelConfig]:
+    """Return the models of a models.config. Mistakes that TF Serving accepts are logged.
+
+    Raises:
+        RecipeError: If the file cannot be read or parsed.
+        StatusError: INVALID_ARGUMENT if TF Serving would reject it.
+    """
+    try:
+        config = parse_models(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read {file}: {error}") from error
+    configs = configs_from_proto(config)
+    for problem in lint_models(config):
+        _log.warning("%s: %s", file, problem)
+    return configs
 
 
 def config_from_folder(folder: Path) -> list[ModelConfig]:
@@ -141,6 +175,8 @@ def tf_serving_command(
     monitoring_config: str | None = None,
     batching_config: str | bool | None = None,
     enable_cors_support: bool = False,
+    model_config_poll_seconds: int = 0,
+    allow_labels_for_unavailable: bool = False,
 ) -> list[str]:
     """Return the command line that starts TF Serving's binary.
 
@@ -151,6 +187,8 @@ def tf_serving_command(
         monitoring_config: Path of a monitoring.config, or None.
         batching_config: Path of a batching.config, True for batching with TF Serving's defaults, or None.
         enable_cors_support: Whether the REST API allows pages of any origin to read its responses.
+        model_config_poll_seconds: Seconds between two readings of `models_config`; 0 reads it once.
+        allow_labels_for_unavailable: Whether labels can be assigned to versions that are not loaded yet.
 
     Raises:
         ResourceError: If TF Serving is not installed.
@@ -167,8 +205,43 @@ def tf_serving_command(
     arguments += [f"--model_name={model_dir.name}", f"--model_base_path={model_dir}"] if model_dir else []
     arguments += [f"--monitoring_config_file={monitoring_config}"] if monitoring_config else []
     arguments += ["--rest_api_enable_cors_support"] if enable_cors_support else []
+    if model_config_poll_seconds:
+        arguments.append(f"--model_config_file_poll_wait_seconds={model_config_poll_seconds}")
+    arguments += ["--allow_version_labels_for_unavailable_models"] if allow_labels_for_unavailable else []
     arguments += ["--enable_batching"] if batching_config else []
     return arguments + ([f"--batching_parameters_file={batching_config}"] if isinstance(batching_config, str) else [])
+
+
+@contextlib.contextmanager
+def _poll_config_file(file: Path, poll_seconds: float, manager: Manager) -> Iterator[None]:
+    """Give the models in `file` to `manager` again and again, in a thread.
+
+    As in TF Serving, the file need not have changed: a label that was rejected is accepted once its version is
+    available.
+    """
+    stop, last_error = threading.Event(), ""
+
+    def poll() -> None:
+        nonlocal last_error
+        while not stop.wait(poll_seconds):
+            try:
+                config = parse_models(file.read_text())
+                if config.WhichOneof("config") is not None:  # TF Serving takes no action for an empty file
+                    manager.reload(configs_from_proto(config))
+                error_message = ""
+            except (OSError, ValueError, CommitteeError) as error:
+                error_message = f"{file} is not reloaded, and the models before are served: {error}"
+            if error_message and error_message != last_error:
+                _log.warning("%s", error_message)
+            last_error = error_message
+
+    thread = threading.Thread(target=poll, name="models.config", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _load_session(folder: Path, batching: BatchingParameters | None) -> Any:

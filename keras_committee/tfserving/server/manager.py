@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_committee.tfserving.config import lint_models
 from keras_committee.tfserving.server.loading import load_version
 from keras_committee.tfserving.tf_protocol import StatusError
 from keras_committee.tfserving.versions import NAME_RULE, FolderState, find_versions, folder_state, is_valid_name
@@ -73,19 +72,22 @@ class ModelConfig:
         object.__setattr__(self, "base_path", Path(self.base_path))
         if not self.base_path.is_absolute():
             raise StatusError(
-                "INVALID_ARGUMENT", f"Expected model {self.name} to have an absolute path, but got: {self.base_path}"
+                "INVALID_ARGUMENT",
+                f"Expected model {self.name} to have an absolute path or URI; got base_path()={self.base_path}",
             )
 
 
 def configs_from_proto(config: Any) -> list[ModelConfig]:
-    """Return the models of a parsed `models.config`.
+    """Return the models of a parsed `models.config`, as TF Serving reads it (server_core.cc).
 
     Raises:
-        StatusError: INVALID_ARGUMENT with all problems of the configuration.
+        StatusError: INVALID_ARGUMENT if TF Serving would reject the configuration.
     """
-    problems = lint_models(config)
-    if problems:
-        raise StatusError("INVALID_ARGUMENT", "the model configuration is invalid: " + "; ".join(problems))
+    if config.WhichOneof("config") == "custom_model_config":
+        raise StatusError("INVALID_ARGUMENT", "ModelServer does not yet support custom model config.")
+    for model in config.model_config_list.config:
+        if (platform := _platform(model)) != "tensorflow":
+            raise StatusError("INVALID_ARGUMENT", f"Model {model.name} requests unsupported platform {platform}")
     return [
         ModelConfig(
             model.name,
@@ -193,16 +195,30 @@ class Manager:
         load: Callable[[Path], Any] = load_version,
     ):
         self._options = options or ManagerOptions()
-        self._configs = check_configs(configs)
-        if not self._options.allow_labels_for_unavailable:
-            _check_no_labels(self._configs.values())
         self._load = load
         self._condition = threading.Condition(threading.RLock())
         self._servables: dict[str, dict[int, Servable]] = {}
-        self._closing = False
+        self._configs: dict[str, ModelConfig] = {}
+        self._is_reconfigured = self._closing = False
+        self._set_configs(configs)
         self._logged: set[str] = set()
         self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
         self._thread.start()
+
+    def reload(self, configs: Iterable[ModelConfig], timeout: float = 0.0) -> None:
+        """Replace the models and their labels, as TF Serving's ReloadConfig, and wait for models that are new.
+
+        Args:
+            configs: All models to serve from now on; others are unloaded.
+            timeout: Maximum time to wait, in seconds; 0 does not wait.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT or FAILED_PRECONDITION if the configuration is rejected, and nothing changes;
+                UNKNOWN if no version of a new model can be loaded, DEADLINE_EXCEEDED after `timeout` seconds.
+        """
+        added = self._set_configs(configs)
+        if timeout:
+            self._wait_until_available(added, timeout, _not_available_error)
 
     @contextlib.contextmanager
     def borrow(self, name: str, version: int | None = None, label: str | None = None) -> Iterator[Servable]:
@@ -235,12 +251,12 @@ class Manager:
         with self._condition:
             known = self._servables.get(name, {})
             statuses = [known[number].status() for number in sorted(known, reverse=True)]
+        if version is not None and version not in known:
+            raise StatusError("NOT_FOUND", f"Could not find version {version} of model {name}")
         if not statuses:
             raise StatusError("NOT_FOUND", f"Could not find any versions of model {name}")
         if version is None:
             return statuses
-        if version not in known:
-            raise StatusError("NOT_FOUND", f"Could not find version {version} of model {name}")
         return [status for status in statuses if status.version == version]
 
     def names(self) -> list[str]:
@@ -257,9 +273,15 @@ class Manager:
         Raises:
             StatusError: The error of a model all of whose versions failed; DEADLINE_EXCEEDED after `timeout` seconds.
         """
+        self._wait_until_available(self._configs, timeout, lambda servable: servable.error)
+
+    def _wait_until_available(
+        self, names: Iterable[str], timeout: float, error_of: Callable[[Servable], StatusError | None]
+    ) -> None:
+        """Wait for an available version of each model. Raise `error_of` a version of a model all of which failed."""
         deadline = time.monotonic() + timeout
         with self._condition:
-            while waiting := [name for name in self._configs if not self._has_available_version(name)]:
+            while waiting := [name for name in names if not self._has_available_version(name, error_of)]:
                 if not self._condition.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
                     raise StatusError("DEADLINE_EXCEEDED", f"no version to serve after {timeout:g} s: {waiting}")
 
@@ -293,13 +315,37 @@ class Manager:
         requested = f"Latest({name})" if version is None else f"Specific({name}, {version})"
         raise StatusError("NOT_FOUND", f"Servable not found for request: {requested}")
 
-    def _has_available_version(self, name: str) -> bool:
+    def _set_configs(self, configs: Iterable[ModelConfig]) -> set[str]:
+        """Replace the models, unless the configuration is rejected; return the names of the new ones."""
+        configs_by_name = check_configs(configs)
+        with self._condition:
+            for config in configs_by_name.values():
+                for label, version in sorted(config.labels.items()):
+                    self._check_label(config.name, label, version)
+            added = set(configs_by_name) - set(self._configs)
+            self._configs, self._is_reconfigured = configs_by_name, True
+            self._condition.notify_all()
+        return added
+
+    def _check_label(self, name: str, label: str, version: int) -> None:
+        """Raise FAILED_PRECONDITION unless the version is available, or may become available later."""
+        current = self._configs[name].labels.get(label, version) if name in self._configs else version
+        servable = self._servables.get(name, {}).get(version)
+        is_available = servable is not None and servable.state == "AVAILABLE"
+        if not is_available and not (self._options.allow_labels_for_unavailable and current == version):
+            raise StatusError(
+                "FAILED_PRECONDITION",
+                f"Request to assign label to version {version} of model {name}, "
+                "which is not currently available for inference",
+            )
+
+    def _has_available_version(self, name: str, error_of: Callable[[Servable], StatusError | None]) -> bool:
         known = self._servables.get(name, {}).values()
         if any(servable.state == "AVAILABLE" for servable in known):
             return True
         aspired = [servable for servable in known if servable.aspired]
         if aspired and all(servable.state == "END" and servable.error for servable in aspired):
-            raise aspired[-1].error or StatusError("UNKNOWN", "no reason is known")
+            raise error_of(aspired[-1]) or StatusError("UNKNOWN", "no reason is known")
         return False
 
     def _watch(self) -> None:
@@ -312,7 +358,9 @@ class Manager:
                     self._condition.wait_for(self._should_wake, self._seconds_until_next_poll())
 
     def _should_wake(self) -> bool:
-        return self._closing or any(servable.may_unload() for servable in self._all_servables())
+        return (
+            self._closing or self._is_reconfigured or any(servable.may_unload() for servable in self._all_servables())
+        )
 
     def _seconds_until_next_poll(self) -> float:
         """Return the seconds until the next scan, or the next try of a load."""
@@ -325,14 +373,19 @@ class Manager:
 
     def _poll(self) -> None:
         """Scan the base paths and mark the versions to serve."""
-        for name, config in self._configs.items():
+        with self._condition:
+            self._is_reconfigured, configs = False, self._configs
+            for name in self._servables.keys() - configs.keys():
+                self._set_aspired(name, {}, set())
+        for name, config in configs.items():
             try:
                 folders = find_versions(config.base_path)
             except OSError as error:  # as in TF Serving, nothing changes
                 self._log_once(f"cannot look for versions of {name}: {error}")
                 continue
             with self._condition:
-                self._set_aspired(name, folders, config.policy.select(folders))
+                if self._configs is configs:
+                    self._set_aspired(name, folders, config.policy.select(folders))
 
     def _set_aspired(self, name: str, folders: dict[int, Path], aspired: set[int]) -> None:
         known = self._servables.setdefault(name, {})
@@ -443,14 +496,33 @@ def check_configs(configs: Iterable[ModelConfig]) -> dict[str, ModelConfig]:
     return configs_by_name
 
 
-def _check_no_labels(configs: Iterable[ModelConfig]) -> None:
-    for config in configs:
-        for version in config.labels.values():
+def _not_available_error(servable: Servable) -> StatusError:
+    """Return the error of TF Serving for a new model that cannot be loaded."""
+    identifier = f"{{name: {servable.name} version: {servable.version}}}"
+    return StatusError(
+        "UNKNOWN", f"1 model(s) did not become available: {{{{{identifier} due to error: {servable.error}}}, }}"
+    )
+
+
+def _platform(model: Any) -> str:
+    """Return the platform of an entry of models.config, which may have the deprecated field `model_type`."""
+    if not model.model_type:
+        if not model.model_platform:
             raise StatusError(
-                "FAILED_PRECONDITION",
-                f"Request to assign label to version {version} of model {config.name}, "
-                "which is not currently available for inference",
+                "INVALID_ARGUMENT",
+                "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
+                f"ModelServerConfig::model_platform, model name is {model.name}",
             )
+        return model.model_platform
+    if model.model_platform:
+        raise StatusError(
+            "INVALID_ARGUMENT",
+            "Illegal setting both ModelServerConfig::model_type (deprecated) and "
+            f"ModelServerConfig::model_platform, model name is {model.name}",
+        )
+    if model.model_type != 1:  # ModelType.TENSORFLOW
+        raise StatusError("INVALID_ARGUMENT", f"ModelServerConfig::model_type choice {model.model_type} not supported.")
+    return "tensorflow"
 
 
 def _policy_from_proto(policy: Any) -> VersionPolicy:
@@ -460,5 +532,5 @@ def _policy_from_proto(policy: Any) -> VersionPolicy:
         case "specific":
             return VersionPolicy.specific(*policy.specific.versions)
         case "latest":
-            return VersionPolicy.latest(policy.latest.num_versions)
+            return VersionPolicy.latest(max(policy.latest.num_versions, 1))
     return VersionPolicy.latest()

@@ -5,14 +5,22 @@ import itertools
 import threading
 
 _REQUEST_COUNT = ":tensorflow:serving:request_count"
-_LATENCY_LABELS = {
-    "request_latency": ("model_name", "API", "entrypoint"),
-    "runtime_latency": ("model_name", "API", "runtime"),
-}
-# Microseconds: scale 10, power 1.8, 33 buckets (servables/tensorflow/util.cc).
-_BUCKET_BOUNDS = tuple(itertools.accumulate(itertools.repeat(1.8, 32), float.__mul__, initial=10.0))
+_EXAMPLE_COUNT_TOTAL = ":tensorflow:serving:request_example_count_total"
 
 Labels = tuple[str, ...]
+
+
+def _exponential_bounds(scale: float, factor: float, count: int) -> tuple[float, ...]:
+    return tuple(itertools.accumulate(itertools.repeat(factor, count - 1), float.__mul__, initial=scale))
+
+
+# Labels and bounds of the buckets (servables/tensorflow/util.cc); latencies are in microseconds.
+_LATENCY_BOUNDS = _exponential_bounds(10.0, 1.8, 33)
+_HISTOGRAMS = {
+    "request_latency": (("model_name", "API", "entrypoint"), _LATENCY_BOUNDS),
+    "runtime_latency": (("model_name", "API", "runtime"), _LATENCY_BOUNDS),
+    "request_example_counts": (("model",), _exponential_bounds(1.0, 2.0, 15)),
+}
 
 
 class Metrics:
@@ -21,6 +29,7 @@ class Metrics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: dict[Labels, int] = {}
+        self._example_counts: dict[Labels, int] = {}
         self._histograms: dict[tuple[str, Labels], _Histogram] = {}
 
     def count_request(self, model: str, status: str) -> None:
@@ -37,19 +46,29 @@ class Metrics:
             seconds: The duration.
         """
         with self._lock:
-            self._histograms.setdefault((name, labels), _Histogram()).add(seconds * 1e6)
+            self._add_to_histogram(name, labels, seconds * 1e6)
+
+    def record_examples(self, model: str, count: int) -> None:
+        """Record the number of examples of a request. TF Serving counts those of MultiInference only."""
+        with self._lock:
+            self._example_counts[model,] = self._example_counts.get((model,), 0) + count
+            self._add_to_histogram("request_example_counts", (model,), count)
 
     def render(self) -> str:
         """Return the metrics in Prometheus's text format."""
         with self._lock:
-            lines = [f"# TYPE {_REQUEST_COUNT} counter"]
-            for labels, count in sorted(self._counts.items()):
-                lines.append(f"{_REQUEST_COUNT}{{{_format_labels(('model_name', 'status'), labels)}}} {count}")
-            for name, keys in _LATENCY_LABELS.items():
-                lines += self._latency_lines(name, keys)
+            lines = _counter_lines(_REQUEST_COUNT, ("model_name", "status"), self._counts)
+            lines += _counter_lines(_EXAMPLE_COUNT_TOTAL, ("model",), self._example_counts)
+            for name, (keys, _) in _HISTOGRAMS.items():
+                lines += self._histogram_lines(name, keys)
         return "\n".join(lines) + "\n"
 
-    def _latency_lines(self, name: str, keys: Labels) -> list[str]:
+    def _add_to_histogram(self, name: str, labels: Labels, value: float) -> None:
+        if (name, labels) not in self._histograms:
+            self._histograms[name, labels] = _Histogram(_HISTOGRAMS[name][1])
+        self._histograms[name, labels].add(value)
+
+    def _histogram_lines(self, name: str, keys: Labels) -> list[str]:
         lines = [f"# TYPE :tensorflow:serving:{name} histogram"]
         for (metric_name, labels), histogram in sorted(self._histograms.items(), key=lambda item: item[0]):
             if metric_name == name:
@@ -58,19 +77,25 @@ class Metrics:
 
 
 class _Histogram:
-    def __init__(self) -> None:
-        self._counts = [0] * (len(_BUCKET_BOUNDS) + 1)
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
     def add(self, value: float) -> None:
-        self._counts[bisect.bisect_right(_BUCKET_BOUNDS, value)] += 1
+        self._counts[bisect.bisect_right(self._bounds, value)] += 1
         self._sum += value
 
     def lines(self, name: str, labels: str) -> list[str]:
-        bounds = [f"{bound:g}" for bound in _BUCKET_BOUNDS] + ["+Inf"]
+        bounds = [f"{bound:g}" for bound in self._bounds] + ["+Inf"]
         counts = list(itertools.accumulate(self._counts))
         buckets = [f'{name}_bucket{{{labels},le="{le}"}} {n}' for le, n in zip(bounds, counts, strict=True)]
         return [*buckets, f"{name}_sum{{{labels}}} {self._sum:g}", f"{name}_count{{{labels}}} {counts[-1]}"]
+
+
+def _counter_lines(name: str, keys: Labels, counts: dict[Labels, int]) -> list[str]:
+    samples = [f"{name}{{{_format_labels(keys, labels)}}} {count}" for labels, count in sorted(counts.items())]
+    return [f"# TYPE {name} counter", *samples]
 
 
 def _format_labels(keys: Labels, values: Labels) -> str:

@@ -6,6 +6,7 @@ import logging
 import re
 import select
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -196,14 +197,28 @@ class _ApiApp:
             return self._metrics_response(path)
         if not _API_PATH.fullmatch(path):
             return Response(_NOT_FOUND_PAGE, 404, media_type="text/html")
-        if request.method == "OPTIONS":  # a browser's request before another; model_servers/http_server.cc
-            return Response(status_code=200 if _WEB_ORIGIN.search(request.headers.get("origin", "")) else 400)
-        route = parse_route(request.method, path)
-        if route.verb == "status":
-            return _json_response(self._handlers.status(route))
-        if route.verb == "metadata":
-            return _json_response(self._handlers.metadata(route))
-        return _json_response(await self._handle_post(request, route))
+        return await self._count_response(request, path)
+
+    async def _count_response(self, request: Request, path: str) -> Response:
+        """Respond to a request of the API, and count it as model_servers/http_server.cc does."""
+        started, route, api = time.perf_counter(), None, ""
+        if request.method == "OPTIONS":  # a browser's request before another
+            is_allowed = bool(_WEB_ORIGIN.search(request.headers.get("origin", "")))
+            self._metrics.count_request("", "OK" if is_allowed else "FAILED_PRECONDITION")
+            return Response(status_code=200 if is_allowed else 400)
+        try:
+            route = parse_route(request.method, path)
+            if route.verb == "status":
+                text = self._handlers.status(route)
+            elif route.verb == "metadata":
+                text = self._handlers.metadata(route)
+            else:
+                api, text = route.verb, await self._handle_post(request, route)
+        except StatusError as error:
+            self._handlers.record_request(route, api, error.code, time.perf_counter() - started)
+            raise
+        self._handlers.record_request(route, api, "OK", time.perf_counter() - started)
+        return _json_response(text)
 
     def _metrics_response(self, path: str) -> Response:
         if path == self._metrics_path:

@@ -133,6 +133,15 @@ class RestHandlers:
         ]
         return json_output.format_document({"model_version_status": statuses})
 
+    def record_request(self, route: Route | None, api: str, status: str, seconds: float) -> None:
+        """Count a request and its duration. `api` is the verb of a POST request, "" for GET; `status` a gRPC code."""
+        name = "" if route is None else route.name
+        if name and name not in self._manager.names():  # otherwise clients could create any number of labels
+            return
+        self._metrics.count_request(name, status)
+        if status == "OK":
+            self._metrics.record_latency("request_latency", (name, api, "REST"), seconds)
+
     def _predict(self, route: Route, body: bytes, deadline: float) -> str:
         with contextlib.ExitStack() as stack:
             # The inputs of the signature are needed while the body is read, so an invalid JSON text is reported

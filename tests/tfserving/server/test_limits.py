@@ -196,7 +196,7 @@ def post(port, body=CANARY, headers=None, path=PREDICT, method="POST"):
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
         connection.request(method, path, body, headers or {}, encode_chunked=True)
         response = connection.getresponse()
-        return response.status, response.read().decode()
+        return response.status, response.read().decode(errors="replace")
 
 
 def send_raw(port, content):

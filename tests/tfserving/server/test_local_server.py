@@ -40,6 +40,7 @@ def test_D22_a_port_in_use_ends_with_exit_code_7(half_plus_two, capfd):
     [
         ([], "expected either MODEL_DIR or --model-config-file"),
         (["{base}", "--batching-parameters-file", __file__], "requires --enable-batching"),
+        (["{base}", "--model-config-file-poll-wait-seconds", "5"], "requires --model-config-file"),
         (["{base}/nowhere"], "no such folder: "),
         (["{base}/123"], "is one version of a model. Specify the folder that contains it: {base}"),
     ],
@@ -75,6 +76,13 @@ def test_tf_serving_gets_the_same_arguments(half_plus_two, tmp_path, monkeypatch
         f"--model_base_path={half_plus_two}",
     ]
     assert tf_serving_command(half_plus_two, (8501, 8500), batching_config=True)[-1] == "--enable_batching"
+    flags = {"enable_cors_support": True, "model_config_poll_seconds": 10, "allow_labels_for_unavailable": True}
+    assert tf_serving_command(None, (8501, 8500), "models.config", **flags)[3:] == [
+        "--model_config_file=models.config",
+        "--rest_api_enable_cors_support",
+        "--model_config_file_poll_wait_seconds=10",
+        "--allow_version_labels_for_unavailable_models",
+    ]
     files = ("models.config", "monitoring.config", "batching.config")
     assert tf_serving_command(None, (8501, 8500), *files) == [
         *ports,

@@ -238,7 +238,7 @@ def test_a_base_path_that_vanishes_changes_nothing_and_an_empty_one_unloads(base
 def test_two_models_of_one_name_and_relative_paths_are_refused(base):
     with pytest.raises(StatusError, match="Illegal to list model H multiple times"):
         check_configs([ModelConfig("H", base), ModelConfig("H", base)])
-    with pytest.raises(StatusError, match="to have an absolute path, but got: models"):
+    with pytest.raises(StatusError, match=r"to have an absolute path or URI; got base_path\(\)=models"):
         ModelConfig("H", "models")
 
 
