@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 from PIL import Image
+from scipy import ndimage
 
 from keras_committee.data import corruptions
 from keras_committee.data.corruptions import CORRUPTIONS, corrupt_images
@@ -145,15 +146,31 @@ def test_the_motion_blur_is_half_a_gaussian_along_the_angle(photos):
     assert_pixels(corrupt_images(photos[:1], "motion_blur", 4, seed=3)[0], weighted_sum(photos[0] / 255, kernel))
 
 
-def test_the_zoom_blur_is_the_mean_of_the_image_and_its_zooms(photos):
+def zoomed(image, factor):
+    """The zoom of make_cifar_c.py: a crop of whole pixels, enlarged by SciPy and cropped again."""
+    side = len(image)
+    crop = int(np.ceil(side / factor))
+    top = (side - crop) // 2
+    large = ndimage.zoom(image[top : top + crop, top : top + crop], (factor, factor, 1), order=1)
+    top = (len(large) - side) // 2
+    return large[top : top + side, top : top + side]
+
+
+@pytest.mark.parametrize(("severity", "stop"), [(1, 1.06), (2, 1.11), (3, 1.16), (4, 1.21), (5, 1.26)])
+@pytest.mark.parametrize("side", [32, 19, 96])
+def test_the_zoom_blur_is_the_mean_of_the_image_and_its_zooms(photos, severity, stop, side):
+    image = np.asarray(Image.fromarray(photos[0]).resize((side, side)))
+    factors = np.arange(1, stop, 0.01)  # as make_cifar_c.py writes it; rounding may include `stop`
+    wanted = (image / 255 + sum(zoomed(image / 255, factor) for factor in factors)) / (len(factors) + 1)
+    assert_pixels(corrupt_images(image[None], "zoom_blur", severity)[0], wanted)
+
+
+def test_each_side_is_zoomed_by_its_own_length(photos):
     image = photos[0, :, :21] / 255
-    factors = np.arange(1, 1.06, 0.01)  # as make_cifar_c.py writes it; rounding includes 1.06
-    wanted = image.copy()
-    for row, column in np.ndindex(32, 21):
-        for factor in factors:
-            wanted[row, column] += sample(image, (row - 15.5) / factor + 15.5, (column - 10) / factor + 10)
-    wanted /= 8
-    assert_pixels(corrupt_images(photos[:1, :, :21], "zoom_blur", 1)[0], wanted)
+    rows = zoomed(np.broadcast_to(image[:, :1], (32, 32, 3)), 1.3)[:, 0]
+    columns = zoomed(np.broadcast_to(image[:1], (21, 21, 3)), 1.3)[0]
+    np.testing.assert_allclose(corruptions._zoom(image[:, :1].repeat(21, axis=1), 1.3)[:, 0], rows, atol=1e-12)
+    np.testing.assert_allclose(corruptions._zoom(image[:1].repeat(32, axis=0), 1.3)[0], columns, atol=1e-12)
 
 
 def test_positions_beyond_the_edge_are_mirrored_at_the_last_pixel(photos):
