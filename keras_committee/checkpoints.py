@@ -12,7 +12,6 @@ completely or not at all. The two newest are kept, so a damaged one costs one in
 
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from keras_committee.errors import ResourceError, RunError
-from keras_committee.files import file_hash, fsync_dir, translate_os_errors, write_file
+from keras_committee.files import file_hash, fsync_dir, json_checksum, translate_os_errors, write_file
 
 FORMAT = 1
 KEEP_LAST = 2
@@ -142,7 +141,8 @@ class Checkpoints:
             temp_dir.mkdir()
             _write_arrays(temp_dir / "arrays.npz", arrays)
             files = {"arrays.npz": file_hash(temp_dir / "arrays.npz")}
-            manifest = _with_checksum({"format": FORMAT, "name": name, **entries, "files": files})
+            manifest = {"format": FORMAT, "name": name, **entries, "files": files}
+            manifest["sha256"] = json_checksum(manifest)
             write_file(temp_dir / "manifest.json", json.dumps(manifest, allow_nan=False).encode())
             self._rename_into_place(temp_dir, target_dir)
         except (OSError, ResourceError) as error:
@@ -239,7 +239,7 @@ def _read_verified_manifest(path: Path) -> dict[str, Any]:
     """Return the manifest of the folder `path` after verifying it and all files that it lists."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
-        if manifest != _with_checksum({key: value for key, value in manifest.items() if key != "sha256"}):
+        if manifest.pop("sha256", None) != json_checksum(manifest):
             raise CorruptCheckpointError(f"{path} fails its checksum: manifest.json")
         _check_format(path, manifest)
         mismatched = [name for name, digest in manifest["files"].items() if file_hash(path / name) != digest]
@@ -250,12 +250,6 @@ def _read_verified_manifest(path: Path) -> dict[str, Any]:
     if mismatched:
         raise CorruptCheckpointError(f"{path} fails its checksum: {', '.join(mismatched)}")
     return manifest
-
-
-def _with_checksum(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest with a SHA-256 of itself, so that no changed digit goes unnoticed."""
-    text = json.dumps(manifest, sort_keys=True, allow_nan=False)
-    return {**manifest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _check_format(path: Path, manifest: dict[str, Any]) -> None:

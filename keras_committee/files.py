@@ -37,7 +37,8 @@ def write_json(path: Path, document: Any) -> None:
 
 def json_content(document: Any) -> bytes:
     """Return the content of the file that `write_json` writes."""
-    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")  # bytes of a path that are not UTF-8, as escapes of JSON
 
 
 def write_record(path: Path, document: Mapping[str, Any]) -> None:
@@ -45,22 +46,35 @@ def write_record(path: Path, document: Mapping[str, Any]) -> None:
     write_json(path, _with_checksum(document))
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path, *, may_be_edited: bool = False) -> dict[str, Any]:
     """Return the JSON object that `write_record` wrote.
+
+    Args:
+        path: The file.
+        may_be_edited: Whether to accept an object without a checksum, as written by hand.
 
     Raises:
         OSError: If the file cannot be read.
         ValueError: If its content is not what was written.
     """
-    return parse_record(path.read_bytes())
+    return parse_record(path.read_bytes(), may_be_edited=may_be_edited)
 
 
-def parse_record(content: bytes) -> dict[str, Any]:
+def parse_record(content: bytes, *, may_be_edited: bool = False) -> dict[str, Any]:
     """Return the JSON object of `write_record` or `checked_line` in `content`. Raises ValueError as `read_record`."""
     try:
-        return _without_checksum(json.loads(content))
+        document = json.loads(content)
     except RecursionError as error:
         raise ValueError(str(error)) from error
+    if not isinstance(document, dict):
+        raise ValueError(f"its content must be an object. Received: {json.dumps(document)[:60]}")
+    checksum = document.pop(_CHECKSUM_KEY, None)
+    if checksum is None and not may_be_edited:
+        raise ValueError("it has no checksum; an earlier version wrote none")
+    if checksum is not None and checksum != json_checksum(document):
+        hint = ". If you edited it, remove its key checksum" if may_be_edited else ""
+        raise ValueError(f"its checksum does not match{hint}")
+    return document
 
 
 def checked_line(document: Mapping[str, Any]) -> bytes:
@@ -91,18 +105,6 @@ def json_checksum(document: Mapping[str, Any]) -> str:
 
 def _with_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, _CHECKSUM_KEY: json_checksum(document)}
-
-
-def _without_checksum(document: Any) -> dict[str, Any]:
-    """Verify the checksum of a JSON object and return the object without it. Raises ValueError."""
-    if not isinstance(document, dict):
-        raise ValueError("it is not a JSON object")
-    content = {key: value for key, value in document.items() if key != _CHECKSUM_KEY}
-    if _CHECKSUM_KEY not in document:
-        raise ValueError("it has no checksum; an earlier version wrote none")
-    if document[_CHECKSUM_KEY] != json_checksum(content):
-        raise ValueError("its checksum does not match")
-    return content
 
 
 def write_checked(path: Path, content: bytes) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,13 +17,26 @@ from pathlib import Path
 from typing import Any, Self
 
 from keras_committee.errors import IncompleteError, RecipeError, RunError, did_you_mean
-from keras_committee.files import file_lock, translate_os_errors, utc_timestamp, write_file, write_json
-from keras_committee.member_dir import MemberDir
+from keras_committee.files import (
+    checked_line,
+    file_lock,
+    json_content,
+    parse_record,
+    read_checked_lines,
+    read_record,
+    translate_os_errors,
+    utc_timestamp,
+    write_file,
+    write_record,
+)
+from keras_committee.member_dir import DataInfo, MemberDir
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.recipe_source import MODULES_FOLDER
+from keras_committee.selection import Selection
 
-# Written in this order: a folder with the last one is complete.
+# Written in this order for a new run: a folder with the last one is complete. The last one has the SHA-256 of every
+# content of the others, and of the modules of the recipe, that the run ever accepted, and a checksum of itself.
 _RECORD_FILES = ("recipe.py", "parameters.json", "environment.json")
 _RECORD_LOCK_TIMEOUT = 30.0  # seconds; another job that shares the folder holds it while writing these files
 _RECORDED_PACKAGES = ("keras-committee", "keras", "tensorflow", "numpy")
@@ -111,7 +125,8 @@ class Run:
         """Record recipe, parameters and environment in a new folder, or check those of an existing one.
 
         Three changes leave the members the same and are always accepted and recorded: more members, another `data_dir`
-        (the data are compared when a member resumes), and other comments or layout of the recipe.
+        (the data are compared when a member resumes), and other comments or layout of the recipe. Damaged or missing
+        files of the record are restored if the given recipe and parameters are those that the run recorded.
 
         Args:
             path: The run folder.
@@ -132,10 +147,10 @@ class Run:
             run.path.mkdir(mode=0o700, exist_ok=True)
         record_lock = file_lock(run.path / ".record.lock", f"the record of {run.path}", timeout=_RECORD_LOCK_TIMEOUT)
         with run.lock(shared=shared), record_lock:
-            if run._missing_record_files():
+            if run._missing_record_files() and not run._has_work():
                 run._record(recipe_file, parameters, smoke, command)
             else:
-                run._update_record(recipe_file, parameters, smoke, allow_config_change)
+                run._update_record(recipe_file, parameters, smoke, command, allow_config_change)
         return run
 
     @classmethod
@@ -143,23 +158,24 @@ class Run:
         """Open an existing run folder.
 
         Raises:
-            RunError: If `path` is not a run folder.
+            RunError: If `path` is not a run folder, or its recipe, parameters or environment are missing or damaged.
         """
         run = cls(Path(path))
-        if missing := run._missing_record_files():
+        if (missing := run._missing_record_files()) and not run._has_work():
             raise RunError(f"{path} is not a run folder: {_explain_no_run(run.path, missing)}")
+        run.environment()
         return run
 
     def recipe_file(self) -> RecipeFile:
-        """Return the recipe file that the run recorded."""
+        """Return the recipe file that the run recorded. Raises as `environment`."""
         return RecipeFile.read(self.path / "recipe.py", name=self.environment()["recipe"])
 
     def parameters(self) -> dict[str, Any]:
-        """Return the recipe parameters of the run."""
+        """Return the recipe parameters of the run. Raises as `environment`."""
         defaults = self.recipe_file().defaults
         return {
             name: _to_tuples(value) if isinstance(defaults.get(name), tuple) else value
-            for name, value in self._read_json("parameters.json").items()
+            for name, value in self._read_parameters().items()
         }
 
     def recipe(self) -> Recipe:
@@ -167,8 +183,18 @@ class Run:
         return self.recipe_file().build(self.parameters(), smoke=self.smoke)
 
     def environment(self) -> dict[str, Any]:
-        """Return versions, machine, command, seed and smoke flag of the first start."""
-        return self._read_json("environment.json")
+        """Return versions, machine, command, seed and smoke flag of the first start.
+
+        Raises:
+            RunError: If a file of the record, the recipe or the parameters too, is missing or damaged.
+        """
+        if self._record_problems() and (problems := self._record_problems()):  # unless a change was just recorded
+            raise RunError(
+                f"{self._list_problems(problems)}.\n  {self._kept_work()} To restore the record, run the training "
+                "command of this run again, with the same recipe and --set options: "
+                f"keras-committee train RECIPE --run {shlex.quote(str(self.path))}"
+            )
+        return read_record(self.path / "environment.json")
 
     @property
     def smoke(self) -> bool:
@@ -228,27 +254,39 @@ class Run:
         with file_lock(self.path / "lock", f"run folder {self.path}", shared=shared):
             yield
 
-    def trained_classes(self) -> tuple[str, ...] | None:
-        """Return the class names that the members were trained on; None before the first training."""
-        return next((tuple(event["classes"]) for event in self.events() if "classes" in event), None)
+    def data_info(self, index: int) -> DataInfo:
+        """Return the classes and the image transform of the data that member `index` was trained on.
 
-    def trained_transform(self) -> dict[str, Any] | None:
-        """Return the fields of the image transform that the members were trained on; None if it was not recorded."""
-        return next((event["transform"] for event in self.events() if "transform" in event), None)
+        Raises:
+            RunError: If the file of the member is damaged or has no such description.
+        """
+        info = self.member(index).data_info()
+        if info is None:
+            folder, new_folder = shlex.quote(str(self.path)), shlex.quote(f"{self.path}-2")
+            raise RunError(
+                f"{self.member(index).model} does not contain the classes and the image transform that it was trained "
+                "with: an earlier version or another program wrote it. No file was changed.\n  To use it, import it "
+                f"into a new run: keras-committee import {folder}/recipe.py {folder}/members/*/model.keras "
+                f"--run {new_folder}"
+            )
+        return info
 
     def require_classes(self, classes: Sequence[str]) -> None:
-        """Check that `classes` are the classes that the members were trained on, in the same order.
+        """Check that `classes` are the classes that the finished members were trained on, in the same order.
 
         Raises:
             RecipeError: If they differ.
+            RunError: If the file of a member is damaged.
         """
-        trained = self.trained_classes() or classes
-        changed = _differences(dict(enumerate(trained)), dict(enumerate(classes)))
-        if changed:
-            raise RecipeError(
-                f"the classes of the data must be those that the members of {self.path} were trained on. "
-                f"First difference: class {next(iter(changed.values()))}.\n  Restore the classes and their order."
-            )
+        for index in self.finished_members():
+            info = self.member(index).data_info()
+            trained = classes if info is None else info.classes
+            changed = _differences(dict(enumerate(trained)), dict(enumerate(classes)))
+            if changed:
+                raise RecipeError(
+                    f"the classes of the data must be those that the members of {self.path} were trained on. "
+                    f"First difference: class {next(iter(changed.values()))}.\n  Restore the classes and their order."
+                )
 
     def append_event(self, event: str, **fields: Any) -> None:
         """Append an event to the journal and flush it to disk. The caller holds the lock of the folder.
@@ -258,15 +296,18 @@ class Run:
             **fields: Further JSON values of the event.
 
         Raises:
+            RunError: If the journal is a folder.
             ResourceError: If the journal cannot be written.
         """
-        line = json.dumps({"time": utc_timestamp(), "event": event, **fields}, allow_nan=False) + "\n"
-        path = self.path / "journal.jsonl"
+        line, path = checked_line({"time": utc_timestamp(), "event": event, **fields}), self._journal
         with translate_os_errors(path), open(path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # other processes may share the folder
             file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # remove the partial last line of a killed process
-            file.write(line.encode())
+            content = file.read()
+            end = content.rfind(b"\n") + 1
+            last = _complete_event(content[end:])
+            file.truncate(end + len(last))  # removes the partial last line of a killed process
+            file.write((b"\n" if last else b"") + line)
             file.flush()
             os.fsync(file.fileno())
 
@@ -276,36 +317,74 @@ class Run:
         Raises:
             RunError: If the journal is damaged.
         """
-        path = self.path / "journal.jsonl"
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        path = self._journal
         try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise RunError(f"{path} is damaged: {error}. Move it elsewhere to continue without it.") from error
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / name).read_bytes())
+            *lines, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
+            last = _complete_event(rest)
+            return read_checked_lines([*lines, last] if last else lines)
         except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / name} cannot be read: {error}. Choose another --run folder.") from error
+            raise _damaged_journal_error(path, error) from error
+
+    @property
+    def _journal(self) -> Path:
+        path = self.path / "journal.jsonl"
+        if path.is_dir():
+            raise _damaged_journal_error(path, "it is a folder")
+        return path
+
+    def _has_work(self) -> bool:
+        """Return whether training has begun: there are members or a journal."""
+        return any((self.path / name).exists() for name in ("members", "journal.jsonl"))
+
+    def _kept_work(self) -> str:
+        """Return a sentence about the members, for the errors about other files."""
+        finished = len(self.finished_members())
+        states = [path.parent.name for path in (self.path / "members").glob("*/state")]
+        unfinished = sum(name.isdecimal() and not self.member(int(name)).finished for name in states)
+        if not finished and not unfinished:
+            return "No member was trained."
+        return f"The members are safe: {finished} finished, {unfinished} with checkpoints."
+
+    def _list_problems(self, problems: Mapping[str, str]) -> str:
+        return "; ".join(f"{self.path / name} {problem}" for name, problem in problems.items())
+
+    def _read_parameters(self) -> dict[str, Any]:
+        return json.loads((self.path / "parameters.json").read_bytes())
 
     def _missing_record_files(self) -> list[str]:
         return [name for name in _RECORD_FILES if not (self.path / name).is_file()]
 
+    def _record_problems(self) -> dict[str, str]:
+        """Return for each file of the record that is missing or damaged what is wrong with it."""
+        problems, accepted = {}, None
+        try:
+            accepted = read_record(self.path / "environment.json")["files"]
+        except (OSError, ValueError) as error:
+            problems["environment.json"] = _describe_damage(error)
+        for name in accepted or _RECORD_FILES[:-1]:
+            try:
+                content = (self.path / name).read_bytes()
+                if accepted and _sha256(content) not in accepted[name]:
+                    raise ValueError("its SHA-256 is not that in environment.json")
+                if name == "parameters.json":
+                    json.loads(content)
+            except (OSError, ValueError) as error:
+                problems[name] = _describe_damage(error)
+        return problems
+
     def _record(self, recipe_file: RecipeFile, parameters: dict[str, Any], smoke: bool, command: str) -> None:
         self._require_empty()
-        self._record_files(recipe_file)
-        write_json(self.path / "parameters.json", parameters)
-        environment = {"recipe": recipe_file.name, "smoke": smoke, "seed": parameters.get("seed"), "command": command}
-        write_json(self.path / "environment.json", environment | _environment())
+        contents = _record_contents(recipe_file, parameters)
+        self._write_contents(contents)
+        environment = _new_environment(recipe_file, parameters, smoke, command)
+        write_record(self.path / "environment.json", _accept(environment, contents))
 
-    def _record_files(self, recipe_file: RecipeFile) -> None:
-        """Write the recipe and the modules beside it, and remove recorded modules that it no longer imports."""
-        files = recipe_file.files()
-        for name, content in files.items():
+    def _write_contents(self, contents: Mapping[str, bytes]) -> None:
+        """Write the recipe, its modules and the parameters, and remove recorded modules that it no longer imports."""
+        for name, content in contents.items():
             write_file(self.path / name, content)
         for file in [file for file in (self.path / MODULES_FOLDER).rglob("*") if file.is_file()]:
-            if file.relative_to(self.path).as_posix() not in files:
+            if file.relative_to(self.path).as_posix() not in contents:
                 file.unlink()
 
     def _require_empty(self) -> None:
@@ -317,22 +396,75 @@ class Run:
             )
 
     def _update_record(
-        self, recipe_file: RecipeFile, parameters: dict[str, Any], smoke: bool, allow_config_change: bool
+        self,
+        recipe_file: RecipeFile,
+        parameters: dict[str, Any],
+        smoke: bool,
+        command: str,
+        allow_config_change: bool,
     ) -> None:
-        """Record a changed recipe or changed parameters, if the members stay the same or the change is allowed."""
-        # Compare parameters as JSON stores them, with lists in place of tuples.
-        old, new = self._read_json("parameters.json"), json.loads(json.dumps(parameters))
-        changes = _differences({**old, "--smoke": self.smoke}, {**new, "--smoke": smoke})
-        changed_lines = _changed_lines(self.recipe_file().sources(), recipe_file.sources())
-        blocking = [text for name, text in changes.items() if not _is_ignorable_change(name, old, new)]
-        if not recipe_file.same_program_as(self.recipe_file()):
-            blocking += changed_lines
-        if blocking and (not allow_config_change or smoke != self.smoke):
-            self._raise_mismatch(blocking, recipe_file, can_allow=smoke == self.smoke)
-        if changes or changed_lines:
-            self.append_event("changed", changes=[*changes.values(), *changed_lines])
-            self._record_files(recipe_file)
-            write_json(self.path / "parameters.json", parameters)
+        """Record a changed recipe or changed parameters, if the members stay the same or the change is allowed.
+
+        Missing and damaged files are restored under the same condition: what is given must be what was recorded.
+        """
+        problems, contents = self._record_problems(), _record_contents(recipe_file, parameters)
+        environment = {} if "environment.json" in problems else read_record(self.path / "environment.json")
+        recorded_smoke = environment["smoke"] if environment else self._journaled_smoke(smoke)
+        changes, blocking = self._changes(recipe_file, parameters, problems)
+        if smoke != recorded_smoke:
+            blocking = [*blocking, f"--smoke {recorded_smoke} -> {smoke}"]
+        can_allow = smoke == recorded_smoke
+        if blocking and not (allow_config_change and can_allow):
+            self._raise_mismatch(blocking, recipe_file, can_allow)
+        if problems and not allow_config_change:
+            self._require_recorded(contents, environment.get("files", {}), problems)
+        if problems:
+            self.append_event("record_restored", files=sorted(problems))
+        if changes:
+            self.append_event("changed", changes=changes)
+        if changes or problems:
+            environment = environment or _new_environment(recipe_file, parameters, smoke, command)
+            write_record(self.path / "environment.json", _accept(environment, contents))
+            self._write_contents(contents)
+
+    def _changes(
+        self, recipe_file: RecipeFile, parameters: dict[str, Any], problems: Mapping[str, str]
+    ) -> tuple[list[str], list[str]]:
+        """Return the differences from the files of the record that have no problem, and those that change members."""
+        changes, blocking = [], []
+        if "parameters.json" not in problems:
+            # Compare parameters as JSON stores them, with lists in place of tuples.
+            old, new = self._read_parameters(), json.loads(json.dumps(parameters))
+            differences = _differences(old, new)
+            changes += differences.values()
+            blocking += [text for name, text in differences.items() if not _is_ignorable_change(name, old, new)]
+        if not _has_damaged_source(problems):
+            recorded = RecipeFile.read(self.path / "recipe.py")
+            lines = _changed_lines(recorded.sources(), recipe_file.sources())
+            changes += lines
+            blocking += [] if recipe_file.same_program_as(recorded) else lines
+        return changes, blocking
+
+    def _journaled_smoke(self, default: bool) -> bool:
+        """Return whether the journal is that of a smoke run; `default` if it does not contain it."""
+        try:
+            return next((event["smoke"] for event in self.events() if "smoke" in event), default)
+        except RunError:
+            return default
+
+    def _require_recorded(
+        self, contents: Mapping[str, bytes], accepted: Mapping[str, Sequence[str]], problems: Mapping[str, str]
+    ) -> None:
+        """Raise RunError unless the contents in place of damaged files are known to be those that were recorded."""
+        damaged_source = _has_damaged_source(problems)
+        for name, content in contents.items():
+            in_question = name in problems or (damaged_source and name != "parameters.json")
+            if in_question and _sha256(content) not in accepted.get(name, []):
+                raise RunError(
+                    f"{self._list_problems(problems)}; the {name} of this command is not known to be the recorded one."
+                    f"\n  {self._kept_work()} No file was changed. To restore the record, use the recipe and the --set "
+                    "options that the run was started with. If they differ in comments only, add: --allow-config-change"
+                )
 
     def _raise_mismatch(self, changes: list[str], recipe_file: RecipeFile, can_allow: bool) -> None:
         listing = "\n  ".join(changes)
@@ -344,6 +476,27 @@ class Run:
         if can_allow:
             message += "\nTo keep the finished members and train the others with the change, add: --allow-config-change"
         raise RunError(message)
+
+
+def selected_data_infos(selection: Selection, runs: Sequence[Run]) -> list[DataInfo]:
+    """Return what each member of a selection was trained on.
+
+    Args:
+        selection: The selection.
+        runs: The run of each of its members.
+
+    Raises:
+        RunError: If a member has no such description, or other classes than the selection.
+    """
+    infos = [run.data_info(member.index) for run, member in zip(runs, selection.members, strict=True)]
+    for run, member, info in zip(runs, selection.members, infos, strict=True):
+        changed = _differences(dict(enumerate(info.classes)), dict(enumerate(selection.classes)))
+        if changed:
+            raise RunError(
+                f"the selection has other classes than its member {member.index} of {run.path}. First difference: "
+                f"class {next(iter(changed.values()))}.\n  Select again: keras-committee select {run.path}"
+            )
+    return infos
 
 
 def training_seconds(events: Sequence[Mapping[str, Any]]) -> float | None:
@@ -412,8 +565,64 @@ def _to_tuples(value: Any) -> Any:
     return tuple(_to_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _environment() -> dict[str, Any]:
-    return {"versions": _versions(), "commit": _git_commit(), "platform": platform.platform(), "cpus": os.cpu_count()}
+def _record_contents(recipe_file: RecipeFile, parameters: dict[str, Any]) -> dict[str, bytes]:
+    return {**recipe_file.files(), "parameters.json": json_content(parameters)}
+
+
+def _new_environment(recipe_file: RecipeFile, parameters: dict[str, Any], smoke: bool, command: str) -> dict[str, Any]:
+    return {
+        "recipe": recipe_file.name,
+        "smoke": smoke,
+        "seed": parameters.get("seed"),
+        "command": command,
+        "versions": _versions(),
+        "commit": _git_commit(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "files": {},
+    }
+
+
+def _accept(environment: dict[str, Any], contents: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the environment with the SHA-256 of new contents of the recorded files.
+
+    It keeps the earlier ones, so that a kill between the writes of the files leaves none that is not accepted.
+    """
+    known = environment["files"]
+    accepted = {name: sorted({*known.get(name, []), _sha256(content)}) for name, content in contents.items()}
+    return {**environment, "files": accepted}
+
+
+def _has_damaged_source(problems: Mapping[str, str]) -> bool:
+    return bool(set(problems) - {"parameters.json", "environment.json"})
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _describe_damage(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "is missing"
+    return f"is damaged: {getattr(error, 'strerror', None) or error}"
+
+
+def _damaged_journal_error(path: Path, reason: Any) -> RunError:
+    return RunError(
+        f"{path} is damaged: {getattr(reason, 'strerror', None) or reason}. The members are not affected: it is only a "
+        "log.\n  Move it elsewhere to continue without it."
+    )
+
+
+def _complete_event(rest: bytes) -> bytes:
+    """Return the event at the start of what follows the last end of a line in a journal; nothing if it is partial."""
+    try:
+        text = rest.decode("latin-1")  # the object is ASCII
+        _, end = json.JSONDecoder().raw_decode(text)
+        parse_record(rest[:end])
+    except (ValueError, RecursionError):
+        return b""
+    return rest[:end]
 
 
 def _versions() -> dict[str, str | None]:

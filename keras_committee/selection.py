@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from keras_committee.errors import RunError
-from keras_committee.files import write_json
+from keras_committee.files import read_record, write_record
 
 _FORMAT = 1
 _MAX_SHOWN_CHARS = 60  # of an invalid value in an error message
@@ -118,7 +118,7 @@ class Selection:
         Raises:
             ResourceError: If the file cannot be written.
         """
-        write_json(Path(path), {"format": _FORMAT, "kind": self.kind, **dataclasses.asdict(self)})
+        write_record(Path(path), {"format": _FORMAT, "kind": self.kind, **dataclasses.asdict(self)})
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -128,7 +128,7 @@ class Selection:
             RunError: If the file is missing or is not a valid selection.
         """
         try:
-            selection = cls._from_document(json.loads(Path(path).read_bytes()))
+            selection = cls._from_document(read_record(Path(path), may_be_edited=True))
             selection._check_known_names()
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error

@@ -9,12 +9,15 @@ import stat
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from keras_committee import run as run_module
 from keras_committee.errors import IncompleteError, InUseError, RecipeError, ResourceError, RunError
-from keras_committee.files import file_lock, write_json
+from keras_committee.files import file_lock, write_file, write_record
+from keras_committee.member_dir import DataInfo
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, open_run, training_seconds
 
@@ -156,7 +159,7 @@ def test_A17_an_allowed_change_is_recorded_and_journaled(create, change, name, v
     environment = create().environment()
     run = create([change], allow_config_change=True)
     assert run.parameters()[name] == value
-    assert run.environment() == environment
+    assert {**run.environment(), "files": {}} == {**environment, "files": {}}
     assert [(event["event"], event["changes"]) for event in run.events()] == [("changed", [line])]
     create([change])
     assert len(run.events()) == 1
@@ -233,9 +236,20 @@ def test_A17_a_smoke_run_and_a_full_run_never_share_a_folder(create, first):
     assert snapshot(create(smoke=first).path) == before
 
 
-def test_A17_a_kill_between_writing_recipe_and_parameters_leaves_a_readable_run(create):
+def test_A17_a_kill_between_writing_recipe_and_parameters_leaves_a_readable_run(create, tmp_path, monkeypatch):
     run = create()
-    (run.path / "recipe.py").write_text(SOURCE.replace("widths=(1, 2), ", ""))
+    other = tmp_path / "other.py"
+    other.write_text(SOURCE.replace("widths=(1, 2), ", ""))
+
+    def killed(path, content):
+        if path.name == "parameters.json":
+            raise KeyboardInterrupt
+        write_file(path, content)
+
+    monkeypatch.setattr(run_module, "write_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        create(file=RecipeFile.read(other), allow_config_change=True)
+    assert run.recipe_file().content == other.read_bytes()
     assert run.parameters() == {"members": 8, "learning_rate": 0.1, "widths": [1, 2], "data_dir": None, "seed": 3}
 
 
@@ -280,19 +294,12 @@ def test_opening_another_path_is_an_error_with_the_command_that_creates_a_run(tm
         Run.open(tmp_path / path)
 
 
-def test_a_damaged_parameter_file_is_a_run_error_with_its_path(create):
-    run = create()
-    (run.path / "parameters.json").write_text('{"members": 8')
-    with pytest.raises(RunError, match=r"tiny/parameters\.json cannot be read"):
-        run.parameters()
-
-
 def test_changed_versions_are_listed(create):
     run = create()
     assert run.changed_versions() == []
     environment = run.environment()
     environment["versions"] |= {"keras": "1.2.3"}
-    write_json(run.path / "environment.json", environment)
+    write_record(run.path / "environment.json", environment)
     assert [change.split(" -> ")[0] for change in run.changed_versions()] == ["keras 1.2.3"]
 
 
@@ -337,8 +344,152 @@ def test_a_journal_damaged_in_the_middle_is_an_error(create):
     run.append_event("first")
     path = run.path / "journal.jsonl"
     path.write_bytes(b"\0\0\0\n" + path.read_bytes())
-    with pytest.raises(RunError, match=r"journal\.jsonl is damaged"):
+    with pytest.raises(RunError, match=r"journal\.jsonl is damaged: line 1: .*\n  Move it elsewhere to continue"):
         run.events()
+
+
+def test_a_flipped_bit_of_the_journal_is_an_error_or_changes_no_event(create):
+    run = create()
+    run.append_event("first", classes=["3", "5"])
+    run.append_event("second", seconds=1.5)
+    path, events = run.path / "journal.jsonl", run.events()
+    content = path.read_bytes()
+    outcomes = []
+    for position in range(len(content)):
+        path.write_bytes(flipped(content, position, position % 8))
+        try:
+            outcomes.append(run.events() == events)
+        except RunError:
+            outcomes.append(None)
+    assert False not in outcomes
+    assert outcomes.count(True) == 1  # the last end of a line
+
+
+def flipped(content, position, bit):
+    return content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :]
+
+
+def test_a_last_event_without_the_end_of_its_line_is_complete(create):
+    run = create()
+    run.append_event("first")
+    path = run.path / "journal.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert [event["event"] for event in run.events()] == ["first"]
+    run.append_event("second")
+    assert [event["event"] for event in run.events()] == ["first", "second"]
+
+
+def test_a_journal_of_an_earlier_version_is_an_error_with_the_way_on(create):
+    run = create()
+    (run.path / "journal.jsonl").write_text('{"event": "training_started"}\n')
+    with pytest.raises(RunError, match=r"line 1: it has no checksum; an earlier version wrote none\. The members are"):
+        run.events()
+    run.append_event("training_started")
+    (run.path / "journal.jsonl").rename(run.path / "away")
+    assert run.events() == []
+
+
+def test_a_journal_that_is_a_folder_is_an_error(create):
+    run = create()
+    (run.path / "journal.jsonl").mkdir()
+    for use in (run.events, lambda: run.append_event("first")):
+        with pytest.raises(RunError, match=r"journal\.jsonl is damaged: it is a folder\. .*\n  Move it elsewhere"):
+            use()
+
+
+@pytest.fixture
+def half_trained(create):
+    """A run with one finished member and one that has checkpoints."""
+    run = create(["learning_rate=0.2"])
+    run.append_event("training_started", smoke=False)
+    finish(run, 0, classes=("cat", "dog"), transform={})
+    run.member(1).state.mkdir(parents=True)
+    return run
+
+
+@pytest.mark.parametrize("name", ["recipe.py", "parameters.json", "environment.json"])
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_a_damaged_record_is_an_error_and_the_same_command_restores_it(create, half_trained, name, damage):
+    run, path = half_trained, half_trained.path / name
+    content = path.read_bytes()
+    path.unlink() if damage == "missing" else path.write_bytes(flipped(content, content.rindex(b"t"), 1))
+    reason = {"missing": "is missing", "flipped": r"is damaged: its (checksum|SHA-256) .*"}[damage]
+    message = (
+        rf"{name} {reason}\.\n  The members are safe: 1 finished, 1 with checkpoints\. To restore the record, run the "
+        rf"training command of this run again, with the same recipe and --set options: .* --run {run.path}"
+    )
+    for use in (run.recipe_file, run.parameters, run.environment, lambda: Run.open(run.path)):
+        with pytest.raises(RunError, match=message):
+            use()
+    create(["learning_rate=0.2"])
+    assert run.parameters()["learning_rate"] == 0.2
+    assert run.environment()["command"] == "keras-committee train tiny.py"
+    assert run.recipe_file().content == SOURCE.encode()
+    assert run.events()[-1]["files"] == [name]
+    assert run.finished_members() == [0]
+
+
+@pytest.mark.parametrize("name", ["recipe.py", "parameters.json"])
+def test_a_damaged_record_is_not_replaced_by_another_one(create, half_trained, tmp_path, name):
+    run = half_trained
+    (run.path / name).unlink()
+    before = snapshot_files(run.path)
+    other = tmp_path / "other.py"
+    other.write_text({"recipe.py": SOURCE.replace("...", "return members"), "parameters.json": SOURCE}[name])
+    given = {"recipe.py": ["learning_rate=0.2"], "parameters.json": ["learning_rate=0.3"]}
+    with pytest.raises(RunError, match=rf"{name} is missing; the {name} of this command is not known to be the rec"):
+        create(given[name], file=RecipeFile.read(other))
+    assert snapshot_files(run.path) == before
+    create(["learning_rate=0.2"], allow_config_change=True)
+    assert run.parameters()["learning_rate"] == 0.2
+
+
+def snapshot_files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and "lock" not in path.name}
+
+
+def test_a_lost_environment_is_not_restored_for_another_configuration(create, half_trained):
+    (half_trained.path / "environment.json").unlink()
+    with pytest.raises(RunError, match=r"learning_rate 0\.2 -> 0\.1"):
+        create()
+    with pytest.raises(RunError, match=r"--smoke False -> True"):
+        create(["learning_rate=0.2"], smoke=True)
+    assert not (half_trained.path / "environment.json").exists()
+    create(["learning_rate=0.2", "members=9"])
+    assert half_trained.parameters()["members"] == 9
+
+
+def test_a_member_without_a_description_of_its_data_is_an_error_with_the_way_on(create):
+    run = create()
+    run.member(0).path.mkdir(parents=True)
+    with zipfile.ZipFile(run.member(0).model, "w") as archive:
+        archive.writestr("config.json", "{}")
+    run.require_classes(["cat"])
+    with pytest.raises(RunError, match=r"does not contain the classes .*\n  To use it, .*import .*/recipe\.py .*--run"):
+        run.data_info(0)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\0" * 300])
+def test_a_damaged_member_is_an_error_with_the_way_on(create, content):
+    run = create()
+    run.member(0).path.mkdir(parents=True)
+    run.member(0).model.write_bytes(content)
+    with pytest.raises(RunError, match=r"model\.keras cannot be loaded: .*\n  Delete it, then run"):
+        run.data_info(0)
+
+
+def test_no_flipped_bit_changes_the_description_of_a_members_data(create):
+    run = create()
+    finish(run, 0, classes=("cat", "3"), transform={"size": [7, 9]})
+    content, info, outcomes = run.member(0).model.read_bytes(), run.data_info(0), []
+    for position in range(len(content)):
+        run.member(0).model.write_bytes(flipped(content, position, position % 8))
+        try:
+            outcomes.append(run.data_info(0) == info)
+        except RunError:
+            outcomes.append(None)
+    assert False not in outcomes
+    assert None in outcomes
 
 
 def test_a_second_process_is_an_error_with_the_holder_until_the_lock_is_released(create):
@@ -508,12 +659,17 @@ def test_missing_members_are_an_error_with_the_commands_to_continue(create):
         run.available_members(3, min_members=3)
 
 
+def finish(run, index, **data):
+    """Leave the file of a finished member, without a network."""
+    run.member(index).path.mkdir(parents=True)
+    DataInfo(**data).add_to(run.member(index).model)
+
+
 def test_other_classes_are_an_error_with_the_first_difference(create):
     run = create()
     run.require_classes(["cat", "dog"])
-    run.append_event("training_started", classes=["cat", "dog"], transform={"size": [7, 9]})
-    assert run.trained_classes() == ("cat", "dog")
-    assert run.trained_transform() == {"size": [7, 9]}
+    finish(run, 0, classes=("cat", "dog"), transform={"size": [7, 9]})
+    assert run.data_info(0) == DataInfo(classes=("cat", "dog"), transform={"size": [7, 9]})
     run.require_classes(["cat", "dog"])
     with pytest.raises(RecipeError, match=r"were trained on\. First difference: class 1 dog -> fox\.\n  Restore"):
         run.require_classes(["cat", "fox"])

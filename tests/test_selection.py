@@ -27,6 +27,14 @@ CASCADE = Selection(
 )
 
 
+def edit(file, path, change):
+    """Change the object at `path` in the file, and remove the checksum, as a user would."""
+    document = json.loads(file.read_text())
+    del document["checksum"]
+    change(functools.reduce(operator.getitem, path, document))
+    file.write_text(json.dumps(document))
+
+
 def test_a_written_selection_is_read_back(tmp_path):
     CASCADE.write(tmp_path / "selection.json")
     assert Selection.read(tmp_path / "selection.json") == CASCADE
@@ -117,10 +125,8 @@ def test_another_file_is_an_error(tmp_path, content, message):
 )
 def test_an_invalid_value_is_an_error_with_its_location(tmp_path, path, value, message):
     CASCADE.write(file := tmp_path / "selection.json")
-    document = json.loads(file.read_text())
     *parents, key = path
-    functools.reduce(operator.getitem, parents, document)[key] = value
-    file.write_text(json.dumps(document))
+    edit(file, parents, lambda parent: operator.setitem(parent, key, value))
     with pytest.raises(
         RunError, match=rf"(?s)selection.json is not a valid selection file: .*{message}.*\n.*select RUN"
     ):
@@ -144,9 +150,7 @@ def test_unknown_names_and_invalid_weights_are_an_error(tmp_path, fields, messag
 @pytest.mark.parametrize("path", [("members", 1), ("stages", 0), ()])
 def test_a_missing_key_is_an_error_with_its_location(tmp_path, path):
     CASCADE.write(file := tmp_path / "selection.json")
-    document = json.loads(file.read_text())
-    del functools.reduce(operator.getitem, path, document)["members" if "members" not in path else "index"]
-    file.write_text(json.dumps(document))
+    edit(file, path, lambda parent: parent.pop("members" if "members" not in path else "index"))
     with pytest.raises(RunError, match=r"(it|members\[1\]|stages\[0\]) has no '(members|index)'"):
         Selection.read(file)
 
@@ -154,6 +158,17 @@ def test_a_missing_key_is_an_error_with_its_location(tmp_path, path):
 def test_there_is_one_weight_per_member():
     with pytest.raises(ValueError, match=r"weights must be one per member \(3\)\. Received: 2"):
         dataclasses.replace(CASCADE, head="weighted_geometric_mean", weights=(0.2, 0.8))
+
+
+def test_an_edited_selection_is_read_without_its_checksum_only(tmp_path):
+    CASCADE.write(file := tmp_path / "selection.json")
+    content = file.read_text()
+    file.write_text(content.replace('"threshold": 0.7', '"threshold": 0.6'))
+    with pytest.raises(RunError, match=r"its checksum does not match\. If you edited it, remove its key checksum\."):
+        Selection.read(file)
+    file.write_text(content)
+    edit(file, ("stages", 0), lambda stage: stage.update(threshold=0.6))
+    assert Selection.read(file).stages[0].threshold == 0.6
 
 
 def test_a_missing_file_is_an_error(tmp_path):

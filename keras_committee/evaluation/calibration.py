@@ -8,7 +8,7 @@ from scipy.special import logsumexp, softmax
 from keras_committee import aggregation, metrics
 from keras_committee.errors import DataError
 from keras_committee.evaluation.predictions import SplitPredictions, load_or_compute_predictions, preload
-from keras_committee.files import write_json
+from keras_committee.files import write_record
 from keras_committee.layers import GeometricMean, head_name, subset_head
 from keras_committee.metrics.calibration import ECE_BINS
 from keras_committee.metrics.scores import MIN_PROBABILITY
@@ -72,7 +72,7 @@ def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> di
         "committee": committee,
         "reliability": reliability,
     }
-    write_json(run.path / "calibration.json", result)
+    write_record(run.path / "calibration.json", result)
     run.append_event("calibrated", examples=len(validation.labels))
     return result
 

@@ -13,8 +13,13 @@ from keras_committee.evaluation.committee_scores import SCORE_NAMES, scores, sub
 from keras_committee.evaluation.latency import measure_latencies
 from keras_committee.evaluation.member_info import load_member_info
 from keras_committee.evaluation.pool import check_no_duplicate_weights
-from keras_committee.evaluation.predictions import SplitPredictions, load_or_compute_predictions
-from keras_committee.files import write_json
+from keras_committee.evaluation.predictions import (
+    SplitPredictions,
+    load_or_compute_predictions,
+    preload,
+    resolve_split,
+)
+from keras_committee.files import write_record
 from keras_committee.layers import GeometricMean, head_name, subset_head
 from keras_committee.models.loading import load_member
 from keras_committee.recipe import Recipe
@@ -26,7 +31,7 @@ _MAX_SUBSETS = 1000  # of one size: all committees of twelve members; larger num
 def evaluate(
     run: Run,
     recipe: Recipe,
-    split: str = "test",
+    split: str | None = None,
     *,
     min_members: int | None = None,
     allow_duplicate_weights: bool = False,
@@ -40,7 +45,7 @@ def evaluate(
     Args:
         run: The run folder.
         recipe: Its recipe.
-        split: `"train"`, `"validation"` or `"test"`.
+        split: `"train"`, `"validation"` or `"test"`; None uses `"test"`, or `"validation"` if there is no test split.
         min_members: As in `load_or_compute_predictions`. `missing` in the result lists the members without a model.
         allow_duplicate_weights: Accept members with identical weights.
         measure_latency: Measure the latency of each member, too: `"latency"` in milliseconds.
@@ -53,6 +58,9 @@ def evaluate(
         DataError: If the data cannot be read.
         VerificationError: If a member's predictions are not finite, or two members have identical weights.
     """
+    run.available_members(recipe.members, min_members)  # before the data are loaded
+    recipe, splits = preload(recipe)
+    split = resolve_split(split, [splits])
     predictions = load_or_compute_predictions(run, recipe, split, min_members)
     head = recipe.head or GeometricMean()
     members = _member_results(run, predictions, allow_duplicate_weights)
@@ -75,7 +83,7 @@ def evaluate(
         "diversity": diversity(probabilities, predictions.labels),
         "uncertainty": mean_uncertainty(probabilities, committee.argmax(axis=1) == predictions.labels),
     }
-    write_json(run.path / "evaluation.json", result)
+    write_record(run.path / "evaluation.json", result)
     run.append_event("evaluated", split=split, examples=len(predictions.labels))
     return result
 

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from keras_committee.data.validation import name_unreadable_images
 from keras_committee.errors import RecipeError, VerificationError
 from keras_committee.evaluation.member_info import load_member_info, member_info_from_model
 from keras_committee.evaluation.pool import check_no_duplicate_weights, require_equal_classes
 from keras_committee.files import file_hash
+from keras_committee.member_dir import DataInfo
 from keras_committee.models.external import (
     INPUT_SCALINGS,
+    ONE_OUTPUT_REMEDY,
     InputScaling,
     LogitsConversion,
     load_keras_file,
@@ -117,8 +120,9 @@ def import_models(
         _check_and_describe(index, source, imported, splits.classes, examples, options)
         for index, source, imported in zip(indices, sources, imported_models, strict=True)
     ]
+    data_info = DataInfo(classes=splits.classes, transform=dataclasses.asdict(splits.test.transform))
     for index, imported, record in zip(indices, imported_models, records, strict=True):
-        save_member(imported.model, run.member(index).model)
+        save_member(imported.model, run.member(index).model, data_info)
         run.append_event("imported", **record)
     return records
 
@@ -192,6 +196,8 @@ def _model_name(source):
 def _class_order(source, original, classes, reorder_classes):
     """Return None where the outputs are in the order of the data, or only their number is known."""
     num_outputs = original.outputs[0].shape[-1]
+    if num_outputs == 1 and len(classes) == 2:
+        raise RecipeError(f"{source.path} has one output for 2 classes. {ONE_OUTPUT_REMEDY}")
     output_names = source.classes or (classes if num_outputs == len(classes) else ("unnamed",) * num_outputs)
     if len(output_names) != num_outputs:
         raise RecipeError(f"{source.path} has {num_outputs} outputs. Received: {len(output_names)} class names")
@@ -300,9 +306,15 @@ def _check_and_describe(
 
 
 def _predicted_classes(model, examples: "Split", source: ModelSource) -> np.ndarray:
-    log_probs = log_probabilities(model, examples.batches(64))
+    with name_unreadable_images(examples):
+        log_probs = log_probabilities(model, examples.batches(64))
     if not np.isfinite(log_probs).all():
         raise VerificationError(f"{source.path} outputs values that are not finite. Nothing was imported.")
+    if len(log_probs) > 1 and log_probs.shape[1] > 1 and (log_probs == log_probs[0]).all():
+        raise VerificationError(
+            f"{source.path} returns the same outputs for each of {len(log_probs)} images. Nothing was imported.\n"
+            f"  Check that it holds trained weights, and that the input scaling is {source.input_scaling}."
+        )
     return log_probs.argmax(axis=1)
 
 

@@ -6,14 +6,13 @@ The information comes from the model and is cached in the run folder, since load
 import dataclasses
 import functools
 import hashlib
-import json
 import logging
 from pathlib import Path
 
 import keras
 
 from keras_committee import flops
-from keras_committee.files import file_hash, write_json
+from keras_committee.files import file_hash, read_record, write_record
 from keras_committee.models.loading import load_member
 from keras_committee.run import Run
 
@@ -47,7 +46,7 @@ def load_member_info(run: Run, index: int) -> MemberInfo:
     info = _read_if_current(cache_file, source)
     if info is None:
         info = member_info_from_model(load_member(model_file))
-        write_json(cache_file, {"source": source, **dataclasses.asdict(info)})
+        write_record(cache_file, {"source": source, **dataclasses.asdict(info)})
     return info
 
 
@@ -76,7 +75,7 @@ def _read_if_current(file: Path, source: str) -> MemberInfo | None:
     if not file.exists():
         return None
     try:
-        document = json.loads(file.read_bytes())
+        document = read_record(file)
         if document.pop("source") != source:
             return None
         return MemberInfo(**{**document, "input_shape": tuple(document["input_shape"])})

@@ -82,6 +82,7 @@ def load_pool(
     Raises:
         RecipeError: If a run is given twice, a split has no examples, or classes or channels differ.
         IncompleteError: If a run has too few members.
+        RunError: If a member does not contain its classes and image transform, or a file is damaged.
         DataError: If data cannot be read, or the examples of the runs differ.
         VerificationError: If a member's predictions are not finite, or two members have identical weights.
     """
@@ -131,8 +132,8 @@ def _load_pool_members(
     """Return the members, after checking that their classes, channels and weights allow one committee."""
     run_and_index = [(run, index) for run, members in zip(runs, indices, strict=True) for index in members]
     names = [f"{run.path} member {index}" for run, index in run_and_index]
-    trained_classes = zip(names, [run.trained_classes() for run, _ in run_and_index], strict=True)
-    require_equal_classes({name: classes for name, classes in trained_classes if classes is not None})
+    data_infos = [run.data_info(index) for run, index in run_and_index]
+    require_equal_classes({name: info.classes for name, info in zip(names, data_infos, strict=True)})
     member_infos = [load_member_info(run, index) for run, index in run_and_index]
     require_equal_channels({name: info.input_shape for name, info in zip(names, member_infos, strict=True)})
     if not allow_duplicate_weights:
@@ -150,9 +151,10 @@ def _predict_splits(
     splits = recipe.data.load()
     empty_splits = [split for split in split_names if not len(getattr(splits, split))]
     if empty_splits:
-        hint = "\n  Members are selected on it: set `validation` of the recipe's data to a count or a fraction."
+        use = {"validation": "Members are selected on it", "test": "The accuracy is reported on it"}
         raise RecipeError(
-            f"the data of {run.path} have no {empty_splits[0]} split.{hint if 'validation' in empty_splits else ''}"
+            f"the data of {run.path} have no {empty_splits[0]} split.\n  {use.get(empty_splits[0], 'It is needed')}: "
+            f"set `{empty_splits[0]}` of the recipe's data to a count or a fraction, in a new run."
         )
     return {split: predict_split(run, members, splits, split) for split in split_names}
 

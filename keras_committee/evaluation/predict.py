@@ -10,12 +10,13 @@ import numpy as np
 from keras_committee import aggregation
 from keras_committee.data.preprocessing import ImageTransform, transform_for_member
 from keras_committee.errors import RecipeError, VerificationError
+from keras_committee.evaluation.pool import require_equal_classes
 from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, subset_head
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
-from keras_committee.run import Run
+from keras_committee.run import Run, selected_data_infos
 from keras_committee.selection import SelectedMember, Selection, Stage
 
 
@@ -29,7 +30,7 @@ class CommitteePredictor:
         stages: Stages of a cascade, as in `Selection`; None runs all members.
         confidence_measure: One of `layers.CONFIDENCE_MEASURES`.
         classes: Names of the classes, in label order.
-        recorded_transforms: For each member the image transform that its run recorded, see `Run.trained_transform`;
+        recorded_transforms: For each member the image transform that its run recorded, see `Run.data_info`;
             None where there is none: the member receives the whole image.
 
     Attributes:
@@ -72,8 +73,9 @@ class CommitteePredictor:
         members = run.available_members(recipe.members, min_members)
         models = [load_member(run.member(index).model) for index in members]
         head = subset_head(recipe.head or GeometricMean(), members)
-        classes = run.trained_classes() or recipe.data.load().classes
-        recorded_transforms = [run.trained_transform()] * len(models)
+        data_infos = [run.data_info(index) for index in members]
+        require_equal_classes({f"member {i}": info.classes for i, info in zip(members, data_infos, strict=True)})
+        classes, recorded_transforms = data_infos[0].classes, [info.transform for info in data_infos]
         return cls(models, [1.0] * len(models), head, None, "max_probability", classes, recorded_transforms)
 
     @classmethod
@@ -89,6 +91,7 @@ class CommitteePredictor:
         runs = [Run.open(file.parent / member.run) for member in members]
         files = [run.member(member.index).model for run, member in zip(runs, members, strict=True)]
         models = {path: _load_selected_member(path, member) for path, member in zip(files, members, strict=True)}
+        data_infos = selected_data_infos(selection, runs)
         return cls(
             [models[path] for path in files],
             [member.temperature for member in members],
@@ -96,7 +99,7 @@ class CommitteePredictor:
             selection.stages,
             selection.confidence,
             selection.classes,
-            [run.trained_transform() for run in runs],
+            [info.transform for info in data_infos],
         )
 
     def predict(self, images: np.ndarray | Mapping[ImageTransform, np.ndarray]) -> dict[str, np.ndarray]:

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from keras_committee.data import Split, Splits
-from keras_committee.errors import VerificationError
-from keras_committee.files import file_hash, translate_os_errors, write_file
+from keras_committee.data.validation import name_unreadable_images
+from keras_committee.errors import DataError, VerificationError
+from keras_committee.files import file_hash, read_checked, translate_os_errors, write_checked
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import log_probabilities
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
-
-_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,15 +68,31 @@ def load_or_compute_predictions(
     return predict_split(run, members, recipe.data.load(), split)
 
 
+def resolve_split(split: str | None, data: Sequence[Splits]) -> str:
+    """Return the name of the split to evaluate on: `split`, or for None `"test"`, `"validation"` if a run has no test.
+
+    Args:
+        split: `"train"`, `"validation"`, `"test"` or None.
+        data: The loaded data of each run.
+    """
+    return split or ("test" if all(len(splits.test) for splits in data) else "validation")
+
+
 def predict_split(run: Run, members: Sequence[int], splits: Splits, split: str) -> SplitPredictions:
     """Return the predictions of some members on a split of loaded data.
 
     Raises:
+        DataError: If the split has no examples, or an image cannot be read.
         RecipeError: If the classes of the data differ from those that the members were trained on.
         VerificationError: If the output of a member is not one finite number per class.
     """
     run.require_classes(splits.classes)
     examples = getattr(splits, split)
+    if not len(examples):
+        raise DataError(
+            f"the data of {run.path} have no {split} split. The run was not changed.\n"
+            f"  Use another split, or set `{split}` of the recipe's data to a count or a fraction, in a new run."
+        )
     data_fingerprint = examples.fingerprint()
     weight_hashes = [file_hash(run.member(index).model) for index in members]
     predictions = [
@@ -123,7 +138,7 @@ def load_if_current(folder: Path, name: str, source: str) -> np.ndarray | None:
     if not file.exists():
         return None
     try:
-        _verify_checksum(file)
+        read_checked(file)
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         logging.getLogger(__name__).warning("%s is damaged: %s. It is computed again.", file, error)
@@ -135,7 +150,7 @@ def store(folder: Path, name: str, source: str, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     file = _array_path(folder, name, source)
-    write_file(file, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+    write_checked(file, buffer.getvalue())
     with translate_os_errors(folder):
         for stale in [*folder.glob(f"{name}-*.npy"), *folder.glob(f"{name}.npz")]:
             if stale != file:
@@ -161,7 +176,8 @@ def _load_or_predict_member(run: Run, index: int, split: str, examples: Split, s
     folder, name = run.path / "predictions" / split, f"{index:02d}"
     log_probs = load_if_current(folder, name, source)
     if log_probs is None:
-        log_probs = log_probabilities(load_member(run.member(index).model), examples.batches(256))
+        with name_unreadable_images(examples):
+            log_probs = log_probabilities(load_member(run.member(index).model), examples.batches(256))
         store(folder, name, source, log_probs)
     if len(log_probs) != len(examples):
         raise RuntimeError(f"member {index} made {len(log_probs)} predictions on {len(examples)} examples")
@@ -170,10 +186,3 @@ def _load_or_predict_member(run: Run, index: int, split: str, examples: Split, s
 
 def _array_path(folder: Path, name: str, source: str) -> Path:
     return folder / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
-
-
-def _verify_checksum(file: Path) -> None:
-    with open(file, "rb") as stream:
-        content = stream.read()
-    if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
-        raise ValueError("the checksum does not match")

@@ -12,9 +12,10 @@ from keras_committee.data import Split, ood_images
 from keras_committee.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_images
 from keras_committee.data.dataset import stratified_indices
 from keras_committee.data.image_files import read_image_folder
+from keras_committee.data.validation import name_unreadable_images
 from keras_committee.errors import DataError
 from keras_committee.evaluation.predictions import load_or_compute_predictions, preload
-from keras_committee.files import write_json
+from keras_committee.files import write_record
 from keras_committee.layers import GeometricMean, head_name, subset_head
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
@@ -100,7 +101,7 @@ def robustness(
             for source, source_images in _ood_images(len(labels), size, seed, folder_images)
         ],
     }
-    write_json(run.path / "robustness.json", result)
+    write_record(run.path / "robustness.json", result)
     run.append_event("robustness_evaluated", corruptions=len(rows), examples=len(labels))
     return result
 
@@ -165,7 +166,8 @@ def _sample(split: Split, max_examples: int, run: Run) -> tuple[np.ndarray, np.n
         problem = f"images of {split.image_shape[2]} channels, not 3" if len(split) else "no test split"
         raise DataError(f"the data of {run.path} have {problem}: there is nothing to corrupt.")
     sampled = split.subset(stratified_indices(split.labels, max_examples))
-    return np.concatenate([np.asarray(images) for images, _ in sampled.batches(_BATCH_SIZE)]), sampled.labels
+    with name_unreadable_images(sampled):
+        return np.concatenate([np.asarray(images) for images, _ in sampled.batches(_BATCH_SIZE)]), sampled.labels
 
 
 def _ood_images(

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from keras_committee.errors import ExportError, RecipeError, ResourceError, RunE
 from keras_committee.export import export_members, publish, verification_cases, verify
 from keras_committee.export.committee_graph import ServingCommittee, build_signatures
 from keras_committee.export.inference_model import InferenceModel
-from keras_committee.files import translate_os_errors, utc_timestamp, write_json
+from keras_committee.files import read_record, translate_os_errors, utc_timestamp, write_json
 from keras_committee.run import Run
 from keras_committee.selection import Selection
 
@@ -293,8 +292,8 @@ def _metrics(run):
     if not path.exists():
         return None
     try:
-        evaluation = json.loads(path.read_bytes())
-    except ValueError as error:
+        evaluation = read_record(path)
+    except (OSError, ValueError) as error:
         raise RunError(
             f"{path} is damaged: {error}. Nothing was published.\n"
             f"  To write it again, run: keras-committee evaluate {run.path}"

@@ -14,10 +14,10 @@ from keras_committee.export.inference_model import compute_in_float32
 from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, get_head, head_name, subset_head
 from keras_committee.models.loading import load_member
-from keras_committee.run import Run
+from keras_committee.run import Run, selected_data_infos
 from keras_committee.selection import SelectedMember, Selection
 
-TransformConfig = dict[str, Any] | None  # the image transform that a run recorded; see `Run.trained_transform`
+TransformConfig = dict[str, Any] | None  # the image transform that a run recorded; see `Run.data_info`
 
 
 def all_members(
@@ -34,22 +34,24 @@ def all_members(
 
     Raises:
         IncompleteError: If members are missing.
-        ExportError: If the runs differ in classes or head, or a member cannot be exported.
+        ExportError: If the members differ in classes or head, or one cannot be exported.
+        RunError: If a member does not contain its classes and image transform, or is damaged.
         RecipeError: If a recipe cannot be built.
     """
     heads, classes, members, models, transform_configs = [], [], [], [], []
     for run in runs:
         recipe = run.recipe()
         heads.append(recipe.head or GeometricMean())
-        classes.append(_trained_classes(run))
         for index in run.available_members(recipe.members, min_members):
             models.append(load_exportable(run.member(index).model))
             members.append(_selected_member(run, index, models[-1]))
-            transform_configs.append(run.trained_transform())
+            data_info = run.data_info(index)
+            classes.append(data_info.classes)
+            transform_configs.append(data_info.transform)
     head, weights = _common_head(runs, heads, [member.index for member in members])
     if len(set(classes)) > 1:
         raise ExportError(
-            f"the runs must have the same classes. Received: {', '.join(map(str, dict.fromkeys(classes)))}."
+            f"the members must have the same classes. Received: {', '.join(map(str, dict.fromkeys(classes)))}."
         )
     return Selection(members=tuple(members), head=head, weights=weights, classes=classes[0]), models, transform_configs
 
@@ -66,14 +68,15 @@ def selected_models(selection: Selection, folder: Path) -> tuple[list[keras.Mode
 
     Raises:
         ExportError: If a file changed since it was selected, or cannot be exported.
-        RunError: If a run or member is missing.
+        RunError: If a run or member is missing, or a member has other classes than the selection, or none.
     """
     runs = [Run.open(folder / member.run) for member in selection.members]
     files = [run.member(member.index).model for run, member in zip(runs, selection.members, strict=True)]
     for file, member in zip(files, selection.members, strict=True):
         _check_selected(file, member)
+    data_infos = selected_data_infos(selection, runs)
     loaded = {file: load_exportable(file) for file in dict.fromkeys(files)}
-    return [loaded[file] for file in files], [run.trained_transform() for run in runs]
+    return [loaded[file] for file in files], [info.transform for info in data_infos]
 
 
 def load_exportable(file: Path) -> keras.Model:
@@ -136,13 +139,6 @@ def image_shape(models: Sequence[keras.Model], transforms: Sequence[ImageTransfo
         raise ExportError(f"the members must have the same number of channels. Received: {sorted(channels, key=str)}.")
     height, width = max((transform.size for transform in transforms), key=math.prod)
     return height, width, channels.pop()
-
-
-def _trained_classes(run: Run) -> tuple[str, ...]:
-    classes = run.trained_classes()
-    if classes is None:
-        raise RunError(f"{run.path} contains no class names, because no member was trained. Train a member first.")
-    return classes
 
 
 def _selected_member(run, index, model):

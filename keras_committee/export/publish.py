@@ -5,7 +5,6 @@ beside the others in a folder whose name is not a number, and gets its number by
 """
 
 import contextlib
-import json
 import os
 import shutil
 import stat
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from keras_committee.errors import ExportError, InUseError, RecipeError
-from keras_committee.files import file_lock, fsync_dir, translate_os_errors, write_json
+from keras_committee.files import file_lock, fsync_dir, read_record, translate_os_errors, write_record
 from keras_committee.tfserving.versions import MAX_VERSION, NAME_RULE, is_valid_name, parse_version
 
 # Kept when versions are deleted, so that a number never names two models: clients may have cached results.
@@ -82,7 +81,7 @@ def publish(model_dir: Path, version_dir: Path) -> Path:
                 "  Choose another folder: --out FOLDER."
             )
         target = model_dir / str(number)
-        write_json(model_dir / _HIGHEST_VERSION_FILE, {"highest": number})
+        write_record(model_dir / _HIGHEST_VERSION_FILE, {"highest": number})
         with translate_os_errors(target):
             os.rename(version_dir, target)
             fsync_dir(model_dir)
@@ -110,7 +109,7 @@ def _highest_recorded_version(model_dir):
     if not path.exists():
         return 0
     try:
-        return int(json.loads(path.read_bytes())["highest"])
+        return int(read_record(path, may_be_edited=True)["highest"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(
             f"{path} is damaged: {error}. It holds the highest version ever published here. Nothing was published.\n"

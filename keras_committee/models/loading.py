@@ -12,8 +12,9 @@ from typing import Any
 
 import keras
 
-from keras_committee.errors import RunError, VerificationError
+from keras_committee.errors import VerificationError
 from keras_committee.files import fsync_dir, translate_os_errors
+from keras_committee.member_dir import DataInfo, damaged_model_error
 
 # What Keras raises for files that are truncated, corrupted or manipulated.
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, UserWarning)
@@ -38,18 +39,20 @@ def load_member(file: Path) -> keras.Model:
                 warnings.filterwarnings("error", message="Skipping nested container")
                 return keras.saving.load_model(file, compile=False, safe_mode=True)
     except (*_LOAD_ERRORS, *_ARCHIVE_ERRORS) as error:
-        raise RunError(
-            f"{file} cannot be loaded: {error}\n"
-            "  Delete it, then run `keras-committee train` again to retrain this member."
-        ) from error
+        raise damaged_model_error(file, error) from error
     raise VerificationError(
         f"{file} {problem}. No code in it was run.\n"
         "  A member may have layers of Keras, keras_committee and its own recipe only. Delete a file that is not yours."
     )
 
 
-def save_member(model: keras.Model, file: Path) -> None:
+def save_member(model: keras.Model, file: Path, data_info: DataInfo | None = None) -> None:
     """Write the member to `file`, a `.keras` file, atomically.
+
+    Args:
+        model: The member.
+        file: Path of the file.
+        data_info: Description of its data, which later commands read from the file; None for a file outside of a run.
 
     Raises:
         ResourceError: If the file cannot be written.
@@ -58,10 +61,24 @@ def save_member(model: keras.Model, file: Path) -> None:
     with translate_os_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         model.save(partial_file)
+        if data_info is not None:
+            data_info.add_to(partial_file)
         with open(partial_file, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(partial_file, file)
         fsync_dir(file.parent)
+
+
+def find_code(config: dict[str, Any]) -> list[str]:
+    """Return the parts of a serialized model that are lambdas, saved graphs or from an unknown module.
+
+    Args:
+        config: The model as in `keras.Model.to_json`.
+
+    Returns:
+        Names such as `"layer 'scale' (Lambda)"` and `"layer 'dense' (Dense): my_activation"`.
+    """
+    return sorted(set(_find_code(config, "the model")))
 
 
 def _find_problem(file: Path) -> str:
@@ -74,7 +91,9 @@ def _find_problem(file: Path) -> str:
         with zipfile.ZipFile(file) as archive:
             if problems := _archive_problems(archive, file.stat().st_size):
                 return f"is an unsafe archive: {'; '.join(problems)}"
-            code = sorted(set(_find_code(json.loads(archive.read("config.json")), "the model")))
+            if damaged := archive.testzip():  # Keras and h5py seek in the file, which turns the check of zipfile off
+                raise ValueError(f"{damaged} fails its checksum")
+            code = find_code(json.loads(archive.read("config.json")))
             return f"contains code, in {', '.join(code)}" if code else ""
     except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"it is not a complete .keras archive ({error})") from error
@@ -102,17 +121,18 @@ def _path_problem(member: zipfile.ZipInfo) -> str:
 
 
 def _find_code(node: Any, layer: str) -> Iterator[str]:
-    """Yield `layer 'name' (Class)` for each part that is a lambda, a saved graph, or from an unknown module."""
+    """Yield the parts of `find_code` in a part of the layer called `layer`."""
     if isinstance(node, list):
         for child in node:
             yield from _find_code(child, layer)
     if not isinstance(node, dict):
         return
     config, class_name = node.get("config"), node.get("class_name")
-    if class_name and isinstance(config, dict) and isinstance(config.get("name"), str):
+    is_layer = class_name and isinstance(config, dict) and isinstance(config.get("name"), str)
+    if is_layer:
         layer = f"layer {config['name']!r} ({class_name})"
     if class_name and not _is_trusted(node, class_name):
-        yield layer
+        yield layer if is_layer else f"{layer}: {config if class_name == 'function' else class_name}"
         return
     for child in node.values():
         yield from _find_code(child, layer)

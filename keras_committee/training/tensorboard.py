@@ -1,7 +1,6 @@
 """Training logs: the history, validation predictions and model of a member, and TensorBoard's event files."""
 
 import contextlib
-import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from keras_committee.errors import ResourceError
 from keras_committee.figures.curves import reliability_data, reliability_diagrams
 from keras_committee.figures.matrices import MAX_LABELED_ROWS, heatmap
 from keras_committee.figures.style import Picture
-from keras_committee.files import checked_line, translate_os_errors, write_checked, write_file
+from keras_committee.files import translate_os_errors
 from keras_committee.layers import GeometricMean, subset_head
 from keras_committee.member_dir import DataInfo, MemberDir
 from keras_committee.models.loading import save_member
@@ -113,16 +112,12 @@ class MemberLog:
             f"{name}/block_{i:03d}": value for name, values in block_values.items() for i, value in enumerate(values, 1)
         }
         with self._failsafe("the history"):
-            self.write_history(history)
+            self._member_dir.write_history(history)
         with self._failsafe("the record of the validation predictions"):
-            _save_log_probs(self._member_dir.epoch_predictions(row["epoch"]), log_probs)
+            self._member_dir.write_epoch_predictions(row["epoch"], log_probs)
         with self._failsafe("the TensorBoard log of the member"):
             histograms = {f"{name}/blocks": values for name, values in block_values.items() if len(values)}
             self._writer.write(row["epoch"], row | block_scalars, histograms)
-
-    def write_history(self, history: list[dict]) -> None:
-        """Replace the file of the history. Raises ResourceError."""
-        write_file(self._member_dir.history, b"".join(map(checked_line, history)))
 
     def on_train_end(self, history: list[dict], model: keras.Model, data_info: DataInfo) -> None:
         """Write the whole history and the trained model, which marks the member as finished.
@@ -133,15 +128,8 @@ class MemberLog:
             ResourceError: If the model cannot be written.
         """
         with Failsafe(self._warn)("the history"):  # a new one: the last warning, whatever was printed before
-            self.write_history(history)
+            self._member_dir.write_history(history)
         save_member(model, self._member_dir.model, data_info)
-
-
-def _save_log_probs(path: Path, log_probs: np.ndarray) -> None:
-    content = io.BytesIO()
-    # In half precision two hundred epochs of 5,000 examples and 10 classes stay at 20 MB a member.
-    np.save(content, np.maximum(log_probs, np.finfo(np.float16).min).astype(np.float16))
-    write_checked(path, content.getvalue())
 
 
 class CommitteeTensorBoard:

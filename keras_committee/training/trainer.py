@@ -34,6 +34,7 @@ from keras_committee.models.outputs import classify_outputs, noise_images
 from keras_committee.models.precision import dtype_policy_scope
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
+from keras_committee.schedules import scale_learning_rate
 from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.devices import distribute
 from keras_committee.training.ema import WeightEMA
@@ -364,6 +365,8 @@ def _build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distr
         check_fit(model, splits, index)
         copy_weights(recipe.initial_weights, model, index)
         optimizer = recipe.optimizer(recipe.epochs * splits.steps_per_epoch)
+        if recipe.learning_rate_scale is not None:
+            scale_learning_rate(optimizer, recipe.learning_rate_scale(index))
         if recipe.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)

@@ -13,6 +13,7 @@ import pytest
 import keras_committee
 from keras_committee import cli, evaluation, training
 from keras_committee.errors import DivergedError
+from keras_committee.files import read_record
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 
@@ -216,7 +217,7 @@ def test_training_again_trains_nothing_and_prints_one_document(copied, capsys):
 def test_evaluate_as_json_is_the_evaluation_on_disk(copied, capsys):
     assert cli.main(["evaluate", "runs/tiny", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document == json.loads((copied / "evaluation.json").read_text())
+    assert document == read_record(copied / "evaluation.json")
     assert set(document) >= {"recipe", "split", "examples", "classes", "head", "members", "committees", "diversity"}
     assert (document["recipe"], document["split"], document["examples"]) == ("tiny", "test", 360)
     assert [member["name"] for member in document["members"]] == ["linear_0", "linear_1", "linear_2"]
@@ -227,7 +228,7 @@ def test_evaluate_as_json_is_the_evaluation_on_disk(copied, capsys):
 def test_evaluate_prints_members_committees_and_the_file(copied, capsys):
     assert cli.main(["evaluate", "runs/tiny", "--split", "validation"]) == 0
     text = capsys.readouterr().out
-    accuracy = json.loads((copied / "evaluation.json").read_text())["committees"][2]["accuracy"]["mean"]
+    accuracy = read_record(copied / "evaluation.json")["committees"][2]["accuracy"]["mean"]
     assert f"{accuracy:.4f} ± 0.0000" in text
     assert "linear_2" in text
     assert "Evaluated on 180 validation examples. Details: runs/tiny/evaluation.json\n" in text

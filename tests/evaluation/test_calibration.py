@@ -14,6 +14,7 @@ from keras_committee import cli, metrics
 from keras_committee.errors import DataError
 from keras_committee.evaluation import calibrate, load_or_compute_predictions
 from keras_committee.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature, fit_weights
+from keras_committee.files import read_record
 from keras_committee.layers import ArithmeticMean
 
 
@@ -29,7 +30,7 @@ def calibrated(trained):
 
 def test_the_document_has_the_keys_of_its_docstring(trained, calibrated):
     result, _, _ = calibrated
-    assert json.loads((trained[0].path / "calibration.json").read_text()) == result
+    assert read_record(trained[0].path / "calibration.json") == result
     assert [key for key in result if f"`{key}`" not in calibrate.__doc__] == []
     assert (result["recipe"], result["head"], result["classes"]) == ("tiny", "geometric_mean", 10)
     assert result["fitted_on"] == {"split": "validation", "examples": 180}
@@ -98,14 +99,14 @@ def test_without_a_validation_or_test_split_calibration_fails(trained, split):
 def test_calibrate_as_json_prints_the_file(trained, capsys):
     folder = trained[0].path
     assert cli.main(["calibrate", str(folder), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads((folder / "calibration.json").read_text())
+    assert json.loads(capsys.readouterr().out) == read_record(folder / "calibration.json")
 
 
 def test_calibrate_prints_before_and_after_and_the_file(trained, capsys):
     folder = trained[0].path
     assert cli.main(["calibrate", str(folder)]) == 0
     text = capsys.readouterr().out
-    document = json.loads((folder / "calibration.json").read_text())
+    document = read_record(folder / "calibration.json")
     assert f"{document['members'][2]['temperature']:.3f}" in text
     assert f"{document['committee']['after']['weights']['nll']:.4f}" in text
     assert "MFLOPs" not in text

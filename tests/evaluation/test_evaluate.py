@@ -14,6 +14,7 @@ from keras_committee import metrics
 from keras_committee.errors import IncompleteError, RecipeError, RunError, VerificationError
 from keras_committee.evaluation import evaluate, load_or_compute_predictions, predictions
 from keras_committee.evaluation.evaluate import diversity, mean_uncertainty, member_subsets, score_committees_of_size
+from keras_committee.files import read_record
 from keras_committee.layers import WeightedGeometricMean
 from keras_committee.run import Run
 
@@ -38,7 +39,7 @@ def geometric_mean(log_probabilities):
 
 def test_the_document_has_the_keys_of_its_contract(evaluated):
     run, _, result, _ = evaluated
-    assert json.loads((run.path / "evaluation.json").read_text()) == result
+    assert read_record(run.path / "evaluation.json") == result
     assert list(result) == [
         "recipe", "split", "examples", "classes", "head", "members", "missing", "committees",
         "diversity", "uncertainty",

@@ -12,6 +12,7 @@ from external_models import CLASSES, digits, external_model
 from keras_committee.cli import main
 from keras_committee.errors import RecipeError
 from keras_committee.evaluation.import_models import ModelSource, better_order, better_scale, import_model
+from keras_committee.member_dir import DataInfo
 from keras_committee.models.loading import load_member
 from keras_committee.run import Run
 
@@ -66,7 +67,8 @@ def test_the_journal_records_the_source_of_each_member(imported, files):
     assert [event["order"] for event in events] == [*["assumed to be that of the data"] * 2, "reordered"]
     assert [event["outputs"] for event in events] == ["softmax removed"] * 3
     assert all(len(event["sha256"]) == 64 and event["right"] > 0.85 for event in events)
-    assert imported.trained_classes() == CLASSES
+    transform = {"size": [32, 32], "padding": None, "method": "bilinear"}  # of the data
+    assert [imported.data_info(index) for index in range(3)] == [DataInfo(classes=CLASSES, transform=transform)] * 3
 
 
 def test_evaluate_and_train_accept_imported_members(imported, tmp_path, capsys):
@@ -142,6 +144,30 @@ def test_C01_other_classes_are_listed_in_a_table(model, fields, words, tmp_path)
     with pytest.raises(RecipeError, match=words) as caught:
         wrap(source_of(model(), tmp_path, **fields))
     assert "--reorder-classes" not in str(caught.value)
+
+
+def test_one_output_of_two_classes_is_rejected_with_the_remedy(tmp_path):
+    with pytest.raises(
+        RecipeError, match=r"one output for 2 classes\. A member has one output for each class\.\n .*1 - p"
+    ):
+        wrap(source_of(small(1), tmp_path), classes=("ant", "bee"))
+
+
+@pytest.mark.parametrize(
+    ("activation", "weights", "words"),
+    [
+        ("softmax", np.zeros((3072, 10)), "returns the same outputs for each of 180 images"),
+        ("sigmoid", np.ones((3072, 10)), "ends with a sigmoid. Such outputs are neither logits nor probabilities"),
+    ],
+)
+def test_a_model_without_logits_is_rejected_before_anything_is_imported(activation, weights, words, tmp_path, capsys):
+    image = keras.Input((32, 32, 3))
+    model = keras.Model(image, keras.layers.Dense(10, activation, use_bias=False)(keras.layers.Flatten()(image)))
+    model.set_weights([weights])
+    model.save(tmp_path / "model.keras")
+    assert import_into(tmp_path / "run", tmp_path / "model.keras") == 8
+    assert words in capsys.readouterr().err
+    assert Run(tmp_path / "run").finished_members() == []
 
 
 def test_C03_other_image_sizes_are_rejected_or_resized(tmp_path):

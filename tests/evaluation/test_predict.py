@@ -107,9 +107,10 @@ def test_later_members_of_a_cascade_run_only_where_earlier_ones_are_not_confiden
 
 def test_a_member_that_changed_since_the_selection_is_rejected(trained, tmp_path):
     file = choose(trained[0], tmp_path / "s.json")
-    text = file.read_text()
-    first = json.loads(text)["members"][0]["weights"]
-    file.write_text(text.replace(first, "0" * 64))
+    selection = Selection.read(file)
+    first, *others = selection.members
+    members = (dataclasses.replace(first, weights="0" * 64), *others)
+    dataclasses.replace(selection, members=members).write(file)
     with pytest.raises(
         VerificationError, match=r"is not the member that was selected \(sha256 [0-9a-f]{12}, not 0{12}\)"
     ):

@@ -17,6 +17,7 @@ from keras_committee.data.dataset import stratified_indices
 from keras_committee.errors import DataError
 from keras_committee.evaluation import load_or_compute_predictions, robustness
 from keras_committee.evaluation.robustness import _CorruptionEvaluator
+from keras_committee.files import read_record
 from keras_committee.layers import GeometricMean
 
 
@@ -45,7 +46,7 @@ def tested(trained, image_folder):
 
 def test_the_document_has_the_keys_of_its_docstring(tested):
     run, _, result = tested
-    assert json.loads((run.path / "robustness.json").read_text()) == result
+    assert read_record(run.path / "robustness.json") == result
     assert [key for key in result if f"`{key}`" not in robustness.__doc__] == []
     assert (result["recipe"], result["head"], result["split"]) == ("tiny", "geometric_mean", "test")
     assert (result["examples"], result["classes"], result["seed"], result["members"]) == (300, 10, 0, [0, 1, 2])
@@ -135,7 +136,7 @@ def test_robustness_as_json_prints_the_file(trained, capsys):
     options = ["--corruptions", "fog,snow", "--severities", "3", "--max-examples", "20", "--seed", "4", "--json"]
     assert cli.main(["robustness", str(folder), *options]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document == json.loads((folder / "robustness.json").read_text())
+    assert document == read_record(folder / "robustness.json")
     assert [(row["kind"], row["severity"]) for row in document["corruptions"]] == [("fog", 3), ("snow", 3)]
     assert (document["examples"], document["seed"]) == (20, 4)
 

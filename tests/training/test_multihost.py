@@ -19,6 +19,7 @@ import pytest
 from keras_committee import cli
 from keras_committee.checkpoints import Checkpoints
 from keras_committee.errors import RecipeError, RunError
+from keras_committee.member_dir import MemberDir
 from keras_committee.run import Run
 from keras_committee.training import TrainingOptions
 from keras_committee.training.multihost import Cluster, HostGroup, read_cluster
@@ -106,7 +107,7 @@ def weights(folder):
 
 
 def history(folder):
-    rows = [json.loads(line) for line in (folder / "members" / "00" / "history.jsonl").read_text().splitlines()]
+    rows = MemberDir(folder, 0).read_history()
     return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
 
 

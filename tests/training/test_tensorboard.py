@@ -1,7 +1,6 @@
 """Logs of a member, TensorBoard files of a committee, and profiles: complete, or training continues without them."""
 
 import dataclasses
-import json
 import os
 import resource
 
@@ -14,7 +13,8 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.util.tensor_util import make_ndarray
 
 from keras_committee.errors import ResourceError
-from keras_committee.member_dir import MemberDir
+from keras_committee.member_dir import DataInfo, MemberDir
+from keras_committee.models.loading import load_member
 from keras_committee.training import TrainingOptions, failsafe, tensorboard
 from keras_committee.training.tensorboard import CommitteeTensorBoard, MemberLog, StepProfiler, SummaryWriter
 
@@ -50,10 +50,6 @@ def end_epoch(log, epoch):
     log.on_epoch_end(rows(epoch), np.full((5, 3), -epoch / 10), {"run_fraction": np.array([0.2, 0.7])})
 
 
-def history(folder):
-    return [json.loads(line) for line in folder.history.read_text().splitlines()]
-
-
 def logged(folder, tag):
     events = EventAccumulator(str(folder.tensorboard)).Reload()
     return [event.step for event in events.Tensors(tag)] if tag in events.Tags()["tensors"] else []
@@ -65,7 +61,7 @@ def test_an_epoch_leaves_history_predictions_and_curves(folder):
     end_epoch(log, 1)
     end_epoch(log, 2)
     assert warnings == []
-    assert history(folder) == rows(2)
+    assert folder.read_history() == rows(2)
     log_probs = np.load(folder.epoch_predictions(2))
     assert log_probs.dtype == np.float16
     np.testing.assert_allclose(log_probs, np.full((5, 3), -0.2), rtol=1e-3)
@@ -122,7 +118,7 @@ def test_A07_a_full_disk_for_logs_is_reported_once_a_minute_and_training_continu
     )
     assert not folder.history.exists()
     end_epoch(log, 6)
-    assert history(folder) == rows(6)
+    assert folder.read_history() == rows(6)
     assert [path.name for path in folder.epoch_predictions(6).parent.iterdir()] == ["0006.npy"]
     assert logged(folder, "loss") == [1, 2, 3, 4, 5, 6]
 
@@ -146,7 +142,7 @@ def test_A07_what_is_in_the_way_of_one_log_is_in_the_way_of_no_other(folder, nam
     os.rename(way, folder.path / "away")
     end_epoch(log, 2)
     assert len(warnings) == 1
-    assert history(folder) == rows(2)
+    assert folder.read_history() == rows(2)
     assert folder.epoch_predictions(2).exists()
     assert logged(folder, "loss")[-1] == 2
 
@@ -168,13 +164,21 @@ def test_a_log_that_fails_by_itself_is_reported_once_and_the_others_are_written(
         "  Training continues without it. This warning is not repeated."
         for report in reports
     ]
-    assert history(folder) == rows(2)
+    assert folder.read_history() == rows(2)
 
 
-def test_history_that_cannot_be_written_at_the_end_is_a_resource_error(folder):
+def test_A07_a_history_that_cannot_be_written_at_the_end_is_a_warning_and_the_member_is_finished(folder, clock):
     folder.history.mkdir()
-    with pytest.raises(ResourceError, match=r"cannot write .*history\.jsonl: Is a directory"):
-        MemberLog(folder, print).write_history(rows(2))
+    warnings = []
+    log = MemberLog(folder, warnings.append)
+    end_epoch(log, 1)
+    info = DataInfo(classes=("cat", "dog"), transform={"size": [7, 9]})
+    image = keras.Input((4,), name="image")
+    log.on_train_end(rows(1), keras.Model(image, keras.layers.Dense(2)(image), name="small"), info)
+    assert len(warnings) == 2  # one more, whatever the time since the first
+    assert f"cannot write {folder.history}: Is a directory" in warnings[1]
+    assert folder.data_info() == info
+    assert load_member(folder.model).name == "small"
 
 
 def test_A07_curves_that_find_no_room_do_not_end_training_and_go_on_when_there_is(folder, clock):
@@ -192,7 +196,7 @@ def test_A07_curves_that_find_no_room_do_not_end_training_and_go_on_when_there_i
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(warnings) == 2
     end_epoch(log, 4)
-    assert history(folder) == rows(4)
+    assert folder.read_history() == rows(4)
     assert logged(folder, "loss")[-1] == 4
 
 

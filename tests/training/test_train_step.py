@@ -1,7 +1,6 @@
 """A training step against its written definition, and the statistics of residual blocks."""
 
 import dataclasses
-import json
 
 import keras
 import numpy as np
@@ -237,7 +236,7 @@ def test_survival_changes_over_the_epochs_and_the_observed_depth_with_it(tmp_pat
     file.write_text("def recipe():\n    pass\n")
     run = Run.create(tmp_path / "run", RecipeFile.read(file), {}, command="test")
     train_committee(run, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=128)))
-    rows = [json.loads(line) for line in run.member(0).history.read_text().splitlines()]
+    rows = run.member(0).read_history()
     assert rows[0]["realised_depth"] == 3.0
     # p = 2/3, 1/3 and 0 in the second epoch: the last block never runs.
     assert rows[1]["realised_depth"] <= 2.0

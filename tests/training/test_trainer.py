@@ -1,7 +1,5 @@
 """One member: the step is the written definition, replicas change nothing, and the folder is complete."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
@@ -81,7 +79,7 @@ def test_a_finished_member_leaves_a_model_a_history_and_scalars(trained):
     run, recipe = trained
     folder = run.member(1)
     assert keras.saving.load_model(folder.model, compile=False).name == "linear_1"
-    rows = [json.loads(line) for line in folder.history.read_text().splitlines()]
+    rows = folder.read_history()
     steps = recipe.data.load().steps_per_epoch
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, steps), (2, 2 * steps)]
     assert rows[1]["loss"] < rows[0]["loss"]

@@ -1,7 +1,6 @@
 """Data of the report: runs, members, committees of each architecture, and selections."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,13 @@ from keras_committee.errors import RunError
 from keras_committee.evaluation.cascade import CascadeConfig, MemberPredictions, simulate_cascade
 from keras_committee.evaluation.evaluate import evaluate, score_committees_of_size
 from keras_committee.evaluation.pool import require_equal_classes, require_equal_examples
-from keras_committee.evaluation.predictions import SplitPredictions, load_or_compute_predictions, preload
+from keras_committee.evaluation.predictions import (
+    SplitPredictions,
+    load_or_compute_predictions,
+    preload,
+    resolve_split,
+)
+from keras_committee.files import read_record
 from keras_committee.layers import (
     GeometricMean,
     expected_depth,
@@ -74,11 +79,17 @@ class RunData:
 
 
 def load_run_data(
-    runs: Sequence[Run], split: str, *, min_members: int | None = None, allow_duplicate_weights: bool = False
+    runs: Sequence[Run], split: str | None, *, min_members: int | None = None, allow_duplicate_weights: bool = False
 ) -> list[RunData]:
     """Load the data of each run once; missing predictions and evaluations are computed and stored in the run folder.
 
     Executes the recipes in the run folders; the caller holds the locks of the folders.
+
+    Args:
+        runs: At least one run.
+        split: As in `evaluate`; None uses `"validation"` if one of the runs has no test split.
+        min_members: As in `evaluate`.
+        allow_duplicate_weights: As in `evaluate`.
 
     Raises:
         IncompleteError: If a run has too few members.
@@ -89,9 +100,11 @@ def load_run_data(
     names = [run.path.resolve().name for run in runs]
     names = [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
     data_cache: list[tuple[Any, Recipe, Any]] = []
+    loaded = [_load_splits_once(run, data_cache) for run in runs]
+    split = resolve_split(split, [splits for _, splits in loaded])
     run_data = [
-        _load_run(run, name, *_load_splits_once(run, data_cache), split, min_members, allow_duplicate_weights)
-        for run, name in zip(runs, names, strict=True)
+        _load_run(run, name, recipe, splits, split, min_members, allow_duplicate_weights)
+        for run, name, (recipe, splits) in zip(runs, names, loaded, strict=True)
     ]
     require_equal_classes({data.name: data.predictions.classes for data in run_data})
     require_equal_examples({data.name: data.predictions for data in run_data}, split)
@@ -119,7 +132,7 @@ def _load_run(
         evaluation = evaluate(
             run, recipe, split, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights
         )
-    histories = {index: _read_history(run.member(index).history) for index in predictions.members}
+    histories = {index: run.member(index).read_history() for index in predictions.members}
     histories = {index: rows for index, rows in histories.items() if rows}
     other_results = {name: _read_cached_json(run.path / f"{name}.json") for name in ("calibration", "robustness")}
     return RunData(
@@ -171,22 +184,11 @@ def is_current(evaluation: dict[str, Any], predictions: SplitPredictions, split:
 def _read_cached_json(path: Path) -> Any:
     """Return the JSON document of a file, or None if it does not exist. Raises RunError if it is damaged."""
     try:
-        return json.loads(path.read_bytes())
+        return read_record(path)
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}.\n  Delete it and run the command that wrote it again.") from error
-
-
-def _read_history(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}.\n  Move it away to write the report without it.") from error
 
 
 def _anytime_accuracy(
@@ -197,9 +199,9 @@ def _anytime_accuracy(
         return None
     accuracies = {}
     for row in next(iter(histories.values())):
-        files = [run.member(index).epoch_predictions(row["epoch"]) for index in members]
-        if all(file.exists() for file in files):
-            predictions = np.stack([np.load(file, allow_pickle=False).astype(np.float32) for file in files], axis=1)
+        member_dirs = [run.member(index) for index in members]
+        if all(member_dir.epoch_predictions(row["epoch"]).exists() for member_dir in member_dirs):
+            predictions = np.stack([member_dir.read_epoch_predictions(row["epoch"]) for member_dir in member_dirs], 1)
             predicted = aggregation.combine(subset_head(head, members), predictions).argmax(axis=1)
             accuracies[row["epoch"]] = float((predicted == labels).mean()) if len(predicted) == len(labels) else None
     accuracies = {epoch: accuracy for epoch, accuracy in accuracies.items() if accuracy is not None}

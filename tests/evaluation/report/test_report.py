@@ -16,6 +16,7 @@ from keras_committee import cli
 from keras_committee.evaluation.report import report as writing
 from keras_committee.evaluation.report.run_data import load_report_data
 from keras_committee.figures.style import NARROW_INCHES, WIDE_INCHES
+from keras_committee.files import read_record
 from keras_committee.run import Run
 
 
@@ -82,7 +83,7 @@ def test_the_command_prints_the_page_and_the_next_command(command):
 def test_the_table_shows_the_evaluation_that_was_computed_first(written):
     page = (written.path / "report" / "index.html").read_text()
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", page)
-    evaluation = json.loads((written.path / "evaluation.json").read_text())
+    evaluation = read_record(written.path / "evaluation.json")
     for member in evaluation["members"]:
         assert f"{member['nll']:.4f}" in cells
     for committee in evaluation["committees"]:
@@ -106,7 +107,7 @@ def test_tensorboard_reads_figures_parameters_and_scores(written):
     hparams = run.PluginTagToContent(metadata.PLUGIN_NAME)
     hparams = metadata.parse_session_start_info_plugin_data(hparams[metadata.SESSION_START_INFO_TAG]).hparams
     assert hparams["learning_rate"].number_value == 0.05
-    evaluation = json.loads((written.path / "evaluation.json").read_text())
+    evaluation = read_record(written.path / "evaluation.json")
     [accuracy] = run.Scalars("committee/accuracy")
     assert accuracy.value == pytest.approx(evaluation["committees"][-1]["accuracy"]["mean"])
 
