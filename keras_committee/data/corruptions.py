@@ -3,6 +3,7 @@
 Seventeen of the nineteen kinds of CIFAR-10-C at its five severities, computed on the fly. Frost (which needs
 photographs of it) and spatter are left out, and the arithmetic of OpenCV and ImageMagick is not reproduced bit for bit.
 The severities are the authors' for 32 pixels; lengths in pixels grow with the shorter side of an image.
+ImageNet-C has severities of its own, most of them stronger: its `zoom_blur` starts where the second one here is.
 
 Source: Hendrycks & Dietterich 2019, arXiv:1903.12261; severities: make_cifar_c.py of
 https://github.com/hendrycks/robustness.
