@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
+from keras_committee.class_folders import is_utf8, show_bytes
 from keras_committee.errors import IncompleteError, RecipeError, RunError, did_you_mean
 from keras_committee.files import (
     checked_line,
@@ -138,10 +139,12 @@ class Run:
             shared: Whether other processes may be training in the folder.
 
         Raises:
-            RunError: If the folder belongs to another recipe or other parameters, or is in use.
+            RunError: If the folder belongs to another recipe or other parameters, is in use, or its name is not UTF-8.
             ResourceError: If the folder cannot be written.
         """
         run = cls(Path(path))
+        if not is_utf8(str(path)):  # TensorFlow cannot trace functions or write logs there
+            raise RunError(f"the name of the run folder {show_bytes(str(path))} is not UTF-8. Use another: --run DIR")
         with translate_os_errors(run.path):
             run.path.parent.mkdir(parents=True, exist_ok=True)
             run.path.mkdir(mode=0o700, exist_ok=True)

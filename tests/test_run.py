@@ -46,6 +46,16 @@ def create(recipe_file, tmp_path):
     return create
 
 
+def test_a_run_folder_whose_name_is_not_utf8_is_refused(create):
+    with pytest.raises(RunError, match=r"name of the run folder b'.*\\xe9' is not UTF-8\. Use another: --run DIR"):
+        create(folder=os.fsdecode(b"\xe9"))
+
+
+def test_a_parameter_that_is_not_utf8_is_recorded(create):
+    data_dir = os.fsdecode(b"d\xe9ta")
+    assert create(overrides=[f"data_dir={data_dir}"]).parameters()["data_dir"] == data_dir
+
+
 def test_a_new_run_records_recipe_parameters_and_environment(create, tmp_path):
     run = create(["learning_rate=0.05"])
     assert (tmp_path / "runs/tiny/recipe.py").read_text() == SOURCE

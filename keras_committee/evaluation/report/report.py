@@ -58,7 +58,7 @@ def write_report(
     out: Path,
     selections: Sequence[Path] = (),
     *,
-    split: str = "test",
+    split: str | None = None,
     min_members: int | None = None,
     allow_duplicate_weights: bool = False,
 ) -> Report:
@@ -70,7 +70,7 @@ def write_report(
         runs: At least one run; members of one architecture are combined across runs.
         out: Target folder, created if necessary.
         selections: Selection files with members of these runs.
-        split: `"train"`, `"validation"` or `"test"`.
+        split: `"train"`, `"validation"` or `"test"`; None uses `"test"`, or `"validation"` if a run has no test split.
         min_members: As in `load_or_compute_predictions`.
         allow_duplicate_weights: Whether members may have identical weights.
 
@@ -83,7 +83,7 @@ def write_report(
         ResourceError: If the report cannot be written.
     """
     run_data = load_run_data(runs, split, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights)
-    report_data = load_report_data(run_data, split, selections)
+    report_data = load_report_data(run_data, run_data[0].evaluation["split"], selections)
     sections, examples = build_sections(report_data)
     page = render_page(report_data, sections, examples)
     pictures = {picture.name: picture.png() for picture in collect_pictures(sections)}

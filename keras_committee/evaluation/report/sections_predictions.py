@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from keras_committee import metrics
+from keras_committee.data.validation import name_unreadable_images
 from keras_committee.evaluation.report.layout import Block, Section, Table, format_percent, format_points
 from keras_committee.evaluation.report.run_data import ReportData
 from keras_committee.figures.curves import reliability_data, reliability_diagrams
@@ -255,8 +256,9 @@ def _confusion_sentence(report_data: ReportData, errors: np.ndarray, row_fractio
 
 
 def _load_images(report_data: ReportData, indices: np.ndarray) -> np.ndarray:
-    batches = report_data.runs[0].examples.subset(indices).batches(len(indices))
-    return next(iter(batches))[0].numpy()
+    examples = report_data.runs[0].examples.subset(indices)
+    with name_unreadable_images(examples):
+        return np.asarray(next(iter(examples.batches(len(indices))))[0])
 
 
 def _build_example(report_data: ReportData, index: int, image: np.ndarray) -> DisagreementExample:
