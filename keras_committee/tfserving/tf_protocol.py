@@ -305,6 +305,7 @@ def _empty_proto(array: np.ndarray) -> tuple[Any, Any]:
     if dtype.name not in _VALUE_FIELDS:
         raise StatusError("UNIMPLEMENTED", f"tensors of dtype {dtype.name} are not supported")
     proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
+    proto.tensor_shape.SetInParent()  # present also for a scalar
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     return proto, dtype

@@ -25,6 +25,8 @@ KINDS = (
     "uint64",
     "bool",
 )
+MODELS = ("half_plus_two", "kinds", "two", "image", "named", "examples")
+LABELED = ("half_plus_two", "examples")  # the models whose version 123 has the label "lab"
 
 
 def spec(dtype, name="x", shape=(None,)):
@@ -76,6 +78,133 @@ def save_two(folder):
     save(folder, {"serving_default": add, "uneven": uneven, "scalar": scalar, "logarithm": logarithm})
 
 
+def returning(inputs, outputs):
+    """A signature that maps the `inputs`, names and dtypes of any shape, by the function `outputs`."""
+    names = list(inputs)
+    specs = [spec(dtype, name, None) for name, dtype in inputs.items()]
+    return tf.function(lambda *values: outputs(dict(zip(names, values, strict=True))), input_signature=specs)
+
+
+def constants(**outputs):
+    return returning({"x": tf.float32}, lambda _: {name: tf.constant(value) for name, value in outputs.items()})
+
+
+def same_tensors(**inputs):
+    return returning(inputs, lambda values: {name: tf.identity(value) for name, value in values.items()})
+
+
+def save_named(folder):
+    """`named`: named tensors of several dtypes, and constants that TF Serving's tests convert to JSON."""
+    words, contents = [[b"foo", b"bar"], [b"baz", b"bat"]], [[b"hello", b"world"], [b"tf", b"serving"]]
+    cube = [[[1, 2], [3, 4], [5, 6]], [[7, 8], [9, 0], [1, 2]]]
+    floats, doubles = [[1.0], [2.0]], tf.constant([8.0, 9.0], tf.float64)
+    many = {"int_tensor": cube, "str_tensor": words, "float_tensor": floats, "double_scalar_tensor": doubles}
+    signatures = {
+        "serving_default": same_tensors(
+            int_tensor=tf.int32, str_tensor=tf.string, float_tensor=tf.float32, dbl_tensor=tf.float64
+        ),
+        "two": same_tensors(int_tensor=tf.int32, str_tensor=tf.string),
+        "columns": same_tensors(int_tensor=tf.int32, str_tensor=tf.string, bin_tensor=tf.string),
+        "bytes": constants(str_tensor_bytes=contents),
+        "many": constants(**many, str_tensor_bytes=contents),
+        "complex": constants(tensor=tf.constant([1 + 2j], tf.complex64)),
+        "scalar": constants(tensor=1),
+        "uneven": constants(int_tensor=cube[0][:2], str_tensor=[[b"foo", b"bar", b"baz"]]),
+        "empty_int": constants(int_tensor=tf.zeros([0, 2], tf.int32)),
+        "empty_complex": constants(tensor=tf.zeros([0, 2], tf.complex64)),
+        "empty_two": constants(str_tensor=tf.zeros([0, 1, 2], tf.string), float_tensor=tf.zeros([0, 3, 4])),
+        "empty_one": constants(int_tensor=tf.zeros([0, 2], tf.int32), str_tensor=[[b"foo", b"bar"]]),
+    }
+    save(folder, signatures)
+
+
+def of_examples(outputs, **features):
+    """A signature that maps parsed tf.Examples to `outputs`. `features`: names and dtypes of lists of any length."""
+    ragged = {name: tf.io.RaggedFeature(dtype) for name, dtype in features.items()}
+
+    @tf.function(input_signature=[spec(tf.string, "inputs")])
+    def run(inputs):
+        return outputs({name: value.to_tensor() for name, value in tf.io.parse_example(inputs, ragged).items()})
+
+    return run
+
+
+def classification(outputs):
+    return of_examples(lambda features: outputs(features["class"], features["score"]), **CLASS_FEATURES)
+
+
+CLASS_FEATURES = {"class": tf.string, "score": tf.float32}
+
+
+def example_signatures():
+    def regression(outputs):
+        return of_examples(lambda features: {"outputs": outputs(features["output"])}, output=tf.float32)
+
+    def affine(outputs):
+        return of_examples(lambda features: outputs(features["x"]), x=tf.float32)
+
+    return {
+        "serving_default": classification(lambda classes, scores: {"classes": classes, "scores": scores}),
+        "output_plus_one": classification(lambda classes, scores: {"classes": classes, "scores": scores + 1}),
+        "classes_only": classification(lambda classes, _: {"classes": classes}),
+        "scores_only": classification(lambda _, scores: {"scores": scores}),
+        "rank_3": classification(lambda classes, scores: {"classes": classes, "scores": scores[..., None]}),
+        "one_class_row": classification(lambda classes, scores: {"classes": classes[:1], "scores": scores}),
+        "float_classes": classification(lambda _, scores: {"classes": tf.identity(scores), "scores": scores}),
+        "one_score_row": classification(lambda classes, scores: {"classes": classes, "scores": scores[:1]}),
+        "string_scores": classification(lambda classes, _: {"classes": classes, "scores": tf.identity(classes)}),
+        "three_scores": classification(
+            lambda classes, scores: {"classes": classes, "scores": tf.concat([scores, scores[:, :1]], 1)}
+        ),
+        "failing": classification(lambda _, scores: {"scores": tf.ensure_shape(scores, [None, 77])}),
+        "regress": regression(lambda output: output[:, 0]),
+        "regress_plus_one": regression(lambda output: output + 1),
+        "regress_rank_2": regression(lambda output: tf.tile(output, [1, 10])),
+        "regress_two_values": regression(lambda output: tf.concat([output[:, 0], [0.5]], 0)),
+        "regress_string": regression(lambda output: tf.as_string(output[:, 0])),
+        "regress_x_to_y": affine(lambda x: {"outputs": x / 2 + 2}),
+        "regress_x_to_y2": affine(lambda x: {"outputs": x / 2 + 3}),
+        "classify_x_to_y": affine(lambda x: {"scores": x / 2 + 2}),
+        "three_outputs": affine(lambda x: {"scores": x, "classes": tf.as_string(x), "more": x + 1}),
+        "other_names": same("string"),
+    }
+
+
+class Counter(tf.Module):
+    def __init__(self):
+        super().__init__()
+        self.counter = tf.Variable(0.0)
+
+    @tf.function(input_signature=[])
+    def get(self):
+        return {"output": self.counter.read_value()}
+
+    @tf.function(input_signature=[])
+    def increment(self):
+        return {"output": self.counter.assign_add(1.0)}
+
+    @tf.function(input_signature=[])
+    def reset(self):
+        return {"output": self.counter.assign(0.0)}
+
+    @tf.function(input_signature=[spec(tf.float32, "delta", [])])
+    def increment_by(self, delta):
+        return {"output": self.counter.assign_add(delta)}
+
+
+def save_examples(folder):
+    """`examples`, version 123: tf.Examples for Classify and Regress as in TF Serving's tests, and a counter."""
+    module = Counter()
+    counters = {
+        "get_counter": module.get,
+        "incr_counter": module.increment,
+        "reset_counter": module.reset,
+        "incr_counter_by": module.increment_by,
+    }
+    signatures = {**counters, **example_signatures()}
+    tf.saved_model.save(module, str(pathlib.Path(folder) / "123"), signatures=signatures)
+
+
 def probabilities(image):
     mean = tf.reduce_mean(tf.ensure_shape(image, [None, 8, 8, 3]), [1, 2]) / 255.0
     classes = tf.tile([["red", "green", "blue"]], [tf.shape(image)[0], 1])
@@ -117,12 +246,14 @@ def save_image(folder):
 
 
 def save_zoo(folder):
-    """Write half_plus_two (version 123), kinds, two and image (version 1) into `folder`."""
+    """Write half_plus_two and examples (version 123), kinds, two, named and image (version 1) into `folder`."""
     folder = pathlib.Path(folder)
     save_half_plus_two(folder / "half_plus_two")
     save_kinds(folder / "kinds")
     save_two(folder / "two")
     save_image(folder / "image")
+    save_named(folder / "named")
+    save_examples(folder / "examples")
 
 
 def models_config(folder):
@@ -131,8 +262,8 @@ def models_config(folder):
     It requires `--allow_version_labels_for_unavailable_models`.
     """
     lines = []
-    for name in ("half_plus_two", "kinds", "two", "image"):
-        label = 'version_labels { key: "lab" value: 123 }' if name == "half_plus_two" else ""
+    for name in MODELS:
+        label = 'version_labels { key: "lab" value: 123 }' if name in LABELED else ""
         lines.append(f'config {{ name: "{name}" base_path: "{folder}/{name}" model_platform: "tensorflow" {label} }}\n')
     return "model_config_list {\n" + "".join(lines) + "}\n"
 

@@ -2,7 +2,7 @@
 
 import grpc
 import pytest
-from zoo import save_zoo
+from zoo import LABELED, MODELS, save_examples, save_zoo
 
 from keras_committee.tfserving.server import grpc as grpc_server_module
 from keras_committee.tfserving.server import rest
@@ -24,8 +24,7 @@ def zoo(tmp_path_factory):
 @pytest.fixture(scope="session")
 def rest_server(zoo):
     """A REST server on a free loopback port, with the models of `zoo.py`."""
-    names = ("half_plus_two", "kinds", "two", "image")
-    configs = [ModelConfig(name, zoo / name, labels={"lab": 123} if name == names[0] else {}) for name in names]
+    configs = [ModelConfig(name, zoo / name, labels={"lab": 123} if name in LABELED else {}) for name in MODELS]
     with Manager(configs, ManagerOptions(poll_seconds=0.2, allow_labels_for_unavailable=True)) as manager:
         manager.wait_until_available()
         with rest.start(manager, ("127.0.0.1", 0)) as server:
@@ -33,10 +32,13 @@ def rest_server(zoo):
 
 
 @pytest.fixture(scope="session")
-def grpc_manager(half_plus_two):
-    """A manager of `half_plus_two`, version 123, label "lab"."""
-    config = ModelConfig("half_plus_two", half_plus_two, VersionPolicy.specific(123), {"lab": 123})
-    with Manager([config], ManagerOptions(0.2, allow_labels_for_unavailable=True)) as manager:
+def grpc_manager(half_plus_two, tmp_path_factory):
+    """A manager of `half_plus_two` and `examples` of `zoo.py`, version 123, label "lab"."""
+    examples = tmp_path_factory.mktemp("examples")
+    save_examples(examples)
+    folders = {"half_plus_two": half_plus_two, "examples": examples}
+    configs = [ModelConfig(name, folder, VersionPolicy.specific(123), {"lab": 123}) for name, folder in folders.items()]
+    with Manager(configs, ManagerOptions(0.2, allow_labels_for_unavailable=True)) as manager:
         manager.wait_until_available()
         yield manager
 

@@ -26,6 +26,11 @@ class Case(NamedTuple):
     message: str = ""
     answer: str = ""
     ours: bool = False
+    test: str = ""  # the file and the test of TF Serving from which the case is
+
+    @property
+    def source(self):
+        return self.test or SOURCES[self.method]
 
 
 def predict(rest, spec='name: "H"', **expected):

@@ -51,14 +51,15 @@ class Case:
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     empty: bool = False  # whether the response has no body
     raw: bytes = b""  # a part of the body, where it is no UTF-8
+    test: str = ""  # the file and the test of TF Serving from which the case is
 
     @property
     def source(self):
-        return SOURCES[self.row]
+        return self.test or SOURCES[self.row]
 
     def __str__(self):
         body = "" if self.body is None else str(self.body)[:40]
-        return f"{self.row} {self.request} {body}".encode("ascii", "backslashreplace").decode()
+        return f"{self.row or self.test} {self.request} {body}".encode("ascii", "backslashreplace").decode()
 
 
 def good(row, path, body, answer=None, **more):

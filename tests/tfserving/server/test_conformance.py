@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from rest_cases import CASES
+from rest_upstream_cases import CASES as UPSTREAM_CASES
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def target(request):
 
 @pytest.fixture(scope="module")
 def cases(request):
-    return [case for case in CASES if not (case.ours and request.config.getoption("--target"))]
+    return [case for case in (*CASES, *UPSTREAM_CASES) if not (case.ours and request.config.getoption("--target"))]
 
 
 def send(connection, case):

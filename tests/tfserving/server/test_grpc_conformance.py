@@ -6,11 +6,18 @@ To test another server with the models and the label of `zoo.py` (see test_confo
 """
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf import text_format
-from grpc_cases import CASES, SOURCES
-from grpc_requests import KINDS, call
-from tensorflow_serving.apis import get_model_metadata_pb2
+from grpc_cases import CASES
+from grpc_requests import KINDS, call, send
+from grpc_upstream_cases import CASES as UPSTREAM_CASES
+from grpc_upstream_cases import COUNTER, spec
+from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
+
+from keras_committee.tfserving.tf_protocol import typed_proto
+
+ALL_CASES = CASES | UPSTREAM_CASES
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +31,11 @@ def channel(request):
         yield request.getfixturevalue("grpc_channel")
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=ALL_CASES)
 def case(request):
-    if CASES[request.param].ours and request.config.getoption("--target"):
+    if ALL_CASES[request.param].ours and request.config.getoption("--target"):
         pytest.skip("a limit of the local server")
-    return CASES[request.param]
+    return ALL_CASES[request.param]
 
 
 def expected(case, content):
@@ -39,7 +46,7 @@ def expected(case, content):
 
 def test_D08_D09_D11_D14_D15_each_response_is_that_of_tf_serving(channel, case):
     content, code, message = call(channel, case)
-    assert (code, case.message in message) == (case.code, True), f"{message} [{SOURCES[case.method]}]"
+    assert (code, case.message in message) == (case.code, True), f"{message} [{case.source}]"
     assert KINDS[case.method][2].FromString(content) == expected(case, content)
 
 
@@ -51,3 +58,14 @@ def test_metadata_holds_every_signature_of_the_model(channel):
     assert {"serving_default", "classify", "regress"} <= set(signatures.signature_def)
     assert signatures.signature_def["serving_default"].inputs["x"].tensor_shape.dim[0].size == -1
     assert (response.model_spec.name, response.model_spec.version.value) == ("half_plus_two", 123)
+
+
+def test_signatures_without_inputs_change_a_variable_as_in_the_test_of_predict_impl(channel):
+    outputs = []
+    for signature, delta, _ in COUNTER:
+        request = text_format.Parse(spec(signature), predict_pb2.PredictRequest())
+        if delta is not None:
+            request.inputs["delta"].CopyFrom(typed_proto(np.array(delta, np.float32)))
+        content, _, message = send(channel, "Predict", request.SerializeToString())
+        outputs.append(message or predict_pb2.PredictResponse.FromString(content).outputs["output"].float_val[0])
+    assert outputs == [output for _, _, output in COUNTER]
