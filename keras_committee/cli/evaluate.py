@@ -26,7 +26,12 @@ from keras_committee.tables import print_evaluation
 @json_option
 @standard_options
 def evaluate(
-    run: str, split: str, min_members: int | None, allow_duplicate_weights: bool, measure_latency: bool, as_json: bool
+    run: str,
+    split: str | None,
+    min_members: int | None,
+    allow_duplicate_weights: bool,
+    measure_latency: bool,
+    as_json: bool,
 ) -> None:
     """Evaluate the members and committees of a run.
 
@@ -49,6 +54,7 @@ def evaluate(
         print_json(result)
         return
     print_evaluation(result)
-    click.echo(f"Evaluated on {result['examples']:,} {split} examples. Details: {Path(run, 'evaluation.json')}")
+    file = Path(run, "evaluation.json")
+    click.echo(f"Evaluated on {result['examples']:,} {result['split']} examples. Details: {file}")
     next_command = "select" if len(result["members"]) > 1 else "report"  # one member leaves nothing to select
     print_next_steps(next_command, run, *forwarded_options(min_members, allow_duplicate_weights))

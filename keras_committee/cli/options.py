@@ -99,7 +99,10 @@ set_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document; log to stderr.")
 split_option = click.option(
-    "--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Dataset split to evaluate on."
+    "--split",
+    type=click.Choice(SPLITS),
+    help="Dataset split to evaluate on.",
+    show_default="test, or validation if there is no test split",
 )
 min_members_option = click.option(
     "--allow-incomplete",

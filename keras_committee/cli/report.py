@@ -47,7 +47,7 @@ from keras_committee.run import Run
 @json_option
 @standard_options
 def report(
-    runs: tuple[str, ...], out: str | None, selections: tuple[str, ...], split: str, min_members: int | None,
+    runs: tuple[str, ...], out: str | None, selections: tuple[str, ...], split: str | None, min_members: int | None,
     allow_duplicate_weights: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write an HTML report on one or more runs.
