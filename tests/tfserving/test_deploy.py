@@ -1,8 +1,15 @@
-"""The files in deploy/ parse, and their ports, paths and names agree with each other and with `serving-config`."""
+"""The files in deploy/ are valid, and their ports, paths and names agree with each other and with `serving-config`."""
 
+import copy
+import json
 import re
+import shutil
+import subprocess
+from importlib import resources
 from pathlib import Path
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -50,6 +57,67 @@ def both_flags():
 def served():
     (model,) = config.parse_models((DEPLOY / "config" / "models.config").read_text()).model_config_list.config
     return model
+
+
+def kubernetes_documents():
+    """Dict of file and kind -> document, of all files and pages in deploy/."""
+    pages = {"kubernetes.yaml": [(DEPLOY / "kubernetes.yaml").read_text()]}
+    for page in DEPLOY.glob("*.md"):
+        pages[page.name] = re.findall(r"^```yaml\n(apiVersion:.*?)^```", page.read_text(), re.M | re.S)
+    return {
+        f"{name} {document['kind']}": document
+        for name, texts in pages.items()
+        for text in texts
+        for document in yaml.safe_load_all(text)
+    }
+
+
+def validate_kubernetes(document):
+    """Raise ValidationError for unknown fields (strict) and wrong types, by the schemas of Kubernetes."""
+    kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("name", kubernetes_documents())
+def test_kubernetes_accepts_every_document(name):
+    validate_kubernetes(kubernetes_documents()[name])
+
+
+def test_a_field_that_kubernetes_does_not_know_is_found():
+    document = copy.deepcopy(kubernetes("Deployment"))
+    document["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="livenesProbe"):
+        validate_kubernetes(document)
+
+
+def test_the_job_of_the_training_page_and_all_parts_of_the_deployment_are_validated():
+    assert {name.split()[1] for name in kubernetes_documents()} == {
+        *("ConfigMap", "PersistentVolumeClaim", "Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "Job")
+    }
+
+
+def compose_validator():
+    """Validator of the Compose Specification, whose schema check-jsonschema contains."""
+    file = resources.files("check_jsonschema.builtin_schemas").joinpath("vendor", "compose-spec.json")
+    schema = json.loads(file.read_text())
+    return jsonschema.validators.validator_for(schema)(schema)
+
+
+def test_compose_accepts_its_file():
+    document = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    assert [error.message for error in compose_validator().iter_errors(document)] == []
+    document["services"]["serving"]["memlimit"] = "2g"
+    assert any("memlimit" in error.message for error in compose_validator().iter_errors(document))
+
+
+@pytest.mark.parametrize(("change", "accepted"), [("", True), ("scrape_intervall: 1s", False)])
+def test_prometheus_accepts_its_file(tmp_path, change, accepted):
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed; it is a part of Debian's package prometheus")
+    file = tmp_path / "prometheus.yml"
+    file.write_text(f"{(DEPLOY / 'prometheus.yml').read_text()}\n{change}\n")
+    done = subprocess.run([promtool, "check", "config", str(file)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode == 0) == accepted, done.stderr
 
 
 def test_the_config_files_are_those_that_are_written():
