@@ -11,10 +11,11 @@ import numpy as np
 from keras import ops
 
 from keras_committee.errors import RunError, VerificationError
+from keras_committee.files import expand_home
 from keras_committee.layers.resize import Resize
 from keras_committee.metrics.checks import are_probabilities
 from keras_committee.models.blocks import IMAGENET_MEAN, IMAGENET_STD, normalize_pixels
-from keras_committee.models.loading import load_member
+from keras_committee.models.loading import SAVE_AGAIN, load_member
 from keras_committee.models.outputs import classify_outputs, noise_images, predict_rows
 from keras_committee.models.predict import transform_outputs
 
@@ -136,9 +137,9 @@ def load_keras_file(path: str | Path) -> keras.Model:
     Raises:
         VerificationError: If the file is missing, is not a `.keras` file, or contains code.
     """
-    path = Path(path)
+    path = expand_home(path)
     if path.suffix != ".keras":  # code in an .h5 file runs whatever `safe_mode` is
-        raise VerificationError(f"{path} is not a .keras file. Save the model again with model.save('name.keras').")
+        raise VerificationError(f"{path} is not a .keras file.\n{SAVE_AGAIN}")
     if not path.is_file():
         raise VerificationError(f"There is no file {path}.")
     try:

@@ -20,6 +20,15 @@ from keras_committee.member_dir import DataInfo, damaged_model_error
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, UserWarning)
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error)
 
+SAVE_AGAIN = (
+    "  Load it with the library that wrote it and save it again: with Keras 3, model.save('name.keras'); with Keras 2\n"
+    "  (tf_keras), model.export('folder'). `keras-committee import` and models.from_saved_model read that SavedModel."
+)
+_FORMATS_BY_START = {
+    b"\x89HDF\r\n\x1a\n": f"an HDF5 file (.h5), not a .keras archive.\n{SAVE_AGAIN}",
+    b"version https://git-lfs": "a pointer of Git LFS, not the model.\n  Run `git lfs pull` to download the model.",
+}
+
 _TRUSTED_PACKAGES = ("keras", "keras_committee", "keras_cv", "keras_hub", "keras_nlp", "builtins", None)
 _MAX_COMPRESSION_RATIO = 100  # unpacked bytes per byte of the archive; Keras does not compress
 _MIN_RATIO_BYTES = 64 * 2**20  # archives that unpack to less may have any ratio
@@ -30,8 +39,10 @@ def load_member(file: Path) -> keras.Model:
 
     Raises:
         RunError: If the file cannot be read as a Keras model.
-        VerificationError: If it contains code, or is an unsafe archive.
+        VerificationError: If it contains code, is an unsafe archive, or has another format under the name `.keras`.
     """
+    if other_format := _other_format(file):
+        raise VerificationError(f"{file} is {other_format}")
     try:
         problem = _find_problem(file)
         if not problem:
@@ -79,6 +90,22 @@ def find_code(config: dict[str, Any]) -> list[str]:
         Names such as `"layer 'scale' (Lambda)"` and `"layer 'dense' (Dense): my_activation"`.
     """
     return sorted(set(_find_code(config, "the model")))
+
+
+def _other_format(file: Path) -> str:
+    """Return what a file is that Keras 3 did not write, and the remedy, as a predicate; else an empty string."""
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(32)
+        for magic, name in _FORMATS_BY_START.items():
+            if start.startswith(magic):
+                return name
+        with zipfile.ZipFile(file) as archive:
+            version = json.loads(archive.read("metadata.json"))["keras_version"]
+    except (OSError, KeyError, TypeError, RuntimeError, ValueError, *_ARCHIVE_ERRORS):
+        return ""  # missing or damaged, which loading it reports
+    is_keras_2 = str(version).startswith("2.")
+    return f"a model of Keras {version} (tf_keras), which Keras 3 cannot read.\n{SAVE_AGAIN}" if is_keras_2 else ""
 
 
 def _find_problem(file: Path) -> str:

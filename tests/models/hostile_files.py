@@ -125,7 +125,6 @@ CODE = {  # the file, and what the message names
 DAMAGE = {
     "get_file": (an_activation("keras.utils", "function", "get_file"), r"[\s\S]*get_file"),
     "eval": (an_activation("builtins", "function", "eval"), r"[\s\S]*Could not locate function 'eval'"),
-    "hdf5": (an_hdf5_file, "it is not a complete .keras archive"),
     "link in the weights": (weights_elsewhere, "Skipping nested container"),
     "no weights": (lambda content, _: rewritten(content, **{"model.weights.h5": hdf5()}), "Skipping nested container"),
     "deep config": (
