@@ -150,6 +150,11 @@ def show_difference(name: str, others: Iterable[str]) -> str:
     return f" ({name!a} is missing; there is {', '.join(alike)})" if alike else ""
 
 
+def distinguish(name: str, other: str) -> tuple[str, str]:
+    """Return two different names as they are; with quotes and escapes if they look alike as in `show_difference`."""
+    return (ascii(name), ascii(other)) if _appearance(name) == _appearance(other) else (name, other)
+
+
 def _appearance(name: str) -> str:
     return unicodedata.normalize("NFKC", name).strip().casefold()
 

@@ -16,10 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-from keras_committee.class_folders import is_utf8, show_bytes
+from keras_committee.class_folders import distinguish, is_utf8, show_bytes
 from keras_committee.errors import IncompleteError, RecipeError, RunError, did_you_mean
 from keras_committee.files import (
     checked_line,
+    expand_home,
     file_lock,
     json_content,
     parse_record,
@@ -142,7 +143,7 @@ class Run:
             RunError: If the folder belongs to another recipe or other parameters, is in use, or its name is not UTF-8.
             ResourceError: If the folder cannot be written.
         """
-        run = cls(Path(path))
+        run = cls(expand_home(path))
         if not is_utf8(str(path)):  # TensorFlow cannot trace functions or write logs there
             raise RunError(f"the name of the run folder {show_bytes(str(path))} is not UTF-8. Use another: --run DIR")
         with translate_os_errors(run.path):
@@ -163,7 +164,7 @@ class Run:
         Raises:
             RunError: If `path` is not a run folder, or its recipe, parameters or environment are missing or damaged.
         """
-        run = cls(Path(path))
+        run = cls(expand_home(path))
         if (missing := run._missing_record_files()) and not run._has_work():
             raise RunError(f"{path} is not a run folder: {_explain_no_run(run.path, missing)}")
         run.environment()
@@ -543,7 +544,11 @@ def _explain_no_run(path: Path, missing: list[str]) -> str:
 def _differences(old: Mapping, new: Mapping) -> dict[Any, str]:
     """Return `"learning_rate 0.1 -> 0.05"` for each key whose value differs."""
     triples = [(key, old.get(key, "absent"), new.get(key, "absent")) for key in {**old, **new}]
-    return {key: f"{key} {before} -> {after}" for key, before, after in triples if before != after}
+    return {
+        key: f"{key} {' -> '.join(distinguish(str(before), str(after)))}"
+        for key, before, after in triples
+        if before != after
+    }
 
 
 def _is_ignorable_change(name: str, old: dict[str, Any], new: dict[str, Any]) -> bool:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from keras_committee.class_folders import HINT, SPLIT_SPELLINGS, check_split_folders, list_images
+from keras_committee.class_folders import HINT, SPLIT_SPELLINGS, check_split_folders, distinguish, list_images
 from keras_committee.errors import DataError, RecipeError
 
 
@@ -133,6 +133,18 @@ def test_names_that_are_not_utf8_are_refused_and_shown(write, tmp_path):
     ]
     with pytest.raises(DataError, match=r"\\xe9t\\xe9': 1 problem in the data\n  the name is not UTF-8"):
         list_images(tmp_path / os.fsdecode(b"\xe9t\xe9"))
+
+
+@pytest.mark.parametrize(
+    ("pair", "shown"),
+    [
+        (("caf\u00e9", "cafe\u0301"), (r"'caf\xe9'", r"'cafe\u0301'")),
+        (("cat", "cat "), ("'cat'", "'cat '")),
+        (("\u00e9l\u00e9phant", "cat"), ("\u00e9l\u00e9phant", "cat")),
+    ],
+)
+def test_names_that_look_alike_are_shown_with_escapes(pair, shown):
+    assert distinguish(*pair) == shown
 
 
 def test_unicode_forms_of_one_name_are_told_apart(write):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_committee.class_folders import distinguish
 from keras_committee.errors import DataError, RecipeError, VerificationError
 from keras_committee.evaluation.member_info import MemberInfo, load_member_info
 from keras_committee.evaluation.predictions import SplitPredictions, predict_split
@@ -188,6 +189,7 @@ def require_equal_classes(classes: Mapping[str, tuple[str, ...]]) -> None:
     first, second = next(
         pair for pair in zip_longest(all_classes[0], mismatched, fillvalue="nothing") if pair[0] != pair[1]
     )
+    first, second = distinguish(first, second)
     raise RecipeError(
         f"the members have different classes: where one has {first}, another has {second}.\n"
         + _table({member: f"{len(names)} classes: {', '.join(names)}" for member, names in classes.items()})
