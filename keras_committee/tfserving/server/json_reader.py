@@ -151,8 +151,8 @@ class _ExactReader:
         return None
 
     def _skip_whitespace(self) -> None:
-        match = _WHITESPACE.match(self._body, self._position)
-        self._position = match.end() if match else self._position
+        if self._body[self._position] in b" \t\n\r" and (match := _WHITESPACE.match(self._body, self._position)):
+            self._position = match.end()
 
     def _check_end(self, *, is_object: bool) -> None:
         if is_object and self._body[self._position] != ord("}"):
@@ -256,7 +256,7 @@ class _ExactReader:
         if fraction is None and exponent is None and len(integer) <= 20 and int(integer) in _INTEGER_RANGE:
             return int(integer)
         value = float(match[0])
-        if (math.isinf(value) or len(integer) > _MAX_EXPONENT) and _is_too_big(integer, fraction or b"", exponent):
+        if math.isinf(value) and _is_too_big(integer, fraction or b"", exponent):
             raise self._error("Number too big to be stored in double.", start)
         return value
 

@@ -17,6 +17,9 @@ import pytest
 from rest_cases import CASES
 from rest_upstream_cases import CASES as UPSTREAM_CASES
 
+from keras_committee.tfserving.server import json_input
+from keras_committee.tfserving.server.json_reader import read_exactly
+
 
 @pytest.fixture(scope="module")
 def target(request):
@@ -67,10 +70,20 @@ def difference(case, status, body):
     return "" if case.text in body else f"{case}: {body[:300]} lacks {case.text}"
 
 
-def test_each_response_is_that_of_tf_serving(target, cases):
+def mismatches(target, cases):
     with contextlib.closing(http.client.HTTPConnection(target, timeout=30)) as connection:
-        mismatches = [mismatch(case, *send(connection, case)) for case in cases]
-    assert [text for text in mismatches if text] == []
+        texts = [mismatch(case, *send(connection, case)) for case in cases]
+    return [text for text in texts if text]
+
+
+def test_each_response_is_that_of_tf_serving(target, cases):
+    assert mismatches(target, cases) == []
+
+
+def test_each_response_is_the_same_without_orjson(rest_server, monkeypatch):
+    monkeypatch.setattr(json_input, "read_json", read_exactly)
+    cases = [case for case in (*CASES, *UPSTREAM_CASES) if case.request.startswith("POST")]
+    assert mismatches(f"127.0.0.1:{rest_server.port}", cases) == []
 
 
 def test_every_rule_has_a_case():
