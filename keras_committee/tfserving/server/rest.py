@@ -86,8 +86,9 @@ def start(
     if enable_cors_support:
         api = _with_cors_headers(api)
     app = Starlette(routes=[*page.routes(manager), Mount("/", app=api)])
+    stopping = threading.Event()
     config = uvicorn.Config(
-        RequestCheckMiddleware(app, _allowed_hosts(address[0]), limits),
+        RequestCheckMiddleware(app, _allowed_hosts(address[0]), limits, stopping),
         http=functools.partial(_LimitedH11Protocol, limits, set()),  # pyright: ignore[reportArgumentType]
         ws="none",
         lifespan="off",
@@ -103,6 +104,7 @@ def start(
     thread.start()
 
     def stop() -> None:
+        stopping.set()
         server.should_exit = True
         thread.join()
         executor.close()
@@ -122,10 +124,11 @@ class RequestCheckMiddleware:
         app: The ASGI application.
         allowed_hosts: Host names to accept, in lower case; None accepts all.
         limits: `max_header_bytes` applies.
+        stopping: Once set, responses announce that the connection is closed, so that no client uses it again.
     """
 
-    def __init__(self, app: Any, allowed_hosts: frozenset[str] | None, limits: Limits):
-        self._app, self._allowed_hosts, self._limits = app, allowed_hosts, limits
+    def __init__(self, app: Any, allowed_hosts: frozenset[str] | None, limits: Limits, stopping: threading.Event):
+        self._app, self._allowed_hosts, self._limits, self._stopping = app, allowed_hosts, limits, stopping
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         response_started = False
@@ -134,7 +137,8 @@ class RequestCheckMiddleware:
             nonlocal response_started
             if message["type"] == "http.response.start":
                 response_started = True
-                message["headers"] = [*message["headers"], (b"server", SERVER_NAME.encode())]
+                headers = [*message["headers"], (b"server", SERVER_NAME.encode())]
+                message["headers"] = headers + ([(b"connection", b"close")] if self._stopping.is_set() else [])
             await send(message)
 
         scope, target_host = _with_origin_form(scope)

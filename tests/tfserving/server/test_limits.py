@@ -147,7 +147,7 @@ def checked_status(headers, limits, path=b"/"):
         messages.append(message)
 
     scope = {"type": "http", "headers": headers, "raw_path": path, "method": "GET", "path": "/"}
-    asyncio.run(RequestCheckMiddleware(app, LOOPBACK_HOSTS, limits)(scope, None, send))
+    asyncio.run(RequestCheckMiddleware(app, LOOPBACK_HOSTS, limits, threading.Event())(scope, None, send))
     return messages[0]["status"]
 
 
@@ -435,6 +435,25 @@ def test_D12_the_response_to_a_body_that_is_too_large_is_not_lost(server):
     head = HEAD + f"Content-Length: {10**7}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         assert exchange(connection, head + b" " * 10**7) == (413, "close")
+
+
+def test_a_request_in_progress_at_the_end_is_answered_and_its_connection_closed(half_plus_two):
+    go = threading.Event()
+    config = ModelConfig("half_plus_two", half_plus_two)
+    with Manager([config], load=lambda folder: SlowSession(Session.load(folder), go)) as manager:
+        manager.wait_until_available()
+        server = rest.start(manager, ("127.0.0.1", 0))
+        with (
+            concurrent.futures.ThreadPoolExecutor(2) as threads,
+            socket.create_connection(("127.0.0.1", server.port)) as connection,
+        ):
+            answer = threads.submit(exchange, connection)
+            time.sleep(0.1)
+            stopped = threads.submit(server.close)
+            time.sleep(0.2)
+            go.set()
+            assert answer.result(10) == (200, "close")
+            stopped.result(10)
 
 
 def test_more_connections_than_open_files_are_a_resource_error(manager, monkeypatch):
