@@ -1,21 +1,21 @@
 """`keras-committee export`: export a committee as a SavedModel for TF Serving."""
 
-import json
 from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import json_option, min_members_option, runs_argument, standard_options
+from keras_committee.cli.options import HomePath, json_option, min_members_option, runs_argument, standard_options
 from keras_committee.cli.output import command_line, print_json, print_next_steps, reserve_stdout_for_json
+from keras_committee.files import read_record
 from keras_committee.run import Run
 
 
 @click.command()
 @runs_argument
-@click.option("--out", type=click.Path(), metavar="DIR", help="Model folder.", show_default="saved_models/RUN")
+@click.option("--out", type=HomePath(), metavar="DIR", help="Model folder.", show_default="saved_models/RUN")
 @click.option(
     "--selection",
-    type=click.Path(),
+    type=HomePath(),
     metavar="FILE",
     help="Selection file written by `select`.",
     show_default="all members",
@@ -36,7 +36,7 @@ def export(
         from keras_committee.export.export import export as publish
 
         version = publish(opened, out, selection, min_members=min_members)
-    manifest = json.loads((version / "committee.json").read_bytes())
+    manifest = read_record(version / "committee.json")
     if as_json:
         print_json({"version": str(version), **manifest})
         return

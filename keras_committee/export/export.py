@@ -22,7 +22,7 @@ from keras_committee.errors import ExportError, RecipeError, ResourceError, RunE
 from keras_committee.export import export_members, publish, verification_cases, verify
 from keras_committee.export.committee_graph import ServingCommittee, build_signatures
 from keras_committee.export.inference_model import InferenceModel
-from keras_committee.files import read_record, translate_os_errors, utc_timestamp, write_json
+from keras_committee.files import expand_home, file_hash, read_record, translate_os_errors, utc_timestamp, write_record
 from keras_committee.run import Run
 from keras_committee.selection import Selection
 
@@ -70,7 +70,7 @@ def export(
     """
     items = [runs] if isinstance(runs, str | Path | Run) else runs
     opened = [item if isinstance(item, Run) else Run.open(item) for item in items]
-    model_dir = Path(out) if out is not None else Path("saved_models") / opened[0].path.resolve().name
+    model_dir = expand_home(out) if out is not None else Path("saved_models") / opened[0].path.resolve().name
     publish.check_name(model_dir)
     if importlib.util.find_spec("tensorflow_serving") is None:
         raise RecipeError('warm-up requests require tensorflow-serving-api.\n  pip install "keras-committee[serving]"')
@@ -117,7 +117,8 @@ def publish_committee(
             verification = _verify(selection, models, transforms, signatures, version_dir, staging_dir / "cases.npz")
             shape = export_members.image_shape(models, transforms)
             manifest = _build_manifest(selection, shape, transforms, signatures, runs, verification)
-            write_json(version_dir / "committee.json", manifest)
+            files = {"saved_model.pb": file_hash(version_dir / "saved_model.pb")}
+            write_record(version_dir / "committee.json", {**manifest, "files": files})
         return publish.publish(model_dir, version_dir)
 
 
@@ -196,7 +197,7 @@ def _load_members(runs, selection, min_members):
     if isinstance(selection, Selection):
         return selection, *export_members.selected_models(selection, runs[0].path)
     loaded_selection = Selection.read(selection)
-    return loaded_selection, *export_members.selected_models(loaded_selection, Path(selection).parent)
+    return loaded_selection, *export_members.selected_models(loaded_selection, expand_home(selection).parent)
 
 
 @contextlib.contextmanager
@@ -262,6 +263,7 @@ def _build_manifest(selection, shape, transforms, signatures, runs, verification
 
     - `image`: the size of the input of `serving_default`.
     - `framings`: the image transform of each member for encoded images.
+    - `files`, added later: SHA-256 of the graph, which contains the class names and has no checksum of its own.
     - `metrics`: what `evaluate` measured for each run, or null.
     - `report`: what `select` measured.
     """

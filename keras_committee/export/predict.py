@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee.errors import ExportError
+from keras_committee.files import file_hash, read_record
 from keras_committee.tfserving.client import Client
 from keras_committee.tfserving.python_session import load_session
 from keras_committee.tfserving.tf_protocol import StatusError
@@ -37,7 +38,7 @@ class ExportedCommittee:
 
         Raises:
             RecipeError: If the folder cannot be read, or has two folders of one version.
-            ExportError: If there is no version, or it cannot be loaded.
+            ExportError: If there is no version, or it is damaged or cannot be loaded.
         """
         if not (folder / "saved_model.pb").is_file():
             versions = list_versions(folder)
@@ -47,6 +48,7 @@ class ExportedCommittee:
                     "Create one with `keras-committee export RUN`."
                 )
             folder = find_versions(folder)[versions[-1]]
+        _verify_graph(folder)
         return cls(load_session(folder).run, str(folder))
 
     @classmethod
@@ -93,6 +95,23 @@ class ExportedCommittee:
                 raise
             return tuple(f"class {number}" for number in range(count))
         return tuple(name.decode() for name in names.tolist())
+
+
+def _verify_graph(folder: Path) -> None:
+    """Raise ExportError if the graph of a version is not the one that was exported. Its variables have checksums."""
+    manifest = folder / "committee.json"
+    if not manifest.exists():  # of another program
+        return
+    try:
+        files = read_record(manifest, may_be_edited=True).get("files", {})
+        damaged = [str(folder / name) for name, digest in files.items() if file_hash(folder / name) != digest]
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{manifest} is damaged: {error}.\n  Export again: keras-committee export RUN") from error
+    if damaged:
+        raise ExportError(
+            f"{', '.join(damaged)} is damaged: its SHA-256 is not that in committee.json.\n"
+            "  Export again: keras-committee export RUN"
+        )
 
 
 def serialize_example(content: bytes) -> bytes:

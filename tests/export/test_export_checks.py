@@ -11,6 +11,7 @@ from keras_committee.cli import main
 from keras_committee.errors import ExportError, ResourceError
 from keras_committee.export import export
 from keras_committee.export.export import publish_committee
+from keras_committee.export.predict import ExportedCommittee
 from keras_committee.export.publish import taken_versions
 
 pytestmark = pytest.mark.usefixtures("verified_here")
@@ -99,3 +100,13 @@ def test_export_of_a_run_prints_the_version_and_how_to_try_it(trained, tmp_path,
     assert len(manifest["members"]) == recipe.members
     assert manifest["head"] == "geometric_mean"
     assert manifest["labels"] == [str(digit) for digit in range(10)]
+
+
+def test_a_flipped_bit_of_the_graph_or_of_the_manifest_is_refused(members, tmp_path):
+    version = publish_committee(choose(2), members, tmp_path / "small")
+    ExportedCommittee.from_folder(version)
+    for name in ("saved_model.pb", "committee.json"):
+        content = (version / name).read_bytes()
+        (version / name).write_bytes(content.replace(b"cicada", b"cibada"))
+        with pytest.raises(ExportError, match=rf"{name} is damaged: its .*\n  Export again"):
+            ExportedCommittee.from_folder(version)
