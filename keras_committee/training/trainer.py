@@ -15,7 +15,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import keras
@@ -27,6 +27,7 @@ from keras_committee.checkpoints import Checkpoints
 from keras_committee.data import Splits
 from keras_committee.data.validation import name_unreadable_images
 from keras_committee.errors import DivergedError, RecipeError, RunError, VerificationError
+from keras_committee.files import expand_home
 from keras_committee.layers import set_survival
 from keras_committee.member_dir import DataInfo, MemberDir
 from keras_committee.models.loading import load_member
@@ -39,6 +40,7 @@ from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.devices import distribute
 from keras_committee.training.ema import WeightEMA
 from keras_committee.training.freezing import LayerFreezer
+from keras_committee.training.member_check import MemberCheck, registered_names
 from keras_committee.training.member_state import BestEpoch, MemberState
 from keras_committee.training.multihost import SingleHost
 from keras_committee.training.reporting import Reporter, TrainingOptions, pluralize
@@ -111,6 +113,7 @@ class _Trainer:
         self._recipe, self._index, self._splits, self._member_dir = recipe, index, splits, member_dir
         self._strategy, self._reporter, self._shutdown, self._options = strategy, reporter, shutdown, options
         self._host_group = host_group
+        self._registered = registered_names()
         self._state = state = _build_member(recipe, index, splits, strategy)
         self._block_stats = BlockStats(state.model)
         self._epoch_steps = _EpochSteps(recipe, state, strategy, self._block_stats)
@@ -130,6 +133,10 @@ class _Trainer:
         checkpoint, problems = self._checkpoints.load_newest()
         for problem in problems:
             self._reporter.event(self._index, "damaged", problem)
+        if checkpoint is None:
+            _member_check()(state.model, self._index, self._registered)
+        # The check drew random numbers; a member that resumes has none.
+        keras.utils.set_random_seed(self._recipe.seed + self._index)
         if checkpoint is None:
             state.begin_epoch(self._block_stats.run_counts())
             self._save("start")
@@ -316,6 +323,12 @@ class _Trainer:
         return f"; {document['replicas']} -> {replicas} replicas: continues, not bit-identical"
 
 
+@cache
+def _member_check() -> MemberCheck:
+    """Return the check of this process, which checks each architecture once."""
+    return MemberCheck()
+
+
 class _EpochSteps:
     """The training step of each epoch, traced again only if other layers train than in the epoch before."""
 
@@ -412,7 +425,9 @@ def copy_weights(initial_weights: str | Callable[[int], str] | None, model: kera
     """
     if initial_weights is None:
         return
-    path = _find_weights_file(Path(initial_weights(index) if callable(initial_weights) else initial_weights), index)
+    path = _find_weights_file(
+        expand_home(initial_weights(index) if callable(initial_weights) else initial_weights), index
+    )
     try:
         source_model = load_member(path)
     except (RunError, VerificationError) as error:
