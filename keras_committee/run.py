@@ -195,8 +195,7 @@ class Run:
         if self._record_problems() and (problems := self._record_problems()):  # unless a change was just recorded
             raise RunError(
                 f"{self._list_problems(problems)}.\n  {self._kept_work()} To restore the record, run the training "
-                "command of this run again, with the same recipe and --set options: "
-                f"keras-committee train RECIPE --run {shlex.quote(str(self.path))}"
+                f"command of this run again, with the same recipe and --set options: {self._training_command(problems)}"
             )
         return read_record(self.path / "environment.json")
 
@@ -254,7 +253,9 @@ class Run:
         Raises:
             InUseError: If another process holds the lock.
             ResourceError: If the lock file cannot be written, or its file system does not support locks.
+            RunError: If the journal is a folder, so that nothing could be recorded.
         """
+        self._journal  # noqa: B018 - raises now, not after the work
         with file_lock(self.path / "lock", f"run folder {self.path}", shared=shared):
             yield
 
@@ -348,6 +349,11 @@ class Run:
         if not finished and not unfinished:
             return "No member was trained."
         return f"The members are safe: {finished} finished, {unfinished} with checkpoints."
+
+    def _training_command(self, problems: Mapping[str, str]) -> str:
+        if "environment.json" in problems:
+            return f"keras-committee train RECIPE --run {shlex.quote(str(self.path))}"
+        return read_record(self.path / "environment.json")["command"]
 
     def _list_problems(self, problems: Mapping[str, str]) -> str:
         return "; ".join(f"{self.path / name} {problem}" for name, problem in problems.items())

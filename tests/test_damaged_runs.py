@@ -139,21 +139,21 @@ BINARIES = ["members/01/model.keras", "members/02/validation/0002.npy"]
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_flipped_bit_of_a_text_changes_no_answer(finished, name):
+def test_A21_a_flipped_bit_of_a_text_changes_no_answer(finished, name):
     outcomes = outcomes_of_flips(finished, name, one_per_field)
     assert [outcome for outcome in outcomes if outcome not in (True, None)] == []
     assert None in outcomes
 
 
 @pytest.mark.parametrize("name", BINARIES)
-def test_a_flipped_bit_of_a_model_or_of_an_array_changes_no_answer(finished, name):
+def test_A21_a_flipped_bit_of_a_model_or_of_an_array_changes_no_answer(finished, name):
     outcomes = outcomes_of_flips(finished, name, nine_of)
     assert [outcome for outcome in outcomes if outcome not in (True, None)] == []
     assert None in outcomes
 
 
 @pytest.mark.parametrize("pattern", ["predictions/members/00.json", "predictions/test/02-*.npy"])
-def test_a_flipped_bit_of_a_cached_result_is_computed_again(finished, pattern, caplog):
+def test_A21_a_flipped_bit_of_a_cached_result_is_computed_again(finished, pattern, caplog):
     [name] = fnmatch.filter(relative_files(finished), pattern)
     assert outcomes_of_flips(finished, name, lambda content: [len(content) // 2]) == [True]
     assert "is damaged" in caplog.text
@@ -161,7 +161,7 @@ def test_a_flipped_bit_of_a_cached_result_is_computed_again(finished, pattern, c
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TEXTS)
-def test_no_flipped_bit_of_a_text_changes_an_answer(finished, name):
+def test_A21_no_flipped_bit_of_a_text_changes_an_answer(finished, name):
     outcomes = outcomes_of_flips(finished, name, lambda content: range(0, len(content), 1 + len(content) // 4000))
     assert [outcome for outcome in outcomes if outcome not in (True, None)] == []
 
@@ -169,7 +169,7 @@ def test_no_flipped_bit_of_a_text_changes_an_answer(finished, name):
 @pytest.mark.parametrize(
     "damage", [lambda content: b"", lambda content: content[:-60] + b"\n", lambda content: b'{"classes": ["7"]}\n']
 )
-def test_an_export_does_not_depend_on_the_journal(finished, tmp_path, damage):
+def test_A22_an_export_does_not_depend_on_the_journal(finished, tmp_path, damage):
     """Once a flipped bit there exported a committee with a wrong class name."""
     run = Run(shutil.copytree(finished.path, tmp_path / "run"))
     path = run.path / "journal.jsonl"

@@ -102,7 +102,7 @@ def test_export_of_a_run_prints_the_version_and_how_to_try_it(trained, tmp_path,
     assert manifest["labels"] == [str(digit) for digit in range(10)]
 
 
-def test_a_flipped_bit_of_the_graph_or_of_the_manifest_is_refused(members, tmp_path):
+def test_A21_a_flipped_bit_of_the_graph_or_of_the_manifest_is_refused(members, tmp_path):
     version = publish_committee(choose(2), members, tmp_path / "small")
     ExportedCommittee.from_folder(version)
     for name in ("saved_model.pb", "committee.json"):
