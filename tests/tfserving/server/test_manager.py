@@ -168,7 +168,7 @@ def count_files(folder, loaded):
     return types.SimpleNamespace(close=lambda: loaded.append("closed"))
 
 
-def test_a_copy_in_progress_is_loaded_once_it_is_complete(base, tmp_path):
+def test_D02_a_copy_in_progress_is_loaded_once_it_is_complete(base, tmp_path):
     loaded, source = [], tmp_path / "source"
     source.write_bytes(b"12345")
     os.utime(source, (1e9, 1e9))
