@@ -20,6 +20,10 @@ class RandomResizedCrop:
     integers for which the window fits into the image and has an area within `area`, and its position uniformly from
     those where it fits. An attempt fails if there is no such height; after ten the window is the whole image.
 
+    The windows are smaller than those of torchvision's `RandomResizedCrop` with the same ranges, which draws the area
+    uniformly and tries again if it does not fit: the default ranges give a mean area of 0.37 of an image of 500x375
+    pixels instead of 0.43, and 0.41 of a square one instead of 0.48.
+
     It is an `Augmentation` that also decodes: a split of encoded images reads each window from the file in every epoch,
     instead of resizing the whole image first.
 

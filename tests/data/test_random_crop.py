@@ -71,6 +71,26 @@ def test_area_ratio_and_position_are_within_their_ranges_and_uniform():
     assert (left + width).max() == 121
 
 
+def torchvision_area(shape, rng):
+    """The area of a window of torchvision's `RandomResizedCrop.get_params`, as a fraction of the image."""
+    rows, columns = shape
+    for _ in range(10):
+        area, ratio = rows * columns * rng.uniform(0.08, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < width <= columns and 0 < height <= rows:
+            return width * height / (rows * columns)
+    ratio = min(max(columns / rows, 3 / 4), 4 / 3)  # the fallback: the largest window whose ratio is in range
+    return round(min(columns, rows * ratio)) * round(min(rows, columns / ratio)) / (rows * columns)
+
+
+@pytest.mark.parametrize(("shape", "area", "of_torchvision"), [((375, 500), 0.37, 0.43), ((224, 224), 0.41, 0.48)])
+def test_the_mean_area_of_the_default_ranges_is_as_documented(shape, area, of_torchvision):
+    drawn = windows(data.random_resized_crop(), shape, 6000).astype(float)
+    assert (drawn[:, 2] * drawn[:, 3]).mean() / math.prod(shape) == pytest.approx(area, abs=0.01)
+    rng = np.random.default_rng(5)
+    assert np.mean([torchvision_area(shape, rng) for _ in range(6000)]) == pytest.approx(of_torchvision, abs=0.01)
+
+
 def test_without_a_valid_window_the_crop_is_the_full_image():
     narrow = data.random_resized_crop(area=(0.9, 1.0), ratio=(1.0, 1.1))
     assert {tuple(window) for window in windows(narrow, (10, 90), 20)} == {(0, 0, 10, 90)}
