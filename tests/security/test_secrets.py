@@ -1,9 +1,9 @@
 """Run folders contain no secrets and are readable by their owner only."""
 
-import json
 import stat
 
 from keras_committee.cli import main
+from keras_committee.files import read_record
 
 SECRET = "hunter2-5f3c"
 NAMES = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "TF_CONFIG_TOKEN", "PASSWORD", "PYTHON_SECRET")
@@ -20,6 +20,6 @@ def test_a_run_folder_holds_no_variable_of_the_environment_and_is_its_owners_alo
     assert stat.S_IMODE(run.stat().st_mode) == 0o700
     files = [path for path in run.rglob("*") if path.is_file()]
     assert [path for path in files if SECRET in path.read_text()] == []
-    environment = json.loads((run / "environment.json").read_text())
-    known = {"recipe", "command", "seed", "smoke", "cpus", "versions", "commit", "platform", "created", "workers"}
+    environment = read_record(run / "environment.json")
+    known = {"recipe", "command", "seed", "smoke", "cpus", "versions", "commit", "platform", "files"}
     assert set(environment) <= known
