@@ -24,6 +24,7 @@ from keras_committee.data.preprocessing import ImageTransform, resolve_transform
 from keras_committee.data.record_index import Fields, RecordIndex, load_or_build_index
 from keras_committee.data.splits import Split
 from keras_committee.errors import DataError, raise_if_problems
+from keras_committee.files import expand_home
 
 # train-00000-of-01024 (Model Garden), name-train.tfrecord-00000-of-00008 (TFDS), train-00000-of-00008.tfrecord
 _NUMBERED_SHARD = re.compile(r"(?P<head>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<tail>\.tfrecords?)?")
@@ -69,7 +70,7 @@ def imagenet_records(
         skip_bad: Largest number of unreadable images to skip with a warning; with more, all are listed in an error.
     """
     reader = ShardFolder(
-        directory=Path(directory),
+        directory=expand_home(directory),
         transform=resolve_transform("imagenet_records", size, transform),
         labels=None if labels is None else Path(labels),
         first_label=first_label,
@@ -189,7 +190,13 @@ class ShardReader(abc.ABC):
         raise_if_problems(directory, problems, self.hint)
         roles, notes = self.roles(indices)
         splits = {role: self._make_split(indices[split_name]) for role, split_name in roles.items()}
-        return ReadResult(classes=tuple(names), notes=notes, **splits)
+        return ReadResult(
+            classes=tuple(names),
+            train=splits["train"],
+            validation=splits.get("validation"),
+            test=splits.get("test"),
+            notes=notes,
+        )
 
     def _make_split(self, index):
         images = TFRecordImages(index=index, rows=np.arange(len(index.rows)), transform=self.transform)

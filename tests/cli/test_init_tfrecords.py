@@ -51,6 +51,7 @@ def test_shards_have_the_statistics_of_their_folders(shards):
     assert stats.class_counts == folders.class_counts == {"cat": 12, "dog": 3}
     assert stats.training_counts == folders.training_counts == {"cat": 9, "dog": 2}
     assert (stats.median_side, stats.held_out, stats.first_label) == (folders.median_side, ("test",), 1)
+    assert [note.partition(",")[0] for note in stats.notes] == ["'validation' is used as the test split"]
 
 
 @pytest.mark.parametrize("first", [0, 1])

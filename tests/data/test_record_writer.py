@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -163,6 +164,21 @@ def test_an_image_damaged_during_the_conversion_is_named_whichever_thread_reads_
     monkeypatch.setattr(record_writer, "check_files", lambda files: {})  # as if it was damaged afterwards
     with pytest.raises(DataError, match=r"train/bee/0003\.png cannot be read: .* run the command again; it resumes"):
         write_tfrecords(source, tmp_path / "records", shards=16, workers=2)
+
+
+def test_the_error_of_a_later_shard_is_raised_in_place_of_the_cancellation_of_an_earlier_one(
+    tmp_path, write_images, monkeypatch
+):
+    def write_shard(path, split, rows, classes, keep_encoding, on_images_done):
+        if path.name.startswith("train-00001"):
+            raise DataError("train/bee/0003.png cannot be read")
+        while True:  # until it is cancelled
+            on_images_done(0)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(record_writer, "_write_shard", write_shard)
+    with pytest.raises(DataError, match=r"train/bee/0003\.png cannot be read"):
+        write_tfrecords(write_images(PARTS), tmp_path / "records", shards=2, workers=2)
 
 
 def test_given_split_folders_are_written(tmp_path, write_images):

@@ -39,6 +39,7 @@ def collect_tfrecord_stats(directory: Path) -> ImageStats:
         held_out=tuple(name for name in ("validation", "test") if name in available),
         median_side=round(statistics.median(sides)),
         first_label=first_label,
+        notes=found.notes,
     )
 
 
