@@ -428,7 +428,9 @@ class Manager:
         if unchanged >= required:
             return True
         servable.next_try = now + required - max(unchanged, 0)
-        self._log_once(f"{servable.name} version {servable.version} is loaded once its files no longer change")
+        self._log_once(
+            f"{servable.name} version {servable.version} is loaded once its files no longer change", logging.INFO
+        )
         return False
 
     def _try_to_load(self, servable: Servable) -> None:
@@ -476,10 +478,10 @@ class Manager:
         with self._condition:
             return [known[number] for known in self._servables.values() for number in sorted(known)]
 
-    def _log_once(self, message: str) -> None:
+    def _log_once(self, message: str, level: int = logging.WARNING) -> None:
         if message not in self._logged:
             self._logged.add(message)
-            _log.warning(message)
+            _log.log(level, message)
 
 
 def check_configs(configs: Iterable[ModelConfig]) -> dict[str, ModelConfig]:
