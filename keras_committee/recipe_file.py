@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from keras_committee.errors import CommitteeError, RecipeError, did_you_mean
 from keras_committee.files import expand_home
+from keras_committee.keras_config import use_standard_config
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_source import MODULES_FOLDER, RecipeImporter, RecipeModules, decode, parse
 
@@ -25,7 +26,8 @@ _TYPE_NAMES = {
     tuple: "a tuple",
     list: "a list",
 }
-_USER_FUNCTIONS = ("member", "optimizer", "initial_weights", "trainable_layers", "survival")  # fields of a Recipe
+# Fields of a Recipe.
+_USER_FUNCTIONS = ("member", "optimizer", "initial_weights", "trainable_layers", "survival", "learning_rate_scale")
 _PARSE_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)  # of `ast.literal_eval`
 
 
@@ -123,7 +125,9 @@ class RecipeFile:
             CommitteeError: Any other subclass that the recipe raises, unchanged.
         """
         importer = RecipeImporter(self.name, self.path, self.content, self.modules)
+        use_standard_config()
         module = self._locate_errors(importer.load_recipe, importer)()
+        use_standard_config()  # the file may have been the first to import Keras
         recipe = self._locate_errors(module.recipe, importer)(**parameters)
         if not isinstance(recipe, Recipe):
             raise RecipeError(

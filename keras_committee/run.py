@@ -488,6 +488,23 @@ class Run:
         raise RunError(message)
 
 
+def open_selected_runs(selection: Selection, folder: Path) -> list[Run]:
+    """Open the run of each member of a selection, and execute its recipe, which registers its own layers with Keras.
+
+    Args:
+        selection: The selection.
+        folder: Folder to which the `run` paths of its members are relative.
+
+    Raises:
+        RunError: If a run does not exist.
+        RecipeError: If its recipe cannot be executed.
+    """
+    runs = {member.run: Run.open(folder / member.run) for member in selection.members}
+    for run in runs.values():
+        run.recipe()
+    return [runs[member.run] for member in selection.members]
+
+
 def selected_data_infos(selection: Selection, runs: Sequence[Run]) -> list[DataInfo]:
     """Return what each member of a selection was trained on.
 
@@ -567,8 +584,8 @@ def _changed_lines(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Return `"recipe -x = 1"` for each changed line of the recipe, and `"recipe_modules/a.py -x = 1"` of a module."""
     lines = []
     for name in {**old, **new}:
-        texts = [sources.get(name, "").splitlines() for sources in (old, new)]
-        changes = list(difflib.unified_diff(*texts, lineterm="", n=0))[2:]
+        before, after = (sources.get(name, "").splitlines() for sources in (old, new))
+        changes = list(difflib.unified_diff(before, after, lineterm="", n=0))[2:]
         label = name.removesuffix(".py") if name == "recipe.py" else name
         lines += [f"{label} {line}" for line in changes if not line.startswith("@@")]
     rest = [f"... and {len(lines) - _MAX_LISTED_LINES} more lines"] if len(lines) > _MAX_LISTED_LINES else []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from keras_committee.errors import RunError
-from keras_committee.files import read_record, write_record
+from keras_committee.files import expand_home, read_record, write_record
 
 _FORMAT = 1
 _MAX_SHOWN_CHARS = 60  # of an invalid value in an error message
@@ -26,7 +26,7 @@ class SelectedMember:
         weights: SHA-256 of its `model.keras`, in hexadecimal digits.
         name: Its name in reports.
         parameters: Number of trainable weights.
-        mflops: 2 x multiply-adds / 1e6 for one image.
+        mflops: 2 x multiply-adds / 1e6 for one image; None if unknown.
         temperature: Divisor of its logits, applied first.
     """
 
@@ -35,7 +35,7 @@ class SelectedMember:
     weights: str
     name: str
     parameters: int
-    mflops: float
+    mflops: float | None
     temperature: float = 1.0
 
 
@@ -118,7 +118,7 @@ class Selection:
         Raises:
             ResourceError: If the file cannot be written.
         """
-        write_record(Path(path), {"format": _FORMAT, "kind": self.kind, **dataclasses.asdict(self)})
+        write_record(expand_home(path), {"format": _FORMAT, "kind": self.kind, **dataclasses.asdict(self)})
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -128,7 +128,7 @@ class Selection:
             RunError: If the file is missing or is not a valid selection.
         """
         try:
-            selection = cls._from_document(read_record(Path(path), may_be_edited=True))
+            selection = cls._from_document(read_record(expand_home(path), may_be_edited=True))
             selection._check_known_names()
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -202,7 +202,6 @@ def _is_null_or(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 # For each key, a check of its value and the description of valid values.
 _STRING = (_is_string, "a string")
-_NUMBER = (_is_number, "a finite number")
 _COUNT = (_is_count, "an integer of 0 or more")
 _SELECTION_SCHEMA = {
     "members": (_is_list_of(lambda _: True), "a list"),
@@ -216,7 +215,7 @@ _SELECTION_SCHEMA = {
 _MEMBER_SCHEMA = {
     **dict.fromkeys(("run", "weights", "name"), _STRING),
     **dict.fromkeys(("index", "parameters"), _COUNT),
-    "mflops": _NUMBER,
+    "mflops": (_is_null_or(_is_number), "null or a finite number"),
     "temperature": (lambda value: _is_number(value) and value > 0, "a finite number above 0"),
 }
 _STAGE_SCHEMA = {"members": _COUNT, "threshold": (_is_null_or(_is_number), "null or a finite number")}

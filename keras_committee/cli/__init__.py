@@ -3,7 +3,6 @@
 Commands import TensorFlow only where they need it, so that `--help` and usage errors appear at once.
 """
 
-import io
 import logging
 import os
 import shlex
@@ -23,6 +22,7 @@ from keras_committee.cli.import_models import import_models
 from keras_committee.cli.init import init
 from keras_committee.cli.make_tfrecords import make_tfrecords
 from keras_committee.cli.options import standard_options
+from keras_committee.cli.output import protect_standard_streams, stdout_error
 from keras_committee.cli.predict import predict
 from keras_committee.cli.report import report
 from keras_committee.cli.robustness import robustness
@@ -31,7 +31,7 @@ from keras_committee.cli.select import select
 from keras_committee.cli.serve import serve
 from keras_committee.cli.serving_config import serving_config
 from keras_committee.cli.train import train
-from keras_committee.errors import CommitteeError
+from keras_committee.errors import CommitteeError, ResourceError
 
 __all__ = ["cli", "main"]
 
@@ -46,14 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
         0 on success, 2 for a usage error, 130 for Ctrl-C, or the `exit_code` of the `CommitteeError`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    _escape_unencodable_output()
+    protect_standard_streams()
     # TensorFlow's C++ log prints a banner and, without a GPU, warnings; real failures raise Python exceptions, too.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Its Python log warns of retracing when several models predict, each of them once.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     settings = {"debug": False, "command": shlex.join(["keras-committee", *arguments])}
     try:
-        return cli.main(arguments, prog_name="keras-committee", standalone_mode=False, obj=settings) or 0
+        code = cli.main(arguments, prog_name="keras-committee", standalone_mode=False, obj=settings) or 0
+        if error := stdout_error():
+            raise ResourceError(f"cannot write to standard output: {error.strerror}. A part of the output is missing.")
+        return code
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
@@ -76,12 +79,15 @@ class _OrderedGroup(click.Group):
 
 @click.group(cls=_OrderedGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @standard_options
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Train, evaluate and export committees of small image classifiers.
 
     A RECIPE is a Python file; a RUN is the folder that `train` writes. Both contain code that the commands execute:
     use only files that you trust.
     """
+    if context.invoked_subcommand != "doctor":  # which reports the variable
+        _select_tensorflow()
 
 
 for command in (
@@ -106,10 +112,12 @@ for command in (
     cli.add_command(command)
 
 
-def _escape_unencodable_output() -> None:
-    """Print characters that the encoding of stdout lacks as escapes such as `\\udcff`, instead of failing."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+def _select_tensorflow() -> None:
+    """Let Keras run on TensorFlow, whatever KERAS_BACKEND, left over from another project, and keras.json state."""
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if backend != "tensorflow":
+        click.echo(f"note: KERAS_BACKEND={backend} is ignored; keras-committee runs on TensorFlow.", err=True)
+    os.environ["KERAS_BACKEND"] = "tensorflow"
 
 
 def _usage_message(error: click.ClickException) -> str:

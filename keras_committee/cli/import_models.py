@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from keras_committee.cli.options import (
+    HomePath,
     allow_duplicate_weights_option,
     json_option,
     recipe_argument,
@@ -15,6 +16,7 @@ from keras_committee.cli.options import (
 )
 from keras_committee.cli.output import print_json, print_message, print_next_steps, reserve_stdout_for_json
 from keras_committee.errors import RecipeError
+from keras_committee.files import expand_home
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, default_run_path, open_run
 
@@ -23,7 +25,7 @@ _DEFAULT_SCALING = "0..255"
 
 @click.command("import")
 @recipe_argument
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path())
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=HomePath())
 @run_dir_option
 @set_option
 @click.option(
@@ -159,7 +161,7 @@ def _parse_scaling(text: str) -> Any:
 
 def _read_class_names(file: str) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in Path(file).read_text().splitlines() if line.strip())
+        return tuple(line.strip() for line in expand_home(file).read_text().splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"--class-names-file: cannot read {file}: {error}") from error
 

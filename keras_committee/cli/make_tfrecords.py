@@ -8,15 +8,15 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import json_option, split_folders_option, standard_options
+from keras_committee.cli.options import HomePath, json_option, split_folders_option, standard_options
 from keras_committee.cli.output import print_json, reserve_stdout_for_json
 
 _PROGRESS_INTERVAL_SECONDS = 10.0  # between progress lines if stderr is not a terminal
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
+@click.argument("source", type=HomePath(path_type=Path))
+@click.argument("destination", metavar="DEST", type=HomePath(path_type=Path))
 @click.option("--shards", type=click.IntRange(1, 99999), metavar="N", required=True, help="Number of training shards.")
 @click.option(
     "--validation-shards",

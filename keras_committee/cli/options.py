@@ -1,5 +1,6 @@
 """Arguments, options and completions that several commands share."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from keras_committee.choices import SPLITS
 from keras_committee.class_folders import check_split_folders
 from keras_committee.errors import CommitteeError, RecipeError
 from keras_committee.recipe_file import RecipeFile
+
+
+class HomePath(click.Path):
+    """A path whose leading `~` or `~user` is a home folder, also where the shell leaves it, as in `--run=~/runs/a`."""
+
+    def convert(self, value, param, ctx):
+        return super().convert(os.path.expanduser(value), param, ctx)
 
 
 def complete_recipes(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -80,14 +88,20 @@ def standard_options(command):
     return debug(version(command))
 
 
-recipe_argument = click.argument("recipe", type=click.Path(), shell_complete=complete_recipes)
-run_argument = click.argument("run", type=click.Path(), shell_complete=complete_runs)
+recipe_argument = click.argument("recipe", type=HomePath(), shell_complete=complete_recipes)
+run_argument = click.argument("run", type=HomePath(), shell_complete=complete_runs)
 runs_argument = click.argument(
-    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(), shell_complete=complete_runs
+    "runs", metavar="RUN...", nargs=-1, required=True, type=HomePath(), shell_complete=complete_runs
 )
 
 run_dir_option = click.option(
-    "--run", "run_dir", metavar="DIR", shell_complete=complete_runs, help="Run folder.", show_default="runs/RECIPE"
+    "--run",
+    "run_dir",
+    type=HomePath(),
+    metavar="DIR",
+    shell_complete=complete_runs,
+    help="Run folder.",
+    show_default="runs/RECIPE",
 )
 set_option = click.option(
     "--set",

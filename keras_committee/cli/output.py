@@ -1,12 +1,67 @@
 """Output of commands: one JSON document, or text that ends with the next command to run."""
 
 import contextlib
+import errno
+import io
 import json
 import os
 import shlex
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+
+def protect_standard_streams() -> None:
+    """Let a command go on where its output cannot be printed: a closed stream, a closed pipe or a full disk.
+
+    Characters that the encoding of a stream lacks are printed as escapes such as `\\udcff`.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:  # closed: the next file that is opened would get its number, and what is printed
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = _protected(sys.stdout), _protected(sys.stderr)
+
+
+def stdout_error() -> OSError | None:
+    """Return why a part of the output is missing; None if all of it was written or nobody reads it."""
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw.error if isinstance(raw, _ProtectedFile) else None
+
+
+class _ProtectedFile(io.FileIO):
+    """The file of a standard stream. After an error, what is written to it is discarded."""
+
+    error: OSError | None = None
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = None if error.errno == errno.EPIPE else error
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return len(data)
+
+
+def _protected(stream: Any) -> Any:
+    """Return a stream on the same file that raises no error; other streams than Python's own remain."""
+    if stream is None:  # closed
+        return open(os.devnull, "w", encoding="utf-8")
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.reconfigure(errors="backslashreplace")
+    file = getattr(stream.buffer, "raw", stream.buffer)
+    if type(file) is not io.FileIO or file.fileno() not in (1, 2):
+        return stream
+    stream.flush()
+    buffer = io.BufferedWriter(_ProtectedFile(file.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(
+        buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through
+    )
 
 
 @contextlib.contextmanager
@@ -22,11 +77,8 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def print_message(text: str) -> None:
-    """Print to stdout; a closed pipe, as after `| head`, is not an error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise the flush at interpreter exit fails
+    """Print to stdout at once."""
+    print(text, flush=True)
 
 
 def print_next_steps(*arguments: str) -> None:

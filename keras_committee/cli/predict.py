@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from keras_committee.cli.options import (
+    HomePath,
     complete_runs_or_exports,
     json_option,
     min_members_option,
@@ -25,7 +26,7 @@ from keras_committee.tables import print_table
     "source_and_images",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path),
+    type=HomePath(path_type=Path),
     metavar="[RUN_OR_MODEL_DIR] IMAGE...",
     shell_complete=complete_runs_or_exports,
 )
@@ -34,7 +35,7 @@ from keras_committee.tables import print_table
 )
 @click.option(
     "--selection",
-    type=click.Path(path_type=Path),
+    type=HomePath(path_type=Path),
     metavar="FILE",
     help="Selection file written by `select`.",
     show_default="all members",

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from keras_committee.cli.options import (
+    HomePath,
     allow_duplicate_weights_option,
     json_option,
     min_members_option,
@@ -28,7 +29,7 @@ from keras_committee.run import Run
 @runs_argument
 @click.option(
     "--out",
-    type=click.Path(),
+    type=HomePath(),
     metavar="DIR",
     help="Write the report to DIR.",
     show_default="RUN/report, or report/ beside several runs",
@@ -37,7 +38,7 @@ from keras_committee.run import Run
     "--selection",
     "selections",
     multiple=True,
-    type=click.Path(),
+    type=HomePath(),
     metavar="FILE",
     help="Selection file written by `select`. May be repeated.",
 )

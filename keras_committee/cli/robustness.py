@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from keras_committee.choices import CORRUPTIONS, SEVERITIES
-from keras_committee.cli.options import json_option, min_members_option, run_argument, standard_options
+from keras_committee.cli.options import HomePath, json_option, min_members_option, run_argument, standard_options
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.run import Run
 from keras_committee.tables import print_table
@@ -49,7 +49,7 @@ class _CommaSeparated(click.ParamType):
     metavar="N",
     help="Maximum number of test examples.",
 )
-@click.option("--ood-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder of out-of-distribution images.")
+@click.option("--ood-dir", type=HomePath(path_type=Path), metavar="DIR", help="Folder of out-of-distribution images.")
 @click.option(
     "--seed",
     type=click.IntRange(0),

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import json_option, recipe_argument, set_option, standard_options
+from keras_committee.cli.options import HomePath, json_option, recipe_argument, set_option, standard_options
 from keras_committee.cli.output import print_json, print_next_steps, reserve_stdout_for_json
+from keras_committee.costs import format_cost
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.search import Budget, parse_ranges
@@ -23,7 +24,14 @@ from keras_committee.search import Budget, parse_ranges
     required=True,
     help="Values of a recipe parameter: width=1:4, learning_rate=0.01:0.3:log or depth=16,22,28. May be repeated.",
 )
-@click.option("--out", "search_dir", metavar="DIR", help="Search folder.", show_default="runs/RECIPE-search")
+@click.option(
+    "--out",
+    "search_dir",
+    type=HomePath(),
+    metavar="DIR",
+    help="Search folder.",
+    show_default="runs/RECIPE-search",
+)
 @click.option(
     "--budget-gflops",
     type=click.FloatRange(0, min_open=True),
@@ -75,7 +83,7 @@ def search(
         return
     count = len(result["runs"])
     click.echo(
-        f"Trained {count} member{'' if count == 1 else 's'} for {result['gflops']:.4g} GFLOPs in"
+        f"Trained {count} member{'' if count == 1 else 's'} for {format_cost(result['gflops'], '.4g')} GFLOPs in"
         f" {result['minutes']:.1f} minutes; the budget of {budget} is spent."
     )
     if result["runs"]:

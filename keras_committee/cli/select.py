@@ -10,6 +10,7 @@ import click
 
 from keras_committee.choices import OBJECTIVES, SEARCH_METHODS, SELECTION_HEADS
 from keras_committee.cli.options import (
+    HomePath,
     allow_duplicate_weights_option,
     json_option,
     min_members_option,
@@ -69,7 +70,7 @@ from keras_committee.tables import print_selection
 )
 @click.option(
     "--out",
-    type=click.Path(),
+    type=HomePath(),
     metavar="FILE",
     help="Write the selection to FILE.",
     show_default="selection.json in the first RUN",

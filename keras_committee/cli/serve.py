@@ -10,15 +10,15 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import complete_exports, json_option, standard_options
+from keras_committee.cli.options import HomePath, complete_exports, json_option, standard_options
 from keras_committee.cli.output import print_json, print_message
 from keras_committee.errors import RecipeError
 
-_EXISTING_FILE = click.Path(exists=True, dir_okay=False)
+_EXISTING_FILE = HomePath(exists=True, dir_okay=False)
 
 
 @click.command()
-@click.argument("model_dir", type=click.Path(), required=False, shell_complete=complete_exports)
+@click.argument("model_dir", type=HomePath(), required=False, shell_complete=complete_exports)
 @click.option(
     "--rest-port",
     type=click.IntRange(0, 65535),

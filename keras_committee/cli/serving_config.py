@@ -1,18 +1,19 @@
 """`keras-committee serving-config`: write configuration files for TF Serving."""
 
+import os
 import re
 from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import complete_exports, json_option, standard_options
+from keras_committee.cli.options import HomePath, complete_exports, json_option, standard_options
 from keras_committee.cli.output import print_json
 from keras_committee.errors import RecipeError
 
 
 @click.command()
-@click.argument("model_dir", type=click.Path(), shell_complete=complete_exports)
-@click.option("--out", required=True, type=click.Path(), metavar="DIR", help="Write the files to DIR.")
+@click.argument("model_dir", type=HomePath(), shell_complete=complete_exports)
+@click.option("--out", required=True, type=HomePath(), metavar="DIR", help="Write the files to DIR.")
 @click.option("--name", metavar="NAME", help="Name of the model in requests.", show_default="name of MODEL_DIR")
 @click.option(
     "--base-path", metavar="DIR", help="MODEL_DIR as seen by the server.", show_default="absolute path of MODEL_DIR"
@@ -74,10 +75,10 @@ def serving_config(
     labeled_versions = dict(_parse_label(label) for label in version_labels)
     requested = _parse_numbers("--versions", versions) if versions else tuple(sorted(set(labeled_versions.values())))
     _check_versions_exist(model_dir, {*requested, *labeled_versions.values()})
-    folder = Path(model_dir).absolute()
+    folder = Path(os.path.abspath(model_dir))
     model = ServedModel(
         name=name or folder.name,
-        base_path=base_path or str(folder.resolve()),
+        base_path=base_path or str(folder),
         versions=requested,
         labels=labeled_versions,
     )

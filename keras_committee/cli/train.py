@@ -1,6 +1,5 @@
 """`keras-committee train`: train the members of a recipe."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -15,6 +14,7 @@ from keras_committee.cli.output import (
     reserve_stdout_for_json,
 )
 from keras_committee.errors import DataError
+from keras_committee.files import expand_home
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, default_run_path, open_run
 
@@ -175,7 +175,7 @@ def _parse_steps(text: str | None) -> tuple[int, int] | None:
 def _check_data_dir(parameters: dict[str, Any]) -> None:
     """Raise DataError if the parameter `data_dir` is missing, before TensorFlow is imported and a run is created."""
     data_dir = parameters.get("data_dir")
-    if isinstance(data_dir, str) and not Path(data_dir).exists():
+    if isinstance(data_dir, str) and not expand_home(data_dir).exists():
         raise DataError(
             f"no such data directory: {data_dir} (parameter data_dir). No run was started.\n"
             "  Set the folder of the images: --set data_dir=PATH"

@@ -18,7 +18,7 @@ from keras_committee.data.images import InMemoryImages
 from keras_committee.data.preprocessing import resize
 from keras_committee.data.splits import Split
 from keras_committee.errors import DataError, raise_if_problems
-from keras_committee.files import file_hash
+from keras_committee.files import expand_home, file_hash
 
 CLASS_NAMES = {
     "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
@@ -89,9 +89,12 @@ def _make_reader(name, classes, directory):
     if directory is None:
         return CifarDownload(name=name, classes=classes)
     if os.fspath(directory).endswith(".npz"):
-        return CifarArrayFile(name=name, classes=classes, path=Path(directory))
+        return CifarArrayFile(name=name, classes=classes, path=expand_home(directory))
     return ClassFolders(
-        directory=Path(directory), transform=resize(_IMAGE_SHAPE[:2]), require_exact_size=True, classes=len(classes)
+        directory=expand_home(directory),
+        transform=resize(_IMAGE_SHAPE[:2]),
+        require_exact_size=True,
+        classes=len(classes),
     )
 
 
@@ -129,7 +132,7 @@ class CifarDownload:
 
 def _delete_bad_download(name, expected_hash):
     """Delete a download with a wrong checksum, so that nothing uses it, and return the error message."""
-    datasets = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "datasets"
+    datasets = expand_home(os.environ.get("KERAS_HOME", "~/.keras")) / "datasets"
     lines = [f"{name}: the download is not the file that Keras expects, SHA-256 {expected_hash}. It was deleted."]
     for archive in datasets.glob(f"{name.replace('cifar', 'cifar-')}-*_archive"):
         lines.append(f"  {archive} had SHA-256 {file_hash(archive)}")

@@ -13,6 +13,7 @@ from keras_committee.data.dataset import DataConfig, ReadResult
 from keras_committee.data.images import ImageFiles
 from keras_committee.data.preprocessing import ImageTransform, resolve_transform
 from keras_committee.data.splits import Split
+from keras_committee.files import expand_home
 
 
 def image_folder(
@@ -57,7 +58,7 @@ def image_folder(
     """
     check_split_folders(split_folders, "image_folder")
     reader = ClassFolders(
-        directory=Path(directory),
+        directory=expand_home(directory),
         transform=resolve_transform("image_folder", size, transform),
         split_folders=split_folders,
     )

@@ -13,6 +13,7 @@ from keras_committee.data.preprocessing import ImageTransform, resolve_transform
 from keras_committee.data.record_index import Fields
 from keras_committee.data.tfrecords import ShardReader, named_splits_and_counts
 from keras_committee.errors import DataError, RecipeError
+from keras_committee.files import expand_home
 
 
 def tfds(
@@ -48,7 +49,7 @@ def tfds(
     splits, counts = named_splits_and_counts(validation=validation, test=test)
     reader = TfdsReader(
         name=name,
-        data_dir=None if data_dir is None else Path(data_dir),
+        data_dir=None if data_dir is None else expand_home(data_dir),
         splits={"train": train, **splits},
         transform=resolve_transform("tfds", size, transform),
     )

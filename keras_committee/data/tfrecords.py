@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -312,12 +313,16 @@ def named_splits_and_counts(*, validation: float | str, test: float | str) -> tu
 
 def _read_class_names(path):
     try:
-        names = path.read_text(encoding="utf-8").strip("\n").split("\n")
+        names = path.read_text(encoding="utf-8-sig").strip("\n").split("\n")  # Windows writes a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the class names in {path} cannot be read: {error}. Name another file as labels.") from error
     if not all(name.strip() for name in names):
         raise DataError(
             f"{path} has an empty line; every line must be a class name. Fix it, or name another file as labels."
+        )
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(
+            f"{path} has {repeated[0]!r} in several lines; class names must differ. Fix it, or name another file."
         )
     return names
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_committee.errors import DataError, VerificationError
+from keras_committee.files import expand_home
 from keras_committee.models.blocks import IMAGENET_STD
 from keras_committee.models.efficientnet import check_variant, efficientnet
 from keras_committee.models.external import InputNormalization, InputScaling, wrap_model
@@ -186,8 +187,9 @@ def _application_builder(application: str) -> Callable[..., keras.Model]:
 
 def _build_with_weights(application: str, weights: str | Path, *, classes: int = 1000, **options) -> keras.Model:
     """Build a network of `keras.applications` with its weights, or raise `DataError`."""
+    weights = expand_home(weights)
     is_file = str(weights) != "imagenet"
-    if is_file and not Path(weights).is_file():
+    if is_file and not weights.is_file():
         raise DataError(
             f'There is no weights file {weights}.\n  Pass the path of a file, or "imagenet" to download the weights.'
         )

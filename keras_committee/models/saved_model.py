@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_committee.errors import VerificationError
+from keras_committee.files import expand_home
 from keras_committee.layers.graph import TensorFlowGraph, check_operations
 from keras_committee.models.external import wrap_model
 
@@ -49,7 +50,7 @@ def load_saved_model(
     image_size: tuple[int, int] | None = None,
 ) -> keras.Model:
     """Load the network in a SavedModel, unchanged: `from_saved_model` without `wrap_model`."""
-    path = Path(path)
+    path = expand_home(path)
     function = _load_signature(path, signature)
     image_spec, output_name = _find_image_input(path, function), _find_output(path, function, output)
     arguments, values = _freeze(path, function, image_spec, output_name)

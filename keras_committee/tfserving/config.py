@@ -19,7 +19,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format, wrappers_pb2
 
 from keras_committee.errors import RecipeError
-from keras_committee.files import write_file
+from keras_committee.files import expand_home, write_file
 from keras_committee.tfserving.versions import NAME_RULE, is_valid_name
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -120,7 +120,7 @@ def write_config(config: ServerConfig, folder: str | Path) -> list[Path]:
         RecipeError: If the server would reject one of the files; none is written.
         ResourceError: If a file cannot be written.
     """
-    folder, texts = Path(folder), config.render()
+    folder, texts = expand_home(folder), config.render()
     first_step = render_models_config(
         tuple(_loading_step(model, _current_labels(folder, model.name)) for model in config.models)
     )

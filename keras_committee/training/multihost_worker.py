@@ -6,12 +6,12 @@ It reads the checkpoints to resume, and writes nothing but temporary files.
 import contextlib
 import sys
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 import tensorflow as tf
 
 from keras_committee.errors import DivergedError, RecipeError, RunError
+from keras_committee.files import expand_home
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
@@ -51,7 +51,7 @@ def run_as_worker(
     """
     if workers not in (1, "auto"):
         raise RecipeError(f"strategy 'multiworker' trains one member at a time. Received: --workers {workers}")
-    cluster, run = read_cluster(), Run(Path(run_dir))
+    cluster, run = read_cluster(), Run(expand_home(run_dir))
     if cluster.is_chief:
         return False
     recipe = recipe_file.build(parameters, smoke=smoke)

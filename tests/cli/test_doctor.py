@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 
@@ -141,7 +142,7 @@ def test_gpus_that_tensorflow_does_not_find_are_wrong(monkeypatch, gpus, nvidia,
 @pytest.mark.parametrize(
     ("environment", "line"),
     [
-        ({"KERAS_BACKEND": "jax"}, "wrong    Keras backend: jax, set by KERAS_BACKEND; training and data require"),
+        ({"KERAS_BACKEND": "jax"}, "wrong    Keras backend: jax, set by KERAS_BACKEND; commands run on TensorFlow"),
         ({"TF_CONFIG": '{"cluster"'}, 'wrong    TF_CONFIG: not a valid cluster configuration. Received: {"cluster"'),
         ({"TF_CONFIG": '{"task": {"type": "worker", "index": 1}}'}, "ok       TF_CONFIG: this host is worker 1"),
         ({"XLA_FLAGS": "--x=1"}, "ok       environment: XLA_FLAGS=--x=1"),
@@ -156,8 +157,14 @@ def test_the_environment_is_checked(environment, line, tmp_path):
 def test_the_backend_of_the_settings_file_is_checked_without_a_variable(tmp_path):
     (tmp_path / "keras.json").write_text('{"backend": "torch"}')
     result = next(iter(checks.check_environment({"KERAS_HOME": str(tmp_path)})))
-    assert (result.state, result.needed) == ("wrong", True)
+    assert (result.state, result.needed) == ("wrong", False)
     assert result.text.startswith(f"torch, set by {tmp_path}/keras.json")
+
+
+def test_a_user_without_a_home_folder_has_no_settings_file(tmp_path, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31)
+    assert str(next(iter(checks.check_environment({})))) == "ok       Keras backend: tensorflow"
 
 
 def test_a_folder_that_cannot_be_written_is_wrong(tmp_path):

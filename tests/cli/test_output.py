@@ -54,7 +54,7 @@ def test_after_train_comes_evaluate_of_the_finished_members(run, monkeypatch, ca
     "options", [[], ["--allow-incomplete", "2"], ["--allow-incomplete", "1", "--allow-duplicate-weights"]]
 )
 def test_after_evaluate_comes_select_if_there_are_several_members(run, monkeypatch, capsys, members, name, options):
-    result = {"members": [MEMBER] * members, "committees": [], "examples": 360}
+    result = {"members": [MEMBER] * members, "committees": [], "examples": 360, "split": "test"}
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: result)
     assert main(["evaluate", RUN_DIR, *options]) == 0
     assert next_command(capsys) == [name, RUN_DIR, *options]
@@ -79,9 +79,39 @@ def test_E12_unencodable_characters_are_printed_as_escapes(encoding):
     assert out.endswith(b" end\n")
 
 
-def test_E09_a_closed_pipe_is_not_an_error():
-    program = "import sys; from keras_committee.cli import output; output.print_message('x' * 100_000); sys.exit(0)"
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with process:
-        process.stdout.close()
-        assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 0)
+PRINTS = """
+import sys
+from keras_committee.cli import cli, main, output
+
+@cli.command()
+def work():
+    for _ in range(3):
+        print("x" * 100_000)
+        print("progress", file=sys.stderr)
+    with open("result", "w") as file:
+        file.write("whole")
+
+sys.exit(main(["work"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "error"),
+    [
+        ("| true", 0, ""),
+        ("2>&1 | true", 0, ""),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        ("> /dev/full", 7, "error: cannot write to standard output: No space left on device. A part of the output is"),
+        ("2> /dev/full", 0, ""),
+    ],
+)
+def test_E09_output_that_cannot_be_written_does_not_stop_a_command(tmp_path, redirection, code, error):
+    """The file that a command writes must not get the number of a closed stream, nor what is printed."""
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(PRINTS)} {redirection}; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == code
+    assert result.stderr.replace("progress\n", "").startswith(error)
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "result").read_text() == "whole"

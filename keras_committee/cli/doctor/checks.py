@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from keras_committee import system_limits
+from keras_committee.files import expand_home
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -337,13 +338,13 @@ def _check_shared_memory(folder: Path) -> CheckResult:
 
 
 def _check_backend(environment: Mapping[str, str]) -> CheckResult:
-    file = Path(environment.get("KERAS_HOME") or Path.home() / ".keras", "keras.json")
+    file = expand_home(environment.get("KERAS_HOME") or "~/.keras") / "keras.json"
     backend, source = environment.get("KERAS_BACKEND"), "KERAS_BACKEND"
     if not backend:
         backend, source = _configured_backend(file), str(file)
     if backend not in (None, "tensorflow"):
-        text = f"{backend}, set by {source}; training and data require TensorFlow"
-        return CheckResult("Keras backend", "wrong", text, "export KERAS_BACKEND=tensorflow", needed=True)
+        text = f"{backend}, set by {source}; commands run on TensorFlow all the same, Python programs do not"
+        return CheckResult("Keras backend", "wrong", text, "export KERAS_BACKEND=tensorflow")
     return CheckResult("Keras backend", "ok", "tensorflow")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keras_committee.cli.options import json_option, split_folders_option, standard_options
+from keras_committee.cli.options import HomePath, json_option, split_folders_option, standard_options
 from keras_committee.cli.output import command_line, print_json, print_message
 from keras_committee.errors import RecipeError
 from keras_committee.files import write_file
@@ -14,11 +14,11 @@ from keras_committee.files import write_file
 if TYPE_CHECKING:
     from keras_committee.cli.init.image_stats import ImageStats
 
-_SOURCE_TYPE = (click.Choice(["image-folder", "tfrecords"]), click.Path(path_type=Path))
+_SOURCE_TYPE = (click.Choice(["image-folder", "tfrecords"]), HomePath(path_type=Path))
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=HomePath(path_type=Path, dir_okay=False))
 @click.option(
     "--from",
     "source",

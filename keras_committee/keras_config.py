@@ -1,0 +1,39 @@
+"""Keras' global configuration, which `KERAS_BACKEND` or a `keras.json` may have changed for another project."""
+
+import os
+import sys
+
+from keras_committee.errors import RecipeError
+
+_selected_backend = "tensorflow"
+
+
+def select_backend(name: str) -> None:
+    """Choose the backend of this process, `"tensorflow"` by default, before Keras is imported.
+
+    Raises:
+        RecipeError: If Keras already runs on another backend.
+    """
+    global _selected_backend
+    _selected_backend = os.environ["KERAS_BACKEND"] = name
+    use_standard_config()
+
+
+def use_standard_config() -> None:
+    """Set Keras' defaults, float32 with channels last, whatever `keras.json` states. Do nothing before Keras is loaded.
+
+    Raises:
+        RecipeError: If Keras does not run on the backend of this process.
+    """
+    keras = sys.modules.get("keras")
+    if keras is None or not hasattr(keras, "config"):  # still importing
+        return
+    if (backend := keras.config.backend()) != _selected_backend:
+        raise RecipeError(
+            f"Keras runs on {backend!r}, as KERAS_BACKEND or keras.json states; keras-committee needs "
+            f"{_selected_backend!r}.\n  Set the environment variable KERAS_BACKEND={_selected_backend} before Keras is "
+            "imported."
+        )
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
