@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from keras_committee.errors import RecipeError, raise_if_problems
+from keras_committee.errors import DataError, RecipeError, raise_if_problems
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 SPLIT_SPELLINGS = {
@@ -60,7 +60,8 @@ def list_images(directory: Path, classes: int | None = None, split_folders: Mapp
             them.
 
     Raises:
-        DataError: If `directory` is not a folder, its name is not UTF-8, or its layout is ambiguous.
+        DataError: If `directory` is not a folder, its name is not UTF-8, its layout is ambiguous, or a folder in it
+            cannot be read.
     """
     if not directory.is_dir():
         reason = "is not a folder" if directory.exists() else "there is no such folder"
@@ -259,8 +260,12 @@ def _lookalike_problems(prefix: str, names: Sequence[str]) -> list[str]:
 
 
 def _visible_entries(folder: Path) -> list[os.DirEntry]:
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _IGNORED_FILES]
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if entry.name[0] != "." and entry.name not in _IGNORED_FILES]
+    except OSError as error:
+        reason = f"the folder cannot be read ({error.strerror})"
+        raise DataError(f"{folder}: {reason}. Change its permissions, or move it away.") from error
     return sorted(visible, key=lambda entry: entry.name)
 
 

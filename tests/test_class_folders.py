@@ -1,6 +1,7 @@
 """Lists of class folders: splits, classes and problems."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -184,6 +185,19 @@ def test_a_missing_split_is_one_problem(write):
 def test_a_folder_without_class_folders_is_a_problem(write):
     root = write("1.png")
     assert list_images(root).problems == [f"there are no class folders in {root}"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(write, monkeypatch):
+    root, scandir = write("cat/1.png", "dog/2.png"), os.scandir
+
+    def refuse(path):
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read every folder
+    with pytest.raises(DataError, match=r"dog: the folder cannot be read \(Permission denied\)\. Change its perm"):
+        list_images(root)
 
 
 def test_a_missing_folder_and_a_file_are_errors(write):

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import resource
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -319,10 +318,6 @@ def _read_class_names(path):
     if not all(name.strip() for name in names):
         raise DataError(
             f"{path} has an empty line; every line must be a class name. Fix it, or name another file as labels."
-        )
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(
-            f"{path} has {repeated[0]!r} in several lines; class names must differ. Fix it, or name another file."
         )
     return names
 

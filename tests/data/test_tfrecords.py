@@ -199,6 +199,11 @@ def test_other_shards_are_not_ignored(records, name, problem):
         described(records).load()
 
 
+def test_class_names_may_follow_a_byte_order_mark(records):
+    (records / "labels.txt").write_text("bee\nant\n", encoding="utf-8-sig")
+    assert described(records).load().classes == ("bee", "ant")
+
+
 def test_a_pattern_of_validation_shards_stays_the_validation_split(records):
     loaded = data.tfrecords(
         records / "train-*", 4, first_label=1, size=(6, 5), validation=str(records / "validation-*"), test=3
