@@ -125,7 +125,7 @@ def _find_activation(tensor: Any, classes: int) -> _Activation | None:
     name = _activation_name(operation)
     if name in ("softmax", "log_softmax") and not _is_over_classes(operation, tensor, classes):
         return None
-    if name not in _KIND_BY_ACTIVATION:
+    if name is None or name not in _KIND_BY_ACTIVATION:
         return None
     if type(operation) in _LAYERS_WITH_ACTIVATION and not isinstance(operation, keras.layers.Activation):
         return _Activation(name, lambda: _linear_copy(operation, before))
@@ -140,11 +140,12 @@ def _is_graph_of_layers(operation):
 
 def _find_activation_in_nested_model(model, output_index, inputs, classes):
     last = _find_activation(model.outputs[output_index], classes)
-    if last is None or last.build_before is None:
+    build_inner = last and last.build_before
+    if last is None or build_inner is None:
         return last
 
     def build_before():
-        nested = keras.Model(model.inputs, last.build_before(), name=model.name)
+        nested = keras.Model(model.inputs, build_inner(), name=model.name)
         return nested(inputs if len(inputs) > 1 else inputs[0])
 
     return _Activation(last.name, build_before)
