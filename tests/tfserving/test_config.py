@@ -171,6 +171,15 @@ def test_the_command_writes_and_rolls_back(tmp_path, capsys):
     assert config.parse_batching(text).max_batch_size.value == 4
 
 
+def test_the_base_path_may_be_a_symbolic_link_that_is_kept(tmp_path, capsys):
+    (tmp_path / "digits-2026" / "3").mkdir(parents=True)
+    (tmp_path / "digits").symlink_to("digits-2026")
+    (tmp_path / "x").mkdir()
+    assert cli.main(["serving-config", str(tmp_path / "x" / ".." / "digits"), "--out", str(tmp_path / "out")]) == 0
+    (written,) = config.parse_models((tmp_path / "out" / "models.config").read_text()).model_config_list.config
+    assert (written.name, written.base_path) == ("digits", str(tmp_path / "digits"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
