@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from keras_committee.costs import format_cost, unknown_cost_note
+
 _REPORTED_SCORES = ("accuracy", "nll", "ece")
 _MFLOPS_NOTE = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
 _QUARTILES = ("lower", "median", "upper")
@@ -26,6 +28,7 @@ def print_members(members: list[dict[str, Any]]) -> None:
         "inference with batch 1. "
     )
     print_table([*columns, "training memory", "inference memory"], rows, note)
+    _print_unknown_costs(members)
 
 
 def print_evaluation(result: dict[str, Any]) -> None:
@@ -37,12 +40,13 @@ def print_evaluation(result: dict[str, Any]) -> None:
     scores = ["accuracy", "nll", "ece", "brier"]
     members = [[*_member_cells(member), *(f"{member[score]:.4f}" for score in scores)] for member in result["members"]]
     print_table(["member", "name", "parameters", "MFLOPs", "accuracy", "NLL", "ECE", "Brier"], members)
+    _print_unknown_costs(result["members"])
     _print_latency(result["members"])
     committees = [
         [
             str(committee["size"]),
             str(committee["accuracy"]["subsets"]),
-            f"{committee['mflops']:.2f}",
+            format_cost(committee["mflops"]),
             f"{committee['accuracy']['min']:.4f} .. {committee['accuracy']['max']:.4f}",
             *(_format_mean_std(committee[score]) for score in scores),
         ]
@@ -68,6 +72,8 @@ def print_selection(selection: dict[str, Any]) -> None:
     rows.append(_summary_row("best member", report["best_member"]))
     columns = ["", "members", "MFLOPs", "validation accuracy", "test accuracy", "test NLL", "test ECE"]
     print_table(columns, rows, "Selected on validation data; [95 % bootstrap interval]. ")
+    for note in report.get("notes", ()):
+        click.echo(f"{note}\n")
 
 
 def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> None:
@@ -105,13 +111,20 @@ def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> No
 
 
 def _member_cells(member: dict[str, Any]) -> list[str]:
-    return [str(member["index"]), member["name"], f"{member['parameters']:,}", f"{member['mflops']:.2f}"]
+    return [str(member["index"]), member["name"], f"{member['parameters']:,}", format_cost(member["mflops"])]
+
+
+def _print_unknown_costs(members: list[dict[str, Any]]) -> None:
+    named = [(f"member {member['index']} ({member['name']})", member.get("uncounted", [])) for member in members]
+    if note := unknown_cost_note(named):
+        click.echo(f"{note}\n")
 
 
 def _stochastic_depth_cells(member: dict[str, Any]) -> list[str]:
     if member["expected_depth"] is None:
         return ["-", "-"]
-    return [f"{member['expected_depth']:.2f} blocks", f"{member['expected_saving']:.1%} in training"]
+    saving = member["expected_saving"]
+    return [f"{member['expected_depth']:.2f} blocks", "unknown" if saving is None else f"{saving:.1%} in training"]
 
 
 def _memory_cells(member: dict[str, Any]) -> list[str]:
@@ -141,7 +154,7 @@ def _selection_row(name: str, report: dict[str, Any]) -> list[str]:
     return [
         name,
         _format_names(report["members"]),
-        f"{report['mflops']:.2f}",
+        format_cost(report["mflops"]),
         f"{report['validation']['accuracy']['value']:.4f}",
         *(
             f"{test[score]['value']:.4f} [{test[score]['low']:.4f}, {test[score]['high']:.4f}]"
@@ -154,7 +167,7 @@ def _summary_row(name: str, summary: dict[str, Any]) -> list[str]:
     return [
         name,
         _format_names(summary["members"]),
-        f"{summary['mflops']:.2f}",
+        format_cost(summary["mflops"]),
         f"{summary['validation']['accuracy']:.4f}",
         *(f"{summary['test'][score]:.4f}" for score in _REPORTED_SCORES),
     ]

@@ -53,6 +53,7 @@ def _describe_member(recipe: Recipe, index: int) -> dict[str, Any]:
         "name": model.name,
         "parameters": flops.parameters(model),
         "mflops": flops.mflops(model),
+        "uncounted": flops.uncounted_layers(model),
         # Residual blocks that run in a training step, and the share of the multiply-adds saved by skipping the others.
         "expected_depth": expected_depth(model) if has_stochastic_depth else None,
         "expected_saving": flops.expected_flops_reduction(model) if has_stochastic_depth else None,

@@ -95,13 +95,25 @@ def within_budget(costs: np.ndarray, objective: Objective) -> np.ndarray:
     return costs <= objective.max_cost + 1e-6
 
 
+def committee_costs(multiplicities: np.ndarray, member_costs: np.ndarray, head: str) -> np.ndarray:
+    """Return the cost of each committee; infinite if that of a member is unknown.
+
+    A geometric mean runs a member of higher multiplicity once, since it becomes a weighted geometric mean.
+    """
+    num_runs = np.minimum(multiplicities, 1 if head == "geometric_mean" else np.inf)
+    is_known = np.isfinite(member_costs)
+    total = num_runs @ np.where(is_known, member_costs, 0.0)
+    # Rounded to the FLOP, so that equal costs are equal whatever the order of summation.
+    return np.where((num_runs[..., ~is_known] > 0).any(axis=-1), np.inf, np.round(total, 6))
+
+
 class Candidates:
     """The committees evaluated so far; each is scored once.
 
     Args:
         log_probabilities: Of the validation split: floats `(examples, members, classes)`.
         labels: Integers `(examples,)`.
-        costs: For each member, floats above 0.
+        costs: For each member, floats above 0; infinite if unknown.
         head: One of `choices.SELECTION_HEADS`.
     """
 
@@ -119,13 +131,8 @@ class Candidates:
         return len(self.member_costs)
 
     def cost(self, multiplicities: np.ndarray) -> np.ndarray:
-        """Return the cost of each committee.
-
-        A geometric mean runs a member of higher multiplicity once, since it becomes a weighted geometric mean.
-        """
-        num_runs = np.minimum(multiplicities, 1 if self.head == "geometric_mean" else np.inf)
-        # Rounded to the FLOP, so that equal costs are equal whatever the order of summation.
-        return np.round(num_runs @ self.member_costs, 6)
+        """Return the cost of each committee, see `committee_costs`."""
+        return committee_costs(multiplicities, self.member_costs, self.head)
 
     def score(self, multiplicities: np.ndarray) -> CandidateTable:
         """Return the committees of these rows; those that are new are scored."""
@@ -339,6 +346,8 @@ def _single_architecture(
 def _mixed(candidates: Candidates, architectures: np.ndarray, single: np.ndarray, objective: Objective, method: str):
     """Return the best committee of two or more architectures that costs no more than `single`, or None."""
     cost = float(candidates.cost(single))
+    if math.isinf(cost):  # unknown
+        return None
     same_cost_objective = Objective(metric=objective.metric, max_cost=cost, min_accuracy=objective.min_accuracy)
     if len(set(architectures)) > 1:
         search_committees(candidates, same_cost_objective, method)

@@ -4,11 +4,12 @@ import dataclasses
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_committee import aggregation, metrics
+from keras_committee import aggregation, costs, metrics
 from keras_committee.evaluation.committee_scores import SCORE_NAMES, scores, subset_multiplicities
 from keras_committee.evaluation.latency import measure_latencies
 from keras_committee.evaluation.member_info import load_member_info
@@ -40,7 +41,8 @@ def evaluate(
     """Evaluate members and committees of every size on a split, and write `evaluation.json` to the run folder.
 
     The scores of a committee size are means over all subsets of the members of that size, or over 1,000 random ones
-    where there are more. `mflops` is 2 x multiply-adds / 1e6 for one image, summed over the members of a committee.
+    where there are more. `mflops` is 2 x multiply-adds / 1e6 for one image, summed over the members of a committee;
+    None if unknown, and then `uncounted` names the layers of a member that cannot be counted.
 
     Args:
         run: The run folder.
@@ -88,7 +90,7 @@ def evaluate(
     return result
 
 
-def score_committees_of_size(size: int, predictions: SplitPredictions, head, mflops: list[float]) -> dict:
+def score_committees_of_size(size: int, predictions: SplitPredictions, head, mflops: Sequence[float | None]) -> dict:
     """Return mean, standard deviation and range of each metric over the committees of `size` members.
 
     The standard deviation is that of the given subsets (divisor n), which share members: it measures how much the
@@ -96,10 +98,11 @@ def score_committees_of_size(size: int, predictions: SplitPredictions, head, mfl
     """
     subsets = member_subsets(predictions.log_probabilities.shape[1], size)
     scores_by_name = _score_subsets(predictions, subsets, head)
-    mean_mflops = float(np.mean([sum(mflops[member] for member in subset) for subset in subsets]))
+    member_costs = [costs.from_document(cost) for cost in mflops]
+    mean_mflops = float(np.mean([sum(member_costs[member] for member in subset) for subset in subsets]))
     return {
         "size": size,
-        "mflops": mean_mflops,
+        "mflops": costs.to_document(mean_mflops),
         **{name: _summary_statistics(values) for name, values in scores_by_name.items()},
     }
 
@@ -152,6 +155,7 @@ def _member_results(run: Run, predictions: SplitPredictions, allow_duplicate_wei
             "name": info.name,
             "parameters": info.parameters,
             "mflops": info.mflops,
+            **({"uncounted": list(info.uncounted)} if info.uncounted else {}),
             **metrics.classification_metrics(np.exp(predictions.log_probabilities[:, position]), predictions.labels),
         }
         for position, (index, info) in enumerate(zip(predictions.members, member_infos, strict=True))

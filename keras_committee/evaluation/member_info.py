@@ -24,7 +24,8 @@ class MemberInfo:
     Attributes:
         name: The model's name.
         parameters: Number of trainable weights.
-        mflops: 2 x multiply-adds / 1e6 for one image.
+        mflops: 2 x multiply-adds / 1e6 for one image; None if unknown.
+        uncounted: Layers whose cost is unknown.
         input_shape: Height, width, channels.
         architecture: Hash of the types and sizes of its layers; members of one architecture differ in their weights.
         weights: SHA-256 of all its weights, in hexadecimal digits, whatever file they are stored in.
@@ -32,7 +33,8 @@ class MemberInfo:
 
     name: str
     parameters: int
-    mflops: float
+    mflops: float | None
+    uncounted: tuple[str, ...]
     input_shape: tuple[int, ...]
     architecture: str
     weights: str
@@ -51,13 +53,14 @@ def load_member_info(run: Run, index: int) -> MemberInfo:
 
 
 def member_info_from_model(model: keras.Model) -> MemberInfo:
-    """Return the description of a model. Raises ValueError if its costs cannot be counted."""
+    """Return the description of a model."""
     costs = flops.count(model)
     layer_signature = [(cost.kind, cost.parameters, cost.multiply_adds) for cost in costs]
     return MemberInfo(
         name=model.name,
         parameters=sum(cost.parameters for cost in costs),
         mflops=flops.mflops(model),
+        uncounted=tuple(flops.uncounted_layers(model)),
         input_shape=tuple(model.inputs[0].shape[1:]),
         architecture=hashlib.sha256(repr(layer_signature).encode()).hexdigest()[:12],
         weights=hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest(),
@@ -78,7 +81,8 @@ def _read_if_current(file: Path, source: str) -> MemberInfo | None:
         document = read_record(file)
         if document.pop("source") != source:
             return None
-        return MemberInfo(**{**document, "input_shape": tuple(document["input_shape"])})
+        tuples = {name: tuple(document[name]) for name in ("input_shape", "uncounted")}
+        return MemberInfo(**{**document, **tuples})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logging.getLogger(__name__).warning("%s is damaged: %s. It is computed again.", file, error)
         return None

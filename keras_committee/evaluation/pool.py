@@ -1,5 +1,6 @@
 """Pool of members from one or more runs, with their predictions on the same examples."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_committee import costs
 from keras_committee.class_folders import distinguish
 from keras_committee.errors import DataError, RecipeError, VerificationError
 from keras_committee.evaluation.member_info import MemberInfo, load_member_info
@@ -26,7 +28,8 @@ class PoolMember:
         weights_hash: SHA-256 of its `model.keras`, in hexadecimal digits.
         name: The model's name.
         parameters: Number of trainable weights.
-        mflops: 2 x multiply-adds / 1e6 for one image.
+        mflops: 2 x multiply-adds / 1e6 for one image; None if unknown.
+        uncounted: Layers whose cost is unknown.
         architecture: Hash of its layers; members of one architecture differ in their weights only.
     """
 
@@ -35,8 +38,9 @@ class PoolMember:
     weights_hash: str
     name: str
     parameters: int
-    mflops: float
+    mflops: float | None
     architecture: str
+    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,27 @@ class Pool:
 
     @property
     def mflops(self) -> np.ndarray:
-        """MFLOPs of each member: float64 `(members,)`."""
-        return np.array([member.mflops for member in self.members])
+        """MFLOPs of each member: float64 `(members,)`; infinite if unknown."""
+        return np.array([costs.from_document(member.mflops) for member in self.members])
+
+    def with_known_costs(self) -> "Pool":
+        """Return the pool of the members whose cost is known. Raises RecipeError if there are none."""
+        known = np.flatnonzero(np.isfinite(self.mflops)).tolist()
+        if not known:
+            raise RecipeError(
+                f"the cost of no member is known, so none can be selected by it.\n{self.unknown_cost_note()}"
+            )
+        return dataclasses.replace(
+            self,
+            members=tuple(self.members[index] for index in known),
+            predictions={split: log_probs[:, known] for split, log_probs in self.predictions.items()},
+        )
+
+    def unknown_cost_note(self) -> str:
+        """Return a note on the members of unknown cost, or ""."""
+        return costs.unknown_cost_note(
+            (f"{member.run} member {member.index} ({member.name})", member.uncounted) for member in self.members
+        )
 
 
 def load_pool(
@@ -173,6 +196,7 @@ def _pool_member(run: Run, index: int, info: MemberInfo) -> PoolMember:
         parameters=info.parameters,
         mflops=info.mflops,
         architecture=info.architecture,
+        uncounted=info.uncounted,
     )
 
 

@@ -16,7 +16,7 @@ from keras_committee.layers import GeometricMean, subset_head
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
-from keras_committee.run import Run, selected_data_infos
+from keras_committee.run import Run, open_selected_runs, selected_data_infos
 from keras_committee.selection import SelectedMember, Selection, Stage
 
 
@@ -88,7 +88,7 @@ class CommitteePredictor:
         """
         selection = Selection.read(file)
         members = selection.members
-        runs = [Run.open(file.parent / member.run) for member in members]
+        runs = open_selected_runs(selection, file.parent)
         files = [run.member(member.index).model for run, member in zip(runs, members, strict=True)]
         models = {path: _load_selected_member(path, member) for path, member in zip(files, members, strict=True)}
         data_infos = selected_data_infos(selection, runs)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_committee.costs import format_cost, to_document
 from keras_committee.errors import RecipeError
 from keras_committee.evaluation import committee_scores
 from keras_committee.evaluation.cascade import CascadeConfig, MemberPredictions, SimulationResult, simulate_cascade
@@ -25,6 +26,7 @@ from keras_committee.evaluation.committee_search import (
     Candidates,
     CandidateTable,
     Objective,
+    committee_costs,
     compare_architectures,
     search_committees,
     within_budget,
@@ -49,7 +51,8 @@ def select(
 
     Args:
         pool: Pool with predictions on "validation" and "test".
-        objective: The goal. Its `max_cost` is in MFLOPs, or in milliseconds with `latencies`.
+        objective: The goal. Its `max_cost` is in MFLOPs, or in milliseconds with `latencies`. Members of unknown cost
+            take no part where it is in MFLOPs.
         out: The file that the selection will be written to; the paths of its runs are relative to its folder.
         search_method: One of `choices.SEARCH_METHODS`.
         head: One of `choices.SELECTION_HEADS`.
@@ -63,6 +66,8 @@ def select(
         RecipeError: If the budget is below the cheapest member, no committee is accurate enough, or the pool is too
             large for the search method.
     """
+    has_budget = math.isfinite(objective.max_cost) and latencies is None
+    notes, pool = _unknown_cost_notes(pool, excluded=has_budget), pool.with_known_costs() if has_budget else pool
     selector = CommitteeSelector(pool, objective, head, latencies)
     chosen = selector.choose(search_method)
     members, weights = members_and_weights(pool, chosen, head, out)
@@ -71,7 +76,7 @@ def select(
         head=head if weights is None else "weighted_geometric_mean",
         weights=weights,
         classes=pool.classes,
-        report=selector.report(chosen),
+        report=selector.report(chosen) | {"notes": notes},
     )
 
 
@@ -89,7 +94,7 @@ def select_cascade(
     Args:
         pool: Pool with predictions on "validation" and "test".
         objective: Its `max_cost` is the highest mean cost, in MFLOPs. Without one, the cascade reaches `min_accuracy`,
-            or the score of the best committee where that is 0.
+            or the score of the best committee where that is 0. Members of unknown cost take no part.
         out: The file that the selection will be written to.
         search_method: How the best committee is found, see `select`.
         head: One of `choices.SELECTION_HEADS`.
@@ -98,6 +103,7 @@ def select_cascade(
     Raises:
         RecipeError: If no cascade meets the goal, or the pool is too large for the search method.
     """
+    notes, pool = _unknown_cost_notes(pool, excluded=True), pool.with_known_costs()
     selector = CommitteeSelector(pool, dataclasses.replace(objective, max_cost=math.inf, min_accuracy=0.0), head)
     committee = selector.choose(search_method)
     predictions = {
@@ -114,8 +120,15 @@ def select_cascade(
         classes=pool.classes,
         stages=config.stages(),
         confidence=config.confidence,
-        report=_cascade_report(selector, committee, config, predictions, bounds, objective),
+        report=_cascade_report(selector, committee, config, predictions, bounds, objective) | {"notes": notes},
     )
+
+
+def _unknown_cost_notes(pool: Pool, *, excluded: bool) -> list[str]:
+    """Return what the user should know about the members of unknown cost: a list of at most one note."""
+    effect = "They take no part, as a budget and a cascade need their cost." if excluded else ""
+    note = pool.unknown_cost_note()
+    return [f"{note}\n  {effect}".rstrip()] if note else []
 
 
 def member_latencies(pool: Pool) -> list[float]:
@@ -203,17 +216,13 @@ class CommitteeSelector:
             "members": [
                 self.member_entry(index, multiplicities[index]) for index in np.flatnonzero(multiplicities).tolist()
             ],
-            "mflops": float(np.minimum(multiplicities, self._max_runs_per_member) @ self.pool.mflops),
+            "mflops": to_document(float(committee_costs(multiplicities, self.pool.mflops, self.head))),
             "latency_ms": None if self.latencies is None else float(self.candidates.cost(multiplicities)),
             **{
                 split: {name: float(values[0]) for name, values in split_scores.items()}
                 for split, split_scores in scores_by_split.items()
             },
         }
-
-    @property
-    def _max_runs_per_member(self) -> float:
-        return 1 if self.head == "geometric_mean" else np.inf
 
     def member_entry(self, index: int, multiplicity: int) -> dict[str, Any]:
         """Return the description of one member of a committee."""
@@ -252,7 +261,9 @@ class CommitteeSelector:
         in_budget = table.select_rows(within_budget(table.costs, self.objective))
         accuracy_objective = Objective(metric="accuracy", max_cost=self.objective.max_cost)
         best = in_budget.best(accuracy_objective)
-        reached = f"{in_budget.scores['accuracy'][best]:.4f} at {in_budget.costs[best]:.2f} {self.cost_unit}"
+        reached = (
+            f"{in_budget.scores['accuracy'][best]:.4f} at {format_cost(float(in_budget.costs[best]))} {self.cost_unit}"
+        )
         bound = f" within {self.objective.max_cost:g} {self.cost_unit}" if np.isfinite(self.objective.max_cost) else ""
         return (
             f"no committee of {len(self.pool.members)} members{bound} reaches the accuracy "
@@ -313,10 +324,10 @@ def _search_bounds(
 
 def _infeasible_message(pool: Pool, objective: Objective) -> str:
     if math.isfinite(objective.max_cost):
-        cheapest = min(pool.members, key=lambda member: member.mflops)
+        cheapest = pool.members[int(pool.mflops.argmin())]
         return (
             f"the mean budget of {objective.max_cost:g} MFLOPs is too small: the cheapest member, {cheapest.index} "
-            f"({cheapest.name}) of {cheapest.run}, needs {cheapest.mflops:.4g} MFLOPs.\n"
+            f"({cheapest.name}) of {cheapest.run}, needs {format_cost(cheapest.mflops, '.4g')} MFLOPs.\n"
             "  Raise the budget or train smaller members."
         )
     return (

@@ -14,7 +14,7 @@ from keras_committee.export.inference_model import compute_in_float32
 from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, get_head, head_name, subset_head
 from keras_committee.models.loading import load_member
-from keras_committee.run import Run, selected_data_infos
+from keras_committee.run import Run, open_selected_runs, selected_data_infos
 from keras_committee.selection import SelectedMember, Selection
 
 TransformConfig = dict[str, Any] | None  # the image transform that a run recorded; see `Run.data_info`
@@ -70,7 +70,7 @@ def selected_models(selection: Selection, folder: Path) -> tuple[list[keras.Mode
         ExportError: If a file changed since it was selected, or cannot be exported.
         RunError: If a run or member is missing, or a member has other classes than the selection, or none.
     """
-    runs = [Run.open(folder / member.run) for member in selection.members]
+    runs = open_selected_runs(selection, folder)
     files = [run.member(member.index).model for run, member in zip(runs, selection.members, strict=True)]
     for file, member in zip(files, selection.members, strict=True):
         _check_selected(file, member)
@@ -148,7 +148,7 @@ def _selected_member(run, index, model):
         weights=file_hash(run.member(index).model),
         name=model.name,
         parameters=flops.parameters(model),
-        mflops=flops.mflops(model) if None not in model.inputs[0].shape[1:] else 0.0,
+        mflops=flops.mflops(model),
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from keras_committee.errors import RecipeError
 from keras_committee.recipe import Recipe
 
 
@@ -12,11 +13,11 @@ class MemberCost:
     """Training cost of one member so far.
 
     Attributes:
-        gflops: GFLOPs of its whole training; see `training_gflops`.
+        gflops: GFLOPs of its whole training; see `training_gflops`. None if unknown.
         minutes: Minutes of training.
     """
 
-    gflops: float
+    gflops: float | None
     minutes: float
 
 
@@ -32,14 +33,28 @@ class Budget:
     gflops: float = math.inf
     minutes: float = math.inf
 
-    def allows(self, costs: Sequence[MemberCost], gflops: float) -> bool:
+    def allows(self, costs: Sequence[MemberCost], gflops: float | None) -> bool:
         """Return whether the budget allows one more member.
 
         Args:
-            costs: Costs of the members trained so far; they also predict the minutes per GFLOP of the next one.
-            gflops: GFLOPs of the next member.
+            costs: Costs of the members trained so far; they also predict the minutes per GFLOP of the next one. Where
+                GFLOPs are unknown, the next one takes as long as their mean.
+            gflops: GFLOPs of the next member; None if unknown.
+
+        Raises:
+            RecipeError: If GFLOPs are limited and unknown.
         """
-        spent_gflops, spent_minutes = sum(cost.gflops for cost in costs), sum(cost.minutes for cost in costs)
+        spent_minutes = sum(cost.minutes for cost in costs)
+        known = [cost.gflops for cost in costs if cost.gflops is not None]
+        if gflops is None or len(known) < len(costs):
+            if math.isfinite(self.gflops):
+                raise RecipeError(
+                    "a budget in GFLOPs needs the cost of each member, and that of this recipe is unknown. No further "
+                    "member was trained.\n  Use --budget-minutes. To name the layers that cannot be counted, run: "
+                    "keras-committee describe"
+                )
+            return spent_minutes + spent_minutes / max(1, len(costs)) < self.minutes
+        spent_gflops = sum(known)
         estimated_minutes = gflops * spent_minutes / spent_gflops if spent_gflops else 0.0
         # The tolerance absorbs rounding, so that a budget of exactly n members pays for n members.
         return spent_gflops + gflops <= self.gflops * (1 + 1e-9) and spent_minutes + estimated_minutes < self.minutes
@@ -49,8 +64,8 @@ class Budget:
         return " and ".join(f"{limit:g} {unit}" for limit, unit in limits if math.isfinite(limit))
 
 
-def training_gflops(recipe: Recipe, num_images: int) -> float:
-    """Return the GFLOPs of training one member: three forward passes per image and epoch.
+def training_gflops(recipe: Recipe, num_images: int) -> float | None:
+    """Return the GFLOPs of training one member, three forward passes per image and epoch; None if unknown.
 
     The backward pass costs two forward passes: the gradient of the inputs, and that of the weights. Blocks that
     stochastic depth skips are not counted.
@@ -61,5 +76,5 @@ def training_gflops(recipe: Recipe, num_images: int) -> float:
     """
     from keras_committee import flops
 
-    forward_gflops = 2 * flops.expected_multiply_adds(recipe.member(0)) / 1e9
-    return 3 * forward_gflops * num_images * recipe.epochs
+    multiply_adds = flops.expected_multiply_adds(recipe.member(0))
+    return None if multiply_adds is None else 3 * 2 * multiply_adds / 1e9 * num_images * recipe.epochs

@@ -21,6 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from keras_committee.costs import from_document, to_document
 from keras_committee.errors import DivergedError, IncompleteError, RunError
 from keras_committee.evaluation import Objective, load_or_compute_predictions
 from keras_committee.evaluation.committee_search import Candidates, search_committees
@@ -64,7 +65,7 @@ def search(
         - `"runs"`: paths of the run folders of all finished members.
         - `"members"`: `{"run", "parameters", "gflops", "minutes", "gain"}` for each member whose training started;
             `"parameters"` are its varied parameters, `"gain"` is None for an unfinished or diverged member.
-        - `"gflops"`, `"minutes"`: training cost of all members.
+        - `"gflops"`, `"minutes"`: training cost of all members; the GFLOPs are None if unknown.
         - `"best_nll"`: validation NLL of the best committee; None without members.
 
     Raises:
@@ -140,7 +141,7 @@ class _Search:
             self.study.tell(trial.number, state=TrialState.PRUNED)
         return None
 
-    def _training_gflops(self, number: int, proposed: dict[str, Any]) -> float:
+    def _training_gflops(self, number: int, proposed: dict[str, Any]) -> float | None:
         """Return the GFLOPs of training a proposal. If the recipe rejects its parameters, the proposal has failed."""
         try:
             recipe = self.recipe_file.build(self._member_parameters(number, proposed))
@@ -217,7 +218,7 @@ class _Search:
             "folder": str(self.out),
             "runs": [record["run"] for record in records if record["gain"] is not None],
             "members": records,
-            "gflops": sum(record["gflops"] for record in records),
+            "gflops": to_document(sum(from_document(record["gflops"]) for record in records)),
             "minutes": sum(record["minutes"] for record in records),
             "best_nll": self._committee_nll() if self._predictions else None,
         }

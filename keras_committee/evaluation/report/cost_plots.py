@@ -1,6 +1,7 @@
 """Plots of accuracy against cost, gain by committee size, and cascade exits."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,7 +33,12 @@ def accuracy_against_mflops(
     split: str,
     width: float,
 ) -> Figure:
-    """Plot accuracy over MFLOPs (logarithmic): single networks hollow, committees filled, cascades as stars."""
+    """Plot accuracy over MFLOPs (logarithmic): single networks hollow, committees filled, cascades as stars.
+
+    Series and selections with an unknown cost are left out; at least one cost is known.
+    """
+    series = [_without_unknown_costs(architecture) for architecture in series]
+    selected = [committee for committee in selected if math.isfinite(committee.mflops)]
     narrow = width <= NARROW_INCHES
     figure = Figure((width, 4.6 if narrow else 5.0))
     axes = figure.subplots()
@@ -92,6 +98,11 @@ def exit_rates(cascade: SelectedCommittee, width: float) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("images that exit after this number of members, %")
     return figure
+
+
+def _without_unknown_costs(series: Series) -> Series:
+    known = tuple(committee for committee in series.committees if math.isfinite(committee["mflops"]))
+    return dataclasses.replace(series, committees=known)
 
 
 def _series_color(series: Series, index: int) -> str:

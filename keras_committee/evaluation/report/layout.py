@@ -65,7 +65,9 @@ def format_points(fraction: float, digits: int = 1) -> str:
 
 
 def format_mflops(value: float) -> str:
-    """Format with three significant digits: "160 MFLOPs"."""
+    """Format with three significant digits: "160 MFLOPs"; "an unknown cost" for an infinite one."""
+    if math.isinf(value):
+        return "an unknown cost"
     return f"{format_significant(value)} MFLOPs"
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.resources
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -233,6 +234,8 @@ def _kpi_tiles(report_data: ReportData) -> list[tuple[str, str, str]]:
 
 
 def _format_mflops(mflops: float) -> str:
+    if math.isinf(mflops):
+        return "unknown cost"
     return f"{mflops:,.0f} MFLOPs" if mflops >= 10 else f"{mflops:.2g} MFLOPs"
 
 
@@ -248,5 +251,6 @@ def _write_events(folder: Path, summaries: Sequence[Summary]) -> None:
 
 def _committee_summary(run: RunData) -> Summary:
     committee = run.evaluation["committees"][-1]
-    values = {name: committee[name]["mean"] for name in _METRICS} | {"mflops": committee["mflops"]}
+    values = {name: committee[name]["mean"] for name in _METRICS}
+    values |= {} if committee["mflops"] is None else {"mflops": committee["mflops"]}
     return Summary(value=[Summary.Value(tag=f"committee/{name}", simple_value=value) for name, value in values.items()])

@@ -1,6 +1,7 @@
 """Data of the report: runs, members, committees of each architecture, and selections."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_committee import aggregation, flops, metrics
+from keras_committee.costs import from_document, to_document
 from keras_committee.errors import RunError
 from keras_committee.evaluation.cascade import CascadeConfig, MemberPredictions, simulate_cascade
 from keras_committee.evaluation.evaluate import evaluate, score_committees_of_size
@@ -40,7 +42,7 @@ class StochasticDepthStats:
 
     num_blocks: int
     expected_depth: float
-    expected_flops_reduction: float
+    expected_flops_reduction: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,7 +229,7 @@ class Series:
     Attributes:
         name: Architecture name that the members share.
         members: Indices among all members of the report, ascending.
-        committees: As in `evaluation.json`, by ascending size.
+        committees: As in `evaluation.json`, by ascending size. An unknown cost is infinite.
         parameters: Trainable parameters of one member; the mean if they differ.
         mixed: Whether the members have different architectures.
         gain: Accuracy of the committee of all members minus that of the mean member.
@@ -259,7 +261,7 @@ class SelectedCommittee:
         name: Name in the report.
         kind: "committee" or "cascade".
         members: Member names, in execution order.
-        mflops: Mean MFLOPs per image.
+        mflops: Mean MFLOPs per image; infinite if unknown.
         worst_mflops: MFLOPs of an image for which all stages run.
         scores: Accuracy, NLL, ECE and Brier score.
         exits: For each stage of a cascade: members, rate, accuracy, nll, ece; the last three None if no image exits.
@@ -297,7 +299,7 @@ def architecture_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def cost_points(series: Sequence[Series], selected: Sequence[SelectedCommittee]) -> list[CostPoint]:
-    """Return a point per committee size, the mean over its subsets, and per selection."""
+    """Return a point per committee size, the mean over its subsets, and per selection, where the cost is known."""
     points = [
         CostPoint(
             name=_committee_name(committee["size"], architecture),
@@ -307,10 +309,11 @@ def cost_points(series: Sequence[Series], selected: Sequence[SelectedCommittee])
         for architecture in series
         for committee in architecture.committees
     ]
-    return points + [
+    points += [
         CostPoint(name=committee.name, mflops=committee.mflops, accuracy=committee.scores["accuracy"])
         for committee in selected
     ]
+    return [point for point in points if math.isfinite(point.mflops)]
 
 
 def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
@@ -389,7 +392,15 @@ def load_report_data(runs: Sequence[RunData], split: str, selections: Sequence[P
 def _member_rows(run: RunData) -> list[dict[str, Any]]:
     rows = run.evaluation["members"]
     names = architecture_names([row["name"] for row in rows])
-    return [{"run": run.name, "architecture": name, **row} for row, name in zip(rows, names, strict=True)]
+    return [
+        {"run": run.name, "architecture": name, **_with_numeric_cost(row)}
+        for row, name in zip(rows, names, strict=True)
+    ]
+
+
+def _with_numeric_cost(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of `evaluation.json` for arithmetic: an unknown cost is infinite."""
+    return {**row, "mflops": from_document(row["mflops"])}
 
 
 def _architecture_series(
@@ -440,7 +451,7 @@ def _build_series(
     series = Series(
         name=name,
         members=indices,
-        committees=tuple(committees),
+        committees=tuple(map(_with_numeric_cost, committees)),
         parameters=float(np.mean([members[member_index]["parameters"] for member_index in indices])),
         gain=float(gains.mean()),
         gain_error=float(gains.std() / np.sqrt(len(labels))),
@@ -455,7 +466,7 @@ def _score_committee_sizes(predictions: np.ndarray, labels: np.ndarray, members:
         labels=labels,
         classes=tuple(map(str, range(predictions.shape[2]))),
     )
-    costs = [member["mflops"] for member in members]
+    costs = [to_document(member["mflops"]) for member in members]
     return [
         score_committees_of_size(size, member_predictions, GeometricMean(), costs)
         for size in range(1, len(members) + 1)
@@ -470,7 +481,7 @@ def _score_selection(
     indices = _member_indices(path, selection, runs)
     temperatures = np.array([member.temperature for member in selection.members], np.float32)
     head = get_head(selection.head, **({"weights": list(selection.weights)} if selection.weights else {}))
-    costs = [member.mflops for member in selection.members]
+    costs = [from_document(member.mflops) for member in selection.members]
     member_predictions = MemberPredictions(
         predictions[:, indices] / temperatures[:, None], runs[0].predictions.labels, costs, head
     )

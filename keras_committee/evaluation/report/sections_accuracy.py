@@ -1,9 +1,11 @@
 """Sections on accuracy: cost, committee size, cascades and single members."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from keras_committee.costs import format_cost
 from keras_committee.evaluation.report.cost_plots import accuracy_against_mflops, exit_rates, gain_by_size
 from keras_committee.evaluation.report.layout import (  # fmt: skip
     MFLOPS_NOTE,
@@ -33,6 +35,7 @@ def cost_section(series: Sequence[Series], selected: Sequence[SelectedCommittee]
         text,
         lambda width: accuracy_against_mflops(series, selected, front_points, split, width),
     )
+    pictures = (picture,) if front_points else ()  # there is a front as soon as a cost is known
     table = Table(
         columns=("committee", "subsets", "MFLOPs", "accuracy", "NLL", "ECE", "Brier", "front"),
         rows=(*_committee_rows(series, front_points), *_selected_rows(selected, front_points)),
@@ -40,7 +43,7 @@ def cost_section(series: Sequence[Series], selected: Sequence[SelectedCommittee]
         " The Pareto front is computed on the same images.",
     )
     return Section(
-        name="cost", title="Accuracy against cost", blocks=(Block(sentence=text, pictures=(picture,), table=table),)
+        name="cost", title="Accuracy against cost", blocks=(Block(sentence=text, pictures=pictures, table=table),)
     )
 
 
@@ -99,7 +102,7 @@ def members_section(members: Sequence[dict[str, Any]], split: str, examples: int
                 str(member["index"]),
                 member["name"],
                 f"{member['parameters']:,}",
-                f"{member['mflops']:.2f}",
+                format_cost(member["mflops"]),
                 *(f"{member[score]:.4f}" for score in _SCORES),
             )
             for member in members
@@ -129,7 +132,7 @@ def competitors(series: Sequence[Series], large_architecture: Series) -> str:
         for committee in architecture.committees
         if architecture.name != large_architecture.name and committee["size"] > 1 and committee["mflops"] <= budget
     ]
-    if large_architecture.mixed or not affordable:
+    if large_architecture.mixed or not affordable or math.isinf(budget):
         return ""
     accuracy, best_committee, small_architecture = max(affordable, key=lambda candidate: candidate[0])
     difference = accuracy - large_architecture.single_member["accuracy"]["mean"]
@@ -193,6 +196,8 @@ def _selected_sentence(committee: SelectedCommittee) -> str:
         if abs(difference) < 5e-5
         else f"{format_points(abs(difference), 2)} {'above' if difference > 0 else 'below'}"
     )
+    if math.isinf(committee.worst_mflops):
+        return f"The {committee.name} ({_member_list(committee)}) reaches {accuracy}: {verdict} all its members."
     return (
         f"The {committee.name} ({_member_list(committee)}) reaches {accuracy} at {cost} on average"
         f" and {format_mflops(committee.worst_mflops)} at most: {verdict} all its members on every image, with"
@@ -211,7 +216,7 @@ def _committee_rows(series: Sequence[Series], front_points: Sequence[CostPoint])
         (
             f"{committee['size']} x {architecture.name}",
             str(committee["accuracy"]["subsets"]),
-            f"{committee['mflops']:.2f}",
+            format_cost(committee["mflops"]),
             *(format_mean_std(committee[score]) for score in _SCORES),
             "yes" if (committee["mflops"], committee["accuracy"]["mean"]) in on_front else "",
         )
@@ -226,7 +231,7 @@ def _selected_rows(selected: Sequence[SelectedCommittee], front_points: Sequence
         (
             committee.name,
             "",
-            f"{committee.mflops:.2f}",
+            format_cost(committee.mflops),
             *(f"{committee.scores[score]:.4f}" for score in _SCORES),
             "yes" if committee.name in names else "",
         )

@@ -62,10 +62,11 @@ def depth_sentence(run: RunData, others: Sequence[RunData]) -> str:
     depth_stats = run.depth_stats
     if depth_stats is None:
         return ""
+    reduction = depth_stats.expected_flops_reduction
     text = (
         f"On average {observed_depth(run):.1f} of {depth_stats.num_blocks} residual blocks ran per training step;"
         f" the expected depth of {depth_stats.expected_depth:.1f} saves"
-        f" {format_percent(depth_stats.expected_flops_reduction)} of the multiply-adds."
+        f" {'an unknown share' if reduction is None else format_percent(reduction)} of the multiply-adds."
     )
     for other in others:
         ratio = _images_per_second(run) / _images_per_second(other)
