@@ -29,6 +29,7 @@ def test_the_validation_split_is_used_unless_the_test_split_is_requested(run):
         evaluate(*run, split="test")
 
 
+@pytest.mark.slow
 def test_the_commands_use_the_validation_split(run, capsys):
     path = str(run[0].path)
     assert main(["evaluate", path]) == 0
