@@ -4,6 +4,7 @@ import base64
 import binascii
 import dataclasses
 import decimal
+import functools
 import itertools
 import json
 import math
@@ -14,7 +15,14 @@ import numpy as np
 
 from keras_committee.tfserving.server.examples import format_shape, serialize_examples
 from keras_committee.tfserving.server.json_output import format_string
-from keras_committee.tfserving.server.json_reader import ObjectWithDuplicates, read_json
+from keras_committee.tfserving.server.json_reader import (
+    PLACEHOLDER,
+    NumberArray,
+    ObjectWithDuplicates,
+    read_json,
+    split_numbers,
+    without_garbage_collection,
+)
 from keras_committee.tfserving.server.limits import Limits, check_image_sizes, check_shape
 from keras_committee.tfserving.tf_protocol import StatusError, TensorInfo
 
@@ -69,18 +77,9 @@ def read_predict(body: bytes, find_inputs: Callable[[str], TensorInfos], limits:
     Raises:
         StatusError: INVALID_ARGUMENT with TF Serving's message.
     """
-    document = parse_object(body)
-    signature = _read_signature(document)
-    infos = find_inputs(signature)
-    if "instances" in document and "inputs" in document:
-        raise _document_error(
-            document, "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
-        )
-    if "instances" in document:
-        return PredictRequest(signature, _read_rows(document, infos, limits), is_row_format=True)
-    if "inputs" in document:
-        return PredictRequest(signature, _read_columns(document["inputs"], infos, limits), is_row_format=False)
-    raise _invalid_argument("Missing 'inputs' or 'instances' key")
+    find_inputs = functools.cache(find_inputs)
+    with without_garbage_collection():
+        return _read_predict_of_numbers(body, find_inputs, limits) or _read_predict(body, find_inputs, limits)
 
 
 def read_examples(body: bytes, limits: Limits) -> tuple[str, np.ndarray]:
@@ -96,18 +95,8 @@ def read_examples(body: bytes, limits: Limits) -> tuple[str, np.ndarray]:
     Raises:
         StatusError: INVALID_ARGUMENT with TF Serving's message.
     """
-    document = parse_object(body)
-    signature = _read_signature(document)
-    context = _parse_example(document["context"]) if "context" in document else None
-    if "examples" not in document:
-        raise _document_error(document, "When method is classify, key 'examples' is expected and was not found")
-    rows = document["examples"]
-    if not isinstance(rows, list):
-        raise _document_error(document, "Expecting 'examples' value to be an list/array")
-    if not rows:
-        raise _document_error(document, "'examples' value is an empty array")
-    check_shape("examples", [len(rows)], limits)
-    return signature, serialize_examples([_parse_example(row) for row in rows], context, limits)
+    with without_garbage_collection():
+        return _read_examples(body, limits)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -120,6 +109,59 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _invalid_argument(f"JSON Value: {_format_value(value)} Is not object")
     return value
+
+
+def _read_predict_of_numbers(
+    body: bytes, find_inputs: Callable[[str], TensorInfos], limits: Limits
+) -> PredictRequest | None:
+    """Parse a valid request whose only input is one long list of numbers. Returns None for any other request."""
+    document, array = split_numbers(body) or ({}, NumberArray([], []))
+    if not isinstance(document, dict):
+        return None
+    signature, is_row_format = document.get("signature_name", ""), "instances" in document
+    if not isinstance(signature, str) or is_row_format == ("inputs" in document):
+        return None
+    infos = find_inputs(signature)
+    value = document["instances" if is_row_format else "inputs"]
+    if not is_row_format and isinstance(value, dict) and list(value) == list(infos):
+        (value,) = list(value.values())[:1]
+    name, info = next(iter(infos.items()))
+    if value != PLACEHOLDER or len(infos) > 1 or info.dtype not in ("float32", "float64"):
+        return None
+    if len(array.shape) >= limits.max_json_depth:
+        return None
+    check_shape(name, array.shape, limits)
+    return PredictRequest(signature, {name: _to_numeric_array(array.numbers, info).reshape(array.shape)}, is_row_format)
+
+
+def _read_predict(body: bytes, find_inputs: Callable[[str], TensorInfos], limits: Limits) -> PredictRequest:
+    document = parse_object(body)
+    signature = _read_signature(document)
+    infos = find_inputs(signature)
+    if "instances" in document and "inputs" in document:
+        raise _document_error(
+            document, "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
+        )
+    if "instances" in document:
+        return PredictRequest(signature, _read_rows(document, infos, limits), is_row_format=True)
+    if "inputs" in document:
+        return PredictRequest(signature, _read_columns(document["inputs"], infos, limits), is_row_format=False)
+    raise _invalid_argument("Missing 'inputs' or 'instances' key")
+
+
+def _read_examples(body: bytes, limits: Limits) -> tuple[str, np.ndarray]:
+    document = parse_object(body)
+    signature = _read_signature(document)
+    context = _parse_example(document["context"]) if "context" in document else None
+    if "examples" not in document:
+        raise _document_error(document, "When method is classify, key 'examples' is expected and was not found")
+    rows = document["examples"]
+    if not isinstance(rows, list):
+        raise _document_error(document, "Expecting 'examples' value to be an list/array")
+    if not rows:
+        raise _document_error(document, "'examples' value is an empty array")
+    check_shape("examples", [len(rows)], limits)
+    return signature, serialize_examples([_parse_example(row) for row in rows], context, limits)
 
 
 def _read_signature(document: Mapping[str, Any]) -> str:
@@ -318,7 +360,7 @@ def _to_numeric_array(flat: list[Any], info: TensorInfo) -> np.ndarray:
 def _to_float32(values: list[Any]) -> np.ndarray:
     """Return the values as float32; beyond its range they are infinite."""
     with np.errstate(over="ignore"):
-        return np.array(values, np.float64).astype(np.float32)
+        return np.fromiter(values, np.float64, len(values)).astype(np.float32)
 
 
 def _decode_string(value: Any) -> bytes:

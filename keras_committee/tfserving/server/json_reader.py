@@ -5,11 +5,16 @@ in strings need not be UTF-8, nesting has hardly a limit, and anything after the
 the usual text; the reader in Python, exact but slow, reads what orjson rejects or would read differently.
 """
 
+import contextlib
+import dataclasses
+import gc
 import math
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import orjson
 
 from keras_committee.tfserving.tf_protocol import StatusError
@@ -20,6 +25,12 @@ _INTEGER_RANGE = range(-(2**63), 2**64)  # rapidjson reads other integers as dou
 _MAX_EXPONENT = 308
 _MAX_SIGNIFICANT_DIGITS = 17  # rapidjson skips further digits of a fraction
 
+PLACEHOLDER = 4815162342108  # of a list in `split_numbers`
+_PLACEHOLDER_TEXT = b"%d" % PLACEHOLDER
+_MAX_FAST_DEPTH = 64
+_MIN_LONG_LIST = 2**12  # bytes
+_NUMBER_BYTES = b"0123456789+-.eE \t\n\r"
+_LISTS_TO_SPACES = bytes.maketrans(b"[]", b"  ")
 _STRING_LITERAL = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.S)
 _WHITESPACE = re.compile(rb"[ \t\n\r]*")
 _NUMBER = re.compile(rb"(-?(?:0|[1-9][0-9]*))(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
@@ -34,6 +45,14 @@ _SIMPLE_ESCAPES = dict(zip(b'"\\/bfnrt', (b'"', b"\\", b"/", b"\b", b"\f", b"\n"
 _PUNCTUATION = frozenset(b"]},:\0")  # no value begins with one of them; a zero byte ends the text
 
 
+@dataclasses.dataclass(frozen=True)
+class NumberArray:
+    """Numbers in nested lists of equal sizes: all numbers in row-major order, and the sizes of the lists."""
+
+    numbers: list[int | float]
+    shape: list[int]
+
+
 class ObjectWithDuplicates(dict):
     """A JSON object in which keys occur more than once: the first value of each.
 
@@ -44,6 +63,22 @@ class ObjectWithDuplicates(dict):
     def __init__(self, pairs: list[tuple[str, Any]]):
         super().__init__(pairs[::-1])
         self.pairs = pairs
+
+
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Pause the search for reference cycles while a request is read.
+
+    The lists of a large request start it over and over, and it visits all objects of TensorFlow: without the pause it
+    takes most of the time of a request. What is freed within the pause does not start it afterwards.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def read_json(body: bytes) -> Any:
@@ -70,6 +105,65 @@ def read_exactly(body: bytes) -> Any:
     if not body:
         raise StatusError("INVALID_ARGUMENT", "JSON Parse error: The document is empty")
     return _ExactReader(body).read()
+
+
+def split_numbers(body: bytes) -> tuple[Any, NumberArray] | None:
+    """Read a text with one long list, of numbers or of nested lists of numbers, in half of the time of `read_json`.
+
+    The numbers are read as one flat list, because most of the time of orjson goes into small lists.
+
+    Returns:
+        The value of the text, with `PLACEHOLDER` instead of the list, and the list; None for any other text, also if
+        the text or the list is not valid.
+    """
+    start, end = body.find(b"["), body.rfind(b"]") + 1
+    head, text, tail = body[:start], body[start:end], body[end:]
+    if end - start < _MIN_LONG_LIST or _may_be_in_string(head) or _PLACEHOLDER_TEXT in head + tail:
+        return None
+    shape = _uniform_shape(text.translate(None, _NUMBER_BYTES))
+    if shape is None or _may_have_numbers_between_lists(text):
+        return None
+    try:
+        numbers = orjson.loads(b"[" + text.translate(_LISTS_TO_SPACES) + b"]")
+        value = read_json(head + _PLACEHOLDER_TEXT + tail)
+    except (orjson.JSONDecodeError, StatusError):
+        return None
+    return (value, NumberArray(numbers, shape)) if len(numbers) == math.prod(shape) else None
+
+
+def _may_be_in_string(head: bytes) -> bool:
+    """Whether the text behind `head` may be within a string."""
+    return b"\\" in head or head.count(b'"') % 2 == 1
+
+
+def _uniform_shape(skeleton: bytes) -> list[int] | None:
+    """Return the shape of nested lists of equal sizes, of whose text only brackets and commas are left."""
+    depth = len(skeleton) - len(skeleton.lstrip(b"["))
+    shape: list[int] = []
+    item = b""  # the text of an element of the list at hand, which begins at `start`
+    for start in range(depth, max(0, depth - _MAX_FAST_DEPTH), -1):
+        last = skeleton.find(item + b"]", start)  # the last element
+        shape.insert(0, max(0, last - start) // (len(item) + 1) + 1)
+        item = b"[" + b",".join([item] * shape[0]) + b"]"
+    return shape if skeleton == item else None
+
+
+def _may_have_numbers_between_lists(text: bytes) -> bool:
+    """Whether a number may stand outside of the innermost lists, as in [[1, 2], 3[, 4]] or [[1, ]2].
+
+    It is in a place where it is valid once the brackets are spaces; orjson finds all others.
+    """
+    codes = np.frombuffer(text, np.uint8)
+    before_lists = _previous_codes(codes, np.flatnonzero(codes == ord("["))[1:])
+    before_ends = _previous_codes(codes, np.flatnonzero(codes == ord("]")))
+    follows_separator = (before_lists == ord(",")) | (before_lists == ord("["))
+    follows_value = ((before_ends >= ord("0")) & (before_ends <= ord("9"))) | (before_ends == ord("]"))
+    return not (follows_separator.all() and follows_value.all())
+
+
+def _previous_codes(codes: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    previous = codes[positions - 1]
+    return np.where(previous == ord(" "), codes[positions - 2], previous)  # json.dumps writes one space
 
 
 def _may_have_duplicates(body: bytes, value: Any) -> bool:

@@ -17,8 +17,7 @@ import pytest
 from rest_cases import CASES
 from rest_upstream_cases import CASES as UPSTREAM_CASES
 
-from keras_committee.tfserving.server import json_input
-from keras_committee.tfserving.server.json_reader import read_exactly
+from keras_committee.tfserving.server import json_input, json_reader
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +79,18 @@ def test_each_response_is_that_of_tf_serving(target, cases):
     assert mismatches(target, cases) == []
 
 
-def test_each_response_is_the_same_without_orjson(rest_server, monkeypatch):
-    monkeypatch.setattr(json_input, "read_json", read_exactly)
+def use_the_exact_reader(monkeypatch):
+    monkeypatch.setattr(json_input, "split_numbers", lambda body: None)
+    monkeypatch.setattr(json_input, "read_json", json_reader.read_exactly)
+
+
+def read_each_list_of_numbers_flat(monkeypatch):
+    monkeypatch.setattr(json_reader, "_MIN_LONG_LIST", 0)
+
+
+@pytest.mark.parametrize("choose_reader", [use_the_exact_reader, read_each_list_of_numbers_flat])
+def test_each_response_is_the_same_with_each_reader(rest_server, monkeypatch, choose_reader):
+    choose_reader(monkeypatch)
     cases = [case for case in (*CASES, *UPSTREAM_CASES) if case.request.startswith("POST")]
     assert mismatches(f"127.0.0.1:{rest_server.port}", cases) == []
 
