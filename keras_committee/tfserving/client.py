@@ -92,8 +92,8 @@ class VersionStatus:
 class Client:
     """Sends requests to one model of one server. Threads may share a client.
 
-    gRPC is faster: over HTTP the metadata of the version are requested before each prediction, since a response contains
-    neither its version nor dtypes.
+    gRPC is faster: over HTTP the metadata of the version are requested before each prediction, since a response
+    contains neither its version nor dtypes.
 
     Args:
         url: `grpc://host:8500`, `http://host:8501` or `https://host:8501`, optionally followed by `/MODEL`.
