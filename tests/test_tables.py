@@ -130,3 +130,15 @@ def test_a_selected_cascade_is_compared_with_the_best_committee_and_the_best_mem
     assert f"selected cascade a (0), b (3 x2) {cells}" in lines
     assert "best committee a (0) 20.00 0.9000 0.9100 0.3000 0.0200" in lines
     assert "best member a (0) 7.00 0.9000 0.9100 0.3000 0.0200" in lines
+
+
+def test_an_unknown_cost_is_named_with_the_layers_that_cannot_be_counted(capsys):
+    memory = {"training": 2_500_000_000, "inference": 7_340_000}
+    described = {**MEMBER, "mflops": None, "uncounted": ["'rows' (LSTM)", "'mix' (Mix)"]}
+    described |= {"batch_size": 8, "memory": memory, "expected_depth": 40.5, "expected_saving": None}
+    tables.print_members([{**described, "index": 0, "mflops": 2.0, "uncounted": []}, described])
+    lines = normalized_lines(capsys)
+    assert "1 wrn_16_1 171,066 unknown 40.50 blocks unknown 2.5 GB 7.3 MB" in lines
+    note = lines.index("note: the cost is unknown, as some layers cannot be counted:")
+    assert lines[note + 1] == "member 1 (wrn_16_1): 'rows' (LSTM), 'mix' (Mix)"
+    assert lines[note + 2].startswith("To count a layer, define `multiply_adds(input_shape, output_shape)` on it.")

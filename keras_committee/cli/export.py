@@ -6,6 +6,7 @@ import click
 
 from keras_committee.cli.options import HomePath, json_option, min_members_option, runs_argument, standard_options
 from keras_committee.cli.output import command_line, print_json, print_next_steps, reserve_stdout_for_json
+from keras_committee.costs import HOW_TO_COUNT
 from keras_committee.files import read_record
 from keras_committee.run import Run
 
@@ -49,6 +50,8 @@ def _format_summary(version: Path, manifest: dict) -> str:
     count = len(manifest["members"])
     verified = manifest["verified"]
     image = '{"signature_name": "predict_bytes", "instances": [{"b64": "\'$(base64 -w0 IMAGE)\'"}]}'
+    unknown = dict.fromkeys(member["name"] for member in manifest["members"] if member["mflops"] is None)
+    note = f"note: the cost of {', '.join(unknown)} is unknown, as some layers cannot be counted. {HOW_TO_COUNT}"
     return "\n".join(
         [
             f"Exported a {manifest['kind']} of {count} member{'' if count == 1 else 's'} to {version}",
@@ -56,5 +59,6 @@ def _format_summary(version: Path, manifest: dict) -> str:
             "To classify an image, with the export or with the server:",
             f"  {command_line('predict', str(model), 'IMAGE')}",
             f"  curl -d '{image}' http://127.0.0.1:8501/v1/models/{model.name}:predict",
+            *([note] if unknown else []),
         ]
     )

@@ -30,9 +30,10 @@ def synthetic_pool(strengths=(0.9, 1.0, 1.1, 1.7, 1.9), mflops=(1.0, 1.0, 1.0, 2
                 index=index,
                 weights_hash=f"{index:064x}",
                 name=f"net_{cost}",
-                parameters=int(100 * cost),
+                parameters=int(100 * (cost or 7)),
                 mflops=cost,
                 architecture=str(cost),
+                uncounted=("'rows' (LSTM)",) if cost is None else (),
             )
             for index, cost in enumerate(mflops)
         ),

@@ -15,7 +15,7 @@ from keras_committee.errors import IncompleteError, RecipeError, RunError, Verif
 from keras_committee.evaluation import evaluate, load_or_compute_predictions, predictions
 from keras_committee.evaluation.evaluate import diversity, mean_uncertainty, member_subsets, score_committees_of_size
 from keras_committee.files import read_record
-from keras_committee.layers import WeightedGeometricMean
+from keras_committee.layers import GeometricMean, WeightedGeometricMean
 from keras_committee.run import Run
 
 
@@ -231,3 +231,11 @@ def test_undefined_values_are_null():
     assert block["q_statistic"][0] == [None, None]
     assert mean_uncertainty(MEMBERS, np.ones(3, bool))["wrong"] == {"total": None, "expected": None, "mutual": None}
     json.dumps(block, allow_nan=False)
+
+
+def test_a_committee_with_a_member_of_unknown_cost_has_an_unknown_cost(evaluated):
+    _, _, result, computed = evaluated
+    costs = [member["mflops"] for member in result["members"]]
+    single = score_committees_of_size(1, computed, GeometricMean(), [*costs[:2], None])
+    assert single["mflops"] is None
+    assert single["accuracy"] == result["committees"][0]["accuracy"]

@@ -1,5 +1,6 @@
 """Committees and cascades are selected on validation and reported on test."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -237,3 +238,58 @@ def test_an_unreachable_goal_is_rejected():
         select_cascade(CASCADE_POOL, Objective(max_cost=0.5), Path("x.json"))
     with pytest.raises(RecipeError, match=r"no cascade of 3 members reaches the accuracy 0\.999 on validation"):
         select_cascade(CASCADE_POOL, Objective(min_accuracy=0.999), Path("x.json"))
+
+
+UNKNOWN = synthetic_pool(strengths=(1.6, 1.5, 1.7, 1.8, 1.9), mflops=(1.0, 1.0, 1.0, None, None))
+NOTE = (
+    "note: the cost is unknown, as some layers cannot be counted:\n"
+    "  runs/cost-None member 3 (net_None): 'rows' (LSTM)\n"
+    "  runs/cost-None member 4 (net_None): 'rows' (LSTM)\n"
+    "  To count a layer, define `multiply_adds(input_shape, output_shape)` on it. See docs/guides/own-layers.md."
+)
+
+
+def test_members_of_unknown_cost_take_part_without_a_budget():
+    selection = select(UNKNOWN, Objective(), Path("selection.json"))
+    known = select(POOL, Objective(), Path("selection.json"))
+    assert selection.report["validation"]["accuracy"] == known.report["validation"]["accuracy"]
+    assert selection.report["mflops"] is None
+    assert selection.report["notes"] == [NOTE]
+    assert [member.mflops for member in selection.members if member.index > 2] == [None] * 2
+    costs = [point["mflops"] for point in selection.report["front"]]
+    assert costs == sorted(costs, key=lambda cost: (cost is None, cost))
+    assert selection.report["diversity"]["answer"] == "not comparable"
+
+
+def test_a_selection_of_unknown_cost_is_read_back_from_its_file(tmp_path):
+    selection = select(UNKNOWN, Objective(), tmp_path / "selection.json")
+    selection.write(tmp_path / "selection.json")
+    assert Selection.read(tmp_path / "selection.json") == selection
+
+
+@pytest.mark.parametrize("method", ["exhaustive", "greedy", "evolutionary"])
+def test_within_a_budget_members_of_unknown_cost_take_no_part(method):
+    selection = select(UNKNOWN, Objective(max_cost=2.5), Path("selection.json"), search_method=method)
+    assert {member.index for member in selection.members} <= {0, 1, 2}
+    assert selection.report["mflops"] == pytest.approx(len(selection.members))
+    assert selection.report["notes"] == [f"{NOTE}\n  They take no part, as a budget and a cascade need their cost."]
+
+
+def test_a_cascade_is_selected_among_members_of_known_cost():
+    cascade = select_cascade(UNKNOWN, Objective(), Path("selection.json"))
+    assert {member.index for member in cascade.members} <= {0, 1, 2}
+    assert cascade.report["notes"][0].startswith(NOTE)
+
+
+def test_of_equal_committees_the_one_of_known_cost_is_selected():
+    predictions = {split: log_probs[:, [0, 0]] for split, log_probs in POOL.predictions.items()}
+    pool = dataclasses.replace(POOL, members=(UNKNOWN.members[3], UNKNOWN.members[0]), predictions=predictions)
+    for objective in (Objective(), Objective(min_accuracy=0.3)):
+        assert [member.index for member in select(pool, objective, Path("selection.json")).members] == [0]
+
+
+@pytest.mark.parametrize("choose", [lambda *args: select(*args), lambda *args: select_cascade(*args)])
+def test_without_a_known_cost_nothing_is_selected_by_it(choose):
+    pool = synthetic_pool(strengths=(1.6, 1.5), mflops=(None, None))
+    with pytest.raises(RecipeError, match=r"^the cost of no member is known, so none can be selected by it\.\nnote: "):
+        choose(pool, Objective(max_cost=4.0), Path("selection.json"))

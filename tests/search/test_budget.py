@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.search.budget import Budget, MemberCost, training_gflops
 
@@ -24,3 +25,13 @@ def test_a_budget_allows_a_member_that_fits_into_the_rest():
     assert not Budget(minutes=20.0).allows(spent, 2.0)  # it would take 6 more minutes
     assert Budget(minutes=1.0).allows([], 2.0)
     assert str(Budget(gflops=7.0, minutes=20.0)) == "7 GFLOPs and 20 minutes"
+
+
+def test_a_budget_in_minutes_needs_no_known_cost_and_one_in_gflops_does():
+    spent = [MemberCost(gflops=None, minutes=6.0), MemberCost(gflops=3.0, minutes=10.0)]
+    assert Budget(minutes=25.0).allows(spent, None)
+    assert not Budget(minutes=24.0).allows(spent, 2.0)  # another 8 minutes, the mean
+    assert Budget(minutes=1.0).allows([], None)
+    for costs, gflops in (([], None), (spent, 2.0)):
+        with pytest.raises(RecipeError, match=r"a budget in GFLOPs needs the cost of each member, .*\n  Use --budget-minutes"):
+            Budget(gflops=7.0).allows(costs, gflops)

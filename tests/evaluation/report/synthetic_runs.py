@@ -47,7 +47,7 @@ def evaluation_of(predictions, names, costs):
         "classes": 3,
         "head": "geometric_mean",
         "members": [
-            {"index": index, "name": name, "parameters": 1000 * (1 + int(cost)), "mflops": cost}
+            {"index": index, "name": name, "parameters": 1000 * (1 + int(cost or 0)), "mflops": cost}
             | metrics.classification_metrics(probabilities[:, index], predictions.labels)
             for index, (name, cost) in enumerate(zip(names, costs, strict=True))
         ],

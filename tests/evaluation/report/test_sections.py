@@ -242,3 +242,36 @@ def test_accuracy_by_severity_is_the_mean_over_corruptions():
     means = sections_runs.accuracy_by_severity(document)
     assert list(means) == [0, 3]
     assert means[3] == pytest.approx(((0.3 + 0.4 + 0.2 + 0.1) / 4, 0.25))
+
+
+@pytest.fixture(scope="module")
+def partly_unknown():
+    """A run whose members cannot be counted beside one whose members can."""
+    runs = [
+        run_data("known", ["small", "small"], [10.0, 10.0]),
+        run_data("lstm", ["rows", "rows"], [None, None], seed=2),
+    ]
+    return load_report_data(runs, "test", [])
+
+
+def test_an_unknown_cost_is_on_no_plot_over_the_cost_and_compares_with_nothing(partly_unknown):
+    series = partly_unknown.series
+    assert [one.name for one in series] == ["small", "rows"]
+    assert {point.name for point in cost_points(series, [])} == {"small", "2 x small"}
+    section = sections_accuracy.cost_section(series, [], "test", EXAMPLES)
+    [block] = section.blocks
+    assert [row[:3] for row in block.table.rows][2:] == [("1 x rows", "2", "unknown"), ("2 x rows", "1", "unknown")]
+    assert "an unknown cost" in block.sentence
+    assert "At no more than the cost of one rows" not in block.sentence
+    axes = block.pictures[0].draw(9.0).axes[0]
+    shown = np.concatenate([line.get_xdata() for line in axes.lines])
+    assert set(shown[np.isfinite(shown)]) == {10.0, 20.0}
+    assert "rows" not in {text.get_text() for text in axes.texts}
+
+
+def test_without_a_known_cost_there_is_no_plot_over_the_cost():
+    data = load_report_data([run_data("lstm", ["rows", "rows"], [None, None])], "test", [])
+    [block] = sections_accuracy.cost_section(data.series, [], "test", EXAMPLES).blocks
+    assert block.pictures == ()
+    members = sections_accuracy.members_section(data.members, "test", EXAMPLES).blocks[0].table
+    assert [row[members.columns.index("MFLOPs")] for row in members.rows] == ["unknown", "unknown"]
