@@ -103,7 +103,7 @@ EARLY = [
     ("import tiny.py absent.keras", 2, "no such model: absent.keras. No run was started."),
     ("evaluate runs/none", 4, "runs/none is not a run folder", "keras-committee train RECIPE --run runs/none"),
     ("calibrate runs/none", 4, "runs/none is not a run folder"),
-    ("evaluate runs/damaged", 4, "runs/damaged/parameters.json cannot be read"),
+    ("evaluate runs/damaged", 4, "runs/damaged/parameters.json is damaged", "keras-committee train tiny.py"),
 ]  # fmt: skip
 MISTAKES = [
     *EARLY,
@@ -116,7 +116,7 @@ MISTAKES = [
     ("describe raises.py --set width=3", 2, "raises.py: recipe() must return a keras_committee.Recipe. Received: int"),
     ("evaluate runs/a", 6, "runs/a has 0 of 3 members", "0, 1, 2", "keras-committee train tiny.py --run runs/a"),
     ("export runs/a --selection none.json", 4, "none.json", "keras-committee select RUN"),
-    ("export runs/a", 4, "runs/a", "Train"),
+    ("export runs/a", 6, "runs/a", "To resume, run: keras-committee train tiny.py"),
     ("export runs/a --out saved_models/a%2f", 2, "'a%2f'", "--out saved_models/committee"),
     ("serve saved_models/a --use-tf-serving", 7, "tensorflow_model_server is not installed"),
     ("serving-config saved_models/a --out out", 2, "saved_models/a"),
