@@ -145,7 +145,7 @@ def write_file(path: Path, content: bytes) -> None:
         fsync_dir(path.parent)
 
 
-def expand_home(path: str | Path) -> Path:
+def expand_home(path: str | os.PathLike) -> Path:
     """Return `path` with a leading `~` or `~user` replaced by the home folder; unchanged if there is no such folder."""
     return Path(os.path.expanduser(path))
 
