@@ -66,6 +66,25 @@ def test_images_give_typed_arrays(client):
     ]
 
 
+NUMBERS = np.random.default_rng(5).integers(0, 2**32, 3000, np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize(
+    "x",
+    [
+        NUMBERS[np.isfinite(NUMBERS)],
+        NUMBERS[np.isfinite(NUMBERS)][::-2],
+        np.float32([0.2, np.nan, -np.inf]),
+        NUMBERS[:0],
+    ],
+    ids=["finite", "not contiguous", "not finite", "empty"],
+)
+def test_numbers_arrive_as_they_are(urls, protocol, x):
+    with Client(urls[protocol], "half", timeout=20) as client:
+        np.testing.assert_array_equal(client.predict({"x": x})["y"], np.float32(0.5) * x + np.float32(2))
+
+
 def test_encoded_images_are_decoded_by_the_server(client):
     outputs = client.predict([png(IMAGES[0]), b"no image"])
     np.testing.assert_allclose(outputs["probabilities"][0], expected(IMAGES[:1])[0].mean(0), atol=1e-6)
@@ -258,7 +277,7 @@ def test_a_new_version_may_have_other_outputs(half_plus_two, tmp_path, protocol)
         start = {"grpc": grpc.start, "http": rest.start}[protocol]
         with start(manager, ("127.0.0.1", 0)) as server, Client(f"{protocol}://127.0.0.1:{server.port}/half") as client:
             x = {"x": np.array([3], np.float32)}
-            assert client.predict(x)["y"].tolist() == [3.5]
+            assert client.predict({"x": x})["y"].tolist() == [3.5]
             module = OtherOutputs()
             tf.saved_model.save(module, str(tmp_path / "staging"), signatures={"serving_default": module.predict})
             (tmp_path / "staging").rename(tmp_path / "half" / "124")
