@@ -42,11 +42,10 @@ def _describe_member(recipe: Recipe, index: int) -> dict[str, Any]:
 
     from keras_committee import flops
     from keras_committee.layers import expected_depth, stochastic_depth_blocks
-    from keras_committee.models.precision import dtype_policy_scope
+    from keras_committee.models.building import build_member
 
     keras.utils.set_random_seed(recipe.seed + index)
-    with dtype_policy_scope(recipe.precision):
-        model = recipe.member(index)
+    model = build_member(recipe, index)
     has_stochastic_depth = bool(stochastic_depth_blocks(model))
     return {
         "index": index,

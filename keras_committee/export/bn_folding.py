@@ -21,6 +21,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_committee.flops.counting import has_graph
+
 # Largest offset of a sum in absolute value. An activation with this offset loses 32 * 2**-24 = 2e-6 to rounding. The
 # largest offset of 65 such normalizations in four trained WRN-16-1 and one WRN-16-2 is 4.
 MAX_OFFSET = 32.0
@@ -120,13 +122,9 @@ def scale_and_shift(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, 
 
 def functional_graph(model: keras.Model) -> Any:
     """Return the graph of layers of a model. Raises ValueError if it has none."""
-    if not has_functional_graph(model):
+    if not has_graph(model):
         raise ValueError(f"Cannot export {model.name!r}: it must be a functional or Sequential model.")
     return getattr(model, "_functional", model)  # of a Sequential
-
-
-def has_functional_graph(layer: Any) -> bool:
-    return hasattr(getattr(layer, "_functional", layer), "_run_through_graph")
 
 
 def is_norm(layer: Any) -> bool:
@@ -151,7 +149,7 @@ def _nested_graphs(model, seen):
     seen.add(id(graph))
     yield graph
     for node in _nodes(graph):
-        if has_functional_graph(node.operation):
+        if has_graph(node.operation):
             yield from _nested_graphs(node.operation, seen)
 
 

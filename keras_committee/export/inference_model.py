@@ -16,12 +16,12 @@ from keras_committee.export.bn_folding import (
     LayerGraph,
     fold_batch_norms,
     functional_graph,
-    has_functional_graph,
     is_linear,
     is_norm,
     scale_and_shift,
     to_float64,
 )
+from keras_committee.flops.counting import has_graph
 from keras_committee.layers import StochasticDepth
 from keras_committee.models import fold_stochastic_depth
 
@@ -81,7 +81,7 @@ class InferenceModel:
     def _replacement(self, operation):
         if id(operation) in self._replacements:
             return self._replacements[id(operation)]
-        if has_functional_graph(operation):
+        if has_graph(operation):
             return lambda inputs, **_: self._run(operation, inputs)
         if isinstance(operation, keras.layers.Layer):
             return functools.partial(_call_for_inference, operation)

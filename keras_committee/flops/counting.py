@@ -190,7 +190,7 @@ class _CostCounter:
 
     def _record(self, operation, args, kwargs, prefix):
         name = prefix + operation.name
-        if isinstance(operation, keras.Model) and _has_graph(operation):
+        if isinstance(operation, keras.Model) and has_graph(operation):
             return self.trace(operation, keras.tree.flatten(args), f"{name}/")
         outputs = operation.compute_output_spec(*args, **kwargs)
         if isinstance(operation, keras.layers.Layer):
@@ -227,12 +227,13 @@ def _total(counts):
     return None if None in counts else sum(counts)
 
 
-def _has_graph(model):
+def has_graph(model: Any) -> bool:
+    """Return whether a model is a graph of layers: a functional model, or a Sequential that is built."""
     return hasattr(getattr(model, "_functional", model), "_run_through_graph")
 
 
 def _graph(model, name):
-    if not _has_graph(model):
+    if not has_graph(model):
         raise ValueError(
             f"Cannot count {name!r}: the model has no graph. Build it, or define it as a functional model."
         )

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_committee.flops.counting import has_graph
 from keras_committee.layers.stochastic_depth import StochasticDepth
 
 INFERENCE_IDENTITIES = (
@@ -62,7 +63,7 @@ class _StochasticDepthFolder:
         self._copies = {}  # id of the original -> (original, copy)
 
     def clone(self, model):
-        if not hasattr(getattr(model, "_functional", model), "_run_through_graph"):
+        if not has_graph(model):
             raise ValueError(
                 f"Cannot fold {model.name!r}: it is not a graph of layers. Define it as a functional model."
             )

@@ -75,6 +75,7 @@ def training_gflops(recipe: Recipe, num_images: int) -> float | None:
         num_images: Number of training images.
     """
     from keras_committee import flops
+    from keras_committee.models.building import build_member
 
-    multiply_adds = flops.expected_multiply_adds(recipe.member(0))
+    multiply_adds = flops.expected_multiply_adds(build_member(recipe, 0))
     return None if multiply_adds is None else 3 * 2 * multiply_adds / 1e9 * num_images * recipe.epochs

@@ -30,9 +30,9 @@ from keras_committee.errors import DivergedError, RecipeError, RunError, Verific
 from keras_committee.files import expand_home
 from keras_committee.layers import set_survival
 from keras_committee.member_dir import DataInfo, MemberDir
+from keras_committee.models.building import build_member
 from keras_committee.models.loading import load_member
 from keras_committee.models.outputs import classify_outputs, noise_images
-from keras_committee.models.precision import dtype_policy_scope
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
 from keras_committee.schedules import scale_learning_rate
@@ -373,8 +373,7 @@ def _build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distr
     """
     keras.utils.set_random_seed(recipe.seed + index)
     with strategy.scope():
-        with dtype_policy_scope(recipe.precision):
-            model = recipe.member(index)
+        model = build_member(recipe, index)
         check_fit(model, splits, index)
         copy_weights(recipe.initial_weights, model, index)
         optimizer = recipe.optimizer(recipe.epochs * splits.steps_per_epoch)

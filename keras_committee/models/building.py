@@ -1,0 +1,55 @@
+"""Untrained members of a recipe, and the dtype policies of networks."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from keras_committee.errors import RecipeError
+from keras_committee.flops.counting import has_graph
+from keras_committee.recipe import Recipe
+
+
+def build_member(recipe: Recipe, index: int) -> keras.Model:
+    """Build member `index` of a recipe, untrained, under the dtype policy of the recipe. The caller sets the seed.
+
+    Raises:
+        RecipeError: If it is not one graph of layers from an image of known size to one output.
+    """
+    with dtype_policy_scope(recipe.precision):
+        model = recipe.member(index)
+    if problem := _structure_problem(model):
+        raise RecipeError(f"Recipe(member=...): {problem}")
+    return model
+
+
+def _structure_problem(model: Any) -> str | None:
+    """Return why `model` cannot be a member, and the remedy; None if its structure is right."""
+    if not isinstance(model, keras.Model):
+        return f"it must return a Keras model. Received: {type(model).__name__}"
+    if isinstance(model, keras.Sequential) and not model.built:
+        return f"{model.name!r} is not built. Begin it with keras.Input((height, width, channels))."
+    if not has_graph(model):
+        return (
+            f"{model.name!r}, a {type(model).__name__}, is not a graph of layers, which can be counted, saved without "
+            "code and exported.\n  Define it as a functional model, keras.Model(inputs, outputs); layers of your own "
+            "may be part of it."
+        )
+    if (len(model.inputs), len(model.outputs)) != (1, 1):
+        received = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
+        return f"{model.name!r} must have one input, the image, and one output, the logits. Received: {received}"
+    if None in (shape := tuple(model.inputs[0].shape[1:])):
+        return f"{model.name!r} takes images of shape {shape}. Pass the full shape to keras.Input."
+    return None
+
+
+@contextlib.contextmanager
+def dtype_policy_scope(name: str) -> Iterator[None]:
+    """Create the layers inside the block under the dtype policy `name`, such as `"mixed_bfloat16"`."""
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(previous)
