@@ -66,7 +66,7 @@ def test_images_give_typed_arrays(client):
     ]
 
 
-NUMBERS = np.random.default_rng(5).integers(0, 2**32, 3000, np.uint32).view(np.float32)
+NUMBERS = np.random.default_rng(5).integers(0, 2**32, 1000, np.uint32).view(np.float32)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
