@@ -107,6 +107,11 @@ def _with_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, _CHECKSUM_KEY: json_checksum(document)}
 
 
+def read_problem(error: Exception) -> str:
+    """Return why a file cannot be read, without its path, which an `OSError` repeats."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def write_checked(path: Path, content: bytes) -> None:
     """Write `content` and its checksum, for `read_checked`. Raises as `write_file`."""
     write_file(path, content + hashlib.sha256(content).digest())

@@ -16,6 +16,7 @@ from keras_committee.files import (
     parse_record,
     read_checked,
     read_checked_lines,
+    read_problem,
     write_checked,
     write_file,
 )
@@ -100,9 +101,7 @@ class MemberDir:
         try:
             return read_checked_lines(self.history.read_bytes().splitlines()) if self.history.exists() else []
         except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.history} is damaged: {error}.\n  Only reports use it: move it away to go on without it."
-            ) from error
+            raise _damaged_log_error(self.history, error) from error
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace the history by one row per finished epoch. Raises ResourceError."""
@@ -130,9 +129,7 @@ class MemberDir:
         try:
             return np.load(io.BytesIO(read_checked(file)), allow_pickle=False).astype(np.float32)
         except (OSError, ValueError) as error:
-            raise RunError(
-                f"{file} is damaged: {error}.\n  Only reports use it: move it away to go on without it."
-            ) from error
+            raise _damaged_log_error(file, error) from error
 
     def write_epoch_predictions(self, epoch: int, log_probs: "np.ndarray") -> None:
         """Write the validation log-probabilities after `epoch`, `(examples, classes)`. Raises ResourceError."""
@@ -159,4 +156,10 @@ def damaged_model_error(file: Path, error: Exception) -> RunError:
     """Return the error about the file of a trained member that cannot be read."""
     return RunError(
         f"{file} cannot be loaded: {error}\n  Delete it, then run `keras-committee train` again to retrain this member."
+    )
+
+
+def _damaged_log_error(file: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{file} is damaged: {read_problem(error)}.\n  Only reports use it: move it away to go on without it."
     )

@@ -25,6 +25,7 @@ from keras_committee.files import (
     json_content,
     parse_record,
     read_checked_lines,
+    read_problem,
     read_record,
     translate_os_errors,
     utc_timestamp,
@@ -328,7 +329,7 @@ class Run:
             last = _complete_event(rest)
             return read_checked_lines([*lines, last] if last else lines)
         except (OSError, ValueError) as error:
-            raise _damaged_journal_error(path, error) from error
+            raise _damaged_journal_error(path, read_problem(error)) from error
 
     @property
     def _journal(self) -> Path:
@@ -635,12 +636,12 @@ def _sha256(content: bytes) -> str:
 def _describe_damage(error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
         return "is missing"
-    return f"is damaged: {getattr(error, 'strerror', None) or error}"
+    return f"is damaged: {read_problem(error)}"
 
 
-def _damaged_journal_error(path: Path, reason: Any) -> RunError:
+def _damaged_journal_error(path: Path, reason: str) -> RunError:
     return RunError(
-        f"{path} is damaged: {getattr(reason, 'strerror', None) or reason}. The members are not affected: it is only a "
+        f"{path} is damaged: {reason}. The members are not affected: it is only a "
         "log.\n  Move it elsewhere to continue without it."
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from keras_committee.errors import RunError
-from keras_committee.files import expand_home, read_record, write_record
+from keras_committee.files import expand_home, read_problem, read_record, write_record
 
 _FORMAT = 1
 _MAX_SHOWN_CHARS = 60  # of an invalid value in an error message
@@ -131,9 +131,8 @@ class Selection:
             selection = cls._from_document(read_record(expand_home(path), may_be_edited=True))
             selection._check_known_names()
         except (OSError, ValueError, RecursionError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
             raise RunError(
-                f"{path} is not a valid selection file: {reason}.\n  Create one with `keras-committee select RUN`."
+                f"{path} is not a valid selection file: {read_problem(error)}.\n  Create one with `keras-committee select RUN`."
             ) from error
         return selection
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee.errors import ExportError
-from keras_committee.files import file_hash, read_record
+from keras_committee.files import file_hash, read_problem, read_record
 from keras_committee.tfserving.client import Client
 from keras_committee.tfserving.python_session import load_session
 from keras_committee.tfserving.tf_protocol import StatusError
@@ -106,7 +106,9 @@ def _verify_graph(folder: Path) -> None:
         files = read_record(manifest, may_be_edited=True).get("files", {})
         damaged = [str(folder / name) for name, digest in files.items() if file_hash(folder / name) != digest]
     except (OSError, ValueError) as error:
-        raise ExportError(f"{manifest} is damaged: {error}.\n  Export again: keras-committee export RUN") from error
+        raise ExportError(
+            f"{manifest} is damaged: {read_problem(error)}.\n  Export again: keras-committee export RUN"
+        ) from error
     if damaged:
         raise ExportError(
             f"{', '.join(damaged)} is damaged: its SHA-256 is not that in committee.json.\n"
