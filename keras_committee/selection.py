@@ -132,7 +132,8 @@ class Selection:
             selection._check_known_names()
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(
-                f"{path} is not a valid selection file: {read_problem(error)}.\n  Create one with `keras-committee select RUN`."
+                f"{path} is not a valid selection file: {read_problem(error)}.\n"
+                "  Create one with `keras-committee select RUN`."
             ) from error
         return selection
 
