@@ -9,8 +9,9 @@ Each export is loaded by TensorFlow's C++ loader and session, as in TF Serving, 
 take turns, while the others wait. A row shows the median time per call over the rounds. Its ratio is the time of
 `Model.export` with Keras' BatchNormalization divided by that of the row: above 1 is faster. The weights are untrained,
 with random normalization statistics. Cascades run one member first; their thresholds send 0, 25 or 100 % of the images
-to the others. The last rows measure the local server over gRPC and REST. `--trained` compares two exports of trained
-members on labeled images.
+to the others. The last rows measure the local server over gRPC and REST, and the time in which it reads a request of
+JSON numbers; the ratio of that row is the time of Python's json and NumPy divided by its own. `--trained` compares two
+exports of trained members on labeled images.
 """
 
 import argparse
@@ -141,6 +142,7 @@ def run(architecture, batches, rounds):
         "rows": [
             *(session_row(name, batch, measured, sizes) for batch in batches for name in names),
             *(request_row(protocol, batch, *seconds, measured) for (protocol, batch), seconds in requests.items()),
+            *(reading_row(batch, *network.measure_reading(batch, rounds, SHAPE)) for batch in batches),
         ],
     }
 
@@ -167,6 +169,16 @@ def request_row(protocol, batch, seconds, total_seconds, measured):
         **latency(seconds),
         "ratio": rate * statistics.median(measured["ours", batch][0]) / batch,
         "images_per_second": rate,
+    }
+
+
+def reading_row(batch, seconds, json_seconds):
+    """Return a row of the time to read a request of JSON numbers, relative to Python's json and NumPy."""
+    return {
+        "name": f"ours reading JSON numbers, batch {batch}",
+        **latency(seconds),
+        "ratio": statistics.median(json_seconds) / statistics.median(seconds),
+        "images_per_second": batch / statistics.median(seconds),
     }
 
 

@@ -55,6 +55,31 @@ def measure_requests(addresses, protocol, batch, requests, shape):
         return seconds, time.perf_counter() - start
 
 
+def measure_reading(batch, rounds, shape):
+    """Return the seconds to read a request of JSON numbers by the local server, and by Python's json and NumPy."""
+    from keras_committee.tfserving.server.json_input import read_predict
+    from keras_committee.tfserving.server.limits import Limits
+    from keras_committee.tfserving.tf_protocol import TensorInfo
+
+    infos = {"image": TensorInfo("float32", None, "image:0", 1, np.dtype(np.float32))}
+    images = random_images(batch, shape)
+    body = json.dumps({"instances": images.tolist()}).encode()
+
+    def by_server():
+        return read_predict(body, lambda _: infos, Limits()).inputs["image"]
+
+    def by_json_and_numpy():
+        return np.array(json.loads(body)["instances"], np.float32)
+
+    seconds = {by_server: [], by_json_and_numpy: []}
+    for _ in range(rounds):
+        for read, times in seconds.items():
+            start = time.perf_counter()
+            assert np.array_equal(read(), images)
+            times.append(time.perf_counter() - start)
+    return seconds[by_server], seconds[by_json_and_numpy]
+
+
 def encode_png(image):
     from PIL import Image
 
