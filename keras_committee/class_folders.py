@@ -156,6 +156,11 @@ def distinguish(name: str, other: str) -> tuple[str, str]:
     return (ascii(name), ascii(other)) if _appearance(name) == _appearance(other) else (name, other)
 
 
+def class_count_problems(classes: Sequence[str]) -> list[str]:
+    """Return a problem if there are fewer than two classes."""
+    return [] if len(classes) > 1 else ["only one class; a classifier needs at least two"]
+
+
 def _appearance(name: str) -> str:
     return unicodedata.normalize("NFKC", name).strip().casefold()
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from keras_committee.class_folders import class_count_problems
 from keras_committee.data.augment import Augmentation, leading_crop
 from keras_committee.data.images import EncodedImages
 from keras_committee.data.splits import Split, Splits
@@ -124,7 +125,7 @@ class DataConfig:
         found = self.reader.find()
         for note in found.notes:
             _log.warning("%s: %s", self.name, note)
-        problems = [*found.problems, *self._size_problems(found)]
+        problems = [*(found.problems or class_count_problems(found.classes)), *self._size_problems(found)]
         available = [split for split in (found.train, found.validation, found.test) if split is not None]
         splits = available if problems else [self._apply_limit(split) for split in self._make_splits(found)]
         splits, unreadable = self._load_images(splits)

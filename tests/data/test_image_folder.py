@@ -125,3 +125,8 @@ def test_more_files_than_a_chunk_keep_their_order(write_images, monkeypatch):
     expected, _ = read(dataclasses.replace(described, memory_limit=0).load().train.batches(9))
     np.testing.assert_array_equal(images, expected)
     assert len({image.tobytes() for image in images}) == 40
+
+
+def test_one_class_is_an_error(write_images):
+    with pytest.raises(DataError, match=r"only one class; a classifier needs at least two"):
+        folder(write_images({"bee": 20})).load()

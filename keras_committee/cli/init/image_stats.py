@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from keras_committee.class_folders import HINT, list_images
+from keras_committee.class_folders import HINT, class_count_problems, list_images
 from keras_committee.errors import raise_if_problems
 
 _MAX_IMAGES_OPENED = 2_000  # headers, evenly spread over the files: enough for a median
@@ -73,11 +73,6 @@ def collect_image_stats(directory: Path, split_folders: Mapping[str, str] | None
 def subsample(rows: Sequence) -> Sequence:
     """Return every k-th row: all of them, or between `_MAX_IMAGES_OPENED` and twice as many."""
     return rows[:: max(1, len(rows) // _MAX_IMAGES_OPENED)]
-
-
-def class_count_problems(classes: Sequence[str]) -> list[str]:
-    """Return a problem if there are fewer than two classes."""
-    return [] if len(classes) > 1 else ["only one class; a classifier needs at least two"]
 
 
 def shorter_sides(images: Mapping[str, Path | BinaryIO]) -> tuple[list[int], list[str]]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_committee.cli.init.image_stats import ImageStats, class_count_problems, shorter_sides, subsample
+from keras_committee.class_folders import class_count_problems
+from keras_committee.cli.init.image_stats import ImageStats, shorter_sides, subsample
 from keras_committee.data.preprocessing import resize
 from keras_committee.data.record_index import Fields, load_or_build_index
 from keras_committee.data.tfrecords import ShardFolder, read_records_json
