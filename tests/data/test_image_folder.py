@@ -9,7 +9,7 @@ from PIL import Image
 
 from keras_committee import data
 from keras_committee.data.images import ImageFiles
-from keras_committee.errors import RecipeError
+from keras_committee.errors import DataError, RecipeError
 
 FLAT = {"cat": 12, "ant": 20, "bee": 8}
 
