@@ -50,6 +50,8 @@ class Recipe:
         trainable_layers: Function of the epoch, counted from 0, that returns the names of the trainable layers, such as
             `lambda epoch: ["logits"] if epoch < 5 else ["*"]`. A pattern matches the name of a layer or of a model
             around it. The other layers are frozen, with their batch statistics. None trains all layers.
+        learning_rate_scale: Function of the member's index that returns a factor of the learning rate, such as
+            `lambda index: 0.5**index` to compare rates. None is 1 for every member.
 
     Raises:
         RecipeError: If a field has the wrong type or is out of range.
@@ -74,6 +76,7 @@ class Recipe:
     patience: int | None = None
     initial_weights: str | Callable[[int], str] | None = None
     trainable_layers: Callable[[int], Sequence[str]] | None = None
+    learning_rate_scale: Callable[[int], float] | None = None
 
     def __post_init__(self):
         self._require("data", callable(getattr(self.data, "load", None)), "a data set such as `data.digits(64)`")
@@ -125,6 +128,7 @@ class Recipe:
             "a path, a function of the index that returns one",
         )
         self._require_none_or("trainable_layers", callable, "a function of the epoch")
+        self._require_none_or("learning_rate_scale", callable, "a function of the member's index")
 
     def _check_best_epoch_options(self) -> None:
         self._require_none_or(

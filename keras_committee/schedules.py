@@ -12,12 +12,14 @@ from keras import ops
 from keras.optimizers.schedules import CosineDecay, ExponentialDecay, LearningRateSchedule, PiecewiseConstantDecay
 
 __all__ = [
+    "ScaledSchedule",
     "SequentialSchedule",
     "WarmUp",
     "cosine",
     "lr_efficientnet",
     "lr_stochastic_depth",
     "lr_wide_resnet",
+    "scale_learning_rate",
     "step_decay",
 ]
 
@@ -218,6 +220,49 @@ class SequentialSchedule(LearningRateSchedule):
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "after": keras.saving.deserialize_keras_object(config["after"])})
+
+
+@keras.saving.register_keras_serializable(package="keras_committee")
+class ScaledSchedule(LearningRateSchedule):
+    """Another schedule times a factor.
+
+    Args:
+        schedule: `LearningRateSchedule`.
+        factor: Float > 0.
+
+    Call arguments:
+        step: Integer, counted from 0.
+
+    Raises:
+        ValueError: If `factor` is not above 0, or `schedule` is not a schedule.
+    """
+
+    def __init__(self, schedule: LearningRateSchedule, factor: float):
+        super().__init__()
+        _check_positive(factor=factor)
+        _check_schedule(schedule)
+        self.schedule, self.factor = schedule, factor
+
+    def __call__(self, step):
+        rate = ops.convert_to_tensor(self.schedule(step))
+        return rate * ops.cast(self.factor, rate.dtype)
+
+    def get_config(self):
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), "factor": self.factor}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "schedule": keras.saving.deserialize_keras_object(config["schedule"])})
+
+
+def scale_learning_rate(optimizer: keras.optimizers.Optimizer, factor: float) -> None:
+    """Multiply the learning rate of an optimizer, a number or a schedule, by `factor`, a float > 0."""
+    rate = optimizer._learning_rate
+    if isinstance(rate, LearningRateSchedule):
+        optimizer.learning_rate = ScaledSchedule(rate, factor)
+    else:
+        _check_positive(factor=factor)
+        optimizer.learning_rate = float(ops.convert_to_numpy(rate)) * factor
 
 
 def _boundaries(steps, drops):

@@ -157,6 +157,19 @@ def store(folder: Path, name: str, source: str, array: np.ndarray) -> None:
                 stale.unlink(missing_ok=True)
 
 
+def store_member_predictions(run: Run, index: int, split: str, examples: Split, log_probs: np.ndarray) -> None:
+    """Store predictions of a finished member, so that no command computes them again. Raises ResourceError.
+
+    Args:
+        run: The run folder.
+        index: Index of the member.
+        split: `"validation"` or `"test"`.
+        examples: The split.
+        log_probs: Log-probabilities, float32 `(examples, classes)`.
+    """
+    store(*_cache_entry(run, index, split), file_hash(run.member(index).model) + examples.fingerprint(), log_probs)
+
+
 def _check_predictions(run: Run, index: int, log_probs: np.ndarray, num_classes: int) -> None:
     problem = (
         None
@@ -173,7 +186,7 @@ def _check_predictions(run: Run, index: int, log_probs: np.ndarray, num_classes:
 
 
 def _load_or_predict_member(run: Run, index: int, split: str, examples: Split, source: str) -> np.ndarray:
-    folder, name = run.path / "predictions" / split, f"{index:02d}"
+    folder, name = _cache_entry(run, index, split)
     log_probs = load_if_current(folder, name, source)
     if log_probs is None:
         with name_unreadable_images(examples):
@@ -182,6 +195,11 @@ def _load_or_predict_member(run: Run, index: int, split: str, examples: Split, s
     if len(log_probs) != len(examples):
         raise RuntimeError(f"member {index} made {len(log_probs)} predictions on {len(examples)} examples")
     return log_probs
+
+
+def _cache_entry(run: Run, index: int, split: str) -> tuple[Path, str]:
+    """Return the folder and the name under which the predictions of a member are stored."""
+    return run.path / "predictions" / split, f"{index:02d}"
 
 
 def _array_path(folder: Path, name: str, source: str) -> Path:

@@ -1,0 +1,348 @@
+"""Training steps of several members of one architecture as one JAX program.
+
+Weights, optimizer state, batch statistics, seeds and moving averages have a leading axis of members. An epoch is one
+call: `lax.scan` over its steps, and in each step `jax.vmap` over the members. The images stay on the device as uint8.
+Members do not interact: each has its own batches, its own random numbers and its own learning rate.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+from jax import lax
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_committee.data.augment import PadCropFlip
+from keras_committee.stacked.convolution import use_packed_convolutions
+
+MODES = ("vmap", "packed", "sequential")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StackedState:
+    """The training state of all members; every array has a leading axis of members.
+
+    Attributes:
+        weights: Trainable weights.
+        variables: Other variables of the network: batch statistics, states of seed generators, survival probabilities.
+        optimizer: Variables of the optimizer.
+        averages: Exponential moving averages of the trainable weights and batch statistics; empty without them.
+    """
+
+    weights: list[jax.Array]
+    variables: list[jax.Array]
+    optimizer: list[jax.Array]
+    averages: list[jax.Array]
+
+    def select(self, members: Sequence[int]) -> "StackedState":
+        """Return the state of the members at these positions."""
+        return jax.tree.map(lambda values: values[np.asarray(members)], self)
+
+
+class StackedProgram:
+    """The compiled training of the members of one architecture.
+
+    Args:
+        models: One model per member, just built, with equal layers. Their variables are the initial state. The first
+            one is traced.
+        optimizer: Keras optimizer, not built.
+        loss: Keras loss of labels `(batch,)` and logits.
+        augment: `PadCropFlip` or None.
+        mode: `"vmap"` trains all members in each step; `"packed"` does so with convolutions that pack several members
+            into a group (see `convolution`); `"sequential"` trains one member after another.
+        label_smoothing: As in `Recipe`.
+        global_clipnorm: As in `Recipe`.
+        ema_momentum: As in `Recipe`.
+        packed_channels: Largest number of channels of a group of several members, with `"packed"`.
+
+    Raises:
+        ValueError: If the mode is unknown, or the layers of the models differ.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[keras.Model],
+        optimizer: keras.optimizers.Optimizer,
+        loss: Any,
+        augment: PadCropFlip | None = None,
+        *,
+        mode: str = "packed",
+        label_smoothing: float = 0.0,
+        global_clipnorm: float | None = None,
+        ema_momentum: float | None = None,
+        packed_channels: int = 128,
+    ):
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}. Received: mode={mode!r}")
+        _check_same_layers(models)
+        self._models, self._model, self._mode = list(models), models[0], mode
+        self._loss, self._label_smoothing, self._augment = loss, label_smoothing, augment
+        self._global_clipnorm, self._ema_momentum = global_clipnorm, ema_momentum
+        self._optimizer = optimizer
+        optimizer.learning_rate = self._rate = _MemberRate(optimizer._learning_rate)
+        optimizer.build(self._model.trainable_variables)
+        self._averaged = _batch_statistics(self._model) if ema_momentum is not None else None
+        if mode == "packed":
+            use_packed_convolutions(self._model, packed_channels)
+        self._epoch_fn = jax.jit(self._sequential_epoch if mode == "sequential" else self._epoch, donate_argnums=0)
+        self._predict_fn = jax.jit(self._predict)
+
+    def initial_state(self) -> StackedState:
+        """Return the state of the models as they were given."""
+        weights = [_stack(variables) for variables in zip(*(m.trainable_variables for m in self._models), strict=True)]
+        others = zip(*(m.non_trainable_variables for m in self._models), strict=True)
+        members = len(self._models)
+        variables = [_stack(values) for values in others]
+        optimizer = [jnp.stack([variable.value] * members) for variable in self._optimizer.variables]
+        return StackedState(weights, variables, optimizer, self._averaged_arrays(weights, variables))
+
+    def train_epoch(
+        self,
+        state: StackedState,
+        images: jax.Array,
+        labels: jax.Array,
+        indices: np.ndarray,
+        draws: np.ndarray,
+        rate_factors: np.ndarray | None = None,
+    ) -> tuple[StackedState, np.ndarray, np.ndarray]:
+        """Train all members on their batches.
+
+        Args:
+            state: The state. Its buffers are reused: do not use it after the call.
+            images: All training images on the device, uint8 `(examples, height, width, channels)`.
+            labels: int32 `(examples,)`.
+            indices: Examples of each batch, integers `(members, steps, batch)`.
+            draws: Draws of the augmentation, int32 `(members, steps, batch, k)`.
+            rate_factors: Factors of the learning rate, float32 `(members,)`. None is 1 for all.
+
+        Returns:
+            The new state, the mean losses including penalties, float32 `(members, steps)`, and the numbers of correctly
+            classified examples, int32 `(members, steps)`.
+        """
+        members = len(indices)
+        factors = jnp.ones(members) if rate_factors is None else jnp.asarray(rate_factors, "float32")
+        batches = (jnp.asarray(indices, "int32"), jnp.asarray(draws, "int32"))
+        state, losses, num_correct = self._epoch_fn(state, images, labels, *batches, factors)
+        return state, np.asarray(losses), np.asarray(num_correct)
+
+    def log_probabilities(self, state: StackedState, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+        """Return the members' log-probabilities, float32 `(members, examples, classes)`.
+
+        Args:
+            state: The state. Its moving averages replace the weights if there are any.
+            images: uint8 `(examples, height, width, channels)`.
+            batch_size: Examples of each member at a time.
+        """
+        count, batch_size = len(images), min(batch_size, len(images))
+        padded = np.concatenate([images, np.zeros((-count % batch_size, *images.shape[1:]), images.dtype)])
+        batches = jnp.asarray(padded.reshape(-1, batch_size, *images.shape[1:]))
+        weights, variables = self.inference_arrays(state)
+        log_probs = np.asarray(self._predict_fn(weights, variables, batches))  # (batches, members, batch, classes)
+        return np.moveaxis(log_probs, 1, 0).reshape(log_probs.shape[1], -1, log_probs.shape[-1])[:, :count]
+
+    def inference_arrays(self, state: StackedState) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Return weights and other variables of the trained members: the moving averages where there are any."""
+        if self._averaged is None:
+            return state.weights, state.variables
+        variables = list(state.variables)
+        for position, average in zip(self._averaged, state.averages[len(state.weights) :], strict=True):
+            variables[position] = average
+        return state.averages[: len(state.weights)], variables
+
+    def assign_member(self, state: StackedState, position: int, model: keras.Model) -> None:
+        """Give `model` the trained variables of the member at `position`."""
+        weights, variables = self.inference_arrays(state)
+        for targets, values in ((model.trainable_variables, weights), (model.non_trainable_variables, variables)):
+            for target, value in zip(targets, values, strict=True):
+                target.assign(value[position])
+
+    def set_variable(self, state: StackedState, variables: Sequence[keras.Variable], values: Sequence[float]):
+        """Return the state in which variables of the first model have these values for every member."""
+        positions = {id(variable): index for index, variable in enumerate(self._model.non_trainable_variables)}
+        arrays = list(state.variables)
+        for variable, value in zip(variables, values, strict=True):
+            index = positions[id(variable)]
+            arrays[index] = jnp.full_like(arrays[index], value)
+        return dataclasses.replace(state, variables=arrays)
+
+    def values_of(self, state: StackedState, variables: Sequence[keras.Variable]) -> np.ndarray:
+        """Return the values of scalar variables of the first model for each member, `(members, variables)`."""
+        positions = {id(variable): index for index, variable in enumerate(self._model.non_trainable_variables)}
+        values = [np.asarray(state.variables[positions[id(variable)]]) for variable in variables]
+        return np.stack(values, axis=1) if values else np.zeros((len(state.weights[0]), 0))
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0, without the members' factors."""
+        return float(self._rate.base(step))
+
+    def _epoch(self, state, images, labels, indices, draws, factors):
+        padded = pad_images(images, self._augment)
+
+        def step(state, batch):
+            return self._step(state, padded, labels, *batch, factors)
+
+        batches = (jnp.moveaxis(indices, 1, 0), jnp.moveaxis(draws, 1, 0))
+        state, (losses, num_correct) = lax.scan(step, state, batches)
+        return state, losses.T, num_correct.T
+
+    def _sequential_epoch(self, state, images, labels, indices, draws, factors):
+        def one_member(arguments):
+            expanded = jax.tree.map(lambda values: values[None], arguments)
+            result = self._epoch(expanded[0], images, labels, *expanded[1:])
+            return jax.tree.map(lambda values: values[0], result)
+
+        return lax.map(one_member, (state, indices, draws, factors))
+
+    def _step(self, state, padded, labels, indices, draws, factors):
+        """Return the state after one step of all members, and their losses and correct predictions `(members,)`."""
+
+        def objective(weights):
+            losses, others = jax.vmap(self._member_loss, in_axes=(0, 0, None, None, 0, 0))(
+                weights, state.variables, padded, labels, indices, draws
+            )
+            return jnp.sum(losses), (losses, *others)  # the gradient of the sum is that of each member
+
+        gradients, (losses, variables, num_correct) = jax.grad(objective, has_aux=True)(state.weights)
+        update = jax.vmap(self._update)
+        weights, optimizer = update(state.weights, gradients, state.optimizer, factors)
+        averages = self._update_averages(state.averages, weights, variables, optimizer)
+        return StackedState(weights, variables, optimizer, averages), (losses, num_correct)
+
+    def _member_loss(self, weights, variables, padded, labels, indices, draws):
+        inputs = keras.ops.cast(read_images(padded, indices, draws, self._augment), self._model.inputs[0].dtype)
+        targets = labels[indices]
+        logits, variables, penalties = self._model.stateless_call(
+            weights, variables, inputs, training=True, return_losses=True
+        )
+        logits = logits.astype("float32")
+        loss = self._smoothed_loss(targets, logits) + sum(penalties)
+        return loss, (variables, jnp.sum(jnp.argmax(logits, axis=-1) == targets))
+
+    def _smoothed_loss(self, targets, logits):
+        if not self._label_smoothing:
+            return self._loss(targets, logits)
+        classes, loss = logits.shape[-1], self._loss
+        if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
+            loss = keras.losses.CategoricalCrossentropy(from_logits=loss.from_logits, reduction=loss.reduction)
+        one_hot = jax.nn.one_hot(targets, classes)
+        return loss(one_hot * (1.0 - self._label_smoothing) + self._label_smoothing / classes, logits)
+
+    def _update(self, weights, gradients, optimizer, factor):
+        """Return weights and optimizer variables of one member after an update."""
+        if self._global_clipnorm is not None:
+            norm = jnp.sqrt(sum(jnp.sum(jnp.square(gradient)) for gradient in gradients))
+            scale = self._global_clipnorm / jnp.maximum(norm, self._global_clipnorm)
+            gradients = [gradient * scale for gradient in gradients]
+        self._rate.factor = factor
+        return self._optimizer.stateless_apply(optimizer, gradients, weights)
+
+    def _averaged_arrays(self, weights, variables):
+        if self._averaged is None:
+            return []
+        return [jnp.array(values) for values in [*weights, *(variables[index] for index in self._averaged)]]
+
+    def _update_averages(self, averages, weights, variables, optimizer):
+        if self._averaged is None:
+            return []
+        variables_and_values = zip(self._optimizer.variables, optimizer, strict=True)
+        iterations = next(value for variable, value in variables_and_values if variable is self._optimizer.iterations)
+        step = iterations[0].astype("float32")
+        decay = jnp.minimum(self._ema_momentum, (1.0 + step) / (10.0 + step))
+        values = [*weights, *(variables[index] for index in self._averaged)]
+        return [average - (average - value) * (1.0 - decay) for average, value in zip(averages, values, strict=True)]
+
+    def _predict(self, weights, variables, batches):
+        def member(weights, variables, batch):
+            logits, _ = self._model.stateless_call(weights, variables, batch, training=False)
+            return jax.nn.log_softmax(logits.astype("float32"))
+
+        def one_batch(batch):
+            inputs = keras.ops.cast(batch, self._model.inputs[0].dtype)
+            if self._mode == "sequential":
+                return lax.map(lambda arrays: member(*arrays, inputs), (weights, variables))
+            return jax.vmap(member, in_axes=(0, 0, None))(weights, variables, inputs)
+
+        return lax.map(one_batch, batches)
+
+
+def pad_images(images: jax.Array, augment: PadCropFlip | None) -> jax.Array:
+    """Return all training images padded for `read_images`: each batch is then one gather of windows."""
+    pad = 0 if augment is None else augment.pad
+    return jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect") if pad else images
+
+
+def read_images(padded: jax.Array, indices: jax.Array, draws: jax.Array, augment: PadCropFlip | None) -> jax.Array:
+    """Return augmented training images, equal to `augment.apply(images[indices], draws)`.
+
+    Args:
+        padded: All images, from `pad_images`.
+        indices: Integers `(batch,)`.
+        draws: int32 `(batch, k)`, rows of `augment.draw`.
+        augment: The augmentation, or None.
+
+    Returns:
+        uint8 `(batch, height, width, channels)`.
+    """
+    if augment is None:
+        return padded[indices]
+    height, width = padded.shape[1] - 2 * augment.pad, padded.shape[2] - 2 * augment.pad
+
+    def crop(index, draw):
+        # Slices, not single pixels: XLA gathers on a CPU in a loop.
+        return lax.dynamic_slice(padded, (index, draw[0], draw[1], 0), (1, height, width, padded.shape[3]))[0]
+
+    crops = jax.vmap(crop)(indices, draws)
+    return jnp.where(draws[:, 2, None, None, None] == 1, crops[:, :, ::-1], crops)
+
+
+class _MemberRate(LearningRateSchedule):
+    """A learning rate times the factor of the member in the trace."""
+
+    def __init__(self, rate):
+        super().__init__()
+        value = rate if isinstance(rate, LearningRateSchedule) else float(keras.ops.convert_to_numpy(rate))
+        self.base = value if callable(value) else lambda step: value
+        self.factor: Any = 1.0
+
+    def __call__(self, step):
+        return self.base(step) * self.factor
+
+    def get_config(self):
+        raise NotImplementedError("A member's rate exists only while its program runs.")
+
+
+def _stack(variables):
+    return jnp.stack([jnp.asarray(variable.value) for variable in variables])
+
+
+def _batch_statistics(model):
+    """Return the positions of the moving statistics among the model's non-trainable variables."""
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    wanted = {id(variable) for layer in layers for variable in layer.non_trainable_variables}
+    return [index for index, variable in enumerate(model.non_trainable_variables) if id(variable) in wanted]
+
+
+def _check_same_layers(models):
+    first = _structure(models[0])
+    for position, model in enumerate(models):
+        if _structure(model) != first:
+            raise ValueError(f"The members must have the same layers. Model {position} differs from model 0.")
+
+
+def _structure(model):
+    """Return the config of a model with its layers numbered, so that equal networks compare equal."""
+    names = {layer.name: f"layer_{index}" for index, layer in enumerate([model, *model._flatten_layers()])}
+
+    def normalize(value):
+        if isinstance(value, dict):
+            return {key: normalize(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [normalize(item) for item in value]
+        return names.get(value, value) if isinstance(value, str) else value
+
+    return normalize(model.get_config()), [(v.shape, str(v.dtype)) for v in model.variables]
