@@ -277,7 +277,7 @@ def test_a_new_version_may_have_other_outputs(half_plus_two, tmp_path, protocol)
         start = {"grpc": grpc.start, "http": rest.start}[protocol]
         with start(manager, ("127.0.0.1", 0)) as server, Client(f"{protocol}://127.0.0.1:{server.port}/half") as client:
             x = {"x": np.array([3], np.float32)}
-            assert client.predict({"x": x})["y"].tolist() == [3.5]
+            assert client.predict(x)["y"].tolist() == [3.5]
             module = OtherOutputs()
             tf.saved_model.save(module, str(tmp_path / "staging"), signatures={"serving_default": module.predict})
             (tmp_path / "staging").rename(tmp_path / "half" / "124")

@@ -155,12 +155,6 @@ def _datatype_name(array: np.ndarray) -> str:
     return types_pb2.DataType.Name(datatype_enum(array))
 
 
-def _datatype_name(array: np.ndarray) -> str:
-    from tensorflow.core.framework import types_pb2
-
-    return types_pb2.DataType.Name(datatype_enum(array))
-
-
 def _check_matrix(name: str, kind: str, array: np.ndarray | None, rows: int) -> None:
     if array is None:
         return

@@ -457,14 +457,19 @@ def _json_tokens(value: Any) -> Iterator[str]:
         if isinstance(value, list | dict):
             yield prefix + ("[" if isinstance(value, list) else "{")
             open_containers.append((items, end))
-            indent = "\n" + "    " * len(open_containers)
-            is_list = isinstance(value, list)
-            items = _list_items(value) if is_list else _object_items(value, indent)
-            end = "]" if is_list else f"{indent[:-4]}}}" if value else "}"
+            items, end = _container_items(value, len(open_containers))
         else:
             yield prefix + _format_scalar(value)
             if isinstance(value, float) and not math.isfinite(value):
                 return
+
+
+def _container_items(value: list[Any] | dict[str, Any], level: int) -> tuple[Iterator[tuple[str, Any]], str]:
+    """Return the items of a container with the text before each of them, and its end."""
+    indent = "\n" + "    " * level
+    if isinstance(value, list):
+        return _list_items(value), "]"
+    return _object_items(value, indent), f"{indent[:-4]}}}" if value else "}"
 
 
 def _list_items(values: list[Any]) -> Iterator[tuple[str, Any]]:
