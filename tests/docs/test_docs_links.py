@@ -20,6 +20,7 @@ MADE_FILES = {
     "cat.jpg", "frog.png", "chosen.json", "efficientnetb0.h5", "evaluation.json", "selection.json", "calibration.json",
     "robustness.json", "committee.json", "journal.jsonl", "models.config", "batching.config", "monitoring.config",
     "models.labels.config", "recipe.py", "parameters.json", "environment.json", "recipes/flowers.py", "recipes/mine.py",
+    "recipe_modules/", "keras.json",
 }  # fmt: skip
 # Files of other libraries, in the sources of docs/comparison.md.
 THEIRS = re.compile(r"(keras_cv|official|orbit|timm|torchensemble)/|drop_path\.py|train\.py")
@@ -27,7 +28,7 @@ THEIRS = re.compile(r"(keras_cv|official|orbit|timm|torchensemble)/|drop_path\.p
 OTHERS = {
     "--allow_version_labels_for_unavailable_models", "--model_config_file_poll_wait_seconds", "--from-file", "--help",
     "--tensorflow_inter_op_parallelism", "--tensorflow_intra_op_parallelism", "--tensorflow_session_parallelism",
-    "--quick", "--resume", "--target", "--trained",
+    "--quick", "--resume", "--signature_def", "--target", "--trained",
 }  # fmt: skip
 
 
