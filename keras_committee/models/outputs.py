@@ -89,7 +89,7 @@ def classify_outputs(model: keras.Model, images: np.ndarray) -> Outputs:
     )
 
 
-def noise_images(image_shape: tuple[int, int, int]) -> np.ndarray:
+def noise_images(image_shape: tuple[int, ...]) -> np.ndarray:
     """Return eight images of noise in different colors and intensities, float32 pixels 0..255."""
     rng = np.random.default_rng(7)
     colors = rng.uniform(0, 255, (8, 1, 1, image_shape[2]))
