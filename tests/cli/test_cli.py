@@ -109,7 +109,8 @@ def test_describe_as_json_is_one_document_with_fixed_keys(folder, capsys):
     assert [member["index"] for member in document["members"]] == [0, 1, 2]
     last = document["members"][2]
     assert list(last) == [
-        "index", "name", "parameters", "mflops", "expected_depth", "expected_saving", "batch_size", "memory",
+        "index", "name", "parameters", "mflops", "uncounted", "expected_depth", "expected_saving", "batch_size",
+        "memory",
     ]  # fmt: skip
     assert last["memory"]["weights"] == last["memory"]["gradients"] == 4 * last["parameters"]
     assert last["memory"]["training"] == sum(list(last["memory"].values())[:6])
