@@ -186,6 +186,12 @@ PARSING = [
     ),
     bad(
         "14",
+        "/v1/models/examples:predict",
+        {"signature_name": "get_counter", "instances": [1]},
+        "Failed to get input map for signature: get_counter",
+    ),
+    bad(
+        "14",
         f"{K}:predict",
         {"signature_name": "ünïcode", "instances": [1]},
         'Serving signature name: "ünïcode" not found',

@@ -112,7 +112,7 @@ def test_metadata_lists_every_signature_with_int64_as_text(target):
         document = json.loads(connection.getresponse().read())
     assert document["model_spec"] == {"name": "half_plus_two", "signature_name": "", "version": "123"}
     signatures = document["metadata"]["signature_def"]["signature_def"]
-    assert {"serving_default", "classify", "regress"} <= set(signatures)
+    assert set(signatures) == {"__saved_model_init_op", "serving_default", "classify", "regress"}
     x = signatures["serving_default"]["inputs"]["x"]
     assert x["dtype"] == "DT_FLOAT"
     assert x["tensor_shape"] == {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
