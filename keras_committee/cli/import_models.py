@@ -161,7 +161,8 @@ def _parse_scaling(text: str) -> Any:
 
 def _read_class_names(file: str) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in expand_home(file).read_text().splitlines() if line.strip())
+        text = expand_home(file).read_text(encoding="utf-8-sig")  # Windows writes a byte order mark
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"--class-names-file: cannot read {file}: {error}") from error
 

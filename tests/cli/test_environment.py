@@ -1,5 +1,6 @@
 """The environment of a command: Keras' settings, home folders, and a recipe's modules in every process of a run."""
 
+import codecs
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import pytest
 
 from keras_committee import data, models, training
 from keras_committee.cli import main
+from keras_committee.cli.import_models import _read_class_names
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, open_run
@@ -88,6 +90,11 @@ def test_a_tilde_in_every_kind_of_path_parameter_is_the_home_folder(home):
     for read in (models.from_keras_file, models.from_saved_model):
         with pytest.raises(Exception, match=str(home / "absent")):
             read("~/absent.keras")
+
+
+def test_class_names_may_begin_with_a_byte_order_mark(home):
+    (home / "names.txt").write_bytes(codecs.BOM_UTF8 + "Café\r\nbee\r\n".encode())
+    assert _read_class_names("~/names.txt") == ("Café", "bee")
 
 
 def test_a_home_folder_that_does_not_exist_is_no_traceback(home, capsys):
