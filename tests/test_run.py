@@ -440,6 +440,25 @@ def test_A22_a_damaged_record_is_an_error_and_the_same_command_restores_it(creat
     assert run.finished_members() == [0]
 
 
+def test_A22_a_damaged_module_of_the_recipe_is_an_error_and_the_same_command_restores_it(create, tmp_path):
+    path = tmp_path / "with_module.py"
+    path.write_text(f"import beside\n{SOURCE}")
+    (tmp_path / "beside.py").write_text("DEPTH = 3\n")
+    run = create(file=RecipeFile.read(path))
+    recorded = run.path / "recipe_modules" / "beside.py"
+    recorded.write_text("DEPTH = 7\n")
+    with pytest.raises(RunError, match=r"recipe_modules/beside\.py is damaged: its SHA-256 is not that in environment"):
+        run.recipe_file()
+    (tmp_path / "beside.py").write_text("DEPTH = 7\n")
+    with pytest.raises(
+        RunError, match=r"the recipe_modules/beside\.py of this command is not known to be the recorded"
+    ):
+        create(file=RecipeFile.read(path))
+    (tmp_path / "beside.py").write_text("DEPTH = 3\n")
+    create(file=RecipeFile.read(path))
+    assert recorded.read_text() == "DEPTH = 3\n"
+
+
 @pytest.mark.parametrize("name", ["recipe.py", "parameters.json"])
 def test_A22_a_damaged_record_is_not_replaced_by_another_one(create, half_trained, tmp_path, name):
     run = half_trained
