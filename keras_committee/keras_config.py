@@ -19,6 +19,17 @@ def select_backend(name: str) -> None:
     use_standard_config()
 
 
+def require_channels_last() -> None:
+    """Raise ValueError if Keras' layers would read the height of images `(height, width, channels)` as channels."""
+    import keras
+
+    if (received := keras.config.image_data_format()) != "channels_last":
+        raise ValueError(
+            "The networks take images (height, width, channels). Call "
+            f"keras.config.set_image_data_format('channels_last') first. Received: {received!r}, as in keras.json"
+        )
+
+
 def use_standard_config() -> None:
     """Set Keras' defaults, float32 with channels last, whatever `keras.json` states. Do nothing before Keras is loaded.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_committee.keras_config import require_channels_last
 from keras_committee.layers.normalization import BatchNormalization
 from keras_committee.layers.stochastic_depth import StochasticDepth
 from keras_committee.layers.survival import survival_schedule
@@ -26,8 +27,10 @@ def normalize_pixels(image, mean: float | Sequence[float], std: float | Sequence
         std: Likewise, above 0.
 
     Raises:
-        ValueError: If their number differs from that of the channels, or a standard deviation is not above 0.
+        ValueError: If their number differs from that of the channels, or a standard deviation is not above 0; or if
+            Keras is configured for channels first.
     """
+    require_channels_last()
     channels = image.shape[-1]
     means, stds = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
     if min(stds) <= 0:

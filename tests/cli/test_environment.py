@@ -48,6 +48,16 @@ def test_a_recipe_is_built_under_the_default_settings_of_keras(foreign_settings)
     assert keras.config.epsilon() == 1e-7
 
 
+@pytest.mark.parametrize(
+    "build",
+    [lambda: models.wide_resnet(10, 1, classes=10), lambda: models.resnet(8, classes=10)],
+    ids=["wrn", "resnet"],
+)
+def test_a_network_is_not_built_with_its_height_taken_for_channels(foreign_settings, build):
+    with pytest.raises(ValueError, match=r"set_image_data_format\('channels_last'\) first. Received: 'channels_first'"):
+        build()
+
+
 def test_keras_on_another_backend_is_an_error_with_the_remedy(monkeypatch):
     monkeypatch.setattr(keras.config, "backend", lambda: "torch")
     with pytest.raises(RecipeError, match=r"Keras runs on 'torch', .* needs 'tensorflow'\.\n .* KERAS_BACKEND=tensorf"):
