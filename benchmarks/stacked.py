@@ -6,8 +6,8 @@
     python benchmarks/stacked.py --budget 150 --json stacked.json   # stops before a row that would begin after 150 s
 
 Batch 128 per member, bfloat16, SGD with Nesterov momentum, crops and flips on the device. A row shows the images per
-second of all members together: the median over interleaved rounds, half the interquartile range, the ratio to one member
-after another, and the share of the machine's measured matrix product rate (3 x 2 x multiply-adds for each image).
+second of all members together: the median over interleaved rounds, half the interquartile range, the ratio to members
+one after another, and the share of the machine's measured matrix product rate (3 x 2 x multiply-adds for each image).
 Compilation is excluded; the table has its seconds.
 """
 

@@ -2,9 +2,9 @@
 
     python torch_worker.py '{"width": 1, "batch": 128, "device": "cuda"}'    # started by benchmarks/stacked.py
 
-Images stay on the device as bytes; crops and flips are gathers there. Channels last, bfloat16 autocast, `torch.compile`,
-fused SGD; on a GPU the whole step is one CUDA graph. For each line with a number of steps on standard input the worker
-prints the seconds that they took. Needs only torch and NumPy.
+Images stay on the device as bytes; crops and flips are gathers there. Channels last, bfloat16 autocast,
+`torch.compile`, fused SGD; on a GPU the whole step is one CUDA graph. For each line with a number of steps on standard
+input the worker prints the seconds that they took. Needs only torch and NumPy.
 """
 
 import json

@@ -17,6 +17,7 @@ from jax import lax
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_committee.data.augment import PadCropFlip
+from keras_committee.layers.heads import log_softmax
 from keras_committee.stacked.convolution import use_packed_convolutions
 
 MODES = ("vmap", "packed", "sequential")
@@ -259,7 +260,7 @@ class StackedProgram:
     def _predict(self, weights, variables, batches):
         def member(weights, variables, batch):
             logits, _ = self._model.stateless_call(weights, variables, batch, training=False)
-            return jax.nn.log_softmax(logits.astype("float32"))
+            return log_softmax(logits.astype("float32"))
 
         def one_batch(batch):
             inputs = keras.ops.cast(batch, self._model.inputs[0].dtype)

@@ -119,10 +119,8 @@ class _Stack:
         self._run, self._recipe, self._group, self._splits = run, recipe, group, splits
         self._data_info, self._options, self._shutdown, self._note = data_info, options, shutdown, note
         self._checkpoints = Checkpoints(run.path / "stacked")
-        self._models = [_build_member(recipe, index) for index in group]
-        _check_models(self._models, group, splits)
+        self._models, self._program = build_program(recipe, group, splits, options.mode)
         self._blocks = stochastic_depth_blocks(self._models[0])
-        self._program = _make_program(recipe, self._models, group, splits, options.mode)
         self._factors = _rate_factors(recipe, group)
         self._state = self._program.initial_state()
         self._histories: list[list[dict[str, Any]]] = [[] for _ in group]
@@ -373,14 +371,21 @@ def _next_group(state_dir: Path, missing: list[int], max_members: int | None) ->
     return missing[:max_members]
 
 
-def _build_member(recipe: Recipe, index: int) -> keras.Model:
-    keras.utils.set_random_seed(recipe.seed + index)
-    return build_member(recipe, index)
+def build_program(
+    recipe: Recipe, members: Sequence[int], splits: Splits, mode: str = "packed"
+) -> tuple[list[keras.Model], StackedProgram]:
+    """Return the untrained members, each built under its seed, and the program that trains them.
 
-
-def _make_program(recipe, models, group, splits, mode) -> StackedProgram:
+    Raises:
+        RecipeError: If a member does not fit the data, or the members differ in their layers.
+    """
+    models = []
+    for index in members:
+        keras.utils.set_random_seed(recipe.seed + index)
+        models.append(build_member(recipe, index))
+    _check_models(models, members, splits)
     try:
-        return StackedProgram(
+        program = StackedProgram(
             models,
             recipe.optimizer(recipe.epochs * splits.steps_per_epoch),
             recipe.loss,
@@ -392,9 +397,10 @@ def _make_program(recipe, models, group, splits, mode) -> StackedProgram:
         )
     except ValueError as error:
         raise RecipeError(
-            f"--stacked needs members of one architecture: {error} The members are {', '.join(map(str, group))}; train "
-            "members of one architecture with --members, or all of them without --stacked."
+            f"--stacked needs members of one architecture. {error}\n  Train members of one architecture with "
+            "--members, or all of them without --stacked."
         ) from error
+    return models, program
 
 
 def _check_models(models: Sequence[keras.Model], group: Sequence[int], splits: Splits) -> None:
