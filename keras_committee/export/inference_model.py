@@ -1,7 +1,7 @@
 """A member as a TensorFlow function for inference, with few operations and weights.
 
-Stochastic depth is folded into the branches, and batch normalizations into the layers around them; see `bn_folding`. A
-normalization that cannot be folded becomes one scale and one shift.
+Stochastic depth is folded into the branches, if all of them can be scaled, and batch normalizations into the layers
+around them; see `bn_folding`. A normalization that cannot be folded becomes one scale and one shift.
 """
 
 import functools
@@ -49,8 +49,7 @@ class InferenceModel:
     """
 
     def __init__(self, model: keras.Model, name: str):
-        has_stochastic_depth = any(isinstance(layer, StochasticDepth) for layer in model._flatten_layers())
-        self._model = fold_stochastic_depth(model) if has_stochastic_depth else model
+        self._model = _without_stochastic_depth(model)
         self._name = name
         self._created_variables: dict[str, tf.Variable] = {}
         self._replacements: dict[int, Any] = {}  # by id of a layer
@@ -138,6 +137,16 @@ class InferenceModel:
         name = name if name not in self._created_variables else f"{name}_{len(self._created_variables)}"
         self._created_variables[name] = tf.Variable(value.astype(np.float32), trainable=False, name=name)
         return self._created_variables[name]
+
+
+def _without_stochastic_depth(model):
+    """Return the model with folded branches; unchanged if a branch cannot be folded, as one that ends in a ReLU."""
+    if not any(isinstance(layer, StochasticDepth) for layer in model._flatten_layers()):
+        return model
+    try:
+        return fold_stochastic_depth(model)
+    except ValueError:
+        return model
 
 
 def compute_in_float32(model: keras.Model) -> None:

@@ -8,6 +8,7 @@ from committees import stir
 
 from keras_committee import models
 from keras_committee.export.inference_model import InferenceModel, compute_in_float32
+from keras_committee.layers import StochasticDepth
 
 
 def traced(model):
@@ -45,6 +46,17 @@ def test_a_wide_residual_network_keeps_no_normalization():
 def test_stochastic_depth_is_removed():
     types = assert_like_keras(models.wide_resnet(10, 1, classes=4, image_shape=(8, 8, 3), survival=0.6))
     assert {"If", "StatelessIf", "RandomUniform"}.isdisjoint(types)
+
+
+@pytest.mark.parametrize("mode", ["batch", "sample", "subset"])
+def test_stochastic_depth_that_cannot_be_folded_runs_as_in_keras(mode):
+    def blocks(x):
+        x = StochasticDepth(keras.Sequential([keras.layers.Conv2D(3, 3, padding="same"), norm()]), survival=0.9)(x)
+        inside = keras.Sequential([keras.layers.Conv2D(3, 3, padding="same"), keras.layers.ReLU()])
+        return StochasticDepth(inside, survival=0.7, mode=mode)(x)
+
+    types = assert_like_keras(small(blocks))
+    assert not [name for name in types if "Random" in name or "Assign" in name]
 
 
 def test_a_residual_network_folds_all_its_normalizations():
