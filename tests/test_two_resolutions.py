@@ -55,6 +55,7 @@ def selection(runs):
     document |= {"kind": "cascade", "members": _members(runs), "weights": None}
     document |= {"head": "geometric_mean", "confidence": "max_probability"}
     document["stages"] = [{"members": 1, "threshold": _median(runs[0])}, {"members": 2, "threshold": None}]
+    del document["checksum"]  # of the file as `select` wrote it
     file.write_text(json.dumps(document))
     return file
 
