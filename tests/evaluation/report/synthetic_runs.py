@@ -1,7 +1,6 @@
 """Synthetic runs for tests of the report: predictions from a seed, and everything else that a run folder contains."""
 
 import pathlib
-import types
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class GrayImages:
 
     def batches(self, size):
         images = np.broadcast_to(self.indices[:size, None, None, None], (len(self.indices[:size]), 8, 8, 3))
-        return [(types.SimpleNamespace(numpy=lambda: images.astype(np.uint8)), None)]
+        return [(images.astype(np.uint8), None)]
 
 
 def log_probabilities(members, skill, seed):
