@@ -14,16 +14,35 @@ SPLIT_SPELLINGS = {
     "validation": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-HINT = (
-    "Fix or remove the files listed above (or change the sizes in the recipe; skip_bad=N skips up to N unreadable "
-    "images), then run the command again."
+UNREADABLE_HINT = (
+    "Fix or remove what is listed above (in the recipe, skip_bad=N skips up to N unreadable images), then run the "
+    "command again."
 )
+
+_PROBLEMS_HINT = "Fix or remove what is listed above, then run the command again."
+_CLASSES_HINT = "Name the folder that contains one folder of images per class."
 
 _LAYOUT_HINT = (
     'State the layout in the recipe: split_folders={"train": "FOLDER", "test": "FOLDER"}, or split_folders={} if every '
     "folder is a class; on the command line: --split-folders train=FOLDER,test=FOLDER, or --split-folders none."
 )
-_IGNORED_FILES = ("Thumbs.db", "desktop.ini")  # file managers write them, like hidden files
+# Written by file managers, archives and network drives, like hidden files; in lower case.
+_SYSTEM_NAMES = (
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "icon\r",
+    "__macosx",
+    "@eadir",
+    "lost+found",
+    "$recycle.bin",
+)
+# Images in formats that are not supported: they were meant to be used, so skipping them would lose examples.
+_OTHER_IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".ppm", ".tif", ".tiff", ".webp"),
+)
+_IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8")
+_MAX_LISTED_FILES = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +56,7 @@ class Listing:
         problems: One sentence for each missing folder, empty class or unsupported file.
         split_folders: The folder of each split, relative to the root folder; empty if every folder is a class.
         notes: One sentence for each decision between two plausible layouts.
+        skipped: The other files in the class folders, such as `cat/notes.txt`, sorted; without hidden files.
     """
 
     classes: tuple[str, ...]
@@ -44,6 +64,22 @@ class Listing:
     problems: list[str]
     split_folders: dict[str, str]
     notes: list[str]
+    skipped: list[str]
+
+    @property
+    def hint(self) -> str:
+        """What to do about the problems."""
+        return _PROBLEMS_HINT if len(self.classes) > 1 else _CLASSES_HINT
+
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence about the skipped files, if there are any."""
+        if not self.skipped:
+            return []
+        listed = ", ".join(self.skipped[:_MAX_LISTED_FILES])
+        count, more = len(self.skipped), len(self.skipped) - _MAX_LISTED_FILES
+        files = "1 file that is not an image" if count == 1 else f"{count:,} files that are not images"
+        return [f"skipped {files}: {listed}{f' and {more:,} more' if more > 0 else ''}"]
 
 
 def list_images(directory: Path, classes: int | None = None, split_folders: Mapping[str, str] | None = None) -> Listing:
@@ -75,15 +111,21 @@ def list_images(directory: Path, classes: int | None = None, split_folders: Mapp
     class_dirs = {split: _class_dir_names(directory / split_dir) for split, split_dir in split_dirs.items()}
     class_names = tuple(sorted({name for names in class_dirs.values() for name in names if is_utf8(name)}))
     problems = _folder_problems(directory, split_dirs, class_dirs, class_names, classes)
-    splits = {}
+    splits, skipped = {}, []
     for split, split_dir in split_dirs.items():
         splits[split] = {}
         for name in (name for name in class_names if name in class_dirs[split]):
-            images, class_problems = _list_class_images(directory, f"{split_dir}/{name}" if split_dir else name)
-            splits[split][name] = images
+            class_dir = f"{split_dir}/{name}" if split_dir else name
+            splits[split][name], class_problems, others = _list_class_images(directory, class_dir)
             problems += class_problems
+            skipped += others
     return Listing(
-        classes=class_names, splits=splits, problems=problems, split_folders=dict(split_folders), notes=notes
+        classes=class_names,
+        splits=splits,
+        problems=problems,
+        split_folders=dict(split_folders),
+        notes=notes,
+        skipped=skipped,
     )
 
 
@@ -267,20 +309,24 @@ def _lookalike_problems(prefix: str, names: Sequence[str]) -> list[str]:
 def _visible_entries(folder: Path) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if entry.name[0] != "." and entry.name not in _IGNORED_FILES]
+            visible = [entry for entry in entries if not _is_system_file(entry.name)]
     except OSError as error:
         reason = f"the folder cannot be read ({error.strerror})"
         raise DataError(f"{folder}: {reason}. Change its permissions, or move it away.") from error
     return sorted(visible, key=lambda entry: entry.name)
 
 
+def _is_system_file(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
 def _class_dir_names(folder: Path) -> list[str]:
     return [entry.name for entry in _visible_entries(folder) if entry.is_dir()] if folder.is_dir() else []
 
 
-def _list_class_images(root: Path, class_dir: str) -> tuple[list[str], list[str]]:
-    """Return the images of one class folder, relative to `root`, and the problems found there."""
-    images, problems = [], []
+def _list_class_images(root: Path, class_dir: str) -> tuple[list[str], list[str], list[str]]:
+    """Return the images of one class folder, the problems found there, and the other files, relative to `root`."""
+    images, problems, skipped = [], [], []
     for entry in _visible_entries(root / class_dir):
         name = f"{class_dir}/{entry.name}"
         if not is_utf8(entry.name):
@@ -289,8 +335,21 @@ def _list_class_images(root: Path, class_dir: str) -> tuple[list[str], list[str]
             problems.append(f"{name}/: folders inside a class folder are not supported")
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
             images.append(name)
+        elif _is_unsupported_image(entry):
+            problems.append(f"{name}: not supported, images end in {', '.join(IMAGE_SUFFIXES)}; convert or rename it")
         else:
-            problems.append(f"{name}: not supported, images end in {', '.join(IMAGE_SUFFIXES)}")
+            skipped.append(name)
     if not images:
         problems.append(f"{class_dir}/: the class has no images")
-    return images, problems
+    return images, problems, skipped
+
+
+def _is_unsupported_image(entry: os.DirEntry) -> bool:
+    """Return whether a file has another image format, or the content of an image under another name."""
+    if entry.name.lower().endswith(_OTHER_IMAGE_SUFFIXES):
+        return True
+    try:
+        with open(entry.path, "rb") as file:
+            return file.read(4).startswith(_IMAGE_SIGNATURES)
+    except OSError:  # a broken link, or a file without permission
+        return False

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_committee.class_folders import HINT, SPLIT_SPELLINGS, check_split_folders, distinguish, list_images
+from keras_committee.class_folders import SPLIT_SPELLINGS, check_split_folders, distinguish, list_images
 from keras_committee.errors import DataError, RecipeError
 
 
@@ -169,7 +169,7 @@ def test_every_problem_is_listed(write):
         "train/fox: there is no such folder, but another split has the class",
         "test/dog: there is no such folder, but another split has the class",
         "3 class folders, expected 5",
-        "train/dog/2.gif: not supported, images end in .jpg, .jpeg, .png",
+        "train/dog/2.gif: not supported, images end in .jpg, .jpeg, .png; convert or rename it",
         "train/dog/old/: folders inside a class folder are not supported",
         "train/dog/: the class has no images",
     ]
@@ -208,5 +208,25 @@ def test_a_missing_folder_and_a_file_are_errors(write):
         list_images(root / "1.png")
 
 
-def test_the_hint_names_the_parameter_that_skips_images():
-    assert "skip_bad=N" in HINT
+def test_files_that_are_not_images_are_skipped_and_counted(write):
+    root = write(
+        "cat/1.png", "cat/notes.txt", "cat/Thumbs.db", "dog/2.png", "dog/.DS_Store", "dog/Icon\r", "dog/LICENSE"
+    )
+    listing = list_images(root)
+    assert (listing.problems, listing.skipped) == ([], ["cat/notes.txt", "dog/LICENSE"])
+    assert listing.warnings == ["skipped 2 files that are not images: cat/notes.txt, dog/LICENSE"]
+    write(*(f"dog/{number}.xml" for number in range(9)))
+    assert list_images(root).warnings[0].endswith("dog/0.xml, dog/1.xml, dog/2.xml, dog/3.xml and 6 more")
+
+
+@pytest.mark.parametrize("name", ["2.WEBP", "2.jfif", "unnamed"])
+def test_images_under_other_names_are_problems(write, name):
+    root = write("cat/1.png", f"cat/{name}")
+    (root / "cat" / name).write_bytes(b"\xff\xd8\xff\xe0")
+    assert list_images(root).problems == [
+        f"cat/{name}: not supported, images end in .jpg, .jpeg, .png; convert or rename it"
+    ]
+
+
+def test_the_hint_of_one_class_names_the_layout(write):
+    assert list_images(write("cat/1.png")).hint == "Name the folder that contains one folder of images per class."

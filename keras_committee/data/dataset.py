@@ -19,6 +19,7 @@ from keras_committee.errors import RecipeError, raise_if_problems
 # 224 pixels takes 180 GiB and cannot be. With 2 GiB per member process even a small machine keeps enough memory.
 MEMORY_LIMIT = 2 * 1024**3
 
+_SIZES_HINT = "Choose a smaller batch_size, validation or test in the recipe."
 _MAX_LISTED_CLASSES = 10
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class ReadResult:
         test: The test split; None to hold it out from `train`.
         problems: One sentence per problem.
         notes: One sentence per decision that the user may want to make otherwise.
+        warnings: One sentence per kind of files that were skipped.
+        hint: What to do about `problems`, or about fewer than two classes; the empty string is the hint of the reader.
     """
 
     classes: tuple[str, ...]
@@ -43,6 +46,8 @@ class ReadResult:
     test: Split | None = None
     problems: Sequence[str] = ()
     notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    hint: str = ""
 
 
 class DataReader(Protocol):
@@ -123,16 +128,19 @@ class DataConfig:
             DataError: Lists every problem, by file or row.
         """
         found = self.reader.find()
-        for note in found.notes:
+        for note in (*found.notes, *found.warnings):
             _log.warning("%s: %s", self.name, note)
-        problems = [*(found.problems or class_count_problems(found.classes)), *self._size_problems(found)]
+        missing = found.problems or [*class_count_problems(found.classes), *_empty_split_problems(found)]
+        problems = [*missing, *self._size_problems(found)]
         available = [split for split in (found.train, found.validation, found.test) if split is not None]
         splits = available if problems else [self._apply_limit(split) for split in self._make_splits(found)]
         splits, unreadable = self._load_images(splits)
         if 0 < len(unreadable) <= self.skip_bad:
             _log.warning("%s: skipped because of skip_bad=%d: %s", self.name, self.skip_bad, "; ".join(unreadable))
             unreadable = []
-        raise_if_problems(self.name, [*problems, *unreadable], self.reader.hint)
+        fitting_hint = found.hint if missing else _SIZES_HINT
+        hint = self.reader.hint if unreadable else fitting_hint or self.reader.hint
+        raise_if_problems(self.name, [*problems, *unreadable], hint)
         train, validation, test = splits
         loaded = Splits(
             classes=found.classes,
@@ -168,10 +176,8 @@ class DataConfig:
         return test, validation
 
     def _size_problems(self, found):
-        given = {"train": found.train, "test": found.test}
-        empty = [name for name, split in given.items() if split is not None and not len(split)]
-        if empty:
-            return [] if found.problems else [f"there are no {name} examples" for name in empty]
+        if _empty_split_problems(found):
+            return []
         test, validation = self._hold_out_counts(found)
         problems = check_hold_out(found.train.labels, test, found.classes, "the test split")
         if problems:
@@ -224,6 +230,11 @@ class DataConfig:
             and isinstance(split.images, EncodedImages)
             and not split.images.require_exact_size
         )
+
+
+def _empty_split_problems(found):
+    splits = {"train": found.train, "test": found.test}
+    return [f"there are no {name} examples" for name, split in splits.items() if split is not None and not len(split)]
 
 
 def _read_images(images, into_memory):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_committee.class_folders import HINT, check_split_folders, list_images
+from keras_committee.class_folders import UNREADABLE_HINT, check_split_folders, list_images
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
 from keras_committee.data.images import ImageFiles
@@ -34,7 +34,9 @@ def image_folder(
     `directory/train/<class>/...` next to `directory/test/<class>/...`. A folder `val` next to both is the validation
     split; without `test` it is the test split. Other spellings, in any case: `training`, `valid`, `validation`, `dev`,
     `testing`. A folder of such a name that contains images and no folders is a class. Two spellings of one split, or a
-    further folder of images next to split folders, are an error, which `split_folders` resolves.
+    further folder of images next to split folders, are an error, which `split_folders` resolves. Hidden files and those
+    of file managers, such as `Thumbs.db`, are ignored; other files that are no images, such as `notes.txt`, are skipped
+    with one warning.
 
     Held-out examples are the same for every seed. They keep the class proportions, but contain at least one example of
     every class. A class of two images has none left for validation if a test split is held out, too: a warning names
@@ -90,14 +92,21 @@ class ClassFolders:
     require_exact_size: bool = False
     classes: int | None = None
     split_folders: Mapping[str, str] | None = None
-    hint: str = HINT
+    hint: str = UNREADABLE_HINT
 
     def find(self) -> ReadResult:
         listing = list_images(self.directory, self.classes, self.split_folders)
         splits = {
             split_name: self._make_split(images, listing.classes) for split_name, images in listing.splits.items()
         }
-        return ReadResult(classes=listing.classes, problems=listing.problems, notes=listing.notes, **splits)
+        return ReadResult(
+            classes=listing.classes,
+            problems=listing.problems,
+            notes=listing.notes,
+            warnings=listing.warnings,
+            hint=listing.hint,
+            **splits,
+        )
 
     def _make_split(self, images, classes):
         """Make a split of the images of each class, ordered by class and name."""

@@ -103,6 +103,8 @@ def _read_source(source, skip_bad, split_folders):
     found = reader.find()
     for note in found.notes if found.test is None else ():  # the shards of splits keep the names of their folders
         _log.warning("%s: %s", source, note)
+    for warning in found.warnings:
+        _log.warning("%s: %s", source, warning)
     held_out = {"test": found.test} if found.validation is not None else {"validation": found.test}
     splits = {"train": found.train, "validation": found.validation, **held_out}
     splits = {name: split for name, split in splits.items() if split is not None}

@@ -99,7 +99,7 @@ EARLY = [
     ("init tiny.py --from image-folder images", 2, "tiny.py already exists. No file was written."),
     ("init mine.txt --from image-folder images", 2, "must end in .py. Received: mine.txt. No file was written."),
     ("init mine.py --from image-folder none", 3, "none: 1 problem in the data"),
-    ("init mine.py --from image-folder bad", 3, "3 problems", "dog/b.txt", "dog/: ", "a.png: neither a JPEG nor a PNG"),
+    ("init mine.py --from image-folder bad", 3, "2 problems", "dog/: ", "a.png: neither a JPEG nor a PNG", "skip_bad=N"),
     ("import tiny.py absent.keras", 2, "no such model: absent.keras. No run was started."),
     ("evaluate runs/none", 4, "runs/none is not a run folder", "keras-committee train RECIPE --run runs/none"),
     ("calibrate runs/none", 4, "runs/none is not a run folder"),

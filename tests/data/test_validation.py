@@ -188,15 +188,44 @@ def test_B03_content_that_is_no_jpeg_or_png_is_named(write_images, noise, encode
     assert "train/cat/0002.png: the file is empty" in str(caught.value)
 
 
-def test_B03_other_suffixes_and_inner_folders_are_named(write_images):
+def test_B03_other_image_formats_and_inner_folders_are_named(write_images):
     root = write_images(SPLIT)
-    (root / "train/cat/notes.txt").write_bytes(b"x")
+    (root / "train/cat/0000.webp").write_bytes(b"x")
     (root / "train/cat/more").mkdir()
     with pytest.raises(
-        DataError, match=r"train/cat/notes\.txt: not supported, images end in \.jpg, \.jpeg, \.png"
+        DataError, match=r"train/cat/0000\.webp: not supported, images end in \.jpg, \.jpeg, \.png"
     ) as caught:
         load(root)
     assert "train/cat/more/: folders inside a class folder" in str(caught.value)
+
+
+def test_B03_other_files_are_skipped_with_one_warning(write_images, caplog):
+    root = write_images(SPLIT)
+    examples = len(load(root).train)
+    for name in ("train/cat/notes.txt", "train/cat/.DS_Store", "train/dog/Thumbs.db", "test/dog/readme"):
+        (root / name).write_bytes(b"x")
+    (root / "train/__MACOSX").mkdir()
+    (root / "train/cat/@eaDir").mkdir()
+    assert len(load(root).train) == examples
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert warning.endswith("skipped 2 files that are not images: train/cat/notes.txt, test/dog/readme")
+
+
+@pytest.mark.parametrize(
+    ("options", "damage", "hint"),
+    [
+        ({"validation": 999}, None, "\nChoose a smaller batch_size, validation or test in the recipe."),
+        ({}, ("train/cat/0000.gif", b""), "\nFix or remove what is listed above, then run the command again."),
+        ({}, ("train/cat/0000.png", b""), "(in the recipe, skip_bad=N skips up to N unreadable images)"),
+    ],
+)
+def test_the_hint_fits_the_problem(write_images, options, damage, hint):
+    root = write_images(SPLIT)
+    if damage:
+        (root / damage[0]).write_bytes(damage[1])
+    with pytest.raises(DataError) as caught:
+        load(root, **options)
+    assert hint in str(caught.value)
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10**9])

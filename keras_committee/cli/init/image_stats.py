@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from keras_committee.class_folders import HINT, class_count_problems, list_images
+from keras_committee.class_folders import UNREADABLE_HINT, class_count_problems, list_images
 from keras_committee.errors import raise_if_problems
 
 _MAX_IMAGES_OPENED = 2_000  # headers, evenly spread over the files: enough for a median
@@ -24,7 +24,7 @@ class ImageStats:
         median_side: Median of the images' shorter side, in pixels.
         first_label: Label of the first class in TFRecords; None for class folders.
         split_folders: Folder of each split, to be stated in the recipe; None if the names of the folders state it.
-        notes: One sentence for each decision between two plausible layouts.
+        notes: One sentence for each decision between two plausible layouts, and one about skipped files.
     """
 
     class_counts: dict[str, int]
@@ -59,14 +59,15 @@ def collect_image_stats(directory: Path, split_folders: Mapping[str, str] | None
     names = [name for split in listing.splits.values() for images in split.values() for name in images]
     sides, unreadable = shorter_sides({name: directory / name for name in subsample(names)})
     class_problems = [] if listing.problems else class_count_problems(listing.classes)
-    raise_if_problems(f"image_folder({str(directory)!r})", [*listing.problems, *class_problems, *unreadable], HINT)
+    problems = [*listing.problems, *class_problems, *unreadable]
+    raise_if_problems(f"image_folder({str(directory)!r})", problems, UNREADABLE_HINT if unreadable else listing.hint)
     return ImageStats(
         class_counts={name: sum(len(split[name]) for split in listing.splits.values()) for name in listing.classes},
         training_counts={name: len(images) for name, images in listing.splits["train"].items()},
         held_out=tuple(split for split in ("validation", "test") if split in listing.splits),
         median_side=round(statistics.median(sides)),
         split_folders=split_folders if split_folders is not None or not listing.notes else listing.split_folders,
-        notes=listing.notes,
+        notes=[*listing.notes, *listing.warnings],
     )
 
 
