@@ -8,7 +8,8 @@ import click
 
 from keras_committee.costs import format_cost, unknown_cost_note
 
-_REPORTED_SCORES = ("accuracy", "nll", "ece")
+_MAX_CLASS_ROWS = 20  # of more classes only the hardest are printed
+_HARDEST_CLASSES = 10
 _MFLOPS_NOTE = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
 _QUARTILES = ("lower", "median", "upper")
 _EDGE_WIDTH = 4  # characters that the outer border adds to a table
@@ -32,14 +33,25 @@ def print_members(members: list[dict[str, Any]]) -> None:
 
 
 def print_evaluation(result: dict[str, Any]) -> None:
-    """Print the members and the committees of each size.
+    """Print the members, the committees of each size, and the classes.
 
     Args:
         result: The content of `evaluation.json`.
     """
-    scores = ["accuracy", "nll", "ece", "brier"]
-    members = [[*_member_cells(member), *(f"{member[score]:.4f}" for score in scores)] for member in result["members"]]
-    print_table(["member", "name", "parameters", "MFLOPs", "accuracy", "NLL", "ECE", "Brier"], members)
+    members = [
+        [
+            str(member["index"]),
+            member["name"],
+            format_cost(member["mflops"]),
+            format_accuracy(member["accuracy"], member["accuracy_interval"]),
+            *_top_5_cells(member),
+            f"{member['nll']:.4f}",
+            f"{member['ece']:.4f}",
+        ]
+        for member in result["members"]
+    ]
+    top_5_column = ["top-5"] if "top_5_accuracy" in result["members"][0] else []
+    print_table(["member", "name", "MFLOPs", "accuracy", *top_5_column, "NLL", "ECE"], members, _interval_note(result))
     _print_unknown_costs(result["members"])
     _print_latency(result["members"])
     committees = [
@@ -47,33 +59,55 @@ def print_evaluation(result: dict[str, Any]) -> None:
             str(committee["size"]),
             str(committee["accuracy"]["subsets"]),
             format_cost(committee["mflops"]),
-            f"{committee['accuracy']['min']:.4f} .. {committee['accuracy']['max']:.4f}",
-            *(_format_mean_std(committee[score]) for score in scores),
+            format_accuracy(committee["accuracy"]["mean"], committee["accuracy_interval"]),
+            f"{committee['accuracy']['std']:.4f}" if committee["accuracy"]["subsets"] > 1 else "-",
+            f"{committee['nll']['mean']:.4f}",
+            f"{committee['ece']['mean']:.4f}",
         ]
         for committee in result["committees"]
     ]
     print_table(
-        ["size", "subsets", "MFLOPs", "accuracy range", "accuracy", "NLL", "ECE", "Brier"],
+        ["size", "subsets", "MFLOPs", "accuracy", "std", "NLL", "ECE"],
         committees,
-        "Mean ± standard deviation over the subsets of the members. ",
+        f"Means over the subsets of the members, and the standard deviation over them. {_interval_note(result)}",
     )
+    _print_classes(result)
 
 
 def print_selection(selection: dict[str, Any]) -> None:
-    """Print the selection, the best member and, for a cascade, the best committee.
+    """Print the selection, the best member and, for a cascade, the best committee, with the members of each.
 
     Args:
         selection: The content of `selection.json`.
     """
     report = selection["report"]
-    rows = [_selection_row(f"selected {selection['kind']}", report)]
+    kind = _selected_kind(selection)
+    committees = {f"selected {kind}": report}
     if "cascade" in report:
-        rows.append(_summary_row("best committee", report["cascade"]["committee"]))
-    rows.append(_summary_row("best member", report["best_member"]))
-    columns = ["", "members", "MFLOPs", "validation accuracy", "test accuracy", "test NLL", "test ECE"]
-    print_table(columns, rows, "Selected on validation data; [95 % bootstrap interval]. ")
+        committees["best committee"] = report["cascade"]["committee"]
+    committees["best member"] = report["best_member"]
+    rows = [_selection_row(name, committee) for name, committee in committees.items()]
+    columns = ["", "MFLOPs", "validation accuracy", "test accuracy", "test NLL"]
+    examples = report["examples"]
+    note = (
+        f"Selected on {examples['validation']:,} validation images; [95 % interval] over the {examples['test']:,} test "
+        "images. "
+    )
+    print_table(columns, rows, note)
+    for name, committee in committees.items():
+        click.echo(f"{name}: {_format_names(committee['members'])}")
+    click.echo()
     for note in report.get("notes", ()):
         click.echo(f"{note}\n")
+
+
+def format_duration(seconds: float | None) -> str:
+    """Format seconds: "42 s", "12 min", "3.4 h"; "unknown" for None."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> None:
@@ -145,32 +179,60 @@ def _print_latency(members: list[dict[str, Any]]) -> None:
         print_table(["member", "name", "images", "lower quartile", "median", "upper quartile"], rows, "Milliseconds. ")
 
 
-def _format_mean_std(score: dict[str, float]) -> str:
-    return f"{score['mean']:.4f} ± {score['std']:.4f}"
+def format_accuracy(accuracy: float, interval: dict[str, float]) -> str:
+    """Format an accuracy with its interval: "0.9167 [0.805, 0.967]"."""
+    return f"{accuracy:.4f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
-def _selection_row(name: str, report: dict[str, Any]) -> list[str]:
-    test = report["test"]
+def _interval_note(result: dict[str, Any]) -> str:
+    return f"Accuracy with its 95 % interval over the {result['examples']:,} {result['split']} images. "
+
+
+def _top_5_cells(scores: dict[str, Any]) -> list[str]:
+    return [f"{scores['top_5_accuracy']:.4f}"] if "top_5_accuracy" in scores else []
+
+
+def _print_classes(result: dict[str, Any]) -> None:
+    classes, head = result["per_class"], result["head"].replace("_", " ")
+    note = f"Of the committee of all members ({head})"
+    if "top_5_accuracy" in result:
+        note += f", whose top-5 accuracy is {result['top_5_accuracy']:.4f}"
+    if len(classes) > _MAX_CLASS_ROWS:
+        note += f"; the {_HARDEST_CLASSES} of {len(classes)} classes with the lowest recall"
+        known = [row for row in classes if row["recall"] is not None]
+        classes = sorted(known, key=lambda row: row["recall"])[:_HARDEST_CLASSES]
+    rows = [
+        [row["class"], f"{row['examples']:,}", *(_format_optional(row[score]) for score in ("precision", "recall"))]
+        for row in classes
+    ]
+    print_table(["class", "images", "precision", "recall"], rows, f"{note}. ")
+
+
+def _format_optional(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _selected_kind(selection: dict[str, Any]) -> str:
+    """Return the kind of what was selected; a cascade of one stage, from which no image exits early, is a committee."""
+    if len(selection["stages"] or ()) > 1:
+        return "cascade"
+    return "committee" if len(selection["report"]["members"]) > 1 else "member"
+
+
+def _selection_row(name: str, committee: dict[str, Any]) -> list[str]:
+    validation, test = (_score_values(committee[split]) for split in ("validation", "test"))
     return [
         name,
-        _format_names(report["members"]),
-        format_cost(report["mflops"]),
-        f"{report['validation']['accuracy']['value']:.4f}",
-        *(
-            f"{test[score]['value']:.4f} [{test[score]['low']:.4f}, {test[score]['high']:.4f}]"
-            for score in _REPORTED_SCORES
-        ),
+        format_cost(committee["mflops"]),
+        f"{validation['accuracy']:.4f}",
+        format_accuracy(test["accuracy"], committee["accuracy_interval"]["test"]),
+        f"{test['nll']:.4f}",
     ]
 
 
-def _summary_row(name: str, summary: dict[str, Any]) -> list[str]:
-    return [
-        name,
-        _format_names(summary["members"]),
-        format_cost(summary["mflops"]),
-        f"{summary['validation']['accuracy']:.4f}",
-        *(f"{summary['test'][score]:.4f}" for score in _REPORTED_SCORES),
-    ]
+def _score_values(scores: dict[str, Any]) -> dict[str, float]:
+    """Return the scores of a committee, which have bootstrap intervals in the selected one."""
+    return {name: score["value"] if isinstance(score, dict) else score for name, score in scores.items()}
 
 
 def _format_names(members: list[dict[str, Any]]) -> str:

@@ -99,37 +99,106 @@ def test_members_have_depth_and_memory(capsys):
 
 def test_an_evaluation_has_members_latencies_and_committees(capsys):
     scores = {"accuracy": 0.7139, "nll": 0.4629, "ece": 0.0234, "brier": 0.31}
+    interval = {"accuracy_interval": {"low": 0.5761, "high": 0.8212}}
     latency = [{"batch": 8, "lower": 1.25, "median": 1.5, "upper": 2.75}]
     spread = {name: {"mean": value, "std": 0.0099} for name, value in scores.items()}
     accuracy = {**spread["accuracy"], "subsets": 6, "min": 0.7, "max": 0.9}
-    committee = {"size": 2, "mflops": 106.608, **spread, "accuracy": accuracy}
-    tables.print_evaluation({"members": [{**MEMBER, **scores, "latency": latency}], "committees": [committee]})
+    committee = {"size": 2, "mflops": 106.608, **spread, "accuracy": accuracy, **interval}
+    one_subset = {**committee, "size": 4, "accuracy": {**accuracy, "subsets": 1, "std": 0.0}}
+    result = {
+        "members": [{**MEMBER, **scores, **interval, "latency": latency}],
+        "committees": [committee, one_subset],
+        "per_class": [
+            {"class": "cat", "examples": 1_024, "precision": 0.75, "recall": 0.5},
+            {"class": "dog", "examples": 0, "precision": 0.0, "recall": None},
+        ],
+        "head": "geometric_mean",
+        "examples": 48,
+        "split": "test",
+    }
+    tables.print_evaluation(result)
     lines = normalized_lines(capsys)
-    assert "1 wrn_16_1 171,066 53.30 0.7139 0.4629 0.0234 0.3100" in lines
+    assert "1 wrn_16_1 53.30 0.7139 [0.576, 0.821] 0.4629 0.0234" in lines
     assert "1 wrn_16_1 8 1.25 1.50 2.75" in lines
-    row = "2 6 106.61 0.7000 .. 0.9000 0.7139 ± 0.0099 0.4629 ± 0.0099 0.0234 ± 0.0099 0.3100 ± 0.0099"
-    assert row in lines
+    assert "2 6 106.61 0.7139 [0.576, 0.821] 0.0099 0.4629 0.0234" in lines
+    assert "4 1 106.61 0.7139 [0.576, 0.821] - 0.4629 0.0234" in lines  # no deviation over one subset
+    assert "cat 1,024 0.7500 0.5000" in lines
+    assert "dog 0 0.0000 -" in lines
+    assert sum("95 % interval over the 48 test images." in line for line in lines) == 2
+    assert "Of the committee of all members (geometric mean)." in lines
 
 
-def test_a_selected_cascade_is_compared_with_the_best_committee_and_the_best_member(capsys):
-    members = [{"name": "a", "index": 0, "share": 1}, {"name": "b", "index": 3, "share": 2}]
-    scores = {"accuracy": 0.91, "nll": 0.3, "ece": 0.02}
-    intervals = {name: {"value": value, "low": value - 0.01, "high": value + 0.01} for name, value in scores.items()}
-    summary = {"members": members[:1], "mflops": 7.0, "validation": {"accuracy": 0.9}, "test": scores}
+def test_of_many_classes_the_hardest_are_printed_and_members_have_a_top_5_accuracy(capsys):
+    scores = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "accuracy_interval": {"low": 0.4, "high": 0.6}}
+    rows = [{"class": f"c{k}", "examples": 3, "precision": 0.5, "recall": (k * 7 % 30) / 30} for k in range(30)]
+    result = {"members": [{**MEMBER, **scores, "top_5_accuracy": 0.875}], "committees": [], "per_class": rows}
+    tables.print_evaluation(
+        {**result, "head": "majority_vote", "examples": 90, "split": "test", "top_5_accuracy": 0.9375}
+    )
+    lines = normalized_lines(capsys)
+    assert "1 wrn_16_1 53.30 0.5000 [0.400, 0.600] 0.8750 1.0000 0.1000" in lines
+    assert [line.split()[0] for line in lines if " 3 0.5000 " in line] == [f"c{13 * k % 30}" for k in range(10)]
+    assert any("whose top-5 accuracy is 0.9375; the 10 of 30 classes with the lowest recall" in line for line in lines)
+
+
+def selection(stages, members):
+    scores = {"accuracy": 0.91, "nll": 0.3}
+    intervals = {"test": {"low": 0.7955, "high": 0.968}}
+    summary = {
+        "members": members[:1], "mflops": 7.0, "validation": {"accuracy": 0.9, "nll": 0.4}, "test": scores,
+        "accuracy_interval": intervals,
+    }  # fmt: skip
     report = {
         "members": members,
         "mflops": 12.5,
-        "validation": {"accuracy": {"value": 0.92}},
-        "test": intervals,
+        "validation": {name: {"value": value} for name, value in {"accuracy": 0.92, "nll": 0.4}.items()},
+        "test": {name: {"value": value, "low": value, "high": value} for name, value in scores.items()},
+        "accuracy_interval": intervals,
         "cascade": {"committee": {**summary, "mflops": 20.0}},
         "best_member": summary,
+        "examples": {"validation": 19, "test": 48},
     }
-    tables.print_selection({"kind": "cascade", "report": report})
+    return {"kind": "cascade", "report": report, "stages": stages}
+
+
+MEMBERS = [{"name": "a", "index": 0, "share": 1}, {"name": "b", "index": 3, "share": 2}]
+
+
+def test_a_selected_cascade_is_compared_with_the_best_committee_and_the_best_member(capsys):
+    tables.print_selection(selection([{"members": 1}, {"members": 2}], MEMBERS))
     lines = normalized_lines(capsys)
-    cells = "12.50 0.9200 0.9100 [0.9000, 0.9200] 0.3000 [0.2900, 0.3100] 0.0200 [0.0100, 0.0300]"
-    assert f"selected cascade a (0), b (3 x2) {cells}" in lines
-    assert "best committee a (0) 20.00 0.9000 0.9100 0.3000 0.0200" in lines
-    assert "best member a (0) 7.00 0.9000 0.9100 0.3000 0.0200" in lines
+    assert "selected cascade 12.50 0.9200 0.9100 [0.795, 0.968] 0.3000" in lines
+    assert "best committee 20.00 0.9000 0.9100 [0.795, 0.968] 0.3000" in lines
+    assert "best member 7.00 0.9000 0.9100 [0.795, 0.968] 0.3000" in lines
+    assert any("Selected on 19 validation images; [95 % interval] over the 48 test images." in line for line in lines)
+    assert lines[-4:-1] == ["selected cascade: a (0), b (3 x2)", "best committee: a (0)", "best member: a (0)"]
+
+
+@pytest.mark.parametrize(("members", "kind"), [(MEMBERS, "committee"), (MEMBERS[:1], "member")])
+def test_a_cascade_of_one_stage_is_none(capsys, members, kind):
+    tables.print_selection(selection([{"members": len(members)}], members))
+    assert f"selected {kind} 12.50 0.9200" in " ".join(normalized_lines(capsys))
+
+
+@pytest.mark.parametrize("name", ["print_evaluation", "print_selection"])
+def test_the_tables_fit_80_columns(monkeypatch, name):
+    member = {**MEMBER, "index": 12, "name": "efficientnet_b0", "accuracy": 0.75, "nll": 0.4629, "ece": 0.0234}
+    member |= {"mflops": 4_012.5, "accuracy_interval": {"low": 0.5761, "high": 0.8212}, "top_5_accuracy": 0.9}
+    spread = {score: {"mean": member[score], "std": 0.01, "subsets": 495} for score in ("accuracy", "nll", "ece")}
+    documents = {
+        "print_evaluation": {
+            "members": [member], "committees": [{**member, **spread, "size": 12}], "head": "geometric_mean",
+            "per_class": [], "examples": 48, "split": "test", "top_5_accuracy": 0.9,
+        },
+        "print_selection": selection([{"members": 1}, {"members": 2}], MEMBERS),
+    }  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    getattr(tables, name)(documents[name])
+    text = re.sub(r"\x1b\[[\d;]*m", "", sys.stdout.getvalue())
+    assert "┃" in text
+    assert ":\n" not in text  # no paragraphs
+    assert max(len(line) for line in text.splitlines() if "│" in line or "┃" in line) <= 80
 
 
 def test_an_unknown_cost_is_named_with_the_layers_that_cannot_be_counted(capsys):

@@ -8,9 +8,7 @@ import click
 from keras_committee.cli.options import json_option, min_members_option, run_argument, standard_options
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.run import Run
-from keras_committee.tables import print_table
-
-_SCORES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "adaptive_ece": "adaptive ECE", "brier": "Brier"}
+from keras_committee.tables import format_accuracy, print_table
 
 
 @click.command()
@@ -43,22 +41,24 @@ def calibrate(run: str, min_members: int | None, as_json: bool) -> None:
 
 def _print_result(result: dict[str, Any]) -> None:
     committee = result["committee"]
-    weights = " ".join(f"{weight:.3f}" for weight in committee["weights"])
-    temperatures = {
+    after_labels = {
         "member_temperatures": "one per member",
         "temperature": f"{committee['temperature']:.3f}",
-        "weights": "1",
+        "weights": "1, weighted",
     }
     rows = []
     for member in result["members"]:
         rows.append([f"member {member['index']}", "1", *_score_cells(member["before"])])
         rows.append(["", f"{member['temperature']:.3f}", *_score_cells(member["after"])])
-    rows.append([f"committee, {result['head']}", "1", *_score_cells(committee["before"])])
-    for name, after in committee["after"].items():
-        label = f"weights {weights}" if name == "weights" else ""
-        rows.append([label, temperatures[name], *_score_cells(after)])
-    print_table(["", "temperature", *_SCORES.values()], rows)
+    rows.append(["committee", "1", *_score_cells(committee["before"])])
+    rows += [["", after_labels[name], *_score_cells(after)] for name, after in committee["after"].items()]
+    weights = " ".join(f"{weight:.3f}" for weight in committee["weights"])
+    note = f"Accuracy with its 95 % interval over the images. Head: {result['head'].replace('_', ' ')}. "
+    print_table(["", "temperature", "accuracy", "NLL", "ECE"], rows, f"{note}Fitted weights: {weights}. ")
+    for warning in result["notes"]:
+        click.echo(f"{warning}\n")
 
 
-def _score_cells(scores: dict[str, float]) -> list[str]:
-    return [f"{scores[name]:.4f}" for name in _SCORES]
+def _score_cells(scores: dict[str, Any]) -> list[str]:
+    accuracy = format_accuracy(scores["accuracy"], scores["accuracy_interval"])
+    return [accuracy, f"{scores['nll']:.4f}", f"{scores['ece']:.4f}"]

@@ -54,7 +54,9 @@ def evaluate(
         print_json(result)
         return
     print_evaluation(result)
+    misclassified = result["misclassified"]
     file = Path(run, "evaluation.json")
+    click.echo(f"Misclassified images, {misclassified['images']:,}: {Path(run, misclassified['file'])}")
     click.echo(f"Evaluated on {result['examples']:,} {result['split']} examples. Details: {file}")
     next_command = "select" if len(result["members"]) > 1 else "report"  # one member leaves nothing to select
     print_next_steps(next_command, run, *forwarded_options(min_members, allow_duplicate_weights))

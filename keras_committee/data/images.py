@@ -82,7 +82,8 @@ class InMemoryImages:
         return (hashlib.sha256(self._array[index].tobytes()).digest() for index in indices)
 
     def name(self, index: int) -> str:
-        return str(index)
+        """Return the name of an image for messages: that of its file, or its index."""
+        return str(index) if self._encoded is None else self._encoded.name(index)
 
     def _as_tensor(self):
         if self._tensor is None:

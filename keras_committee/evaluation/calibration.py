@@ -11,6 +11,7 @@ from keras_committee.evaluation.predictions import SplitPredictions, load_or_com
 from keras_committee.files import write_record
 from keras_committee.layers import GeometricMean, head_name, subset_head
 from keras_committee.metrics.calibration import ECE_BINS
+from keras_committee.metrics.intervals import few_images_note
 from keras_committee.metrics.scores import MIN_PROBABILITY
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
@@ -36,13 +37,15 @@ def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> di
         - `recipe`, `head`, `classes` (their number), `bins` (of ECE and reliability).
         - `fitted_on`, `measured_on`: `split` and `examples` of each.
         - `members`: of each `index`, `temperature`, and its scores `before` and `after` on the measured split:
-          `accuracy`, `nll`, `ece`, `adaptive_ece`, `brier`.
+          `accuracy`, `nll`, `ece`, `adaptive_ece`, `brier`, and `accuracy_interval`, the 95 % Wilson interval.
         - `committee`: `temperature`, which divides the committee's log-probabilities; `weights`, one per member, for
           `WeightedGeometricMean`; `weights_gap`, an upper bound on how much lower the NLL on the fitted split can be;
           the scores `before`; and the scores `after` each of `member_temperatures` (each member's own, then the head),
           `temperature` and `weights`.
         - `reliability`: of the committee `before` and `after` applying `temperature`, for each bin `confidence` and
           `accuracy` (null for an empty bin) and `count`.
+
+        - `notes`: a warning if the validation split has few images.
 
         Under a geometric mean, dividing the logits of every member by the committee's `temperature` is equivalent.
 
@@ -71,17 +74,22 @@ def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> di
         "members": [_calibrate_member(position, validation, test) for position in range(len(validation.members))],
         "committee": committee,
         "reliability": reliability,
+        "notes": [note]
+        if (note := few_images_note("temperatures and weights are fitted", len(validation.labels)))
+        else [],
     }
     write_record(run.path / "calibration.json", result)
     run.append_event("calibrated", examples=len(validation.labels))
     return result
 
 
-def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return accuracy, NLL, ECE, adaptive ECE and Brier score."""
+def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Return accuracy with its 95 % interval, NLL, ECE, adaptive ECE and Brier score."""
+    values = metrics.classification_metrics(probabilities, labels)
     return {
-        **metrics.classification_metrics(probabilities, labels),
+        **values,
         "adaptive_ece": metrics.adaptive_ece(probabilities, labels, ECE_BINS),
+        "accuracy_interval": metrics.accuracy_interval(values["accuracy"], len(labels)),
     }
 
 

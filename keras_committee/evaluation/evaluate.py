@@ -1,6 +1,8 @@
 """Evaluation of members and of committees of every size."""
 
+import csv
 import dataclasses
+import io
 import itertools
 import math
 import random
@@ -20,12 +22,13 @@ from keras_committee.evaluation.predictions import (
     preload,
     resolve_split,
 )
-from keras_committee.files import write_record
+from keras_committee.files import write_file, write_record
 from keras_committee.layers import GeometricMean, head_name, subset_head
 from keras_committee.models.loading import load_member
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
+MIN_CLASSES_FOR_TOP_5 = 11  # among fewer, five of them are a large part
 _MAX_SUBSETS = 1000  # of one size: all committees of twelve members; larger numbers are sampled
 
 
@@ -40,9 +43,14 @@ def evaluate(
 ) -> dict:
     """Evaluate members and committees of every size on a split, and write `evaluation.json` to the run folder.
 
+    The misclassified images are listed in `misclassified.csv` beside it, see `write_misclassified`.
+
     The scores of a committee size are means over all subsets of the members of that size, or over 1,000 random ones
     where there are more. `mflops` is 2 x multiply-adds / 1e6 for one image, summed over the members of a committee;
-    None if unknown, and then `uncounted` names the layers of a member that cannot be counted.
+    None if unknown, and then `uncounted` names the layers of a member that cannot be counted. `accuracy_interval` is
+    the 95 % Wilson interval over the images. `per_class` has precision and recall of the committee of all members,
+    null where they are not defined. With more than ten classes there is a `top_5_accuracy` of each member, and of the
+    committee of all members.
 
     Args:
         run: The run folder.
@@ -70,6 +78,7 @@ def evaluate(
         _add_latencies(run, members)
     probabilities = np.exp(predictions.log_probabilities)
     committee = aggregation.combine(subset_head(head, predictions.members), predictions.log_probabilities)
+    misclassified = write_misclassified(run, getattr(splits, split), predictions, committee)
     result = {
         "recipe": run.recipe_file().name,
         "split": split,
@@ -84,10 +93,73 @@ def evaluate(
         ],
         "diversity": diversity(probabilities, predictions.labels),
         "uncertainty": mean_uncertainty(probabilities, committee.argmax(axis=1) == predictions.labels),
+        "per_class": per_class_scores(committee, predictions.labels, predictions.classes),
+        **top_5_accuracy(committee, predictions.labels),
+        "misclassified": misclassified,
     }
     write_record(run.path / "evaluation.json", result)
     run.append_event("evaluated", split=split, examples=len(predictions.labels))
     return result
+
+
+def per_class_scores(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return `class`, `examples`, `precision` and `recall` of each class, null where they are not defined.
+
+    Args:
+        probabilities: Floats `(examples, classes)`.
+        labels: Integers `(examples,)`.
+        classes: Names of the classes.
+    """
+    matrix = metrics.confusion_matrix(probabilities, labels)
+    precision, recall = _with_nulls(np.stack(metrics.precision_and_recall(matrix)))
+    return [
+        {"class": name, "examples": int(examples), "precision": class_precision, "recall": class_recall}
+        for name, examples, class_precision, class_recall in zip(
+            classes, matrix.sum(axis=1), precision, recall, strict=True
+        )
+    ]
+
+
+def top_5_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return `{"top_5_accuracy"}`, or nothing for ten classes or fewer."""
+    if probabilities.shape[1] < MIN_CLASSES_FOR_TOP_5:
+        return {}
+    return {"top_5_accuracy": metrics.top_k_accuracy(probabilities, labels, k=5)}
+
+
+def write_misclassified(
+    run: Run, examples: Any, predictions: SplitPredictions, committee: np.ndarray
+) -> dict[str, str | int]:
+    """Write the images that the committee of all members classifies wrongly to `misclassified.csv` of the run folder.
+
+    A row has the index in the split, the name (of a file, or a record of a shard; the index again for images without
+    one), the true and the predicted class with the committee's probabilities of both, and the number of members that
+    are wrong. The most certain errors come first.
+
+    Args:
+        run: The run folder.
+        examples: The split.
+        predictions: The members' predictions on it.
+        committee: Probabilities `(examples, classes)` of the committee of all members.
+
+    Returns:
+        `file`, the name of the file, and `images`, their number.
+    """
+    labels, classes, predicted = predictions.labels, predictions.classes, committee.argmax(axis=1)
+    wrong_members = (predictions.log_probabilities.argmax(axis=2) != labels[:, None]).sum(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["index", "image", "true_class", "predicted_class", "probability", "true_class_probability",
+                     "wrong_members"])  # fmt: skip
+    for index in wrong[np.argsort(-committee[wrong, predicted[wrong]], kind="stable")].tolist():
+        true, guess = int(labels[index]), int(predicted[index])
+        probabilities = (f"{committee[index, column]:.4f}" for column in (guess, true))
+        row = [index, examples.images.name(index), classes[true], classes[guess], *probabilities, wrong_members[index]]
+        writer.writerow(row)
+    file = run.path / "misclassified.csv"
+    write_file(file, table.getvalue().encode(errors="surrogateescape"))
+    return {"file": file.name, "images": len(wrong)}
 
 
 def score_committees_of_size(size: int, predictions: SplitPredictions, head, mflops: Sequence[float | None]) -> dict:
@@ -103,6 +175,9 @@ def score_committees_of_size(size: int, predictions: SplitPredictions, head, mfl
     return {
         "size": size,
         "mflops": costs.to_document(mean_mflops),
+        "accuracy_interval": metrics.accuracy_interval(
+            float(np.mean(scores_by_name["accuracy"])), len(predictions.labels)
+        ),
         **{name: _summary_statistics(values) for name, values in scores_by_name.items()},
     }
 
@@ -156,10 +231,20 @@ def _member_results(run: Run, predictions: SplitPredictions, allow_duplicate_wei
             "parameters": info.parameters,
             "mflops": info.mflops,
             **({"uncounted": list(info.uncounted)} if info.uncounted else {}),
-            **metrics.classification_metrics(np.exp(predictions.log_probabilities[:, position]), predictions.labels),
+            **_member_scores(np.exp(predictions.log_probabilities[:, position]), predictions.labels),
         }
         for position, (index, info) in enumerate(zip(predictions.members, member_infos, strict=True))
     ]
+
+
+def _member_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Return the scores of a member in `evaluation.json`."""
+    scores = metrics.classification_metrics(probabilities, labels)
+    return {
+        **scores,
+        "accuracy_interval": metrics.accuracy_interval(scores["accuracy"], len(labels)),
+        **top_5_accuracy(probabilities, labels),
+    }
 
 
 def _add_latencies(run: Run, members: list[dict]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_committee import metrics
 from keras_committee.costs import format_cost, to_document
 from keras_committee.errors import RecipeError
 from keras_committee.evaluation import committee_scores
@@ -34,6 +35,7 @@ from keras_committee.evaluation.committee_search import (
 from keras_committee.evaluation.latency import measure_latencies
 from keras_committee.evaluation.pool import Pool
 from keras_committee.member_dir import MemberDir
+from keras_committee.metrics.intervals import few_images_note
 from keras_committee.models.loading import load_member
 from keras_committee.selection import SelectedMember, Selection
 
@@ -76,7 +78,7 @@ def select(
         head=head if weights is None else "weighted_geometric_mean",
         weights=weights,
         classes=pool.classes,
-        report=selector.report(chosen) | {"notes": notes},
+        report=selector.report(chosen) | {"notes": [*notes, *_few_images_notes(pool, "committee")]},
     )
 
 
@@ -120,7 +122,8 @@ def select_cascade(
         classes=pool.classes,
         stages=config.stages(),
         confidence=config.confidence,
-        report=_cascade_report(selector, committee, config, predictions, bounds, objective) | {"notes": notes},
+        report=_cascade_report(selector, committee, config, predictions, bounds, objective)
+        | {"notes": [*notes, *_one_stage_notes(config), *_few_images_notes(pool, "cascade")]},
     )
 
 
@@ -129,6 +132,20 @@ def _unknown_cost_notes(pool: Pool, *, excluded: bool) -> list[str]:
     effect = "They take no part, as a budget and a cascade need their cost." if excluded else ""
     note = pool.unknown_cost_note()
     return [f"{note}\n  {effect}".rstrip()] if note else []
+
+
+def _few_images_notes(pool: Pool, kind: str) -> list[str]:
+    note = few_images_note(f"the {kind} is chosen", len(pool.labels["validation"]))
+    return [note] if note else []
+
+
+def _one_stage_notes(config: CascadeConfig) -> list[str]:
+    """Return a note where the best cascade runs all its members on every image."""
+    members = len(config.order)
+    if len(config.sizes) > 1:
+        return []
+    name = "one member alone" if members == 1 else f"a committee of {members} members that all run on every image"
+    return [f"note: no cascade was worth it. {name.capitalize()} reaches the goal at the lowest mean cost."]
 
 
 def member_latencies(pool: Pool) -> list[float]:
@@ -206,7 +223,10 @@ class CommitteeSelector:
         }
 
     def summary(self, multiplicities: np.ndarray) -> dict[str, Any]:
-        """Return the members of a committee, its cost, and its scores on both splits."""
+        """Return the members of a committee, its cost, and its scores on both splits.
+
+        `accuracy_interval` is the 95 % Wilson interval of the accuracy over the images of each split.
+        """
         rows = np.atleast_2d(multiplicities)
         scores_by_split = {
             split: committee_scores.scores(self.pool.predictions[split], self.pool.labels[split], rows, self.head)
@@ -220,6 +240,10 @@ class CommitteeSelector:
             "latency_ms": None if self.latencies is None else float(self.candidates.cost(multiplicities)),
             **{
                 split: {name: float(values[0]) for name, values in split_scores.items()}
+                for split, split_scores in scores_by_split.items()
+            },
+            "accuracy_interval": {
+                split: metrics.accuracy_interval(float(split_scores["accuracy"][0]), len(self.pool.labels[split]))
                 for split, split_scores in scores_by_split.items()
             },
         }
@@ -366,6 +390,10 @@ def _cascade_report(
         "members": [selector.member_entry(index, 1) for index in config.order],
         "mflops": results["test"].mflops,
         **{split: bootstrap_intervals(split_scores)[0] for split, split_scores in scores.items()},
+        "accuracy_interval": {
+            split: metrics.accuracy_interval(result.scores["accuracy"], len(predictions[split].labels))
+            for split, result in results.items()
+        },
         "best_member": {**best_member, "gain": bootstrap_differences(scores["test"], best_member_scores)[0]},
         "cascade": {
             "target": bounds.get("target"),

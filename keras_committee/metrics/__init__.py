@@ -14,11 +14,21 @@ from keras_committee.metrics.diversity import (
     log_ambiguity,
     q_statistic,
 )
-from keras_committee.metrics.scores import accuracy, brier, classification_metrics, confusion_matrix, nll
+from keras_committee.metrics.intervals import accuracy_interval
+from keras_committee.metrics.scores import (
+    accuracy,
+    brier,
+    classification_metrics,
+    confusion_matrix,
+    nll,
+    precision_and_recall,
+    top_k_accuracy,
+)
 from keras_committee.metrics.uncertainty import entropy, uncertainty_decomposition
 
 __all__ = [
     "accuracy",
+    "accuracy_interval",
     "adaptive_ece",
     "ambiguity",
     "auroc",
@@ -33,7 +43,9 @@ __all__ = [
     "fpr_at_tpr",
     "log_ambiguity",
     "nll",
+    "precision_and_recall",
     "q_statistic",
     "reliability_curve",
+    "top_k_accuracy",
     "uncertainty_decomposition",
 ]

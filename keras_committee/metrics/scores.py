@@ -1,4 +1,4 @@
-"""Accuracy, negative log-likelihood, Brier score and confusion matrix."""
+"""Accuracy, negative log-likelihood, Brier score, confusion matrix, precision and recall."""
 
 import numpy as np
 
@@ -46,6 +46,29 @@ def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
     classes = probabilities.shape[1]
     pairs = labels * classes + probabilities.argmax(axis=1)
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def precision_and_recall(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return precision and recall of each class, floats `(classes,)`.
+
+    Precision is NaN for a class that is never predicted, recall for one without examples.
+
+    Args:
+        confusion: The result of `confusion_matrix`.
+    """
+    correct = np.diag(confusion).astype(np.float64)
+    totals = (confusion.sum(axis=axis) for axis in (0, 1))
+    precision, recall = (np.divide(correct, n, out=np.full(len(correct), np.nan), where=n > 0) for n in totals)
+    return precision, recall
+
+
+def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
+    """Fraction of examples whose true class is among the `k` most probable ones, the first of equal ones."""
+    probabilities, labels = validate_predictions(probabilities, labels)
+    if k < 1:
+        raise ValueError(f"k must be at least 1. Received: k={k}")
+    top = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return float(np.mean((top == labels[:, None]).any(axis=1)))
 
 
 def _true_class_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -35,7 +35,10 @@ def test_the_document_has_the_keys_of_its_docstring(trained, calibrated):
     assert (result["recipe"], result["head"], result["classes"]) == ("tiny", "geometric_mean", 10)
     assert result["fitted_on"] == {"split": "validation", "examples": 180}
     assert result["measured_on"] == {"split": "test", "examples": 360}
-    assert set(result["committee"]["before"]) == {"accuracy", "nll", "ece", "adaptive_ece", "brier"}
+    assert set(result["committee"]["before"]) == {
+        "accuracy", "nll", "ece", "adaptive_ece", "brier", "accuracy_interval",
+    }  # fmt: skip
+    assert result["notes"] == []
     assert set(result["committee"]["after"]) == {"member_temperatures", "temperature", "weights"}
 
 

@@ -1,19 +1,34 @@
 """Evaluation: scores equal those of slow loops, and members predict once."""
 
+import csv
 import dataclasses
 import itertools
 import json
 import math
+import pathlib
 import shutil
 
 import keras
 import numpy as np
 import pytest
+import scipy.stats
+import sklearn.metrics
 
 from keras_committee import metrics
+from keras_committee.data.images import ImageFiles, InMemoryImages
+from keras_committee.data.preprocessing import ImageTransform
+from keras_committee.data.splits import Split
 from keras_committee.errors import IncompleteError, RecipeError, RunError, VerificationError
 from keras_committee.evaluation import evaluate, load_or_compute_predictions, predictions
-from keras_committee.evaluation.evaluate import diversity, mean_uncertainty, member_subsets, score_committees_of_size
+from keras_committee.evaluation.evaluate import (
+    diversity,
+    mean_uncertainty,
+    member_subsets,
+    score_committees_of_size,
+    top_5_accuracy,
+    write_misclassified,
+)
+from keras_committee.evaluation.predictions import SplitPredictions
 from keras_committee.files import read_record
 from keras_committee.layers import GeometricMean, WeightedGeometricMean
 from keras_committee.run import Run
@@ -42,15 +57,15 @@ def test_the_document_has_the_keys_of_its_contract(evaluated):
     assert read_record(run.path / "evaluation.json") == result
     assert list(result) == [
         "recipe", "split", "examples", "classes", "head", "members", "missing", "committees",
-        "diversity", "uncertainty",
+        "diversity", "uncertainty", "per_class", "misclassified",
     ]  # fmt: skip
     assert (result["recipe"], result["split"], result["examples"], result["classes"]) == ("tiny", "test", 360, 10)
     assert result["head"] == "geometric_mean"
     assert [list(member) for member in result["members"]] == [
-        ["index", "name", "parameters", "mflops", "accuracy", "nll", "ece", "brier"]
+        ["index", "name", "parameters", "mflops", "accuracy", "nll", "ece", "brier", "accuracy_interval"]
     ] * 3
     assert [list(committee) for committee in result["committees"]] == [
-        ["size", "mflops", "accuracy", "nll", "ece", "brier"]
+        ["size", "mflops", "accuracy_interval", "accuracy", "nll", "ece", "brier"]
     ] * 3
     assert list(result["committees"][0]["nll"]) == ["mean", "std", "min", "max", "subsets"]
     assert set(result["diversity"]) == {
@@ -205,6 +220,70 @@ def test_the_evaluation_has_the_blocks_of_its_predictions(evaluated):
     ambiguity = result["diversity"]["ambiguity"]["nll"]
     assert ambiguity["committee"] == pytest.approx(result["committees"][2]["nll"]["mean"], rel=1e-5)
     assert ambiguity["members"] == pytest.approx(result["committees"][0]["nll"]["mean"], rel=1e-5)
+
+
+def test_accuracies_have_wilson_intervals_over_the_images(evaluated):
+    _, _, result, _ = evaluated
+    for row in result["members"]:
+        correct = round(row["accuracy"] * 360)
+        interval = scipy.stats.binomtest(correct, 360).proportion_ci(method="wilson")
+        assert row["accuracy_interval"] == {"low": interval.low, "high": interval.high}
+    assert result["committees"][2]["accuracy_interval"] == metrics.accuracy_interval(
+        result["committees"][2]["accuracy"]["mean"], 360
+    )
+
+
+def test_misclassified_images_are_listed_the_most_certain_first(evaluated):
+    run, _, result, computed = evaluated
+    probabilities = geometric_mean(computed.log_probabilities)
+    predicted = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != computed.labels)
+    with open(run.path / "misclassified.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert result["misclassified"] == {"file": "misclassified.csv", "images": len(wrong)}
+    assert sorted(int(row["index"]) for row in rows) == wrong.tolist()
+    certainties = [float(row["probability"]) for row in rows]
+    assert certainties == sorted(certainties, reverse=True)
+    first, index = rows[0], int(rows[0]["index"])
+    assert first["predicted_class"] == computed.classes[predicted[index]]
+    assert first["true_class"] == computed.classes[computed.labels[index]]
+    assert float(first["true_class_probability"]) == pytest.approx(
+        probabilities[index, computed.labels[index]], abs=1e-4
+    )
+    each = computed.log_probabilities[index].argmax(axis=1)
+    assert int(first["wrong_members"]) == (each != computed.labels[index]).sum()
+
+
+def test_a_misclassified_image_has_the_name_of_its_file(copied):
+    run, _ = copied
+    labels, log_probs = np.array([0, 1, 1]), np.log([[[0.7, 0.3]], [[0.6, 0.4]], [[0.2, 0.8]]])
+    predictions = SplitPredictions(members=(0,), log_probabilities=log_probs, labels=labels, classes=("a,b", "c"))
+    files = ImageFiles(
+        root=pathlib.Path("photos"), names=("a/0.png", "c/1.png", "c/2.png"), transform=ImageTransform((8, 8))
+    )
+    split = Split(images=InMemoryImages(np.zeros((3, 8, 8, 3)), files), labels=labels)
+    assert write_misclassified(run, split, predictions, np.exp(log_probs[:, 0]))["images"] == 1
+    assert (run.path / "misclassified.csv").read_text().splitlines()[1] == '1,c/1.png,c,"a,b",0.6000,0.4000,1'
+
+
+def test_precision_and_recall_of_every_class(evaluated):
+    _, _, result, computed = evaluated
+    predicted = geometric_mean(computed.log_probabilities).argmax(axis=1)
+    report = sklearn.metrics.classification_report(
+        computed.labels, predicted, target_names=computed.classes, output_dict=True, zero_division=np.nan
+    )
+    for row in result["per_class"]:
+        assert row["examples"] == report[row["class"]]["support"]
+        assert row["recall"] == pytest.approx(report[row["class"]]["recall"])
+        assert (row["precision"] or 0) == pytest.approx(np.nan_to_num(report[row["class"]]["precision"]))
+
+
+def test_more_than_ten_classes_have_a_top_5_accuracy():
+    probabilities = np.random.default_rng(3).dirichlet(np.ones(11), 40)
+    labels = np.arange(40) % 11
+    expected = sklearn.metrics.top_k_accuracy_score(labels, probabilities, k=5)
+    assert top_5_accuracy(probabilities, labels) == {"top_5_accuracy": pytest.approx(expected)}
+    assert top_5_accuracy(np.full((2, 10), 0.1), np.array([0, 1])) == {}
 
 
 MEMBERS = np.array(

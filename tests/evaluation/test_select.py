@@ -294,3 +294,27 @@ def test_without_a_known_cost_nothing_is_selected_by_it(choose):
     pool = synthetic_pool(strengths=(1.6, 1.5), mflops=(None, None))
     with pytest.raises(RecipeError, match=r"^the cost of no member is known, so none can be selected by it\.\nnote: "):
         choose(pool, Objective(max_cost=4.0), Path("selection.json"))
+
+
+@pytest.mark.parametrize(("examples", "warned"), [(99, True), (100, False)])
+@pytest.mark.parametrize("choose", [select, select_cascade])
+def test_a_choice_on_few_validation_images_has_a_warning_with_their_number(choose, examples, warned):
+    selection = choose(synthetic_pool(examples=examples), Objective(), Path("selection.json"))
+    kind = "committee" if choose is select else "cascade"
+    warning = f"warning: the {kind} is chosen on {examples} validation images only; fewer than 100 leave much to chance"
+    assert [note.startswith(warning) for note in selection.report["notes"]] == [True] * warned
+
+
+def test_a_cascade_of_one_member_was_not_worth_it():
+    selection = select_cascade(synthetic_pool((1.0,), (2.0,)), Objective(), Path("selection.json"))
+    assert [stage.members for stage in selection.stages] == [1]
+    assert selection.report["notes"] == [
+        "note: no cascade was worth it. One member alone reaches the goal at the lowest mean cost."
+    ]
+
+
+def test_a_cascade_has_the_wilson_interval_of_its_own_accuracy(cascade):
+    report = cascade.report
+    for split in ("validation", "test"):
+        accuracy = report[split]["accuracy"]["value"]
+        assert report["accuracy_interval"][split] == metrics.accuracy_interval(accuracy, report["examples"][split])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from keras_committee import metrics
+from keras_committee.metrics.intervals import few_images_note
 
 
 def some_probabilities(seed, examples=211, classes=5, dtype=np.float64):
@@ -436,3 +437,37 @@ def test_invalid_scores_are_rejected(scores):
 def test_the_rate_must_be_in_its_range():
     with pytest.raises(ValueError, match=r"tpr must lie in \(0, 1\]\. Received: tpr=0"):
         metrics.fpr_at_tpr(np.array([0.2]), np.array([0.7]), tpr=0)
+
+
+@pytest.mark.parametrize(("correct", "examples"), [(0, 19), (19, 19), (31, 48), (700, 1000)])
+def test_the_interval_of_an_accuracy_is_wilsons(correct, examples):
+    z, p = scipy.stats.norm.ppf(0.975), correct / examples
+    center = (p + z**2 / (2 * examples)) / (1 + z**2 / examples)
+    half = z / (1 + z**2 / examples) * np.sqrt(p * (1 - p) / examples + z**2 / (4 * examples**2))
+    interval = metrics.accuracy_interval(p, examples)
+    assert (interval["low"], interval["high"]) == pytest.approx((center - half, center + half), abs=1e-9)
+
+
+def test_few_images_are_a_warning_with_their_number():
+    assert few_images_note("the committee is chosen", 100) == ""
+    text = few_images_note("the committee is chosen", 19)
+    assert text.startswith("warning: the committee is chosen on 19 validation images only; fewer than 100 leave")
+    assert " 1 test image only" in few_images_note("x", 1, "test")
+
+
+def test_precision_recall_and_top_k_are_those_of_scikit_learn():
+    probabilities, labels = some_probabilities(7, classes=12)
+    matrix = metrics.confusion_matrix(probabilities, labels)
+    theirs = sklearn.metrics.precision_recall_fscore_support(labels, probabilities.argmax(1), labels=range(12))
+    np.testing.assert_allclose(metrics.precision_and_recall(matrix), theirs[:2])
+    expected = sklearn.metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=range(12))
+    assert metrics.top_k_accuracy(probabilities, labels) == pytest.approx(expected)
+    assert metrics.top_k_accuracy(probabilities, labels, k=1) == metrics.accuracy(probabilities, labels)
+    with pytest.raises(ValueError, match=r"k must be at least 1\. Received: k=0"):
+        metrics.top_k_accuracy(probabilities, labels, k=0)
+
+
+def test_a_class_never_predicted_has_no_precision_and_one_without_examples_no_recall():
+    precision, recall = metrics.precision_and_recall(np.array([[2, 1, 0], [0, 0, 0], [3, 1, 0]]))
+    np.testing.assert_array_equal(precision, [2 / 5, 0, np.nan])
+    np.testing.assert_array_equal(recall, [2 / 3, np.nan, 0])

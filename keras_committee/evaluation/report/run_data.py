@@ -259,7 +259,8 @@ class SelectedCommittee:
 
     Attributes:
         name: Name in the report.
-        kind: "committee" or "cascade".
+        kind: "committee" or "cascade". A cascade of one stage, from which no image exits early, is a committee.
+        one_stage: Whether it is such a cascade.
         members: Member names, in execution order.
         mflops: Mean MFLOPs per image; infinite if unknown.
         worst_mflops: MFLOPs of an image for which all stages run.
@@ -275,6 +276,7 @@ class SelectedCommittee:
     worst_mflops: float
     scores: dict[str, float]
     exits: tuple[dict[str, Any], ...] = ()
+    one_stage: bool = False
     full: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -490,13 +492,16 @@ def _score_selection(
         **metrics.classification_metrics(member_predictions.probabilities(all_members), member_predictions.labels),
         "mflops": member_predictions.cost(all_members),
     }
+    one_stage = selection.stages is not None and len(selection.stages) == 1
+    kind = "committee" if one_stage else selection.kind
     fields = {
-        "name": selection.kind if len(paths) == 1 else f"{selection.kind} {path.parent.name}/{path.stem}",
-        "kind": selection.kind,
+        "name": kind if len(paths) == 1 else f"{kind} {path.parent.name}/{path.stem}",
+        "kind": kind,
+        "one_stage": one_stage,
         "members": tuple(member.name for member in selection.members),
         "full": full,
     }
-    if selection.stages is None:
+    if selection.stages is None or one_stage:
         scores = {name: value for name, value in full.items() if name != "mflops"}
         return SelectedCommittee(**fields, mflops=full["mflops"], worst_mflops=full["mflops"], scores=scores)
     config = CascadeConfig(

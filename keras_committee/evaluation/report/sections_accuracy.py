@@ -12,6 +12,7 @@ from keras_committee.evaluation.report.layout import (  # fmt: skip
     Block,
     Section,
     Table,
+    capitalize_first,
     count_with_noun,
     format_mean_std,
     format_mflops,
@@ -189,7 +190,8 @@ def _best_committee_sentence(architecture: Series) -> str:
 def _selected_sentence(committee: SelectedCommittee) -> str:
     accuracy, cost = format_percent(committee.scores["accuracy"]), format_mflops(committee.mflops)
     if committee.kind == "committee":
-        return f"The selected committee ({_member_list(committee)}) reaches {accuracy} at {cost}."
+        text = f"the selected committee ({_member_list(committee)}) reaches {accuracy} at {cost}."
+        return f"No cascade was worth it: {text}" if committee.one_stage else capitalize_first(text)
     difference = committee.scores["accuracy"] - committee.full["accuracy"]
     verdict = (
         "as accurate as"

@@ -21,6 +21,7 @@ from keras_committee.evaluation.report.run_data import RunData, StochasticDepthS
 from keras_committee.figures.curves import depth_curves, robustness_curves, training_curves
 from keras_committee.figures.style import Picture
 from keras_committee.run import training_seconds
+from keras_committee.tables import format_duration
 
 _CALIBRATION_LABELS = {
     "member_temperatures": "a temperature per member",
@@ -187,13 +188,8 @@ def _wall_time(events: Sequence[dict[str, Any]]) -> str:
     if seconds is None:
         return ""
     members = sum(event.get("seconds", 0.0) for event in events if event["event"] == "member_finished")
-    return f"{_duration(seconds)}; {_duration(members)} summed over the members" if members else _duration(seconds)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    duration = format_duration(seconds)
+    return f"{duration}; {format_duration(members)} summed over the members" if members else duration
 
 
 def _training_period(events: Sequence[dict[str, Any]]) -> str:
