@@ -41,7 +41,7 @@ tests: .venv/ready
 
 # The contracts of layers and models hold under JAX, too.
 jax: .venv/ready
-	KERAS_BACKEND=jax $(PYTEST) -m jax tests/layers tests/models
+	KERAS_BACKEND=jax $(PYTEST) -m jax tests/layers tests/models tests/stacked
 
 # Training stopped at every step and resumed, for every recipe option: about half an hour.
 full-matrix: .venv/ready

@@ -197,9 +197,8 @@ def paired_difference(first, second, draws=1000):
     for result, size in (first, second):
         members = result["log_probs"].shape[1]
         committees = subsets(members, size, rng)[:40]
-        pools.append(
-            [aggregation.combine("geometric_mean", result["log_probs"][:, list(c)]).argmax(1) == labels for c in committees]
-        )
+        predictions = [aggregation.combine("geometric_mean", result["log_probs"][:, list(c)]) for c in committees]
+        pools.append([probabilities.argmax(1) == labels for probabilities in predictions])
     mean = 100 * (np.mean(pools[0]) - np.mean(pools[1]))
     for _ in range(draws):
         images = rng.integers(0, len(labels), len(labels))

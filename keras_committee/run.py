@@ -3,21 +3,25 @@
 import contextlib
 import dataclasses
 import difflib
+import errno
 import fcntl
+import glob
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
 from keras_committee.class_folders import distinguish, is_utf8, show_bytes
-from keras_committee.errors import IncompleteError, RecipeError, RunError, did_you_mean
+from keras_committee.errors import DataError, IncompleteError, RecipeError, RunError, did_you_mean
 from keras_committee.files import (
     checked_line,
     expand_home,
@@ -32,7 +36,9 @@ from keras_committee.files import (
     write_file,
     write_record,
 )
+from keras_committee.folder_kinds import FolderKind, explain_wrong_folder
 from keras_committee.member_dir import DataInfo, MemberDir
+from keras_committee.precision import Device, training_device
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.recipe_source import MODULES_FOLDER
@@ -60,7 +66,8 @@ def open_run(
 ) -> Iterator[tuple["Run", Recipe]]:
     """Create or continue the run of a recipe, lock its folder, and build the recipe.
 
-    Invalid overrides and a folder of another recipe raise before the recipe is executed, which may import TensorFlow.
+    Invalid overrides and a folder of another recipe raise before the recipe is executed, which may import TensorFlow; a
+    recipe that cannot be built raises before a folder is made.
 
     Args:
         recipe: The recipe file.
@@ -85,22 +92,82 @@ def open_run(
     """
     recipe_file = recipe if isinstance(recipe, RecipeFile) else RecipeFile.read(recipe)
     parameters = recipe_file.resolve(overrides)
-    run = Run.create(
-        default_run_path(recipe_file, smoke=smoke) if path is None else path,
-        recipe_file,
-        parameters,
-        smoke=smoke,
-        command=command,
-        allow_config_change=allow_config_change,
-        shared=shared,
-    )
-    with run.lock(shared=shared):
-        yield run, recipe_file.build(parameters, smoke=smoke)
+    given = _Configuration(recipe_file, parameters, smoke, command, allow_config_change, shared)
+    run = Run(expand_home(default_run_path(recipe_file, smoke=smoke) if path is None else path))
+    run._require_acceptable(given)
+    built = recipe_file.build(parameters, smoke=smoke)
+    with run._locked_record(given, _paths_in(built.data)):
+        yield run, built
+
+
+@contextlib.contextmanager
+def lock_runs(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Iterator[list["Run"]]:
+    """Open existing runs and hold their locks.
+
+    Args:
+        paths: The run folders.
+        overrides: New paths of the data, such as `["data_dir=/mnt/photos"]`, for each run that has such a parameter.
+            They are recorded, so that later commands need no override.
+
+    Raises:
+        RecipeError: If no run has a parameter of that name.
+        RunError: If a path is not a run folder or is in use, an override is not a path of its data, or the images there
+            are not those that its members were trained on.
+        DataError: If the data cannot be read.
+    """
+    runs = [Run.open(path) for path in paths]
+    with contextlib.ExitStack() as stack:
+        for run in {run.path.resolve(): run for run in runs}.values():
+            stack.enter_context(run.lock())
+        _move_data(runs, overrides)
+        yield runs
 
 
 def default_run_path(recipe_file: RecipeFile, *, smoke: bool = False) -> Path:
     """Return `runs/NAME`, or `runs/NAME-smoke` for a smoke run, relative to the current folder."""
     return Path("runs", f"{recipe_file.name}-smoke" if smoke else recipe_file.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Configuration:
+    """What a command is about to train in a run folder; the fields are the arguments of `open_run`."""
+
+    recipe_file: RecipeFile
+    parameters: dict[str, Any]
+    smoke: bool
+    command: str
+    allow_config_change: bool
+    shared: bool
+
+    def contents(self) -> dict[str, bytes]:
+        """Return the contents of the recipe, its modules and the parameters, by path relative to the run folder."""
+        return {**self.recipe_file.files(), "parameters.json": json_content(self.parameters)}
+
+    def new_environment(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe_file.name,
+            "smoke": self.smoke,
+            "seed": self.parameters.get("seed"),
+            "command": self.command,
+            "versions": _versions(),
+            "commit": _git_commit(),
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "files": {},
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Changes:
+    """Differences between a command and the record of a run, as lines of text.
+
+    Attributes:
+        listing: All of them.
+        blocking: Those that change members.
+    """
+
+    listing: list[str]
+    blocking: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +194,11 @@ class Run:
     ) -> Self:
         """Record recipe, parameters and environment in a new folder, or check those of an existing one.
 
-        Three changes leave the members the same and are always accepted and recorded: more members, another `data_dir`
-        (the data are compared when a member resumes), and other comments or layout of the recipe. Damaged or missing
-        files of the record are restored if the given recipe and parameters are those that the run recorded.
+        Three changes leave the members the same and are always accepted and recorded: more members, another path of the
+        data (the images are compared), and other comments or layout of the recipe. Everything is accepted while no
+        member is finished or has checkpoints, and in the folder of a smoke run, whose members are then trained again.
+        Damaged or missing files of the record are restored if the given recipe and parameters are those that the run
+        recorded.
 
         Args:
             path: The run folder.
@@ -145,18 +214,9 @@ class Run:
             ResourceError: If the folder cannot be written.
         """
         run = cls(expand_home(path))
-        if not is_utf8(str(path)):  # TensorFlow cannot trace functions or write logs there
-            raise RunError(f"the name of the run folder {show_bytes(str(path))} is not UTF-8. Use another: --run DIR")
-        with translate_os_errors(run.path):
-            run.path.parent.mkdir(parents=True, exist_ok=True)
-            run.path.mkdir(mode=0o700, exist_ok=True)
-        record_lock = file_lock(run.path / ".record.lock", f"the record of {run.path}", timeout=_RECORD_LOCK_TIMEOUT)
-        with run.lock(shared=shared), record_lock:
-            if run._missing_record_files() and not run._has_work():
-                run._record(recipe_file, parameters, smoke, command)
-            else:
-                run._update_record(recipe_file, parameters, smoke, command, allow_config_change)
-        return run
+        given = _Configuration(recipe_file, parameters, smoke, command, allow_config_change, shared)
+        with run._locked_record(given):
+            return run
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -185,7 +245,48 @@ class Run:
 
     def recipe(self) -> Recipe:
         """Execute the recorded recipe file and return the recipe of the run, reduced if it is a smoke run."""
-        return self.recipe_file().build(self.parameters(), smoke=self.smoke)
+        return self.with_precision(self.recipe_file().build(self.parameters(), smoke=self.smoke))
+
+    @property
+    def precision(self) -> str | None:
+        """Precision in which training began; None before. Raises as `environment`."""
+        recorded = self.environment().get("precision") or self._journaled("precision", None)
+        if recorded is None and (self.path / "members").exists():
+            return "float32"  # the default of the versions that did not record it
+        return recorded
+
+    def with_precision(self, recipe: Recipe) -> Recipe:
+        """Return `recipe` with precision `"auto"` replaced by that in which training began, if it has begun."""
+        precision = self.precision if recipe.precision == "auto" else None
+        return dataclasses.replace(recipe, precision=precision) if precision else recipe
+
+    def begin_precision(
+        self, recipe: Recipe, find_device: Callable[[], Device] = training_device
+    ) -> tuple[Recipe, str]:
+        """Replace precision `"auto"` by that in which training began; choose and record it if this is the beginning.
+
+        Args:
+            recipe: The recipe to train.
+            find_device: Function that returns the device of its members.
+
+        Returns:
+            The recipe, and a line for the user: the choice and its reason, or a warning; empty if there is neither.
+
+        Raises:
+            RecipeError: If the precision is `"mixed_float16"` and the device is a CPU.
+            RunError: If the record of the run is damaged.
+            ResourceError: If the record cannot be written.
+        """
+        is_auto, is_new = recipe.precision == "auto", self.precision is None
+        precision, device = self.with_precision(recipe).precision, None
+        if precision != "float32":
+            device = find_device()
+            device.require(precision)
+        if is_new:
+            recorded = self._record_precision(device.precision if device and is_auto else precision)
+            precision = recorded if is_auto else precision
+        line = device.explain(precision, is_new=is_new, is_auto=is_auto) if device else ""
+        return dataclasses.replace(recipe, precision=precision), line
 
     def environment(self) -> dict[str, Any]:
         """Return versions, machine, command, seed and smoke flag of the first start.
@@ -212,6 +313,11 @@ class Run:
     def member(self, index: int) -> MemberDir:
         """Return the folder of member `index`."""
         return MemberDir(self.path, index)
+
+    @property
+    def stacked_state(self) -> Path:
+        """The folder of the checkpoints of unfinished members that train as one program."""
+        return self.path / "stacked"
 
     def log_path(self, index: int) -> Path:
         """Return the log file of the process that trains member `index`."""
@@ -294,6 +400,53 @@ class Run:
                     f"First difference: class {next(iter(changed.values()))}.\n  Restore the classes and their order."
                 )
 
+    def require_data(self, splits: Any) -> str:
+        """Check that loaded data are those that the members of the run were trained on, wherever they are now.
+
+        Args:
+            splits: The loaded data.
+
+        Returns:
+            The fingerprint of the training images, for the event `training_started`.
+
+        Raises:
+            RecipeError: If the classes or their order differ.
+            RunError: If the data were moved, and the images differ.
+        """
+        self.require_classes(splits.classes)
+        fingerprint, moved = splits.train.fingerprint(), self._moved_since_training()
+        if moved and self.finished_members() and self._trained_on() not in (None, fingerprint):
+            self._raise_other_images(moved)
+        return fingerprint
+
+    def _trained_on(self) -> str | None:
+        """Return the fingerprint of the images that the members were trained on; None if it is unknown."""
+        fingerprint = None
+        for event in self._readable_events():
+            fingerprint = None if event.get("members_changed") else event.get("data", fingerprint)
+        return fingerprint
+
+    def _moved_since_training(self) -> list[str]:
+        """Return the changes since training last started."""
+        changes: list[str] = []
+        for event in self._readable_events():
+            changes = [] if "data" in event else [*changes, *event.get("changes", [])]
+        return changes
+
+    def _readable_events(self) -> list[dict[str, Any]]:
+        try:
+            return self.events()
+        except RunError:
+            return []
+
+    def _raise_other_images(self, changes: Iterable[str]) -> None:
+        listing = "\n  ".join(changes)
+        raise RunError(
+            f"the training images are not those that the members of {self.path} were trained on. What was changed:\n"
+            f"  {listing}\nThe members are kept. Set the path of the same images, or train in a new folder: --run "
+            f"{shlex.quote(str(self._free_path()))}"
+        )
+
     def append_event(self, event: str, **fields: Any) -> None:
         """Append an event to the journal and flush it to disk. The caller holds the lock of the folder.
 
@@ -338,9 +491,25 @@ class Run:
             raise _damaged_journal_error(path, "it is a folder")
         return path
 
+    def _record_lock(self) -> contextlib.AbstractContextManager[None]:
+        return file_lock(self.path / ".record.lock", f"the record of {self.path}", timeout=_RECORD_LOCK_TIMEOUT)
+
+    def _record_precision(self, precision: str) -> str:
+        """Record the precision in which training begins; return that of another process that was faster, if any."""
+        with self._record_lock():
+            environment = {"precision": precision} | self.environment()
+            write_record(self.path / "environment.json", environment)
+        return environment["precision"]
+
     def _has_work(self) -> bool:
         """Return whether training has begun: there are members or a journal."""
         return any((self.path / name).exists() for name in ("members", "journal.jsonl"))
+
+    def _has_members(self) -> bool:
+        """Return whether a member is finished or has checkpoints."""
+        folder = self.path / "members"
+        states = [self.stacked_state, *folder.glob("*/state")]
+        return any(folder.glob("*/model.keras")) or any(state.is_dir() and any(state.iterdir()) for state in states)
 
     def _kept_work(self) -> str:
         """Return a sentence about the members, for the errors about other files."""
@@ -383,12 +552,59 @@ class Run:
                 problems[name] = _describe_damage(error)
         return problems
 
-    def _record(self, recipe_file: RecipeFile, parameters: dict[str, Any], smoke: bool, command: str) -> None:
+    def _require_acceptable(self, given: _Configuration) -> None:
+        """Raise if the folder cannot be created, or belongs to another configuration; create nothing.
+
+        A changed parameter whose new value is an existing path may be a path of the data; it is accepted here.
+
+        Raises:
+            RunError: If the folder belongs to another configuration, is in use, or its name is not UTF-8.
+            ResourceError: If the folder cannot be created.
+        """
+        self._require_utf8()
+        with translate_os_errors(self.path):
+            existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+            if not existing.is_dir():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(existing))
+            if existing != self.path:
+                if not os.access(existing, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
+                return
+        if self._is_new():
+            self._require_empty()
+            return
+        with self.lock(shared=given.shared), self._record_lock():
+            self._review(given, None)
+
+    @contextlib.contextmanager
+    def _locked_record(self, given: _Configuration, data_paths: Collection[str] = ()) -> Iterator[None]:
+        """Create the folder or continue the run in it, and hold its lock. Raises as `create`."""
+        self._require_utf8()
+        with translate_os_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, exist_ok=True)
+        if self._is_new():
+            self._require_empty()  # before a lock file is written to a folder of something else
+        with self.lock(shared=given.shared):
+            with self._record_lock():
+                if self._is_new():
+                    self._record(given)
+                else:
+                    self._update_record(given, data_paths)
+            yield
+
+    def _require_utf8(self) -> None:
+        if not is_utf8(str(self.path)):  # TensorFlow cannot trace functions or write logs there
+            name = show_bytes(str(self.path))
+            raise RunError(f"the name of the run folder {name} is not UTF-8. Use another: --run DIR")
+
+    def _is_new(self) -> bool:
+        return bool(self._missing_record_files()) and not self._has_work()
+
+    def _record(self, given: _Configuration) -> None:
         self._require_empty()
-        contents = _record_contents(recipe_file, parameters)
-        self._write_contents(contents)
-        environment = _new_environment(recipe_file, parameters, smoke, command)
-        write_record(self.path / "environment.json", _accept(environment, contents))
+        self._write_contents(given.contents())
+        write_record(self.path / "environment.json", _accept(given.new_environment(), given.contents()))
 
     def _write_contents(self, contents: Mapping[str, bytes]) -> None:
         """Write the recipe, its modules and the parameters, and remove recorded modules that it no longer imports."""
@@ -406,60 +622,134 @@ class Run:
                 "Choose another --run folder."
             )
 
-    def _update_record(
-        self,
-        recipe_file: RecipeFile,
-        parameters: dict[str, Any],
-        smoke: bool,
-        command: str,
-        allow_config_change: bool,
-    ) -> None:
+    def _update_record(self, given: _Configuration, data_paths: Collection[str]) -> None:
         """Record a changed recipe or changed parameters, if the members stay the same or the change is allowed.
 
         Missing and damaged files are restored under the same condition: what is given must be what was recorded.
         """
-        problems, contents = self._record_problems(), _record_contents(recipe_file, parameters)
-        environment = {} if "environment.json" in problems else read_record(self.path / "environment.json")
-        recorded_smoke = environment["smoke"] if environment else self._journaled_smoke(smoke)
-        changes, blocking = self._changes(recipe_file, parameters, problems)
-        if smoke != recorded_smoke:
-            blocking = [*blocking, f"--smoke {recorded_smoke} -> {smoke}"]
-        can_allow = smoke == recorded_smoke
-        if blocking and not (allow_config_change and can_allow):
-            self._raise_mismatch(blocking, recipe_file, can_allow)
-        if problems and not allow_config_change:
-            self._require_recorded(contents, environment.get("files", {}), problems)
+        problems, environment = self._record_problems(), self._environment_or_none()
+        changes = self._review(given, data_paths)
         if problems:
             self.append_event("record_restored", files=sorted(problems))
-        if changes:
-            self.append_event("changed", changes=changes)
-        if changes or problems:
-            environment = environment or _new_environment(recipe_file, parameters, smoke, command)
-            write_record(self.path / "environment.json", _accept(environment, contents))
-            self._write_contents(contents)
+        if changes.listing:
+            fields = {"smoke": given.smoke, "members_changed": True} if changes.blocking else {}
+            self.append_event("changed", changes=changes.listing, **fields)
+        if self._starts_over(given) and (changes.blocking or problems):
+            for folder in (self.path / "members", self.stacked_state):
+                shutil.rmtree(folder, ignore_errors=True)
+            accepted = environment["files"] if environment else {}
+            environment = {**given.new_environment(), "files": accepted}
+        if changes.listing or problems:
+            new_values = {} if "parameters.json" in problems else self._changed_parameters(given.parameters)
+            environment = environment or given.new_environment()
+            environment["command"] = _with_parameters(environment["command"], new_values)
+            write_record(self.path / "environment.json", _accept(environment, given.contents()))
+            self._write_contents(given.contents())
+
+    def _review(self, given: _Configuration, data_paths: Collection[str] | None) -> _Changes:
+        """Return the differences of a command from the record.
+
+        Args:
+            given: The configuration of the command.
+            data_paths: Paths of its data; None if they are unknown, as the recipe was not executed.
+
+        Raises:
+            RunError: If they would change members that must be kept.
+        """
+        problems, environment = self._record_problems(), self._environment_or_none()
+        changes = self._changes(given.recipe_file, given.parameters, problems, data_paths)
+        recorded_smoke = environment["smoke"] if environment else self._journaled("smoke", given.smoke)
+        if given.smoke != recorded_smoke:
+            text = f"--smoke {recorded_smoke} -> {given.smoke}"
+            changes = _Changes([*changes.listing, text], [*changes.blocking, text])
+        if self._starts_over(given):
+            return changes
+        can_allow = given.smoke == recorded_smoke
+        if changes.blocking and not (given.allow_config_change and can_allow):
+            self._raise_mismatch(changes.blocking, given.command, can_allow)
+        if problems and not given.allow_config_change:
+            self._require_recorded(given.contents(), environment["files"] if environment else {}, problems)
+        return changes
+
+    def _starts_over(self, given: _Configuration) -> bool:
+        """Return whether a change of the configuration is accepted, as no member is kept.
+
+        In a shared folder another process may be about to train.
+        """
+        if given.shared:
+            return False
+        if not self._has_members():
+            return True
+        environment = self._environment_or_none()
+        return bool(given.smoke and environment and environment["smoke"] and not given.allow_config_change)
+
+    def _environment_or_none(self) -> dict[str, Any] | None:
+        """Return the recorded environment; None if it is missing or damaged."""
+        try:
+            return read_record(self.path / "environment.json")
+        except (OSError, ValueError):
+            return None
 
     def _changes(
-        self, recipe_file: RecipeFile, parameters: dict[str, Any], problems: Mapping[str, str]
-    ) -> tuple[list[str], list[str]]:
-        """Return the differences from the files of the record that have no problem, and those that change members."""
-        changes, blocking = [], []
+        self,
+        recipe_file: RecipeFile,
+        parameters: dict[str, Any],
+        problems: Mapping[str, str],
+        data_paths: Collection[str] | None,
+    ) -> _Changes:
+        """Return the differences from the files of the record that have no problem."""
+        listing, blocking = [], []
         if "parameters.json" not in problems:
             # Compare parameters as JSON stores them, with lists in place of tuples.
             old, new = self._read_parameters(), json.loads(json.dumps(parameters))
             differences = _differences(old, new)
-            changes += differences.values()
-            blocking += [text for name, text in differences.items() if not _is_ignorable_change(name, old, new)]
+            listing += differences.values()
+            blocking += [text for name, text in differences.items() if not _keeps_members(name, old, new, data_paths)]
         if not _has_damaged_source(problems):
             recorded = RecipeFile.read(self.path / "recipe.py")
             lines = _changed_lines(recorded.sources(), recipe_file.sources())
-            changes += lines
+            listing += lines
             blocking += [] if recipe_file.same_program_as(recorded) else lines
-        return changes, blocking
+        return _Changes(listing, blocking)
 
-    def _journaled_smoke(self, default: bool) -> bool:
-        """Return whether the journal is that of a smoke run; `default` if it does not contain it."""
+    def _changed_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters whose values differ from the recorded ones."""
+        recorded, new = self._read_parameters(), json.loads(json.dumps(parameters))
+        return {name: parameters[name] for name, value in new.items() if recorded.get(name, ...) != value}
+
+    def _record_moved_data(self, overrides: Sequence[str]) -> None:
+        """Record new paths of the data, if the images there are those that the members were trained on."""
+        recipe_file, recorded = self.recipe_file(), self.parameters()
+        given = recipe_file.resolve(overrides)
+        values = {name: given[name] for name in map(_parameter_name, overrides) if given[name] != recorded[name]}
+        if not values:
+            return
+        parameters, command = {**recorded, **values}, self.environment()["command"]
+        _require_existing_paths(values)
+        recipe = recipe_file.build(parameters, smoke=self.smoke)
+        differences, data_paths = _differences(recorded, parameters), _paths_in(recipe.data)
+        if other := [text for name, text in differences.items() if not _names_data(recorded, values, name, data_paths)]:
+            listing = "\n  ".join(other)
+            new_command = _replace_option(_with_parameters(command, values), "--run", str(self._free_path()))
+            raise RunError(
+                f"--set changes paths of the data of {self.path} only. Received:\n  {listing}\n"
+                f"No file was changed. To train with the change, run: {new_command}"
+            )
+        splits: Any = recipe.data.load()
+        self.require_classes(splits.classes)
+        trained_on = self._trained_on()
+        if trained_on not in (None, splits.train.fingerprint()):
+            self._raise_other_images(differences.values())
+        self.append_event("changed", changes=list(differences.values()))
+        configuration = _Configuration(recipe_file, parameters, self.smoke, command, False, False)
+        environment = {**self.environment(), "command": _with_parameters(command, values)}
+        write_record(self.path / "environment.json", _accept(environment, configuration.contents()))
+        self._write_contents(configuration.contents())
+
+    def _journaled(self, field: str, default: Any) -> Any:
+        """Return the value of `field` in the last event that has it; `default` if there is none."""
         try:
-            return next((event["smoke"] for event in self.events() if "smoke" in event), default)
+            return next((event[field] for event in reversed(self.events()) if field in event), default)
         except RunError:
             return default
 
@@ -477,16 +767,20 @@ class Run:
                     "options that the run was started with. If they differ in comments only, add: --allow-config-change"
                 )
 
-    def _raise_mismatch(self, changes: list[str], recipe_file: RecipeFile, can_allow: bool) -> None:
+    def _raise_mismatch(self, changes: list[str], command: str, can_allow: bool) -> None:
         listing = "\n  ".join(changes)
-        other_path = shlex.quote(f"{self.path}-2")
         message = (
             f"{self.path} was trained with a different configuration:\n  {listing}\n"
-            f"No file was changed. To keep both, run: keras-committee train {recipe_file.path} --run {other_path} ..."
+            f"No file was changed. To keep both, run: {_replace_option(command, '--run', str(self._free_path()))}"
         )
         if can_allow:
             message += "\nTo keep the finished members and train the others with the change, add: --allow-config-change"
         raise RunError(message)
+
+    def _free_path(self) -> Path:
+        """Return the path of a new run folder beside this one."""
+        paths = (self.path.with_name(f"{self.path.name}-{number}") for number in itertools.count(2))
+        return next(path for path in paths if not path.exists())
 
 
 def open_selected_runs(selection: Selection, folder: Path) -> list[Run]:
@@ -556,6 +850,8 @@ def _explain_no_run(path: Path, missing: list[str]) -> str:
     if path.is_file():
         recipe = path if path.suffix == ".py" else "RECIPE"
         return f"it is a file. Create a run with `keras-committee train {recipe}`."
+    if explanation := explain_wrong_folder(path, FolderKind.RUN):
+        return explanation
     if path.is_dir():
         description = f"it has no {', '.join(missing)}."
     else:
@@ -575,10 +871,87 @@ def _differences(old: Mapping, new: Mapping) -> dict[Any, str]:
     }
 
 
-def _is_ignorable_change(name: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Return whether a changed parameter leaves the members the same: each depends on its own seed only."""
+def _keeps_members(name: str, old: dict[str, Any], new: dict[str, Any], data_paths: Collection[str] | None) -> bool:
+    """Return whether a changed parameter leaves the members the same: each depends on its own seed only.
+
+    A path of the data does, as the images are compared; without `data_paths` so may every path that exists.
+    """
     are_counts = isinstance(old.get(name), int) and isinstance(new.get(name), int)
-    return name == "data_dir" or (name == "members" and are_counts and new[name] > old[name])
+    more_members = name == "members" and are_counts and new[name] > old[name]
+    return name == "data_dir" or more_members or _names_data(old, new, name, data_paths)
+
+
+def _names_data(old: Mapping[str, Any], new: Mapping[str, Any], name: str, data_paths: Collection[str] | None) -> bool:
+    """Return whether the parameter is a path of the data, or of a folder that contains them."""
+    before, after = old.get(name), new.get(name)
+    if not isinstance(after, str) or not after or not isinstance(before, str | None):
+        return False
+    path = os.path.abspath(expand_home(after))
+    if data_paths is None:
+        return _exists(path)
+    return any(data_path == path or data_path.startswith(path.rstrip(os.sep) + os.sep) for data_path in data_paths)
+
+
+def _exists(path: str) -> bool:
+    """Return whether there is such a file or folder, or files that match the pattern."""
+    return os.path.exists(path) or any(glob.iglob(path, recursive=True))
+
+
+def _paths_in(value: Any) -> set[str]:
+    """Return the absolute paths in the fields of a description of data, at any depth."""
+    if isinstance(value, Path):
+        return {os.path.abspath(value)}
+    if dataclasses.is_dataclass(value):
+        return _paths_in([getattr(value, field.name) for field in dataclasses.fields(value)])
+    if isinstance(value, Mapping):
+        return _paths_in(list(value.values()))
+    return {path for item in value for path in _paths_in(item)} if isinstance(value, list | tuple) else set()
+
+
+def _move_data(runs: Sequence[Run], overrides: Sequence[str]) -> None:
+    """Record new paths of the data in each run that has such a parameter. The caller holds the locks."""
+    known = {
+        run.path: [text for text in overrides if _parameter_name(text) in run.recipe_file().defaults] for run in runs
+    }
+    for text in overrides:
+        if not any(text in texts for texts in known.values()):
+            runs[0].recipe_file().resolve([text])  # raises
+    for run in runs:
+        run._record_moved_data(known[run.path])
+
+
+def _parameter_name(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def _require_existing_paths(values: Mapping[str, Any]) -> None:
+    """Raise DataError if the new value of a parameter is a path that does not exist, before TensorFlow is imported."""
+    for name, value in values.items():
+        if isinstance(value, str) and os.sep in value and not _exists(str(expand_home(value))):
+            raise DataError(f"there are no data at {value} (parameter {name}). No file was changed.")
+
+
+def _replace_option(command: str, option: str, value: str, prefix: str = "") -> str:
+    """Return a command line with an option in place of earlier ones whose value starts with `prefix`."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # of a caller in Python
+        words = [command]
+    kept = []
+    while words:
+        word, *words = words
+        if word == option and words and words[0].startswith(prefix):
+            words = words[1:]
+        elif not word.startswith(f"{option}={prefix}"):
+            kept.append(word)
+    return shlex.join([*kept, option, value])
+
+
+def _with_parameters(command: str, values: Mapping[str, Any]) -> str:
+    """Return a command line with `--set` for each of the parameters."""
+    for name, value in values.items():
+        command = _replace_option(command, "--set", f"{name}={value}", prefix=f"{name}=")
+    return command
 
 
 def _changed_lines(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -595,24 +968,6 @@ def _changed_lines(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 def _to_tuples(value: Any) -> Any:
     return tuple(_to_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _record_contents(recipe_file: RecipeFile, parameters: dict[str, Any]) -> dict[str, bytes]:
-    return {**recipe_file.files(), "parameters.json": json_content(parameters)}
-
-
-def _new_environment(recipe_file: RecipeFile, parameters: dict[str, Any], smoke: bool, command: str) -> dict[str, Any]:
-    return {
-        "recipe": recipe_file.name,
-        "smoke": smoke,
-        "seed": parameters.get("seed"),
-        "command": command,
-        "versions": _versions(),
-        "commit": _git_commit(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "files": {},
-    }
 
 
 def _accept(environment: dict[str, Any], contents: Mapping[str, bytes]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """`keras-committee train`: train the members of a recipe."""
 
+import importlib.util
+from functools import partial
 from typing import Any, Literal
 
 import click
@@ -13,8 +15,9 @@ from keras_committee.cli.output import (
     print_next_steps,
     reserve_stdout_for_json,
 )
-from keras_committee.errors import DataError
+from keras_committee.errors import DataError, RecipeError
 from keras_committee.files import expand_home
+from keras_committee.keras_config import select_backend
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, default_run_path, open_run
 
@@ -63,6 +66,11 @@ from keras_committee.run import Run, default_run_path, open_run
     metavar="FIRST,LAST",
     help="Profile these training steps of each member for TensorBoard.",
 )
+@click.option(
+    "--stacked",
+    is_flag=True,
+    help="Train all members as one JAX program on a GPU. For members of one architecture and images in memory.",
+)
 @click.option("--smoke", is_flag=True, help="Test the recipe: train two members for a few batches.")
 @json_option
 @standard_options
@@ -82,6 +90,7 @@ def train(
     allow_config_change: bool,
     restart: bool,
     profile_steps: str | None,
+    stacked: bool,
     smoke: bool,
     as_json: bool,
 ) -> None:
@@ -93,6 +102,8 @@ def train(
     recipe_file = RecipeFile.read(recipe)
     parameters = recipe_file.resolve(list(overrides))
     _check_data_dir(parameters)
+    if stacked:
+        _prepare_stack(strategy != "auto", ray_address, workers != "auto", deterministic, profile_steps)
     run_dir = run_dir or str(default_run_path(recipe_file, smoke=smoke))
     if strategy == "multiworker":
         from keras_committee import training
@@ -112,22 +123,34 @@ def train(
     )
     with reserve_stdout_for_json(as_json), opened as (run, built):
         _warn_about_changed_versions(run)
-        from keras_committee.training import TrainingOptions, connect, train_committee
+        if stacked:
+            from keras_committee.stacked import StackedOptions, train_stacked
 
-        options = TrainingOptions(
-            checkpoint_seconds=checkpoint_every, deterministic=deterministic, profile_steps=profile
-        )
-        with connect(ray_address, resources_per_member) as ray:
-            train_committee(
+            train_stacked(
                 run,
                 built,
-                strategy,
-                workers=num_workers,
                 members=members,
-                options=options,
+                options=StackedOptions(checkpoint_seconds=checkpoint_every),
                 restart=restart,
-                ray_cluster=ray,
+                note=partial(click.echo, err=True),
             )
+        else:
+            from keras_committee.training import TrainingOptions, connect, train_committee
+
+            options = TrainingOptions(
+                checkpoint_seconds=checkpoint_every, deterministic=deterministic, profile_steps=profile
+            )
+            with connect(ray_address, resources_per_member) as ray:
+                train_committee(
+                    run,
+                    built,
+                    strategy,
+                    workers=num_workers,
+                    members=members,
+                    options=options,
+                    restart=restart,
+                    ray_cluster=ray,
+                )
     finished = run.finished_members()
     if as_json:
         print_json(
@@ -143,6 +166,29 @@ def _print_summary(run_dir: str, finished: int, members: int) -> None:
     total = f" of {members}" if missing else ""
     print_message(f"{run_dir} has {finished}{total} member{'' if members == 1 else 's'}.")
     print_next_steps("evaluate", run_dir, *forwarded_options(finished if missing else None))
+
+
+def _prepare_stack(
+    has_strategy: bool, ray_address: str | None, has_workers: bool, deterministic: bool, profile_steps: str | None
+) -> None:
+    """Choose Keras' JAX backend for this process, before the recipe imports Keras.
+
+    Raises:
+        click.UsageError: If another option contradicts `--stacked`.
+        RecipeError: If JAX is not installed, or Keras runs on another backend already.
+    """
+    contradicting = {
+        "--strategy": has_strategy,
+        "--ray-address": ray_address is not None,
+        "--workers": has_workers,
+        "--deterministic": deterministic,
+        "--profile": profile_steps is not None,
+    }
+    if options := [option for option, is_used in contradicting.items() if is_used]:
+        raise click.UsageError(f"--stacked trains all members in one program; leave out {options[0]}.")
+    if importlib.util.find_spec("jax") is None:
+        raise RecipeError("--stacked needs the package jax: pip install keras-committee[jax]")
+    select_backend("jax")
 
 
 def _parse_workers(text: str) -> int | Literal["auto"]:

@@ -4,6 +4,10 @@
 and a grouped convolution of 16 channels uses a fraction of a GPU's matrix units. Here several members share a group:
 their kernels are the diagonal blocks of one kernel whose other blocks are zero, so that the group has enough channels.
 It computes more products, of which those with zero are wasted, in less time.
+
+Zero times infinity is not zero: values that are not finite count as 0 in these products, so that a member that diverges
+does not take its neighbors with it. Its own outputs are those of its finite inputs; that it diverged shows in its loss
+or in its weights.
 """
 
 import functools
@@ -53,9 +57,11 @@ def block_diagonal(kernels: jax.Array, group_size: int) -> jax.Array:
         Array `(height, width, group_size * inputs, members * outputs)`.
     """
     members, height, width, inputs, outputs = kernels.shape
-    blocks = kernels.reshape(members // group_size, group_size, height, width, inputs, outputs)
-    identity = jnp.eye(group_size, dtype=kernels.dtype)
-    dense = jnp.einsum("gphwio,pq->hwqigpo", blocks, identity)
+    groups = members // group_size
+    blocks = kernels.reshape(groups, group_size, height, width, inputs, outputs).transpose(2, 3, 4, 0, 1, 5)
+    # Selected, not multiplied by zeros: the gradient of a block must not depend on those of the others.
+    is_own = jnp.eye(group_size, dtype=bool)[None, None, :, None, None, :, None]
+    dense = jnp.where(is_own, blocks[:, :, None], jnp.zeros((), kernels.dtype))
     return dense.reshape(height, width, group_size * inputs, members * outputs)
 
 
@@ -79,12 +85,24 @@ def _packed_convolution(strides, padding, max_channels):
             axes = tuple(0 if batched else None for batched in in_batched)
             return jax.vmap(convolve, in_axes=axes)(inputs, kernel), True
         group_size = members_per_group(axis_size, inputs.shape[-1], max_channels)
-        side_by_side = jnp.moveaxis(inputs, 0, 3)
+        side_by_side = _finite(jnp.moveaxis(inputs, 0, 3))
         outputs = convolve(
             side_by_side.reshape(*side_by_side.shape[:3], -1),
             block_diagonal(kernel, group_size),
             axis_size // group_size,
         )
-        return jnp.moveaxis(outputs.reshape(*outputs.shape[:3], axis_size, -1), 3, 0), True
+        return jnp.moveaxis(_with_finite_gradient(outputs).reshape(*outputs.shape[:3], axis_size, -1), 3, 0), True
 
     return single
+
+
+def _finite(values):
+    return jnp.where(jnp.isfinite(values), values, jnp.zeros((), values.dtype))
+
+
+@jax.custom_vjp
+def _with_finite_gradient(values):
+    return values
+
+
+_with_finite_gradient.defvjp(lambda values: (values, None), lambda _, gradient: (_finite(gradient),))

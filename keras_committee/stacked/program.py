@@ -177,6 +177,11 @@ class StackedProgram:
         values = [np.asarray(state.variables[positions[id(variable)]]) for variable in variables]
         return np.stack(values, axis=1) if values else np.zeros((len(state.weights[0]), 0))
 
+    def is_finite(self, state: StackedState) -> np.ndarray:
+        """Return for each member whether all its weights are finite, boolean `(members,)`."""
+        finite = [jnp.isfinite(array).reshape(len(array), -1).all(axis=1) for array in state.weights]
+        return np.asarray(jnp.stack(finite).all(axis=0))
+
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0, without the members' factors."""
         return float(self._rate.base(step))

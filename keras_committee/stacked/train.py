@@ -88,24 +88,26 @@ def train_stacked(
     """
     options = options or StackedOptions()
     _check_supported(recipe)
-    state_dir = run.path / "stacked"
     if restart:
-        shutil.rmtree(state_dir, ignore_errors=True)
+        shutil.rmtree(run.stacked_state, ignore_errors=True)
     missing = _missing_members(run, recipe, members, restart)
     if not missing:
         return
+    recipe, precision_line = run.begin_precision(recipe)
+    if precision_line:
+        note(precision_line)
     splits = recipe.data.load()
     _check_data(recipe, splits)
     run.require_classes(splits.classes)
     data_info = DataInfo(classes=splits.classes, transform=dataclasses.asdict(splits.train.transform))
     run.append_event(
         "training_started", members=missing, kept=run.finished_members(), workers=1, smoke=run.smoke,
-        classes=list(data_info.classes), transform=data_info.transform,
+        precision=recipe.precision, classes=list(data_info.classes), transform=data_info.transform,
     )  # fmt: skip
     diverged: list[int] = []
     with GracefulShutdown() as shutdown, _translate_stop(run, recipe, shutdown):
         while missing:
-            group = _next_group(state_dir, missing, options.max_members)
+            group = _next_group(run.stacked_state, missing, options.max_members)
             diverged += _Stack(run, recipe, group, splits, data_info, options, shutdown, note).train()
             missing = [index for index in missing if index not in group]
     _raise_diverged(run, recipe, diverged)
@@ -118,7 +120,7 @@ class _Stack:
     def __init__(self, run, recipe, group, splits, data_info, options, shutdown, note):
         self._run, self._recipe, self._group, self._splits = run, recipe, group, splits
         self._data_info, self._options, self._shutdown, self._note = data_info, options, shutdown, note
-        self._checkpoints = Checkpoints(run.path / "stacked")
+        self._checkpoints = Checkpoints(run.stacked_state)
         self._models, self._program = build_program(recipe, group, splits, options.mode)
         self._blocks = stochastic_depth_blocks(self._models[0])
         self._factors = _rate_factors(recipe, group)
@@ -126,7 +128,7 @@ class _Stack:
         self._histories: list[list[dict[str, Any]]] = [[] for _ in group]
         self._data_fingerprint = splits.train.fingerprint()
         self._last_save = time.monotonic()
-        self._deadline = self._last_save + (options.max_seconds or math.inf)
+        self._deadline = self._last_save + (math.inf if options.max_seconds is None else options.max_seconds)
 
     def train(self) -> list[int]:
         """Train the group to its end, and return the members whose loss is no longer finite."""
@@ -175,7 +177,7 @@ class _Stack:
         arrays = [checkpoint.arrays[f"{number:05d}"] for number in range(len(leaves))]
         if any(array.shape[1:] != leaf.shape[1:] for array, leaf in zip(arrays, leaves, strict=True)):
             raise RunError(
-                f"the saved state in {self._run.path / 'stacked'} belongs to another network or optimizer. "
+                f"the saved state in {self._run.stacked_state} belongs to another network or optimizer. "
                 "Resume with the recipe that wrote it, or train from the start: --restart."
             )
         restored = [
@@ -198,36 +200,37 @@ class _Stack:
         seconds = time.monotonic() - started
         runs = self._program.values_of(self._state, [block.run_count for block in self._blocks]) - runs_before
         log_probs = self._program.log_probabilities(self._state, self._splits.validation.images.numpy())
+        is_finite = self._program.is_finite(self._state) & np.isfinite(log_probs).all(axis=(1, 2))
         rates = self._factors * self._program.learning_rate((self._epoch + 1) * steps)
         for position, history in enumerate(self._histories):
             history.append(
                 self._history_row(
                     len(history) + 1, losses[position], num_correct[position], rates[position], seconds,
-                    runs[position] / steps, log_probs[position],
+                    runs[position] / steps, log_probs[position], is_finite[position],
                 )
             )  # fmt: skip
         self._write_logs(log_probs)
         self._note(self._log_line(seconds))
 
-    def _history_row(self, epoch, losses, num_correct, rate, seconds, run_fractions, log_probs) -> dict[str, Any]:
-        """Return the epoch's row of one member, with the keys of every run; a loss that is not finite is None."""
+    def _history_row(
+        self, epoch, losses, num_correct, rate, seconds, run_fractions, log_probs, is_finite
+    ) -> dict[str, Any]:
+        """Return the epoch's row of one member, with the keys of every run; the loss of a diverged one is None."""
         steps, batch_size = len(losses), self._splits.batch_size
         loss = float(np.mean(losses))
         row = {
             "epoch": epoch,
             "step": epoch * steps,
             "learning_rate": float(rate),
-            "loss": loss if math.isfinite(loss) else None,
+            "loss": loss if is_finite and math.isfinite(loss) else None,
             "accuracy": int(num_correct.sum()) / (steps * batch_size),
             "images_per_second": steps * batch_size / seconds,
         }
         if len(run_fractions):
             row["realised_depth"] = float(run_fractions.sum())
-        if loss_is_finite(row) and np.isfinite(log_probs).all():
+        if loss_is_finite(row):
             scores = metrics.classification_metrics(np.exp(log_probs), self._splits.validation.labels)
             row |= {f"validation_{name}": value for name, value in scores.items()}
-        else:
-            row["loss"] = None
         return row
 
     def _write_logs(self, log_probs: np.ndarray) -> None:
@@ -290,15 +293,6 @@ class _Stack:
 def loss_is_finite(row: dict[str, Any]) -> bool:
     """Return whether the member was still sound in this epoch of its history."""
     return row["loss"] is not None
-
-
-def require_no_stack(run: Run) -> None:
-    """Raise RunError if members of the run are in training with `--stacked`."""
-    if Checkpoints(run.path / "stacked").steps():
-        raise RunError(
-            f"the members of {run.path} were begun with --stacked. Their state is kept. To resume, add --stacked; to "
-            "train them from the start without it, add --restart."
-        )
 
 
 def _check_supported(recipe: Recipe) -> None:

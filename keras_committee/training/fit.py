@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tensorflow as tf
 
+from keras_committee.checkpoints import Checkpoints
 from keras_committee.data import Splits, validation
-from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError
+from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError, RunError
+from keras_committee.precision import training_device
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 from keras_committee.signals import GracefulShutdown, TrainingStopped
@@ -67,11 +69,13 @@ def train_committee(
     missing = _missing_members(run, recipe, members, restart)
     if not missing:
         return
+    find_device = ray_cluster.member_device if ray_cluster else training_device
+    recipe, precision_line = run.begin_precision(recipe, find_device)
     if options.deterministic:
         enable_determinism()
     with own_temp_dir(run), make_host_group(strategy, run, options) as host_group:
         workers = 1 if host_group.is_multi_host else workers
-        _train_missing(run, recipe, missing, strategy, workers, options, host_group, ray_cluster)
+        _train_missing(run, recipe, missing, strategy, workers, options, host_group, ray_cluster, precision_line)
 
 
 @contextlib.contextmanager
@@ -116,6 +120,7 @@ def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, re
         )
     finished = run.finished_members()
     missing = [index for index in requested if index not in finished]
+    _discard_stack(run, missing, restart)
     # State that a kill left between the final model and its removal, and state to discard.
     for index in [*(set(finished) & set(requested)), *(missing if restart else [])]:
         with run.member(index).lock():
@@ -123,6 +128,20 @@ def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, re
     for index in missing:
         release(run.member(index))  # a node lost in an earlier training saves nothing more
     return missing
+
+
+def _discard_stack(run: Run, missing: list[int], restart: bool) -> None:
+    """Remove the common state of members that `stacked.train_stacked` began, if it is no longer needed.
+
+    Raises:
+        RunError: If members are in training there.
+    """
+    if missing and not restart and Checkpoints(run.stacked_state).steps():
+        raise RunError(
+            f"the members of {run.path} were begun with --stacked. Their state is kept. To resume, add --stacked; to "
+            "train them from the start without it, add --restart."
+        )
+    shutil.rmtree(run.stacked_state, ignore_errors=True)
 
 
 def _train_missing(
@@ -134,6 +153,7 @@ def _train_missing(
     options: TrainingOptions,
     host_group: SingleHost,
     ray_cluster: "RayCluster | None",
+    precision_line: str,
 ) -> None:
     if ray_cluster and workers == "auto":
         num_workers, reason = len(missing), ""
@@ -151,6 +171,7 @@ def _train_missing(
         kept=run.finished_members(),
         workers=num_workers,
         smoke=run.smoke,
+        precision=recipe.precision,
         **data_info,
     )
     progress_monitor = Monitor(run, recipe, splits, missing)
@@ -160,8 +181,8 @@ def _train_missing(
         shutdown.mask_signals(enabled=host_group.is_multi_host),
         progress_monitor as monitor,
     ):
-        if reason:
-            monitor.note(reason)
+        for line in filter(None, (precision_line, reason)):
+            monitor.note(line)
         if ray_cluster:
             failures = ray_cluster.train(run, missing, num_workers, strategy, monitor, shutdown, options)
         elif tf_strategy is None:
