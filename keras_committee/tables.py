@@ -101,6 +101,25 @@ def print_selection(selection: dict[str, Any]) -> None:
         click.echo(f"{note}\n")
 
 
+def print_training(members: list[dict[str, Any]]) -> None:
+    """Print the members at the end of training.
+
+    Args:
+        members: The result of `evaluation.training_summary`.
+    """
+    rows = [
+        [
+            str(member["index"]),
+            f"{member['epoch']} of {member['epochs']}",
+            f"{member['validation_accuracy']:.4f}",
+            f"{member['validation_nll']:.4f}",
+            format_duration(member["seconds"]),
+        ]
+        for member in members
+    ]
+    print_table(["member", "epoch kept", "validation accuracy", "validation NLL", "time"], rows)
+
+
 def format_duration(seconds: float | None) -> str:
     """Format seconds: "42 s", "12 min", "3.4 h"; "unknown" for None."""
     if seconds is None:

@@ -7,6 +7,7 @@ from keras_committee.evaluation.pool import Pool, PoolMember, load_pool
 from keras_committee.evaluation.predictions import SplitPredictions, load_or_compute_predictions
 from keras_committee.evaluation.robustness import robustness
 from keras_committee.evaluation.select import member_latencies, select, select_cascade
+from keras_committee.evaluation.training_summary import training_summary
 
 __all__ = [
     "Objective",
@@ -21,4 +22,5 @@ __all__ = [
     "robustness",
     "select",
     "select_cascade",
+    "training_summary",
 ]
