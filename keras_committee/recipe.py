@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from keras_committee.errors import RecipeError
+from keras_committee.precision import PRECISIONS
 
-_PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 _BEST_EPOCH_SCORES = ("accuracy", "nll")
 _SMOKE_BATCHES = 4
 
@@ -32,8 +32,10 @@ class Recipe:
         survival: Function of the epoch, counted from 0, that returns the survival probability of the last block under
             linear decay, such as `layers.linear_schedule(1.0, 0.5, 20)`. It sets all `StochasticDepth` layers at the
             start of each epoch. None keeps the probabilities of the model.
-        precision: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"` (with a dynamic loss scale). Dtype policy of the
-            members; loss and logits are always float32.
+        precision: Dtype policy of the members: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"` (on GPUs, with a
+            dynamic loss scale); loss and logits are always float32. `"auto"` is `"mixed_bfloat16"` where the device
+            multiplies matrices in it (a CPU with AMX, GPUs of compute capability 8 or more), else `"float32"`; a run
+            continues in the precision in which it began.
         ema_momentum: Float in (0, 1), such as 0.9999, or None. Members are validated and saved with exponential moving
             averages of their weights; see `training.ema`.
         global_clipnorm: Float > 0 or None. Largest global norm of the gradient of a step.
@@ -66,7 +68,7 @@ class Recipe:
     head: Callable[[Any], Any] | None = None
     seed: int = 0
     survival: Callable[[int], float] | None = None
-    precision: str = "float32"
+    precision: str = "auto"
     ema_momentum: float | None = None
     global_clipnorm: float | None = None
     label_smoothing: float = 0.0
@@ -106,7 +108,7 @@ class Recipe:
         )
 
     def _check_training_options(self) -> None:
-        self._require("precision", self.precision in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}")
+        self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._require_none_or("ema_momentum", lambda value: _is_between(value, 0, 1), "a number between 0 and 1")
         self._require_none_or("global_clipnorm", lambda value: _is_between(value, 0, math.inf), "a number above 0")
         valid_smoothing = self.label_smoothing == 0 or _is_between(self.label_smoothing, 0, 1)

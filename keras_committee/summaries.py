@@ -48,8 +48,14 @@ def network_graph(config: str) -> bytes:
 
 
 def _simplify_calls(layer: dict[str, Any]) -> None:
-    """Reduce the calls in the config of a model to their tensors: TensorBoard reads no others, and no dictionaries."""
+    """Reduce the calls in the config of a model to their tensors, and its dtype policies to their compute dtypes.
+
+    TensorBoard reads no others, no dictionaries in calls, and warns of each layer in mixed precision.
+    """
     config = layer["config"]
+    policy = config.get("dtype")
+    if isinstance(policy, dict) and "name" in policy.get("config", ()):
+        config["dtype"] = policy["config"]["name"].removeprefix("mixed_")
     for call in layer.get("inbound_nodes", ()):
         call["args"] = list(_find_tensors([call["args"], call["kwargs"]]))
     if "input_layers" in config:  # not in a Sequential

@@ -28,6 +28,7 @@ def recipe(
     drops=(0.5, 0.75),
     warmup_epochs=0,
     remat=False,
+    precision="auto",
     data_dir=None,
     seed=0,
 ):
@@ -60,5 +61,6 @@ def recipe(
         optimizer=optimizer,
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        precision=precision,
         seed=seed,
     )

@@ -13,7 +13,9 @@ import keras
 from keras_committee import Recipe, data, models, schedules
 
 
-def recipe(members=8, depth=16, width=4, epochs=200, batch_size=128, learning_rate=0.1, data_dir=None, seed=0):
+def recipe(
+    members=8, depth=16, width=4, epochs=200, batch_size=128, learning_rate=0.1, precision="auto", data_dir=None, seed=0
+):
     """The arguments are the recipe parameters: `--set name=value`, typed by these defaults.
 
     `depth` is 6N + 4; `width` multiplies the channels. `learning_rate` is the initial rate; `batch_size` counts the
@@ -33,5 +35,6 @@ def recipe(members=8, depth=16, width=4, epochs=200, batch_size=128, learning_ra
         optimizer=optimizer,
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        precision=precision,
         seed=seed,
     )

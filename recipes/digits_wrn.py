@@ -13,7 +13,7 @@ import keras
 from keras_committee import Recipe, data, models, schedules
 
 
-def recipe(members=4, depth=10, width=1, epochs=12, batch_size=64, learning_rate=0.1, seed=0):
+def recipe(members=4, depth=10, width=1, epochs=12, batch_size=64, learning_rate=0.1, precision="auto", seed=0):
     """The arguments are the recipe parameters: `--set name=value`, typed by these defaults.
 
     `depth` is 6N + 4; `width` multiplies the channels. `learning_rate` is the highest rate, after a tenth of the steps;
@@ -35,5 +35,6 @@ def recipe(members=4, depth=10, width=1, epochs=12, batch_size=64, learning_rate
         optimizer=optimizer,
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        precision=precision,
         seed=seed,
     )

@@ -31,7 +31,7 @@ def recipe(
     resolution=None,
     survival=0.8,
     classes=None,
-    precision="float32",
+    precision="auto",
     seed=0,
 ):
     """The arguments are the recipe parameters: `--set name=value`, typed by these defaults.

@@ -32,7 +32,7 @@ def recipe(
     mode="batch",
     augment="none",
     ema_momentum=0.9999,
-    precision="float32",
+    precision="auto",
     gradient_accumulation_steps=1,
     classes=1000,
     validation=0.02,

@@ -49,6 +49,16 @@ def fresh_keras():
     keras.utils.set_random_seed(20)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_amx():
+    """Make precision "auto" float32 in this process, so that the tests compute the same on every machine."""
+    from keras_committee import precision
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "cpu_device", lambda: precision.Device(True, False, "the CPU has no AMX"))
+        yield
+
+
 TINY = pathlib.Path(__file__).parent / "recipes" / "tiny.py"
 
 

@@ -52,7 +52,7 @@ def fields(**changed):
         ("head", "mean", r"Recipe\(head=\.\.\.\) must be a layer"),
         ("seed", -1, r"Recipe\(seed=\.\.\.\) must be an integer of 0 or more\. Received: -1"),
         ("survival", 0.7, r"Recipe\(survival=\.\.\.\) must be a function of the epoch, or None\. Received: 0\.7"),
-        ("precision", "float16", r"must be one of float32, mixed_bfloat16, mixed_float16\. Received: 'float16'"),
+        ("precision", "float16", r"must be one of auto, float32, mixed_bfloat16, mixed_float16\. Received: 'float16'"),
         (
             "ema_momentum",
             1.0,

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from matplotlib.figure import Figure
 from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.types_pb2 import DT_BFLOAT16, DT_FLOAT
 from tensorboard.plugins.hparams import metadata
 
 from keras_committee import layers
@@ -97,3 +98,14 @@ def test_a_nested_model_that_is_called_with_a_dictionary_is_drawn():
     assert found["total/left"] == ["image"]
     assert found["total/right"] == ["dense"]
     assert found["relu"] == ["total/add"]
+
+
+def test_mixed_precision_is_drawn_without_warnings(caplog):
+    image = keras.Input((4,), name="image")
+    hidden = keras.layers.Dense(3, name="hidden", dtype="mixed_bfloat16")(image)
+    config = keras.Model(image, keras.layers.Dense(2, name="logits", dtype="float32")(hidden)).to_json()
+    with caplog.at_level("WARNING"):
+        graph = GraphDef.FromString(network_graph(config))
+    types = {node.name: node.attr["dtype"].type for node in graph.node}
+    assert types == {"image": DT_FLOAT, "hidden": DT_BFLOAT16, "logits": DT_FLOAT}
+    assert not caplog.records

@@ -7,6 +7,7 @@ import click
 
 from keras_committee.cli.options import json_option, recipe_argument, set_option, standard_options
 from keras_committee.cli.output import print_json, reserve_stdout_for_json
+from keras_committee.precision import training_device
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.tables import print_members
@@ -28,13 +29,32 @@ def describe(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     parameters = recipe_file.resolve(list(overrides))
     with reserve_stdout_for_json(as_json):
         built = recipe_file.build(parameters)
+        precision = _describe_precision(built)
         members = [_describe_member(built, index) for index in range(built.members)]
     if as_json:
-        print_json({"recipe": recipe_file.name, "doc": recipe_file.docstring, "knobs": parameters, "members": members})
+        print_json(
+            {
+                "recipe": recipe_file.name,
+                "doc": recipe_file.docstring,
+                "knobs": parameters,
+                "precision": precision,
+                "members": members,
+            }
+        )
         return
     click.echo(f"{recipe_file.name}: {recipe_file.docstring}\n")
     click.echo("\n".join(f"  --set {name}={value!r}" for name, value in parameters.items()) + "\n")
+    reason = f", as {precision['reason']}" if precision["reason"] else ""
+    click.echo(f"  precision of a new run: {precision['policy']}{reason}\n")
     print_members(members)
+
+
+def _describe_precision(recipe: Recipe) -> dict[str, str]:
+    """Return the precision in which a new run would train on this machine, and why if the recipe leaves it open."""
+    if recipe.precision != "auto":
+        return {"policy": recipe.precision, "reason": ""}
+    device = training_device()
+    return {"policy": device.precision, "reason": device.reason}
 
 
 def _describe_member(recipe: Recipe, index: int) -> dict[str, Any]:

@@ -8,16 +8,20 @@ import keras
 
 from keras_committee.errors import RecipeError
 from keras_committee.flops.counting import has_graph
+from keras_committee.precision import training_device
 from keras_committee.recipe import Recipe
 
 
 def build_member(recipe: Recipe, index: int) -> keras.Model:
     """Build member `index` of a recipe, untrained, under the dtype policy of the recipe. The caller sets the seed.
 
+    Precision `"auto"` is that of this machine; `Run.begin_precision` replaces it by that of the run.
+
     Raises:
         RecipeError: If it is not one graph of layers from an image of known size to one output.
     """
-    with dtype_policy_scope(recipe.precision):
+    precision = training_device().precision if recipe.precision == "auto" else recipe.precision
+    with dtype_policy_scope(precision):
         model = recipe.member(index)
     if problem := _structure_problem(model):
         raise RecipeError(f"Recipe(member=...): {problem}")

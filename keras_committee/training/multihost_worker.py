@@ -65,6 +65,9 @@ def run_as_worker(
         tf_strategy = make_strategy("multiworker", recipe.data.batch_size)
         host_group.on_strategy_created(tf_strategy)
         _check_same_command(_wait_for_run(run), recipe_file, parameters, smoke)
+        recipe, precision_line = run.begin_precision(recipe)
+        if precision_line:
+            _print(precision_line)
         # Only now, as TensorFlow's server replaces the handler of SIGTERM.
         with GracefulShutdown() as shutdown, shutdown.mask_signals(), own_temp_dir(run):
             try:
@@ -115,7 +118,9 @@ def _wait_for_run(run: Run) -> Run:
     deadline = time.monotonic() + _FILE_SYNC_SECONDS
     while True:
         try:
-            return Run.open(run.path)
+            if Run.open(run.path).precision is None:  # the chief records it before it waits for the other hosts
+                raise RunError("its training has not begun")
+            return run
         except RunError as error:
             if time.monotonic() > deadline:
                 raise RunError(

@@ -4,13 +4,14 @@ If a node is lost, the driver starts its member on another one, where it resumes
 describes how the lost attempt is fenced off.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from keras_committee.errors import CommitteeError, RecipeError, ResourceError
 from keras_committee.files import translate_os_errors
+from keras_committee.precision import Device, training_device
 from keras_committee.run import Run
 from keras_committee.signals import GracefulShutdown
 from keras_committee.system_limits import usable_core_count
@@ -70,6 +72,19 @@ class RayCluster:
     def __exit__(self, *_) -> None:
         ray.shutdown()
 
+    def member_device(self) -> Device:
+        """Return the device that a member's task has, on the node where Ray starts one.
+
+        Raises:
+            RecipeError: If no node has the resources of a member.
+            ResourceError: If the connection to the cluster is lost.
+        """
+        resources = resources_per_member(_alive_nodes(), 1, self._cpus, self._gpus) | {"num_cpus": 1}
+        task = ray.remote(max_calls=1)(training_device)  # one process: TensorFlow never frees its memory
+        environment = {"env_vars": _task_environment(resources)}
+        with _translate_ray_errors():
+            return ray.get(task.options(runtime_env=environment, **resources).remote())
+
     def train(
         self,
         run: Run,
@@ -90,18 +105,13 @@ class RayCluster:
                 disk). Checkpoints are kept.
         """
         tf.config.set_visible_devices([], "GPU")  # the members use them
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = _alive_nodes()
         resources = resources_per_member(nodes, min(workers, len(members)), self._cpus, self._gpus)
         backend = RayBackend(run, workers, strategy, resources, options)
         counts = f"{pluralize(len(members), 'member')} on {pluralize(len(nodes), 'Ray node')}"
         monitor.note(f"{counts}, {_format_resources(resources)} per member")
-        try:
+        with _translate_ray_errors():
             return Supervisor(run, members, backend, monitor, shutdown, options).train()
-        except RayError as error:
-            raise ResourceError(
-                f"lost the connection to the Ray cluster: {str(error).strip().splitlines()[0]}\n"
-                "  The last checkpoints are kept. To resume, run the same command again once the cluster is back."
-            ) from error
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -273,6 +283,23 @@ def train_task(task_spec: dict[str, Any], queue: Any) -> dict[str, str] | None:
     if error:  # of an attempt that was given up, nothing else reports it
         print(f"pid {os.getpid()} on {socket.gethostname()} ends: {error['kind']}: {error['text']}", flush=True)
     return error
+
+
+def _alive_nodes() -> list[dict[str, float]]:
+    """Return the resources of each node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@contextlib.contextmanager
+def _translate_ray_errors() -> Iterator[None]:
+    """Raise ResourceError in place of an error of Ray's."""
+    try:
+        yield
+    except RayError as error:
+        raise ResourceError(
+            f"lost the connection to the Ray cluster: {str(error).strip().splitlines()[0]}\n"
+            "  The last checkpoints are kept. To resume, run the same command again once the cluster is back."
+        ) from error
 
 
 def _check_address(address: str) -> None:

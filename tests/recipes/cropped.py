@@ -25,4 +25,5 @@ def recipe(data_dir="", size=12, padding=4, members=1, epochs=2, batch_size=8, s
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         seed=seed,
+        precision="float32",
     )

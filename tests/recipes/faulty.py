@@ -76,4 +76,5 @@ def recipe(members=3, epochs=3, seed=7, killed="", hanging="", failing="", diver
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         seed=seed,
+        precision="float32",
     )

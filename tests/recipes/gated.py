@@ -30,5 +30,6 @@ def recipe(members=2, epochs=4, gate="", seed=7):
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         seed=seed,
+        precision="float32",
         survival=survival,
     )

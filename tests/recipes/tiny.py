@@ -21,4 +21,5 @@ def recipe(members=3, epochs=2, batch_size=64, learning_rate=0.05, seed=7, class
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         seed=seed,
+        precision="float32",
     )

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from keras_committee import system_limits
+from keras_committee import precision, system_limits
 from keras_committee.files import expand_home
 
 if TYPE_CHECKING:
@@ -71,10 +71,14 @@ start = time.monotonic()
 try:
     import keras
     import tensorflow as tf
+    gpus = tf.config.list_physical_devices("GPU")
     found = {
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
-        "gpus": [device.name for device in tf.config.list_physical_devices("GPU")],
+        "gpus": [device.name for device in gpus],
+        "compute_capabilities": [
+            tf.config.experimental.get_device_details(device).get("compute_capability") for device in gpus
+        ],
         "sum": float(tf.reduce_sum(tf.constant([0.25, 0.5]))),
         "seconds": time.monotonic() - start,
     }
@@ -204,6 +208,7 @@ def check_tensorflow(program: Sequence[str] = (sys.executable, "-P", "-c", _PROB
     text = f"{probe['tensorflow']} with Keras {probe['keras']}; starts in {probe['seconds']:.1f} s"
     yield CheckResult("TensorFlow", "ok", text, needed=True)
     yield check_gpus(probe["gpus"], _has_nvidia_driver())
+    yield check_precision(probe["compute_capabilities"])
 
 
 def check_gpus(gpus: Sequence[str], has_nvidia: bool) -> CheckResult:
@@ -216,6 +221,12 @@ def check_gpus(gpus: Sequence[str], has_nvidia: bool) -> CheckResult:
         text = "this machine has NVIDIA GPUs, but TensorFlow finds none; members would train on the CPU"
         return CheckResult("GPUs", "wrong", text, "pip install 'tensorflow[and-cuda]~=2.20'")
     return CheckResult("GPUs", "ok", "none; members train on the CPU")
+
+
+def check_precision(compute_capabilities: Sequence[Sequence[int] | None]) -> CheckResult:
+    """Report the precision of new runs on the GPUs with these compute capabilities, or on the CPU if there are none."""
+    device = precision.gpu_device(compute_capabilities) if compute_capabilities else precision.cpu_device()
+    return CheckResult("precision", "ok", f"new runs train in {device.precision}, as {device.reason}")
 
 
 def _distribution_requirements(package: str) -> list["Requirement"]:
