@@ -96,16 +96,18 @@ def test_describe_prints_docstring_parameters_and_members(folder, capsys):
     assert "linear_2" not in text
     assert "1,930" in text  # (8 * 8 * 3 + 1) * 10
     assert "2 x multiply-adds / 1e6, for one image" in text
+    assert "precision of a new run: float32\n" in text
 
 
 def test_describe_as_json_is_one_document_with_fixed_keys(folder, capsys):
     assert cli.main(["describe", "tiny.py", "--set", "classes=12", "--json"]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
-    assert list(document) == ["recipe", "doc", "knobs", "members"]
+    assert list(document) == ["recipe", "doc", "knobs", "precision", "members"]
     assert document["recipe"] == "tiny"
     assert document["doc"] == "A linear model on the digits: members that train in a second."
     assert document["knobs"] == DEFAULTS | {"classes": 12}
+    assert document["precision"] == {"policy": "float32", "reason": ""}
     assert [member["index"] for member in document["members"]] == [0, 1, 2]
     last = document["members"][2]
     assert list(last) == [

@@ -140,6 +140,17 @@ def test_gpus_that_tensorflow_does_not_find_are_wrong(monkeypatch, gpus, nvidia,
 
 
 @pytest.mark.parametrize(
+    ("capabilities", "line"),
+    [
+        ([], "ok       precision: new runs train in float32, as the CPU has no AMX"),
+        ([[9, 0]], "ok       precision: new runs train in mixed_bfloat16, as the compute capability of the GPU is 9.0"),
+    ],
+)
+def test_the_precision_of_new_runs_is_printed(capabilities, line):
+    assert str(checks.check_precision(capabilities)) == line
+
+
+@pytest.mark.parametrize(
     ("environment", "line"),
     [
         ({"KERAS_BACKEND": "jax"}, "wrong    Keras backend: jax, set by KERAS_BACKEND; commands run on TensorFlow"),
