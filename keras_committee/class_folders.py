@@ -7,13 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from keras_committee.errors import DataError, RecipeError, raise_if_problems
+from keras_committee.folder_kinds import IMAGE_SUFFIXES, SPLIT_SPELLINGS, FolderKind, explain_wrong_folder
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-SPLIT_SPELLINGS = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
 UNREADABLE_HINT = (
     "Fix or remove what is listed above (in the recipe, skip_bad=N skips up to N unreadable images), then run the "
     "command again."
@@ -111,6 +106,8 @@ def list_images(directory: Path, classes: int | None = None, split_folders: Mapp
     class_dirs = {split: _class_dir_names(directory / split_dir) for split, split_dir in split_dirs.items()}
     class_names = tuple(sorted({name for names in class_dirs.values() for name in names if is_utf8(name)}))
     problems = _folder_problems(directory, split_dirs, class_dirs, class_names, classes)
+    if not split_folders:
+        _check_level(directory, class_names)
     splits, skipped = {}, []
     for split, split_dir in split_dirs.items():
         splits[split] = {}
@@ -289,8 +286,19 @@ def _folder_problems(
     if classes not in (None, len(class_names)) and not missing:
         problems.append(f"{len(class_names)} class folders, expected {classes}")
     if not class_names and not missing and not problems:
-        problems.append(f"there are no class folders in {directory}")
+        explanation = explain_wrong_folder(directory, FolderKind.IMAGES)
+        problems.append(f"there are no class folders in {directory}{explanation and f': {explanation}'}")
     return problems
+
+
+def _check_level(directory: Path, class_names: Sequence[str]) -> None:
+    """Raise DataError if the folder above the class folders was given, or a folder of something else."""
+    if class_names and not any(_holds_images(directory / name) for name in class_names):
+        explanation = explain_wrong_folder(directory, FolderKind.IMAGES)
+        raise_if_problems(str(directory), [explanation] if explanation else [], _CLASSES_HINT)
+    elif len(class_names) == 1 and _holds_classes(directory / class_names[0]):
+        problem = f"its only folder, {class_names[0]}, contains the class folders"
+        raise_if_problems(str(directory), [problem], f"Did you mean {str(directory / class_names[0])!r}?")
 
 
 def _lookalike_problems(prefix: str, names: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from keras_committee.errors import CommitteeError, RecipeError, did_you_mean
 from keras_committee.files import expand_home
+from keras_committee.folder_kinds import explain_wrong_folder
 from keras_committee.keras_config import use_standard_config
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_source import MODULES_FOLDER, RecipeImporter, RecipeModules, decode, parse
@@ -184,7 +185,17 @@ def _read_bytes(path: Path) -> bytes:
         listing = f"\n  recipes in {path.parent}: {', '.join(recipes)}" if recipes else ""
         raise RecipeError(f"no such recipe: {path}.{suggestion}{listing}") from error
     except OSError as error:
+        if path.is_dir():
+            raise RecipeError(f"{path} is not a recipe, which is a Python file: {_explain_folder(path)}") from error
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+
+
+def _explain_folder(path: Path) -> str:
+    if explanation := explain_wrong_folder(path):
+        return explanation
+    recipes = [repr(str(file)) for file in sorted(path.glob("*.py"))]
+    next_step = f"Did you mean {' or '.join(recipes)}?" if recipes else "To write a recipe, use `keras-committee init`."
+    return f"it is a folder. {next_step}"
 
 
 def _find_recipe_function(path: Path, tree: ast.Module) -> ast.FunctionDef:

@@ -183,8 +183,17 @@ def test_a_missing_split_is_one_problem(write):
 
 
 def test_a_folder_without_class_folders_is_a_problem(write):
-    root = write("1.png")
-    assert list_images(root).problems == [f"there are no class folders in {root}"]
+    root = write("pets/1.png") / "pets"
+    assert list_images(root).problems == [
+        f"there are no class folders in {root}: it is a folder of images without class folders. Put the images of each "
+        "class into a folder of its own, and name the folder that contains these folders."
+    ]
+
+
+def test_the_folder_above_the_class_folders_names_the_one_that_was_meant(write):
+    root = write("pets/img/cat/1.png", "pets/img/dog/2.png") / "pets"
+    with pytest.raises(DataError, match=r"its only folder, img, contains the class folders\nDid you mean '.*/img'\?$"):
+        list_images(root)
 
 
 def test_a_folder_that_cannot_be_read_is_named(write, monkeypatch):

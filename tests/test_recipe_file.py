@@ -174,7 +174,7 @@ def test_E01_a_missing_recipe_is_an_error_with_the_nearest_and_all_recipes_of_th
 
 
 def test_a_folder_is_not_a_recipe(tmp_path):
-    with pytest.raises(RecipeError, match=r"cannot read the recipe .*: Is a directory"):
+    with pytest.raises(RecipeError, match=r"is not a recipe, which is a Python file: it is a folder\. To write"):
         RecipeFile.read(tmp_path)
 
 

@@ -13,6 +13,7 @@ import click
 from keras_committee.cli.options import HomePath, complete_exports, json_option, standard_options
 from keras_committee.cli.output import print_json, print_message
 from keras_committee.errors import RecipeError
+from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, folder_kind
 
 _EXISTING_FILE = HomePath(exists=True, dir_okay=False)
 
@@ -124,6 +125,8 @@ def serve(
         raise RecipeError("--batching-parameters-file requires --enable-batching. No server was started.")
     if model_config_poll_seconds and not model_config_file:
         raise RecipeError("--model-config-file-poll-wait-seconds requires --model-config-file. No server was started.")
+    if model_dir is not None:
+        _check_model_dir(Path(model_dir))
     if use_tf_serving:
         folder = Path(os.path.abspath(model_dir)) if model_dir else None
         batching = batching_parameters_file or enable_batching
@@ -154,6 +157,19 @@ def serve(
     with _stop_on_signals() as stop, LocalServer(configs, options) as server:
         _print_summary(server, host, as_json)
         stop.wait()
+
+
+def _check_model_dir(folder: Path) -> None:
+    """Raise RecipeError unless `folder` contains a version: a server would wait for one for ever."""
+    if explanation := explain_wrong_folder(folder, FolderKind.MODEL):
+        raise RecipeError(f"{folder} is not a model folder: {explanation}\n  No server was started.")
+    if folder_kind(folder) is FolderKind.MODEL:
+        return
+    problem = "there is no such folder." if not folder.exists() else "it has no version, such as 1/saved_model.pb."
+    raise RecipeError(
+        f"{folder} is not a model folder: {problem} No server was started.\n"
+        f"  Create one with `keras-committee export RUN --out {folder}`."
+    )
 
 
 @contextlib.contextmanager

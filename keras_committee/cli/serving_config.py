@@ -9,6 +9,7 @@ import click
 from keras_committee.cli.options import HomePath, complete_exports, json_option, standard_options
 from keras_committee.cli.output import print_json
 from keras_committee.errors import RecipeError
+from keras_committee.folder_kinds import FolderKind, explain_wrong_folder
 
 
 @click.command()
@@ -106,6 +107,8 @@ def _print_summary(written: list[Path]) -> None:
 def _check_versions_exist(model_dir: str, versions: set[int]) -> None:
     from keras_committee.tfserving.versions import list_versions
 
+    if explanation := explain_wrong_folder(Path(model_dir), FolderKind.MODEL):
+        raise RecipeError(f"{model_dir} is not a model folder: {explanation}\n  No file was written.")
     available = list_versions(model_dir)
     if not available:
         raise RecipeError(f"{model_dir} has no versions. No file was written.")

@@ -76,6 +76,10 @@ EARLY = [
     ("train tiny.py --members one", 2, "'--members': ", "must be member indices such as 0,3. Received: 'one'"),
     ("train tiny.py --strategy mirrorred", 2, "'mirrorred' is not one of 'auto', 'single', 'mirrored', 'multiworker'"),
     ("train tiny.py --run tiny.py/run", 7, "cannot write tiny.py/run", "File exists: tiny.py"),
+    ("train images", 2, "images is not a recipe", "a folder of images", "init recipes/images.py --from"),
+    ("train images/cat", 2, "a folder of images without class folders", "--from image-folder images"),
+    ("train runs/a", 2, "it is a run folder. To resume it, run: keras-committee train tiny.py --run runs/a"),
+    ("train .", 2, "it is a folder. Did you mean", "'tiny.py'?"),
     ("train tiny.py --run images", 4, "images is not a run folder", "cat"),
     ("train tiny.py --run runs/a --set learning_rate=0.1", 4, "learning_rate 0.05 -> 0.1", "--allow-config-change"),
     ("train pets.py --run runs/a", 4, "runs/a", "--run runs/a-2"),
@@ -95,12 +99,25 @@ EARLY = [
     ("predict runs/none a.png", 4, "runs/none is not a run folder"),
     ("robustness runs/a --corruptions fog,rain", 2, "'rain' is not one of 'gaussian_noise'", "'jpeg_compression'"),
     ("robustness runs/a --severities 6", 2, "'6' is not one of '1', '2'"),
+    ("predict runs a.png", 4, "not a run folder or an exported model: it is a folder of runs. Did you mean 'runs/a'"),
+    ("predict images images/cat/00.png", 4, "images is not a run folder or an exported model: it is a folder of im"),
+    ("serve runs/a", 2, "it is a run folder. To export it, run: keras-committee export runs/a\n  No server"),
+    ("serve runs/a/members", 2, "runs/a/members is not a model folder"),
+    ("serve images/cat", 2, "it is a folder of images without class folders."),
+    ("serve .", 2, "it has no version, such as 1/saved_model.pb. No server was started.", "export RUN --out ."),
+    ("serving-config runs/a --out out", 2, "it is a run folder. To export it", "\n  No file was written."),
     ("serve", 2, "expected either MODEL_DIR or --model-config-file"),
     ("init tiny.py --from image-folder images", 2, "tiny.py already exists. No file was written."),
     ("init mine.txt --from image-folder images", 2, "must end in .py. Received: mine.txt. No file was written."),
     ("init mine.py --from image-folder none", 3, "none: 1 problem in the data"),
-    ("init mine.py --from image-folder bad", 3, "2 problems", "dog/: ", "a.png: neither a JPEG nor a PNG", "skip_bad=N"),
+    ("init mine.py --from image-folder images/cat", 3, "Did you mean 'images'?"),
+    ("init mine.py --from image-folder runs/a", 3, "it is a run folder."),
+    ("init mine.py --from image-folder bad", 3, "2 problems", "dog/: ", "a.png: neither a JPEG nor", "skip_bad=N"),
     ("import tiny.py absent.keras", 2, "no such model: absent.keras. No run was started."),
+    ("evaluate runs", 4, "runs is not a run folder: it is a folder of runs. Did you mean 'runs/a' or 'runs/"),
+    ("evaluate a", 4, "there is no such folder. Did you mean 'runs/a'?"),
+    ("evaluate images", 4, "images is not a run folder: it is a folder of images."),
+    ("evaluate runs/a/members/00", 4, "Did you mean 'runs/a'?"),
     ("evaluate runs/none", 4, "runs/none is not a run folder", "keras-committee train RECIPE --run runs/none"),
     ("calibrate runs/none", 4, "runs/none is not a run folder"),
     ("evaluate runs/damaged", 4, "runs/damaged/parameters.json is damaged", "keras-committee train tiny.py"),
@@ -118,9 +135,9 @@ MISTAKES = [
     ("export runs/a --selection none.json", 4, "none.json", "keras-committee select RUN"),
     ("export runs/a", 6, "runs/a", "To resume, run: keras-committee train tiny.py"),
     ("export runs/a --out saved_models/a%2f", 2, "'a%2f'", "--out saved_models/committee"),
-    ("serve saved_models/a --use-tf-serving", 7, "tensorflow_model_server is not installed"),
+    ("serve saved_models/a --use-tf-serving", 2, "saved_models/a is not a model folder: there is no such folder."),
     ("serving-config saved_models/a --out out", 2, "saved_models/a"),
-    ("serving-config images --out out", 2, "images has no version"),
+    ("serving-config images --out out", 2, "images is not a model folder: it is a folder of images."),
 ]  # fmt: skip
 # Exit codes that need trained members; their tests are below.
 TRAINED_CODES = {5, 8}
@@ -165,6 +182,7 @@ def stock(tmp_path_factory):
         for name in ("a", "held", "damaged"):
             command = f"keras-committee train tiny.py --run runs/{name}"
             Run.create(f"runs/{name}", recipe_file, recipe_file.resolve([]), command=command)
+        (Run.open("runs/a").member(0).state / "step-000000000").mkdir(parents=True)
     (folder / "runs/damaged/parameters.json").write_text("{")
     return folder
 
@@ -224,7 +242,7 @@ def test_a_run_of_another_recipe_is_kept(stocked, capsys):
     before = pathlib.Path("runs/a/parameters.json").read_bytes()
     code, message = fail(capsys, "train tiny.py --run runs/a --set learning_rate=0.1")
     assert code == 4
-    assert "keras-committee train tiny.py --run runs/a-2" in message
+    assert "keras-committee train tiny.py --set learning_rate=0.1 --run runs/a-2" in message
     assert pathlib.Path("runs/a/parameters.json").read_bytes() == before
 
 
@@ -251,3 +269,13 @@ def test_ctrl_c_prints_the_command_that_resumes(stocked, capsys, monkeypatch):
     code, message = fail(capsys, "train tiny.py --run 'runs/my run'")
     assert code == 130
     assert message == "error: interrupted. To resume, run: keras-committee train tiny.py --run 'runs/my run'\n"
+
+
+def test_a_rejected_first_try_blocks_nothing(stocked, capsys):
+    for rejected in ("epochs=0", "epochs=-1"):
+        assert fail(capsys, f"train tiny.py --set {rejected} --run runs/new")[0] == 2
+        assert not pathlib.Path("runs/new").exists()
+    assert fail(capsys, "train pets.py --set learning_rate=0.3 --run runs/new")[0] == 3  # two images are damaged
+    code, message = fail(capsys, "train pets.py --set members=1 --run runs/new")
+    assert (code, "cat/04.png: damaged" in message) == (3, True)
+    assert Run.open("runs/new").parameters() == {"members": 1, "learning_rate": 0.1, "images": "images"}

@@ -41,8 +41,9 @@ def test_D22_a_port_in_use_ends_with_exit_code_7(half_plus_two, capfd):
         ([], "expected either MODEL_DIR or --model-config-file"),
         (["{base}", "--batching-parameters-file", __file__], "requires --enable-batching"),
         (["{base}", "--model-config-file-poll-wait-seconds", "5"], "requires --model-config-file"),
-        (["{base}/nowhere"], "no such folder: "),
-        (["{base}/123"], "is one version of a model. Specify the folder that contains it: {base}"),
+        (["{base}/nowhere"], "there is no such folder. Did you mean '{base}'?"),
+        (["{base}/123"], "it is one version of an exported model. Did you mean '{base}'?\n  No server was started."),
+        (["{base}/.."], "is not a model folder: "),
     ],
 )
 def test_an_invalid_command_is_rejected_with_exit_code_2(half_plus_two, capfd, arguments, message):
