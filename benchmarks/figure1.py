@@ -181,6 +181,68 @@ def committee_rows(result):
     return rows
 
 
+def cascade_rows(result):
+    """Return for cascades of 2, 4 and 8 members accuracy and mean cost on the test images, and those of the committee.
+
+    The members run in their order, in stages of 1, 2 and all of them. The threshold of the largest probability is the
+    lowest with which the cascade is as accurate as its committee on the validation images.
+    """
+    from keras_committee import aggregation
+
+    def run(split, members, threshold):
+        stages = sorted({1, 2, members})
+        log_probs, labels = result[f"{split}log_probs"][:, :members], result[f"{split}labels"]
+        outputs = aggregation.run_cascade("geometric_mean", log_probs, stages, [threshold] * (len(stages) - 1))
+        committee = aggregation.combine("geometric_mean", log_probs)
+        accuracies = [float(np.mean(p.argmax(1) == labels)) for p in (outputs["probabilities"], committee)]
+        return accuracies, float(outputs["members_used"].mean())
+
+    rows = []
+    for members in (size for size in (2, 4, 8) if size <= result["log_probs"].shape[1]):
+        threshold = next(
+            t for t in np.linspace(0.3, 1.0, 71) if np.subtract(*run("validation_", members, t)[0]) >= 0 or t == 1.0
+        )
+        (accuracy, committee_accuracy), used = run("", members, threshold)
+        rows.append(
+            {
+                "size": members,
+                "threshold": float(threshold),
+                "accuracy": accuracy,
+                "committee_accuracy": committee_accuracy,
+                "members_used": used,
+                "mflops": used * result["mflops"],
+            }
+        )
+    return rows
+
+
+def plot(results, document, file):
+    """Draw accuracy against multiply-adds."""
+    from matplotlib.figure import Figure
+
+    from keras_committee.figures.style import BACKGROUND, SERIES_COLORS
+
+    figure = Figure(figsize=(7, 4.4), layout="constrained", facecolor=BACKGROUND)
+    axes = figure.add_subplot()
+    axes.set_prop_cycle(color=SERIES_COLORS)
+    for width in results:
+        rows = document["widths"][width]["rows"]
+        cost, accuracy = [row["mflops"] for row in rows], np.array([100 * row["accuracy"] for row in rows])
+        (line,) = axes.plot(cost, accuracy, "o-", markersize=4, label=f"WRN-16-{width}, 1 to {len(rows)} members")
+        deviation = np.array([100 * row["std"] for row in rows])
+        axes.fill_between(cost, accuracy - deviation, accuracy + deviation, color=line.get_color(), alpha=0.15)
+        cascades = document["widths"][width]["cascades"]
+        points = [row["mflops"] for row in cascades], [100 * row["accuracy"] for row in cascades]
+        axes.plot(*points, "^", color=line.get_color(), markersize=7, markerfacecolor="none")
+    axes.plot([], [], "^", color="gray", markerfacecolor="none", label="cascades of 2, 4 and 8 members (mean cost)")
+    axes.set_xscale("log")
+    axes.set_xlabel("MFLOPs per image (2 x multiply-adds / 1e6)")
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(file, dpi=150)
+
+
 def paired_difference(first, second, draws=1000):
     """Return the mean difference of accuracies in points and its 95 % interval, over subsets and images.
 
@@ -208,8 +270,8 @@ def paired_difference(first, second, draws=1000):
     return float(mean), float(low), float(high)
 
 
-def print_table(out):
-    """Print accuracy against cost, and the paper's comparisons."""
+def print_table(out, plot_file=None):
+    """Print accuracy against cost, cascades, and the paper's comparisons; write them to `figure1.json`."""
     results = load_results(out)
     document = {"widths": {}, "comparisons": []}
     for width, result in results.items():
@@ -217,12 +279,19 @@ def print_table(out):
         document["widths"][width] = {
             **{key: result[key] for key in ("mflops", "epochs", "device", "seconds", "images_per_second", "mode")},
             "rows": rows,
+            "cascades": cascade_rows(result),
         }
         for row in rows:
             print(
                 f"{row['size']} x WRN-16-{width:<3}{row['mflops']:>9.0f} MFLOPs {row['accuracy']:>8.2%} +- "
                 f"{row['std']:.2%}  arithmetic {row['arithmetic_accuracy']:.2%}  "
                 f"NLL {row['nll']:.3f}  ECE {row['ece']:.3f}"
+            )
+    for width in results:
+        for row in document["widths"][width]["cascades"]:
+            print(
+                f"cascade of {row['size']} x WRN-16-{width:<3}{row['mflops']:>6.0f} MFLOPs {row['accuracy']:>8.2%}  "
+                f"committee {row['committee_accuracy']:.2%}, {row['size'] / row['members_used']:.2f} times the cost"
             )
     for (width, size), (other_width, other_size) in (
         ((2, 1), (1, 3)), ((2, 3), (4, 1)), ((4, 3), (8, 1)), ((1, 3), (1, 1)), ((2, 3), (2, 1)), ((4, 3), (4, 1)),
@@ -235,7 +304,9 @@ def print_table(out):
         name = f"{size} x WRN-16-{width} against {other_size} x WRN-16-{other_width}"
         document["comparisons"].append({"name": name, "points": mean, "interval": [low, high], "cost_ratio": cost})
         print(f"{name}: {mean:+.2f} points [{low:+.2f}, {high:+.2f}] at {cost:.0%} of the multiply-adds")
-    (out / "figure1.json").write_text(json.dumps(document, indent=1))
+    (out / "figure1.json").write_text(json.dumps(document, indent=1) + "\n")
+    if plot_file:
+        plot(results, document, plot_file)
 
 
 def parse_arguments():
@@ -259,6 +330,9 @@ def parse_arguments():
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which training stops cleanly")
     parser.add_argument("--plan", type=float, metavar="MINUTES", help="measure a few steps and print what fits")
     parser.add_argument("--quick", action="store_true", help="two small members for a few steps, to try the script")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the figure, a PNG, when all widths are finished"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of the finished widths only")
     return parser.parse_args()
 
@@ -267,7 +341,7 @@ def main():
     started, arguments = time.monotonic(), parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.table:
-        print_table(arguments.out)
+        print_table(arguments.out, arguments.plot)
         return 0
     select_backend("jax")
     if arguments.plan:
@@ -279,7 +353,7 @@ def main():
         if not train_width(arguments, width, members, started + arguments.budget):
             print(f"The time is used up. To resume: the same command again, with --out {arguments.out}.")
             return 1
-    print_table(arguments.out)
+    print_table(arguments.out, arguments.plot)
     return 0
 
 

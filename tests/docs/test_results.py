@@ -1,0 +1,73 @@
+"""The tables of README and docs/results.md have the numbers of the recorded results."""
+
+import json
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+README, RESULTS = (ROOT / name for name in ("README.md", "docs/results.md"))
+FIGURE = json.loads((ROOT / "docs/results/figure1.json").read_text())
+STACKED = json.loads((ROOT / "docs/results/stacked.json").read_text())
+COMMITTEES = [(width, size) for width in ("1", "2", "4") for size in (1, 3, 8)]
+
+
+def cells(file, *first_words):
+    """Return the cells of the first table row of a page whose first cell begins with one of the words."""
+    for line in file.read_text().splitlines():
+        row = [cell.strip(" *") for cell in line.strip("|").split("|")]
+        if line.startswith("|") and row[0].startswith(first_words):
+            return row
+    raise AssertionError(f"{file.name} has no row {first_words[0]}")
+
+
+@pytest.mark.parametrize(("width", "size"), COMMITTEES)
+def test_the_committees_of_the_results(width, size):
+    row = FIGURE["widths"][width]["rows"][size - 1]
+    deviation = f" ± {100 * row['std']:.2f}" if row["subsets"] > 1 else ""
+    text = cells(RESULTS, f"{size} x WRN-16-{width}")
+    assert text[1] == f"{row['mflops']:.0f}"
+    assert text[2] == f"{100 * row['accuracy']:.2f}{deviation} %"
+    assert text[3] in ("", f"{100 * row['arithmetic_accuracy']:.2f} %")
+    assert text[4:6] == [f"{row['nll']:.3f}", f"{row['ece']:.3f}"]
+
+
+@pytest.mark.parametrize(("width", "size"), [("1", 1), ("1", 3), ("2", 1), ("2", 3), ("4", 1)])
+def test_the_committees_of_the_front_page(width, size):
+    row = FIGURE["widths"][width]["rows"][size - 1]
+    text = cells(README, f"one WRN-16-{width}" if size == 1 else f"{size} x WRN-16-{width}")
+    accuracy = f"{100 * row['accuracy']:.2f} ± {100 * row['std']:.2f} %"
+    assert text[1:4] == [f"{row['mflops']:.0f}", accuracy, f"{row['nll']:.3f}"]
+
+
+@pytest.mark.parametrize(("width", "position"), [("1", 1), ("2", 1), ("4", 1), ("4", 2)])
+def test_the_cascades_of_the_results(width, position):
+    cascade = FIGURE["widths"][width]["cascades"][position]
+    lines = RESULTS.read_text().split("| cascade of equal members")[1].splitlines()
+    line = next(line for line in lines if line.startswith(f"| {cascade['size']} x WRN-16-{width}"))
+    saving = cascade["size"] / cascade["members_used"]
+    numbers = [f"{cascade['threshold']:.2f}", f"{cascade['mflops']:.0f}"]
+    numbers += [f"{100 * cascade[name]:.2f} %" for name in ("accuracy", "committee_accuracy")]
+    assert [cell.strip() for cell in line.strip("|").split("|")][1:] == [*numbers, f"{saving:.2f} times"]
+
+
+def test_the_comparisons_of_the_results():
+    for name in ("1 x WRN-16-2 against 3 x WRN-16-1", "3 x WRN-16-2 against 1 x WRN-16-4"):
+        comparison = next(row for row in FIGURE["comparisons"] if row["name"] == name)
+        low, high = comparison["interval"]
+        expected = f"{comparison['points']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        assert cells(RESULTS, name)[1:] == [expected, f"{comparison['cost_ratio']:.0%}".replace("%", " %")]
+
+
+def test_the_speed_of_a_stack():
+    first, second = ({row["name"]: row for row in run["rows"] if "median" in row} for run in STACKED["runs"])
+    stack = cells(RESULTS, "8 members, up to 128 channels")
+    narrow, wide = first["8 members, packed:128"], second["8 members, packed"]
+    assert stack[1:] == [
+        f"{narrow['median']:,.0f}",
+        f"{narrow['ratio']:.2f}",
+        f"{wide['median']:,.0f}",
+        f"{wide['ratio']:.2f}",
+    ]
+    torch = cells(RESULTS, "one member after another, PyTorch")
+    assert torch[1:3] == [f"{first['PyTorch']['median']:,.0f}", f"{first['PyTorch']['ratio']:.2f}"]
