@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import click
@@ -32,6 +33,7 @@ from keras_committee.cli.serve import serve
 from keras_committee.cli.serving_config import serving_config
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError, ResourceError
+from keras_committee.recipe_file import RecipeFile
 
 __all__ = ["cli", "main"]
 
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        return _print_error(error, _usage_message(error), error.exit_code, settings)
+        return _print_error(error, _usage_message(error, arguments), error.exit_code, settings)
     except CommitteeError as error:
         return _print_error(error, str(error), error.exit_code, settings)
     except click.Abort as error:
@@ -120,9 +122,41 @@ def _select_tensorflow() -> None:
     os.environ["KERAS_BACKEND"] = "tensorflow"
 
 
-def _usage_message(error: click.ClickException) -> str:
+def _usage_message(error: click.ClickException, arguments: list[str]) -> str:
     context = getattr(error, "ctx", None)
-    return error.format_message() + (f"\n  See: {context.command_path} --help" if context else "")
+    if context is None:
+        return error.format_message()
+    return f"{error.format_message()}{_parameter_hint(context, arguments)}\n  See: {context.command_path} --help"
+
+
+def _parameter_hint(context: click.Context, arguments: list[str]) -> str:
+    """Return how to set a recipe parameter that was given as an option or a word: `--epochs 3`, `epochs=3`."""
+    if not any("--set" in parameter.opts for parameter in context.command.params):
+        return ""
+    options = {
+        option for parameter in context.command.params for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    defaults = next(filter(None, map(_recipe_defaults, arguments)), {})
+    for index, word in enumerate(arguments):
+        option, separator, value = word.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if name not in defaults or option in options or not (separator or word.startswith("--")):
+            continue
+        if index and arguments[index - 1] == "--set":
+            continue
+        following = arguments[index + 1 : index + 2]
+        value = value if separator else "".join(following or ["VALUE"])
+        return f"\n  {name!r} is a recipe parameter: --set {shlex.quote(f'{name}={value}')}"
+    return ""
+
+
+def _recipe_defaults(word: str) -> dict[str, Any]:
+    """Return the parameters of the recipe file, or of the recipe of the run folder, of this name; none for others."""
+    path = Path(word, "recipe.py") if os.path.isdir(word) else Path(word)
+    try:
+        return RecipeFile.read(path).defaults if path.suffix == ".py" else {}
+    except CommitteeError:
+        return {}
 
 
 def _print_error(error: BaseException, message: str, exit_code: int, settings: dict[str, Any]) -> int:
