@@ -1,6 +1,8 @@
 """Tables of members and committees for the terminal."""
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,20 +40,21 @@ def print_evaluation(result: dict[str, Any]) -> None:
     Args:
         result: The content of `evaluation.json`.
     """
+    has_top_5 = "top_5_accuracy" in result["members"][0]
     members = [
         [
             str(member["index"]),
             member["name"],
             format_cost(member["mflops"]),
             format_accuracy(member["accuracy"], member["accuracy_interval"]),
-            *_top_5_cells(member),
+            *([f"{member['top_5_accuracy']:.4f}"] if has_top_5 else []),
             f"{member['nll']:.4f}",
-            f"{member['ece']:.4f}",
+            *([] if has_top_5 else [f"{member['ece']:.4f}"]),
         ]
         for member in result["members"]
     ]
-    top_5_column = ["top-5"] if "top_5_accuracy" in result["members"][0] else []
-    print_table(["member", "name", "MFLOPs", "accuracy", *top_5_column, "NLL", "ECE"], members, _interval_note(result))
+    last_columns = ["top-5", "NLL"] if has_top_5 else ["NLL", "ECE"]  # more would not fit 80 columns
+    print_table(["member", "name", "MFLOPs", "accuracy", *last_columns], members, _interval_note(result))
     _print_unknown_costs(result["members"])
     _print_latency(result["members"])
     committees = [
@@ -95,10 +98,10 @@ def print_selection(selection: dict[str, Any]) -> None:
     )
     print_table(columns, rows, note)
     for name, committee in committees.items():
-        click.echo(f"{name}: {_format_names(committee['members'])}")
+        print_text(f"{name}: {_format_names(committee['members'])}")
     click.echo()
     for note in report.get("notes", ()):
-        click.echo(f"{note}\n")
+        print_text(f"{note}\n")
 
 
 def print_training(members: list[dict[str, Any]]) -> None:
@@ -111,13 +114,14 @@ def print_training(members: list[dict[str, Any]]) -> None:
         [
             str(member["index"]),
             f"{member['epoch']} of {member['epochs']}",
-            f"{member['validation_accuracy']:.4f}",
+            _format_optional_interval(member["validation_accuracy"], member["accuracy_interval"]),
             f"{member['validation_nll']:.4f}",
             format_duration(member["seconds"]),
         ]
         for member in members
     ]
-    print_table(["member", "epoch kept", "validation accuracy", "validation NLL", "time"], rows)
+    columns = ["member", "epoch kept", "validation accuracy", "validation NLL", "time"]
+    print_table(columns, rows, "Accuracy with its 95 % interval over the images. ")
 
 
 def format_duration(seconds: float | None) -> str:
@@ -132,8 +136,8 @@ def format_duration(seconds: float | None) -> str:
 def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> None:
     """Print a table, followed by `note` and, if there is a column "MFLOPs", the definition of MFLOPs.
 
-    A table wider than the terminal is printed as one paragraph per row, so that no word or number is cut off. In a
-    pipe or a file, each row is one line.
+    Where a table is wider than the terminal, its titles are wrapped between words; if that is not enough, it is printed
+    as one paragraph per row, so that no word or number is cut off. In a pipe or a file, each row is one line.
 
     Args:
         columns: Titles of the columns.
@@ -144,23 +148,47 @@ def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> No
     from rich.table import Table
 
     console = Console(markup=False, emoji=False, highlight=False)
-    titles = [max(column.split(), key=len, default="") for column in columns] if sys.stdout.isatty() else columns
-    widths = [max(map(_display_width, cells)) for cells in zip(titles, *rows, strict=True)]
-    min_width = sum(widths) + _SEPARATOR_WIDTH * (len(columns) - 1)
+    widths = _column_widths(columns, rows)
     if not sys.stdout.isatty():
-        console.width = min_width + _EDGE_WIDTH
-    if min_width > console.width:
+        console.width = _table_width(widths) + _EDGE_WIDTH
+    elif _table_width(widths) > console.width:
+        # Not left to Rich, which shrinks the widest columns first and cuts the table off where these cannot shrink.
+        widths = _column_widths([max(column.split(), key=len, default="") for column in columns], rows)
+    if _table_width(widths) > console.width:
         click.echo("\n".join(_wrap_rows(columns, rows, console.width)))
     else:
-        show_edge = min_width + _EDGE_WIDTH <= console.width
+        show_edge = _table_width(widths) + _EDGE_WIDTH <= console.width
         table = Table(show_edge=show_edge, pad_edge=show_edge)
         for column, width in zip(columns, widths, strict=True):
-            table.add_column(column, min_width=width)
+            table.add_column(column, width=width)
         for row in rows:
             table.add_row(*row)
         console.print(table)
     if footer := f"{note}{_MFLOPS_NOTE if 'MFLOPs' in columns else ''}".strip():
-        click.echo(f"{footer}\n")
+        print_text(f"{footer}\n")
+
+
+def print_text(text: str) -> None:
+    """Print lines of text; on a terminal those that are too long are wrapped between words."""
+    if not sys.stdout.isatty():
+        click.echo(text)
+        return
+    width = shutil.get_terminal_size().columns
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        lines = textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )  # fmt: skip
+        click.echo("\n".join(lines))
+
+
+def _column_widths(titles: list[str], rows: list[list[str]]) -> list[int]:
+    return [max(map(_display_width, cells)) for cells in zip(titles, *rows, strict=True)]
+
+
+def _table_width(widths: list[int]) -> int:
+    """Return the width of a table without its edge."""
+    return sum(widths) + _SEPARATOR_WIDTH * (len(widths) - 1)
 
 
 def _member_cells(member: dict[str, Any]) -> list[str]:
@@ -170,7 +198,7 @@ def _member_cells(member: dict[str, Any]) -> list[str]:
 def _print_unknown_costs(members: list[dict[str, Any]]) -> None:
     named = [(f"member {member['index']} ({member['name']})", member.get("uncounted", [])) for member in members]
     if note := unknown_cost_note(named):
-        click.echo(f"{note}\n")
+        print_text(f"{note}\n")
 
 
 def _stochastic_depth_cells(member: dict[str, Any]) -> list[str]:
@@ -203,12 +231,12 @@ def format_accuracy(accuracy: float, interval: dict[str, float]) -> str:
     return f"{accuracy:.4f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
+def _format_optional_interval(accuracy: float, interval: dict[str, float] | None) -> str:
+    return f"{accuracy:.4f}" if interval is None else format_accuracy(accuracy, interval)
+
+
 def _interval_note(result: dict[str, Any]) -> str:
     return f"Accuracy with its 95 % interval over the {result['examples']:,} {result['split']} images. "
-
-
-def _top_5_cells(scores: dict[str, Any]) -> list[str]:
-    return [f"{scores['top_5_accuracy']:.4f}"] if "top_5_accuracy" in scores else []
 
 
 def _print_classes(result: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from keras_committee import metrics
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run, training_seconds
 
@@ -24,7 +25,8 @@ def training_summary(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
 
     Returns:
         Of each member `index`; `epoch`, whose weights were kept, and `epochs`, the number trained;
-        `validation_accuracy` and `validation_nll` of that epoch; and `seconds` of training, see
+        `validation_accuracy` and `validation_nll` of that epoch; `accuracy_interval`, the 95 % Wilson interval of the
+        former, None if the predictions of the epoch are lost; and `seconds` of training, see
         `member_seconds`.
 
     Raises:
@@ -38,12 +40,20 @@ def training_summary(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
             "epoch": kept["epoch"],
             "epochs": rows[-1]["epoch"],
             "validation_accuracy": kept["validation_accuracy"],
+            "accuracy_interval": _accuracy_interval(run, index, kept),
             "validation_nll": kept["validation_nll"],
             "seconds": member_seconds(events, index),
         }
         for index, rows in histories.items()
         if rows and (kept := kept_epoch(rows, recipe.restore_best))
     ]
+
+
+def _accuracy_interval(run: Run, index: int, row: Mapping[str, Any]) -> dict[str, float] | None:
+    member_dir = run.member(index)
+    if not member_dir.epoch_predictions(row["epoch"]).exists():
+        return None
+    return metrics.accuracy_interval(row["validation_accuracy"], len(member_dir.read_epoch_predictions(row["epoch"])))
 
 
 def kept_epoch(rows: Sequence[dict[str, Any]], restore_best: str | None) -> dict[str, Any]:

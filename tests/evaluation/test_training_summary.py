@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from keras_committee import metrics
 from keras_committee.evaluation import training_summary
 from keras_committee.evaluation.training_summary import kept_epoch, member_seconds
 from keras_committee.tables import print_training
@@ -52,7 +53,11 @@ def test_every_finished_member_has_its_row(trained, capsys):
     assert all(row["seconds"] > 0 for row in summary)
     best = training_summary(run, dataclasses.replace(recipe, restore_best="nll"))
     assert best[1]["validation_nll"] == min(row["validation_nll"] for row in run.member(1).read_history())
-    print_training([{**summary[0], "epoch": 2, "epochs": 9, "seconds": 95.0}, {**summary[1], "seconds": None}])
+    lost = {**summary[1], "accuracy_interval": None, "seconds": None}
+    lost |= {"validation_accuracy": 0.75, "validation_nll": 0.5}
+    print_training([{**summary[0], "epoch": 2, "epochs": 9, "seconds": 95.0}, lost])
     lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
-    assert f"0 2 of 9 {rows[0]['validation_accuracy']:.4f} {rows[0]['validation_nll']:.4f} 2 min" in lines
-    assert any(line.startswith("1 ") and line.endswith(" unknown") for line in lines)
+    interval = metrics.accuracy_interval(rows[0]["validation_accuracy"], 180)
+    accuracy = f"{rows[0]['validation_accuracy']:.4f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+    assert f"0 2 of 9 {accuracy} {rows[0]['validation_nll']:.4f} 2 min" in lines
+    assert f"1 {summary[1]['epoch']} of {summary[1]['epochs']} 0.7500 0.5000 unknown" in lines
