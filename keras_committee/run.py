@@ -563,7 +563,7 @@ class Run:
         """
         self._require_utf8()
         with translate_os_errors(self.path):
-            existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+            existing = next(path for path in (self.path, *self.path.parents) if path.exists())
             if not existing.is_dir():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(existing))
             if existing != self.path:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import stat
 import subprocess
 import sys
@@ -15,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from keras_committee import run as run_module
-from keras_committee.errors import IncompleteError, InUseError, RecipeError, ResourceError, RunError
+from keras_committee.errors import DataError, IncompleteError, InUseError, RecipeError, ResourceError, RunError
 from keras_committee.files import file_lock, write_file, write_record
 from keras_committee.member_dir import DataInfo
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.run import Run, open_run, training_seconds
+from keras_committee.run import Run, lock_runs, open_run, training_seconds
 
 RACING = Path(__file__).with_name("racing.py")
 
@@ -44,6 +45,12 @@ def create(recipe_file, tmp_path):
         return Run.create(tmp_path / folder, file, parameters, command="keras-committee train tiny.py", **options)
 
     return create
+
+
+def begin(run):
+    """Leave a checkpoint of an unfinished member."""
+    (run.member(0).state / "step-000000000").mkdir(parents=True)
+    return run
 
 
 def test_a_run_folder_whose_name_is_not_utf8_is_refused(create):
@@ -93,7 +100,7 @@ def test_a_run_killed_during_creation_is_created_again(create):
 
 
 def test_another_recipe_is_an_error_with_the_different_lines(create, tmp_path):
-    run = create()
+    run = begin(create())
     other = tmp_path / "other.py"
     other.write_text(SOURCE.replace("Tiny.", "Larger.").replace("seed=3", "depth=16"))
     with pytest.raises(RunError, match="was trained with a different configuration") as caught:
@@ -128,7 +135,7 @@ def edited(tmp_path):
 
 def snapshot(folder):
     """Return name, content and time of every file except the locks."""
-    files = [path for path in sorted(folder.iterdir()) if "lock" not in path.name]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and "lock" not in path.name]
     return [(path.name, path.read_bytes(), path.stat().st_mtime_ns) for path in files]
 
 
@@ -143,15 +150,14 @@ def snapshot(folder):
     ],
 )
 def test_A17_a_parameter_that_changes_results_is_an_error_with_both_values(create, change, line):
-    run = create()
+    run = begin(create())
     before = snapshot(run.path)
     with pytest.raises(RunError, match="was trained with a different configuration") as caught:
         create([change])
     assert caught.value.exit_code == 4
     assert str(caught.value).splitlines()[1:] == [
         f"  {line}",
-        "No file was changed. To keep both, run: "
-        f"keras-committee train {run.path.parents[1]}/tiny.py --run {run.path}-2 ...",
+        f"No file was changed. To keep both, run: keras-committee train tiny.py --run {run.path}-2",
         "To keep the finished members and train the others with the change, add: --allow-config-change",
     ]
     assert snapshot(run.path) == before
@@ -166,10 +172,11 @@ def test_A17_a_parameter_that_changes_results_is_an_error_with_both_values(creat
     ],
 )
 def test_A17_an_allowed_change_is_recorded_and_journaled(create, change, name, value, line):
-    environment = create().environment()
+    environment = begin(create()).environment()
     run = create([change], allow_config_change=True)
     assert run.parameters()[name] == value
-    assert {**run.environment(), "files": {}} == {**environment, "files": {}}
+    command = f"keras-committee train tiny.py --set {shlex.quote(change)}"
+    assert {**run.environment(), "files": {}} == {**environment, "files": {}, "command": command}
     assert [(event["event"], event["changes"]) for event in run.events()] == [("changed", [line])]
     create([change])
     assert len(run.events()) == 1
@@ -178,7 +185,7 @@ def test_A17_an_allowed_change_is_recorded_and_journaled(create, change, name, v
 
 
 def test_A17_fewer_members_need_an_allowed_change_and_more_members_do_not(create):
-    create()
+    begin(create())
     assert create(["members=2"], allow_config_change=True).parameters()["members"] == 2
     run = create(["members=5"])
     assert [event["changes"] for event in run.events()] == [["members 8 -> 2"], ["members 2 -> 5"]]
@@ -199,7 +206,7 @@ def test_A17_more_members_and_moved_data_are_accepted(create, change, name, valu
 
 
 def test_A17_an_error_lists_only_changes_that_affect_results(create):
-    create()
+    begin(create())
     with pytest.raises(RunError, match=r"seed 3 -> 4") as caught:
         create(["members=12", "seed=4"])
     assert "members 8" not in str(caught.value)
@@ -217,7 +224,7 @@ def test_A17_a_recipe_with_the_same_program_continues_and_is_recorded(create, ed
 
 @pytest.mark.parametrize(("kind", "line"), [("code", ": return members"), ("import", "import keras")])
 def test_A17_a_recipe_with_another_program_needs_an_allowed_change(create, edited, kind, line):
-    before = snapshot(create().path)
+    before = snapshot(begin(create()).path)
     file = edited(kind)
     with pytest.raises(RunError, match=line) as caught:
         create(file=file)
@@ -228,8 +235,65 @@ def test_A17_a_recipe_with_another_program_needs_an_allowed_change(create, edite
     assert line in str(run.events()[0]["changes"])
 
 
+@pytest.mark.parametrize("smoke", [False, True])
+def test_A17_a_run_without_members_takes_any_configuration(create, edited, smoke):
+    create().append_event("training_started", smoke=False)
+    run = create(["learning_rate=0.3", "members=2"], file=edited("code"), smoke=smoke)
+    assert (run.parameters()["learning_rate"], run.parameters()["members"]) == (0.3, 2)
+    assert run.recipe_file().sources()["recipe.py"] == EDITED["code"]
+    assert run.smoke == smoke
+    assert "learning_rate 0.1 -> 0.3" in run.events()[-1]["changes"]
+
+
+def test_A17_a_shared_run_without_members_takes_no_other_configuration(create):
+    create(shared=True)
+    with pytest.raises(RunError, match=r"learning_rate 0\.1 -> 0\.3"):  # the other process may be about to train
+        create(["learning_rate=0.3"], shared=True)
+
+
+def test_A22_a_damaged_record_without_members_is_written_again(create):
+    run = create()
+    (run.path / "parameters.json").write_text("{")
+    assert create(["seed=5"]).parameters()["seed"] == 5
+
+
+def test_A17_a_smoke_run_takes_any_configuration_and_trains_again(create):
+    run = create(smoke=True)
+    finish(run, 0, classes=("cat", "dog"), transform={})
+    begin_stack(run)
+    assert create(["members=9"], smoke=True).finished_members() == [0]
+    create(["seed=5"], smoke=True)
+    assert (run.finished_members(), run.stacked_state.exists(), run.parameters()["seed"]) == ([], False, 5)
+
+
+def begin_stack(run):
+    (run.stacked_state / "step-000000000").mkdir(parents=True)
+
+
+def test_A17_members_that_train_as_one_program_are_kept(create):
+    begin_stack(create())
+    with pytest.raises(RunError, match=r"seed 3 -> 5"):
+        create(["seed=5"])
+
+
+@pytest.mark.parametrize(
+    ("command", "suggested"),
+    [
+        ("train tiny.py --run 'runs/tiny' --set seed=5 --workers 2", "train tiny.py --set seed=5 --workers 2 --run"),
+        ("train tiny.py --run=runs/tiny --set 'name=two words'", "train tiny.py --set 'name=two words' --run"),
+        ("train it's", "'train it'\"'\"'s' --run"),
+    ],
+)
+def test_A17_the_suggested_command_keeps_its_options_and_names_a_new_folder(recipe_file, tmp_path, command, suggested):
+    path = tmp_path / "runs/tiny"
+    begin(Run.create(path, recipe_file, recipe_file.resolve([]), command="train"))
+    (tmp_path / "runs/tiny-2").mkdir()
+    with pytest.raises(RunError, match=re.escape(f"To keep both, run: {suggested} {path}-3\n")):
+        Run.create(path, recipe_file, recipe_file.resolve(["seed=5"]), command=command)
+
+
 def test_A17_a_long_change_is_listed_in_ten_lines(create, tmp_path):
-    create()
+    begin(create())
     other = tmp_path / "other.py"
     other.write_text(SOURCE + "".join(f"a{index} = {index}\n" for index in range(30)))
     with pytest.raises(RunError, match=r"recipe \+a9 = 9\n  \.\.\. and 20 more lines\nNo file"):
@@ -238,7 +302,7 @@ def test_A17_a_long_change_is_listed_in_ten_lines(create, tmp_path):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_A17_a_smoke_run_and_a_full_run_never_share_a_folder(create, first):
-    before = snapshot(create(smoke=first).path)
+    before = snapshot(begin(create(smoke=first)).path)
     for allow_change in (False, True):
         with pytest.raises(RunError, match=f"--smoke {first} -> {not first}") as caught:
             create(smoke=not first, allow_config_change=allow_change)
@@ -444,7 +508,7 @@ def test_A22_a_damaged_module_of_the_recipe_is_an_error_and_the_same_command_res
     path = tmp_path / "with_module.py"
     path.write_text(f"import beside\n{SOURCE}")
     (tmp_path / "beside.py").write_text("DEPTH = 3\n")
-    run = create(file=RecipeFile.read(path))
+    run = begin(create(file=RecipeFile.read(path)))
     recorded = run.path / "recipe_modules" / "beside.py"
     recorded.write_text("DEPTH = 7\n")
     with pytest.raises(RunError, match=r"recipe_modules/beside\.py is damaged: its SHA-256 is not that in environment"):
@@ -772,11 +836,11 @@ def test_open_run_creates_the_run_locks_it_and_builds_the_recipe(buildable):
 
 def test_open_run_continues_a_run_and_requires_the_same_parameters(buildable):
     with open_run(buildable, {"rate": 0.7}, path="a", command="train") as (run, _):
-        run.append_event("training_started")
+        begin(run).append_event("training_started")
     with open_run(RecipeFile.read(buildable), ["rate=0.7", "members=5"], path="a", command="again") as (run, recipe):
         assert recipe.members == 5
         assert [event["event"] for event in run.events()] == ["training_started", "changed"]
-        assert run.environment()["command"] == "train"
+        assert run.environment()["command"] == "train --set members=5"
     with pytest.raises(RunError, match=r"rate 0\.7 -> 0\.2"), open_run(buildable, path="a", command="train"):
         pass
     changed = open_run(buildable, ["members=5"], path="a", command="train", allow_config_change=True)
@@ -798,6 +862,104 @@ def test_open_run_with_a_shared_lock_allows_another_one(buildable):
         pytest.raises(InUseError, match="is in use"),
     ):
         run.lock().__enter__()
+
+
+@pytest.mark.parametrize("rate", ["'not a number'", "1 / 0"])
+def test_a_recipe_that_cannot_be_built_makes_no_folder(buildable, rate):
+    Path(buildable).write_text(BUILDABLE.replace("epochs=5", f"epochs={rate}"))
+    with pytest.raises(RecipeError, match=r"epochs|ZeroDivisionError"), open_run(buildable, command="train"):
+        pass
+    assert not Path("runs").exists()
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(buildable):
+    Path("images").mkdir()
+    Path("images/cat.png").touch()
+    with pytest.raises(RunError, match="not a run folder"), open_run(buildable, path="images", command="train"):
+        pass
+    assert os.listdir("images") == ["cat.png"]
+
+
+MOVED = """
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from keras_committee import Recipe
+
+@dataclass(frozen=True)
+class Data:
+    folder: Path
+    batch_size: int = 32
+    limit: int | None = None
+    def load(self):
+        content = (self.folder / "a.txt").read_text()
+        return SimpleNamespace(classes=("a",), train=SimpleNamespace(fingerprint=lambda: content))
+
+def recipe(members=3, images="images", weights="weights", root=None):
+    return Recipe(data=Data(Path(root or images, "train")), member=lambda i: weights, members=members,
+                  optimizer=lambda steps: 1, epochs=5, loss=max)
+"""
+
+
+@pytest.fixture
+def movable(tmp_path, monkeypatch):
+    """A run with a finished member, and its images in three folders, of which the last has others."""
+    monkeypatch.chdir(tmp_path)
+    Path("moved.py").write_text(MOVED)
+    for folder, content in (("images", "same"), ("else/where", "same"), ("other", "new")):
+        Path(folder, "train").mkdir(parents=True)
+        Path(folder, "train", "a.txt").write_text(content)
+    with open_run("moved.py", path="a", command="train moved.py --set images=images") as (run, recipe):
+        run.append_event("training_started", data=run.require_data(recipe.data.load()))
+        finish(run, 0, classes=("a",), transform={})
+    return run
+
+
+@pytest.mark.parametrize("change", ["images=else/where", "root=else/where", "images=else/../else/where/"])
+def test_any_path_of_the_data_may_change(movable, change):
+    with open_run("moved.py", [change], path="a", command="train") as (run, recipe):
+        run.require_data(recipe.data.load())
+    assert change in run.environment()["command"]
+
+
+def test_a_path_of_something_else_may_not_change(movable):
+    for value in ("else/where", "absent"):
+        with pytest.raises(RunError, match=f"weights weights -> {value}"):
+            open_run("moved.py", [f"weights={value}"], path="a", command="train").__enter__()
+
+
+def test_moved_images_are_compared_before_further_members_are_trained(movable):
+    refused = pytest.raises(RunError, match=r"not those that the members of a .*\n  images images -> other\n")
+    with refused, open_run("moved.py", ["images=other"], path="a", command="train") as (run, recipe):
+        run.require_data(recipe.data.load())
+    with open_run("moved.py", path="a", command="train") as (run, recipe):
+        run.require_data(recipe.data.load())
+
+
+def test_a_command_with_moved_data_records_the_path(movable):
+    with lock_runs(["a"], ["images=else/where"]) as (run,):
+        assert run.parameters()["images"] == "else/where"
+        assert run.environment()["command"] == "train moved.py --set images=else/where"
+        assert run.events()[-1]["changes"] == ["images images -> else/where"]
+    with lock_runs(["a"], ["images=else/where"]) as (run,):
+        assert len(run.events()) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ("image=else/where", RecipeError, "no parameter 'image'. Did you mean 'images'?"),
+        ("members=4", RunError, "  members 3 -> 4\nNo file was changed. To train with the change, run: train moved.py"),
+        ("weights=other", RunError, "--set changes paths of the data of a only. Received:\n  weights weights -> other"),
+        ("images=other", RunError, "the training images are not those that the members of a were trained on"),
+        ("images=/absent/images", DataError, "there are no data at /absent/images (parameter images)"),
+    ],
+)
+def test_a_command_takes_only_paths_of_the_same_images(movable, change, error, message):
+    before = snapshot(movable.path)
+    with pytest.raises(error, match=re.escape(message)):
+        lock_runs(["a"], [change]).__enter__()
+    assert snapshot(movable.path) == before
 
 
 def test_open_run_raises_before_it_creates_or_executes_anything(tmp_path, monkeypatch):

@@ -5,25 +5,31 @@ from typing import Any
 
 import click
 
-from keras_committee.cli.options import json_option, min_members_option, run_argument, standard_options
+from keras_committee.cli.options import (
+    json_option,
+    min_members_option,
+    moved_data_option,
+    run_argument,
+    standard_options,
+)
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
-from keras_committee.run import Run
-from keras_committee.tables import format_accuracy, print_table
+from keras_committee.run import lock_runs
+from keras_committee.tables import format_accuracy, print_table, print_text
 
 
 @click.command()
 @run_argument
+@moved_data_option
 @min_members_option
 @json_option
 @standard_options
-def calibrate(run: str, min_members: int | None, as_json: bool) -> None:
+def calibrate(run: str, overrides: tuple[str, ...], min_members: int | None, as_json: bool) -> None:
     """Fit temperatures and member weights on validation data.
 
     Both are fitted on the validation split of RUN, for each member and for the committee, and evaluated on its test
     split. The result is written to RUN/calibration.json.
     """
-    opened = Run.open(run)
-    with opened.lock(), reserve_stdout_for_json(as_json):
+    with reserve_stdout_for_json(as_json), lock_runs([run], overrides) as (opened,):
         recipe = opened.recipe()
         from keras_committee import evaluation
 
@@ -32,7 +38,7 @@ def calibrate(run: str, min_members: int | None, as_json: bool) -> None:
         print_json(result)
         return
     _print_result(result)
-    click.echo(
+    print_text(
         f"Fitted on {result['fitted_on']['examples']:,} validation examples, evaluated on"
         f" {result['measured_on']['examples']:,} test examples. Details: {Path(run, 'calibration.json')}"
     )
@@ -56,7 +62,7 @@ def _print_result(result: dict[str, Any]) -> None:
     note = f"Accuracy with its 95 % interval over the images. Head: {result['head'].replace('_', ' ')}. "
     print_table(["", "temperature", "accuracy", "NLL", "ECE"], rows, f"{note}Fitted weights: {weights}. ")
     for warning in result["notes"]:
-        click.echo(f"{warning}\n")
+        print_text(f"{warning}\n")
 
 
 def _score_cells(scores: dict[str, Any]) -> list[str]:

@@ -8,17 +8,19 @@ from keras_committee.cli.options import (
     allow_duplicate_weights_option,
     json_option,
     min_members_option,
+    moved_data_option,
     run_argument,
     split_option,
     standard_options,
 )
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
-from keras_committee.run import Run
+from keras_committee.run import lock_runs
 from keras_committee.tables import print_evaluation
 
 
 @click.command()
 @run_argument
+@moved_data_option
 @split_option
 @min_members_option
 @allow_duplicate_weights_option
@@ -27,6 +29,7 @@ from keras_committee.tables import print_evaluation
 @standard_options
 def evaluate(
     run: str,
+    overrides: tuple[str, ...],
     split: str | None,
     min_members: int | None,
     allow_duplicate_weights: bool,
@@ -37,8 +40,7 @@ def evaluate(
 
     Scores every member of RUN and its committees of every size. The result is written to RUN/evaluation.json.
     """
-    opened = Run.open(run)
-    with opened.lock(), reserve_stdout_for_json(as_json):
+    with reserve_stdout_for_json(as_json), lock_runs([run], overrides) as (opened,):
         recipe = opened.recipe()
         from keras_committee import evaluation
 

@@ -4,15 +4,23 @@ from pathlib import Path
 
 import click
 
-from keras_committee.cli.options import HomePath, json_option, min_members_option, runs_argument, standard_options
+from keras_committee.cli.options import (
+    HomePath,
+    json_option,
+    min_members_option,
+    moved_data_option,
+    runs_argument,
+    standard_options,
+)
 from keras_committee.cli.output import command_line, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.costs import HOW_TO_COUNT
 from keras_committee.files import read_record
-from keras_committee.run import Run
+from keras_committee.run import Run, lock_runs
 
 
 @click.command()
 @runs_argument
+@moved_data_option
 @click.option("--out", type=HomePath(), metavar="DIR", help="Model folder.", show_default="saved_models/RUN")
 @click.option(
     "--selection",
@@ -25,7 +33,12 @@ from keras_committee.run import Run
 @json_option
 @standard_options
 def export(
-    runs: tuple[str, ...], out: str | None, selection: str | None, min_members: int | None, as_json: bool
+    runs: tuple[str, ...],
+    overrides: tuple[str, ...],
+    out: str | None,
+    selection: str | None,
+    min_members: int | None,
+    as_json: bool,
 ) -> None:
     """Export a committee as a SavedModel for TF Serving.
 
@@ -34,6 +47,9 @@ def export(
     """
     opened = [Run.open(run) for run in runs]
     with reserve_stdout_for_json(as_json):
+        if overrides:
+            with lock_runs(runs, overrides):
+                pass
         from keras_committee.export.export import export as publish
 
         version = publish(opened, out, selection, min_members=min_members)

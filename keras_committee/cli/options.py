@@ -47,10 +47,15 @@ def complete_runs_or_exports(
 
 
 def complete_parameters(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the parameters of the recipe on the command line, without executing it; the defaults are the help."""
-    words = [context.params.get("recipe"), *context.args]  # click keeps it in `args` while --set has no value
+    """Complete the parameters of the recipe on the command line, or of that of the run, without executing it.
+
+    The defaults are the help.
+    """
+    runs = context.params.get("runs") or [context.params.get("run")]
+    words = [context.params.get("recipe"), *runs, *context.args]  # click keeps it in `args` while --set has no value
+    source = Path(next((word for word in words if word), ""))
     try:
-        defaults = RecipeFile.read(next((word for word in words if word), "")).defaults
+        defaults = RecipeFile.read(source / "recipe.py" if source.is_dir() else source).defaults
     except CommitteeError:
         return []
     return [
@@ -109,6 +114,14 @@ set_option = click.option(
     metavar="NAME=VALUE",
     multiple=True,
     help="Override a recipe parameter. May be repeated.",
+    shell_complete=complete_parameters,
+)
+moved_data_option = click.option(
+    "--set",
+    "overrides",
+    metavar="NAME=PATH",
+    multiple=True,
+    help="Set the recipe parameter of data that were moved, and record it. May be repeated.",
     shell_complete=complete_parameters,
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document; log to stderr.")

@@ -1,6 +1,5 @@
 """`keras-committee report`: write an HTML report on one or more runs."""
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from keras_committee.cli.options import (
     allow_duplicate_weights_option,
     json_option,
     min_members_option,
+    moved_data_option,
     runs_argument,
     split_option,
     standard_options,
@@ -22,11 +22,12 @@ from keras_committee.cli.output import (
     print_next_steps,
     reserve_stdout_for_json,
 )
-from keras_committee.run import Run
+from keras_committee.run import Run, lock_runs
 
 
 @click.command()
 @runs_argument
+@moved_data_option
 @click.option(
     "--out",
     type=HomePath(),
@@ -48,7 +49,8 @@ from keras_committee.run import Run
 @json_option
 @standard_options
 def report(
-    runs: tuple[str, ...], out: str | None, selections: tuple[str, ...], split: str | None, min_members: int | None,
+    runs: tuple[str, ...], overrides: tuple[str, ...], out: str | None, selections: tuple[str, ...],
+    split: str | None, min_members: int | None,
     allow_duplicate_weights: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write an HTML report on one or more runs.
@@ -57,11 +59,8 @@ def report(
     predictions and evaluations are computed first. The page is self-contained; its figures are also written as PNG
     files and as TensorBoard images.
     """
-    opened = [Run.open(run) for run in dict.fromkeys(runs)]
-    folder = Path(out) if out else _default_folder(opened)
-    with contextlib.ExitStack() as locks, reserve_stdout_for_json(as_json):
-        for run in opened:
-            locks.enter_context(run.lock())
+    with reserve_stdout_for_json(as_json), lock_runs(list(dict.fromkeys(runs)), overrides) as opened:
+        folder = Path(out) if out else _default_folder(opened)
         from keras_committee.evaluation.report import write_report
 
         files = [Path(selection) for selection in selections]

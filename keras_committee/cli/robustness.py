@@ -6,9 +6,16 @@ from typing import Any
 import click
 
 from keras_committee.choices import CORRUPTIONS, SEVERITIES
-from keras_committee.cli.options import HomePath, json_option, min_members_option, run_argument, standard_options
+from keras_committee.cli.options import (
+    HomePath,
+    json_option,
+    min_members_option,
+    moved_data_option,
+    run_argument,
+    standard_options,
+)
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
-from keras_committee.run import Run
+from keras_committee.run import lock_runs
 from keras_committee.tables import print_table
 
 
@@ -26,6 +33,7 @@ class _CommaSeparated(click.ParamType):
 
 @click.command()
 @run_argument
+@moved_data_option
 @click.option(
     "--corruptions",
     type=_CommaSeparated(CORRUPTIONS),
@@ -63,6 +71,7 @@ class _CommaSeparated(click.ParamType):
 @standard_options
 def robustness(
     run: str,
+    overrides: tuple[str, ...],
     corruptions: tuple[str, ...] | None,
     severities: tuple[str, ...],
     max_examples: int,
@@ -77,8 +86,7 @@ def robustness(
     images are generated noise and textures, and those of --ood-dir; the AUROC measures how well the committee's
     confidence separates them from test images. The result is written to RUN/robustness.json.
     """
-    opened = Run.open(run)
-    with opened.lock(), reserve_stdout_for_json(as_json):
+    with reserve_stdout_for_json(as_json), lock_runs([run], overrides) as (opened,):
         recipe = opened.recipe()
         from keras_committee import evaluation
 

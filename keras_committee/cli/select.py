@@ -1,9 +1,7 @@
 """`keras-committee select`: select the best committee or cascade."""
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -14,16 +12,18 @@ from keras_committee.cli.options import (
     allow_duplicate_weights_option,
     json_option,
     min_members_option,
+    moved_data_option,
     runs_argument,
     standard_options,
 )
 from keras_committee.cli.output import print_json, print_next_steps, reserve_stdout_for_json
-from keras_committee.run import Run
-from keras_committee.tables import print_selection
+from keras_committee.run import lock_runs
+from keras_committee.tables import print_selection, print_text
 
 
 @click.command()
 @runs_argument
+@moved_data_option
 @click.option(
     "--max-mflops",
     type=click.FloatRange(0, min_open=True),
@@ -81,6 +81,7 @@ from keras_committee.tables import print_selection
 @standard_options
 def select(
     runs: tuple[str, ...],
+    overrides: tuple[str, ...],
     max_mflops: float | None,
     max_latency: float | None,
     min_accuracy: float | None,
@@ -100,9 +101,8 @@ def select(
     95 % confidence intervals.
     """
     _check_options(max_mflops, max_latency, min_accuracy, objective, cascade, max_accuracy_drop)
-    opened = [Run.open(run) for run in runs]
-    file = Path(out) if out else opened[0].path / "selection.json"
-    with _hold_locks(opened), reserve_stdout_for_json(as_json):
+    with reserve_stdout_for_json(as_json), lock_runs(runs, overrides) as opened:
+        file = Path(out) if out else opened[0].path / "selection.json"
         from keras_committee import evaluation
 
         pool = evaluation.load_pool(opened, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights)
@@ -147,27 +147,18 @@ def _check_options(max_mflops, max_latency, min_accuracy, objective, cascade, ma
             raise click.UsageError(f"{message}.")
 
 
-@contextlib.contextmanager
-def _hold_locks(runs: Sequence[Run]) -> Iterator[None]:
-    """Hold the lock of each run once; `load_pool` reports a run that is given twice."""
-    with contextlib.ExitStack() as stack:
-        for run in {run.path.resolve(): run for run in runs}.values():
-            stack.enter_context(run.lock())
-        yield
-
-
 def _print_summary(document: dict, runs: tuple[str, ...], file: Path) -> None:
     report = document["report"]
     gain = report["best_member"]["gain"]["accuracy"]
-    click.echo(f"Test accuracy compared with the best member: {_percentage_points(gain)}.")
-    if "cascade" in report:
+    print_text(f"Test accuracy compared with the best member: {_percentage_points(gain)}.")
+    if "cascade" in report and len(document["stages"]) > 1:
         cost_ratio, difference = report["cascade"]["times_cheaper"], report["cascade"]["difference"]["accuracy"]
-        click.echo(
+        print_text(
             f"Test accuracy compared with the best committee: {_percentage_points(difference)}, with"
             f" {cost_ratio['value']:.2f} times fewer multiply-adds [{cost_ratio['low']:.2f}, {cost_ratio['high']:.2f}]."
         )
-    click.echo(f"Diversity: {report['diversity']['statement']}")
-    click.echo(
+    print_text(f"Diversity: {report['diversity']['statement']}")
+    print_text(
         f"Searched {report['candidates']:,} committees ({report['method']}), Pareto optimal: {len(report['front'])}."
     )
     click.echo(f"Details: {file}")

@@ -119,7 +119,7 @@ def tfrecords(
     """
     patterns, counts = named_splits_and_counts(validation=validation, test=test)
     reader = ShardPatterns(
-        patterns={"train": os.fspath(train), **patterns},
+        patterns={name: expand_home(pattern) for name, pattern in {"train": train, **patterns}.items()},
         transform=resolve_transform("tfrecords", size, transform),
         labels=None if labels is None else Path(labels),
         first_label=first_label,
@@ -280,7 +280,7 @@ class ShardPatterns(ShardReader):
         fields: Names of the fields of an example.
     """
 
-    patterns: dict[str, str]
+    patterns: dict[str, Path]
     fields: Fields
 
     def field_names(self) -> Fields:

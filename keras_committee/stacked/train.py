@@ -98,11 +98,11 @@ def train_stacked(
         note(precision_line)
     splits = recipe.data.load()
     _check_data(recipe, splits)
-    run.require_classes(splits.classes)
+    fingerprint = run.require_data(splits)
     data_info = DataInfo(classes=splits.classes, transform=dataclasses.asdict(splits.train.transform))
     run.append_event(
         "training_started", members=missing, kept=run.finished_members(), workers=1, smoke=run.smoke,
-        precision=recipe.precision, classes=list(data_info.classes), transform=data_info.transform,
+        precision=recipe.precision, data=fingerprint, classes=list(data_info.classes), transform=data_info.transform,
     )  # fmt: skip
     diverged: list[int] = []
     with GracefulShutdown() as shutdown, _translate_stop(run, recipe, shutdown):

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_committee.checkpoints import Checkpoints
 from keras_committee.data import Splits, validation
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError, RunError
+from keras_committee.metrics.intervals import few_images_note
 from keras_committee.precision import training_device
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
@@ -163,7 +164,7 @@ def _train_missing(
     tf_strategy = make_strategy(strategy, recipe.data.batch_size) if in_process else None
     host_group.on_strategy_created(tf_strategy)
     splits = _load_data(recipe)
-    run.require_classes(splits.classes)
+    fingerprint = run.require_data(splits)
     data_info = {"classes": list(splits.classes), "transform": dataclasses.asdict(splits.train.transform)}
     run.append_event(
         "training_started",
@@ -172,6 +173,7 @@ def _train_missing(
         workers=num_workers,
         smoke=run.smoke,
         precision=recipe.precision,
+        data=fingerprint,
         **data_info,
     )
     progress_monitor = Monitor(run, recipe, splits, missing)
@@ -181,7 +183,7 @@ def _train_missing(
         shutdown.mask_signals(enabled=host_group.is_multi_host),
         progress_monitor as monitor,
     ):
-        for line in filter(None, (precision_line, reason)):
+        for line in filter(None, (precision_line, reason, _few_images_note(recipe, splits))):
             monitor.note(line)
         if ray_cluster:
             failures = ray_cluster.train(run, missing, num_workers, strategy, monitor, shutdown, options)
@@ -194,6 +196,13 @@ def _train_missing(
             )
     _raise_failures(run, recipe, failures)
     run.append_event("training_finished")
+
+
+def _few_images_note(recipe: Recipe, splits: Splits) -> str:
+    """Return a warning if the best epoch of each member is chosen on few images, else ""."""
+    if recipe.restore_best is None:
+        return ""
+    return few_images_note("the best epoch of each member is chosen", len(splits.validation))
 
 
 def _load_data(recipe: Recipe) -> Splits:
