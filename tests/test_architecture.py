@@ -12,10 +12,11 @@ PACKAGE = Path(__file__).parents[1] / "keras_committee"
 
 # `--help` and a mistyped option answer at once because nothing here loads a heavy library at import.
 LIGHT = (
-    "keras_committee", "choices", "class_folders", "errors", "files", "member_dir", "metrics", "recipe",
+    "keras_committee", "choices", "class_folders", "errors", "files", "image_header", "member_dir", "metrics", "recipe",
     "recipe_file", "recipe_source", "run", "selection", "summaries", "system_limits", "tables", "search",
     "search.budget",
-    "search.search_space", "export", "export.publish", "tfserving", "tfserving.config", "tfserving.versions", "cli",
+    "search.search_space", "export", "export.predict", "export.publish", "tfserving", "tfserving.client",
+    "tfserving.config", "tfserving.messages", "tfserving.python_session", "tfserving.versions", "cli",
     "cli.calibrate", "cli.completion", "cli.describe", "cli.doctor", "cli.doctor.checks", "cli.evaluate",
     "cli.export", "cli.import_models", "cli.init", "cli.init.image_stats", "cli.init.template",
     "cli.make_tfrecords", "cli.options", "cli.output", "cli.predict", "cli.report", "cli.robustness", "cli.search",

@@ -15,7 +15,8 @@ from keras_committee.cli.options import (
     standard_options,
 )
 from keras_committee.cli.output import print_json, reserve_stdout_for_json
-from keras_committee.errors import DataError, RecipeError
+from keras_committee.errors import DataError, RecipeError, RunError
+from keras_committee.folder_kinds import FolderKind, explain_wrong_folder
 from keras_committee.run import Run
 from keras_committee.selection import Selection
 from keras_committee.tables import print_table
@@ -96,6 +97,8 @@ def _resolve_source(source: Path, selection: Path | None, min_members: int | Non
         from keras_committee.export.predict import ExportedCommittee
 
         return functools.partial(_predict_with_export, ExportedCommittee.from_folder(source))
+    if explanation := explain_wrong_folder(source, FolderKind.RUN, FolderKind.MODEL):
+        raise RunError(f"{source} is not a run folder or an exported model: {explanation}")
     run = Run.open(source)
     from keras_committee.evaluation.predict import CommitteePredictor
 
@@ -142,7 +145,7 @@ def _predict_with_run(predictor: Any, images: tuple[Path, ...]) -> tuple[tuple[s
 
 
 def _predict_with_export(export: Any, images: tuple[Path, ...]) -> tuple[tuple[str, ...], list, list]:
-    from keras_committee.data.image_files import read_image_bytes
+    from keras_committee.image_header import read_image_bytes
 
     contents, unreadable = _read_images(images, read_image_bytes)
     if not contents:

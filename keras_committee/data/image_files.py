@@ -1,40 +1,16 @@
 """Reading of single JPEG and PNG files and unlabeled folders, with the pixels of training."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from keras_committee.class_folders import IMAGE_SUFFIXES
 from keras_committee.data.dataset import stratified_indices
 from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.preprocessing import ImageTransform, decode_image
 from keras_committee.errors import DataError, raise_if_problems
-
-MAX_PIXELS = 25_000_000  # from the header, before decoding: a PNG of 240 kB may contain 240 MB of pixels
-
-
-def read_image_bytes(path: str | Path) -> bytes:
-    """Read a JPEG or PNG file after checking its header.
-
-    Raises:
-        DataError: If the file cannot be read, is in another format, or has more than `MAX_PIXELS` pixels.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=("JPEG", "PNG")) as image:
-            width, height = image.size
-        contents = Path(path).read_bytes()
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: neither a JPEG nor a PNG file") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: the image exceeds {MAX_PIXELS:,} pixels") from error
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for a damaged header
-        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if width * height > MAX_PIXELS:
-        raise DataError(f"{path}: the image exceeds {MAX_PIXELS:,} pixels. Received: {width}x{height}")
-    return contents
+from keras_committee.folder_kinds import IMAGE_SUFFIXES
+from keras_committee.image_header import read_image_bytes
 
 
 def read_image(path: str | Path, transform: ImageTransform) -> np.ndarray:

@@ -11,7 +11,6 @@ from typing import Any, Self
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.data.image_files import MAX_PIXELS
 from keras_committee.data.preprocessing import (
     JPEG_MAGIC,
     PNG_MAGIC,
@@ -22,6 +21,7 @@ from keras_committee.data.preprocessing import (
     resize,
 )
 from keras_committee.export.inference_model import InferenceModel
+from keras_committee.image_header import MAX_PIXELS
 from keras_committee.layers import Resize
 from keras_committee.layers.heads import log_softmax
 from keras_committee.models.cascade import is_confident, stage_outputs

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import tensorflow as tf
 
 from keras_committee.errors import ExportError
 from keras_committee.files import file_hash, read_problem, read_record
 from keras_committee.tfserving.client import Client
+from keras_committee.tfserving.messages import Example
 from keras_committee.tfserving.python_session import load_session
 from keras_committee.tfserving.tf_protocol import StatusError
 from keras_committee.tfserving.versions import find_versions, list_versions
@@ -118,8 +118,7 @@ def _verify_graph(folder: Path) -> None:
 
 def serialize_example(content: bytes) -> bytes:
     """Return the serialized `tf.train.Example` of an encoded image, as the signature `classify` takes it."""
-    feature: Any = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
-    return tf.train.Example(features=tf.train.Features(feature={"image/encoded": feature})).SerializeToString()
+    return Example(features={"feature": {"image/encoded": {"bytes_list": {"value": [content]}}}}).SerializeToString()
 
 
 def _bytes_array(contents: Sequence[bytes]) -> np.ndarray:

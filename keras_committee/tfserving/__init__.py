@@ -1,6 +1,7 @@
 """TensorFlow Serving: a client, configuration files, sessions of SavedModels and a local server for development.
 
-Nothing here depends on committees: of keras_committee it imports `errors` and `files` only.
+Nothing here depends on committees: of keras_committee it imports `errors` and `files` only. The client needs no
+TensorFlow.
 """
 
 import importlib

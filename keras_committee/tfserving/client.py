@@ -9,6 +9,7 @@ import base64
 import contextlib
 import dataclasses
 import json
+import logging
 import random
 import time
 import urllib.parse
@@ -22,15 +23,17 @@ from keras_committee.tfserving.tf_protocol import (
     DEFAULT_SIGNATURE,
     StatusError,
     choose_outputs,
-    packed_proto,
     proto_to_array,
+    write_packed,
 )
 
 __all__ = ["Client", "RequestError", "VersionStatus"]
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 _INITIAL_BACKOFF, _MAX_BACKOFF = 0.05, 2.0  # seconds
 _MAX_ELEMENTS = 2**31  # of an output; `max_message_bytes` is the limit that matters
+_CONNECT_TIMEOUT = 5.0  # seconds of one attempt; an address that drops packets never refuses a connection
 # A server that stops ends requests with either code, and predictions can be repeated without harm.
 _RETRIED_CODES = frozenset({"UNAVAILABLE", "CANCELLED"})
 _HINTS = {
@@ -38,6 +41,8 @@ _HINTS = {
     "DEADLINE_EXCEEDED": "\n  Increase `timeout=SECONDS`, or send fewer images at once.",
     "RESOURCE_EXHAUSTED": "\n  Send fewer images at once, or encoded ones; `max_message_bytes` limits gRPC messages.",
 }
+
+_STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}  # over gRPC
 
 # The status behind each HTTP code of TF Serving; any other code is INTERNAL.
 _STATUS_CODES = {
@@ -196,6 +201,8 @@ class Client:
                 is_final = self._is_closed or error.code not in _RETRIED_CODES
                 if is_final or time.monotonic() + delay >= deadline:
                     raise RequestError(error, self._explain(error, attempts, timeout)) from error
+                if attempts == 1:
+                    _log.warning("%s: %s; trying again for up to %g s", self.url, error.message, timeout)
             time.sleep(delay)
             backoff = min(2 * backoff, _MAX_BACKOFF)
 
@@ -279,13 +286,15 @@ class _RestTransport:
 
         headers = {"Content-Type": "application/json"} if body else {}
         try:
-            response = self._pool.request(
-                method, url, body=body, headers=headers, timeout=urllib3.Timeout(total=timeout), redirect=False
-            )
+            limits = urllib3.Timeout(total=timeout, connect=_CONNECT_TIMEOUT)
+            response = self._pool.request(method, url, body=body, headers=headers, timeout=limits, redirect=False)
         except urllib3.exceptions.ReadTimeoutError as error:
             raise StatusError("DEADLINE_EXCEEDED", f"no response within {timeout:.1f} s") from error
         except urllib3.exceptions.HTTPError as error:
-            raise StatusError("UNAVAILABLE", str(error)) from error
+            # Its text has the address of an object. A refused connection raises a subclass, with a text that is plain.
+            is_timeout = type(error) is urllib3.exceptions.ConnectTimeoutError
+            message = f"no connection within {min(timeout, _CONNECT_TIMEOUT):.1f} s" if is_timeout else str(error)
+            raise StatusError("UNAVAILABLE", message) from error
         return _parse_response(response.status, response.data)
 
 
@@ -294,7 +303,8 @@ class _GrpcTransport:
 
     def __init__(self, address: str, model: str, max_message_bytes: int):
         import grpc
-        from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+
+        from keras_committee.tfserving import messages
 
         options = [
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -305,29 +315,36 @@ class _GrpcTransport:
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
         self._channel = grpc.insecure_channel(address, options)
-        self._prediction_stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-        self._model_stub = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._predict = self._channel.unary_unary(
+            "/tensorflow.serving.PredictionService/Predict",
+            messages.PredictRequest.SerializeToString,
+            messages.PredictResponse.FromString,
+        )
+        self._get_model_status = self._channel.unary_unary(
+            "/tensorflow.serving.ModelService/GetModelStatus",
+            messages.GetModelStatusRequest.SerializeToString,
+            messages.GetModelStatusResponse.FromString,
+        )
         self._model = model
 
     def predict(self, request: _Request, timeout: float) -> dict[str, np.ndarray]:
-        from tensorflow_serving.apis import predict_pb2
+        from keras_committee.tfserving.messages import PredictRequest
 
         spec = self._spec(request.version, request.label)
         spec.signature_name = request.signature
-        message = predict_pb2.PredictRequest(model_spec=spec, output_filter=request.outputs)
+        message = PredictRequest(model_spec=spec, output_filter=request.outputs)
         for name, array in request.inputs.items():
-            message.inputs[name].CopyFrom(packed_proto(array))
-        response = _call_rpc(self._prediction_stub.Predict, message, timeout)
+            write_packed(message.inputs[name], array)
+        response = _call_rpc(self._predict, message, timeout)
         return {name: proto_to_array(proto, _MAX_ELEMENTS) for name, proto in sorted(response.outputs.items())}
 
     def status(self, version: int | None, timeout: float) -> list[VersionStatus]:
-        from tensorflow_serving.apis import get_model_status_pb2 as status_pb2
+        from keras_committee.tfserving.messages import GetModelStatusRequest
 
-        message = status_pb2.GetModelStatusRequest(model_spec=self._spec(version, None))
-        response = _call_rpc(self._model_stub.GetModelStatus, message, timeout)
-        state_name = status_pb2.ModelVersionStatus.State.Name
+        message = GetModelStatusRequest(model_spec=self._spec(version, None))
+        response = _call_rpc(self._get_model_status, message, timeout)
         return [
-            VersionStatus(status.version, state_name(status.state), status.status.error_message)
+            VersionStatus(status.version, _STATES.get(status.state, str(status.state)), status.status.error_message)
             for status in response.model_version_status
         ]
 
@@ -335,9 +352,9 @@ class _GrpcTransport:
         self._channel.close()
 
     def _spec(self, version: int | None, label: str | None) -> Any:
-        from tensorflow_serving.apis import model_pb2
+        from keras_committee.tfserving.messages import ModelSpec
 
-        spec = model_pb2.ModelSpec(name=self._model)
+        spec = ModelSpec(name=self._model)
         if version is not None:
             spec.version.value = version
         if label is not None:

@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format, wrappers_pb2
+from google.protobuf import message, text_format
 
 from keras_committee.errors import RecipeError
 from keras_committee.files import expand_home, write_file
+from keras_committee.tfserving.messages import declare_messages
 from keras_committee.tfserving.versions import NAME_RULE, is_valid_name
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -36,22 +37,26 @@ _MIN_VALUES = {
     "max_execution_batch_size": 1,
 }
 
-# Fields of session_bundle_config.proto and monitoring_config.proto, in which TensorFlow Serving reads two of the files.
+# session_bundle_config.proto and monitoring_config.proto, in which TensorFlow Serving reads two of the files.
 # tensorflow-serving-api does not contain them; text format needs the names and types only, not the field numbers.
-_INT64_VALUE = ".google.protobuf.Int64Value"
-_BATCHING_FIELDS = {
-    "max_batch_size": _INT64_VALUE,
-    "batch_timeout_micros": _INT64_VALUE,
-    "max_enqueued_batches": _INT64_VALUE,
-    "num_batch_threads": _INT64_VALUE,
-    "thread_pool_name": ".google.protobuf.StringValue",
-    "allowed_batch_sizes": "repeated int64",
-    "pad_variable_length_inputs": "bool",
-    "enable_large_batch_splitting": ".google.protobuf.BoolValue",
-    "max_execution_batch_size": _INT64_VALUE,
+_MESSAGES = {
+    "Int64Value": ["int64 value"],
+    "StringValue": ["string value"],
+    "BoolValue": ["bool value"],
+    "BatchingParameters": [
+        "Int64Value max_batch_size",
+        "Int64Value batch_timeout_micros",
+        "Int64Value max_enqueued_batches",
+        "Int64Value num_batch_threads",
+        "StringValue thread_pool_name",
+        "repeated int64 allowed_batch_sizes",
+        "bool pad_variable_length_inputs",
+        "BoolValue enable_large_batch_splitting",
+        "Int64Value max_execution_batch_size",
+    ],
+    "PrometheusConfig": ["bool enable", "string path"],
+    "MonitoringConfig": ["PrometheusConfig prometheus_config"],
 }
-_PROMETHEUS_FIELDS = {"enable": "bool", "path": "string"}
-_MONITORING_FIELDS = {"prometheus_config": ".keras_committee.config.PrometheusConfig"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -322,34 +327,5 @@ def _model_server_config() -> type[message.Message]:
 @functools.cache
 def _message_class(name: str) -> Any:
     """Return the class of "BatchingParameters" or "MonitoringConfig"."""
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.Add(_file_descriptor())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"keras_committee.config.{name}"))
-
-
-def _file_descriptor() -> descriptor_pb2.FileDescriptorProto:
-    file = descriptor_pb2.FileDescriptorProto(
-        name="keras_committee/config.proto", package="keras_committee.config", syntax="proto3"
-    )
-    file.dependency.append("google/protobuf/wrappers.proto")
-    for name, fields in (
-        ("BatchingParameters", _BATCHING_FIELDS),
-        ("PrometheusConfig", _PROMETHEUS_FIELDS),
-        ("MonitoringConfig", _MONITORING_FIELDS),
-    ):
-        declaration = file.message_type.add(name=name)
-        for number, (field, kind) in enumerate(fields.items(), 1):
-            declaration.field.append(_field_descriptor(field, number, kind))
-    return file
-
-
-def _field_descriptor(name: str, number: int, kind: str) -> descriptor_pb2.FieldDescriptorProto:
-    field = descriptor_pb2.FieldDescriptorProto
-    repeated, kind = kind.startswith("repeated "), kind.removeprefix("repeated ")
-    descriptor = field(name=name, number=number, label=field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL)
-    if kind.startswith("."):
-        descriptor.type, descriptor.type_name = field.TYPE_MESSAGE, kind
-    else:
-        descriptor.type = {"int64": field.TYPE_INT64, "bool": field.TYPE_BOOL, "string": field.TYPE_STRING}[kind]
-    return descriptor
+    messages = {message_name: dict(enumerate(fields, 1)) for message_name, fields in _MESSAGES.items()}
+    return declare_messages("keras_committee.config", messages)[name]

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,28 +55,62 @@ _HTTP_CODES = {
     "DEADLINE_EXCEEDED": 504,
 }
 
-# The field that carries the values of a dtype, and their dtype there. Half floats travel as the bits of an integer,
-# a complex number as its real part followed by its imaginary part.
-_VALUE_FIELDS = {
-    "float16": ("half_val", np.uint16),
-    "bfloat16": ("half_val", np.uint16),
-    "float32": ("float_val", np.float32),
-    "float64": ("double_val", np.float64),
-    "int8": ("int_val", np.int32),
-    "int16": ("int_val", np.int32),
-    "int32": ("int_val", np.int32),
-    "int64": ("int64_val", np.int64),
-    "uint8": ("int_val", np.int32),
-    "uint16": ("int_val", np.int32),
-    "uint32": ("uint32_val", np.uint32),
-    "uint64": ("uint64_val", np.uint64),
-    "bool": ("bool_val", np.bool_),
-    "complex64": ("scomplex_val", np.float32),
-    "complex128": ("dcomplex_val", np.float64),
-    "string": ("string_val", np.object_),
-}
 
-_REINTERPRETED_DTYPES = ("float16", "bfloat16", "complex64", "complex128")  # not converted between array and field
+class _WireType(NamedTuple):
+    """How a dtype travels. Clients use it, too, so it is no `tf.DType`, whose import takes seconds.
+
+    Attributes:
+        name: Name of the dtype.
+        number: The DataType of types.proto.
+        field: The field of a TensorProto that carries the values.
+        field_dtype: Their dtype there. Half floats travel as the bits of an integer, a complex number as its real part
+            followed by its imaginary part.
+    """
+
+    name: str
+    number: int
+    field: str
+    field_dtype: type
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        if self.name == "bfloat16":
+            import ml_dtypes
+
+            return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(object if self.name == "string" else self.name)
+
+    @property
+    def is_complex(self) -> bool:
+        return self.name.startswith("complex")
+
+    @property
+    def is_reinterpreted(self) -> bool:
+        """Whether the memory of an array is that of the field, so that values are not converted."""
+        return self.is_complex or self.field == "half_val"
+
+
+_WIRE_TYPES = (
+    _WireType("float32", 1, "float_val", np.float32),
+    _WireType("float64", 2, "double_val", np.float64),
+    _WireType("int32", 3, "int_val", np.int32),
+    _WireType("uint8", 4, "int_val", np.int32),
+    _WireType("int16", 5, "int_val", np.int32),
+    _WireType("int8", 6, "int_val", np.int32),
+    _WireType("string", 7, "string_val", np.object_),
+    _WireType("complex64", 8, "scomplex_val", np.float32),
+    _WireType("int64", 9, "int64_val", np.int64),
+    _WireType("bool", 10, "bool_val", np.bool_),
+    _WireType("bfloat16", 14, "half_val", np.uint16),
+    _WireType("uint16", 17, "int_val", np.int32),
+    _WireType("complex128", 18, "dcomplex_val", np.float64),
+    _WireType("float16", 19, "half_val", np.uint16),
+    _WireType("uint32", 22, "uint32_val", np.uint32),
+    _WireType("uint64", 23, "uint64_val", np.uint64),
+)
+_WIRE_TYPE_BY_NAME = {wire_type.name: wire_type for wire_type in _WIRE_TYPES}
+_WIRE_TYPE_BY_NUMBER = {wire_type.number: wire_type for wire_type in _WIRE_TYPES}
+
 _MAX_DIMENSIONS = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32  # of NumPy; TensorFlow allows 254
 _MAX_REPEATED_ELEMENTS = 2**20  # a proto of twenty bytes may claim that its one value fills a whole tensor
 _MAX_VARINT_BYTES = 5  # of 32 bits
@@ -211,23 +245,20 @@ def datatype_enum(array: np.ndarray) -> int:
 
 def typed_proto(array: np.ndarray) -> Any:
     """Return the TensorProto of `array` with its values in a typed field such as `float_val`, as TF Serving does."""
-    proto, dtype = _empty_proto(array)
-    field, wire_dtype = _VALUE_FIELDS[dtype.name]
-    values = np.ascontiguousarray(array).reshape(-1)
-    if dtype.name == "string":
-        proto.string_val.extend(value if isinstance(value, bytes) else str(value).encode() for value in values)
-    else:
-        getattr(proto, field).extend(_pack(values, dtype.name, wire_dtype).tolist())
+    from tensorflow.core.framework import tensor_pb2
+
+    proto = tensor_pb2.TensorProto()
+    _write_values(proto, array)
     return proto
 
 
-def packed_proto(array: np.ndarray) -> Any:
-    """Return the TensorProto of `array` with its values as raw bytes, the most compact form. Strings stay typed."""
+def write_packed(proto: Any, array: np.ndarray) -> None:
+    """Write `array` into an empty TensorProto as raw bytes, the most compact form. Strings stay typed."""
     if array.dtype.kind in "OSU":
-        return typed_proto(array)
-    proto, _ = _empty_proto(array)
-    proto.tensor_content = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
-    return proto
+        _write_values(proto, array)
+    else:
+        _write_type_and_shape(proto, array)
+        proto.tensor_content = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 
 def proto_shape(proto: Any, max_elements: int) -> tuple[int, ...]:
@@ -267,12 +298,14 @@ def proto_to_array(proto: Any, max_elements: int = 2**26) -> np.ndarray:
             unsupported dtype, content of another length than the shape, or more than 2**20 elements to repeat.
     """
     shape = proto_shape(proto, max_elements)
-    dtype = _dtype_from_number(proto.dtype)
+    if proto.dtype not in _WIRE_TYPE_BY_NUMBER:
+        raise StatusError("INVALID_ARGUMENT", f"tensors of DataType {proto.dtype} are not supported")
+    wire_type = _WIRE_TYPE_BY_NUMBER[proto.dtype]
     if not proto.tensor_content or 0 in shape:
-        return _array_from_values(proto, dtype, shape)
-    if dtype.name == "string":
+        return _array_from_values(proto, wire_type, shape)
+    if wire_type.name == "string":
         return _strings_from_content(proto.tensor_content, shape)
-    return _array_from_content(proto.tensor_content, dtype, shape)
+    return _array_from_content(proto.tensor_content, wire_type, shape)
 
 
 def _read_infos(infos: Any) -> dict[str, TensorInfo]:
@@ -297,42 +330,36 @@ def _format_set(names: Iterable[str]) -> str:
     return "{" + ",".join(sorted(names)) + "}"
 
 
-def _empty_proto(array: np.ndarray) -> tuple[Any, Any]:
-    import tensorflow as tf
-    from tensorflow.core.framework import tensor_pb2
-
-    dtype = tf.string if array.dtype.kind in "OSU" else tf.as_dtype(array.dtype)
-    if dtype.name not in _VALUE_FIELDS:
-        raise StatusError("UNIMPLEMENTED", f"tensors of dtype {dtype.name} are not supported")
-    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
+def _write_type_and_shape(proto: Any, array: np.ndarray) -> _WireType:
+    name = "string" if array.dtype.kind in "OSU" else array.dtype.name
+    if name not in _WIRE_TYPE_BY_NAME:
+        raise StatusError("UNIMPLEMENTED", f"tensors of dtype {name} are not supported")
+    proto.dtype = _WIRE_TYPE_BY_NAME[name].number
     proto.tensor_shape.SetInParent()  # present also for a scalar
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
-    return proto, dtype
+    return _WIRE_TYPE_BY_NAME[name]
 
 
-def _dtype_from_number(number: int) -> Any:
-    import tensorflow as tf
-
-    try:
-        dtype = tf.as_dtype(number)
-    except TypeError as error:
-        raise StatusError("INVALID_ARGUMENT", f"there is no tensor of DataType {number}") from error
-    if dtype.name not in _VALUE_FIELDS:
-        raise StatusError("INVALID_ARGUMENT", f"tensors of dtype {dtype.name} are not supported")
-    return dtype
+def _write_values(proto: Any, array: np.ndarray) -> None:
+    wire_type = _write_type_and_shape(proto, array)
+    values = np.ascontiguousarray(array).reshape(-1)
+    if wire_type.name == "string":
+        proto.string_val.extend(value if isinstance(value, bytes) else str(value).encode() for value in values)
+    else:
+        getattr(proto, wire_type.field).extend(_convert(values, wire_type, wire_type.field_dtype).tolist())
 
 
-def _array_from_content(content: bytes, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    numpy_dtype = np.dtype(dtype.as_numpy_dtype)
+def _array_from_content(content: bytes, wire_type: _WireType, shape: tuple[int, ...]) -> np.ndarray:
+    numpy_dtype = wire_type.numpy_dtype
     num_bytes = numpy_dtype.itemsize * math.prod(shape)
     if len(content) != num_bytes:
         raise StatusError(
             "INVALID_ARGUMENT",
-            f"tensor_content has {len(content)} bytes; {dtype.name}{list(shape)[:9]} has {num_bytes}",
+            f"tensor_content has {len(content)} bytes; {wire_type.name}{list(shape)[:9]} has {num_bytes}",
         )
-    # Any byte is a valid uint8, but not a valid bool.
-    return np.frombuffer(content, np.uint8 if dtype.name == "bool" else numpy_dtype).astype(numpy_dtype).reshape(shape)
+    content_dtype = np.uint8 if wire_type.name == "bool" else numpy_dtype  # any byte is a valid uint8, not a valid bool
+    return np.frombuffer(content, content_dtype).astype(numpy_dtype).reshape(shape)
 
 
 def _strings_from_content(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -362,29 +389,25 @@ def _read_varint(content: bytes, offset: int) -> tuple[int, int]:
     raise StatusError("INVALID_ARGUMENT", "tensor_content holds the incomplete length of a string")
 
 
-def _array_from_values(proto: Any, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    field, wire_dtype = _VALUE_FIELDS[dtype.name]
-    count, width = math.prod(shape), 2 if dtype.is_complex else 1  # width: entries of the field per element
-    num_sent = min(len(getattr(proto, field)) // width, count)
+def _array_from_values(proto: Any, wire_type: _WireType, shape: tuple[int, ...]) -> np.ndarray:
+    sent = getattr(proto, wire_type.field)
+    count, width = math.prod(shape), 2 if wire_type.is_complex else 1  # width: entries of the field per element
+    num_sent = min(len(sent) // width, count)
     if num_sent < count > _MAX_REPEATED_ELEMENTS:
         raise StatusError(
             "INVALID_ARGUMENT",
             f"{num_sent} values for {count} elements; at most {_MAX_REPEATED_ELEMENTS} elements may repeat a value",
         )
-    values = np.full((count, width), b"" if dtype.name == "string" else 0, wire_dtype)
-    values.ravel()[: num_sent * width] = getattr(proto, field)[: num_sent * width]
+    values = np.full((count, width), b"" if wire_type.name == "string" else 0, wire_type.field_dtype)
+    values.ravel()[: num_sent * width] = sent[: num_sent * width]
     if num_sent:
         values[num_sent:] = values[num_sent - 1]
-    return _unpack(values.ravel(), dtype).reshape(shape)
+    return _convert(values.ravel(), wire_type, wire_type.numpy_dtype).reshape(shape)
 
 
-def _pack(values: np.ndarray, name: str, wire_dtype: Any) -> np.ndarray:
-    return values.view(wire_dtype) if name in _REINTERPRETED_DTYPES else values.astype(wire_dtype)
-
-
-def _unpack(values: np.ndarray, dtype: Any) -> np.ndarray:
-    numpy_dtype = np.dtype(dtype.as_numpy_dtype)
-    return values.view(numpy_dtype) if dtype.name in _REINTERPRETED_DTYPES else values.astype(numpy_dtype)
+def _convert(values: np.ndarray, wire_type: _WireType, dtype: Any) -> np.ndarray:
+    """Convert between the dtypes of an array and of the field that carries it."""
+    return values.view(dtype) if wire_type.is_reinterpreted else values.astype(dtype)
 
 
 def _format_element_count(dims: tuple[int, ...]) -> str:

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from keras_committee.data import image_folder, resize
-from keras_committee.data.image_files import read_image, read_image_bytes, read_image_folder
+from keras_committee.data.image_files import read_image, read_image_folder
 from keras_committee.errors import DataError
+from keras_committee.image_header import read_image_bytes
 
 
 def draw(seed, shape):

@@ -6,6 +6,9 @@ import http.server
 import io
 import json
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -18,6 +21,7 @@ from tiny_committee import NAMES, SIZE, expected
 
 from keras_committee.errors import RecipeError
 from keras_committee.tfserving import Client
+from keras_committee.tfserving import client as client_module
 from keras_committee.tfserving.client import RequestError, VersionStatus
 from keras_committee.tfserving.server import grpc, rest
 from keras_committee.tfserving.server.manager import Manager, ManagerOptions, ModelConfig, VersionPolicy
@@ -313,7 +317,7 @@ def test_every_other_error_is_final(response, code, message):
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_an_unreachable_server_is_reported_at_the_deadline_with_the_number_of_attempts(scheme):
+def test_an_unreachable_server_is_reported_at_the_deadline_with_the_number_of_attempts(scheme, caplog):
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     start = time.monotonic()
@@ -323,6 +327,59 @@ def test_an_unreachable_server_is_reported_at_the_deadline_with_the_number_of_at
     ):
         client.status()
     assert time.monotonic() - start < 5
+    [first] = caplog.messages
+    assert first.startswith(f"{scheme}://127.0.0.1:{port}: ")
+    assert first.endswith("Connection refused; trying again for up to 0.6 s")
+
+
+@pytest.fixture
+def silent_address():
+    """The address of a server whose queue of connections is full: it drops the packets of further ones."""
+    with socket.socket() as server, socket.socket() as first, socket.socket() as second:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for client in (first, second):
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_silent_address_is_tried_again_and_reported_at_the_deadline(silent_address, monkeypatch, caplog):
+    monkeypatch.setattr(client_module, "_CONNECT_TIMEOUT", 0.1)
+    start = time.monotonic()
+    with (
+        Client(silent_address, "m", timeout=0.6) as client,
+        pytest.raises(RequestError, match=r"no response in [2-9] attempts within 0.6 s: no connection within"),
+    ):
+        client.status()
+    assert time.monotonic() - start < 2
+    assert caplog.messages == [f"{silent_address}: no connection within 0.1 s; trying again for up to 0.6 s"]
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+from keras_committee.cli import main
+codes = [main(["predict", sys.argv[1], "--url", url, "--json"]) for url in sys.argv[2:]]
+print(codes, *sorted({"google.protobuf", "grpc", "urllib3", "keras", "sklearn", "tensorflow"} & set(sys.modules)))
+"""
+
+
+def test_predictions_of_a_server_load_no_tensorflow(urls, tmp_path):
+    (tmp_path / "image.png").write_bytes(png(IMAGES[0]))
+    addresses = [f"{url}/tiny" for url in urls.values()]
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path / "image.png"), *addresses]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.stderr == ""
+    *documents, modules = result.stdout.splitlines()
+    assert modules == "[0, 0] google.protobuf grpc urllib3"
+    with Client(addresses[0]) as client:
+        probabilities = client.predict(png(IMAGES[0]))["probabilities"][0]
+    for document, address in zip(map(json.loads, documents), addresses, strict=True):
+        [prediction] = document["predictions"]
+        assert document["source"] == address
+        for best in prediction["top"]:
+            assert best["probability"] == probabilities[best["class_id"]]
+            assert best["class"] == NAMES[best["class_id"]]
 
 
 def test_a_server_that_comes_back_is_found_again(manager, urls):

@@ -6,7 +6,8 @@ import tensorflow as tf
 from google.protobuf.internal.encoder import _VarintBytes
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
-from keras_committee.tfserving.tf_protocol import StatusError, packed_proto, proto_to_array, typed_proto
+from keras_committee.tfserving.messages import TensorProto
+from keras_committee.tfserving.tf_protocol import StatusError, proto_to_array, typed_proto, write_packed
 
 ARRAYS = [
     np.array([[0.2, -0.7, np.inf]], np.float32),
@@ -27,6 +28,13 @@ ARRAYS = [
     np.zeros((0, 3), np.float32),
     np.array(0.7, np.float32),
 ]
+
+
+def packed_proto(array):
+    """Return the TensorProto of a client, which has the bytes of TensorFlow's."""
+    proto = TensorProto()
+    write_packed(proto, array)
+    return proto
 
 
 def as_tensor_content(array):
@@ -91,9 +99,9 @@ LIES = [
     (tensor(types_pb2.DT_STRING, [1], tensor_content=b"\x01ab"), "does not hold exactly 1 strings"),
     (tensor(types_pb2.DT_STRING, [1], tensor_content=b"\x80\x80"), "the incomplete length of a string"),
     (tensor(types_pb2.DT_STRING, [1], tensor_content=b"\x80\x80\x80\x80\x80\x01"), "the incomplete length of a string"),
-    (tensor(types_pb2.DT_RESOURCE, [1]), "tensors of dtype resource are not supported"),
-    (tensor(types_pb2.DT_INVALID, [1]), "there is no tensor of DataType 0"),
-    (tensor(9999, [1]), "there is no tensor of DataType 9999"),
+    (tensor(types_pb2.DT_RESOURCE, [1]), "tensors of DataType 20 are not supported"),
+    (tensor(types_pb2.DT_INVALID, [1]), "tensors of DataType 0 are not supported"),
+    (tensor(9999, [1]), "tensors of DataType 9999 are not supported"),
 ]
 
 

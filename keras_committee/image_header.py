@@ -1,0 +1,31 @@
+"""Encoded images, read after a check of their headers: neither decoded nor in need of TensorFlow."""
+
+import warnings
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from keras_committee.errors import DataError
+
+MAX_PIXELS = 25_000_000  # from the header, before decoding: a PNG of 240 kB may contain 240 MB of pixels
+
+
+def read_image_bytes(path: str | Path) -> bytes:
+    """Read a JPEG or PNG file after checking its header.
+
+    Raises:
+        DataError: If the file cannot be read, is in another format, or has more than `MAX_PIXELS` pixels.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=("JPEG", "PNG")) as image:
+            width, height = image.size
+        contents = Path(path).read_bytes()
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: neither a JPEG nor a PNG file") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: the image exceeds {MAX_PIXELS:,} pixels") from error
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for a damaged header
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{path}: the image exceeds {MAX_PIXELS:,} pixels. Received: {width}x{height}")
+    return contents
