@@ -15,11 +15,13 @@ from keras_committee.cli.output import (
     print_next_steps,
     reserve_stdout_for_json,
 )
-from keras_committee.errors import DataError, RecipeError
+from keras_committee.errors import DataError, RecipeError, RunError
 from keras_committee.files import expand_home
 from keras_committee.keras_config import select_backend
+from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, default_run_path, open_run
+from keras_committee.tables import print_training
 
 
 @click.command()
@@ -157,7 +159,19 @@ def train(
             {"recipe": recipe_file.name, "run": run_dir, "parameters": parameters, "smoke": smoke, "finished": finished}
         )
     else:
+        _print_members(run, built)
         _print_summary(run_dir, len(finished), built.members)
+
+
+def _print_members(run: Run, recipe: Recipe) -> None:
+    """Print the epoch kept, the validation scores and the time of each member."""
+    from keras_committee.evaluation import training_summary
+
+    try:
+        if members := training_summary(run, recipe):
+            print_training(members)
+    except RunError as error:  # a damaged history or journal; the members are trained
+        click.echo(f"warning: {error}", err=True)
 
 
 def _print_summary(run_dir: str, finished: int, members: int) -> None:

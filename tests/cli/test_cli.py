@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_committee
-from keras_committee import cli, evaluation, training
+from keras_committee import cli, evaluation, metrics, training
 from keras_committee.errors import DivergedError
 from keras_committee.files import read_record
 from keras_committee.recipe_file import RecipeFile
@@ -217,6 +217,24 @@ def test_training_again_trains_nothing_and_prints_one_document(copied, capsys):
     }
 
 
+def test_trained_members_are_printed_with_epoch_accuracy_and_time(copied, capsys):
+    assert cli.main(["train", "tiny.py"]) == 0
+    lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+    last = Run(copied).member(2).read_history()[-1]
+    [row] = [line for line in lines if line.startswith("2 2 of 2 ")]
+    assert row.startswith(f"2 2 of 2 {last['validation_accuracy']:.4f} [")
+    assert row.endswith(" s")
+
+
+def test_a_damaged_history_of_finished_members_is_a_warning(copied, capsys):
+    history = Run(copied).member(1).history
+    history.write_bytes(history.read_bytes()[:-9])
+    assert cli.main(["train", "tiny.py"]) == 0
+    captured = capsys.readouterr()
+    assert f"warning: {history.relative_to(copied.parents[1])}" in captured.err
+    assert "has 3 members." in captured.out
+
+
 def test_evaluate_as_json_is_the_evaluation_on_disk(copied, capsys):
     assert cli.main(["evaluate", "runs/tiny", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -232,7 +250,8 @@ def test_evaluate_prints_members_committees_and_the_file(copied, capsys):
     assert cli.main(["evaluate", "runs/tiny", "--split", "validation"]) == 0
     text = capsys.readouterr().out
     accuracy = read_record(copied / "evaluation.json")["committees"][2]["accuracy"]["mean"]
-    assert f"{accuracy:.4f} ± 0.0000" in text
+    interval = metrics.accuracy_interval(accuracy, 180)
+    assert f"{accuracy:.4f} [{interval['low']:.3f}, {interval['high']:.3f}] │ -  " in text  # no deviation of one subset
     assert "linear_2" in text
     assert "Evaluated on 180 validation examples. Details: runs/tiny/evaluation.json\n" in text
     assert text.endswith("\nNext: keras-committee select runs/tiny\n")
