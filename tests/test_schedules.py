@@ -119,6 +119,23 @@ def test_invalid_arguments_of_a_sequential_schedule_are_an_error(arguments, mess
         SequentialSchedule(*arguments)
 
 
+@pytest.mark.parametrize("rate", [0.3, AFTER])
+def test_the_rate_of_an_optimizer_is_scaled_whether_it_is_a_number_or_a_schedule(rate):
+    plain, scaled = keras.optimizers.SGD(rate), keras.optimizers.SGD(rate)
+    schedules.scale_learning_rate(scaled, 0.25)
+    for optimizer in (plain, scaled):
+        optimizer.build([])
+    for step in range(9):
+        plain.iterations.assign(step)
+        scaled.iterations.assign(step)
+        np.testing.assert_allclose(float(scaled.learning_rate), 0.25 * float(plain.learning_rate), rtol=1e-6)
+
+
+def test_a_factor_of_the_rate_must_be_above_0():
+    with pytest.raises(ValueError, match=r"factor must be above 0\. Received: factor=0"):
+        schedules.scale_learning_rate(keras.optimizers.SGD(0.1), 0)
+
+
 def test_a_warm_up_drives_a_compiled_training_step():
     layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
     model = keras.Sequential([keras.Input((1,)), layer])

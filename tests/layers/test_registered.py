@@ -49,6 +49,7 @@ LAYERS |= {"TensorFlowGraph": (graph, (2, 2, 1))} if keras.backend.backend() == 
 OTHERS = {
     "Cascade": lambda: models.Cascade([member("one"), member("two")], (0.7,), name="both", **OPTIONS),
     "Ensemble": lambda: Ensemble([member("one"), member("two")], name="both", **OPTIONS),
+    "ScaledSchedule": lambda: schedules.ScaledSchedule(schedules.cosine(20, 0.7), 0.5),
     "SequentialSchedule": lambda: schedules.SequentialSchedule(0.2, 7, schedules.cosine(20, 0.7)),
     "WarmUp": lambda: schedules.WarmUp(7, schedules.cosine(20, 0.7), delay=False),
     "WithInputSize": lambda: models.with_input_size(member("one"), (8, 6)),

@@ -96,6 +96,7 @@ MATRIX = {
         "ema_momentum": 0.9,
         "global_clipnorm": 0.3,
     },
+    "learning_rate_scale": {"learning_rate_scale": lambda index: 0.5 ** (index + 1)},
 }
 NO_OPTIONS = {"members", "epochs", "head", "seed"}
 
