@@ -53,6 +53,17 @@ def folder_kind(folder: Path) -> FolderKind | None:
     return next((kind for kind, is_kind in kinds.items() if is_kind(folder)), None)
 
 
+def find_images(folder: Path) -> list[Path]:
+    """Return the JPEG and PNG files of a folder and its subfolders, sorted, without hidden ones."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
 def explain_wrong_folder(folder: Path, *wanted: FolderKind) -> str:
     """Return what `folder` is in place of what is wanted, and which folder or command was meant.
 

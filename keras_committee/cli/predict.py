@@ -1,7 +1,10 @@
 """`keras-committee predict`: classify images with a run, an exported model or a server."""
 
+import csv
 import functools
-from collections.abc import Callable
+import io
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,15 @@ from keras_committee.cli.options import (
     min_members_option,
     standard_options,
 )
-from keras_committee.cli.output import print_json, reserve_stdout_for_json
+from keras_committee.cli.output import print_json, print_message, reserve_stdout_for_json
 from keras_committee.errors import DataError, RecipeError, RunError
-from keras_committee.folder_kinds import FolderKind, explain_wrong_folder
+from keras_committee.files import write_file
+from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, find_images
 from keras_committee.run import Run
 from keras_committee.selection import Selection
 from keras_committee.tables import print_table
+
+_MAX_IMAGES_READ = 512  # kept in memory at the same time
 
 
 @click.command()
@@ -46,6 +52,13 @@ from keras_committee.tables import print_table
     metavar="URL",
     help="Send the images to a server, grpc://HOST:PORT/MODEL or http://HOST:PORT/MODEL, instead of RUN_OR_MODEL_DIR.",
 )
+@click.option(
+    "--csv",
+    "csv_file",
+    type=HomePath(path_type=Path),
+    metavar="FILE",
+    help="Write one row per image to a new CSV file.",
+)
 @min_members_option
 @json_option
 @standard_options
@@ -54,30 +67,41 @@ def predict(
     top: int,
     selection: Path | None,
     url: str | None,
+    csv_file: Path | None,
     min_members: int | None,
     as_json: bool,
 ) -> None:
     """Classify images with a run, an exported model or a server.
 
-    Each IMAGE is a JPEG or PNG file of any size. RUN_OR_MODEL_DIR is a run folder or an exported model, such as
-    saved_models/NAME. Prints the top classes, the confidence of the committee, the number of members that ran, and the
-    share of them that agree. If an image is unreadable, the others are still classified and the exit code is 3.
+    Each IMAGE is a JPEG or PNG file of any size, or a folder that contains such files, also in its subfolders.
+    RUN_OR_MODEL_DIR is a run folder or an exported model, such as saved_models/NAME. Prints the top classes, the
+    confidence of the committee, the number of members that ran, and the share of them that agree. If an image is
+    unreadable, the others are still classified and the exit code is 3.
     """
-    images = source_and_images if url else source_and_images[1:]
-    if not images:
+    paths = source_and_images if url else source_and_images[1:]
+    if not paths:
         raise click.UsageError("expected a run or model folder, then at least one image.")
     if selection is not None and (url or min_members):
         raise click.UsageError("--selection cannot be combined with --url or --allow-incomplete.")
+    if csv_file is not None and os.path.lexists(csv_file):
+        raise RecipeError(
+            f"{csv_file} already exists. No image was classified.\n  Choose another name, or move the file away."
+        )
+    images = _find_images(paths)
     with reserve_stdout_for_json(as_json):
         predict_images = _resolve_server(url) if url else _resolve_source(source_and_images[0], selection, min_members)
-        class_names, predictions, unreadable = predict_images(images)
+        class_names, predictions, unreadable = _predict_in_parts(predict_images, images)
     result = {
         "source": url or str(source_and_images[0]),
         "predictions": [_format_prediction(image, class_names, prediction, top) for image, prediction in predictions],
         "unreadable": [{"image": str(image), "problem": problem} for image, problem in unreadable],
     }
+    if csv_file is not None:
+        _write_csv(csv_file, result["predictions"], result["unreadable"])
     if as_json:
         print_json(result)
+    elif csv_file is not None:
+        print_message(f"Classified {len(predictions):,} of {len(images):,} images. Wrote {csv_file}.")
     else:
         _print_predictions(result["predictions"], top)
     if unreadable:
@@ -85,6 +109,28 @@ def predict(
         raise DataError(
             f"{len(unreadable)} of {len(images)} images cannot be read; the others are classified:\n  {problems}"
         )
+
+
+def _find_images(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Return the given files, and the images of the given folders, each once."""
+    images: dict[Path, None] = {}
+    for path in paths:
+        found = find_images(path) if path.is_dir() else [path]
+        if not found:
+            raise DataError(f"{path} contains no JPEG or PNG images. No image was classified.")
+        images |= dict.fromkeys(found)
+    return tuple(images)
+
+
+def _predict_in_parts(predict_images: Callable, images: tuple[Path, ...]) -> tuple[tuple[str, ...], list, list]:
+    """Return the class names, the predictions and the unreadable images, for any number of images."""
+    class_names, predictions, unreadable = (), [], []
+    for start in range(0, len(images), _MAX_IMAGES_READ):
+        names, rows, problems = predict_images(images[start : start + _MAX_IMAGES_READ])
+        class_names = class_names or names
+        predictions += rows
+        unreadable += problems
+    return class_names, predictions, unreadable
 
 
 def _resolve_source(source: Path, selection: Path | None, min_members: int | None) -> Callable:
@@ -193,6 +239,22 @@ def _format_prediction(
         "agreement": float(prediction["agreement"]) if "agreement" in prediction else None,
         "mutual_information": float(prediction["mutual_information"]),
     }
+
+
+def _write_csv(file: Path, predictions: list[dict[str, Any]], unreadable: list[dict[str, str]]) -> None:
+    """Write one row per image: the top classes with their probabilities, the other outputs, or why it is unreadable."""
+    ranks = ["", *(f"_{rank + 1}" for rank in range(1, max((len(row["top"]) for row in predictions), default=1)))]
+    top_columns = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
+    outputs = ["confidence", "members_used", "agreement", "mutual_information"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", *top_columns, *outputs, "problem"])
+    for row in predictions:
+        top = [value for best in row["top"] for value in (best["class"], best["probability"])]
+        writer.writerow([row["image"], *top, *(row[name] for name in outputs), ""])
+    for row in unreadable:
+        writer.writerow([row["image"], *[""] * (len(top_columns) + len(outputs)), row["problem"]])
+    write_file(file, text.getvalue().encode(errors="backslashreplace"))
 
 
 def _print_predictions(predictions: list[dict[str, Any]], top: int) -> None:

@@ -9,7 +9,7 @@ from keras_committee.data.dataset import stratified_indices
 from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.preprocessing import ImageTransform, decode_image
 from keras_committee.errors import DataError, raise_if_problems
-from keras_committee.folder_kinds import IMAGE_SUFFIXES
+from keras_committee.folder_kinds import find_images
 from keras_committee.image_header import read_image_bytes
 
 
@@ -50,7 +50,7 @@ def read_image_folder(folder: Path, max_images: int, transform: ImageTransform) 
         DataError: If there are no images, or some cannot be read; lists each.
     """
     hint = "Name a folder of JPEG or PNG images, and remove the files listed above."
-    files = sorted(path for path in folder.rglob("*") if _is_image_file(path))
+    files = find_images(folder)
     if not files:
         problem = "the folder contains no JPEG or PNG images" if folder.is_dir() else "there is no such folder"
         raise_if_problems(str(folder), [problem], hint)
@@ -62,7 +62,3 @@ def read_image_folder(folder: Path, max_images: int, transform: ImageTransform) 
             problems.append(str(error))
     raise_if_problems(str(folder), problems, hint)
     return np.stack(images)
-
-
-def _is_image_file(path):
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()

@@ -1,8 +1,10 @@
 """Image files are predicted by the committee of a run, of a selection, and of a cascade."""
 
+import csv
 import dataclasses
 import hashlib
 import json
+import sys
 
 import keras
 import numpy as np
@@ -202,6 +204,30 @@ def test_predict_prints_classes_confidence_members_and_agreement(trained, pictur
     cells = [cell.strip() for cell in row.split("│")]
     assert cells[2].endswith("%")
     assert cells[4:6] == ["1", "100%"]
+
+
+def test_the_images_of_a_folder_become_the_rows_of_a_csv_file(trained, pictures, digits, tmp_path, capsys, monkeypatch):
+    file, run = tmp_path / "out.csv", str(trained[0].path)
+    monkeypatch.setattr(sys.modules["keras_committee.cli.predict"], "_MAX_IMAGES_READ", 2)
+    assert cli.main(["predict", run, str(pictures), str(pictures / "a.png"), "--top", "2", "--csv", str(file)]) == 3
+    assert capsys.readouterr().out == f"Classified 2 of 3 images. Wrote {file}.\n"
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert [row["image"] for row in rows] == [str(pictures / name) for name in ("a.png", "b.jpg", "bad.png")]
+    probabilities = geometric(digits[1])[0]
+    first, second = np.argsort(-probabilities)[:2]
+    assert (rows[0]["class"], rows[0]["class_2"]) == (str(first), str(second))
+    assert float(rows[0]["probability_2"]) == pytest.approx(probabilities[second], abs=1e-5)
+    assert (rows[0]["members_used"], rows[0]["problem"]) == ("3", "")
+    assert (rows[2]["class"], rows[2]["problem"]) == ("", f"{pictures}/bad.png: neither a JPEG nor a PNG file")
+    assert cli.main(["predict", run, str(pictures), "--csv", str(file)]) == 2
+    assert f"{file} already exists. No image was classified." in capsys.readouterr().err
+
+
+def test_a_folder_without_images_is_refused(trained, tmp_path, capsys):
+    (tmp_path / ".thumbnails").mkdir()
+    (tmp_path / ".thumbnails" / "a.png").touch()
+    assert cli.main(["predict", str(trained[0].path), str(tmp_path)]) == 3
+    assert f"{tmp_path} contains no JPEG or PNG images. No image was classified." in capsys.readouterr().err
 
 
 def test_where_no_picture_can_be_read_nobody_is_asked(trained, pictures, capsys):
