@@ -26,8 +26,9 @@ from keras_committee.errors import DivergedError, IncompleteError, RunError
 from keras_committee.evaluation import Objective, load_or_compute_predictions
 from keras_committee.evaluation.committee_search import Candidates, search_committees
 from keras_committee.files import file_lock, translate_os_errors
+from keras_committee.metrics.intervals import few_images_note
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.run import Run, open_run, training_seconds
+from keras_committee.run import Run, is_moved_data, open_run, training_seconds
 from keras_committee.search.budget import Budget, MemberCost, training_gflops
 from keras_committee.search.search_space import ParameterRange
 from keras_committee.training import train_committee
@@ -91,10 +92,8 @@ class _Search:
     report: Callable[[str], None]
 
     def __post_init__(self):
-        storage = JournalStorage(JournalFileBackend(str(self.out / "optuna.log")))
-        self.study = optuna.create_study(
-            storage=storage, study_name="search", direction="maximize", load_if_exists=True
-        )
+        self._storage = JournalStorage(JournalFileBackend(str(self.out / "optuna.log")))
+        self.study = self._open_study()
         self._require_same_search()
         self._predictions: dict[int, np.ndarray] = {}  # by trial: log-probabilities (examples, classes)
         self._labels = np.zeros(0, np.int32)
@@ -109,8 +108,13 @@ class _Search:
             self._train(trial)
         return self._summary()
 
+    def _open_study(self) -> optuna.Study:
+        return optuna.create_study(
+            storage=self._storage, study_name="search", direction="maximize", load_if_exists=True
+        )
+
     def _require_same_search(self) -> None:
-        """Record the search in the study, or raise if the study belongs to another search."""
+        """Record the search in the study, or raise if the study belongs to another search that has members."""
         ranges = {item.parameter: [item.kind, *item.values] for item in self.ranges}
         fixed = {name: value for name, value in self.parameters.items() if name not in ranges}
         source = "".join(self.recipe_file.sources().values())
@@ -118,12 +122,27 @@ class _Search:
         recorded_plan = self.study.user_attrs.get("plan")
         if recorded_plan is None:
             self.study.set_user_attr("plan", plan)
+        elif recorded_plan != plan and self._is_same_elsewhere(recorded_plan, plan):
+            self.study.set_user_attr("plan", plan)
+        elif recorded_plan != plan and not any(Run(path).has_members() for path in self.out.glob("member-*")):
+            optuna.delete_study(study_name="search", storage=self._storage)
+            self.study = self._open_study()
+            self.study.set_user_attr("plan", plan)
         elif recorded_plan != plan:
             changed = [name for key, name in _PLAN_NAMES.items() if plan[key] != recorded_plan[key]]
             raise RunError(
                 f"{self.out} belongs to a search with a different {' and '.join(changed)}.\n"
                 "  No file was changed. Choose another --out folder; `select` accepts the members of both."
             )
+
+    def _is_same_elsewhere(self, old: dict[str, Any], new: dict[str, Any]) -> bool:
+        """Return whether two plans differ in paths of the data only."""
+        before, after = old["parameters"], new["parameters"]
+        changed = [name for name, value in after.items() if before.get(name, ...) != value]
+        if {**old, "parameters": after} != new or before.keys() != after.keys():
+            return False
+        recipe = self.recipe_file.build(self.parameters)
+        return all(is_moved_data(name, before, after, recipe) for name in changed)
 
     def _next_affordable_trial(self) -> optuna.trial.FrozenTrial | None:
         """Return the next proposal that the remaining budget allows, or None if there is none."""
@@ -188,6 +207,9 @@ class _Search:
             if trial.number not in self._predictions and run.member(0).finished:
                 recipe = self.recipe_file.build(run.parameters())
                 predictions = load_or_compute_predictions(run, recipe, "validation")
+                note = few_images_note("the parameters of further members are chosen", len(predictions.labels))
+                if note and not self._predictions:  # once
+                    self.report(note)
                 self._predictions[trial.number] = predictions.log_probabilities[:, 0]
                 self._labels = predictions.labels
 
