@@ -328,6 +328,12 @@ class Run:
         names = [folder.name for folder in (self.path / "members").glob("*")]
         return sorted(int(name) for name in names if name.isdecimal() and self.member(int(name)).finished)
 
+    def has_members(self) -> bool:
+        """Return whether a member is finished or has checkpoints."""
+        folder = self.path / "members"
+        states = [self.stacked_state, *folder.glob("*/state")]
+        return any(folder.glob("*/model.keras")) or any(state.is_dir() and any(state.iterdir()) for state in states)
+
     def available_members(self, count: int, min_members: int | None = None) -> list[int]:
         """Return the finished members among the first `count`.
 
@@ -505,12 +511,6 @@ class Run:
         """Return whether training has begun: there are members or a journal."""
         return any((self.path / name).exists() for name in ("members", "journal.jsonl"))
 
-    def _has_members(self) -> bool:
-        """Return whether a member is finished or has checkpoints."""
-        folder = self.path / "members"
-        states = [self.stacked_state, *folder.glob("*/state")]
-        return any(folder.glob("*/model.keras")) or any(state.is_dir() and any(state.iterdir()) for state in states)
-
     def _kept_work(self) -> str:
         """Return a sentence about the members, for the errors about other files."""
         finished = len(self.finished_members())
@@ -678,7 +678,7 @@ class Run:
         """
         if given.shared:
             return False
-        if not self._has_members():
+        if not self.has_members():
             return True
         environment = self._environment_or_none()
         return bool(given.smoke and environment and environment["smoke"] and not given.allow_config_change)
@@ -819,6 +819,18 @@ def selected_data_infos(selection: Selection, runs: Sequence[Run]) -> list[DataI
                 f"class {next(iter(changed.values()))}.\n  Select again: keras-committee select {run.path}"
             )
     return infos
+
+
+def is_moved_data(name: str, old: Mapping[str, Any], new: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Return whether a changed parameter is a path of the data.
+
+    Args:
+        name: Name of the parameter.
+        old: Recipe parameters before the change.
+        new: Those of `recipe`.
+        recipe: The recipe, built.
+    """
+    return name == "data_dir" or _names_data(old, new, name, _paths_in(recipe.data))
 
 
 def training_seconds(events: Sequence[Mapping[str, Any]]) -> float | None:

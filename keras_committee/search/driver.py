@@ -120,15 +120,16 @@ class _Search:
         source = "".join(self.recipe_file.sources().values())
         plan = json.loads(json.dumps({"ranges": ranges, "parameters": fixed, "source": source}))
         recorded_plan = self.study.user_attrs.get("plan")
-        if recorded_plan is None:
-            self.study.set_user_attr("plan", plan)
-        elif recorded_plan != plan and self._is_same_elsewhere(recorded_plan, plan):
-            self.study.set_user_attr("plan", plan)
-        elif recorded_plan != plan and not any(Run(path).has_members() for path in self.out.glob("member-*")):
+        if recorded_plan == plan:
+            return
+        if recorded_plan is not None and not self._is_same_elsewhere(recorded_plan, plan):
+            self._require_no_members(recorded_plan, plan)
             optuna.delete_study(study_name="search", storage=self._storage)
             self.study = self._open_study()
-            self.study.set_user_attr("plan", plan)
-        elif recorded_plan != plan:
+        self.study.set_user_attr("plan", plan)
+
+    def _require_no_members(self, recorded_plan: dict[str, Any], plan: dict[str, Any]) -> None:
+        if any(Run(path).has_members() for path in self.out.glob("member-*")):
             changed = [name for key, name in _PLAN_NAMES.items() if plan[key] != recorded_plan[key]]
             raise RunError(
                 f"{self.out} belongs to a search with a different {' and '.join(changed)}.\n"

@@ -14,7 +14,7 @@ from keras_committee.errors import DivergedError, RecipeError, RunError
 from keras_committee.files import expand_home
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.run import Run
+from keras_committee.run import Run, is_moved_data
 from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.devices import enable_determinism, make_strategy
 from keras_committee.training.multihost import HostGroup, read_cluster
@@ -64,7 +64,7 @@ def run_as_worker(
     with HostGroup(cluster, run, options) as host_group:
         tf_strategy = make_strategy("multiworker", recipe.data.batch_size)
         host_group.on_strategy_created(tf_strategy)
-        _check_same_command(_wait_for_run(run), recipe_file, parameters, smoke)
+        _check_same_command(_wait_for_run(run), recipe_file, parameters, smoke, recipe)
         recipe, precision_line = run.begin_precision(recipe)
         if precision_line:
             _print(precision_line)
@@ -130,13 +130,15 @@ def _wait_for_run(run: Run) -> Run:
         time.sleep(0.5)
 
 
-def _check_same_command(run: Run, recipe_file: RecipeFile, parameters: dict[str, Any], smoke: bool) -> None:
+def _check_same_command(
+    run: Run, recipe_file: RecipeFile, parameters: dict[str, Any], smoke: bool, recipe: Recipe
+) -> None:
     chief_parameters = {**run.parameters(), "--smoke": run.smoke}
     own_parameters = {**parameters, "--smoke": smoke}
     differences = [
         f"{name} {chief_parameters.get(name)} -> {value}"
         for name, value in own_parameters.items()
-        if name != "data_dir" and chief_parameters.get(name) != value
+        if chief_parameters.get(name) != value and not is_moved_data(name, chief_parameters, own_parameters, recipe)
     ]
     if run.recipe_file().files() != recipe_file.files():
         differences.append(f"{recipe_file.path} has other content")

@@ -79,11 +79,15 @@ def test_a_diverged_member_is_excluded_but_counts_against_the_budget(start_searc
     assert (result["runs"], len(result["members"]), result["best_nll"]) == ([], 2, None)
 
 
-def test_the_folder_of_another_search_is_an_error(start_search, monkeypatch):
+def test_the_folder_of_another_search_is_an_error_if_it_has_members(start_search, tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "MAX_REJECTED_PROPOSALS", 0)
     start_search(0)
+    other = parse_ranges(TINY, ["learning_rate=0.01:0.2:log", "batch_size=16,128"])
+    start_search(0, other)
+    (Run(tmp_path / "search" / "member-000").member(0).state / "step-000000000").mkdir(parents=True)
     with pytest.raises(RunError, match=r"belongs to a search with a different search space\.\n  No file was changed"):
-        start_search(0, parse_ranges(TINY, ["learning_rate=0.01:0.2:log", "batch_size=32,64"]))
+        start_search(0)
+    start_search(0, other)
 
 
 def test_search_at_the_command_line(tmp_path, capfd, images):
@@ -106,6 +110,7 @@ def test_a_recipe_that_rejects_its_parameters_ends_the_search_and_fails_the_tria
     with pytest.raises(RecipeError, match=r"Recipe\(epochs=\.\.\.\) must be an integer of 1 or more"):
         start_search(1, parse_ranges(TINY, ["epochs=0,-1"]))
     assert trial_states(tmp_path / "search") == ["FAIL"]
+    start_search(0, parse_ranges(TINY, ["epochs=1,2"]))  # it blocks nothing
 
 
 def test_a_trial_that_was_killed_while_it_was_proposed_has_failed(start_search, tmp_path, monkeypatch):
