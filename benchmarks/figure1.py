@@ -27,6 +27,7 @@ from keras_committee.keras_config import select_backend
 
 RECIPE = Path(__file__).with_suffix("") / "recipe.py"
 PLAN_STEPS = 40
+QUICK_STEPS = 2
 SUBSETS = 200  # committees of each size in the table
 
 
@@ -104,16 +105,16 @@ def print_plan(arguments):
     from keras_committee.recipe_file import RecipeFile
     from keras_committee.stacked.train import build_program
 
-    total = 0.0
+    total, steps = 0.0, QUICK_STEPS if arguments.quick else PLAN_STEPS
     for width, members in arguments.widths:
         recipe_file = RecipeFile.read(RECIPE)
-        recipe = recipe_file.build(recipe_file.resolve(overrides(arguments, width, members)))
+        recipe = recipe_file.build(recipe_file.resolve(overrides(arguments, width, members)), smoke=arguments.quick)
         splits = recipe.data.load()
         mode = arguments.modes.get(width, arguments.mode)
         _, program = build_program(recipe, list(range(members)), splits, mode)
         indices, draws = (
             np.stack(arrays)
-            for arrays in zip(*(splits.batch_indices(index, 0, PLAN_STEPS) for index in range(members)), strict=True)
+            for arrays in zip(*(splits.batch_indices(index, 0, steps) for index in range(members)), strict=True)
         )
         state, seconds = program.initial_state(), []
         images, labels = keras.ops.array(splits.train.images.numpy()), keras.ops.array(splits.train.labels)
@@ -121,7 +122,7 @@ def print_plan(arguments):
             started = time.perf_counter()
             state, _, _ = program.train_epoch(state, images, labels, indices, draws)
             seconds.append(time.perf_counter() - started)
-        epoch = min(seconds[1:]) / PLAN_STEPS * splits.steps_per_epoch
+        epoch = min(seconds[1:]) / steps * splits.steps_per_epoch
         total += epoch
         print(
             f"WRN-16-{width}: {members} members, {mode}: {seconds[0]:.0f} s to compile, {epoch:.1f} s per epoch, "
