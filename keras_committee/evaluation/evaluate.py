@@ -147,12 +147,12 @@ def write_misclassified(
     """
     labels, classes, predicted = predictions.labels, predictions.classes, committee.argmax(axis=1)
     wrong_members = (predictions.log_probabilities.argmax(axis=2) != labels[:, None]).sum(axis=1)
-    wrong = np.flatnonzero(predicted != labels)
+    wrong = most_certain_errors(committee, labels)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["index", "image", "true_class", "predicted_class", "probability", "true_class_probability",
                      "wrong_members"])  # fmt: skip
-    for index in wrong[np.argsort(-committee[wrong, predicted[wrong]], kind="stable")].tolist():
+    for index in wrong.tolist():
         true, guess = int(labels[index]), int(predicted[index])
         probabilities = (f"{committee[index, column]:.4f}" for column in (guess, true))
         row = [index, examples.images.name(index), classes[true], classes[guess], *probabilities, wrong_members[index]]
@@ -160,6 +160,12 @@ def write_misclassified(
     file = run.path / "misclassified.csv"
     write_file(file, table.getvalue().encode(errors="surrogateescape"))
     return {"file": file.name, "images": len(wrong)}
+
+
+def most_certain_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the indices of the misclassified examples, by descending probability of the predicted class."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
 
 
 def score_committees_of_size(size: int, predictions: SplitPredictions, head, mflops: Sequence[float | None]) -> dict:

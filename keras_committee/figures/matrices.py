@@ -56,6 +56,23 @@ def heatmap(values: np.ndarray, names: Sequence[str], axes_names: tuple[str, str
     return figure
 
 
+def confusion_heatmap(row_fractions: np.ndarray, names: Sequence[str], width: float) -> Figure:
+    """Draw a confusion matrix in percent of each true class: the recall on the diagonal, errors as in `heatmap`.
+
+    Args:
+        row_fractions: Floats `(classes, classes)`: true class (row), predicted class (column).
+        names: Names of the classes.
+        width: In inches.
+    """
+    figure = heatmap(row_fractions, names, ("true class", "predicted class"), 0, width)
+    [axes] = figure.axes
+    for index, recall in enumerate(np.diag(row_fractions).tolist()):
+        corner = (index - 0.5, index - 0.5)
+        axes.add_patch(Rectangle(corner, 1, 1, facecolor=color(1), alpha=0.7 * recall, linewidth=0))
+        _draw_value(axes, index, index, recall, len(names), 0, weight="bold")
+    return figure
+
+
 def image_gallery(
     images: Sequence[np.ndarray], true_classes: Sequence[str], predictions: Sequence[Sequence[str]], width: float
 ) -> Figure:
@@ -97,12 +114,19 @@ def _draw_cell(axes: Axes, row: int, column: int, value: float, max_value: float
     )
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=BACKGROUND, linewidth=1.2))
     if num_rows <= MAX_ANNOTATED_ROWS and round(100 * value, digits) > 0:
-        axes.text(
-            column,
-            row,
-            f"{100 * value:.{digits}f}",
-            ha="center",
-            va="center",
-            fontsize=8 if num_rows <= 8 else 7,
-            color=FOREGROUND,
-        )
+        _draw_value(axes, row, column, value, num_rows, digits)
+
+
+def _draw_value(
+    axes: Axes, row: int, column: int, value: float, num_rows: int, digits: int, weight: str = "normal"
+) -> None:
+    axes.text(
+        column,
+        row,
+        f"{100 * value:.{digits}f}",
+        ha="center",
+        va="center",
+        fontsize=8 if num_rows <= 8 else 7 if num_rows <= MAX_ANNOTATED_ROWS else 5.5,
+        color=FOREGROUND,
+        weight=weight,
+    )

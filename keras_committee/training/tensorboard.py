@@ -14,7 +14,7 @@ from keras_committee import aggregation, metrics
 from keras_committee.data import Splits
 from keras_committee.errors import ResourceError
 from keras_committee.figures.curves import reliability_data, reliability_diagrams
-from keras_committee.figures.matrices import MAX_LABELED_ROWS, heatmap
+from keras_committee.figures.matrices import MAX_LABELED_ROWS, confusion_heatmap
 from keras_committee.figures.style import Picture
 from keras_committee.files import translate_os_errors
 from keras_committee.layers import GeometricMean, subset_head
@@ -197,9 +197,8 @@ class CommitteeTensorBoard:
         if len(classes) <= MAX_LABELED_ROWS:
             matrix = metrics.confusion_matrix(probabilities, labels)
             row_fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-            axis_labels = ("true class", "predicted class")
             plots.append(
-                Picture("confusion_matrix", "", lambda width: heatmap(row_fractions, classes, axis_labels, 0, width))
+                Picture("confusion_matrix", "", lambda width: confusion_heatmap(row_fractions, classes, width))
             )
         return plots
 

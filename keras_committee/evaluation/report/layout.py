@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from keras_committee.figures.style import Picture
+from keras_committee.metrics import accuracy_interval
 
 MFLOPS_NOTE = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
 _NUMBER_WORDS = (
@@ -93,6 +94,12 @@ def format_mean_std(score: dict[str, float], digits: int = 4) -> str:
     """Format a score: "0.8200 ± 0.0012", without deviation if there is only one subset."""
     mean = f"{score['mean']:.{digits}f}"
     return mean if score["subsets"] == 1 else f"{mean} ± {score['std']:.{digits}f}"
+
+
+def format_interval(accuracy: float, examples: int) -> str:
+    """Format the 95 % interval of an accuracy over the examples: "[0.805, 0.967]"."""
+    interval = accuracy_interval(accuracy, examples)
+    return f"[{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
 def capitalize_first(text: str) -> str:

@@ -16,7 +16,13 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from keras_committee.evaluation.report import sections_accuracy, sections_predictions, sections_runs
 from keras_committee.evaluation.report.layout import Section, count_with_noun, format_percent
-from keras_committee.evaluation.report.run_data import ReportData, RunData, load_report_data, load_run_data
+from keras_committee.evaluation.report.run_data import (
+    ReportData,
+    RunData,
+    best_committee,
+    load_report_data,
+    load_run_data,
+)
 from keras_committee.figures.style import (
     BACKGROUND,
     DARK_SERIES_COLORS,
@@ -213,20 +219,22 @@ def _kpi_tiles(report_data: ReportData) -> list[tuple[str, str, str]]:
         (architecture for architecture in report_data.series if not architecture.mixed),
         key=lambda one: one.single_member["accuracy"]["mean"],
     )
-    best = max(report_data.series, key=lambda one: one.full_committee["accuracy"]["mean"])
     tiles = [
         (
             "single network",
             format_percent(best_single.single_member["accuracy"]["mean"]),
             f"{best_single.name}, {_format_mflops(best_single.single_member['mflops'])}",
-        ),
-        (
-            "best committee",
-            format_percent(best.full_committee["accuracy"]["mean"]),
-            f"{best.full_committee['size']} x {best.name}, {_format_mflops(best.full_committee['mflops'])}",
-        ),
+        )
     ]
-    tiles = tiles[:1] if best.full_committee["size"] == 1 else tiles
+    if best := best_committee(report_data.series):
+        architecture, committee = best
+        tiles.append(
+            (
+                "best committee",
+                format_percent(committee["accuracy"]["mean"]),
+                f"{committee['size']} x {architecture.name}, {_format_mflops(committee['mflops'])}",
+            )
+        )
     return tiles + [
         (committee.name, format_percent(committee.scores["accuracy"]), f"{_format_mflops(committee.mflops)} (mean)")
         for committee in report_data.selected

@@ -62,6 +62,7 @@ class RunData:
         depth_stats: None for members of constant depth.
         other_results: Content of `calibration.json` and `robustness.json`, if present.
         examples: Split of the report, with its images.
+        restore_best: As in `Recipe`.
     """
 
     name: str
@@ -78,6 +79,7 @@ class RunData:
     depth_stats: StochasticDepthStats | None
     other_results: dict[str, dict[str, Any]]
     examples: Any
+    restore_best: str | None = None
 
 
 def load_run_data(
@@ -152,6 +154,7 @@ def _load_run(
         depth_stats=_load_depth_stats(run, histories),
         other_results={name: document for name, document in other_results.items() if document is not None},
         examples=getattr(splits, split),
+        restore_best=recipe.restore_best,
     )
 
 
@@ -325,6 +328,15 @@ def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
         if not front_points or point.accuracy > front_points[-1].accuracy:
             front_points.append(point)
     return front_points
+
+
+def best_committee(series: Sequence[Series]) -> tuple[Series, dict[str, Any]] | None:
+    """Return the committee size of the highest mean accuracy over its subsets, and its architecture; None without one.
+
+    It has two or more members. Of equally accurate ones it is the cheapest.
+    """
+    committees = [(one, committee) for one in series for committee in one.committees if committee["size"] > 1]
+    return min(committees, key=lambda pair: (-pair[1]["accuracy"]["mean"], pair[1]["mflops"]), default=None)
 
 
 def _committee_name(size: int, series: Series) -> str:

@@ -14,6 +14,7 @@ from keras_committee.evaluation.report.layout import (  # fmt: skip
     Table,
     capitalize_first,
     count_with_noun,
+    format_interval,
     format_mean_std,
     format_mflops,
     format_percent,
@@ -38,9 +39,10 @@ def cost_section(series: Sequence[Series], selected: Sequence[SelectedCommittee]
     )
     pictures = (picture,) if front_points else ()  # there is a front as soon as a cost is known
     table = Table(
-        columns=("committee", "subsets", "MFLOPs", "accuracy", "NLL", "ECE", "Brier", "front"),
-        rows=(*_committee_rows(series, front_points), *_selected_rows(selected, front_points)),
-        note=f"Mean ± standard deviation over the subsets of that size, on {examples:,} {split} images. {MFLOPS_NOTE}"
+        columns=("committee", "subsets", "MFLOPs", "accuracy", "interval", "NLL", "ECE", "Brier", "front"),
+        rows=(*_committee_rows(series, front_points, examples), *_selected_rows(selected, front_points, examples)),
+        note=f"Mean ± standard deviation over the subsets of that size, on {examples:,} {split} images;"
+        f" the interval is the 95 % interval of the accuracy over these images. {MFLOPS_NOTE}"
         " The Pareto front is computed on the same images.",
     )
     return Section(
@@ -80,6 +82,7 @@ def cascade_section(selected: Sequence[SelectedCommittee]) -> Section | None:
 def members_section(members: Sequence[dict[str, Any]], split: str, examples: int) -> Section:
     """Scores of every member."""
     several_runs = len({member["run"] for member in members}) > 1
+    has_top_5 = all("top_5_accuracy" in member for member in members)
     accuracies = [member["accuracy"] for member in members]
     text = f"The single member classifies {format_percent(accuracies[0])} of the {split} images correctly."
     if len(members) > 1:
@@ -93,6 +96,8 @@ def members_section(members: Sequence[dict[str, Any]], split: str, examples: int
             "parameters",
             "MFLOPs",
             "accuracy",
+            "interval",
+            *(["top-5"] if has_top_5 else []),
             "NLL",
             "ECE",
             "Brier",
@@ -104,12 +109,15 @@ def members_section(members: Sequence[dict[str, Any]], split: str, examples: int
                 member["name"],
                 f"{member['parameters']:,}",
                 format_cost(member["mflops"]),
-                *(f"{member[score]:.4f}" for score in _SCORES),
+                f"{member['accuracy']:.4f}",
+                format_interval(member["accuracy"], examples),
+                *([f"{member['top_5_accuracy']:.4f}"] if has_top_5 else []),
+                *(f"{member[score]:.4f}" for score in _SCORES[1:]),
             )
             for member in members
         ),
         first_numeric_column=3 if several_runs else 2,
-        note=f"On {examples:,} {split} images. {MFLOPS_NOTE}",
+        note=f"On {examples:,} {split} images, with the 95 % interval of the accuracy over them. {MFLOPS_NOTE}",
     )
     return Section(name="members", title="Members", blocks=(Block(sentence=text, table=table),))
 
@@ -179,11 +187,18 @@ def _best_committee_sentence(architecture: Series) -> str:
     if len(architecture.committees) == 1:
         return f"One {architecture.name} reaches {single_accuracy} at {single_cost}."
     direction = "above" if architecture.gain >= 0 else "below"
+    best = max(
+        architecture.committees, key=lambda committee: committee["accuracy"]["mean"]
+    )  # the smallest of equal ones
+    better = ""
+    if best["accuracy"]["mean"] > full["accuracy"]["mean"]:
+        count = count_with_noun(best["size"], "member")
+        better = f" The best size is {count}, with {format_percent(best['accuracy']['mean'])}."
     return (
         f"{number_word(full['size']).capitalize()} {architecture.name} reach {format_percent(full['accuracy']['mean'])}"
         f" at {format_mflops(full['mflops'])}, {format_points(abs(architecture.gain))}"
         f" (± {100 * 1.96 * architecture.gain_error:.1f}, 95 % interval over the images) {direction} a single one,"
-        f" which reaches {single_accuracy} at {single_cost}."
+        f" which reaches {single_accuracy} at {single_cost}.{better}"
     )
 
 
@@ -212,14 +227,18 @@ def _member_list(committee: SelectedCommittee) -> str:
     return join_with_and([f"{number_word(repeats)} {name}" for name, repeats in groups])
 
 
-def _committee_rows(series: Sequence[Series], front_points: Sequence[CostPoint]) -> list[tuple[str, ...]]:
+def _committee_rows(
+    series: Sequence[Series], front_points: Sequence[CostPoint], examples: int
+) -> list[tuple[str, ...]]:
     on_front = {(point.mflops, point.accuracy) for point in front_points}
     return [
         (
             f"{committee['size']} x {architecture.name}",
             str(committee["accuracy"]["subsets"]),
             format_cost(committee["mflops"]),
-            *(format_mean_std(committee[score]) for score in _SCORES),
+            format_mean_std(committee["accuracy"]),
+            format_interval(committee["accuracy"]["mean"], examples),
+            *(format_mean_std(committee[score]) for score in _SCORES[1:]),
             "yes" if (committee["mflops"], committee["accuracy"]["mean"]) in on_front else "",
         )
         for architecture in series
@@ -227,14 +246,18 @@ def _committee_rows(series: Sequence[Series], front_points: Sequence[CostPoint])
     ]
 
 
-def _selected_rows(selected: Sequence[SelectedCommittee], front_points: Sequence[CostPoint]) -> list[tuple[str, ...]]:
+def _selected_rows(
+    selected: Sequence[SelectedCommittee], front_points: Sequence[CostPoint], examples: int
+) -> list[tuple[str, ...]]:
     names = {point.name for point in front_points}
     return [
         (
             committee.name,
             "",
             format_cost(committee.mflops),
-            *(f"{committee.scores[score]:.4f}" for score in _SCORES),
+            f"{committee.scores['accuracy']:.4f}",
+            format_interval(committee.scores["accuracy"], examples),
+            *(f"{committee.scores[score]:.4f}" for score in _SCORES[1:]),
             "yes" if committee.name in names else "",
         )
         for committee in selected

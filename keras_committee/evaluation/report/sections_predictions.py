@@ -10,13 +10,16 @@ from PIL import Image
 
 from keras_committee import metrics
 from keras_committee.data.validation import name_unreadable_images
+from keras_committee.evaluation.evaluate import MIN_CLASSES_FOR_TOP_5, most_certain_errors
 from keras_committee.evaluation.report.layout import Block, Section, Table, format_percent, format_points
 from keras_committee.evaluation.report.run_data import ReportData
 from keras_committee.figures.curves import reliability_data, reliability_diagrams
-from keras_committee.figures.matrices import MAX_LABELED_ROWS, heatmap, image_gallery
+from keras_committee.figures.matrices import MAX_LABELED_ROWS, confusion_heatmap, heatmap, image_gallery
 from keras_committee.figures.style import Picture
 
 MAX_SHOWN = 12
+_MAX_CLASS_ROWS = 20
+_MAX_ERROR_ROWS = 20
 _MAX_THUMBNAIL_SIDE = 256  # pixels; larger images are downsized to keep the page small
 
 
@@ -80,7 +83,7 @@ def diversity_section(report_data: ReportData) -> Section | None:
 
 
 def confusion_section(report_data: ReportData) -> Section:
-    """Confusion matrix of the committee of all members."""
+    """Confusion matrix, precision and recall of each class, and errors of the committee of all members."""
     matrix = metrics.confusion_matrix(report_data.committee_predictions, report_data.labels)
     row_fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     errors = matrix * (1 - np.eye(len(matrix), dtype=int))
@@ -102,13 +105,74 @@ def confusion_section(report_data: ReportData) -> Section:
     picture = Picture(
         "confusion",
         text,
-        lambda width: heatmap(row_fractions, report_data.classes, ("true class", "predicted class"), 0, width),
+        lambda width: confusion_heatmap(row_fractions, report_data.classes, width),
     )
     table = Table(
         columns=("true class", "predicted class", "images", "of the class"), rows=tuple(rows), first_numeric_column=2
     )
-    block = Block(sentence=text, pictures=(picture,) if is_readable else (), table=table if rows else None)
-    return Section(name="confusion", title="Confusion matrix", blocks=(block,))
+    blocks = [
+        Block(sentence=text, pictures=(picture,) if is_readable else (), table=table if rows else None),
+        _classes_block(report_data, matrix),
+        _misclassified_block(report_data),
+    ]
+    blocks = tuple(block for block in blocks if block is not None)
+    return Section(name="confusion", title="Classes and errors", blocks=blocks)
+
+
+def _classes_block(report_data: ReportData, matrix: np.ndarray) -> Block:
+    precision, recall = metrics.precision_and_recall(matrix)
+    examples = matrix.sum(axis=1)
+    order = np.arange(len(matrix))
+    if len(matrix) > _MAX_CLASS_ROWS:
+        order = np.argsort(np.where(np.isnan(recall), np.inf, recall), kind="stable")[:_MAX_CLASS_ROWS]
+    rows = tuple(
+        (report_data.classes[k], f"{examples[k]:,}", *(_format_defined(score[k]) for score in (precision, recall)))
+        for k in order
+    )
+    text = f"Mean recall over the classes: {format_percent(float(np.nanmean(recall)))}."
+    if len(matrix) >= MIN_CLASSES_FOR_TOP_5:
+        top_5 = metrics.top_k_accuracy(report_data.committee_predictions, report_data.labels, k=5)
+        text += f" The true class is among the five most probable ones for {format_percent(top_5)} of the images."
+    table = Table(
+        columns=("class", "images", "precision", "recall"),
+        rows=rows,
+        note=f"The {_MAX_CLASS_ROWS} of {len(matrix)} classes with the lowest recall."
+        if len(matrix) > _MAX_CLASS_ROWS
+        else "",
+    )
+    return Block(title="Precision and recall", sentence=text, table=table)
+
+
+def _misclassified_block(report_data: ReportData) -> Block | None:
+    """Return the most certain errors, with the names of the images; None without errors."""
+    predictions, labels = report_data.committee_predictions, report_data.labels
+    predicted = predictions.argmax(axis=1)
+    wrong = most_certain_errors(predictions, labels)
+    if not len(wrong):
+        return None
+    images = report_data.runs[0].examples.images
+    rows = tuple(
+        (
+            images.name(index),
+            report_data.classes[labels[index]],
+            report_data.classes[predicted[index]],
+            format_percent(float(predictions[index, predicted[index]])),
+        )
+        for index in wrong[:_MAX_ERROR_ROWS].tolist()
+    )
+    shown = "" if len(wrong) <= len(rows) else f", of which these {len(rows)} are the most certain"
+    text = f"The committee of all members misclassifies {len(wrong):,} of {len(labels):,} images{shown}."
+    table = Table(
+        columns=("image", "true class", "predicted class", "probability"),
+        rows=rows,
+        first_numeric_column=3,
+        note="`keras-committee evaluate` writes all errors of a run to misclassified.csv.",
+    )
+    return Block(title="Misclassified images", sentence=text, table=table)
+
+
+def _format_defined(score: float) -> str:
+    return "not defined" if np.isnan(score) else format_percent(float(score))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from keras_committee.evaluation.report.layout import (
     number_word,
 )
 from keras_committee.evaluation.report.run_data import RunData, StochasticDepthStats
+from keras_committee.evaluation.training_summary import kept_epoch
 from keras_committee.figures.curves import depth_curves, robustness_curves, training_curves
 from keras_committee.figures.style import Picture
 from keras_committee.run import training_seconds
@@ -86,11 +87,21 @@ def _training_curves_block(run: RunData, several_runs: bool) -> Block:
     text = training_curves_sentence(run)
     name = f"training-{safe_file_name(run.name)}" if several_runs else "training"
     picture = Picture(name, text, lambda width: training_curves(run.histories, run.anytime_accuracy, width))
-    columns = ("member", "epochs", "training loss", "training accuracy", "validation accuracy", "NLL", "images/s")
+    columns = (
+        "member",
+        "epochs",
+        "epoch kept",
+        "training loss",
+        "training accuracy",
+        "validation accuracy",
+        "NLL",
+        "images/s",
+    )
     table = Table(
         columns=columns,
-        rows=tuple(_last_epoch_row(index, rows) for index, rows in run.histories.items()),
-        note="Last epoch; images/s is the median over the epochs. Training accuracy is on augmented images.",
+        rows=tuple(_last_epoch_row(index, rows, run.restore_best) for index, rows in run.histories.items()),
+        note="Last epoch, and the epoch whose weights were kept; images/s is the median over the epochs. Training"
+        " accuracy is on augmented images.",
     )
     return Block(sentence=text, pictures=(picture,), table=table, title=run.name if several_runs else "")
 
@@ -125,11 +136,12 @@ def _images_per_second(run: RunData) -> float:
     return float(np.median([row["images_per_second"] for rows in run.histories.values() for row in rows]))
 
 
-def _last_epoch_row(index: int, rows: list[dict[str, Any]]) -> tuple[str, ...]:
+def _last_epoch_row(index: int, rows: list[dict[str, Any]], restore_best: str | None) -> tuple[str, ...]:
     last = rows[-1]
     return (
         str(index),
         str(last["epoch"]),
+        str(kept_epoch(rows, restore_best)["epoch"]),
         f"{last['loss']:.4f}",
         f"{last['accuracy']:.4f}",
         f"{last['validation_accuracy']:.4f}",

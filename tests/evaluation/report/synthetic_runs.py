@@ -16,10 +16,14 @@ LABELS = np.arange(EXAMPLES, dtype=np.int32) * 7 % 3
 
 
 class GrayImages:
-    """Gray images whose brightness is their index."""
+    """Gray images whose brightness is their index; a split and its images in one."""
 
     def __init__(self, indices):
         self.indices = np.asarray(indices)
+        self.images = self
+
+    def name(self, index):
+        return f"<b>{self.indices[index]}</b>.png"
 
     def subset(self, indices):
         return GrayImages(self.indices[indices])

@@ -82,7 +82,7 @@ def test_the_table_shows_the_evaluation(opened, report_data):
         [f"{each['size']} x {name}", f"{each['mflops']:.2f}", *(f"{each[s]['mean']:.4f}" for s in ("accuracy", "nll"))]
         for name, each in committees
     ]
-    assert [[row[0], row[2], row[3].split(" ± ")[0], row[4].split(" ± ")[0]] for row in rows] == expected
+    assert [[row[0], row[2], row[3].split(" ± ")[0], row[5].split(" ± ")[0]] for row in rows] == expected
 
 
 def test_dark_mode_changes_page_and_figures(browser, page):

@@ -90,7 +90,7 @@ def test_the_table_shows_the_evaluation_that_was_computed_first(written):
         row = cells.index(f"{committee['size']} x linear")
         assert cells[row + 2] == f"{committee['mflops']:.2f}"
         assert cells[row + 3].split(" ± ")[0] == f"{committee['accuracy']['mean']:.4f}"
-        assert cells[row + 6].split(" ± ")[0] == f"{committee['brier']['mean']:.4f}"
+        assert cells[row + 7].split(" ± ")[0] == f"{committee['brier']['mean']:.4f}"
 
 
 def test_the_figures_are_png_files_beside_the_page(written):

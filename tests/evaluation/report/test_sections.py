@@ -5,17 +5,19 @@ import itertools
 
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from synthetic_runs import EXAMPLES, LABELS, history, log_probabilities, run_data
 
 from keras_committee import metrics
 from keras_committee.errors import RunError
 from keras_committee.evaluation.report import sections_accuracy, sections_predictions, sections_runs
+from keras_committee.evaluation.report.report import _kpi_tiles
 from keras_committee.evaluation.report.run_data import (
     CostPoint,
     SelectedCommittee,
     Series,
     architecture_names,
+    best_committee,
     cost_points,
     is_current,
     load_report_data,
@@ -194,6 +196,65 @@ def test_the_confusion_matrix_equals_scikit_learn(report_data):
     np.testing.assert_array_equal(metrics.confusion_matrix(report_data.committee_predictions, LABELS), expected)
     worst = (expected * (1 - np.eye(3, dtype=int))).max()
     assert sections_predictions.confusion_section(report_data).blocks[0].table.rows[0][2] == str(worst)
+
+
+def test_the_classes_have_the_precision_and_recall_of_scikit_learn(report_data):
+    predicted = report_data.committee_predictions.argmax(axis=1)
+    precision, recall, _, support = precision_recall_fscore_support(report_data.labels, predicted)
+    table = sections_predictions.confusion_section(report_data).blocks[1].table
+    expected = zip(report_data.classes, support, precision, recall, strict=True)
+    assert table.rows == tuple((name, f"{n}", f"{100 * p:.1f} %", f"{100 * r:.1f} %") for name, n, p, r in expected)
+
+
+def test_the_most_certain_errors_are_listed_with_the_names_of_the_images(report_data):
+    block = sections_predictions.confusion_section(report_data).blocks[2]
+    predictions, labels = report_data.committee_predictions, report_data.labels
+    wrong = predictions.argmax(axis=1) != labels
+    assert block.sentence.startswith(f"The committee of all members misclassifies {wrong.sum()} of 200 images")
+    index = np.argmax(np.where(wrong, predictions.max(axis=1), 0))
+    assert block.table.rows[0] == (
+        f"<b>{index}</b>.png",
+        report_data.classes[labels[index]],
+        report_data.classes[predictions[index].argmax()],
+        f"{100 * predictions[index].max():.1f} %",
+    )
+
+
+def test_the_best_committee_is_the_most_accurate_and_of_equal_ones_the_cheapest():
+    small, large = series("small", [1, 2, 3], [0.7, 0.9, 0.8]), series("large", [4, 8], [0.95, 0.9])
+    architecture, committee = best_committee([large, small])
+    assert (architecture.name, committee["size"]) == ("small", 2)
+    assert best_committee([series("one", [1], [0.99])]) is None
+    assert "The best size is two members, with 90.0 %." in sections_accuracy.cost_sentence([small], (), "test", 90)
+    assert "best size" not in sections_accuracy.cost_sentence([series("net", [1, 2], [0.7, 0.9])], (), "test", 90)
+
+
+def test_the_tile_of_the_best_committee_is_not_that_of_the_largest(report_data):
+    best = max(
+        (committee["accuracy"]["mean"] for one in report_data.series for committee in one.committees[1:]), default=0
+    )
+    [tile] = [tile for tile in _kpi_tiles(report_data) if tile[0] == "best committee"]
+    assert tile[1] == f"{100 * best:.1f} %"
+
+
+def test_a_cascade_of_one_stage_was_not_worth_it(tmp_path):
+    run = run_data("run", ["net", "net"], [1.0, 2.0])
+    file = tmp_path / "selection.json"
+    selection("run-0", stages=(Stage(members=1, threshold=None),)).write(file)
+    [committee] = load_report_data([run], "test", [file]).selected
+    assert (committee.kind, committee.name, committee.exits) == ("committee", "committee", ())
+    assert sections_accuracy.cascade_section([committee]) is None
+    text = sections_accuracy.cost_sentence([], [committee], "test", 200)
+    assert text.startswith("No cascade was worth it: the selected committee (one net) reaches ")
+
+
+def test_accuracies_have_wilson_intervals(report_data):
+    members = sections_accuracy.members_section(report_data.members, "test", 200).blocks[0].table
+    accuracy, interval = (members.rows[0][members.columns.index(name)] for name in ("accuracy", "interval"))
+    low, high = metrics.accuracy_interval(float(accuracy), 200).values()
+    assert interval == f"[{low:.3f}, {high:.3f}]"
+    costs = sections_accuracy.cost_section(report_data.series, (), "test", 200).blocks[0].table
+    assert all(row[costs.columns.index("interval")].startswith("[0.") for row in costs.rows)
 
 
 def test_the_diversity_table_has_every_pair_once(report_data):
