@@ -140,9 +140,9 @@ def _parameter_hint(context: click.Context, arguments: list[str]) -> str:
     for index, word in enumerate(arguments):
         option, separator, value = word.partition("=")
         name = option.removeprefix("--").replace("-", "_")
-        if name not in defaults or option in options or not (separator or word.startswith("--")):
-            continue
-        if index and arguments[index - 1] == "--set":
+        follows_set = index > 0 and arguments[index - 1] == "--set"
+        is_given = not follows_set if separator else follows_set or word.startswith("--")
+        if name not in defaults or option in options or not is_given:
             continue
         following = arguments[index + 1 : index + 2]
         value = value if separator else "".join(following or ["VALUE"])

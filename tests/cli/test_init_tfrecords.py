@@ -90,6 +90,6 @@ def test_B02_problems_of_the_shards_are_listed(shards, file, content, words):
 
 
 def test_B01_a_folder_without_shards_is_named(shards, capsys):
-    assert main(["init", "mine.py", "--from", "tfrecords", "pets"]) == 3
+    assert main(["init", "mine.py", "--from", "tfrecords", "."]) == 3
     assert "there are no training shards, named like train-00000-of-01024" in capsys.readouterr().err
     assert not pathlib.Path("mine.py").exists()

@@ -79,6 +79,8 @@ EARLY = [
     ("train tiny.py --epochs 3", 2, "No such option '--epochs'.", "'epochs' is a recipe parameter: --set epochs=3\n"),
     ("train tiny.py --learning-rate=0.1", 2, "\n  'learning_rate' is a recipe parameter: --set learning_rate=0.1\n"),
     ("train tiny.py epochs=3 --set members=2", 2, "(epochs=3)", "\n  'epochs' is a recipe parameter: --set epochs=3\n"),
+    ("train tiny.py --set epochs 3", 2, "(3)", "\n  'epochs' is a recipe parameter: --set epochs=3\n"),
+    ("init mine.py --from tfrecords images", 3, "it contains images. Use --from image-folder PATH."),
     ("describe tiny.py --epochs", 2, "--set epochs=VALUE"),
     ("train images", 2, "images is not a recipe", "a folder of images", "init recipes/images.py --from"),
     ("train images/cat", 2, "a folder of images without class folders", "--from image-folder images"),

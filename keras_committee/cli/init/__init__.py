@@ -8,8 +8,9 @@ import click
 
 from keras_committee.cli.options import HomePath, json_option, split_folders_option, standard_options
 from keras_committee.cli.output import command_line, print_json, print_message
-from keras_committee.errors import RecipeError
+from keras_committee.errors import DataError, RecipeError
 from keras_committee.files import write_file
+from keras_committee.folder_kinds import FolderKind, folder_kind
 
 if TYPE_CHECKING:
     from keras_committee.cli.init.image_stats import ImageStats
@@ -80,6 +81,8 @@ def _collect_stats(source_format: str, path: Path, split_folders: dict[str, str]
         return collect_image_stats(path, split_folders)
     if split_folders is not None:
         raise click.BadParameter("is for --from image-folder only", param_hint="'--split-folders'")
+    if folder_kind(path) in (FolderKind.IMAGES, FolderKind.CLASS):
+        raise DataError(f"{path} is not a folder of TFRecord files: it contains images. Use --from image-folder PATH.")
     from keras_committee.cli.init.tfrecord_stats import collect_tfrecord_stats
 
     return collect_tfrecord_stats(path)
