@@ -120,7 +120,12 @@ def lock_runs(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Ite
         for run in {run.path.resolve(): run for run in runs}.values():
             stack.enter_context(run.lock())
         _move_data(runs, overrides)
-        yield runs
+        try:
+            yield runs
+        except DataError as error:
+            if not (names := _missing_paths(runs, str(error))):
+                raise
+            raise DataError(f"{error}\n  If the data were moved, add: --set {names[0]}=PATH") from error
 
 
 def default_run_path(recipe_file: RecipeFile, *, smoke: bool = False) -> Path:
@@ -930,6 +935,13 @@ def _move_data(runs: Sequence[Run], overrides: Sequence[str]) -> None:
             runs[0].recipe_file().resolve([text])  # raises
     for run in runs:
         run._record_moved_data(known[run.path])
+
+
+def _missing_paths(runs: Sequence[Run], message: str) -> list[str]:
+    """Return the parameters of runs whose value is in the message of an error and is no existing path."""
+    items = [item for run in runs for item in run.parameters().items()]
+    texts = [(name, value) for name, value in items if isinstance(value, str) and value]
+    return [name for name, value in texts if value in message and not _exists(str(expand_home(value)))]
 
 
 def _parameter_name(override: str) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -943,6 +944,17 @@ def test_a_command_with_moved_data_records_the_path(movable):
         assert run.events()[-1]["changes"] == ["images images -> else/where"]
     with lock_runs(["a"], ["images=else/where"]) as (run,):
         assert len(run.events()) == 2
+
+
+def test_data_that_are_missing_are_an_error_with_the_option_that_moves_them(movable):
+    with pytest.raises(DataError, match=r"damaged$"), lock_runs(["a"]):
+        raise DataError("images/a.png: damaged")
+    shutil.rmtree("images")
+    with (
+        pytest.raises(DataError, match=r": absent\n  If the data were moved, add: --set images=PATH"),
+        lock_runs(["a"]),
+    ):
+        raise DataError("images/train: absent")
 
 
 @pytest.mark.parametrize(
