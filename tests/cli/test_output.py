@@ -17,7 +17,13 @@ from keras_committee.run import Run
 TINY = pathlib.Path(__file__).parents[1] / "recipes" / "tiny.py"
 RUN_DIR = "runs/my pets' run"
 SCORES = dict.fromkeys(["accuracy", "nll", "ece", "brier"], 0.7)
-MEMBER = {"index": 0, "name": "a", "parameters": 7, "mflops": 0.2} | SCORES
+MEMBER = {
+    "index": 0,
+    "name": "a",
+    "parameters": 7,
+    "mflops": 0.2,
+    "accuracy_interval": {"low": 0.6, "high": 0.8},
+} | SCORES
 
 
 @pytest.fixture
@@ -55,6 +61,7 @@ def test_after_train_comes_evaluate_of_the_finished_members(run, monkeypatch, ca
 )
 def test_after_evaluate_comes_select_if_there_are_several_members(run, monkeypatch, capsys, members, name, options):
     result = {"members": [MEMBER] * members, "committees": [], "examples": 360, "split": "test"}
+    result |= {"per_class": [], "head": "mean", "misclassified": {"images": 9, "file": "misclassified.csv"}}
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: result)
     assert main(["evaluate", RUN_DIR, *options]) == 0
     assert next_command(capsys) == [name, RUN_DIR, *options]
