@@ -24,8 +24,16 @@ def print_members(members: list[dict[str, Any]]) -> None:
     Args:
         members: The `members` of `keras-committee describe --json`.
     """
-    rows = [[*_member_cells(member), *_stochastic_depth_cells(member), *_memory_cells(member)] for member in members]
-    columns = ["member", "name", "parameters", "MFLOPs", "expected depth", "expected saving"]
+    has_depth = any(member["expected_depth"] is not None for member in members)
+    rows = [
+        [
+            *_member_cells(member),
+            *(_stochastic_depth_cells(member) if has_depth else []),
+            *_memory_cells(member),
+        ]
+        for member in members
+    ]
+    columns = ["member", "name", "parameters", "MFLOPs", *(["expected depth", "expected saving"] if has_depth else [])]
     note = (
         f"Estimated memory (from tensor shapes): one training step with batch {members[0]['batch_size']:,}, and "
         "inference with batch 1. "

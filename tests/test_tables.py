@@ -97,6 +97,14 @@ def test_members_have_depth_and_memory(capsys):
     assert any("training step with batch 1,024, and inference with batch 1. MFLOPs: 2 x" in line for line in lines)
 
 
+def test_members_of_constant_depth_have_no_columns_for_it(capsys):
+    memory = {"training": 2_500_000_000, "inference": 7_340_000}
+    tables.print_members([{**MEMBER, "batch_size": 8, "memory": memory, "expected_depth": None}])
+    text = capsys.readouterr().out
+    assert "1 wrn_16_1 171,066 53.30 2.5 GB 7.3 MB" in " ".join(text.replace("│", " ").split())
+    assert "expected" not in text
+
+
 def test_an_evaluation_has_members_latencies_and_committees(capsys):
     scores = {"accuracy": 0.7139, "nll": 0.4629, "ece": 0.0234, "brier": 0.31}
     interval = {"accuracy_interval": {"low": 0.5761, "high": 0.8212}}

@@ -23,6 +23,7 @@ from keras_committee.cli.output import (
     reserve_stdout_for_json,
 )
 from keras_committee.run import Run, lock_runs
+from keras_committee.tables import print_text
 
 
 @click.command()
@@ -78,7 +79,8 @@ def report(
             }
         )
         return
-    print_message(f"{written.sentences['cost']}\n\nReport: {written.page}")
+    print_text(f"{written.sentences['cost']}\n")
+    print_message(f"Report: {written.page}")
     print_next_steps(*_next_command(opened, selections, forwarded_options(min_members, allow_duplicate_weights)))
 
 
