@@ -31,6 +31,7 @@ from keras_committee.layers.survival import stochastic_depth_blocks, survival_sc
 from keras_committee.member_dir import DataInfo
 from keras_committee.models.building import build_member
 from keras_committee.models.loading import save_member
+from keras_committee.models.member_check import MemberCheck, registered_names
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 from keras_committee.signals import GracefulShutdown, TrainingStopped
@@ -373,10 +374,12 @@ def build_program(
     Raises:
         RecipeError: If a member does not fit the data, or the members differ in their layers.
     """
-    models = []
+    models, check = [], MemberCheck()
     for index in members:
+        registered = registered_names()
         keras.utils.set_random_seed(recipe.seed + index)
         models.append(build_member(recipe, index))
+        check(models[-1], index, registered)
     _check_models(models, members, splits)
     try:
         program = StackedProgram(

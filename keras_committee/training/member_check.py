@@ -1,144 +1,17 @@
-"""Check of an untrained member: later commands must be able to load, count and export what training saves."""
-
-import contextlib
-import json
-import re
-import tempfile
-import warnings
-from collections.abc import Collection, Iterator
-from pathlib import Path
+"""Check that an untrained member can be exported."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from keras_committee import flops
-from keras_committee.errors import RecipeError, ResourceError
 from keras_committee.export.export import find_problems
 from keras_committee.export.inference_model import InferenceModel, compute_in_float32
-from keras_committee.files import translate_os_errors
-from keras_committee.models.loading import find_code, load_member
-from keras_committee.models.outputs import noise_images, predict_rows
-
-_OWN_LAYERS_HINT = (
-    "Register each class and function of your own at module level of the recipe, with\n"
-    "  @keras.saving.register_keras_serializable(), and return all its arguments from `get_config`. Replace a Lambda\n"
-    "  by operations of keras.ops or a registered layer. See docs/guides/own-layers.md."
-)
-_EXPORT_HINT = "Replace the layer, for example by operations of keras.ops. See docs/guides/own-layers.md."
-_ALWAYS_REGISTERED = "keras_committee>"  # every command imports all classes of this package
-_TOLERANCE = 1e-3  # of the largest output; a GPU may round differently from call to call
+from keras_committee.models.member_check import MemberCheck
 
 
-class MemberCheck:
-    """Saves, loads, counts and traces untrained members, as later commands do, before hours of training are spent.
-
-    Members of the same architecture are checked once. Loading a model draws random numbers: seed them afterwards.
-    """
-
-    def __init__(self):
-        self._checked: set[tuple[str, frozenset[str]]] = set()  # architectures, and names registered while building
-
-    def __call__(self, model: keras.Model, index: int, registered: Collection[str]) -> None:
-        """Check a member.
-
-        Args:
-            model: The member, just built.
-            index: Index of the member.
-            registered: The result of `registered_names()` before the member was built. Later commands execute the
-                recipe but do not build members: what is registered while one is built is unknown to them.
-
-        Raises:
-            RecipeError: If a later command would refuse the member.
-            ResourceError: If the disk is full.
-        """
-        name = f"member {index} ({model.name})"
-        with _refuse(f"{name} cannot be saved", _OWN_LAYERS_HINT), _without_warnings():
-            config = model.to_json()
-        # Automatic names differ between members: conv2d_7, conv2d_16.
-        architecture = re.sub(r'_\d+"', '"', config), registered_names() - frozenset(registered)
-        if architecture in self._checked:
-            return
-        with _refuse(f"{name} cannot be loaded after training", _OWN_LAYERS_HINT), _only_registered(registered):
-            if code := find_code(json.loads(config)):
-                raise ValueError(f"its file would contain code, in {', '.join(code)}")
-            loaded = _save_and_load(model)
-        with _refuse(f"{name} changes when it is saved and loaded", _OWN_LAYERS_HINT):
-            _check_same_outputs(model, loaded)
-        with _refuse(f"the multiply-adds of {name} cannot be counted", "Correct `multiply_adds` of its layers."):
-            flops.count(loaded)
-        with _refuse(f"{name} cannot be exported", _EXPORT_HINT):
-            _check_exportable(loaded)
-        self._checked.add(architecture)
-
-
-def registered_names() -> frozenset[str]:
-    """Return the names of all classes and functions that are registered with Keras."""
-    return frozenset(keras.saving.get_custom_objects())
-
-
-@contextlib.contextmanager
-def _refuse(problem: str, hint: str) -> Iterator[None]:
-    """Raise `RecipeError` in place of any error of the block, but for a lack of memory or disk space."""
-    try:
-        yield
-    except (ResourceError, tf.errors.ResourceExhaustedError):
-        raise
-    except Exception as error:
-        raise RecipeError(f"{problem}: {_first_cause(error)}\n  No step was trained. {hint}") from error
-
-
-def _first_cause(error: BaseException) -> str:
-    """Return the reason behind a chain of errors: Keras names the class or function in the first of several."""
-    while cause := error.__cause__ or error.__context__:
-        error = cause
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-@contextlib.contextmanager
-def _only_registered(names: Collection[str]) -> Iterator[None]:
-    """Forget all registered classes and functions but those of `names`, for the block."""
-    objects = keras.saving.get_custom_objects()
-    later = [name for name in objects if name not in names and not name.startswith(_ALWAYS_REGISTERED)]
-    forgotten = {name: objects.pop(name) for name in later}
-    try:
-        yield
-    finally:
-        objects.update(forgotten)
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Ignore the warnings of Keras about lambdas: loading fails afterwards, with the reason."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _save_and_load(model: keras.Model) -> keras.Model:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.keras"
-        with translate_os_errors(file), _without_warnings():
-            model.save(file)
-        return load_member(file)
-
-
-def _check_same_outputs(model: keras.Model, loaded: keras.Model) -> None:
-    """Raise ValueError unless both models return the same, as after a `get_config` without an argument."""
-    images = noise_images(tuple(model.inputs[0].shape[1:]))[:2]
-    expected, outputs = predict_rows(model, images), predict_rows(loaded, images)
-    if _are_close(expected, outputs):
-        return
-    if not _are_close(expected, predict_rows(model, images)):
-        raise ValueError("its outputs are random at inference")
-    difference = np.nanmax(np.abs(expected - outputs), initial=0.0)
-    raise ValueError(f"its outputs differ by up to {difference:.2g}. An argument may be missing in a `get_config`")
-
-
-def _are_close(a: np.ndarray, b: np.ndarray) -> bool:
-    scale = np.abs(a[np.isfinite(a)]).max(initial=1e-6)
-    return np.allclose(a, b, rtol=0, atol=_TOLERANCE * scale, equal_nan=True)
+def make_member_check() -> MemberCheck:
+    """Return a check of untrained members that traces them as `export` does, too."""
+    return MemberCheck(_check_exportable, unrelated_errors=(tf.errors.ResourceExhaustedError,))
 
 
 def _check_exportable(model: keras.Model) -> None:

@@ -32,6 +32,7 @@ from keras_committee.layers import set_survival
 from keras_committee.member_dir import DataInfo, MemberDir
 from keras_committee.models.building import build_member
 from keras_committee.models.loading import load_member
+from keras_committee.models.member_check import MemberCheck, registered_names
 from keras_committee.models.outputs import classify_outputs, noise_images
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
@@ -40,7 +41,7 @@ from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.devices import distribute
 from keras_committee.training.ema import WeightEMA
 from keras_committee.training.freezing import LayerFreezer
-from keras_committee.training.member_check import MemberCheck, registered_names
+from keras_committee.training.member_check import make_member_check
 from keras_committee.training.member_state import BestEpoch, MemberState
 from keras_committee.training.multihost import SingleHost
 from keras_committee.training.reporting import Reporter, TrainingOptions, pluralize
@@ -326,7 +327,7 @@ class _Trainer:
 @cache
 def _member_check() -> MemberCheck:
     """Return the check of this process, which checks each architecture once."""
-    return MemberCheck()
+    return make_member_check()
 
 
 class _EpochSteps:

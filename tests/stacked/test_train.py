@@ -154,6 +154,16 @@ def test_members_of_two_architectures_are_refused(tmp_path):
         train(tmp_path / "run", ["odd=1"])
 
 
+def test_a_member_that_no_command_could_load_is_refused_before_the_first_step(tmp_path):
+    def member(index):
+        image = keras.Input((32, 32, 3))
+        x = keras.layers.Lambda(lambda pixels: pixels / 255.0)(image)
+        return keras.Model(image, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x)))
+
+    with pytest.raises(RecipeError, match=r"member 0 .* cannot be loaded after training(.|\n)*own-layers\.md"):
+        train(tmp_path / "run", change={"member": member})
+
+
 def test_members_that_were_begun_one_by_one_are_not_overwritten(tmp_path):
     with open_run(SMALL, path=tmp_path / "run", command="train small.py") as (run, _):
         Checkpoints(run.member(1).state).save(5, {"weights": np.zeros(3)}, {})

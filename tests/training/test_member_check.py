@@ -7,10 +7,12 @@ import tensorflow as tf
 
 from keras_committee import layers, models
 from keras_committee.errors import RecipeError, ResourceError
+from keras_committee.models import member_check
+from keras_committee.models.member_check import registered_names
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
-from keras_committee.training import member_check, train_committee
-from keras_committee.training.member_check import MemberCheck, registered_names
+from keras_committee.training import train_committee
+from keras_committee.training.member_check import make_member_check
 
 L = keras.layers
 
@@ -92,7 +94,7 @@ def member(layer):
 
 
 def check(layer, registered=None):
-    MemberCheck()(member(layer), 4, registered_names() if registered is None else registered)
+    make_member_check()(member(layer), 4, registered_names() if registered is None else registered)
 
 
 @pytest.mark.parametrize(
@@ -185,13 +187,13 @@ def test_layers_of_keras_are_accepted_whether_or_not_they_can_be_counted(layer):
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_a_member_in_mixed_precision_is_accepted(precision):
     keras.config.set_dtype_policy(precision)
-    MemberCheck()(models.wide_resnet(10, 1, classes=3, image_shape=(8, 8, 3)), 0, registered_names())
+    make_member_check()(models.wide_resnet(10, 1, classes=3, image_shape=(8, 8, 3)), 0, registered_names())
 
 
 def test_members_of_one_architecture_are_checked_once(monkeypatch):
     loaded = []
     monkeypatch.setattr(member_check, "load_member", lambda file: loaded.append(file) or keras.saving.load_model(file))
-    once = MemberCheck()
+    once = make_member_check()
     for index in range(3):
         once(member(L.Conv2D(4, 3)), index, registered_names())
     assert len(loaded) == 1
@@ -206,7 +208,7 @@ def test_a_full_disk_is_no_error_of_the_recipe(monkeypatch):
     model = member(L.Conv2D(4, 3))
     monkeypatch.setattr(type(model), "save", full)
     with pytest.raises(ResourceError, match="No space left on device"):
-        MemberCheck()(model, 0, registered_names())
+        make_member_check()(model, 0, registered_names())
 
 
 RECIPE = '''
