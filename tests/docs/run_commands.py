@@ -96,6 +96,13 @@ def run_srun(words: list[str], folder: Path) -> None:
     run(words[1:], folder)
 
 
+def check_benchmark(words: list[str], folder: Path) -> None:
+    """A benchmark takes minutes or a GPU: check that the script exists and has the options."""
+    source = (ROOT / words[1]).read_text()
+    for option in (word for word in words[2:] if word.startswith("--")):
+        assert f'"{option}"' in source, f"{words[1]} has no option {option}"
+
+
 KINDS: list[tuple[str, Callable[[list[str], Path], None]]] = [
     (r"make (demo|check|test|docs|bench|packages)( \w+=.*)?", plan_make),
     (r"source .*", check_activation),
@@ -105,6 +112,7 @@ KINDS: list[tuple[str, Callable[[list[str], Path], None]]] = [
     (r"tensorboard --logdir .*", run_tensorboard),
     (r"keras-committee train .*--strategy multiworker.*", parse),  # run by tests/training/test_multihost.py
     (r"keras-committee train .*--ray-address auto.*", parse),  # run by tests/training/test_ray_cluster.py
+    (r"python benchmarks/.*", check_benchmark),
     (r"keras-committee serve .*", run_server),
     (r"keras-committee .*", run),
     (r"srun keras-committee .*", run_srun),
