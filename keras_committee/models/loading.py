@@ -155,9 +155,10 @@ def _find_code(node: Any, layer: str) -> Iterator[str]:
     if not isinstance(node, dict):
         return
     config, class_name = node.get("config"), node.get("class_name")
-    is_layer = class_name and isinstance(config, dict) and isinstance(config.get("name"), str)
+    name = config.get("name") if isinstance(config, dict) else None
+    is_layer = class_name and isinstance(name, str)
     if is_layer:
-        layer = f"layer {config['name']!r} ({class_name})"
+        layer = f"layer {name!r} ({class_name})"
     if class_name and not _is_trusted(node, class_name):
         yield layer if is_layer else f"{layer}: {config if class_name == 'function' else class_name}"
         return

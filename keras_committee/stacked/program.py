@@ -184,13 +184,14 @@ class StackedProgram:
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0, without the members' factors."""
-        return float(self._rate.base(step))
+        return float(np.asarray(self._rate.base(step)))
 
     def _epoch(self, state, images, labels, indices, draws, factors):
         padded = pad_images(images, self._augment)
 
         def step(state, batch):
-            return self._step(state, padded, labels, *batch, factors)
+            batch_indices, batch_draws = batch
+            return self._step(state, padded, labels, batch_indices, batch_draws, factors)
 
         batches = (jnp.moveaxis(indices, 1, 0), jnp.moveaxis(draws, 1, 0))
         state, (losses, num_correct) = lax.scan(step, state, batches)
@@ -258,7 +259,7 @@ class StackedProgram:
         variables_and_values = zip(self._optimizer.variables, optimizer, strict=True)
         iterations = next(value for variable, value in variables_and_values if variable is self._optimizer.iterations)
         step = iterations[0].astype("float32")
-        decay = jnp.minimum(self._ema_momentum, (1.0 + step) / (10.0 + step))
+        decay = jnp.minimum(jnp.float32(self._ema_momentum or 0.0), (1.0 + step) / (10.0 + step))
         values = [*weights, *(variables[index] for index in self._averaged)]
         return [average - (average - value) * (1.0 - decay) for average, value in zip(averages, values, strict=True)]
 
@@ -270,7 +271,7 @@ class StackedProgram:
         def one_batch(batch):
             inputs = keras.ops.cast(batch, self._model.inputs[0].dtype)
             if self._mode == "sequential":
-                return lax.map(lambda arrays: member(*arrays, inputs), (weights, variables))
+                return lax.map(lambda arrays: member(arrays[0], arrays[1], inputs), (weights, variables))
             return jax.vmap(member, in_axes=(0, 0, None))(weights, variables, inputs)
 
         return lax.map(one_batch, batches)

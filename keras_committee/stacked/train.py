@@ -386,7 +386,7 @@ def build_program(
             models,
             recipe.optimizer(recipe.epochs * splits.steps_per_epoch),
             recipe.loss,
-            splits.augment,
+            splits.augment if isinstance(splits.augment, PadCropFlip) else None,  # `_check_data` refuses others
             mode=mode,
             label_smoothing=recipe.label_smoothing,
             global_clipnorm=recipe.global_clipnorm,
