@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from keras_committee.checkpoints import Checkpoints
 from keras_committee.errors import RecipeError, RunError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, open_run
@@ -108,6 +109,7 @@ def test_a_changed_module_is_another_configuration_and_a_changed_comment_is_not(
     write({"deeper.py": "# The number of hands.\nTWO = 2\n"})
     assert train() == [10, 7]
     assert (tmp_path / "run/recipe_modules/deeper.py").read_text().startswith("# The number")
+    Checkpoints(Run.open(tmp_path / "run").member(0).state).save(1, {}, {})  # a folder without members takes anything
     write({"deeper.py": "TWO = 3\n"})
     with pytest.raises(RunError, match=r"deeper\.py -TWO = 2\n.*deeper\.py \+TWO = 3\n"):
         train()

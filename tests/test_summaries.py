@@ -76,6 +76,7 @@ def edges(outputs, image):
 
 
 def test_numbers_and_keywords_in_calls_are_no_obstacle():
+    keras.utils.clear_session()  # operations are named subtract, subtract_1, ...
     image = keras.Input((4, 4), name="image")
     scaled = (image - 127) / 255.0
     attended = keras.layers.MultiHeadAttention(1, 2, name="attend")(query=image, value=scaled)

@@ -7,7 +7,18 @@ from keras_committee.files import read_record
 
 SECRET = "hunter2-5f3c"
 NAMES = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "TF_CONFIG_TOKEN", "PASSWORD", "PYTHON_SECRET")
-BROKEN = "def recipe(data_dir=None):\n    raise RuntimeError('stop here')\n"
+BROKEN = """
+import keras
+from keras_committee import Recipe, data
+
+def stop(index):
+    raise RuntimeError("stop here")
+
+def recipe(data_dir=None):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    sgd = lambda steps: keras.optimizers.SGD(0.1)
+    return Recipe(data=data.digits(64), member=stop, members=1, optimizer=sgd, epochs=1, loss=loss)
+"""
 
 
 def test_a_run_folder_holds_no_variable_of_the_environment_and_is_its_owners_alone(tmp_path, monkeypatch):
@@ -15,11 +26,11 @@ def test_a_run_folder_holds_no_variable_of_the_environment_and_is_its_owners_alo
         monkeypatch.setenv(name, SECRET)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stops.py").write_text(BROKEN)
-    assert main(["train", "stops.py"]) == 2  # the folder is made, then the recipe fails
+    assert main(["train", "stops.py"]) == 2  # the folder is made, then the member cannot be built
     run = tmp_path / "runs" / "stops"
     assert stat.S_IMODE(run.stat().st_mode) == 0o700
     files = [path for path in run.rglob("*") if path.is_file()]
-    assert [path for path in files if SECRET in path.read_text()] == []
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
     environment = read_record(run / "environment.json")
-    known = {"recipe", "command", "seed", "smoke", "cpus", "versions", "commit", "platform", "files"}
+    known = {"recipe", "command", "seed", "smoke", "cpus", "versions", "commit", "platform", "files", "precision"}
     assert set(environment) <= known

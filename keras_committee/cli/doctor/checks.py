@@ -40,6 +40,7 @@ EXTRA_PURPOSES = {
     "search": "`search`",
     "datasets": "recipes that read TensorFlow Datasets",
     "profile": "the profile page of TensorBoard",
+    "jax": "`train --stacked`",
 }
 _REASONS = {
     "setuptools": "TensorBoard imports pkg_resources, which setuptools 81 dropped",
