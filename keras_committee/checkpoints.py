@@ -219,6 +219,11 @@ class Checkpoints:
         shutil.rmtree(trash_path, ignore_errors=True)
 
 
+def with_saved_dtype(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return an array of a checkpoint as `dtype`, in which it was saved: NumPy's files have no name for bfloat16."""
+    return array.view(dtype) if array.dtype.kind == "V" else array
+
+
 def _step_dir_name(step: int) -> str:
     return f"step-{step:09d}"
 

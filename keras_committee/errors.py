@@ -93,6 +93,11 @@ def did_you_mean(word: str, candidates: Iterable[str], prefix: str = "") -> str:
     return f" Did you mean {prefix + matches[0]!r}?" if matches else ""
 
 
+def pluralize(number: float, noun: str) -> str:
+    """Return `"1 member"`, `"2 members"`."""
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
+
+
 def raise_if_problems(name: str, problems: Sequence[str], hint: str) -> None:
     """Raise a `DataError` that lists `problems`, if there are any.
 

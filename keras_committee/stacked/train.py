@@ -4,9 +4,7 @@ Member `i` has the seed `recipe.seed + i`, the batches and the augmentation that
 all members is one checkpoint; a member is finished when its `model.keras` exists, as in every run.
 """
 
-import contextlib
 import dataclasses
-import logging
 import math
 import shutil
 import signal
@@ -21,23 +19,28 @@ import keras
 import numpy as np
 
 from keras_committee import metrics
-from keras_committee.checkpoints import Checkpoint, Checkpoints
+from keras_committee.checkpoints import Checkpoint, Checkpoints, with_saved_dtype
 from keras_committee.data.augment import PadCropFlip
 from keras_committee.data.images import InMemoryImages
 from keras_committee.data.splits import Splits
 from keras_committee.errors import DivergedError, IncompleteError, RecipeError, RunError
 from keras_committee.evaluation.predictions import store_member_predictions
 from keras_committee.layers.survival import stochastic_depth_blocks, survival_schedule
-from keras_committee.member_dir import DataInfo
 from keras_committee.models.building import build_member
 from keras_committee.models.loading import save_member
 from keras_committee.models.member_check import MemberCheck, registered_names
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
-from keras_committee.signals import GracefulShutdown, TrainingStopped
+from keras_committee.signals import GracefulShutdown
 from keras_committee.stacked.program import StackedProgram, StackedState
-
-_log = logging.getLogger(__name__)
+from keras_committee.training_run import (
+    check_fit,
+    data_info,
+    finished_and_missing,
+    load_training_data,
+    record_start,
+    translate_stop,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,19 +100,14 @@ def train_stacked(
     recipe, precision_line = run.begin_precision(recipe)
     if precision_line:
         note(precision_line)
-    splits = recipe.data.load()
+    splits = load_training_data(recipe)
     _check_data(recipe, splits)
-    fingerprint = run.require_data(splits)
-    data_info = DataInfo(classes=splits.classes, transform=dataclasses.asdict(splits.train.transform))
-    run.append_event(
-        "training_started", members=missing, kept=run.finished_members(), workers=1, smoke=run.smoke,
-        precision=recipe.precision, data=fingerprint, classes=list(data_info.classes), transform=data_info.transform,
-    )  # fmt: skip
+    fingerprint = record_start(run, recipe, splits, missing, workers=1)
     diverged: list[int] = []
-    with GracefulShutdown() as shutdown, _translate_stop(run, recipe, shutdown):
+    with GracefulShutdown() as shutdown, translate_stop(run, recipe, shutdown):
         while missing:
             group = _next_group(run.stacked_state, missing, options.max_members)
-            diverged += _Stack(run, recipe, group, splits, data_info, options, shutdown, note).train()
+            diverged += _Stack(run, recipe, group, splits, fingerprint, options, shutdown, note).train()
             missing = [index for index in missing if index not in group]
     _raise_diverged(run, recipe, diverged)
     run.append_event("training_finished")
@@ -118,16 +116,15 @@ def train_stacked(
 class _Stack:
     """The training of one group of members, in the order of its methods."""
 
-    def __init__(self, run, recipe, group, splits, data_info, options, shutdown, note):
+    def __init__(self, run, recipe, group, splits, fingerprint, options, shutdown, note):
         self._run, self._recipe, self._group, self._splits = run, recipe, group, splits
-        self._data_info, self._options, self._shutdown, self._note = data_info, options, shutdown, note
+        self._data_fingerprint, self._options, self._shutdown, self._note = fingerprint, options, shutdown, note
         self._checkpoints = Checkpoints(run.stacked_state)
         self._models, self._program = build_program(recipe, group, splits, options.mode)
         self._blocks = stochastic_depth_blocks(self._models[0])
         self._factors = _rate_factors(recipe, group)
         self._state = self._program.initial_state()
         self._histories: list[list[dict[str, Any]]] = [[] for _ in group]
-        self._data_fingerprint = splits.train.fingerprint()
         self._last_save = time.monotonic()
         self._deadline = self._last_save + (math.inf if options.max_seconds is None else options.max_seconds)
 
@@ -182,7 +179,8 @@ class _Stack:
                 "Resume with the recipe that wrote it, or train from the start: --restart."
             )
         restored = [
-            jnp.asarray(_as_dtype(array, leaf.dtype)[positions]) for array, leaf in zip(arrays, leaves, strict=True)
+            jnp.asarray(with_saved_dtype(array, leaf.dtype)[positions])
+            for array, leaf in zip(arrays, leaves, strict=True)
         ]
         self._state: StackedState = jax.tree.unflatten(structure, restored)
         self._histories = [checkpoint.document["histories"][position] for position in positions]
@@ -283,7 +281,7 @@ class _Stack:
             member_dir = self._run.member(index)
             with member_dir.lock():
                 member_dir.write_history(self._histories[position])
-                save_member(model, member_dir.model, self._data_info)
+                save_member(model, member_dir.model, data_info(self._splits))
             self._run.append_event("member_finished", member=index)
             for name, log_probs in predictions.items():
                 store_member_predictions(self._run, index, name, getattr(self._splits, name), log_probs[position])
@@ -319,10 +317,6 @@ def _check_supported(recipe: Recipe) -> None:
 
 def _check_data(recipe: Recipe, splits: Splits) -> None:
     name = recipe.data.name
-    if not len(splits.validation):
-        raise RecipeError(
-            f"{name} has no validation split. Set its `validation` to a number of examples or a fraction."
-        )
     parts = {"training": splits.train, "validation": splits.validation}
     for part, split in parts.items():
         if not isinstance(split.images, InMemoryImages):
@@ -338,11 +332,7 @@ def _check_data(recipe: Recipe, splits: Splits) -> None:
 
 
 def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, restart: bool) -> list[int]:
-    requested = range(recipe.members) if members is None else sorted(set(members))
-    if unknown := [index for index in requested if not 0 <= index < recipe.members]:
-        raise RecipeError(f"there is no member {unknown[0]}: the recipe has members 0 to {recipe.members - 1}.")
-    finished = run.finished_members()
-    missing = [index for index in requested if index not in finished]
+    _, missing = finished_and_missing(run, recipe, members)
     begun = [index for index in missing if Checkpoints(run.member(index).state).steps()]
     if restart:
         for index in begun:
@@ -379,8 +369,8 @@ def build_program(
         registered = registered_names()
         keras.utils.set_random_seed(recipe.seed + index)
         models.append(build_member(recipe, index))
+        check_fit(models[-1], splits, index)
         check(models[-1], index, registered)
-    _check_models(models, members, splits)
     try:
         program = StackedProgram(
             models,
@@ -400,34 +390,9 @@ def build_program(
     return models, program
 
 
-def _check_models(models: Sequence[keras.Model], group: Sequence[int], splits: Splits) -> None:
-    for index, model in zip(group, models, strict=True):
-        shapes = (tuple(model.input_shape[1:]), tuple(model.output_shape[1:]))
-        expected = (tuple(splits.train.image_shape), (len(splits.classes),))
-        if shapes != expected:
-            raise RecipeError(
-                f"member {index} ({model.name}) maps images of shape {shapes[0]} to outputs of shape {shapes[1]}; the "
-                f"data has images of shape {expected[0]} and {len(splits.classes)} classes."
-            )
-
-
 def _rate_factors(recipe: Recipe, group: Sequence[int]) -> np.ndarray:
     scale = recipe.learning_rate_scale
     return np.array([1.0 if scale is None else scale(index) for index in group], np.float32)
-
-
-def _as_dtype(array: np.ndarray, dtype: Any) -> np.ndarray:
-    return array.view(dtype) if array.dtype.kind == "V" else array  # NumPy's files have no name for bfloat16
-
-
-@contextlib.contextmanager
-def _translate_stop(run: Run, recipe: Recipe, shutdown: GracefulShutdown):
-    try:
-        yield
-    except TrainingStopped:
-        run.append_event("training_stopped", signal=shutdown.requested.name if shutdown.requested else None)
-        progress = f"{len(run.finished_members())} of {recipe.members} members finished, the others saved"
-        raise shutdown.as_error(progress, "To resume, run the same command again.") from None
 
 
 def _raise_diverged(run: Run, recipe: Recipe, diverged: list[int]) -> None:

@@ -9,9 +9,8 @@ from typing import Literal
 import tensorflow as tf
 
 from keras_committee.choices import STRATEGIES
-from keras_committee.errors import RecipeError, ResourceError
+from keras_committee.errors import RecipeError, ResourceError, pluralize
 from keras_committee.system_limits import free_memory, usable_core_count
-from keras_committee.training.reporting import pluralize
 
 BYTES_PER_WORKER = 2 * 1024**3  # TensorFlow and CIFAR in memory take 1.2 GiB with a small network
 

@@ -1,8 +1,6 @@
 """Training of a committee: every member that is not finished, on this machine, on several hosts or on a Ray cluster."""
 
 import contextlib
-import dataclasses
-import logging
 import re
 import shutil
 import time
@@ -12,20 +10,27 @@ from typing import TYPE_CHECKING, Any, Literal
 import tensorflow as tf
 
 from keras_committee.checkpoints import Checkpoints
-from keras_committee.data import Splits, validation
+from keras_committee.data import Splits
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, RecipeError, RunError
 from keras_committee.metrics.intervals import few_images_note
 from keras_committee.precision import training_device
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
-from keras_committee.signals import GracefulShutdown, TrainingStopped
+from keras_committee.signals import GracefulShutdown
 from keras_committee.training.devices import choose_num_workers, enable_determinism, make_strategy, translate_oom
 from keras_committee.training.lease import release
 from keras_committee.training.multihost import SingleHost, make_host_group
-from keras_committee.training.reporting import Monitor, TrainingOptions, pluralize
+from keras_committee.training.reporting import Monitor, TrainingOptions
 from keras_committee.training.supervisor import LocalBackend, Supervisor
 from keras_committee.training.temp_dir import own_temp_dir
 from keras_committee.training.trainer import train_member
+from keras_committee.training_run import (
+    finished_and_missing,
+    load_training_data,
+    progress,
+    record_start,
+    translate_stop,
+)
 
 if TYPE_CHECKING:
     from keras_committee.training.ray_cluster import RayCluster
@@ -112,18 +117,10 @@ def connect(address: str | None, resources_per_member: str | None = None) -> "It
 
 def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, restart: bool) -> list[int]:
     """Return the indices of the members to train, after removing the state and leases that are no longer needed."""
-    requested = range(recipe.members) if members is None else sorted(set(members))
-    unknown = [index for index in requested if not 0 <= index < recipe.members]
-    if unknown:
-        reason = "--smoke trains no more" if run.smoke else "to train more, set its `members`"
-        raise RecipeError(
-            f"there is no member {unknown[0]}: the recipe has members 0 to {recipe.members - 1}; {reason}."
-        )
-    finished = run.finished_members()
-    missing = [index for index in requested if index not in finished]
+    finished, missing = finished_and_missing(run, recipe, members)
     _discard_stack(run, missing, restart)
     # State that a kill left between the final model and its removal, and state to discard.
-    for index in [*(set(finished) & set(requested)), *(missing if restart else [])]:
+    for index in [*finished, *(missing if restart else [])]:
         with run.member(index).lock():
             shutil.rmtree(run.member(index).state, ignore_errors=True)
     for index in missing:
@@ -163,23 +160,12 @@ def _train_missing(
     in_process = num_workers == 1 and not ray_cluster
     tf_strategy = make_strategy(strategy, recipe.data.batch_size) if in_process else None
     host_group.on_strategy_created(tf_strategy)
-    splits = _load_data(recipe)
-    fingerprint = run.require_data(splits)
-    data_info = {"classes": list(splits.classes), "transform": dataclasses.asdict(splits.train.transform)}
-    run.append_event(
-        "training_started",
-        members=missing,
-        kept=run.finished_members(),
-        workers=num_workers,
-        smoke=run.smoke,
-        precision=recipe.precision,
-        data=fingerprint,
-        **data_info,
-    )
+    splits = load_training_data(recipe)
+    record_start(run, recipe, splits, missing, num_workers)
     progress_monitor = Monitor(run, recipe, splits, missing)
     with (
         GracefulShutdown() as shutdown,
-        _translate_stop(run, recipe, shutdown),
+        translate_stop(run, recipe, shutdown),
         shutdown.mask_signals(enabled=host_group.is_multi_host),
         progress_monitor as monitor,
     ):
@@ -203,28 +189,6 @@ def _few_images_note(recipe: Recipe, splits: Splits) -> str:
     if recipe.restore_best is None:
         return ""
     return few_images_note("the best epoch of each member is chosen", len(splits.validation))
-
-
-def _load_data(recipe: Recipe) -> Splits:
-    splits = recipe.data.load()
-    if not len(splits.validation):
-        raise RecipeError(
-            f"{recipe.data.name} has no validation split. Set its `validation` to a number of examples or a fraction."
-        )
-    if duplicates_text := validation.duplicates_warning(splits):
-        logging.getLogger(__name__).warning("%s: %s", recipe.data.name, duplicates_text)
-    return splits
-
-
-@contextlib.contextmanager
-def _translate_stop(run: Run, recipe: Recipe, shutdown: GracefulShutdown) -> Iterator[None]:
-    """Raise `Interrupted` in place of `TrainingStopped`."""
-    try:
-        yield
-    except TrainingStopped:
-        progress = f"{_progress(run, recipe)} finished, the others saved"
-        run.append_event("training_stopped", signal=shutdown.requested.name if shutdown.requested else None)
-        raise shutdown.as_error(progress, "To resume, run the same command again.") from None
 
 
 def _train_in_process(
@@ -272,14 +236,9 @@ def _raise_failures(run: Run, recipe: Recipe, failures: dict[int, CommitteeError
         raise DivergedError("\n".join(str(error) for error in failures.values()))
     listing = "\n  ".join(f"member {index}: {str(error).splitlines()[0]}" for index, error in sorted(failures.items()))
     raise IncompleteError(
-        f"{_progress(run, recipe)} finished in {run.path}; failed:\n  {listing}\n"
+        f"{progress(run, recipe)} finished in {run.path}; failed:\n  {listing}\n"
         "To retry the failed members from their last checkpoints, run the same command again."
     )
-
-
-def _progress(run: Run, recipe: Recipe) -> str:
-    """Return `"2 of 3 members"`, the finished ones."""
-    return f"{len(run.finished_members())} of {pluralize(recipe.members, 'member')}"
 
 
 def _parse_resources(text: str | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_committee.checkpoints import Checkpoint
+from keras_committee.checkpoints import Checkpoint, with_saved_dtype
 from keras_committee.errors import RunError
 from keras_committee.training.ema import WeightEMA
 
@@ -133,7 +133,7 @@ def _read_variable(variable) -> np.ndarray:
 def _write_variable(variable, array: np.ndarray) -> None:
     value = variable.value
     dtype = value.dtype.as_numpy_dtype
-    array = array.view(dtype) if array.dtype.kind == "V" else array  # NumPy's files have no name for bfloat16
+    array = with_saved_dtype(array, dtype)
     replica_variables = value.values if _is_per_replica(value) else []
     if len(array.shape) == len(value.shape):
         variable.assign(array)

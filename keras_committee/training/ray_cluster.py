@@ -21,14 +21,14 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from keras_committee.errors import CommitteeError, RecipeError, ResourceError
+from keras_committee.errors import CommitteeError, RecipeError, ResourceError, pluralize
 from keras_committee.files import translate_os_errors
 from keras_committee.precision import Device, training_device
 from keras_committee.run import Run
 from keras_committee.signals import GracefulShutdown
 from keras_committee.system_limits import usable_core_count
 from keras_committee.training.lease import Lease, LeaseShutdown, release
-from keras_committee.training.reporting import Monitor, TrainingOptions, pluralize
+from keras_committee.training.reporting import Monitor, TrainingOptions
 from keras_committee.training.supervisor import Attempt, Exit, Supervisor
 from keras_committee.training.worker import PipeReporter, capture_error, configure_threads, train_one
 

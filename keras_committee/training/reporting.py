@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from keras_committee.data import Splits
+from keras_committee.errors import pluralize
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 from keras_committee.training.failsafe import Failsafe
@@ -179,11 +180,6 @@ class Monitor:
             f"  validation {row['validation_accuracy']:.4f}  {row['images_per_second']:.0f} images/s"
             f"  {'?' if seconds_left is None else f'{seconds_left / 60:.1f}'} min left"
         )
-
-
-def pluralize(number: float, noun: str) -> str:
-    """Return `"1 member"`, `"2 members"`."""
-    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
 
 
 class ProgressBars(Progress):

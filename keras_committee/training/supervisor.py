@@ -19,13 +19,13 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from keras_committee import errors
-from keras_committee.errors import CommitteeError, DivergedError, IncompleteError
+from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, pluralize
 from keras_committee.files import translate_os_errors
 from keras_committee.run import Run
 from keras_committee.signals import GracefulShutdown
 from keras_committee.system_limits import usable_cores
 from keras_committee.training.devices import DeviceShare, partition_devices
-from keras_committee.training.reporting import Monitor, TrainingOptions, pluralize
+from keras_committee.training.reporting import Monitor, TrainingOptions
 
 _POLL_SECONDS = 1.0
 _STACK_DUMP_SECONDS = 2.0  # for a stalled worker to write its stack traces

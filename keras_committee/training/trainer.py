@@ -11,7 +11,6 @@
 """
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -26,14 +25,13 @@ from keras_committee import metrics
 from keras_committee.checkpoints import Checkpoints
 from keras_committee.data import Splits
 from keras_committee.data.validation import name_unreadable_images
-from keras_committee.errors import DivergedError, RecipeError, RunError, VerificationError
+from keras_committee.errors import DivergedError, RecipeError, RunError, VerificationError, pluralize
 from keras_committee.files import expand_home
 from keras_committee.layers import set_survival
-from keras_committee.member_dir import DataInfo, MemberDir
+from keras_committee.member_dir import MemberDir
 from keras_committee.models.building import build_member
 from keras_committee.models.loading import load_member
 from keras_committee.models.member_check import MemberCheck, registered_names
-from keras_committee.models.outputs import classify_outputs, noise_images
 from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
 from keras_committee.schedules import scale_learning_rate
@@ -44,9 +42,10 @@ from keras_committee.training.freezing import LayerFreezer
 from keras_committee.training.member_check import make_member_check
 from keras_committee.training.member_state import BestEpoch, MemberState
 from keras_committee.training.multihost import SingleHost
-from keras_committee.training.reporting import Reporter, TrainingOptions, pluralize
+from keras_committee.training.reporting import Reporter, TrainingOptions
 from keras_committee.training.tensorboard import MemberLog, StepProfiler
 from keras_committee.training.train_step import BlockStats, make_train_step
+from keras_committee.training_run import check_fit, data_info
 
 # After a rollback the batches differ from those that led to divergence; the members' own seeds lie close together.
 _ROLLBACK_SEED_STRIDE = 1_000_000_007
@@ -282,8 +281,7 @@ class _Trainer:
         elif state.ema:
             state.ema.copy_to_weights()
         self._shutdown.check_before_saving()
-        data_info = DataInfo(classes=self._splits.classes, transform=dataclasses.asdict(self._splits.train.transform))
-        self._log.on_train_end(state.history, state.model, data_info)
+        self._log.on_train_end(state.history, state.model, data_info(self._splits))
         self._checkpoints.discard()
 
     def _save(self, reason: str) -> None:
@@ -385,26 +383,6 @@ def _build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distr
         optimizer.build(model.trainable_variables)
     ema = WeightEMA(model, recipe.ema_momentum, strategy) if recipe.ema_momentum is not None else None
     return MemberState(model, optimizer, ema)
-
-
-def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
-    """Raise RecipeError unless `model` is trainable and maps the images of `splits` to one logit per class."""
-    name, image_shape, num_classes = f"member {index} ({model.name})", splits.train.image_shape, len(splits.classes)
-    input_shape, output_shape = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
-    if input_shape != tuple(image_shape):
-        raise RecipeError(f"{name} takes images of shape {input_shape}; the data has {tuple(image_shape)}.")
-    if not model.trainable_variables:
-        raise RecipeError(f"{name} has no trainable weights. To use it without training, run: keras-committee import")
-    if output_shape != (num_classes,):
-        raise RecipeError(
-            f"{name} has outputs of shape {output_shape}; the data has {num_classes} classes.\n"
-            "  A member must return one logit per class: pass a matching `classes` to its builder."
-        )
-    outputs = classify_outputs(model, noise_images(image_shape))
-    if outputs.kind != "logits":
-        raise RecipeError(
-            f"{name} {outputs.description}. A member must return logits: remove the activation of its last layer."
-        )
 
 
 def copy_weights(initial_weights: str | Callable[[int], str] | None, model: keras.Model, index: int) -> None:

@@ -9,7 +9,7 @@ from keras_committee import layers
 from keras_committee.errors import RecipeError
 from keras_committee.training.devices import make_strategy
 from keras_committee.training.train_step import make_train_step
-from keras_committee.training.trainer import check_fit
+from keras_committee.training_run import check_fit
 
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -1,0 +1,125 @@
+"""What every way to train a run has in common: the members to train, their data, the journal, and being stopped."""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+
+import keras
+
+from keras_committee.data import Splits, validation
+from keras_committee.errors import RecipeError, pluralize
+from keras_committee.member_dir import DataInfo
+from keras_committee.models.outputs import classify_outputs, noise_images
+from keras_committee.recipe import Recipe
+from keras_committee.run import Run
+from keras_committee.signals import GracefulShutdown, TrainingStopped
+
+
+def finished_and_missing(run: Run, recipe: Recipe, members: Sequence[int] | None) -> tuple[list[int], list[int]]:
+    """Return the indices of the requested members that are finished, and of those to train.
+
+    Args:
+        run: The run folder.
+        recipe: Its recipe.
+        members: Indices of the requested members; None requests all.
+
+    Raises:
+        RecipeError: If the recipe has no such member.
+    """
+    requested = range(recipe.members) if members is None else sorted(set(members))
+    unknown = [index for index in requested if not 0 <= index < recipe.members]
+    if unknown:
+        reason = "--smoke trains no more" if run.smoke else "to train more, set its `members`"
+        raise RecipeError(
+            f"there is no member {unknown[0]}: the recipe has members 0 to {recipe.members - 1}; {reason}."
+        )
+    finished = set(run.finished_members()) & set(requested)
+    return sorted(finished), [index for index in requested if index not in finished]
+
+
+def load_training_data(recipe: Recipe) -> Splits:
+    """Load the data of a recipe, and warn of images that are in two splits.
+
+    Raises:
+        DataError: If the data is invalid.
+        RecipeError: If there is no validation split.
+    """
+    splits = recipe.data.load()
+    if not len(splits.validation):
+        raise RecipeError(
+            f"{recipe.data.name} has no validation split. Set its `validation` to a number of examples or a fraction."
+        )
+    if duplicates_text := validation.duplicates_warning(splits):
+        logging.getLogger(__name__).warning("%s: %s", recipe.data.name, duplicates_text)
+    return splits
+
+
+def record_start(run: Run, recipe: Recipe, splits: Splits, missing: Sequence[int], workers: int) -> str:
+    """Append the start of a training to the journal, and return the fingerprint of the training images.
+
+    Args:
+        run: The run folder.
+        recipe: Its recipe, with the precision in which it trains.
+        splits: The data.
+        missing: Indices of the members to train.
+        workers: Number of processes that train members.
+
+    Raises:
+        RecipeError: If the classes differ from those that the members of the run were trained on.
+        RunError: If the data were moved, and the images differ.
+        ResourceError: If the journal cannot be written.
+    """
+    fingerprint = run.require_data(splits)
+    run.append_event(
+        "training_started",
+        members=missing,
+        kept=run.finished_members(),
+        workers=workers,
+        smoke=run.smoke,
+        precision=recipe.precision,
+        data=fingerprint,
+        **dataclasses.asdict(data_info(splits)),
+    )
+    return fingerprint
+
+
+def data_info(splits: Splits) -> DataInfo:
+    """Return the description of the data that goes into the files of the members trained on them."""
+    return DataInfo(classes=splits.classes, transform=dataclasses.asdict(splits.train.transform))
+
+
+def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
+    """Raise RecipeError unless `model` is trainable and maps the images of `splits` to one logit per class."""
+    name, image_shape, num_classes = f"member {index} ({model.name})", splits.train.image_shape, len(splits.classes)
+    input_shape, output_shape = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
+    if input_shape != tuple(image_shape):
+        raise RecipeError(f"{name} takes images of shape {input_shape}; the data has {tuple(image_shape)}.")
+    if not model.trainable_variables:
+        raise RecipeError(f"{name} has no trainable weights. To use it without training, run: keras-committee import")
+    if output_shape != (num_classes,):
+        raise RecipeError(
+            f"{name} has outputs of shape {output_shape}; the data has {num_classes} classes.\n"
+            "  A member must return one logit per class: pass a matching `classes` to its builder."
+        )
+    outputs = classify_outputs(model, noise_images(image_shape))
+    if outputs.kind != "logits":
+        raise RecipeError(
+            f"{name} {outputs.description}. A member must return logits: remove the activation of its last layer."
+        )
+
+
+@contextlib.contextmanager
+def translate_stop(run: Run, recipe: Recipe, shutdown: GracefulShutdown) -> Iterator[None]:
+    """Raise `Interrupted` in place of `TrainingStopped`, and append the stop to the journal."""
+    try:
+        yield
+    except TrainingStopped:
+        run.append_event("training_stopped", signal=shutdown.requested.name if shutdown.requested else None)
+        text = f"{progress(run, recipe)} finished, the others saved"
+        raise shutdown.as_error(text, "To resume, run the same command again.") from None
+
+
+def progress(run: Run, recipe: Recipe) -> str:
+    """Return `"2 of 3 members"`, the finished ones."""
+    return f"{len(run.finished_members())} of {pluralize(recipe.members, 'member')}"
