@@ -34,7 +34,7 @@ SUBSETS = 200  # committees of each size in the table
 def train_width(arguments, width, members, deadline):
     """Train one width as far as the time allows, and return whether it is finished."""
     from keras_committee.errors import Interrupted
-    from keras_committee.evaluation.predictions import load_or_compute_predictions
+    from keras_committee.evaluation.predictions import load_or_compute_predictions, preload
     from keras_committee.run import open_run
     from keras_committee.stacked import StackedOptions, train_stacked
 
@@ -57,9 +57,9 @@ def train_width(arguments, width, members, deadline):
         except Interrupted as error:
             print(f"WRN-16-{width}  {error}")
             return False
-        arrays = {}
+        arrays, (loaded, _) = {}, preload(recipe)
         for split in ("validation", "test"):
-            predictions = load_or_compute_predictions(run, recipe, split)
+            predictions = load_or_compute_predictions(run, loaded, split)
             arrays[split] = predictions.log_probabilities.astype(np.float16)
             arrays[f"{split}_labels"] = predictions.labels.astype(np.uint8)
         seconds = time.monotonic() - started

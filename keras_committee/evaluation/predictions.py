@@ -157,17 +157,17 @@ def store(folder: Path, name: str, source: str, array: np.ndarray) -> None:
                 stale.unlink(missing_ok=True)
 
 
-def store_member_predictions(run: Run, index: int, split: str, examples: Split, log_probs: np.ndarray) -> None:
+def store_member_predictions(run: Run, index: int, split: str, data_fingerprint: str, log_probs: np.ndarray) -> None:
     """Store predictions of a finished member, so that no command computes them again. Raises ResourceError.
 
     Args:
         run: The run folder.
         index: Index of the member.
         split: `"validation"` or `"test"`.
-        examples: The split.
+        data_fingerprint: Fingerprint of the split.
         log_probs: Log-probabilities, float32 `(examples, classes)`.
     """
-    store(*_cache_entry(run, index, split), file_hash(run.member(index).model) + examples.fingerprint(), log_probs)
+    store(*_cache_entry(run, index, split), file_hash(run.member(index).model) + data_fingerprint, log_probs)
 
 
 def _check_predictions(run: Run, index: int, log_probs: np.ndarray, num_classes: int) -> None:

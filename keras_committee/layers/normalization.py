@@ -115,6 +115,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return ops.cast(values, "float32")
 
 
+def moving_statistics(model: keras.Model) -> list[keras.Variable]:
+    """Return the moving means and variances of all batch normalizations of a model, Keras' own included."""
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    return [variable for layer in layers for variable in layer.non_trainable_variables]
+
+
 def _compiles_with_xla():
     """Return whether the graph in construction belongs to a function with `jit_compile=True`."""
     import tensorflow as tf

@@ -18,6 +18,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_committee.data.augment import PadCropFlip
 from keras_committee.layers.heads import log_softmax
+from keras_committee.layers.normalization import moving_statistics
 from keras_committee.stacked.convolution import use_packed_convolutions
 
 MODES = ("vmap", "packed", "sequential")
@@ -87,7 +88,9 @@ class StackedProgram:
         self._optimizer = optimizer
         optimizer.learning_rate = self._rate = _MemberRate(optimizer._learning_rate)
         optimizer.build(self._model.trainable_variables)
-        self._averaged = _batch_statistics(self._model) if ema_momentum is not None else None
+        self._averaged = None
+        if ema_momentum is not None:
+            self._averaged = _positions(self._model, moving_statistics(self._model))
         if mode == "packed":
             use_packed_convolutions(self._model, packed_channels)
         self._epoch_fn = jax.jit(self._sequential_epoch if mode == "sequential" else self._epoch, donate_argnums=0)
@@ -164,17 +167,14 @@ class StackedProgram:
 
     def set_variable(self, state: StackedState, variables: Sequence[keras.Variable], values: Sequence[float]):
         """Return the state in which variables of the first model have these values for every member."""
-        positions = {id(variable): index for index, variable in enumerate(self._model.non_trainable_variables)}
         arrays = list(state.variables)
-        for variable, value in zip(variables, values, strict=True):
-            index = positions[id(variable)]
+        for index, value in zip(_positions(self._model, variables), values, strict=True):
             arrays[index] = jnp.full_like(arrays[index], value)
         return dataclasses.replace(state, variables=arrays)
 
     def values_of(self, state: StackedState, variables: Sequence[keras.Variable]) -> np.ndarray:
         """Return the values of scalar variables of the first model for each member, `(members, variables)`."""
-        positions = {id(variable): index for index, variable in enumerate(self._model.non_trainable_variables)}
-        values = [np.asarray(state.variables[positions[id(variable)]]) for variable in variables]
+        values = [np.asarray(state.variables[index]) for index in _positions(self._model, variables)]
         return np.stack(values, axis=1) if values else np.zeros((len(state.weights[0]), 0))
 
     def is_finite(self, state: StackedState) -> np.ndarray:
@@ -327,11 +327,10 @@ def _stack(variables):
     return jnp.stack([jnp.asarray(variable.value) for variable in variables])
 
 
-def _batch_statistics(model):
-    """Return the positions of the moving statistics among the model's non-trainable variables."""
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-    wanted = {id(variable) for layer in layers for variable in layer.non_trainable_variables}
-    return [index for index, variable in enumerate(model.non_trainable_variables) if id(variable) in wanted]
+def _positions(model, variables):
+    """Return the positions of some variables among the model's non-trainable variables."""
+    positions = {id(variable): index for index, variable in enumerate(model.non_trainable_variables)}
+    return [positions[id(variable)] for variable in variables]
 
 
 def _check_same_layers(models):

@@ -106,8 +106,8 @@ def train_stacked(
     diverged: list[int] = []
     with GracefulShutdown() as shutdown, translate_stop(run, recipe, shutdown):
         while missing:
-            group = _next_group(run.stacked_state, missing, options.max_members)
-            diverged += _Stack(run, recipe, group, splits, fingerprint, options, shutdown, note).train()
+            group, checkpoint = _next_group(run.stacked_state, missing, options.max_members, note)
+            diverged += _Stack(run, recipe, group, splits, fingerprint, options, shutdown, note).train(checkpoint)
             missing = [index for index in missing if index not in group]
     _raise_diverged(run, recipe, diverged)
     run.append_event("training_finished")
@@ -128,9 +128,9 @@ class _Stack:
         self._last_save = time.monotonic()
         self._deadline = self._last_save + (math.inf if options.max_seconds is None else options.max_seconds)
 
-    def train(self) -> list[int]:
-        """Train the group to its end, and return the members whose loss is no longer finite."""
-        self._resume()
+    def train(self, checkpoint: Checkpoint | None) -> list[int]:
+        """Train the group to its end, from a checkpoint if there is one; return the members that diverged."""
+        self._resume(checkpoint)
         images, labels = jnp.asarray(self._splits.train.images.numpy()), jnp.asarray(self._splits.train.labels)
         while self._epoch < self._recipe.epochs:
             with self._shutdown.mask_signals():
@@ -150,10 +150,7 @@ class _Stack:
     def _epoch(self) -> int:
         return len(self._histories[0])
 
-    def _resume(self) -> None:
-        checkpoint, problems = self._checkpoints.load_newest()
-        for problem in problems:
-            self._note(f"warning: {problem}")
+    def _resume(self, checkpoint: Checkpoint | None) -> None:
         for index in self._group:
             name = "member_started" if checkpoint is None else "member_resumed"
             self._run.append_event(name, member=index, seed=self._recipe.seed + index)
@@ -266,11 +263,11 @@ class _Stack:
         """Write the models of the members, then remove their common state; return the diverged members."""
         self._save()
         splits = {"validation": self._splits.validation, "test": self._splits.test}
-        predictions = {
-            name: self._program.log_probabilities(self._state, split.images.numpy())
+        predictions = [
+            (name, split.fingerprint(), self._program.log_probabilities(self._state, split.images.numpy()))
             for name, split in splits.items()
             if len(split) and isinstance(split.images, InMemoryImages)
-        }
+        ]
         diverged = []
         for position, (index, model) in enumerate(zip(self._group, self._models, strict=True)):
             if not all(map(loss_is_finite, self._histories[position])):
@@ -283,8 +280,8 @@ class _Stack:
                 member_dir.write_history(self._histories[position])
                 save_member(model, member_dir.model, data_info(self._splits))
             self._run.append_event("member_finished", member=index)
-            for name, log_probs in predictions.items():
-                store_member_predictions(self._run, index, name, getattr(self._splits, name), log_probs[position])
+            for name, data_fingerprint, log_probs in predictions:
+                store_member_predictions(self._run, index, name, data_fingerprint, log_probs[position])
         self._checkpoints.discard()
         return diverged
 
@@ -345,15 +342,20 @@ def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, re
     return missing
 
 
-def _next_group(state_dir: Path, missing: list[int], max_members: int | None) -> list[int]:
-    """Return the members to train next: those of the saved state, or as many as one program may hold."""
-    checkpoint, _ = Checkpoints(state_dir, read_only=True).load_newest()
+def _next_group(
+    state_dir: Path, missing: list[int], max_members: int | None, note: Callable[[str], None]
+) -> tuple[list[int], Checkpoint | None]:
+    """Return the members to train next, and their state: those of the saved state, or as many as a program may hold."""
+    checkpoints = Checkpoints(state_dir)
+    checkpoint, problems = checkpoints.load_newest()
+    for problem in problems:
+        note(f"warning: {problem}")
     if checkpoint is not None:
         begun = [index for index in checkpoint.document["members"] if index in missing]
         if begun:
-            return begun
-        Checkpoints(state_dir).discard()  # of members that are finished
-    return missing[:max_members]
+            return begun, checkpoint
+        checkpoints.discard()  # of members that are finished
+    return missing[:max_members], None
 
 
 def build_program(

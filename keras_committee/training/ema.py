@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import keras
 import tensorflow as tf
 
+from keras_committee.layers.normalization import moving_statistics
+
 
 class WeightEMA:
     """Exponential moving averages of a model's trainable weights and of its batch statistics.
@@ -24,7 +26,7 @@ class WeightEMA:
 
     def __init__(self, model: keras.Model, decay: float, strategy: tf.distribute.Strategy):
         self._decay, self._strategy = decay, strategy
-        self._weights = [*model.trainable_variables, *_batch_norm_statistics(model)]
+        self._weights = [*model.trainable_variables, *moving_statistics(model)]
         with strategy.scope():
             self.variables = [  # from arrays: Keras would wrap a variable of TensorFlow and not copy it
                 keras.Variable(
@@ -66,8 +68,3 @@ def _update(average, weight, decay):
 def _replica_variables(weight):
     """Return the variable of each replica: batch statistics that are not synchronized differ between them."""
     return getattr(weight.value, "values", (weight.value,))
-
-
-def _batch_norm_statistics(model: keras.Model) -> list:
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-    return [weight for layer in layers for weight in layer.non_trainable_variables]
