@@ -10,39 +10,13 @@ input the worker prints the seconds that they took. Needs only torch and NumPy.
 import json
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
 
-
-class Block(nn.Module):
-    """Pre-activation block B(3, 3); if the shape changes, branch and projection share the pre-activation."""
-
-    def __init__(self, in_channels, out_channels, stride):
-        super().__init__()
-        self.norm_1, self.norm_2 = nn.BatchNorm2d(in_channels), nn.BatchNorm2d(out_channels)
-        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.projection = None
-        if in_channels != out_channels:
-            self.projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-
-    def forward(self, x):
-        activation = torch.relu(self.norm_1(x))
-        branch = self.conv_2(torch.relu(self.norm_2(self.conv_1(activation))))
-        return branch + (x if self.projection is None else self.projection(activation))
-
-
-def network(width):
-    """Return a WRN-16-width for ten classes."""
-    k = width
-    groups = [(16, 16 * k, 1), (16 * k, 16 * k, 1), (16 * k, 32 * k, 2)]
-    groups += [(32 * k, 32 * k, 1), (32 * k, 64 * k, 2), (64 * k, 64 * k, 1)]
-    blocks = [Block(*group) for group in groups]
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1, bias=False), *blocks, nn.BatchNorm2d(64 * k), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64 * k, 10),
-    )  # fmt: skip
+sys.path.append(str(Path(__file__).parents[1]))
+from interleaved.torch_network import network
 
 
 class Trainer:
