@@ -19,6 +19,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_committee.data.augment import PadCropFlip
 from keras_committee.layers.heads import log_softmax
 from keras_committee.layers.normalization import moving_statistics
+from keras_committee.models.label_smoothing import smooth_labels
 from keras_committee.stacked.convolution import use_packed_convolutions
 
 MODES = ("vmap", "packed", "sequential")
@@ -227,17 +228,9 @@ class StackedProgram:
             weights, variables, inputs, training=True, return_losses=True
         )
         logits = logits.astype("float32")
-        loss = self._smoothed_loss(targets, logits) + sum(penalties)
+        smoothed, loss_fn = smooth_labels(targets, logits.shape[-1], self._loss, self._label_smoothing)
+        loss = loss_fn(smoothed, logits) + sum(penalties)
         return loss, (variables, jnp.sum(jnp.argmax(logits, axis=-1) == targets))
-
-    def _smoothed_loss(self, targets, logits):
-        if not self._label_smoothing:
-            return self._loss(targets, logits)
-        classes, loss = logits.shape[-1], self._loss
-        if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
-            loss = keras.losses.CategoricalCrossentropy(from_logits=loss.from_logits, reduction=loss.reduction)
-        one_hot = jax.nn.one_hot(targets, classes)
-        return loss(one_hot * (1.0 - self._label_smoothing) + self._label_smoothing / classes, logits)
 
     def _update(self, weights, gradients, optimizer, factor):
         """Return weights and optimizer variables of one member after an update."""

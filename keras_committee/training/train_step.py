@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_committee.errors import RecipeError
 from keras_committee.layers.survival import stochastic_depth_blocks
+from keras_committee.models.label_smoothing import smooth_labels
 from keras_committee.training.devices import uses_xla
 from keras_committee.training.ema import WeightEMA
 
@@ -99,7 +100,7 @@ def make_train_step(
         with tf.GradientTape(watch_accessed_variables=False) as tape:  # frozen layers are not even recorded
             tape.watch([weight.value for weight in weights])
             logits = tf.cast(model(images, training=True), tf.float32)
-            smoothed_targets, loss_fn = _smooth_labels(targets, logits.shape[-1], loss, label_smoothing)
+            smoothed_targets, loss_fn = smooth_labels(targets, logits.shape[-1], loss, label_smoothing)
             # Keras divides `loss` by the replicas already; the penalties are the same on each and must be, too.
             objective = (loss_fn(smoothed_targets, logits) + sum(model.losses) / replicas) / gradient_accumulation_steps
             scaled_loss = optimizer.scale_loss(objective)
@@ -173,17 +174,6 @@ def _part_rows(tensor, part_index: int, num_parts: int):
     if tensor.shape[0] is not None:
         rows = tf.ensure_shape(rows, (tensor.shape[0] // num_parts, *tensor.shape[1:]))
     return rows
-
-
-def _smooth_labels(targets, num_classes: int, loss: keras.losses.Loss, smoothing: float):
-    """Return the smoothed targets, as probabilities unless they are plain labels, and the loss that accepts them."""
-    is_labels = targets.shape.rank == 1
-    if is_labels and not smoothing:
-        return targets, loss
-    probabilities = tf.one_hot(targets, num_classes) if is_labels else targets
-    if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
-        loss = keras.losses.CategoricalCrossentropy(from_logits=loss.from_logits, reduction=loss.reduction)
-    return probabilities * (1.0 - smoothing) + smoothing / num_classes, loss
 
 
 def _class_indices(targets):
