@@ -102,6 +102,16 @@ def mirrored():
     return make_strategy("mirrored", 2)
 
 
+@pytest.fixture(scope="session")
+def fork_server():
+    """The one fork server of the session, see training/fork_server.py; it saves a program the import of TensorFlow."""
+    from fork_server import ForkServer
+
+    server = ForkServer.start()
+    yield server
+    server.close()
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """Headless Chromium with a fresh profile; tests that need it are skipped where it is not installed."""

@@ -188,11 +188,15 @@ def test_a_bug_keeps_its_traceback(folder, monkeypatch, error):
 
 
 @pytest.mark.slow
-def test_worker_processes_add_nothing_to_the_document(folder):
+def test_worker_processes_add_nothing_to_the_document(folder, fork_server):
+    """Also tests/training/test_supervisor.py, by processes that are not forked."""
     command = [sys.executable, "-m", "keras_committee.cli", "train", "tiny.py", "--smoke", "--json"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == {
+    with fork_server.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, nested=True) as process:
+        output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    document = json.loads(output)
+    assert [member["index"] for member in document.pop("members")] == [0, 1]
+    assert document == {
         "recipe": "tiny",
         "run": "runs/tiny-smoke",
         "parameters": DEFAULTS,
@@ -208,6 +212,12 @@ def test_training_again_trains_nothing_and_prints_one_document(copied, capsys):
     assert cli.main(["train", "tiny.py", "--json"]) == 0
     assert [model.stat().st_mtime_ns for model in models] == before
     document = json.loads(capsys.readouterr().out)
+    last = Run(copied).member(2).read_history()[-1]
+    *_, member = members = document.pop("members")
+    assert [member["index"] for member in members] == [0, 1, 2]
+    assert (member["epoch"], member["epochs"], member["validation_accuracy"]) == (2, 2, last["validation_accuracy"])
+    assert member["accuracy_interval"]["low"] < last["validation_accuracy"] < member["accuracy_interval"]["high"]
+    assert member["seconds"] > 0
     assert document == {
         "recipe": "tiny",
         "run": "runs/tiny",

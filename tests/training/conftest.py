@@ -1,11 +1,10 @@
-"""Fixtures of the training tests: stops at a given moment, and processes forked from one that has TensorFlow."""
+"""Fixtures of the training tests: stops at a given moment, and workers forked from a process that has TensorFlow."""
 
 import signal
 import subprocess
 import types
 
 import pytest
-from fork_server import ForkServer
 
 from keras_committee.signals import GracefulShutdown, TrainingStopped
 
@@ -28,14 +27,6 @@ class StopAt(GracefulShutdown):
 def stop_at():
     """Makes a `GracefulShutdown` that stops at a moment."""
     return StopAt
-
-
-@pytest.fixture(scope="session")
-def fork_server():
-    """The one fork server of the session, see fork_server.py."""
-    server = ForkServer.start()
-    yield server
-    server.close()
 
 
 @pytest.fixture
