@@ -1,9 +1,11 @@
 """Tables of members and committees for the terminal."""
 
+import math
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
 import click
@@ -130,6 +132,42 @@ def print_training(members: list[dict[str, Any]]) -> None:
     ]
     columns = ["member", "epoch kept", "validation accuracy", "validation NLL", "time"]
     print_table(columns, rows, "Accuracy with its 95 % interval over the images. ")
+
+
+def print_search(members: list[dict[str, Any]]) -> None:
+    """Print the members of a search, the lowest validation NLL first, then those that did not finish.
+
+    Args:
+        members: The `members` of the result of `search`, at least one.
+    """
+
+    def nll(member: dict[str, Any]) -> float:
+        return math.inf if member["validation_nll"] is None else member["validation_nll"]
+
+    parameters = list(members[0]["parameters"])
+    rows = [
+        [
+            PurePath(member["run"]).name.removeprefix("member-"),
+            *(format_value(member["parameters"][name]) for name in parameters),
+            *_search_scores(member),
+            format_duration(60 * member["minutes"]),
+        ]
+        for member in sorted(members, key=nll)
+    ]
+    note = "Validation scores, accuracy with its 95 % interval over the images. Gain: decrease of the committee's NLL. "
+    print_table(["member", *parameters, "accuracy", "NLL", "gain", "time"], rows, note)
+
+
+def _search_scores(member: dict[str, Any]) -> list[str]:
+    if member["gain"] is None:
+        return ["did not finish", "-", "-"]
+    accuracy = format_accuracy(member["validation_accuracy"], member["accuracy_interval"])
+    return [accuracy, f"{member['validation_nll']:.4f}", f"{member['gain']:.4f}"]
+
+
+def format_value(value: Any) -> str:
+    """Format the value of a recipe parameter; floats have four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def format_duration(seconds: float | None) -> str:

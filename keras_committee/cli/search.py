@@ -12,6 +12,7 @@ from keras_committee.costs import format_cost
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.search import Budget, parse_ranges
+from keras_committee.tables import print_search, print_text
 
 
 @click.command()
@@ -31,6 +32,12 @@ from keras_committee.search import Budget, parse_ranges
     metavar="DIR",
     help="Search folder.",
     show_default="runs/RECIPE-search",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Maximum number of members to train, including those of earlier starts.",
 )
 @click.option(
     "--budget-gflops",
@@ -53,6 +60,7 @@ def search(
     recipe: str,
     ranges: tuple[str, ...],
     search_dir: str | None,
+    trials: int | None,
     budget_gflops: float | None,
     budget_minutes: float | None,
     overrides: tuple[str, ...],
@@ -60,11 +68,12 @@ def search(
 ) -> None:
     """Search for new members within a training budget.
 
-    Optuna proposes parameters of RECIPE, and each proposal is trained as one member, until the budget is spent. One
-    member costs 3 x MFLOPs x images x epochs. To resume an interrupted search, run the same command again.
+    Optuna proposes parameters of RECIPE, and each proposal is trained as one member, until --trials members are trained
+    or a budget is spent. One member costs 3 x MFLOPs x images x epochs. To resume an interrupted search, run the same
+    command again; to continue a finished one, raise --trials or the budget.
     """
-    if budget_gflops is None and budget_minutes is None:
-        raise click.UsageError("a search requires --budget-gflops X or --budget-minutes X.")
+    if trials is None and budget_gflops is None and budget_minutes is None:
+        raise click.UsageError("a search requires --trials N, --budget-gflops X or --budget-minutes X.")
     recipe_file = RecipeFile.read(recipe)
     search_space = parse_ranges(recipe_file, list(ranges))
     parameters = recipe_file.resolve(list(overrides))
@@ -73,18 +82,22 @@ def search(
     with reserve_stdout_for_json(as_json):
         from keras_committee.search.driver import search as run_search
 
-        budget = Budget(gflops=budget_gflops or math.inf, minutes=budget_minutes or math.inf)
+        budget = Budget(trials=trials or math.inf, gflops=budget_gflops or math.inf, minutes=budget_minutes or math.inf)
         out = Path(search_dir or f"runs/{recipe_file.name}-search")
         result = run_search(
-            recipe_file, parameters, search_space, budget, out, command=settings["command"], report=click.echo
+            recipe_file, parameters, search_space, budget, out, command=settings["command"], report=print_text
         )
     if as_json:
         print_json(result)
         return
+    if result["members"]:
+        print_search(result["members"])
     count = len(result["runs"])
-    click.echo(
-        f"Trained {count} member{'' if count == 1 else 's'} for {format_cost(result['gflops'], '.4g')} GFLOPs in"
-        f" {result['minutes']:.1f} minutes; the budget of {budget} is spent."
+    failed = len(result["members"]) - count
+    print_text(
+        f"Trained {count} member{'' if count == 1 else 's'}{f' ({failed} failed)' if failed else ''} for"
+        f" {format_cost(result['gflops'], '.4g')} GFLOPs in {result['minutes']:.1f} minutes; the budget of"
+        f" {budget} is spent."
     )
     if result["runs"]:
         print_next_steps("select", *result["runs"])

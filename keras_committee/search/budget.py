@@ -26,10 +26,12 @@ class Budget:
     """Maximum training cost of a search, over all its members and all its starts.
 
     Attributes:
+        trials: Number of members whose training starts, also of those that diverge.
         gflops: GFLOPs of training; see `training_gflops`.
         minutes: Minutes of training.
     """
 
+    trials: float = math.inf
     gflops: float = math.inf
     minutes: float = math.inf
 
@@ -44,6 +46,8 @@ class Budget:
         Raises:
             RecipeError: If GFLOPs are limited and unknown.
         """
+        if not self.allows_trial(costs):
+            return False
         spent_minutes = sum(cost.minutes for cost in costs)
         known = [cost.gflops for cost in costs if cost.gflops is not None]
         if gflops is None or len(known) < len(costs):
@@ -59,9 +63,14 @@ class Budget:
         # The tolerance absorbs rounding, so that a budget of exactly n members pays for n members.
         return spent_gflops + gflops <= self.gflops * (1 + 1e-9) and spent_minutes + estimated_minutes < self.minutes
 
+    def allows_trial(self, costs: Sequence[MemberCost]) -> bool:
+        """Return whether the number of trials allows one more member, whatever it costs."""
+        return len(costs) < self.trials
+
     def __str__(self) -> str:
-        limits = [(self.gflops, "GFLOPs"), (self.minutes, "minutes")]
-        return " and ".join(f"{limit:g} {unit}" for limit, unit in limits if math.isfinite(limit))
+        limits = [(self.trials, "trials"), (self.gflops, "GFLOPs"), (self.minutes, "minutes")]
+        given = [f"{limit:g} {unit[:-1] if limit == 1 else unit}" for limit, unit in limits if math.isfinite(limit)]
+        return " and ".join([", ".join(given[:-1]), given[-1]] if len(given) > 2 else given)
 
 
 def training_gflops(recipe: Recipe, num_images: int) -> float | None:

@@ -21,6 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from keras_committee import metrics
 from keras_committee.costs import from_document, to_document
 from keras_committee.errors import DivergedError, IncompleteError, RunError
 from keras_committee.evaluation import Objective, load_or_compute_predictions
@@ -31,6 +32,7 @@ from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, is_moved_data, open_run, training_seconds
 from keras_committee.search.budget import Budget, MemberCost, training_gflops
 from keras_committee.search.search_space import ParameterRange
+from keras_committee.tables import format_value
 from keras_committee.training import train_committee
 
 MAX_REJECTED_PROPOSALS = 20  # proposals in a row that exceed the remaining budget
@@ -51,6 +53,8 @@ def search(
 ) -> dict[str, Any]:
     """Propose and train members until the budget is spent.
 
+    A search that stops after some trials and continues with more proposes the same members as one without a stop.
+
     Args:
         recipe_file: The recipe. It has the parameters `members` and `seed`.
         parameters: All recipe parameters. Those in `ranges` are replaced, and member `i` is trained under `seed + i`.
@@ -64,8 +68,9 @@ def search(
         Dictionary with the keys
         - `"folder"`: path of `out`.
         - `"runs"`: paths of the run folders of all finished members.
-        - `"members"`: `{"run", "parameters", "gflops", "minutes", "gain"}` for each member whose training started;
-            `"parameters"` are its varied parameters, `"gain"` is None for an unfinished or diverged member.
+        - `"members"`: `{"run", "parameters", "gflops", "minutes", "gain", "validation_accuracy", "accuracy_interval",
+            "validation_nll"}` for each member whose training started; `"parameters"` are its varied parameters. The
+            gain, the scores and the 95 % Wilson interval of the accuracy are None for an unfinished or diverged member.
         - `"gflops"`, `"minutes"`: training cost of all members; the GFLOPs are None if unknown.
         - `"best_nll"`: validation NLL of the best committee; None without members.
 
@@ -147,6 +152,8 @@ class _Search:
 
     def _next_affordable_trial(self) -> optuna.trial.FrozenTrial | None:
         """Return the next proposal that the remaining budget allows, or None if there is none."""
+        if not self.budget.allows_trial(self._member_costs()):  # nothing is proposed, so a later start goes on as if
+            return None  # it had not been interrupted
         for _ in range(MAX_REJECTED_PROPOSALS):
             # A new sampler per proposal makes proposals independent of how often the search was interrupted.
             seed = self.parameters["seed"] + len(self.study.trials)
@@ -178,7 +185,8 @@ class _Search:
 
     def _train(self, trial: optuna.trial.FrozenTrial) -> None:
         number, proposed = trial.number, {item.parameter: item.suggested(trial) for item in self.ranges}
-        self.report(f"member {number}: {', '.join(f'{name}={value}' for name, value in proposed.items())}")
+        values = ", ".join(f"{name}={format_value(value)}" for name, value in proposed.items())
+        self.report(f"member {number}{self._trial_count(number)}: {values}")
         parameters, path = self._member_parameters(number, proposed), self._member_run(number).path
         try:
             with open_run(self.recipe_file, parameters, path=path, command=self.command) as (run, recipe):
@@ -190,6 +198,13 @@ class _Search:
         before, after = self._committee_nll(excluding=number), self._committee_nll()
         self.study.tell(number, before - after)
         self.report(f"member {number}: validation NLL of the committee: {before:.4f} -> {after:.4f}")
+
+    def _trial_count(self, number: int) -> str:
+        """Return " (trial 3 of 10)" for the proposal `number`, or "" if the number of trials is not limited."""
+        if not math.isfinite(self.budget.trials):
+            return ""
+        earlier = sum(self._member_run(trial.number).path.exists() for trial in self.study.trials[:number])
+        return f" (trial {earlier + 1} of {self.budget.trials:g})"
 
     def _committee_nll(self, excluding: int | None = None) -> float:
         """Return the validation NLL of the committee of greedy search; that of a uniform guess without members."""
@@ -230,13 +245,26 @@ class _Search:
                         "gflops": trial.user_attrs["gflops"],
                         "minutes": (training_seconds(run.events()) or 0.0) / 60,
                         "gain": trial.value if trial.state == TrialState.COMPLETE else None,
+                        **self._member_scores(trial.number),
                     }
                 )
         return records
 
+    def _member_scores(self, number: int) -> dict[str, Any]:
+        """Return the validation scores of a member whose predictions are loaded; None instead of each without them."""
+        if number not in self._predictions:
+            return dict.fromkeys(("validation_accuracy", "accuracy_interval", "validation_nll"))
+        probabilities = np.exp(self._predictions[number])
+        accuracy = metrics.accuracy(probabilities, self._labels)
+        return {
+            "validation_accuracy": accuracy,
+            "accuracy_interval": metrics.accuracy_interval(accuracy, len(self._labels)),
+            "validation_nll": metrics.nll(probabilities, self._labels),
+        }
+
     def _summary(self) -> dict[str, Any]:
-        records = self._member_records()
         self._load_new_predictions()
+        records = self._member_records()
         return {
             "folder": str(self.out),
             "runs": [record["run"] for record in records if record["gain"] is not None],

@@ -58,12 +58,12 @@ def test_members_of_the_command_line_are_not_changed_by_import(imported):
 def test_the_budget_of_a_search_is_passed_on(folder, monkeypatch):
     driver = pytest.importorskip("keras_committee.search.driver")
     calls = []
-    result = {"runs": [], "gflops": 0.0, "minutes": 0.0}
+    result = {"runs": [], "members": [], "gflops": 0.0, "minutes": 0.0}
     monkeypatch.setattr(driver, "search", lambda *given, **_: calls.append(given) or result)
-    budget = ["--budget-minutes", "1.5", "--budget-gflops", "3"]
+    budget = ["--budget-minutes", "1.5", "--budget-gflops", "3", "--trials", "7"]
     assert main(["search", "tiny.py", "--search-space", "epochs=1:3", *budget]) == 0
     [(_, _, ranges, passed, out)] = calls
-    assert (passed.minutes, passed.gflops) == (1.5, 3.0)
+    assert (passed.minutes, passed.gflops, passed.trials) == (1.5, 3.0, 7)
     assert [(item.parameter, item.values) for item in ranges] == [("epochs", (1, 3))]
     assert out == pathlib.Path("runs/tiny-search")
 

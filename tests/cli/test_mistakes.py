@@ -98,7 +98,7 @@ EARLY = [
     ("select runs/a --cascade --min-accuracy 0.7 --max-mflops 2", 2, "combined with --cascade; give one"),
     ("select runs/a --cascade --min-accuracy 0.7 --objective brier", 2, "--min-accuracy with --cascade cannot"),
     ("select runs/a --min-accuracy 70", 2, "70.0 is not in the range 0<=x<=1"),
-    ("search tiny.py --search-space epochs=1:3", 2, "requires --budget-gflops X or --budget-minutes X"),
+    ("search tiny.py --search-space epochs=1:3", 2, "requires --trials N, --budget-gflops X or --budget-minutes"),
     ("search tiny.py --search-space epoch=1:3 --budget-minutes 1", 2, "'epoch'", "Did you mean 'epochs'?"),
     ("predict runs/a", 2, "expected a run or model folder, then at least one image"),
     ("predict a.png --url http://x:1/m --selection s.json", 2, "--selection cannot be combined with --url"),

@@ -24,7 +24,10 @@ def test_a_budget_allows_a_member_that_fits_into_the_rest():
     assert Budget(minutes=22.0).allows(spent, 2.0)
     assert not Budget(minutes=20.0).allows(spent, 2.0)  # it would take 6 more minutes
     assert Budget(minutes=1.0).allows([], 2.0)
+    assert Budget(trials=3).allows(spent, None)
+    assert not Budget(trials=2, minutes=99.0).allows(spent, None)
     assert str(Budget(gflops=7.0, minutes=20.0)) == "7 GFLOPs and 20 minutes"
+    assert str(Budget(trials=1, gflops=7.0, minutes=20.0)) == "1 trial, 7 GFLOPs and 20 minutes"
 
 
 def test_a_budget_in_minutes_needs_no_known_cost_and_one_in_gflops_does():

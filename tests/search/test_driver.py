@@ -1,6 +1,7 @@
 """The search: budget, interruption, failures and the resulting pool of runs."""
 
 import json
+import re
 from pathlib import Path
 
 import optuna
@@ -79,6 +80,25 @@ def test_a_diverged_member_is_excluded_but_counts_against_the_budget(start_searc
     assert (result["runs"], len(result["members"]), result["best_nll"]) == ([], 2, None)
 
 
+def test_a_search_of_some_trials_continues_with_more_as_if_it_had_not_stopped(tmp_path, monkeypatch):
+    def diverge(*_, **__):
+        raise DivergedError("member 0: the loss is not finite")
+
+    def start(folder, trials):
+        budget, messages = Budget(trials=trials), []
+        result = search(TINY, PARAMETERS, RANGES, budget, tmp_path / folder, command="test", report=messages.append)
+        return [member["parameters"] for member in result["members"]], messages
+
+    monkeypatch.setattr(driver, "train_committee", diverge)
+    first, _ = start("a", 2)
+    assert start("a", 2) == (first, [])  # no member, and no proposal
+    continued, messages = start("a", 4)
+    assert messages[0].startswith("member 2 (trial 3 of 4): learning_rate=0.")
+    assert continued[:2] == first
+    assert start("b", 4)[0] == continued
+    assert len(continued) == 4
+
+
 def test_the_folder_of_another_search_is_an_error_if_it_has_members(start_search, tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "MAX_REJECTED_PROPOSALS", 0)
     start_search(0)
@@ -93,12 +113,21 @@ def test_the_folder_of_another_search_is_an_error_if_it_has_members(start_search
 def test_search_at_the_command_line(tmp_path, capfd, images):
     recipe = ["search", str(TINY.path), "--search-space", "learning_rate=0.01:0.3", "--out", str(tmp_path / "s")]
     assert main(recipe) == 2
-    assert "requires --budget-gflops X or --budget-minutes X" in capfd.readouterr().err
-    budget = ["--budget-gflops", str(1.2 * GFLOPS_PER_IMAGE * images), "--set", "epochs=1", "--json"]
-    assert main([*recipe, *budget]) == 0
+    assert "requires --trials N, --budget-gflops X or --budget-minutes X" in capfd.readouterr().err
+    budget = ["--budget-gflops", str(1.2 * GFLOPS_PER_IMAGE * images), "--set", "epochs=1"]
+    assert main([*recipe, *budget, "--json"]) == 0
     captured = capfd.readouterr()
-    assert json.loads(captured.out)["runs"] == [f"{tmp_path}/s/member-000"]
+    result = json.loads(captured.out)
+    assert result["runs"] == [f"{tmp_path}/s/member-000"]
     assert "validation NLL of the committee: 2.3026 -> " in captured.err
+    [member] = result["members"]
+    assert member["validation_nll"] == pytest.approx(result["best_nll"], abs=1e-6)  # a committee of one
+    assert member["accuracy_interval"]["low"] < member["validation_accuracy"] < member["accuracy_interval"]["high"]
+    assert main([*recipe, *budget, "--trials", "1"]) == 0
+    printed = capfd.readouterr().out
+    assert re.search(rf"000 .*{member['parameters']['learning_rate']:.4g} .*{member['validation_nll']:.4f}", printed)
+    assert "Trained 1 member for" in printed
+    assert "the budget of 1 trial and " in printed
 
 
 def trial_states(folder):
@@ -108,7 +137,7 @@ def trial_states(folder):
 
 def test_a_recipe_that_rejects_its_parameters_ends_the_search_and_fails_the_trial(start_search, tmp_path):
     with pytest.raises(RecipeError, match=r"Recipe\(epochs=\.\.\.\) must be an integer of 1 or more"):
-        start_search(1, parse_ranges(TINY, ["epochs=0,-1"]))
+        start_search(1, [ParameterRange("epochs", (0, -1), "choice")])
     assert trial_states(tmp_path / "search") == ["FAIL"]
     start_search(0, parse_ranges(TINY, ["epochs=1,2"]))  # it blocks nothing
 

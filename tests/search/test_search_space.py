@@ -29,7 +29,7 @@ def test_a_range_has_the_type_of_its_parameter():
         (["epochs=1:x"], r"parameter 'epochs' must be an integer"),
         (["epochs=4:1"], r"epochs must be two numbers, the lower one first .*'4:1'"),
         (["epochs=2:2"], r"epochs must be two numbers, the lower one first .*'2:2'"),
-        (["epochs=0:4:log"], r"for log, above 0\)"),
+        (["learning_rate=0:4:log"], r"for log, above 0\)"),
         (["epochs=1:2:3"], r"two numbers"),
         (["seed=1:2"], r"--search-space cannot vary seed"),
         (["epochs=1:2", "epochs=3:4"], r"--search-space epochs must be given only once\."),
