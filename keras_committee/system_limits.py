@@ -1,4 +1,4 @@
-"""CPU cores and memory available to this process, within the limits of its container."""
+"""CPU cores and memory available to this process, within the limits of its container; whether there are GPUs."""
 
 import math
 import os
@@ -18,6 +18,11 @@ def usable_cores() -> list[int]:
 def usable_core_count() -> int:
     """Return how many cores this process can keep busy: the quota of a container may be below the cores it sees."""
     return max(1, math.ceil(min(len(usable_cores()), cpu_quota())))
+
+
+def has_nvidia_driver() -> bool:
+    """Return whether the driver of NVIDIA GPUs is loaded. TensorFlow is not started, which may still find none."""
+    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
 
 
 def cpu_quota(root: Path = _CGROUP_ROOT, cgroup_file: Path = _CGROUP_FILE) -> float:

@@ -14,6 +14,8 @@ from keras_committee.data.images import EncodedImages
 from keras_committee.data.splits import Split, Splits
 from keras_committee.data.validation import check_files, read_files
 from keras_committee.errors import RecipeError, raise_if_problems
+from keras_committee.progress import step
+from keras_committee.split_sizes import hold_out_counts
 
 # Decoded images of all splits are kept in memory up to 2 GiB. CIFAR takes 0.2 GiB and must be in memory; ImageNet at
 # 224 pixels takes 180 GiB and cannot be. With 2 GiB per member process even a small machine keeps enough memory.
@@ -121,6 +123,7 @@ class DataConfig:
         """
         return self.reader.find().classes
 
+    @step("reading the data")
     def load(self) -> Splits:
         """Check and read the data.
 
@@ -171,8 +174,11 @@ class DataConfig:
 
     def _hold_out_counts(self, found):
         """Return the number of examples to hold out from training, for test and for validation."""
-        test = 0 if found.test is not None else resolve_count(self.test, len(found.train))
-        validation = 0 if found.validation is not None else resolve_count(self.validation, len(found.train) - test)
+        validation, test = hold_out_counts(
+            len(found.train),
+            validation=0 if found.validation is not None else self.validation,
+            test=0 if found.test is not None else self.test,
+        )
         return test, validation
 
     def _size_problems(self, found):
@@ -241,11 +247,6 @@ def _read_images(images, into_memory):
     if not isinstance(images, EncodedImages):
         return images, {}
     return read_files(images) if into_memory else (images, check_files(images))
-
-
-def resolve_count(count_or_fraction: float, num_examples: int) -> int:
-    """Return a number of examples: a float is a fraction of `num_examples`, an integer is a count."""
-    return round(count_or_fraction * num_examples) if isinstance(count_or_fraction, float) else count_or_fraction
 
 
 def hold_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

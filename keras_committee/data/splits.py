@@ -19,6 +19,7 @@ from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.mix import BatchMix, mix_targets
 from keras_committee.data.preprocessing import ImageTransform
 from keras_committee.errors import DataError
+from keras_committee.split_sizes import full_batches
 
 MIX_TABLE_ROWS = 1024  # steps drawn at once: one Python call per step would cost more than the mixing
 
@@ -101,7 +102,7 @@ class Splits:
         Raises:
             DataError: If there are fewer training examples than one batch.
         """
-        steps = len(self.train) // self.batch_size
+        steps = full_batches(len(self.train), self.batch_size)
         if steps == 0:
             raise DataError(
                 f"{len(self.train)} training examples do not fill one batch of {self.batch_size}. "

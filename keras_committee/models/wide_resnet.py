@@ -22,6 +22,7 @@ def wide_resnet(
     image_shape: tuple[int, int, int] = (32, 32, 3),
     l2: float = 0.0,
     dropout: float = 0.0,
+    stem_stride: int = 1,
     survival: float | Sequence[float] | None = None,
     mode: str = "batch",
     scaling: str = "inference",
@@ -43,6 +44,7 @@ def wide_resnet(
         image_shape: (height, width, channels) in pixels.
         l2: Factor of `l2 * sum(w^2)`, added to the loss. Half of what SGD code calls weight decay.
         dropout: Float in [0, 1), the probability of dropping a value between the convolutions of a block.
+        stem_stride: Stride of the first convolution. 2 computes an image of 64 pixels or more at a quarter of the cost.
         survival: Stochastic depth: p_L of the linear decay, or one probability for each of the 3N blocks. None is
             constant depth. A projection and the pre-activation that it shares with its branch always run.
         mode: See `StochasticDepth`.
@@ -69,7 +71,7 @@ def wide_resnet(
     )
 
     image = keras.Input(image_shape, dtype="float32", name="image")
-    x = factory.convolution(16, 3)(normalize_pixels(image, mean, std))
+    x = factory.convolution(16, 3, stem_stride)(normalize_pixels(image, mean, std))
     for index in range(3 * blocks_per_group):
         group, is_first_of_group = index // blocks_per_group, index % blocks_per_group == 0
         x = _block(factory, index, x, 16 * width * 2**group, 2 if is_first_of_group and group else 1, dropout)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from keras_committee import data
-from keras_committee.data.dataset import check_hold_out, hold_out, resolve_count, stratified_indices
+from keras_committee.data.dataset import check_hold_out, hold_out, stratified_indices
 from keras_committee.errors import DataError, RecipeError
+from keras_committee.split_sizes import resolve_count
 
 
 def test_a_description_reads_nothing(tmp_path):

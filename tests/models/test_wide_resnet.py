@@ -143,3 +143,13 @@ def test_pixel_statistics_that_do_not_fit_the_channels_are_refused():
         wide_resnet(10, 1, classes=3, image_shape=(8, 8, 1))
     with pytest.raises(ValueError, match=r"std must be above 0\. Received: std=0\.0"):
         wide_resnet(10, 1, classes=3, std=0.0)
+
+
+def test_a_strided_stem_computes_an_image_of_twice_the_size_at_the_cost_of_the_smaller_one():
+    small, large = (
+        wide_resnet(10, 2, classes=7, image_shape=(size, size, 3), stem_stride=stride)
+        for size, stride in ((32, 1), (64, 2))
+    )
+    assert (flops.parameters(large), flops.multiply_adds(large)) == (
+        flops.parameters(small), flops.multiply_adds(small)
+    )  # fmt: skip

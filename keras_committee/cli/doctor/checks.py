@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from keras_committee import precision, system_limits
 from keras_committee.files import expand_home
+from keras_committee.progress import step
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -200,7 +201,8 @@ def check_serving(binary: str | None) -> CheckResult:
 
 def check_tensorflow(program: Sequence[str] = (sys.executable, "-P", "-c", _PROBE_SCRIPT)) -> Iterator[CheckResult]:
     """Check that TensorFlow and Keras start, and the devices that they find."""
-    probe = _run_probe(program)
+    with step("starting TensorFlow in another process"):
+        probe = _run_probe(program)
     if "error" in probe:
         first_line = next((line for line in probe["error"].splitlines() if line.strip()), probe["error"])
         hint = probe.get("hint", _REINSTALL_COMMAND)
@@ -208,7 +210,7 @@ def check_tensorflow(program: Sequence[str] = (sys.executable, "-P", "-c", _PROB
         return
     text = f"{probe['tensorflow']} with Keras {probe['keras']}; starts in {probe['seconds']:.1f} s"
     yield CheckResult("TensorFlow", "ok", text, needed=True)
-    yield check_gpus(probe["gpus"], _has_nvidia_driver())
+    yield check_gpus(probe["gpus"], system_limits.has_nvidia_driver())
     yield check_precision(probe["compute_capabilities"])
 
 
@@ -402,7 +404,3 @@ def _exit_reason(returncode: int, stderr: str) -> str:
         cause = _SIGNAL_CAUSES.get(signal.Signals(-returncode))
         return f"the process ended with {signal.Signals(-returncode).name}" + (f"; {cause}" if cause else "")
     return (stderr.strip().splitlines() or [f"the process ended with exit code {returncode}"])[-1]
-
-
-def _has_nvidia_driver() -> bool:
-    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
