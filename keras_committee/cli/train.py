@@ -153,25 +153,25 @@ def train(
                     restart=restart,
                     ray_cluster=ray,
                 )
-    finished = run.finished_members()
+    finished, members_trained = run.finished_members(), _training_summary(run, built)
     if as_json:
-        print_json(
-            {"recipe": recipe_file.name, "run": run_dir, "parameters": parameters, "smoke": smoke, "finished": finished}
-        )
+        document = {"recipe": recipe_file.name, "run": run_dir, "parameters": parameters, "smoke": smoke}
+        print_json({**document, "finished": finished, "members": members_trained})
     else:
-        _print_members(run, built)
+        if members_trained:
+            print_training(members_trained)
         _print_summary(run_dir, len(finished), built.members)
 
 
-def _print_members(run: Run, recipe: Recipe) -> None:
-    """Print the epoch kept, the validation scores and the time of each member."""
+def _training_summary(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the epoch kept, the validation scores and the time of each member."""
     from keras_committee.evaluation import training_summary
 
     try:
-        if members := training_summary(run, recipe):
-            print_training(members)
+        return training_summary(run, recipe)
     except RunError as error:  # a damaged history or journal; the members are trained
         click.echo(f"warning: {error}", err=True)
+        return []
 
 
 def _print_summary(run_dir: str, finished: int, members: int) -> None:
