@@ -1,6 +1,7 @@
 """`keras-committee robustness`: evaluate a run on corrupted and out-of-distribution images."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -17,6 +18,8 @@ from keras_committee.cli.options import (
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.run import lock_runs
 from keras_committee.tables import print_table
+
+_OOD_SCORES = ("auroc", "fpr95")
 
 
 class _CommaSeparated(click.ParamType):
@@ -109,25 +112,35 @@ def robustness(
 
 
 def _print_result(result: dict[str, Any]) -> None:
-    severities = sorted({row["severity"] for row in result["corruptions"]})
-    columns = ["accuracy, committee (mean member)", *(f"severity {severity}" for severity in severities)]
-    rows = [["not corrupted", _format_accuracy(result["clean"])]]
-    for kind in dict.fromkeys(row["kind"] for row in result["corruptions"]):
-        rows.append([kind, *(_format_accuracy(row) for row in result["corruptions"] if row["kind"] == kind)])
-    rows.append(["mean of all corruptions", _format_accuracy(result["mean"])])
-    print_table(columns, [row + [""] * (len(columns) - len(row)) for row in rows])
-    measures = ("confidence", "mutual_information")
+    corruptions = result["corruptions"]
+    severities = sorted({row["severity"] for row in corruptions})
+    rows = [["none", *[""] * len(severities), *_accuracy_cells([result["clean"]])]]
+    for kind in dict.fromkeys(row["kind"] for row in corruptions):
+        rows.append(_corruption_cells(kind, [row for row in corruptions if row["kind"] == kind], severities))
+    rows.append(_corruption_cells("mean", corruptions, severities))
+    note = "Accuracy of the committee by severity, and on average over the severities, in %. "
+    print_table(["corruption", *map(str, severities), "mean", "mean member"], rows, note)
     ood_rows = [
         [scores["source"], str(scores["examples"])]
-        + [f"{scores[measure][score]:.3f}" for measure in measures for score in ("auroc", "fpr95")]
+        + [f"{scores[measure][score]:.3f}" for measure in ("confidence", "mutual_information") for score in _OOD_SCORES]
         for scores in result["foreign"]
     ]
-    score_columns = [
-        f"{score} by {measure}" for measure in ("confidence", "mutual information") for score in ("AUROC", "FPR95")
-    ]
-    print_table(["OOD images", "examples", *score_columns], ood_rows)
+    if ood_rows:
+        columns = [f"{score.upper()} {measure}" for measure in ("confidence", "MI") for score in _OOD_SCORES]
+        note = "Detection of OOD images by the confidence of the committee and by mutual information (MI). "
+        print_table(["OOD images", "examples", *columns], ood_rows, note)
 
 
-def _format_accuracy(scores: dict[str, Any]) -> str:
-    members = [member["accuracy"] for member in scores["members"]]
-    return f"{scores['committee']['accuracy']:.1%} ({sum(members) / len(members):.1%})"
+def _corruption_cells(name: str, rows: list[dict[str, Any]], severities: list[int]) -> list[str]:
+    """Return the name, the accuracy of the committee by severity, and the means of committee and members."""
+    by_severity = [[row for row in rows if row["severity"] == severity] for severity in severities]
+    return [name, *(_accuracy_cells(group)[0] for group in by_severity), *_accuracy_cells(rows)]
+
+
+def _accuracy_cells(rows: list[dict[str, Any]]) -> tuple[str, str]:
+    """Return the mean accuracy of the committee and that of its members, in %; blanks without rows."""
+    if not rows:
+        return "", ""
+    committee = fmean(row["committee"]["accuracy"] for row in rows)
+    member = fmean(member["accuracy"] for row in rows for member in row["members"])
+    return f"{100 * committee:.1f}", f"{100 * member:.1f}"
