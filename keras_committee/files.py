@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from keras_committee.errors import InUseError, ResourceError
+from keras_committee.errors import InUseError, RecipeError, ResourceError
 
 _CHECKSUM_KEY = "checksum"  # of a JSON object: the `json_checksum` of the others
 
@@ -181,6 +181,12 @@ def translate_os_errors(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}{location}.\n"
             "  Free disk space, fix the permissions, or choose another folder."
         ) from error
+
+
+def require_free(folder: Path) -> None:
+    """Raise RecipeError if a folder that a command is about to create exists and is not empty, or is a file."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RecipeError(f"{folder} exists. No file was changed. Name another folder, or remove it.")
 
 
 @contextlib.contextmanager

@@ -1,8 +1,11 @@
 """Keras' global configuration, which `KERAS_BACKEND` or a `keras.json` may have changed for another project."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
+from keras_committee import progress
 from keras_committee.errors import RecipeError
 
 _selected_backend = "tensorflow"
@@ -17,6 +20,20 @@ def select_backend(name: str) -> None:
     global _selected_backend
     _selected_backend = os.environ["KERAS_BACKEND"] = name
     use_standard_config()
+
+
+@contextlib.contextmanager
+def loading_backend() -> Iterator[None]:
+    """Display that TensorFlow is loaded, unless it was before; the `with` block imports modules that need it."""
+    name = "JAX" if _selected_backend == "jax" else "TensorFlow"
+    with contextlib.nullcontext() if "keras" in sys.modules else progress.step(f"loading {name}"):
+        yield
+
+
+def load_keras() -> None:
+    """Import Keras and its backend, which takes seconds."""
+    with loading_backend():
+        import keras  # noqa: F401
 
 
 def require_channels_last() -> None:

@@ -81,18 +81,15 @@ class Recipe:
     learning_rate_scale: Callable[[int], float] | None = None
 
     def __post_init__(self):
-        self._require("data", callable(getattr(self.data, "load", None)), "a data set such as `data.digits(64)`")
-        self._require("member", _is_function(self.member), "a function of the member's index that builds a new model")
-        self._require("members", _is_count(self.members, 1), "an integer of 1 or more")
-        self._require("optimizer", _is_function(self.optimizer), "a function of the steps that builds a new optimizer")
-        self._require("epochs", _is_count(self.epochs, 1), "an integer of 1 or more")
-        loss = "a Keras loss such as `SparseCategoricalCrossentropy(from_logits=True)`"
-        self._require("loss", callable(self.loss), loss)
-        self._require_none_or("head", callable, "a layer of `keras_committee.layers`")
-        self._require("seed", _is_count(self.seed, 0), "an integer of 0 or more")
-        self._require_none_or("survival", callable, "a function of the epoch")
-        self._check_training_options()
-        self._check_best_epoch_options()
+        for field in _RULES:
+            check_field(field, getattr(self, field))
+        steps, batch_size = self.gradient_accumulation_steps, self.data.batch_size
+        self._require(
+            "gradient_accumulation_steps",
+            _is_count(steps, 1) and batch_size % steps == 0,
+            f"an integer that divides the batch size of {batch_size}",
+        )
+        self._require("patience", self.patience is None or self.restore_best is not None, "None without `restore_best`")
 
     def for_smoke_run(self) -> Self:
         """Return a reduced copy that checks whether the recipe runs: two members, one epoch, four batches per split.
@@ -100,52 +97,28 @@ class Recipe:
         With `trainable_layers` it has two epochs, which train the layers of the first and of the last epoch.
         """
         data = dataclasses.replace(self.data, limit=_SMOKE_BATCHES * self.data.batch_size)
-        small = dataclasses.replace(self, data=data, members=min(2, self.members), epochs=1)
+        small = dataclasses.replace(self, data=data, members=smoke_members(self.members), epochs=1)
         if (trainable_layers := self.trainable_layers) is None:
             return small
         return dataclasses.replace(
             small, epochs=2, trainable_layers=lambda epoch: trainable_layers((0, self.epochs - 1)[epoch])
         )
 
-    def _check_training_options(self) -> None:
-        self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
-        self._require_none_or("ema_momentum", lambda value: _is_between(value, 0, 1), "a number between 0 and 1")
-        self._require_none_or("global_clipnorm", lambda value: _is_between(value, 0, math.inf), "a number above 0")
-        valid_smoothing = self.label_smoothing == 0 or _is_between(self.label_smoothing, 0, 1)
-        self._require("label_smoothing", valid_smoothing, "a number of 0 or more and below 1")
-        self._require_none_or(
-            "batch_augment",
-            lambda value: callable(getattr(value, "apply", None)),
-            "an augmentation such as `data.mixup(0.2)`",
-        )
-        steps, batch_size = self.gradient_accumulation_steps, self.data.batch_size
-        self._require(
-            "gradient_accumulation_steps",
-            _is_count(steps, 1) and batch_size % steps == 0,
-            f"an integer that divides the batch size of {batch_size}",
-        )
-        self._require_none_or(
-            "initial_weights",
-            lambda value: isinstance(value, str) or callable(value),
-            "a path, a function of the index that returns one",
-        )
-        self._require_none_or("trainable_layers", callable, "a function of the epoch")
-        self._require_none_or("learning_rate_scale", callable, "a function of the member's index")
-
-    def _check_best_epoch_options(self) -> None:
-        self._require_none_or(
-            "restore_best", lambda value: value in _BEST_EPOCH_SCORES, f"one of {', '.join(_BEST_EPOCH_SCORES)}"
-        )
-        self._require_none_or("patience", lambda value: _is_count(value, 1), "an integer of 1 or more")
-        self._require("patience", self.patience is None or self.restore_best is not None, "None without `restore_best`")
-
-    def _require_none_or(self, field: str, is_valid: Callable[[Any], bool], expected: str) -> None:
-        value = getattr(self, field)
-        self._require(field, value is None or is_valid(value), f"{expected}, or None")
-
     def _require(self, field: str, valid: bool, expected: str) -> None:
         if not valid:
             raise RecipeError(f"Recipe({field}=...) must be {expected}. Received: {getattr(self, field)!r}")
+
+
+def smoke_members(members: int) -> int:
+    """Return the number of members of a smoke run."""
+    return min(2, members)
+
+
+def check_field(field: str, value: Any) -> None:
+    """Raise RecipeError if a field of a `Recipe` cannot have this value, whatever the other fields are."""
+    is_valid, expected = _RULES.get(field, (lambda _: True, ""))
+    if not is_valid(value):
+        raise RecipeError(f"Recipe({field}=...) must be {expected}. Received: {value!r}")
 
 
 def _is_count(value: Any, minimum: int) -> bool:
@@ -159,3 +132,35 @@ def _is_between(value: Any, low: float, high: float) -> bool:
 def _is_function(value: Any) -> bool:
     # A Keras model is callable too, but all members would share it.
     return callable(value) and not hasattr(value, "get_config")
+
+
+def _optional(is_valid: Callable[[Any], bool], expected: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value is None or is_valid(value), f"{expected}, or None"
+
+
+# For each field whether a value is valid, and what it must be.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data": (lambda value: callable(getattr(value, "load", None)), "a data set such as `data.digits(64)`"),
+    "member": (_is_function, "a function of the member's index that builds a new model"),
+    "members": (lambda value: _is_count(value, 1), "an integer of 1 or more"),
+    "optimizer": (_is_function, "a function of the steps that builds a new optimizer"),
+    "epochs": (lambda value: _is_count(value, 1), "an integer of 1 or more"),
+    "loss": (callable, "a Keras loss such as `SparseCategoricalCrossentropy(from_logits=True)`"),
+    "head": _optional(callable, "a layer of `keras_committee.layers`"),
+    "seed": (lambda value: _is_count(value, 0), "an integer of 0 or more"),
+    "survival": _optional(callable, "a function of the epoch"),
+    "precision": (lambda value: value in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+    "ema_momentum": _optional(lambda value: _is_between(value, 0, 1), "a number between 0 and 1"),
+    "global_clipnorm": _optional(lambda value: _is_between(value, 0, math.inf), "a number above 0"),
+    "label_smoothing": (lambda value: value == 0 or _is_between(value, 0, 1), "a number of 0 or more and below 1"),
+    "batch_augment": _optional(
+        lambda value: callable(getattr(value, "apply", None)), "an augmentation such as `data.mixup(0.2)`"
+    ),
+    "initial_weights": _optional(
+        lambda value: isinstance(value, str) or callable(value), "a path, a function of the index that returns one"
+    ),
+    "trainable_layers": _optional(callable, "a function of the epoch"),
+    "learning_rate_scale": _optional(callable, "a function of the member's index"),
+    "restore_best": _optional(lambda value: value in _BEST_EPOCH_SCORES, f"one of {', '.join(_BEST_EPOCH_SCORES)}"),
+    "patience": _optional(lambda value: _is_count(value, 1), "an integer of 1 or more"),
+}

@@ -8,16 +8,18 @@ import ast
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from keras_committee.class_folders import list_images
 from keras_committee.errors import CommitteeError, RecipeError, did_you_mean
 from keras_committee.files import expand_home
-from keras_committee.folder_kinds import explain_wrong_folder
-from keras_committee.keras_config import use_standard_config
-from keras_committee.recipe import Recipe
+from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, folder_kind
+from keras_committee.keras_config import load_keras, use_standard_config
+from keras_committee.recipe import Recipe, check_field
 from keras_committee.recipe_source import MODULES_FOLDER, RecipeImporter, RecipeModules, decode, parse
+from keras_committee.shard_files import split_shards
 
 _TYPE_NAMES = {
     bool: "true or false",
@@ -29,6 +31,7 @@ _TYPE_NAMES = {
 }
 # Fields of a Recipe.
 _USER_FUNCTIONS = ("member", "optimizer", "initial_weights", "trainable_layers", "survival", "learning_rate_scale")
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _PARSE_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)  # of `ast.literal_eval`
 
 
@@ -43,6 +46,9 @@ class RecipeFile:
         docstring: Docstring of the file, or the empty string.
         defaults: The recipe parameters, in the order of the function's arguments, with their default values.
         modules: The modules beside the file that it imports.
+        fields: The fields of the returned `Recipe` that are parameters as they are given, with the parameters' names.
+        data_folders: The data functions that read a parameter as their folder, with the parameters' names, such as
+            `{"image_folder": "data_dir"}` for `data=data.image_folder(data_dir, ...)`.
     """
 
     path: Path
@@ -51,6 +57,8 @@ class RecipeFile:
     docstring: str
     defaults: dict[str, Any]
     modules: RecipeModules
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
+    data_folders: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path, name: str | None = None) -> Self:
@@ -71,9 +79,14 @@ class RecipeFile:
         path = expand_home(path)
         content = _read_bytes(path)
         tree = parse(path, content)
-        defaults = _literal_defaults(path, _find_recipe_function(path, tree))
-        modules = RecipeModules.find(path, tree)
-        return cls(path, name or path.stem, content, ast.get_docstring(tree) or "", defaults, modules)
+        function = _find_recipe_function(path, tree)
+        defaults = _literal_defaults(path, function)
+        modules, values = RecipeModules.find(path, tree), _recipe_values(tree, function)
+        docstring, unchanged = ast.get_docstring(tree) or "", set(defaults) - _assigned_names(function)
+        fields = {name: value.id for name, value in values.items() if isinstance(value, ast.Name)}
+        fields = {name: parameter for name, parameter in fields.items() if parameter in unchanged}
+        folders = {name: parameter for name, parameter in _data_folder(values) if parameter in unchanged}
+        return cls(path, name or path.stem, content, docstring, defaults, modules, fields, folders)
 
     def files(self) -> dict[str, bytes]:
         """Return the files to record, by path relative to the run folder: the recipe and the modules beside it."""
@@ -92,20 +105,22 @@ class RecipeFile:
                 wins; or a mapping of names to values of the right type.
 
         Raises:
-            RecipeError: If a parameter is unknown, or a value does not have the type of the default.
+            RecipeError: If a parameter is unknown, a value does not have the type of the default, or the `Recipe` will
+                reject it, as far as that is known without executing the file.
         """
-        parameters = dict(self.defaults)
-        if isinstance(overrides, Mapping):
-            for name in overrides:
-                self._require_parameter(name)
-            return parameters | dict(overrides)
-        for override in overrides:
-            name, separator, text = override.partition("=")
-            if not separator:
-                raise RecipeError(f"--set must be NAME=VALUE. Received: {override!r}\n{self._parameters_line()}")
+        values = dict(overrides) if isinstance(overrides, Mapping) else dict(map(self._parse_override, overrides))
+        for name in values:
             self._require_parameter(name)
-            parameters[name] = self._convert(name, text)
+        parameters = self.defaults | values
+        for field, name in self.fields.items():
+            check_field(field, parameters[name])
         return parameters
+
+    def require_data_folders(self, parameters: Mapping[str, Any]) -> None:
+        """Raise DataError if a folder of the data is none, as far as that is known without executing the file."""
+        for reader, name in self.data_folders.items():
+            if isinstance(value := parameters[name], str):
+                _FOLDER_CHECKS[reader](expand_home(value))
 
     def same_program_as(self, other: Self) -> bool:
         """Return whether both are the same program: the files differ only in docstrings, comments and layout."""
@@ -126,9 +141,10 @@ class RecipeFile:
             CommitteeError: Any other subclass that the recipe raises, unchanged.
         """
         importer = RecipeImporter(self.name, self.path, self.content, self.modules)
+        self._locate_errors(load_keras, importer)()
         use_standard_config()
         module = self._locate_errors(importer.load_recipe, importer)()
-        use_standard_config()  # the file may have been the first to import Keras
+        use_standard_config()  # the file may have changed it
         recipe = self._locate_errors(module.recipe, importer)(**parameters)
         if not isinstance(recipe, Recipe):
             raise RecipeError(
@@ -157,6 +173,13 @@ class RecipeFile:
                 raise RecipeError(f"{location}: {type(error).__name__}: {error}") from error
 
         return wrapper
+
+    def _parse_override(self, override: str) -> tuple[str, Any]:
+        name, separator, text = override.partition("=")
+        if not separator:
+            raise RecipeError(f"--set must be NAME=VALUE. Received: {override!r}\n{self._parameters_line()}")
+        self._require_parameter(name)
+        return name, self._convert(name, text)
 
     def _require_parameter(self, name: str) -> None:
         if name not in self.defaults:
@@ -239,6 +262,66 @@ def _literal_default(path: Path, argument: ast.arg, default: ast.expr | None) ->
             f"float, str, tuple or list. Received: {ast.unparse(default)}"
         )
     return value
+
+
+def _recipe_values(tree: ast.Module, function: ast.FunctionDef) -> dict[str, ast.expr]:
+    """Return the fields of `return Recipe(...)` and their expressions.
+
+    None is returned where it is not certain: the function has another `return`, or something else is named `Recipe`.
+    """
+    *_, last = function.body
+    call = last.value if isinstance(last, ast.Return) else None
+    nodes = list(ast.walk(function))
+    inner = {node for part in nodes if part is not function and isinstance(part, _FUNCTIONS) for node in ast.walk(part)}
+    has_one_return = [node for node in nodes if isinstance(node, ast.Return) and node not in inner] == [last]
+    if not (isinstance(call, ast.Call) and has_one_return and _is_recipe_class(tree, call.func)):
+        return {}
+    return {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+
+
+def _assigned_names(function: ast.FunctionDef) -> set[str]:
+    names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+    return {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+
+
+def _data_folder(values: Mapping[str, ast.expr]) -> Iterator[tuple[str, str]]:
+    """Yield `("image_folder", "data_dir")` for `data=data.image_folder(data_dir, ...)` without `split_folders`."""
+    call = values.get("data")
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.args):
+        return
+    folder, is_plain = call.args[0], all(keyword.arg != "split_folders" for keyword in call.keywords)
+    if ast.unparse(call.func.value) == "data" and call.func.attr in _FOLDER_CHECKS and isinstance(folder, ast.Name):
+        yield from [(call.func.attr, folder.id)] if is_plain else []
+
+
+def check_class_folders(folder: Path) -> None:
+    """Raise DataError unless there are class folders. Of many images the listing takes long; it is left to the data."""
+    if folder_kind(folder) is not FolderKind.IMAGES:
+        list_images(folder)
+
+
+# For each data function the check of its folder, which needs no TensorFlow.
+_FOLDER_CHECKS: dict[str, Callable[[Path], Any]] = {
+    "image_folder": check_class_folders,
+    "imagenet_records": split_shards,
+}
+
+
+def _is_recipe_class(tree: ast.Module, expression: ast.expr) -> bool:
+    """Return whether an expression is `Recipe`, imported from this package, or `keras_committee.Recipe`."""
+    if isinstance(expression, ast.Attribute):
+        return ast.unparse(expression) == "keras_committee.Recipe"
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "keras_committee"]
+    names = {alias.asname or alias.name: alias.name for node in imports for alias in node.names}
+    defined = {getattr(node, "name", getattr(node, "id", None)) for node in ast.walk(tree) if _defines(node)}
+    return isinstance(expression, ast.Name) and names.get(expression.id) == "Recipe" and expression.id not in defined
+
+
+def _defines(node: ast.AST) -> bool:
+    """Return whether a node gives a name to something else than an import does."""
+    return isinstance(node, (*_FUNCTIONS, ast.ClassDef)) or (
+        isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
+    )
 
 
 def _is_json_value(value: Any) -> bool:

@@ -39,7 +39,7 @@ from keras_committee.files import (
 from keras_committee.folder_kinds import FolderKind, explain_wrong_folder
 from keras_committee.member_dir import DataInfo, MemberDir
 from keras_committee.precision import Device, training_device
-from keras_committee.recipe import Recipe
+from keras_committee.recipe import Recipe, smoke_members
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.recipe_source import MODULES_FOLDER
 from keras_committee.selection import Selection
@@ -95,19 +95,23 @@ def open_run(
     given = _Configuration(recipe_file, parameters, smoke, command, allow_config_change, shared)
     run = Run(expand_home(default_run_path(recipe_file, smoke=smoke) if path is None else path))
     run._require_acceptable(given)
+    recipe_file.require_data_folders(parameters)
     built = recipe_file.build(parameters, smoke=smoke)
     with run._locked_record(given, _paths_in(built.data)):
         yield run, built
 
 
 @contextlib.contextmanager
-def lock_runs(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Iterator[list["Run"]]:
+def lock_runs(
+    paths: Sequence[str | Path], overrides: Sequence[str] = (), *, shared: bool = False
+) -> Iterator[list["Run"]]:
     """Open existing runs and hold their locks.
 
     Args:
         paths: The run folders.
         overrides: New paths of the data, such as `["data_dir=/mnt/photos"]`, for each run that has such a parameter.
             They are recorded, so that later commands need no override.
+        shared: Whether other processes may hold shared locks, too.
 
     Raises:
         RecipeError: If no run has a parameter of that name.
@@ -118,7 +122,7 @@ def lock_runs(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Ite
     runs = [Run.open(path) for path in paths]
     with contextlib.ExitStack() as stack:
         for run in {run.path.resolve(): run for run in runs}.values():
-            stack.enter_context(run.lock())
+            stack.enter_context(run.lock(shared=shared))
         _move_data(runs, overrides)
         try:
             yield runs
@@ -360,6 +364,12 @@ class Run:
                 message += f"\n  To use the finished members only, add: --allow-incomplete {len(finished)}"
             raise IncompleteError(message)
         return finished
+
+    def require_members(self, min_members: int | None = None) -> None:
+        """Raise as `available_members`, before the recipe is executed, if its file shows how many members there are."""
+        if parameter := self.recipe_file().fields.get("members"):
+            planned = self.parameters()[parameter]
+            self.available_members(smoke_members(planned) if self.smoke else planned, min_members)
 
     @contextlib.contextmanager
     def lock(self, *, shared: bool = False) -> Iterator[None]:

@@ -326,3 +326,30 @@ def test_building_twice_shares_nothing(write):
     file = RecipeFile.read(write(WORKING))
     assert file.build({}).member is not file.build({}).member
     assert type(file.build({}).data) is not type(file.build({}).data)
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ("", {"members": "members", "epochs": "epochs"}),
+        ("    epochs = epochs or 3\n", {"members": "members"}),
+        ("    if members == 7:\n        return None\n", {}),
+        ("    Recipe = print\n", {}),
+    ],
+)
+def test_fields_that_are_parameters_as_given_are_checked_without_executing_the_file(tmp_path, change, fields):
+    file = tmp_path / "made.py"
+    file.write_text(
+        "from keras_committee import Recipe\n\n\n"
+        f"def recipe(members=2, epochs=5, width=1):\n{change}"
+        "    def member(index):\n        return width\n\n"
+        "    return Recipe(members=members, epochs=epochs, seed=width + 1, member=member)\n"
+    )
+    read = RecipeFile.read(file)
+    assert read.fields == fields
+    assert read.resolve(["members=0"] if "members" not in fields else ["epochs=4"])["width"] == 1
+    for name in fields:
+        with pytest.raises(
+            RecipeError, match=rf"Recipe\({name}=\.\.\.\) must be an integer of 1 or more\. Received: 0"
+        ):
+            read.resolve([f"{name}=0"])

@@ -9,8 +9,7 @@ from keras_committee.data.dataset import stratified_indices
 from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.preprocessing import ImageTransform, decode_image
 from keras_committee.errors import DataError, raise_if_problems
-from keras_committee.folder_kinds import find_images
-from keras_committee.image_header import read_image_bytes
+from keras_committee.image_header import find_image_files, read_image_bytes
 
 
 def read_image(path: str | Path, transform: ImageTransform) -> np.ndarray:
@@ -50,10 +49,7 @@ def read_image_folder(folder: Path, max_images: int, transform: ImageTransform) 
         DataError: If there are no images, or some cannot be read; lists each.
     """
     hint = "Name a folder of JPEG or PNG images, and remove the files listed above."
-    files = find_images(folder)
-    if not files:
-        problem = "the folder contains no JPEG or PNG images" if folder.is_dir() else "there is no such folder"
-        raise_if_problems(str(folder), [problem], hint)
+    files = find_image_files(folder)
     images, problems = [], []
     for index in stratified_indices(np.zeros(len(files), np.int32), max_images):
         try:

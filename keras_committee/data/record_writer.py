@@ -27,10 +27,10 @@ from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.preprocessing import decode_image, resize
 from keras_committee.data.record_index import Fields, load_or_build_index
 from keras_committee.data.splits import Split
-from keras_committee.data.tfrecords import is_shard, shard_name
 from keras_committee.data.validation import check_files
 from keras_committee.errors import DataError, RecipeError, ResourceError, VerificationError, raise_if_problems
-from keras_committee.files import file_lock, fsync_dir, translate_os_errors, write_file, write_json
+from keras_committee.files import file_lock, fsync_dir, require_free, translate_os_errors, write_file, write_json
+from keras_committee.shard_files import is_shard, shard_name
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def write_tfrecords(
     check_split_folders(split_folders, "write_tfrecords")
     splits, classes = _read_source(source, skip_bad, split_folders)
     counts = _shard_counts(splits, shards, validation_shards)
-    _check_destination_free(destination)
+    require_free(destination)
     staging = destination.with_name(f".{destination.name}.unfinished")
     with file_lock(staging / _LOCK_FILE, str(staging)):
         plan = _prepare_staging(staging, source, splits, counts, classes, keep_encoding)
@@ -134,11 +134,6 @@ def _shard_counts(splits: Mapping[str, Split], shards, other_shards):
         if not 1 <= count <= len(splits[name]):
             raise RecipeError(f"{len(splits[name])} {name} images cannot fill {count} shards. Request fewer shards.")
     return counts
-
-
-def _check_destination_free(destination):
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise RecipeError(f"{destination} exists. No file was changed. Name another folder, or remove it.")
 
 
 def _prepare_staging(staging, source, splits, counts, classes, keep_encoding):
@@ -270,7 +265,7 @@ def _verify_shards(staging, plan):
 
 def _move_into_place(staging, destination):
     with translate_os_errors(destination):
-        _check_destination_free(destination)
+        require_free(destination)
         (staging / _LOCK_FILE).unlink()
         if destination.exists():
             shutil.rmtree(destination)  # an empty folder

@@ -5,6 +5,8 @@ beside the others in a folder whose name is not a number, and gets its number by
 """
 
 import contextlib
+import errno
+import importlib.util
 import os
 import shutil
 import stat
@@ -22,6 +24,11 @@ _STAGING_PREFIX = ".staging-"
 _LOCK_TIMEOUT = 60.0  # seconds, for another export to get its number
 
 
+def default_model_dir(run: Path) -> Path:
+    """Return the model folder of a run, `saved_models/NAME`."""
+    return Path("saved_models") / run.resolve().name
+
+
 def check_name(model_dir: Path) -> None:
     """Raise RecipeError unless the name of the folder can be the name of a model."""
     if not is_valid_name(model_dir.name):
@@ -29,6 +36,24 @@ def check_name(model_dir: Path) -> None:
             f"{model_dir.name!r} cannot be the name of a model, which must be {NAME_RULE}."
             f"\n  Choose another folder, such as --out {model_dir.parent / 'committee'}."
         )
+
+
+def check_target(model_dir: Path) -> None:
+    """Raise if a model cannot be exported to this folder, before it is loaded.
+
+    Raises:
+        RecipeError: If its name cannot be the name of a model, or the package that writes warm-up requests is missing.
+        ResourceError: If the folder cannot be written.
+    """
+    check_name(model_dir)
+    if importlib.util.find_spec("tensorflow_serving") is None:
+        raise RecipeError('warm-up requests require tensorflow-serving-api.\n  pip install "keras-committee[serving]"')
+    with translate_os_errors(model_dir):
+        existing = next(path for path in (model_dir, *model_dir.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(existing))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ from keras_committee import data
 from keras_committee.data import record_index
 from keras_committee.data.record_index import Fields, load_or_build_index
 from keras_committee.data.record_writer import write_tfrecords
-from keras_committee.data.tfrecords import TFRecordImages, matching_shards, missing_shards, shards_by_prefix
+from keras_committee.data.tfrecords import TFRecordImages
 from keras_committee.errors import DataError, ResourceError
+from keras_committee.shard_files import matching_shards, missing_shards, shards_by_prefix
 
 module = importlib.import_module("keras_committee.data.tfrecords")  # `data.tfrecords` is the function
 
