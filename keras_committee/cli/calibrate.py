@@ -13,6 +13,7 @@ from keras_committee.cli.options import (
     standard_options,
 )
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
+from keras_committee.keras_config import loading_backend
 from keras_committee.run import lock_runs
 from keras_committee.tables import format_accuracy, print_table, print_text
 
@@ -30,9 +31,11 @@ def calibrate(run: str, overrides: tuple[str, ...], min_members: int | None, as_
     split. The result is written to RUN/calibration.json.
     """
     with reserve_stdout_for_json(as_json), lock_runs([run], overrides) as (opened,):
-        recipe = opened.recipe()
-        from keras_committee import evaluation
+        opened.require_members(min_members)
+        with loading_backend():
+            from keras_committee import evaluation
 
+        recipe = opened.recipe()
         result = evaluation.calibrate(opened, recipe, min_members=min_members)
     if as_json:
         print_json(result)

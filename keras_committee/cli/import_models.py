@@ -17,6 +17,7 @@ from keras_committee.cli.options import (
 from keras_committee.cli.output import print_json, print_message, print_next_steps, reserve_stdout_for_json
 from keras_committee.errors import RecipeError
 from keras_committee.files import expand_home
+from keras_committee.keras_config import loading_backend
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, default_run_path, open_run
 
@@ -88,7 +89,8 @@ def import_models(
     class_names = {model: _read_class_names(file) for model, file in names_file_by_model.items()}
     opened = open_run(recipe_file, parameters, path=run_dir, command=settings["command"])
     with reserve_stdout_for_json(as_json), opened as (run, built):
-        from keras_committee.evaluation.import_models import ImportOptions, ModelSource, import_models
+        with loading_backend():
+            from keras_committee.evaluation.import_models import ImportOptions, ModelSource, import_models
 
         sources = [
             ModelSource(
@@ -111,7 +113,7 @@ def import_models(
         print_json({"recipe": recipe_file.name, "run": run_dir, "parameters": parameters, "imported": imported})
         return
     for record in imported:
-        click.echo(_format_summary(record))
+        print_message(_format_summary(record))
     count = len(run.finished_members())
     print_message(f"{run_dir} has {count} member{'' if count == 1 else 's'}.")
     print_next_steps("evaluate", run_dir)

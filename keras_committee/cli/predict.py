@@ -1,10 +1,10 @@
 """`keras-committee predict`: classify images with a run, an exported model or a server."""
 
 import csv
-import functools
 import io
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from keras_committee.cli.output import print_json, print_message, reserve_stdout
 from keras_committee.errors import DataError, RecipeError, RunError
 from keras_committee.files import write_file
 from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, find_images
+from keras_committee.image_header import check_image_header
+from keras_committee.keras_config import loading_backend
+from keras_committee.progress import step, track
 from keras_committee.run import Run
 from keras_committee.selection import Selection
 from keras_committee.tables import print_table
@@ -89,8 +92,9 @@ def predict(
         )
     images = _find_images(paths)
     with reserve_stdout_for_json(as_json):
-        predict_images = _resolve_server(url) if url else _resolve_source(source_and_images[0], selection, min_members)
-        class_names, predictions, unreadable = _predict_in_parts(predict_images, images)
+        load = partial(_load_server, url) if url else _find_source(source_and_images[0], selection, min_members)
+        _require_an_image(images)
+        class_names, predictions, unreadable = _predict_in_parts(load(), images)
     result = {
         "source": url or str(source_and_images[0]),
         "predictions": [_format_prediction(image, class_names, prediction, top) for image, prediction in predictions],
@@ -122,44 +126,75 @@ def _find_images(paths: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(images)
 
 
+def _require_an_image(images: tuple[Path, ...]) -> None:
+    """Raise DataError if no file is readable as an image, before TensorFlow is imported."""
+    problems = []
+    for image in images:
+        try:
+            check_image_header(image)
+            return
+        except DataError as error:
+            problems.append(str(error))
+    listing = "\n  ".join(problems)
+    raise DataError(f"{len(problems)} of {len(images)} images cannot be read; none is classified:\n  {listing}")
+
+
 def _predict_in_parts(predict_images: Callable, images: tuple[Path, ...]) -> tuple[tuple[str, ...], list, list]:
     """Return the class names, the predictions and the unreadable images, for any number of images."""
     class_names, predictions, unreadable = (), [], []
-    for start in range(0, len(images), _MAX_IMAGES_READ):
-        names, rows, problems = predict_images(images[start : start + _MAX_IMAGES_READ])
+    parts = [images[start : start + _MAX_IMAGES_READ] for start in range(0, len(images), _MAX_IMAGES_READ)]
+    text = f"classifying {len(images):,} image{'' if len(images) == 1 else 's'}"
+    for part in track(parts, text, len(images), size=len):
+        names, rows, problems = predict_images(part)
         class_names = class_names or names
         predictions += rows
         unreadable += problems
     return class_names, predictions, unreadable
 
 
-def _resolve_source(source: Path, selection: Path | None, min_members: int | None) -> Callable:
-    """Return a function from image paths to the class names, the predictions and the unreadable images."""
+def _find_source(source: Path, selection: Path | None, min_members: int | None) -> Callable[[], Callable]:
+    """Check a run or an exported model without TensorFlow, and return the function that loads it.
+
+    That function returns one from image paths to the class names, the predictions and the unreadable images.
+    """
     if _is_export(source):
         if selection is not None or min_members:
             raise RecipeError(
                 f"{source} is an exported committee; --selection and --allow-incomplete apply to runs only."
             )
-        from keras_committee.export.predict import ExportedCommittee
-
-        return functools.partial(_predict_with_export, ExportedCommittee.from_folder(source))
+        return partial(_load_export, source)
     if explanation := explain_wrong_folder(source, FolderKind.RUN, FolderKind.MODEL):
         raise RunError(f"{source} is not a run folder or an exported model: {explanation}")
     run = Run.open(source)
-    from keras_committee.evaluation.predict import CommitteePredictor
+    if selection is None:
+        run.require_members(min_members)
+    else:
+        _check_selection_uses_run(selection, run)
+    return partial(_load_run, run, selection, min_members)
+
+
+def _load_export(folder: Path) -> Callable:
+    with step(f"loading {folder}"), loading_backend():
+        from keras_committee.export.predict import ExportedCommittee
+
+        return partial(_predict_with_export, ExportedCommittee.from_folder(folder))
+
+
+def _load_run(run: Run, selection: Path | None, min_members: int | None) -> Callable:
+    with loading_backend():
+        from keras_committee.evaluation.predict import CommitteePredictor
 
     if selection is not None:
-        _check_selection_uses_run(selection, run)
-        return functools.partial(_predict_with_run, CommitteePredictor.from_selection(selection))
+        return partial(_predict_with_run, CommitteePredictor.from_selection(selection))
     recipe = run.recipe()
-    return functools.partial(_predict_with_run, CommitteePredictor.from_run(run, recipe, min_members))
+    return partial(_predict_with_run, CommitteePredictor.from_run(run, recipe, min_members))
 
 
-def _resolve_server(url: str) -> Callable:
-    """Return the same function for the model behind `url`."""
+def _load_server(url: str) -> Callable:
+    """Return the same function as `_load_run` for the model behind `url`."""
     from keras_committee.export.predict import ExportedCommittee
 
-    return functools.partial(_predict_with_export, ExportedCommittee.from_url(url))
+    return partial(_predict_with_export, ExportedCommittee.from_url(url))
 
 
 def _check_selection_uses_run(file: Path, run: Run) -> None:

@@ -22,6 +22,7 @@ from keras_committee.cli.output import (
     print_next_steps,
     reserve_stdout_for_json,
 )
+from keras_committee.keras_config import loading_backend
 from keras_committee.run import Run, lock_runs
 from keras_committee.tables import print_text
 
@@ -62,7 +63,10 @@ def report(
     """
     with reserve_stdout_for_json(as_json), lock_runs(list(dict.fromkeys(runs)), overrides) as opened:
         folder = Path(out) if out else _default_folder(opened)
-        from keras_committee.evaluation.report import write_report
+        for run in opened:
+            run.require_members(min_members)
+        with loading_backend():
+            from keras_committee.evaluation.report import write_report
 
         files = [Path(selection) for selection in selections]
         written = write_report(

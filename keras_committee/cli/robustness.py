@@ -16,6 +16,8 @@ from keras_committee.cli.options import (
     standard_options,
 )
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
+from keras_committee.image_header import find_image_files
+from keras_committee.keras_config import loading_backend
 from keras_committee.run import lock_runs
 from keras_committee.tables import print_table
 
@@ -90,9 +92,13 @@ def robustness(
     confidence separates them from test images. The result is written to RUN/robustness.json.
     """
     with reserve_stdout_for_json(as_json), lock_runs([run], overrides) as (opened,):
-        recipe = opened.recipe()
-        from keras_committee import evaluation
+        opened.require_members(min_members)
+        if ood_dir is not None:
+            find_image_files(ood_dir)
+        with loading_backend():
+            from keras_committee import evaluation
 
+        recipe = opened.recipe()
         result = evaluation.robustness(
             opened,
             recipe,

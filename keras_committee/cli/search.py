@@ -10,6 +10,7 @@ from keras_committee.cli.options import HomePath, json_option, recipe_argument, 
 from keras_committee.cli.output import print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.costs import format_cost
 from keras_committee.errors import RecipeError
+from keras_committee.keras_config import loading_backend
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.search import Budget, parse_ranges
 from keras_committee.tables import print_search, print_text
@@ -80,7 +81,8 @@ def search(
     if importlib.util.find_spec("optuna") is None:
         raise RecipeError("`search` requires Optuna. Install it with: pip install 'keras-committee[search]'")
     with reserve_stdout_for_json(as_json):
-        from keras_committee.search.driver import search as run_search
+        with loading_backend():
+            from keras_committee.search.driver import search as run_search
 
         budget = Budget(trials=trials or math.inf, gflops=budget_gflops or math.inf, minutes=budget_minutes or math.inf)
         out = Path(search_dir or f"runs/{recipe_file.name}-search")

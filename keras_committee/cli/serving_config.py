@@ -71,11 +71,11 @@ def serving_config(
     to an older version. New or moved labels take two steps: start the server with models.config, then replace it with
     models.labels.config once every version is AVAILABLE.
     """
-    from keras_committee.tfserving.config import BatchingConfig, ServedModel, ServerConfig, write_config
-
     labeled_versions = dict(_parse_label(label) for label in version_labels)
     requested = _parse_numbers("--versions", versions) if versions else tuple(sorted(set(labeled_versions.values())))
     _check_versions_exist(model_dir, {*requested, *labeled_versions.values()})
+    from keras_committee.tfserving.config import BatchingConfig, ServedModel, ServerConfig, write_config
+
     folder = Path(os.path.abspath(model_dir))
     model = ServedModel(
         name=name or folder.name,

@@ -17,7 +17,7 @@ from keras_committee.cli.output import (
 )
 from keras_committee.errors import DataError, RecipeError, RunError
 from keras_committee.files import expand_home
-from keras_committee.keras_config import select_backend
+from keras_committee.keras_config import loading_backend, select_backend
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, default_run_path, open_run
@@ -126,7 +126,8 @@ def train(
     with reserve_stdout_for_json(as_json), opened as (run, built):
         _warn_about_changed_versions(run)
         if stacked:
-            from keras_committee.stacked import StackedOptions, train_stacked
+            with loading_backend():
+                from keras_committee.stacked import StackedOptions, train_stacked
 
             train_stacked(
                 run,
@@ -137,7 +138,8 @@ def train(
                 note=partial(click.echo, err=True),
             )
         else:
-            from keras_committee.training import TrainingOptions, connect, train_committee
+            with loading_backend():
+                from keras_committee.training import TrainingOptions, connect, train_committee
 
             options = TrainingOptions(
                 checkpoint_seconds=checkpoint_every, deterministic=deterministic, profile_steps=profile
