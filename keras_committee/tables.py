@@ -1,6 +1,7 @@
 """Tables of members and committees for the terminal."""
 
 import math
+import re
 import shutil
 import sys
 import textwrap
@@ -14,6 +15,8 @@ from keras_committee.costs import format_cost, unknown_cost_note
 
 _MAX_CLASS_ROWS = 20  # of more classes only the hardest are printed
 _HARDEST_CLASSES = 10
+_MAX_MATRIX_COLUMNS = 12  # in 80 terminal columns
+_MATRIX_CELL_WIDTH, _MIN_LABEL_WIDTH = 6, 8
 _MFLOPS_NOTE = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
 _QUARTILES = ("lower", "median", "upper")
 _EDGE_WIDTH = 4  # characters that the outer border adds to a table
@@ -64,7 +67,8 @@ def print_evaluation(result: dict[str, Any]) -> None:
         for member in result["members"]
     ]
     last_columns = ["top-5", "NLL"] if has_top_5 else ["NLL", "ECE"]  # more would not fit 80 columns
-    print_table(["member", "name", "MFLOPs", "accuracy", *last_columns], members, _interval_note(result))
+    note = _interval_note(result) + _epochs_note(result["members"])
+    print_table(["member", "name", "MFLOPs", "accuracy", *last_columns], members, note)
     _print_unknown_costs(result["members"])
     _print_latency(result["members"])
     committees = [
@@ -85,6 +89,7 @@ def print_evaluation(result: dict[str, Any]) -> None:
         f"Means over the subsets of the members, and the standard deviation over them. {_interval_note(result)}",
     )
     _print_classes(result)
+    _print_confusion_matrix(result)
 
 
 def print_selection(selection: dict[str, Any]) -> None:
@@ -160,7 +165,7 @@ def print_search(members: list[dict[str, Any]]) -> None:
 
 def _search_scores(member: dict[str, Any]) -> list[str]:
     if member["gain"] is None:
-        return ["did not finish", "-", "-"]
+        return ["-", "-", "-"]
     accuracy = format_accuracy(member["validation_accuracy"], member["accuracy_interval"])
     return [accuracy, f"{member['validation_nll']:.4f}", f"{member['gain']:.4f}"]
 
@@ -214,18 +219,55 @@ def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> No
         print_text(f"{footer}\n")
 
 
-def print_text(text: str) -> None:
-    """Print lines of text; on a terminal those that are too long are wrapped between words."""
-    if not sys.stdout.isatty():
-        click.echo(text)
-        return
-    width = shutil.get_terminal_size().columns
-    for line in text.split("\n"):
-        indent = line[: len(line) - len(line.lstrip())]
-        lines = textwrap.wrap(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )  # fmt: skip
-        click.echo("\n".join(lines))
+def print_text(text: str, err: bool = False) -> None:
+    """Print lines of text at once; on a terminal those that are too long are wrapped between words.
+
+    A command at the end of a line is wrapped with backslashes, so that it can be copied.
+
+    Args:
+        text: One or more lines.
+        err: Whether to print to stderr.
+    """
+    stream = sys.stderr if err else sys.stdout
+    if stream.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(wrapped for line in text.split("\n") for wrapped in _wrap_line(line, width))
+    print(text, file=stream, flush=True)
+
+
+def _wrap_line(line: str, width: int) -> list[str]:
+    if _display_width(line) <= width:
+        return [line]
+    prose, separator, command = line.rpartition("keras-committee ")
+    if separator and (not prose.strip() or prose.endswith(": ")):
+        return _wrap_command(prose, separator + command, width)
+    return _wrap_words(line, width)
+
+
+def _wrap_words(line: str, width: int) -> list[str]:
+    column = re.match(r"\s*(?:\S+\s{2,})?", line)  # the indentation, or the first column of a list
+    indent = " " * len(column.group() if column else "")
+    wrapped = textwrap.wrap(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )  # fmt: skip
+    return wrapped or [""]
+
+
+def _wrap_command(prose: str, command: str, width: int) -> list[str]:
+    """Return the lines of a command after `prose`, wrapped between the words of a shell."""
+    lines = _wrap_words(prose, width) if prose.strip() else []
+    words = re.findall(r"""(?:'[^']*'|"[^"]*"|\S)+""", command)
+    if lines and _display_width(" ".join([lines[-1], *words[:2]])) <= width - 2:
+        current = lines.pop() + " " + words.pop(0)
+    else:
+        current = prose[: len(prose) - len(prose.lstrip())] + words.pop(0)
+    for word in words:
+        if _display_width(current) + 1 + _display_width(word) > width - 2:
+            lines.append(f"{current} \\")
+            current = f"    {word}"
+        else:
+            current += f" {word}"
+    return [*lines, current]
 
 
 def _column_widths(titles: list[str], rows: list[list[str]]) -> list[int]:
@@ -299,6 +341,46 @@ def _print_classes(result: dict[str, Any]) -> None:
         for row in classes
     ]
     print_table(["class", "images", "precision", "recall"], rows, f"{note}. ")
+
+
+def _print_confusion_matrix(result: dict[str, Any]) -> None:
+    """Print the percentages of each true class, those of correct predictions in brackets; few classes only."""
+    matrix, names = result.get("confusion_matrix"), [row["class"] for row in result["per_class"]]
+    if matrix is None or len(names) > _MAX_MATRIX_COLUMNS:
+        return
+    labels = [f"{index} {name}" for index, name in enumerate(names)]
+    width = max(_MIN_LABEL_WIDTH, min(max(map(_display_width, labels)), 80 - _MATRIX_CELL_WIDTH * len(names)))
+    print_text("Confusion matrix: % of each true class (row) by predicted class (column)")
+    click.echo(" " * width + "".join(f"{index} ".rjust(_MATRIX_CELL_WIDTH) for index in range(len(names))))
+    for row, label in enumerate(labels):
+        cells = [_matrix_cell(count, sum(matrix[row]), row == column) for column, count in enumerate(matrix[row])]
+        click.echo((_fit(label, width) + "".join(cells)).rstrip())
+    click.echo()
+
+
+def _matrix_cell(count: int, total: int, is_diagonal: bool) -> str:
+    percentage = f"{100 * count / total:.0f}" if total else "-"
+    if is_diagonal:
+        return f"[{percentage}]".rjust(_MATRIX_CELL_WIDTH)
+    return (f"{percentage} " if count else "").rjust(_MATRIX_CELL_WIDTH)
+
+
+def _fit(text: str, width: int) -> str:
+    """Return the text with blanks up to a width in terminal columns; the end of a longer one is an ellipsis."""
+    from rich.cells import set_cell_size
+
+    return set_cell_size(text, width) if _display_width(text) <= width else f"{set_cell_size(text, width - 1)}…"
+
+
+def _epochs_note(members: list[dict[str, Any]]) -> str:
+    """Return a sentence with the epoch whose weights each member has; "" without histories."""
+    epochs = [f"{member['epoch']} of {member['epochs']}" for member in members if "epoch" in member]
+    if not epochs or len(epochs) < len(members):
+        return ""
+    if len(set(epochs)) == 1:
+        return f"Epoch kept: {epochs[0]}. "
+    named = (f"{epoch} (member {member['index']})" for epoch, member in zip(epochs, members, strict=True))
+    return f"Epochs kept: {', '.join(named)}. "
 
 
 def _format_optional(value: float | None) -> str:

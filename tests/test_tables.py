@@ -69,6 +69,26 @@ def test_a_row_in_a_pipe_is_one_line(printed):
     assert [path in line and "0.7139 .. 0.9194" in line for line in text.splitlines()].count(True) == 1
 
 
+def test_long_text_is_wrapped_between_words_and_a_command_with_backslashes(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    command = "keras-committee train recipes/tiny.py --run 'my new run' --set a=don't"
+    tables.print_text(f"error: runs/a was trained with something else.\n  To go on, run: {command}", err=True)
+    assert sys.stderr.getvalue() == (
+        "error: runs/a was trained with something\n"
+        "else.\n"
+        "  To go on, run: keras-committee train \\\n"
+        "    recipes/tiny.py --run 'my new run' \\\n"
+        "    --set a=don't\n"
+    )
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    tables.print_text("missing  tensorflow: not installed, or not for this Python", err=True)
+    assert sys.stderr.getvalue() == "missing  tensorflow: not installed, or\n         not for this Python\n"
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    tables.print_text(command, err=True)
+    assert sys.stderr.getvalue() == f"{command}\n"
+
+
 def test_wide_characters_count_twice(printed):
     assert "猫猫猫猫猫 ┃" in printed(80, rows=[["猫" * 5, *ROWS[0][1:]]]).replace("│", "┃")
     assert "size 猫猫猫猫猫: accuracy" in printed(53, rows=[["猫" * 5, *ROWS[0][1:]]])  # as ASCII they would fit
@@ -134,6 +154,28 @@ def test_an_evaluation_has_members_latencies_and_committees(capsys):
     assert "dog 0 0.0000 -" in lines
     assert sum("95 % interval over the 48 test images." in line for line in lines) == 2
     assert "Of the committee of all members (geometric mean)." in lines
+
+
+def test_a_confusion_matrix_has_its_diagonal_in_brackets_and_fits_80_columns(capsys):
+    names = ["cat", "a dog with a name that is far too long for a column of so narrow a table", "hen"]
+    result = {"per_class": [{"class": name} for name in names], "confusion_matrix": [[9, 1, 0], [1, 200, 0], [0] * 3]}
+    tables._print_confusion_matrix(result)
+    header, *lines = capsys.readouterr().out.splitlines()[1:-1]
+    assert header.split() == ["0", "1", "2"]
+    assert " ".join(lines[0].split()) == "0 cat [90] 10"
+    assert " ".join(lines[1].split()).endswith("… 0 [100]")
+    assert " ".join(lines[2].split()) == "2 hen [-]"
+    assert lines[0].index("90") == header.index("0") - 1
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_epochs_kept_are_named():
+    members = [{"index": 0, "epoch": 3, "epochs": 9}, {"index": 2, "epoch": 3, "epochs": 9}]
+    assert tables._epochs_note(members) == "Epoch kept: 3 of 9. "
+    assert tables._epochs_note([*members, {"index": 4, "epoch": 8, "epochs": 8}]) == (
+        "Epochs kept: 3 of 9 (member 0), 3 of 9 (member 2), 8 of 8 (member 4). "
+    )
+    assert tables._epochs_note([*members, {"index": 3}]) == ""  # imported
 
 
 def test_of_many_classes_the_hardest_are_printed_and_members_have_a_top_5_accuracy(capsys):

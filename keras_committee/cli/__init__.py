@@ -34,6 +34,7 @@ from keras_committee.cli.serving_config import serving_config
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError, ResourceError
 from keras_committee.recipe_file import RecipeFile
+from keras_committee.tables import print_text
 
 __all__ = ["cli", "main"]
 
@@ -162,5 +163,5 @@ def _recipe_defaults(word: str) -> dict[str, Any]:
 def _print_error(error: BaseException, message: str, exit_code: int, settings: dict[str, Any]) -> int:
     if settings["debug"]:
         traceback.print_exception(error)
-    click.echo(f"error: {message}", err=True)
+    print_text(f"error: {message}", err=True)
     return exit_code

@@ -10,7 +10,7 @@ from keras_committee.cli.output import print_json, reserve_stdout_for_json
 from keras_committee.precision import training_device
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.tables import print_members
+from keras_committee.tables import print_members, print_text
 
 _STEPS_PER_EPOCH = 1_000  # placeholder for the schedule; the memory of an optimizer does not depend on it
 
@@ -42,10 +42,10 @@ def describe(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
             }
         )
         return
-    click.echo(f"{recipe_file.name}: {recipe_file.docstring}\n")
-    click.echo("\n".join(f"  --set {name}={value!r}" for name, value in parameters.items()) + "\n")
+    print_text(f"{recipe_file.name}: {recipe_file.docstring}\n")
+    print_text("\n".join(f"  --set {name}={value!r}" for name, value in parameters.items()) + "\n")
     reason = f", as {precision['reason']}" if precision["reason"] else ""
-    click.echo(f"  precision of a new run: {precision['policy']}{reason}\n")
+    print_text(f"  precision of a new run: {precision['policy']}{reason}\n")
     print_members(members)
 
 

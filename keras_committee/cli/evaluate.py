@@ -15,7 +15,7 @@ from keras_committee.cli.options import (
 )
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.run import lock_runs
-from keras_committee.tables import print_evaluation
+from keras_committee.tables import print_evaluation, print_text
 
 
 @click.command()
@@ -58,7 +58,7 @@ def evaluate(
     print_evaluation(result)
     misclassified = result["misclassified"]
     file = Path(run, "evaluation.json")
-    click.echo(f"Misclassified images, {misclassified['images']:,}: {Path(run, misclassified['file'])}")
-    click.echo(f"Evaluated on {result['examples']:,} {result['split']} examples. Details: {file}")
+    print_text(f"Misclassified images, {misclassified['images']:,}: {Path(run, misclassified['file'])}")
+    print_text(f"Evaluated on {result['examples']:,} {result['split']} examples. Details: {file}")
     next_command = "select" if len(result["members"]) > 1 else "report"  # one member leaves nothing to select
     print_next_steps(next_command, run, *forwarded_options(min_members, allow_duplicate_weights))

@@ -10,6 +10,7 @@ import click
 
 from keras_committee.cli.options import HomePath, json_option, split_folders_option, standard_options
 from keras_committee.cli.output import print_json, reserve_stdout_for_json
+from keras_committee.tables import print_text
 
 _PROGRESS_INTERVAL_SECONDS = 10.0  # between progress lines if stderr is not a terminal
 
@@ -82,8 +83,8 @@ def make_tfrecords(
     parts = [f"{split['examples']} {name} in {split['shards']} shards" for name, split in written["splits"].items()]
     click.echo(f"{', '.join(parts)}; {written['classes']} classes")
     if written["reencoded"]:
-        click.echo(f"{written['reencoded']} PNG or CMYK images were encoded as JPEG, quality 100 (--keep-encoding)")
-    click.echo(f"Read them with data.imagenet_records({shlex.quote(str(destination))}, ...)")
+        print_text(f"{written['reencoded']} PNG or CMYK images were encoded as JPEG, quality 100 (--keep-encoding)")
+    print_text(f"Read them with data.imagenet_records({shlex.quote(str(destination))}, ...)")
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from keras_committee.tables import print_text
+
 
 def protect_standard_streams() -> None:
     """Let a command go on where its output cannot be printed: a closed stream, a closed pipe or a full disk.
@@ -73,12 +75,12 @@ def reserve_stdout_for_json(as_json: bool) -> Iterator[None]:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print the document on one line."""
-    print_message(json.dumps(document, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(document, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def print_message(text: str) -> None:
-    """Print to stdout at once."""
-    print(text, flush=True)
+    """Print to stdout at once, on a terminal wrapped between words."""
+    print_text(text)
 
 
 def print_next_steps(*arguments: str) -> None:

@@ -161,7 +161,7 @@ def _print_summary(document: dict, runs: tuple[str, ...], file: Path) -> None:
     print_text(
         f"Searched {report['candidates']:,} committees ({report['method']}), Pareto optimal: {len(report['front'])}."
     )
-    click.echo(f"Details: {file}")
+    print_text(f"Details: {file}")
     print_next_steps("export", runs[0], "--selection", str(file))
 
 

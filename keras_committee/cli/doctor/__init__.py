@@ -8,6 +8,7 @@ from keras_committee.cli.doctor import checks
 from keras_committee.cli.options import json_option, standard_options
 from keras_committee.cli.output import command_line, print_json, print_message, print_next_steps
 from keras_committee.errors import ResourceError
+from keras_committee.tables import print_text
 
 
 @click.command()
@@ -23,7 +24,7 @@ def doctor(as_json: bool) -> None:
     for result in checks.run_checks():
         results.append(result)
         if not as_json:
-            click.echo(str(result))
+            print_text(str(result))
     failed = [result.part for result in results if result.needed and result.state != "ok"]
     if as_json:
         print_json({"works": not failed, "checks": [dataclasses.asdict(result) for result in results]})
