@@ -3,15 +3,17 @@
     python benchmarks/serving.py                # three WRN-16-1, batch 1, 8, 32 and 128
     python benchmarks/serving.py --quick        # batch 1 and 32, fewer rounds: under two minutes on two idle cores
     python benchmarks/serving.py --json
+    python benchmarks/serving.py --bfloat16     # three WRN-16-1 and three WRN-16-4 in both precisions, batch 1 and 32
     python benchmarks/serving.py --trained saved_models/committee/1 saved_models/cascade/1 --images data/cifar10/test
 
 Each export is loaded by TensorFlow's C++ loader and session, as in TF Serving, in a process of its own; the processes
 take turns, while the others wait. A row shows the median time per call over the rounds. Its ratio is the time of
 `Model.export` with Keras' BatchNormalization divided by that of the row: above 1 is faster. The weights are untrained,
 with random normalization statistics. Cascades run one member first; their thresholds send 0, 25 or 100 % of the images
-to the others. The last rows measure the local server over gRPC and REST, and the time in which it reads a request of
-JSON numbers; the ratio of that row is the time of Python's json and NumPy divided by its own. `--trained` compares two
-exports of trained members on labeled images.
+to the others. The export in bfloat16 is measured where this machine multiplies matrices in it; with `--bfloat16` the
+ratios are to our export in float32. The last rows measure the local server over gRPC and REST, and the time in which it
+reads a request of JSON numbers; the ratio of that row is the time of Python's json and NumPy divided by its own.
+`--trained` compares two exports of trained members on labeled images.
 """
 
 import argparse
@@ -32,11 +34,14 @@ import numpy as np
 import session_process
 import trained_exports
 
+from keras_committee.precision import tensorflow_device
 from keras_committee.selection import SelectedMember, Selection, Stage
 
 SHAPE, CLASSES, MEMBERS = (32, 32, 3), tuple("0123456789"), 3
 KERAS_EXPORT = "Keras' export, Keras' BatchNormalization"
 KERAS_EXPORT_OUR_NORM = "Keras' export, our BatchNormalization"
+OURS, OURS_IN_BFLOAT16 = "ours", "ours in bfloat16"
+NETWORKS = {"wrn": "WRN-16-1", "wrn-16-4": "WRN-16-4", "resnet": "ResNet-20"}
 
 
 def build_member(architecture, seed):
@@ -46,7 +51,11 @@ def build_member(architecture, seed):
     from keras_committee import models
 
     keras.utils.set_random_seed(seed)
-    build = {"wrn": lambda: models.wide_resnet(16, 1, classes=10), "resnet": lambda: models.resnet(20, classes=10)}
+    build = {
+        "wrn": lambda: models.wide_resnet(16, 1, classes=10),
+        "wrn-16-4": lambda: models.wide_resnet(16, 4, classes=10),
+        "resnet": lambda: models.resnet(20, classes=10),
+    }
     model, rng = build[architecture](), np.random.default_rng(seed)
     ranges = {"moving_variance": (0.5, 2.0), "gamma": (0.5, 1.5), "moving_mean": (-0.3, 0.3), "beta": (-0.3, 0.3)}
     for variable in model.variables:
@@ -78,12 +87,10 @@ def export_all(architecture, folder):
     from keras_committee.export.export import save_committee
     from keras_committee.models import log_probabilities
 
-    members = [build_member(architecture, seed) for seed in range(MEMBERS)]
+    members, selection = build_committee(architecture)
     Ensemble([with_keras_norms(member) for member in members]).export(str(folder / KERAS_EXPORT), verbose=False)
     Ensemble(members).export(str(folder / KERAS_EXPORT_OUR_NORM), verbose=False)
-    selected = [SelectedMember(run="", index=i, weights="", name="", parameters=0, mflops=0.0) for i in range(MEMBERS)]
-    selection = Selection(members=tuple(selected), head="geometric_mean", classes=CLASSES)
-    save_committee(selection, members, folder / "ours")
+    ours = export_ours(members, selection, folder)
     images = session_process.random_images(128, SHAPE)
     confidence = np.exp(log_probabilities(members[0], [images])).max(axis=1)
     for share, threshold in ((0, 0.0), (25, float(np.quantile(confidence, 0.25))), (100, 1.1)):
@@ -91,7 +98,25 @@ def export_all(architecture, folder):
         cascade = dataclasses.replace(selection, stages=stages)
         save_committee(cascade, members, folder / f"ours as a cascade, {share} % continue")
     cascades = [f"ours as a cascade, {share} % continue" for share in (0, 25, 100)]
-    return [KERAS_EXPORT, KERAS_EXPORT_OUR_NORM, "ours", *cascades]
+    return [KERAS_EXPORT, KERAS_EXPORT_OUR_NORM, *ours, *cascades]
+
+
+def build_committee(architecture):
+    """Return the members and the selection of all of them."""
+    selected = [SelectedMember(run="", index=i, weights="", name="", parameters=0, mflops=0.0) for i in range(MEMBERS)]
+    selection = Selection(members=tuple(selected), head="geometric_mean", classes=CLASSES)
+    return [build_member(architecture, seed) for seed in range(MEMBERS)], selection
+
+
+def export_ours(members, selection, folder):
+    """Write our SavedModel in each precision that this machine multiplies matrices in; return the rows' names."""
+    from keras_committee.export.export import save_committee
+
+    save_committee(selection, members, folder / OURS)
+    if not tensorflow_device().has_bfloat16:
+        return [OURS]
+    save_committee(selection, members, folder / OURS_IN_BFLOAT16, precision="bfloat16")
+    return [OURS, OURS_IN_BFLOAT16]
 
 
 def measure(processes, batches, rounds):
@@ -119,13 +144,7 @@ def run(architecture, batches, rounds):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         names = export_all(architecture, folder)
-        processes = {name: session_process.start(folder / name) for name in names}
-        try:
-            measured = measure(processes, batches, rounds)
-        finally:
-            for process in processes.values():
-                process.kill()
-                process.wait()
+        measured = measure_exports(folder, names, batches, rounds)
         sizes = {name: folder_size(folder / name) for name in names}
         with network.local_server(folder / "ours", folder) as addresses:
             requests = {
@@ -136,25 +155,63 @@ def run(architecture, batches, rounds):
                 for protocol in network.PROTOCOLS
             }
     return {
-        "machine": f"{os.cpu_count()} {platform.machine()} cores, TensorFlow {version('tensorflow')}",
-        "network": f"{MEMBERS} x {'WRN-16-1' if architecture == 'wrn' else 'ResNet-20'}, 32x32",
+        "machine": describe_machine(),
+        "network": f"{MEMBERS} x {NETWORKS[architecture]}, 32x32",
         "rounds": rounds,
         "rows": [
             *(session_row(name, batch, measured, sizes) for batch in batches for name in names),
+            *skipped_rows(names),
             *(request_row(protocol, batch, *seconds, measured) for (protocol, batch), seconds in requests.items()),
             *(reading_row(batch, *network.measure_reading(batch, rounds, SHAPE)) for batch in batches),
         ],
     }
 
 
-def session_row(name, batch, measured, sizes):
+def run_precisions(batches, rounds):
+    """Measure our export of narrow and of wide members in both precisions."""
+    rows = []
+    for architecture in ("wrn", "wrn-16-4"):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            names = export_ours(*build_committee(architecture), folder)
+            measured = measure_exports(folder, names, batches, rounds)
+            sizes = {name: folder_size(folder / name) for name in names}
+        measured_rows = [session_row(name, batch, measured, sizes, OURS) for batch in batches for name in names]
+        label = f"{MEMBERS} x {NETWORKS[architecture]}"
+        rows += [{**row, "name": f"{label}, {row['name']}"} for row in [*measured_rows, *skipped_rows(names)]]
+    return {"machine": describe_machine(), "network": f"{MEMBERS} members, 32x32", "rounds": rounds, "rows": rows}
+
+
+def measure_exports(folder, names, batches, rounds):
+    processes = {name: session_process.start(folder / name) for name in names}
+    try:
+        return measure(processes, batches, rounds)
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+
+
+def skipped_rows(names):
+    """Return a row that says why bfloat16 was not measured, if it was not."""
+    if OURS_IN_BFLOAT16 in names:
+        return []
+    return [{"name": OURS_IN_BFLOAT16, "skipped": f"not measured: {tensorflow_device().reason}"}]
+
+
+def describe_machine():
+    reason = tensorflow_device().reason
+    return f"{os.cpu_count()} {platform.machine()} cores, {reason}, TensorFlow {version('tensorflow')}"
+
+
+def session_row(name, batch, measured, sizes, reference=KERAS_EXPORT):
     seconds, cpu_seconds, memory = measured[name, batch]
-    keras_seconds, keras_cpu_seconds, _ = measured[KERAS_EXPORT, batch]
+    reference_seconds, reference_cpu_seconds, _ = measured[reference, batch]
     return {
         "name": f"{name}, batch {batch}",
         **latency(seconds),
-        "ratio": statistics.median(keras_seconds) / statistics.median(seconds),
-        "cpu_ratio": keras_cpu_seconds / cpu_seconds,
+        "ratio": statistics.median(reference_seconds) / statistics.median(seconds),
+        "cpu_ratio": reference_cpu_seconds / cpu_seconds,
         "images_per_second": batch / statistics.median(seconds),
         "file_bytes": sizes[name],
         "resident_bytes": memory,
@@ -199,6 +256,9 @@ def table(result):
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
+        if "skipped" in row:
+            lines.append(f"| {row['name']} | {row['skipped']} |" + " |" * 6)
+            continue
         sizes = [""] * 2
         if "file_bytes" in row:
             sizes = [f"{row['file_bytes'] / 1e6:.2f}", f"{row['resident_bytes'] / 1e6:.0f}"]
@@ -225,8 +285,9 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="measure batch 1 and 32 only, in fewer rounds")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument(
-        "--network", choices=["wrn", "resnet"], default="wrn", help="architecture of the members [default: wrn]"
+        "--network", choices=list(NETWORKS), default="wrn", help="architecture of the members [default: wrn]"
     )
+    parser.add_argument("--bfloat16", action="store_true", help="compare our export in bfloat16 with that in float32")
     parser.add_argument("--rounds", type=int, help="number of rounds")
     parser.add_argument("--trained", nargs=2, metavar=("COMMITTEE", "CASCADE"), help="version folders of two exports")
     parser.add_argument("--images", help="folder of class folders for --trained")
@@ -240,5 +301,8 @@ if __name__ == "__main__":
         print(json.dumps({"rows": rows}) if arguments.json else trained_table(rows, arguments.batch))
         sys.exit()
     batches = (1, 32) if arguments.quick else (1, 8, 32, 128)
-    result = run(arguments.network, batches, arguments.rounds or (15 if arguments.quick else 30))
+    if arguments.bfloat16:
+        result = run_precisions((1, 32), arguments.rounds or 15)
+    else:
+        result = run(arguments.network, batches, arguments.rounds or (15 if arguments.quick else 30))
     print(json.dumps(result) if arguments.json else table(result))

@@ -12,6 +12,8 @@ from keras_committee.errors import RecipeError
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 _MIN_COMPUTE_CAPABILITY = (8, 0)  # NVIDIA's first GPUs with tensor cores for bfloat16
+EXPORT_PRECISIONS = ("auto", "float32", "bfloat16")
+BFLOAT16_HARDWARE = "a CPU with AMX (amx_bf16), or a GPU of compute capability 8.0 or higher"
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -60,8 +62,11 @@ def training_device() -> Device:
     """Return the GPUs that Keras' backend uses, or the CPU if there are none."""
     import keras
 
-    if keras.backend.backend() == "jax":
-        return _jax_device()
+    return _jax_device() if keras.backend.backend() == "jax" else tensorflow_device()
+
+
+def tensorflow_device() -> Device:
+    """Return the GPUs that TensorFlow uses, or the CPU if there are none."""
     import tensorflow as tf
 
     details = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]

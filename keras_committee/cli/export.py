@@ -14,8 +14,12 @@ from keras_committee.cli.options import (
 )
 from keras_committee.cli.output import command_line, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.costs import HOW_TO_COUNT
-from keras_committee.files import read_record
+from keras_committee.export import publish
+from keras_committee.files import expand_home, read_record
+from keras_committee.keras_config import loading_backend
+from keras_committee.precision import EXPORT_PRECISIONS
 from keras_committee.run import Run, lock_runs
+from keras_committee.selection import Selection
 
 
 @click.command()
@@ -30,6 +34,23 @@ from keras_committee.run import Run, lock_runs
     show_default="all members",
 )
 @min_members_option
+@click.option(
+    "--precision",
+    type=click.Choice(EXPORT_PRECISIONS),
+    default="float32",
+    show_default=True,
+    help="Precision of convolutions and matrix products. auto: bfloat16 if this machine multiplies matrices in it and "
+    "the accuracy permits it.",
+)
+@click.option(
+    "--max-accuracy-drop",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=0.2,
+    show_default=True,
+    metavar="POINTS",
+    help="In bfloat16, publish only if the upper end of the 95 % interval of the accuracy lost against float32, on the "
+    "validation images, is below this.",
+)
 @json_option
 @standard_options
 def export(
@@ -38,6 +59,8 @@ def export(
     out: str | None,
     selection: str | None,
     min_members: int | None,
+    precision: str,
+    max_accuracy_drop: float,
     as_json: bool,
 ) -> None:
     """Export a committee as a SavedModel for TF Serving.
@@ -46,19 +69,48 @@ def export(
     folder, its predictions are verified against the Keras members in a separate process.
     """
     opened = [Run.open(run) for run in runs]
+    publish.check_target(expand_home(out) if out else publish.default_model_dir(opened[0].path))
+    if selection:
+        Selection.read(selection)
+    else:
+        for run in opened:
+            run.require_members(min_members)
     with reserve_stdout_for_json(as_json):
-        if overrides:
-            with lock_runs(runs, overrides):
-                pass
-        from keras_committee.export.export import export as publish
+        with lock_runs(runs, overrides, shared=not overrides):
+            pass
+        with loading_backend():
+            from keras_committee.export.export import export as export_committee
 
-        version = publish(opened, out, selection, min_members=min_members)
+        version = export_committee(
+            opened,
+            out,
+            selection,
+            min_members=min_members,
+            precision=precision,
+            max_accuracy_drop=max_accuracy_drop,
+        )
     manifest = read_record(version / "committee.json")
     if as_json:
         print_json({"version": str(version), **manifest})
         return
     click.echo(_format_summary(version, manifest))
     print_next_steps("serve", str(version.parent))
+
+
+def _format_precision(precision: dict) -> list[str]:
+    """Return lines on the precision of an export; none for the default."""
+    if precision["accuracy"] is None:
+        is_default = precision["reason"] == "the default"
+        return [] if is_default else [f"Computes in {precision['compute']}: {precision['reason']}."]
+    accuracy, drop = precision["accuracy"], precision["accuracy"]["drop"]
+    changed = accuracy["stops_changed"]
+    stops = "" if changed is None else f" {100 * changed:.1f} % of them use another number of members."
+    return [
+        f"Computes in bfloat16 ({precision['reason']}), which is fast on {precision['hardware']}.",
+        f"Accuracy on {accuracy['examples']:,} validation images: {100 * accuracy['accuracy']:.2f} %, in float32 "
+        f"{100 * accuracy['float32_accuracy']:.2f} %; the loss is {drop['value']:.2f} points, 95 % interval "
+        f"{drop['low']:.2f} to {drop['high']:.2f}.{stops}",
+    ]
 
 
 def _format_summary(version: Path, manifest: dict) -> str:
@@ -72,6 +124,7 @@ def _format_summary(version: Path, manifest: dict) -> str:
         [
             f"Exported a {manifest['kind']} of {count} member{'' if count == 1 else 's'} to {version}",
             f"Verified {verified['outputs']} outputs; largest difference {verified['largest_difference']:.1e}.",
+            *_format_precision(manifest["precision"]),
             "To classify an image, with the export or with the server:",
             f"  {command_line('predict', str(model), 'IMAGE')}",
             f"  curl -d '{image}' http://127.0.0.1:8501/v1/models/{model.name}:predict",

@@ -13,7 +13,10 @@ import click
 from keras_committee.cli.options import HomePath, complete_exports, json_option, standard_options
 from keras_committee.cli.output import print_json, print_message
 from keras_committee.errors import RecipeError
+from keras_committee.files import read_record
 from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, folder_kind
+from keras_committee.precision import cpu_device, tensorflow_device
+from keras_committee.tfserving.versions import find_versions
 
 _EXISTING_FILE = HomePath(exists=True, dir_okay=False)
 
@@ -127,6 +130,7 @@ def serve(
         raise RecipeError("--model-config-file-poll-wait-seconds requires --model-config-file. No server was started.")
     if model_dir is not None:
         _check_model_dir(Path(model_dir))
+        _warn_of_slow_precision(Path(model_dir))
     if use_tf_serving:
         folder = Path(os.path.abspath(model_dir)) if model_dir else None
         batching = batching_parameters_file or enable_batching
@@ -134,12 +138,13 @@ def serve(
         flags = (enable_cors_support, model_config_poll_seconds, allow_labels)
         _run_tf_serving(folder, (rest_port, grpc_port), *files, *flags)
         return
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger(__name__).info("loading TensorFlow and the models")
     from keras_committee.tfserving.server.limits import Limits
     from keras_committee.tfserving.server.local_server import LocalServer, ServerOptions
     from keras_committee.tfserving.server.manager import ManagerOptions
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     options = ServerOptions(
         host=host,
         rest_port=rest_port,
@@ -170,6 +175,26 @@ def _check_model_dir(folder: Path) -> None:
         f"{folder} is not a model folder: {problem} No server was started.\n"
         f"  Create one with `keras-committee export RUN --out {folder}`."
     )
+
+
+def _warn_of_slow_precision(model_dir: Path) -> None:
+    """Print a warning if the newest version computes in bfloat16, and this machine has no matrix units for it."""
+    versions = find_versions(model_dir)
+    newest = versions[max(versions)] if versions else model_dir
+    try:
+        manifest = read_record(newest / "committee.json", may_be_edited=True)
+    except (OSError, ValueError):  # of another program, or damaged
+        return
+    precision = manifest.get("precision", {})
+    if precision.get("compute") != "bfloat16" or cpu_device().has_bfloat16:
+        return
+    device = tensorflow_device()
+    if not device.has_bfloat16:
+        click.echo(
+            f"warning: {newest} computes in bfloat16, which is slow on this machine: {device.reason}. "
+            f"It needs {precision['hardware']}.\n  For this machine, export with --precision float32.",
+            err=True,
+        )
 
 
 @contextlib.contextmanager

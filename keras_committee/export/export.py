@@ -1,14 +1,14 @@
 """Export of a committee or cascade as a version that TensorFlow Serving loads.
 
 The members are folded for inference, traced into one graph and saved. A fresh process without Keras replays the warm-up
-requests and compares the outputs of every signature with those of the Keras members. Only then does the version appear
-in the model folder, by one rename.
+requests and compares the outputs of every signature with those of the Keras members. In bfloat16, the accuracy is also
+compared with that in float32. Only then does the version appear in the model folder, by one rename.
 """
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
-import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,11 +20,16 @@ import tensorflow as tf
 from keras_committee.data.preprocessing import ImageTransform
 from keras_committee.errors import ExportError, RecipeError, ResourceError, RunError
 from keras_committee.export import export_members, publish, verification_cases, verify
+from keras_committee.export.accuracy_loss import AccuracyCheck, AccuracyLossError, check_accuracy
 from keras_committee.export.committee_graph import ServingCommittee, build_signatures
 from keras_committee.export.inference_model import InferenceModel
 from keras_committee.files import expand_home, file_hash, read_record, translate_os_errors, utc_timestamp, write_record
+from keras_committee.precision import BFLOAT16_HARDWARE, EXPORT_PRECISIONS, training_device
+from keras_committee.progress import step
 from keras_committee.run import Run
 from keras_committee.selection import Selection
+
+DEFAULT_MAX_ACCURACY_DROP = 0.2  # percentage points
 
 _MANIFEST_FORMAT = 1
 
@@ -49,6 +54,8 @@ def export(
     image_size: tuple[int, int] | None = None,
     *,
     min_members: int | None = None,
+    precision: str = "float32",
+    max_accuracy_drop: float = DEFAULT_MAX_ACCURACY_DROP,
 ) -> Path:
     """Publish a committee or cascade as the next version of a model for TF Serving.
 
@@ -59,27 +66,36 @@ def export(
             are relative to the first run folder. None combines all members with the head of their recipe.
         image_size: Height and width for members that accept any size. None uses the size in the run's data.
         min_members: Accept incomplete runs with at least this many members; None requires all.
+        precision: `"float32"`; `"bfloat16"`, in which convolutions and matrix products compute; or `"auto"`: bfloat16
+            if this machine multiplies matrices in it and the accuracy permits it.
+        max_accuracy_drop: In bfloat16, the largest loss of accuracy against float32 in percentage points: the upper end
+            of its 95 % interval on the validation images must be below.
 
     Returns:
         The folder of the new version.
 
     Raises:
-        ExportError: If a member cannot be exported, or the exported model differs from Keras. Nothing is published.
+        ExportError: If a member cannot be exported, the exported model differs from Keras, or it loses more accuracy.
+            Nothing is published.
         ResourceError: If the disk is full or not writable. Nothing is published.
         RunError, RecipeError, IncompleteError: If the runs do not form a committee.
     """
     items = [runs] if isinstance(runs, str | Path | Run) else runs
     opened = [item if isinstance(item, Run) else Run.open(item) for item in items]
-    model_dir = expand_home(out) if out is not None else Path("saved_models") / opened[0].path.resolve().name
-    publish.check_name(model_dir)
-    if importlib.util.find_spec("tensorflow_serving") is None:
-        raise RecipeError('warm-up requests require tensorflow-serving-api.\n  pip install "keras-committee[serving]"')
+    model_dir = expand_home(out) if out is not None else publish.default_model_dir(opened[0].path)
+    publish.check_target(model_dir)
+    _check_precision(precision, max_accuracy_drop)
     with contextlib.ExitStack() as locks:
         for run in {run.path.resolve(): run for run in opened}.values():
             locks.enter_context(run.lock(shared=True))
         exported, models, transform_configs = _load_members(opened, selection, min_members)
         transforms = export_members.resolve_transforms(models, transform_configs, image_size)
-        version_dir = publish_committee(exported, models, model_dir, transforms=transforms, runs=opened)
+        shape = export_members.image_shape(models, transforms)
+        version_dir = _publish_in_precision(
+            precision,
+            lambda: _accuracy_check(opened, shape, max_accuracy_drop),
+            functools.partial(publish_committee, exported, models, model_dir, transforms=transforms, runs=opened),
+        )
         for run in opened:
             run.append_event("exported", version=str(version_dir.resolve()), members=len(exported.members))
     return version_dir
@@ -92,6 +108,8 @@ def publish_committee(
     *,
     transforms: Sequence[ImageTransform] | None = None,
     runs: Sequence[Run] = (),
+    accuracy_check: AccuracyCheck | None = None,
+    precision_reason: str = "the default",
 ) -> Path:
     """Save, verify and publish a committee of models as the next version in `model_dir`.
 
@@ -101,6 +119,8 @@ def publish_committee(
         model_dir: Model folder.
         transforms: How each member preprocesses an encoded image. None resizes the whole image to the member's size.
         runs: Runs whose parameters and metrics the manifest records.
+        accuracy_check: Compute in bfloat16, and require that it loses no more accuracy. None computes in float32.
+        precision_reason: Why the committee computes in this precision, for the manifest.
 
     Returns:
         The folder of the new version.
@@ -109,24 +129,35 @@ def publish_committee(
         ExportError, ResourceError: As for `export`.
     """
     transforms = transforms or export_members.resolve_transforms(models, [None] * len(models))
+    precision = "float32" if accuracy_check is None else "bfloat16"
     with publish.staging(model_dir) as staging_dir:
         version_dir = staging_dir / "version"
         with _translate_write_errors(version_dir):
-            signatures = save_committee(selection, models, version_dir, transforms)
+            signatures = save_committee(selection, models, version_dir, transforms, precision)
             check_ops(version_dir)
-            verification = _verify(selection, models, transforms, signatures, version_dir, staging_dir / "cases.npz")
+            cases_file = staging_dir / "cases.npz"
+            verification = _verify(selection, models, transforms, signatures, version_dir, cases_file, precision)
             shape = export_members.image_shape(models, transforms)
             manifest = _build_manifest(selection, shape, transforms, signatures, runs, verification)
+            manifest["precision"] = {
+                "compute": precision,
+                "reason": precision_reason,
+                "hardware": BFLOAT16_HARDWARE if accuracy_check else None,
+                "accuracy": accuracy_check
+                and check_accuracy(version_dir, selection, models, transforms, shape[:2], accuracy_check),
+            }
             files = {"saved_model.pb": file_hash(version_dir / "saved_model.pb")}
             write_record(version_dir / "committee.json", {**manifest, "files": files})
         return publish.publish(model_dir, version_dir)
 
 
+@step("tracing and saving the committee")
 def save_committee(
     selection: Selection,
     models: Sequence[keras.Model],
     folder: Path,
     transforms: Sequence[ImageTransform] | None = None,
+    precision: str = "float32",
 ) -> list[str]:
     """Write the SavedModel, with each variable once, and return the names of its signatures.
 
@@ -135,6 +166,7 @@ def save_committee(
         models: One model for each of its members.
         folder: Folder of the SavedModel.
         transforms: As in `publish_committee`.
+        precision: `"float32"` or `"bfloat16"`; see `layer_precision`.
 
     Raises:
         ExportError: If a model cannot be exported.
@@ -142,7 +174,7 @@ def save_committee(
     transforms = transforms or export_members.resolve_transforms(models, [None] * len(models))
     try:
         committee = ServingCommittee(
-            _inference_models(models), selection, export_members.image_shape(models, transforms), transforms
+            _inference_models(models, precision), selection, export_members.image_shape(models, transforms), transforms
         )
     except ValueError as error:
         raise ExportError(f"the committee cannot be exported: {error}") from error
@@ -190,6 +222,7 @@ class _CheckpointRoot(tf.Module):
     members: list[dict[str, tf.Variable]]
 
 
+@step("loading the members")
 def _load_members(runs, selection, min_members):
     """Return the selection, its models and their recorded image transforms."""
     if selection is None:
@@ -198,6 +231,50 @@ def _load_members(runs, selection, min_members):
         return selection, *export_members.selected_models(selection, runs[0].path)
     loaded_selection = Selection.read(selection)
     return loaded_selection, *export_members.selected_models(loaded_selection, expand_home(selection).parent)
+
+
+def _check_precision(precision, max_accuracy_drop):
+    if precision not in EXPORT_PRECISIONS:
+        raise RecipeError(f"precision must be one of {', '.join(EXPORT_PRECISIONS)}. Received: {precision!r}")
+    if not 0 < max_accuracy_drop <= 100:
+        raise RecipeError(f"max_accuracy_drop must be above 0 and at most 100 points. Received: {max_accuracy_drop}")
+
+
+def _publish_in_precision(precision, make_check, publish_fn):
+    """Call `publish_fn` for the precision; `"auto"` that loses too much accuracy, or cannot be checked, is float32."""
+    if precision == "float32":
+        return publish_fn()
+    if precision == "bfloat16":
+        return publish_fn(accuracy_check=make_check(), precision_reason="requested")
+    device = training_device()
+    if not device.has_bfloat16:
+        return publish_fn(precision_reason=device.reason)
+    try:
+        return publish_fn(accuracy_check=make_check(), precision_reason=device.reason)
+    except (AccuracyLossError, _NoValidationError) as error:
+        reason = str(error).splitlines()[0].removesuffix(". Nothing was published.")
+        return publish_fn(precision_reason=reason)
+
+
+class _NoValidationError(RecipeError):
+    """The runs have no validation images."""
+
+
+def _accuracy_check(runs, shape, max_drop) -> AccuracyCheck:
+    """Return the check on the validation images of the run whose images have this shape, or else of the first run."""
+    splits = []
+    for run in runs:
+        loaded = run.recipe().data.load()
+        run.require_classes(loaded.classes)
+        splits.append((run, loaded.validation))
+    run, split = next((pair for pair in splits if tuple(pair[1].image_shape) == tuple(shape)), splits[0])
+    if not len(split):
+        raise _NoValidationError(
+            f"the data of {run.path} have no validation images, on which bfloat16 is compared with float32. "
+            "Nothing was published.\n"
+            "  Use --precision float32, or set `validation` of the recipe's data to a number or fraction, in a new run."
+        )
+    return AccuracyCheck(split=split, source=str(run.path), max_drop=max_drop)
 
 
 @contextlib.contextmanager
@@ -212,12 +289,12 @@ def _translate_write_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _inference_models(models):
+def _inference_models(models, precision):
     """Return one `InferenceModel` for each model; a repeated model has the same one."""
     inference_models: dict[int, InferenceModel] = {}
     for model in models:
         if id(model) not in inference_models:
-            inference_models[id(model)] = InferenceModel(model, f"member_{len(inference_models):02d}")
+            inference_models[id(model)] = InferenceModel(model, f"member_{len(inference_models):02d}", precision)
     return [inference_models[id(model)] for model in models]
 
 
@@ -244,17 +321,26 @@ def _has_cpu_kernel(op):
     return bool(devices & {"CPU", "DEFAULT"})
 
 
-def _verify(selection, models, transforms, signatures, version_dir, cases_file) -> dict[str, Any]:
+@step("predicting verification images with the members")
+def _verify(selection, models, transforms, signatures, version_dir, cases_file, precision) -> dict[str, Any]:
     """Write the warm-up requests of the version and compare its outputs with Keras; see `verify.verify`."""
     shape = export_members.image_shape(models, transforms)
-    cases = verification_cases.compute_verification_cases(models, selection, transforms, shape).unambiguous(selection)
+    all_cases = verification_cases.compute_verification_cases(models, selection, transforms, shape, precision)
+    cases = all_cases.unambiguous(selection)
+    if not len(cases.images) and precision == "bfloat16":
+        raise AccuracyLossError(
+            "the rounding of bfloat16 may change the predictions on all verification images. Nothing was published.\n"
+            "  Use --precision float32."
+        )
     if not len(cases.images):
         raise ExportError(
             "verification failed: predictions on all test images are too close to ties. Nothing was published."
         )
     verification_cases.write_warmup(version_dir, cases, selection, signatures)
     inputs = verification_cases.verification_inputs(cases.images, signatures)
-    verify.write_cases(cases_file, inputs, verification_cases.expected_outputs(cases, selection, signatures))
+    tolerances = verification_cases.output_tolerances(all_cases, selection)
+    outputs = verification_cases.expected_outputs(cases, selection, signatures)
+    verify.write_cases(cases_file, inputs, outputs, tolerances)
     return verify.check_outputs(version_dir, cases_file)
 
 
@@ -266,6 +352,7 @@ def _build_manifest(selection, shape, transforms, signatures, runs, verification
     - `files`, added later: SHA-256 of the graph, which contains the class names and has no checksum of its own.
     - `metrics`: what `evaluate` measured for each run, or null.
     - `report`: what `select` measured.
+    - `precision`, added later: the precision, its reason, the hardware on which it is fast, and the loss of accuracy.
     """
     selection_fields = dataclasses.asdict(selection)
     labels = list(selection_fields.pop("classes"))

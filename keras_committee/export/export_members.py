@@ -10,7 +10,7 @@ import keras
 from keras_committee import flops
 from keras_committee.data.preprocessing import ImageTransform, resize, transform_for_member
 from keras_committee.errors import ExportError, RunError, VerificationError
-from keras_committee.export.inference_model import compute_in_float32
+from keras_committee.export.layer_precision import compute_in_float32
 from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, get_head, head_name, subset_head
 from keras_committee.models.loading import load_member

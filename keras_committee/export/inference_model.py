@@ -1,7 +1,8 @@
 """A member as a TensorFlow function for inference, with few operations and weights.
 
 Stochastic depth is folded into the branches, if all of them can be scaled, and batch normalizations into the layers
-around them; see `bn_folding`. A normalization that cannot be folded becomes one scale and one shift.
+around them; see `bn_folding`. A normalization that cannot be folded becomes one scale and one shift. In bfloat16 the
+weights are stored in bfloat16, so that a request casts none of them.
 """
 
 import functools
@@ -21,6 +22,7 @@ from keras_committee.export.bn_folding import (
     scale_and_shift,
     to_float64,
 )
+from keras_committee.export.layer_precision import is_exact_activation, logits_layers, rounds_once
 from keras_committee.flops.counting import has_graph
 from keras_committee.layers import StochasticDepth
 from keras_committee.models import fold_stochastic_depth
@@ -37,6 +39,7 @@ class InferenceModel:
         model: Functional or Sequential model from raw pixels `(batch, height, width, channels)` to logits
             `(batch, classes)`. Models may be nested in it.
         name: Prefix of the names of the variables.
+        precision: `"float32"` or `"bfloat16"`; see `layer_precision`.
 
     Call arguments:
         image: float32 tensor `(batch, height, width, channels)`, inside a `tf.function`.
@@ -48,9 +51,9 @@ class InferenceModel:
         ValueError: If the model is not a graph of layers.
     """
 
-    def __init__(self, model: keras.Model, name: str):
+    def __init__(self, model: keras.Model, name: str, precision: str = "float32"):
         self._model = _without_stochastic_depth(model)
-        self._name = name
+        self._name, self._in_bfloat16 = name, precision == "bfloat16"
         self._created_variables: dict[str, tf.Variable] = {}
         self._replacements: dict[int, Any] = {}  # by id of a layer
         self._build_replacements()
@@ -82,13 +85,16 @@ class InferenceModel:
             return self._replacements[id(operation)]
         if has_graph(operation):
             return lambda inputs, **_: self._run(operation, inputs)
+        if self._in_bfloat16 and rounds_once(operation):
+            return functools.partial(_call_in_dtype_of_inputs, operation)
         if isinstance(operation, keras.layers.Layer):
             return functools.partial(_call_for_inference, operation)
-        return operation
+        return functools.partial(_run_in_float32, operation) if self._in_bfloat16 else operation
 
     def _build_replacements(self):
         graph = LayerGraph(self._model)
         plan = fold_batch_norms(graph)
+        float32_layers = logits_layers(graph, self._model) if self._in_bfloat16 else set()
         norms = {id(node.operation): node.operation for node in graph.nodes if is_norm(node.operation)}
         folded_norms = {id(layer): norms[norm] for norm, layer in plan.folded.items()}
         for node in graph.nodes:
@@ -98,13 +104,15 @@ class InferenceModel:
             elif isinstance(layer, _IDENTITY_LAYERS) or id(layer) in plan.folded:
                 self._replacements[id(layer)] = _identity
             elif is_linear(layer):
-                self._replacements[id(layer)] = self._folded_linear(layer, folded_norms.get(id(layer)), plan)
+                self._replacements[id(layer)] = self._folded_linear(
+                    layer, folded_norms.get(id(layer)), plan, self._in_bfloat16 and id(layer) not in float32_layers
+                )
             elif is_norm(layer):
                 self._replacements[id(layer)] = self._affine(layer, len(node.input_tensors[0].shape))
             elif getattr(layer, "negative_slope", None):
                 self._replacements[id(layer)] = functools.partial(_run_leaky_relu, layer)
 
-    def _folded_linear(self, layer, norm, plan):
+    def _folded_linear(self, layer, norm, plan, in_bfloat16):
         kernel, bias = to_float64(layer.kernel), to_float64(layer.bias) if layer.use_bias else None
         if id(layer) in plan.scales:
             kernel = kernel * plan.scales[id(layer)][:, None]  # axis -2 is that of the inputs
@@ -114,8 +122,10 @@ class InferenceModel:
             bias = shift if bias is None else bias * scale + shift
         if id(layer) in plan.shifts:
             bias = plan.shifts[id(layer)] + (0.0 if bias is None else bias)
-        kernel = self._create_variable(layer, "kernel", kernel)
-        return functools.partial(_run_linear, layer, kernel, self._create_variable(layer, "bias", bias))
+        dtype = tf.bfloat16 if in_bfloat16 else tf.float32
+        kernel = self._create_variable(layer, "kernel", kernel, dtype)
+        run = functools.partial(_run_linear, layer, kernel, self._create_variable(layer, "bias", bias, dtype))
+        return lambda inputs, **_: run(tf.cast(inputs, dtype))
 
     def _affine(self, norm, rank):
         scale, shift = scale_and_shift(norm)
@@ -128,14 +138,14 @@ class InferenceModel:
         scale = self._create_variable(norm, "scale", scale.reshape(shape))
         shift = self._create_variable(norm, "shift", shift.reshape(shape))
 
-        return lambda inputs, **_: inputs * scale + shift
+        return lambda inputs, **_: tf.cast(inputs, tf.float32) * scale + shift
 
-    def _create_variable(self, layer, weight_name, value):
+    def _create_variable(self, layer, weight_name, value, dtype=tf.float32):
         if value is None:
             return None
         name = f"{self._name}/{layer.path}/{weight_name}"
         name = name if name not in self._created_variables else f"{name}_{len(self._created_variables)}"
-        self._created_variables[name] = tf.Variable(value.astype(np.float32), trainable=False, name=name)
+        self._created_variables[name] = tf.Variable(value.astype(dtype.as_numpy_dtype), trainable=False, name=name)
         return self._created_variables[name]
 
 
@@ -147,13 +157,6 @@ def _without_stochastic_depth(model):
         return fold_stochastic_depth(model)
     except ValueError:
         return model
-
-
-def compute_in_float32(model: keras.Model) -> None:
-    """Set all layers to compute in float32. Weights are float32 even if the model was trained in mixed precision."""
-    for layer in model._flatten_layers():
-        if layer.dtype_policy.compute_dtype != "float32":
-            layer.dtype_policy = "float32"
 
 
 def _fused_affine(scale, shift):
@@ -175,11 +178,13 @@ def _scale_for_kernel(layer, scale):
     return scale.reshape((-1, layer.depth_multiplier)) if depthwise else scale
 
 
-def _run_linear(layer, kernel, bias, inputs, **_):
+def _run_linear(layer, kernel, bias, inputs):
     # TensorFlow fuses a convolution, `BiasAdd` (not `Add`) and an activation into one kernel.
     outputs = _apply_kernel(layer, inputs, kernel)
     outputs = outputs if bias is None else tf.nn.bias_add(outputs, bias)
-    return outputs if layer.activation is None else layer.activation(outputs)
+    if layer.activation is None:
+        return outputs
+    return layer.activation(outputs if is_exact_activation(layer.activation) else tf.cast(outputs, tf.float32))
 
 
 def _apply_kernel(layer, inputs, kernel):
@@ -199,7 +204,7 @@ def _identity(inputs, **_):
 
 def _run_leaky_relu(layer, inputs, **_):
     # After a convolution and a sum, the remapper of TensorFlow 2.20 fuses a leaky ReLU and loses its slope.
-    return layer(_fusion_barrier(inputs))
+    return _call_in_dtype_of_inputs(layer, _fusion_barrier(inputs))
 
 
 def _fusion_barrier(inputs, **_):
@@ -210,6 +215,24 @@ def _fusion_barrier(inputs, **_):
     operation copies nothing.
     """
     return tf.ensure_shape(inputs, inputs.shape)
+
+
+def _call_in_dtype_of_inputs(layer, inputs, **_):
+    """Call a layer without weights in bfloat16 if an input is bfloat16: Keras would cast all of them to float32."""
+    tensors = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+    if all(tensor.dtype != tf.bfloat16 for tensor in tensors):
+        return layer(inputs)
+    copy = type(layer).from_config({**layer.get_config(), "dtype": "bfloat16"})
+    return copy(inputs)
+
+
+def _run_in_float32(operation, *inputs, **arguments):
+    """Run an operation that is no layer, and would not cast its inputs to one dtype."""
+
+    def cast(value):
+        return tf.cast(value, tf.float32) if tf.is_tensor(value) and value.dtype == tf.bfloat16 else value
+
+    return operation(*tf.nest.map_structure(cast, inputs), **tf.nest.map_structure(cast, arguments))
 
 
 def _call_for_inference(layer, *inputs, training=None, **arguments):

@@ -2,6 +2,11 @@
 
 The expected outputs follow the definition in `aggregation` and share no code with the exported graph: every Keras
 member runs for every image, and a cascade stops at the first stage whose confidence reaches its threshold.
+
+In bfloat16 the members of Keras compute in bfloat16 as well. They and the export round at different places, so the
+tolerance of an output is `_ROUNDING_FACTOR` times the largest rounding error of Keras itself, its difference between
+bfloat16 and float32. Two independent rounding errors of one distribution differ by sqrt(2) times its deviation, and the
+largest of a thousand such differences exceeds the largest of a thousand errors by a factor of about 1.4 to 1.9.
 """
 
 import dataclasses
@@ -17,17 +22,20 @@ from scipy.special import softmax
 
 from keras_committee import aggregation
 from keras_committee.data.preprocessing import ImageTransform
+from keras_committee.export import verify
 from keras_committee.export.committee_graph import resize_pixels
+from keras_committee.export.layer_precision import computing_in_bfloat16
 from keras_committee.export.predict import serialize_example
 from keras_committee.models import log_probabilities
-from keras_committee.selection import Selection
+from keras_committee.selection import Selection, Stage
 from keras_committee.tfserving.tf_protocol import WARMUP_FILE
 
 BATCH_SIZES = (1, 8, 32)  # of the warm-up requests
 
 _NUM_IMAGES = 48
-_MIN_MARGIN = 1e-4  # closer to a tie or to a threshold than this, rounding may decide
-_ENCODED_SIGNATURES = ("predict_bytes", "classify")  # the signatures for encoded images
+_MIN_MARGIN = 1e-4  # closer to a tie or to a threshold than this, rounding in float32 may decide
+_ROUNDING_FACTOR = 4.0
+_ENCODED_SIGNATURES = ("predict_bytes", "classify")  # the signatures for encoded images that have warm-up requests
 _INVALID_IMAGE = b"not an image"
 _MAX_REQUEST_BYTES = 4 * 1024**2  # of a warm-up request: at 224x224 only encoded images fit in the larger batches
 
@@ -41,16 +49,20 @@ class VerificationCases:
         predictions: float32 `(examples, members, classes)`, log-probabilities divided by the temperatures, for the
             images as pixels. Smaller members see them resized.
         preprocessed_predictions: The same for the encoded images, after the image transform of each member.
+        in_float32: The cases in float32, if these predictions were computed in bfloat16; else None.
     """
 
     images: np.ndarray
     predictions: np.ndarray
     preprocessed_predictions: np.ndarray
+    in_float32: "VerificationCases | None" = None
 
     def unambiguous(self, selection: Selection) -> Self:
         """Return the cases whose outputs rounding cannot change, as pixels and as encoded images."""
+        exact = self.in_float32 or self
         rows = np.flatnonzero(
-            _is_unambiguous(self.predictions, selection) & _is_unambiguous(self.preprocessed_predictions, selection)
+            _is_unambiguous(self.predictions, exact.predictions, selection)
+            & _is_unambiguous(self.preprocessed_predictions, exact.preprocessed_predictions, selection)
         )
         return type(self)(self.images[rows], self.predictions[rows], self.preprocessed_predictions[rows])
 
@@ -60,6 +72,7 @@ def compute_verification_cases(
     selection: Selection,
     transforms: Sequence[ImageTransform],
     shape: tuple[int, int, int],
+    precision: str = "float32",
 ) -> VerificationCases:
     """Return 48 verification images with the predictions of the Keras members.
 
@@ -68,7 +81,13 @@ def compute_verification_cases(
         selection: Selection with the temperatures.
         transforms: The image transform of each member.
         shape: `(height, width, channels)` of the images.
+        precision: `"float32"` or `"bfloat16"`, in which the members compute.
     """
+    if precision == "bfloat16":
+        in_float32 = compute_verification_cases(models, selection, transforms, shape)
+        with computing_in_bfloat16(models):
+            cases = compute_verification_cases(models, selection, transforms, shape)
+        return dataclasses.replace(cases, in_float32=in_float32)
     images = _verification_images(shape)
     resized = resize_pixels(images.astype(np.float32), transforms)
     preprocessed = {transform: np.stack([transform.apply(image) for image in images]) for transform in transforms}
@@ -99,24 +118,53 @@ def expected_outputs(
     num_classes = len(selection.classes)
     invalid_outputs = {"probabilities": np.float32(1 / num_classes), "class_id": -1, "label": b"", "valid": False}
     valid_outputs = {**bytes_outputs, "valid": np.ones(len(predictions), bool)}
+    members_bytes_outputs = {**valid_outputs, "member_probabilities": softmax(cases.preprocessed_predictions, axis=-1)}
     labels = np.array([name.encode() for name in selection.classes], object)
     scores = np.concatenate([bytes_outputs["probabilities"], np.zeros((1, num_classes), np.float32)])
     outputs = {
         "serving_default": default_outputs,
         "predict_members": {**all_member_outputs, "member_probabilities": softmax(predictions, axis=-1)},
-        "predict_bytes": {
-            name: _append_row(value, invalid_outputs.get(name, 0)) for name, value in valid_outputs.items()
+        **{
+            signature: {name: _append_row(value, invalid_outputs.get(name, 0)) for name, value in outputs.items()}
+            for signature, outputs in (
+                ("predict_bytes", valid_outputs),
+                ("predict_members_bytes", members_bytes_outputs),
+            )
         },
         "classify": {"classes": np.tile(labels, (len(scores), 1)), "scores": scores},
     }
     return {signature: outputs[signature] for signature in signatures}
 
 
+def output_tolerances(cases: VerificationCases, selection: Selection) -> dict[str, float]:
+    """Return the absolute tolerance of each output by name, from all images and all stages of a cascade."""
+    exact_cases = cases.in_float32 or cases
+    errors: dict[str, float] = {}
+    for predictions, exact_predictions in (
+        (cases.predictions, exact_cases.predictions),
+        (cases.preprocessed_predictions, exact_cases.preprocessed_predictions),
+    ):
+        for stage in _stages(selection, predictions):
+            outputs, exact_outputs = (
+                {**_committee_outputs(array, selection), "member_probabilities": softmax(array, axis=-1)}
+                for array in (predictions[:, : stage.members], exact_predictions[:, : stage.members])
+            )
+            for name, value in outputs.items():
+                errors[name] = max(errors.get(name, 0.0), _rounding_bound(value, exact_outputs[name]))
+    if selection.head == "majority_vote":  # counts exactly
+        errors |= {"probabilities": 0.0, "confidence": 0.0}
+    elif selection.confidence == "agreement":
+        errors["confidence"] = 0.0
+    errors["scores"] = errors["probabilities"]
+    return {name: max(verify.TOLERANCE, error) for name, error in errors.items()}
+
+
 def write_warmup(folder: Path, cases: VerificationCases, selection: Selection, signatures: Sequence[str]) -> None:
     """Write the warm-up requests of a version as TFRecords of `PredictionLog`s.
 
     Each signature gets one request per batch size with images at which the cascade stops earliest, and one with images
-    that run the most members. Every other encoded image is a JPEG.
+    that run the most members. Every other encoded image is a JPEG. `predict_members_bytes`, which the local server's
+    page uses, gets none.
 
     Args:
         folder: Folder of the version.
@@ -124,6 +172,7 @@ def write_warmup(folder: Path, cases: VerificationCases, selection: Selection, s
         selection: The selection.
         signatures: Names of the exported signatures.
     """
+    signatures = [name for name in signatures if name != "predict_members_bytes"]
     contents = _encode(cases.images, signatures, ["jpeg", "png"])
     (folder / WARMUP_FILE).parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(folder / WARMUP_FILE)) as file:
@@ -175,19 +224,40 @@ def _split_into_batches(images):
     return np.array_split(images.astype(np.float32), max(1, len(images) // 16))
 
 
-def _is_unambiguous(predictions, selection):
-    """Return which examples are close to no tie between classes and to no confidence threshold, bool `(examples,)`."""
-    unambiguous = (_margin(predictions) > _MIN_MARGIN).all(axis=1)
+def _is_unambiguous(predictions, exact_predictions, selection):
+    """Return which examples are close to no tie between classes and to no confidence threshold, bool `(examples,)`.
+
+    Args:
+        predictions: Predictions of the members `(examples, members, classes)`.
+        exact_predictions: The same without the rounding of bfloat16.
+        selection: The selection.
+    """
+    unambiguous = _exceeds_rounding(_margin(predictions), _margin(exact_predictions)).all(axis=1)
     if selection.head == "majority_vote":  # counts exactly: its ties and confidences do not depend on rounding
         return unambiguous
-    if selection.stages is None:
-        return unambiguous & (_margin(_committee_outputs(predictions, selection)["probabilities"]) > _MIN_MARGIN)
-    for stage in selection.stages:
-        outputs = _committee_outputs(predictions[:, : stage.members], selection)
-        unambiguous &= _margin(outputs["probabilities"]) > _MIN_MARGIN
+    for stage in _stages(selection, predictions):
+        outputs, exact_outputs = (
+            _committee_outputs(array[:, : stage.members], selection) for array in (predictions, exact_predictions)
+        )
+        unambiguous &= _exceeds_rounding(*(_margin(each["probabilities"]) for each in (outputs, exact_outputs)))
         if stage.threshold is not None and selection.confidence != "agreement":
-            unambiguous &= np.abs(outputs["confidence"] - stage.threshold) > _MIN_MARGIN
+            unambiguous &= _exceeds_rounding(
+                *(np.abs(each["confidence"] - stage.threshold) for each in (outputs, exact_outputs))
+            )
     return unambiguous
+
+
+def _stages(selection, predictions):
+    return selection.stages or (Stage(members=predictions.shape[1], threshold=None),)
+
+
+def _exceeds_rounding(distances, exact_distances):
+    return distances > max(_MIN_MARGIN, _rounding_bound(distances, exact_distances))
+
+
+def _rounding_bound(values, exact_values):
+    """Return how far rounding may move the values at most."""
+    return _ROUNDING_FACTOR * float(np.abs(values - exact_values).max(initial=0.0))
 
 
 def _margin(values):
@@ -244,7 +314,7 @@ def _signature_inputs(images, contents, signatures):
     """Return the inputs of each signature: the `images` as float32 pixels, or the encoded `contents`."""
     inputs = {
         **{name: {"image": images.astype(np.float32)} for name in ("serving_default", "predict_members")},
-        "predict_bytes": {"image_bytes": np.array(contents, object)},
+        **{name: {"image_bytes": np.array(contents, object)} for name in ("predict_bytes", "predict_members_bytes")},
         "classify": {"inputs": np.array([serialize_example(content) for content in contents], object)},
     }
     return {name: inputs[name] for name in signatures}

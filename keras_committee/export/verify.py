@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from keras_committee.errors import ExportError
+from keras_committee.progress import step
 
-TOLERANCE = 1e-5  # absolute; oneDNN's kernels differ from those of Keras in the last digits
+TOLERANCE = 1e-5  # absolute, in float32: oneDNN's kernels differ from those of Keras in the last digits
 _BLOCKED_IMPORTS = ("keras", "tf_keras", "jax", "torch")
 
 
+@step("verifying the export in another process")
 def check_outputs(folder: Path, cases_file: Path) -> dict[str, Any]:
     """Verify the version in `folder` in a fresh process, and return the result of `verify`.
 
@@ -46,11 +48,20 @@ def check_outputs(folder: Path, cases_file: Path) -> dict[str, Any]:
     return result
 
 
-def write_cases(path: Path, inputs: dict[str, dict[str, np.ndarray]], outputs: dict[str, dict[str, np.ndarray]]):
-    """Write inputs and expected outputs to `path`, each by signature and name. Strings are object arrays of bytes."""
+def write_cases(
+    path: Path,
+    inputs: dict[str, dict[str, np.ndarray]],
+    outputs: dict[str, dict[str, np.ndarray]],
+    tolerances: dict[str, float] | None = None,
+):
+    """Write inputs and expected outputs to `path`, each by signature and name, and absolute tolerances by output name.
+
+    Strings are object arrays of bytes. Outputs without a tolerance have `TOLERANCE`.
+    """
+    tolerance_arrays = {"any": {name: np.asarray(tolerance) for name, tolerance in (tolerances or {}).items()}}
     arrays = {
         f"{signature}/{direction}/{name}": array
-        for direction, by_signature in (("in", inputs), ("out", outputs))
+        for direction, by_signature in (("in", inputs), ("out", outputs), ("tolerance", tolerance_arrays))
         for signature, by_name in by_signature.items()
         for name, array in by_name.items()
     }
@@ -60,7 +71,10 @@ def write_cases(path: Path, inputs: dict[str, dict[str, np.ndarray]], outputs: d
 
 
 def read_cases(path: Path, kind: str) -> dict[str, dict[str, np.ndarray]]:
-    """Return the inputs (kind "in") or expected outputs ("out") in `path`, by signature and name."""
+    """Return the inputs (kind "in"), expected outputs ("out") or "tolerance"s in `path`, by signature and name.
+
+    The signature of a tolerance is "any".
+    """
     arrays: dict[str, dict[str, np.ndarray]] = {}
     with np.load(path, allow_pickle=False) as file:
         for key in file:
@@ -71,7 +85,7 @@ def read_cases(path: Path, kind: str) -> dict[str, dict[str, np.ndarray]]:
     return arrays
 
 
-def compare(actual: np.ndarray, expected: np.ndarray) -> tuple[float, str]:
+def compare(actual: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE) -> tuple[float, str]:
     """Return the largest absolute difference of floats, and a description of the mismatch, "" if there is none."""
     if actual.shape != expected.shape:
         return 0.0, f"has shape {actual.shape} instead of {expected.shape}"
@@ -83,7 +97,7 @@ def compare(actual: np.ndarray, expected: np.ndarray) -> tuple[float, str]:
     difference = float(np.abs(actual - expected).max(initial=0.0))
     return (
         difference,
-        f"differs by {difference:.1e}; the tolerance is {TOLERANCE:.0e}" if difference > TOLERANCE else "",
+        f"differs by {difference:.1e}; the tolerance is {tolerance:.0e}" if difference > tolerance else "",
     )
 
 
@@ -104,13 +118,14 @@ def verify(folder: Path, cases_file: Path) -> dict[str, Any]:
     with Session.load(folder) as session:
         num_replayed = replay(session, folder)
         inputs, outputs = read_cases(cases_file, "in"), read_cases(cases_file, "out")
+        tolerances = read_cases(cases_file, "tolerance").get("any", {})
         for signature, expected in outputs.items():
             actual = session.run(signature, inputs[signature])
             for name in sorted(set(actual) | set(expected)):
                 if name not in actual or name not in expected:
                     problems.append(f"{signature}: output {name} is {'missing' if name in expected else 'unexpected'}")
                     continue
-                difference, problem = compare(actual[name], expected[name])
+                difference, problem = compare(actual[name], expected[name], float(tolerances.get(name, TOLERANCE)))
                 differences.append(difference)
                 problems += [f"{signature}: {name} {problem}"] if problem else []
     num_outputs = sum(len(signature_outputs) for signature_outputs in outputs.values())

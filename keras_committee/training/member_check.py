@@ -5,7 +5,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from keras_committee.export.export import find_problems
-from keras_committee.export.inference_model import InferenceModel, compute_in_float32
+from keras_committee.export.inference_model import InferenceModel
+from keras_committee.export.layer_precision import compute_in_float32
 from keras_committee.models.member_check import MemberCheck
 
 

@@ -7,7 +7,8 @@ import tensorflow as tf
 from committees import stir
 
 from keras_committee import models
-from keras_committee.export.inference_model import InferenceModel, compute_in_float32
+from keras_committee.export.inference_model import InferenceModel
+from keras_committee.export.layer_precision import compute_in_float32
 from keras_committee.layers import StochasticDepth
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from keras_committee import metrics
-from keras_committee.metrics.intervals import few_images_note
+from keras_committee.metrics.intervals import accuracy_loss_interval, examples_for_loss, few_images_note
 
 
 def some_probabilities(seed, examples=211, classes=5, dtype=np.float64):
@@ -471,3 +471,26 @@ def test_a_class_never_predicted_has_no_precision_and_one_without_examples_no_re
     precision, recall = metrics.precision_and_recall(np.array([[2, 1, 0], [0, 0, 0], [3, 1, 0]]))
     np.testing.assert_array_equal(precision, [2 / 5, 0, np.nan])
     np.testing.assert_array_equal(recall, [2 / 3, np.nan, 0])
+
+
+def test_the_interval_of_a_loss_of_accuracy_is_that_of_a_bootstrap_over_pairs():
+    rng = np.random.default_rng(3)
+    reference = rng.random(2000) < 0.8
+    correct = np.where(rng.random(2000) < 0.03, ~reference, reference)
+    interval = accuracy_loss_interval(reference, correct)
+    loss = reference.astype(float) - correct
+    resampled = [loss[rng.integers(0, 2000, 2000)].mean() for _ in range(2000)]
+    assert interval["value"] == pytest.approx(loss.mean())
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    assert (interval["low"], interval["high"]) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_a_loss_that_no_example_has_is_bounded_by_their_number():
+    correct = np.ones(5000, bool)
+    assert accuracy_loss_interval(correct, correct)["high"] == pytest.approx(0.00074, abs=1e-5)
+    interval = accuracy_loss_interval(correct[:100], correct[:100])
+    needed = examples_for_loss(interval, 100, 0.002)
+    enough = np.ones(needed, bool)
+    assert accuracy_loss_interval(enough, enough)["high"] < 0.002
+    assert accuracy_loss_interval(enough[2:], enough[2:])["high"] >= 0.002
+    assert examples_for_loss({"value": 0.003, "low": 0.0, "high": 0.006}, 100, 0.002) is None
