@@ -1,8 +1,12 @@
 """Batch normalization in one pass over memory instead of five."""
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
 from keras import ops
 
+from keras_committee.kernels import batch_norm_kernels
 from keras_committee.layers import row_window
 
 
@@ -13,7 +17,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Config, weights, weight files and results equal those of `keras.layers.BatchNormalization`; each layer loads files
     that the other saved. The fused operation runs if the backend is TensorFlow, the input is a float32, bfloat16 or
     float16 tensor of shape `(batch, height, width, channels)`, there is neither a mask nor renorm, and no statistics
-    are exchanged between replicas. In all other cases Keras' own `call` runs.
+    are exchanged between replicas. In all other cases Keras' own `call` runs. In training on a CPU the operation is our
+    own, see `keras_committee.kernels`, where it can be compiled.
 
     XLA computes the variance of the fused operation as E(x^2) - E(x)^2, which is wrong by far, even negative, where the
     mean is large against the deviation. Under XLA each channel is therefore shifted first: in training by its mean over
@@ -45,12 +50,37 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if synchronized is None:
             synchronized = keras.backend.backend() == "tensorflow"
         super().__init__(*args, synchronized=synchronized, **kwargs)
+        self._applies_relu = False
 
     def call(self, inputs, training=None, mask=None):
         training = bool(training and self.trainable)
         if mask is not None or not self._can_fuse(inputs, training):
-            return super().call(inputs, training=training, mask=mask)
-        return self._call_fused(inputs, training)
+            outputs = super().call(inputs, training=training, mask=mask)
+        elif training and _uses_kernels(inputs):
+            return self._call_kernel(inputs, [], self._applies_relu)[1]
+        else:
+            outputs = self._call_fused(inputs, training)
+        return ops.relu(outputs) if self._applies_relu else outputs
+
+    @contextlib.contextmanager
+    def followed_by_relu(self) -> Iterator[None]:
+        """Apply a ReLU to the outputs of all calls inside the block: in training on a CPU, in the same operation."""
+        self._applies_relu = True
+        try:
+            yield
+        finally:
+            self._applies_relu = False
+
+    def add_and_normalize(self, x, addend, *, relu: bool):
+        """Return `x + addend` and its normalization in training, with a ReLU if `relu`, in one operation.
+
+        Returns:
+            `(sum, outputs)`; None, without any effect, where one operation cannot do it.
+        """
+        can_add = x.shape == addend.shape and x.dtype == addend.dtype == self.compute_dtype
+        if not (can_add and self.trainable and self._can_fuse(x, True) and _uses_kernels(x)):
+            return None
+        return self._call_kernel(x, [addend], relu)
 
     def get_config(self):
         return {**super().get_config(), "synchronized": self._synchronized_argument}
@@ -86,10 +116,27 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if training:
             count = tf.cast(tf.size(inputs, out_type=tf.int64) // inputs.shape[-1], tf.float32)
             # multiply_no_nan: the unbiased variance of a single pixel is 0 / 0, and some kernels return NaN.
-            biased_variance = tf.math.multiply_no_nan(variance, (count - 1.0) / count)
-            self.moving_mean.assign(moving_mean * self.momentum + (mean + shift) * (1.0 - self.momentum))
-            self.moving_variance.assign(moving_variance * self.momentum + biased_variance * (1.0 - self.momentum))
+            self._update_statistics(mean + shift, tf.math.multiply_no_nan(variance, (count - 1.0) / count))
         return ops.cast(outputs, self.compute_dtype)
+
+    def _call_kernel(self, inputs, addends, relu):
+        """Return the sum of the inputs and the addends, and the normalized sum."""
+        moving_mean = self._float32(self.moving_mean)
+        sums, outputs, mean, variance = batch_norm_kernels().keras_committee_batch_norm(
+            x=inputs,
+            addends=addends,
+            scale=self._float32(self.gamma) if self.scale else ops.ones_like(moving_mean),
+            offset=self._float32(self.beta) if self.center else ops.zeros_like(moving_mean),
+            epsilon=self.epsilon,
+            relu=relu,
+        )
+        self._update_statistics(mean, variance)
+        return sums[0] if addends else inputs, ops.cast(outputs, self.compute_dtype)
+
+    def _update_statistics(self, mean, variance):
+        """Move the statistics toward the mean and the biased variance of a batch."""
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(self._float32(moving) * self.momentum + value * (1.0 - self.momentum))
 
     def _moments(self, inputs, mask):
         """Return the mean and the variance of the batch across all replicas.
@@ -119,6 +166,18 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
     """Return the moving means and variances of all batch normalizations of a model, Keras' own included."""
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     return [variable for layer in layers for variable in layer.non_trainable_variables]
+
+
+def _uses_kernels(inputs) -> bool:
+    """Return whether our own operation trains a batch normalization of `inputs`: on a CPU, without XLA."""
+    import tensorflow as tf
+
+    return (
+        keras.backend.standardize_dtype(inputs.dtype) in ("float32", "bfloat16")
+        and not tf.config.list_logical_devices("GPU")
+        and not _compiles_with_xla()
+        and batch_norm_kernels() is not None
+    )
 
 
 def _compiles_with_xla():

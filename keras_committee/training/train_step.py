@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_committee.errors import RecipeError
+from keras_committee.layers.fusion import fused_layers
 from keras_committee.layers.survival import stochastic_depth_blocks
 from keras_committee.models.label_smoothing import smooth_labels
 from keras_committee.training.devices import uses_xla
@@ -99,7 +100,8 @@ def make_train_step(
         """Return loss, correct predictions and gradients of a part of a replica's batch; the parts add up."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:  # frozen layers are not even recorded
             tape.watch([weight.value for weight in weights])
-            logits = tf.cast(model(images, training=True), tf.float32)
+            with fused_layers(model):
+                logits = tf.cast(model(images, training=True), tf.float32)
             smoothed_targets, loss_fn = smooth_labels(targets, logits.shape[-1], loss, label_smoothing)
             # Keras divides `loss` by the replicas already; the penalties are the same on each and must be, too.
             objective = (loss_fn(smoothed_targets, logits) + sum(model.losses) / replicas) / gradient_accumulation_steps

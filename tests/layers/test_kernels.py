@@ -1,0 +1,168 @@
+"""The compiled batch normalization against its definition in float64, and what happens without a compiler."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_committee import kernels
+from keras_committee.layers import BatchNormalization
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the kernels are TensorFlow's")
+EPSILON = 1e-3
+# Rows that are no whole number of periods, several chunks, channels beyond a period, a single row.
+SHAPES = [(4, 5, 5, 3), (130, 9, 16, 20), (2, 3, 3, 130), (1, 1, 1, 8)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operation():
+    module = kernels.batch_norm_kernels()
+    if module is None:
+        pytest.skip(f"no kernels: {kernels.kernels_unavailable_reason()}")
+    return module.keras_committee_batch_norm
+
+
+def tensors(shape, dtype, num_addends):
+    import tensorflow as tf
+
+    rng = np.random.default_rng(1)
+    x, addend = (tf.cast(rng.normal(3.0, 2.0, size=shape), dtype) for _ in range(2))
+    scale, offset = (tf.constant(rng.normal(1.0, 0.5, size=shape[-1]), tf.float32) for _ in range(2))
+    weights = [tf.cast(rng.normal(size=shape), dtype) for _ in range(1 + num_addends)]
+    return x, [addend][:num_addends], scale, offset, weights
+
+
+def expected(x, addends, scale, offset, weights, relu):
+    """Outputs and gradients of `sum(weights * outputs)`, from the definition."""
+    total, scale, offset = sum([*addends], x), scale, offset
+    mean, variance = total.mean((0, 1, 2)), total.var((0, 1, 2))
+    normalized = (total - mean) / np.sqrt(variance + EPSILON)
+    y = normalized * scale + offset
+    mask = (y > 0) if relu else np.ones_like(y)
+    d = weights[-1] * mask
+    scale_gradient, offset_gradient = (d * normalized).sum((0, 1, 2)), d.sum((0, 1, 2))
+    rows = np.prod(x.shape[:3])
+    x_gradient = scale / np.sqrt(variance + EPSILON) * (d - offset_gradient / rows - normalized * scale_gradient / rows)
+    x_gradient = x_gradient + (weights[0] if addends else 0.0)
+    outputs = [total, y * mask, mean, variance][0 if addends else 1 :]
+    return outputs, [x_gradient] * (1 + len(addends)) + [scale_gradient, offset_gradient], np.abs(y)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("num_addends", "relu"), [(0, True), (1, True), (0, False)])
+def test_outputs_and_gradients_are_those_of_the_definition(operation, shape, dtype, num_addends, relu):
+    import tensorflow as tf
+
+    x, addends, scale, offset, weights = tensors(shape, dtype, num_addends)
+    with tf.GradientTape() as tape:
+        tape.watch(sources := [x, *addends, scale, offset])
+        sums, y, mean, variance = operation(x, addends, scale, offset, epsilon=EPSILON, relu=relu)
+        objective = [*sums, y]
+    gradients = tape.gradient(objective, sources, weights)
+
+    as_float64 = [
+        tf.nest.map_structure(lambda t: t.numpy().astype("float64"), part) for part in (x, addends, scale, offset)
+    ]
+    # The sum is rounded to its dtype before it is normalized.
+    if num_addends:
+        rounded = (x + addends[0]).numpy().astype("float64")
+        as_float64[0], as_float64[1] = rounded - as_float64[1][0], as_float64[1]
+    wanted, wanted_gradients, distance_to_zero = expected(
+        *as_float64, [w.numpy().astype("float64") for w in weights], relu
+    )
+    tolerance = 1e-5 if dtype == "float32" else 2**-7
+    for result, value in zip([*sums, y, mean, variance], wanted, strict=True):
+        np.testing.assert_allclose(result.numpy().astype("float64"), value, rtol=tolerance, atol=tolerance)
+    decided = distance_to_zero > 1e-4  # elsewhere rounding decides whether the ReLU lets the gradient through
+    for result, value in zip(gradients, wanted_gradients, strict=True):
+        got = result.numpy().astype("float64")
+        got, value = (got[decided], value[decided]) if got.shape == decided.shape else (got, value)
+        np.testing.assert_allclose(got, value, rtol=tolerance, atol=tolerance * max(1.0, np.abs(value).max()))
+
+
+def test_the_variance_survives_a_mean_that_is_large_against_the_deviation(operation):
+    x = np.random.default_rng(0).normal(1000.0, 0.1, size=(32, 16, 16, 2)).astype("float32")
+    _, _, mean, variance = operation(x, [], np.ones(2, "f"), np.zeros(2, "f"), epsilon=EPSILON, relu=False)
+    np.testing.assert_allclose(mean, x.astype("float64").mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(variance, x.astype("float64").var((0, 1, 2)), rtol=1e-4)
+
+
+def test_a_value_that_is_not_finite_is_not_hidden_by_the_relu(operation):
+    x = np.ones((1, 2, 2, 2), "float32")
+    x[0, 0, 0, 0] = np.nan
+    _, y, *_ = operation(x, [], np.ones(2, "f"), np.zeros(2, "f"), epsilon=EPSILON, relu=True)
+    assert np.isnan(y.numpy()[..., 0]).all()
+    assert np.isfinite(y.numpy()[..., 1]).all()
+
+
+def test_results_do_not_depend_on_the_number_of_cores(operation):
+    import tensorflow as tf
+
+    x, addends, scale, offset, weights = tensors((64, 32, 32, 16), "bfloat16", 1)
+    cores = os.sched_getaffinity(0)
+
+    def results():
+        with tf.GradientTape() as tape:
+            tape.watch(sources := [x, scale, offset])
+            sums, y, mean, variance = operation(x, addends, scale, offset, epsilon=EPSILON, relu=True)
+        gradients = tape.gradient([*sums, y], sources, weights)
+        return [tensor.numpy() for tensor in (*sums, y, mean, variance, *gradients)]
+
+    on_all = results()
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        on_one = results()
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert all(np.array_equal(a, b) for a, b in zip(on_all, on_one, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("KERAS_COMMITTEE_KERNELS", "0", "KERAS_COMMITTEE_KERNELS is 0"),
+        ("CC", "no-such-compiler", "there is no C compiler no-such-compiler"),
+        ("CC", sys.executable, "failed: "),  # it cannot compile C
+    ],
+)
+def test_without_kernels_the_layer_computes_the_same(monkeypatch, tmp_path, variable, value, reason):
+    layer = BatchNormalization()
+    x = np.random.default_rng(2).normal(size=(4, 6, 6, 5)).astype("float32")
+    layer.build(x.shape)
+    with_kernels, statistics = layer(x, training=True).numpy(), layer.get_weights()
+    layer.set_weights([np.ones(5), np.zeros(5), np.zeros(5), np.ones(5)])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(kernels, "_load", kernels._load.__wrapped__)
+    monkeypatch.setattr(kernels, "batch_norm_kernels", kernels.batch_norm_kernels.__wrapped__)
+    monkeypatch.setattr("keras_committee.layers.normalization.batch_norm_kernels", kernels.batch_norm_kernels)
+    assert kernels.batch_norm_kernels() is None
+    assert reason in kernels.kernels_unavailable_reason()
+    np.testing.assert_allclose(layer(x, training=True).numpy(), with_kernels, rtol=1e-5, atol=1e-5)
+    for mine, other in zip(layer.get_weights(), statistics, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5)
+
+
+def test_a_folder_that_others_may_write_is_not_trusted(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with kernels._library_folder() as folder:
+        assert folder == tmp_path / "keras-committee"
+    folder.chmod(0o777)
+    with kernels._library_folder() as other:
+        assert other != folder
+    assert not other.exists()
+
+
+def test_a_compilation_leaves_the_library_alone_in_its_folder(monkeypatch, tmp_path):
+    import tensorflow as tf
+
+    library = tmp_path / "batch_norm.so"
+    kernels._compile("gcc", kernels.Path(tf.__file__).parent, library)
+    assert list(tmp_path.iterdir()) == [library]
+    with pytest.raises(subprocess.CalledProcessError):
+        kernels._compile("false", kernels.Path(tf.__file__).parent, library)
+    assert list(tmp_path.iterdir()) == [library]
