@@ -1,19 +1,23 @@
-# `make demo`, `make check` and `make test` set up .venv first; they need Python 3.11, gcc and make.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Sets up .venv first, with Python 3.13, 3.12 or 3.11, whichever is found first; PYTHON=path selects another.
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test check lint types fast tests jax full-matrix docs bench audit packages lock clean
 
-.venv/ready: requirements.lock pyproject.toml
-	@echo "Installing the packages of requirements.lock into .venv; this downloads about 1 GB and takes minutes."
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	touch $@
+install = python=$$(sh tools/find_python.sh "$(PYTHON)") && "$$python" tools/install_packages.py
 
-demo: .venv/ready
+# What `make demo` runs: the package and its extra `serving`.
+.venv/ready-demo: requirements-demo.lock pyproject.toml
+	@$(install) $<
+	@touch $@
+
+# The other extras and the tools of developers are added to it.
+.venv/ready: requirements.lock .venv/ready-demo
+	@$(install) $<
+	@touch $@
+
+demo: .venv/ready-demo
 	$(BIN)/keras-committee train recipes/digits_wrn.py
 	$(BIN)/keras-committee evaluate runs/digits_wrn
 	$(BIN)/keras-committee report runs/digits_wrn
@@ -65,10 +69,14 @@ audit: .venv/ready
 packages: .venv/ready
 	$(BIN)/python tests/packages.py $(EXTRAS)
 
-# Written by uv; hashes only, no index address.
-lock:
-	uv pip compile pyproject.toml --extra all --extra dev --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --output-file requirements.lock
+# Both lock files, the small one with the versions of the other: hashes only, no index address, valid for each Python.
+# backports-strenum 1.3 declares Python < 3.11; uv reads only lower bounds of requires-python, pip refuses it.
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --group setup --generate-hashes \
+	--no-emit-index-url --no-header --quiet
+
+lock: .venv/ready-demo
+	echo "backports-strenum<1.3" | $(COMPILE) --extra all --extra dev --constraints - --output-file requirements.lock
+	$(COMPILE) --extra serving --constraints requirements.lock --output-file requirements-demo.lock
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -1,6 +1,7 @@
-"""The wheel, the source distribution, the installed package and its public names."""
+"""The wheel, the source distribution, the installed package, its public names, and the setup of an environment."""
 
 import importlib
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import install_packages
 import pytest
 
 import keras_committee
@@ -51,7 +53,7 @@ def run(*command, folder):
 def built(tmp_path_factory):
     """Folder with the wheel and the source distribution, built from a copy of this tree."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("keras_committee", "recipes"):
+    for name in ("keras_committee", "recipes", "tools"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in ROOT.iterdir():
         if path.suffix in (".md", ".toml", ".in", ".lock") or path.name in ("LICENSE", "Makefile"):
@@ -93,7 +95,7 @@ def test_the_source_distribution_has_the_recipes_and_no_tests_runs_or_data(built
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"recipes/cifar_wrn.py", "LICENSE", "README.md", "CHANGELOG.md", "keras_committee/py.typed"} < names
     folders = {name.partition("/")[0] for name in names if "/" in name}
-    assert folders == {"keras_committee", "keras_committee.egg-info", "recipes"}
+    assert folders == {"keras_committee", "keras_committee.egg-info", "recipes", "tools"}
 
 
 @pytest.mark.slow
@@ -135,3 +137,93 @@ def test_the_classifiers_list_the_python_versions_of_requires_python():
     ((low, high),) = re.findall(r"^>=3\.(\d+),<3\.(\d+)$", project["requires-python"])
     assert versions == [f"3.{minor}" for minor in range(int(low), int(high))]
     assert keras_committee.__version__ == project["version"]
+
+
+def lock_entries(name):
+    """Each entry of a lock file by its package, without the comments."""
+    text = re.sub(r"^ *#.*\n", "", (ROOT / name).read_text(), flags=re.MULTILINE)
+    assert "://" not in text  # no index address
+    return {
+        found[1]: found[0] for found in re.finditer(r"^([\w.-]+)==\S.*\n(?: +--hash=sha256:.*\n)+", text, re.MULTILINE)
+    }
+
+
+def names(requirements):
+    return {re.match(r"[\w.-]+", text)[0].lower().replace("_", "-") for text in requirements}
+
+
+def test_the_small_lock_file_is_a_part_of_the_other_one_and_has_what_the_demo_runs():
+    demo, everything = lock_entries("requirements-demo.lock"), lock_entries("requirements.lock")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = settings["project"]["optional-dependencies"]
+    needed = names(settings["project"]["dependencies"] + extras["serving"] + settings["dependency-groups"]["setup"])
+    assert demo.items() <= everything.items()
+    assert set(demo) >= needed
+    assert set(everything) >= names(itertools.chain(*extras.values())) - {"keras-committee"}
+    assert not set(demo) & {"ray", "tf-models-official", "jax", "optuna", "mkdocs", "pytest", "ruff"}
+
+
+def test_the_lock_file_without_uv_has_every_other_entry():
+    text = (ROOT / "requirements-demo.lock").read_text()
+    uv, others = install_packages.split_lock(text)
+    assert uv == re.search(r"^uv==.*?(?=^\w)", text, re.MULTILINE | re.DOTALL)[0]
+    assert set(re.findall(r"^([\w.-]+)==", others, re.MULTILINE)) == set(lock_entries("requirements-demo.lock")) - {
+        "uv"
+    }
+    assert install_packages.split_lock(others) == ("", others)
+
+
+def fake_python(folder, name, before):
+    """A program that runs this Python after the given statements."""
+    program = folder / name
+    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c \"import sys; {before}\n$2\"\n")
+    program.chmod(0o755)
+
+
+def find_python(folder, name=""):
+    command = ["/bin/sh", ROOT / "tools" / "find_python.sh", name]
+    return subprocess.run(command, cwd=folder, env={"PATH": str(folder)}, capture_output=True, text=True)
+
+
+def test_the_newest_python_that_runs_and_can_create_environments_is_found(tmp_path):
+    (tmp_path / "python3.13").write_text("#!/bin/sh\necho 'pyenv: python3.13: command not found' >&2\nexit 127\n")
+    (tmp_path / "python3.13").chmod(0o755)
+    fake_python(tmp_path, "python3.12", "sys.modules['ensurepip'] = None")
+    fake_python(tmp_path, "python3.10", "sys.version_info = (3, 10, 13)")
+    result = find_python(tmp_path)
+    assert result.returncode == 1
+    assert "python3.13: command not found\n" in result.stderr
+    assert re.search(r"python3.12: cannot create environments; .*: apt install python3\.\d\d-venv\n", result.stderr)
+    assert "python3.11: not found\n" in result.stderr
+    assert "python3.10: Python 3.10 is not supported\n" in find_python(tmp_path, "python3.10").stderr
+    fake_python(tmp_path, "python3.11", "sys.executable = '/of/3.11'")
+    assert find_python(tmp_path).stdout == "/of/3.11\n"
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    fake_python(tmp_path / ".venv" / "bin", "python", "sys.executable = '/of/venv'")
+    assert find_python(tmp_path).stdout == "/of/venv\n"
+
+
+UV_OUTPUT = """\
+Resolved 61 packages in 1.40s | downloading 61 packages
+Downloading scipy (33.7MiB) | downloading scipy (33.7MiB)
+Downloading tensorflow (591.8MiB) | downloading tensorflow (591.8MiB), downloading scipy (33.7MiB)
+ Downloaded scipy | downloading tensorflow (591.8MiB)
+   Building promise==2.3 | downloading tensorflow (591.8MiB), building promise==2.3
+      Built promise==2.3 | downloading tensorflow (591.8MiB)
+ Downloaded tensorflow | downloading 61 packages
+Prepared 61 packages in 27.63s | copying 61 packages into .venv"""
+PIP_OUTPUT = """\
+Collecting absl-py==1.4.0 | collecting absl-py
+  Downloading absl_py-1.4.0-py3-none-any.whl.metadata (2.5 kB) | collecting absl-py
+  Downloading absl_py-1.4.0-py3-none-any.whl (126 kB) | downloading absl_py (126 kB)
+Building wheels for collected packages: promise, seqeval | building promise, seqeval
+Installing collected packages: absl-py, promise, seqeval | copying 3 packages into .venv"""
+
+
+@pytest.mark.parametrize("output", [UV_OUTPUT, PIP_OUTPUT], ids=["uv", "pip"])
+def test_the_setup_states_what_is_being_installed(output):
+    progress = install_packages.Progress("resolving")
+    assert str(progress) == "resolving"
+    for line, expected in (text.split(" | ") for text in output.splitlines()):
+        progress.read(line)
+        assert str(progress) == expected, line

@@ -67,7 +67,7 @@ def plan_make(words: list[str], _folder: Path) -> None:
 
 def check_activation(words: list[str], _folder: Path) -> None:
     assert words == ["source", ".venv/bin/activate"]
-    assert "$(PYTHON) -m venv .venv" in (ROOT / "Makefile").read_text()
+    assert 'VENV = ROOT / ".venv"' in (ROOT / "tools" / "install_packages.py").read_text()
 
 
 def check_extras(words: list[str], _folder: Path) -> None:
