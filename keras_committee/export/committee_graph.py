@@ -53,6 +53,8 @@ class ServingCommittee:
         predict_encoded: Like `predict`, for the contents of JPEG or PNG files, string `(batch,)`. Also returns `valid`
             bool `(batch,)`, False if a file cannot be decoded; its other outputs are then meaningless. Later stages
             of a cascade decode only the images that reach them.
+        predict_members_encoded: Like `predict_encoded`. Also returns `member_probabilities` of all members, for the
+            same pixels.
         variables: For each network, the variables that the graph reads, by name.
     """
 
@@ -79,7 +81,9 @@ class ServingCommittee:
         image_spec = self._image_spec(image_shape[:2])
         self.predict_all = _trace(self._predict_all, image_spec)
         self.predict = self.predict_all if selection.stages is None else _trace(self._predict, image_spec)
-        self.predict_encoded = _trace(self._predict_encoded, tf.TensorSpec((None,), tf.string, name="image_bytes"))
+        bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
+        self.predict_encoded = _trace(self._predict_encoded, bytes_spec)
+        self.predict_members_encoded = _trace(self._predict_members_encoded, bytes_spec)
 
     def _image_spec(self, size):
         return tf.TensorSpec((None, *size, self.image_shape[2]), tf.float32, name="image")
@@ -90,6 +94,15 @@ class ServingCommittee:
         probabilities = tf.exp(log_softmax(self._apply_temperature(logits)))
         outputs = {**self._aggregate(logits), "member_probabilities": probabilities}
         return self._format_outputs(outputs, tf.shape(image)[0])
+
+    def _predict_members_encoded(self, image_bytes):
+        batch_size = tf.shape(image_bytes)[0]
+        padded = tf.concat([image_bytes, tf.fill(_num_padding_rows(batch_size), "")], 0)
+        pixels, _ = _decode_images(padded, list(dict.fromkeys(self._transforms)))
+        images = _TransformedImages(padded, lambda *_: {}, pixels)
+        logits = self._apply_temperature(self._member_logits(images, None, len(self._models)))
+        member_probabilities = tf.exp(log_softmax(logits))[:batch_size]
+        return {**self.predict_encoded(image_bytes), "member_probabilities": member_probabilities}
 
     def _predict(self, image):
         images = _images_from_pixels(_validate_pixels(image, self.image_shape))
@@ -175,7 +188,8 @@ class ServingCommittee:
 def build_signatures(committee: ServingCommittee) -> dict[str, Any]:
     """Return the functions to save, by signature.
 
-    `predict_bytes` and `classify` exist for three channels only, because encoded images are decoded to RGB.
+    `predict_bytes`, `predict_members_bytes` and `classify` exist for three channels only, because encoded images are
+    decoded to RGB.
     """
     image_spec = tf.TensorSpec((None, *committee.image_shape), tf.float32, name="image")
 
@@ -189,6 +203,9 @@ def build_signatures(committee: ServingCommittee) -> dict[str, Any]:
     def predict_bytes(image_bytes):
         return _mask_invalid(committee.predict_encoded(tf.ensure_shape(image_bytes, (None,))))
 
+    def predict_members_bytes(image_bytes):
+        return _mask_invalid(committee.predict_members_encoded(tf.ensure_shape(image_bytes, (None,))))
+
     def classify(inputs):
         outputs = committee.predict_encoded(_encoded_images(tf.ensure_shape(inputs, (None,))))
         scores = tf.where(outputs["valid"][:, None], outputs["probabilities"], 0.0)
@@ -196,7 +213,9 @@ def build_signatures(committee: ServingCommittee) -> dict[str, Any]:
 
     functions = {"serving_default": _trace(predict, image_spec), "predict_members": _trace(predict_members, image_spec)}
     if committee.image_shape[2] == 3:
-        functions["predict_bytes"] = _trace(predict_bytes, tf.TensorSpec((None,), tf.string, name="image_bytes"))
+        bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
+        functions["predict_bytes"] = _trace(predict_bytes, bytes_spec)
+        functions["predict_members_bytes"] = _trace(predict_members_bytes, bytes_spec)
         functions["classify"] = _trace(classify, tf.TensorSpec((None,), tf.string, name="inputs"))
     return functions
 
@@ -273,7 +292,7 @@ def _mask_invalid(outputs):
     fill_values = {"probabilities": tf.fill([1, num_classes], 1.0 / num_classes), "class_id": -1, "label": ""}
     masked = {}
     for name, value in outputs.items():
-        is_valid = valid[:, None] if value.shape.rank == 2 else valid
+        is_valid = tf.reshape(valid, [-1, *[1] * (value.shape.rank - 1)])
         masked[name] = tf.where(is_valid, value, tf.cast(fill_values.get(name, 0), value.dtype))
     return masked | {"valid": valid}
 

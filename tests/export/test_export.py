@@ -76,7 +76,7 @@ def example(content):
     return tf.train.Example(features=tf.train.Features(feature={"image/encoded": feature})).SerializeToString()
 
 
-def test_the_signatures_are_the_four_with_named_batch_first_tensors(session):
+def test_the_signatures_are_the_five_with_named_batch_first_tensors(session):
     found = {
         name: [{n: (t.dtype, t.shape) for n, t in tensors.items()} for tensors in (signature.inputs, signature.outputs)]
         for name, signature in session.signatures.items()
@@ -86,6 +86,14 @@ def test_the_signatures_are_the_four_with_named_batch_first_tensors(session):
         "serving_default": [image, OUTPUTS],
         "predict_members": [image, {**OUTPUTS, "member_probabilities": ("float32", (None, MEMBERS, 3))}],
         "predict_bytes": [{"image_bytes": ("string", (None,))}, {**OUTPUTS, "valid": ("bool", (None,))}],
+        "predict_members_bytes": [
+            {"image_bytes": ("string", (None,))},
+            {
+                **OUTPUTS,
+                "valid": ("bool", (None,)),
+                "member_probabilities": ("float32", (None, MEMBERS, 3)),
+            },
+        ],
         "classify": [
             {"inputs": ("string", (None,))},
             {"classes": ("string", (None, 3)), "scores": ("float32", (None, 3))},
@@ -133,6 +141,13 @@ def test_encoded_images_are_resized_as_in_training_and_others_are_marked_invalid
     np.testing.assert_allclose(outputs["probabilities"][2:], 1 / 3, atol=1e-7)
     assert set(outputs["class_id"][2:]) == {-1}
     assert set(outputs["label"][2:]) == {b""}
+    with_members = session.run("predict_members_bytes", {"image_bytes": np.array([*good, *bad], object)})
+    members = session.run("predict_members", {"image": pixels.numpy()})["member_probabilities"]
+    np.testing.assert_allclose(with_members["member_probabilities"][:2], members, atol=1e-6)  # on the same pixels
+    assert not with_members["member_probabilities"][2:].any()
+    np.testing.assert_allclose(with_members["probabilities"], outputs["probabilities"], atol=1e-6)
+    for name in ("class_id", "label", "members_used", "valid"):
+        np.testing.assert_array_equal(with_members[name], outputs[name])
     assert set(outputs["members_used"][2:]) == {0}
 
 

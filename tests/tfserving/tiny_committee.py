@@ -40,10 +40,15 @@ class TinyCommittee(tf.Module):
         return {name: value for name, value in self.predict_members(image).items() if name != "member_probabilities"}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
-    def predict_bytes(self, image_bytes):
+    def predict_members_bytes(self, image_bytes):
         valid = tf.reduce_any(tf.strings.substr(image_bytes, 0, 3)[:, None] == [b"\x89PN", b"\xff\xd8\xff"], 1)
         images = tf.map_fn(self._decoded, (image_bytes, valid), fn_output_signature=tf.float32)
-        return {**self.predict(images), "valid": valid}
+        return {**self.predict_members(images), "valid": valid}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    def predict_bytes(self, image_bytes):
+        outputs = self.predict_members_bytes(image_bytes)
+        return {name: value for name, value in outputs.items() if name != "member_probabilities"}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "inputs")])
     def classify(self, inputs):
@@ -67,6 +72,7 @@ def save_tiny_committee(base, version=1):
         "serving_default": module.predict,
         "predict_members": module.predict_members,
         "predict_bytes": module.predict_bytes,
+        "predict_members_bytes": module.predict_members_bytes,
         "classify": module.classify,
     }
     staging = pathlib.Path(base) / f".staging-{version}"

@@ -85,7 +85,7 @@ def start(
     api: Any = _ApiApp(handlers, limits, metrics, executor, metrics_path)
     if enable_cors_support:
         api = _with_cors_headers(api)
-    app = Starlette(routes=[*page.routes(manager), Mount("/", app=api)])
+    app = Starlette(routes=[*page.routes(manager, limits), Mount("/", app=api)])
     stopping = threading.Event()
     config = uvicorn.Config(
         RequestCheckMiddleware(app, _allowed_hosts(address[0]), limits, stopping),

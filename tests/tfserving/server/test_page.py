@@ -8,10 +8,12 @@ import urllib.request
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from tiny_committee import NAMES, SIZE, expected
 
 from keras_committee.tfserving.server import rest
+from keras_committee.tfserving.server.limits import Limits
 from keras_committee.tfserving.server.manager import Manager, ManagerOptions, ModelConfig, VersionPolicy
 from keras_committee.tfserving.server.page import content_security_policy, list_models
 from keras_committee.tfserving.tf_protocol import StatusError
@@ -32,8 +34,8 @@ def address(manager):
         yield f"http://127.0.0.1:{server.port}/"
 
 
-def png(path):
-    Image.fromarray(np.array(ORANGE)).save(path)
+def png(path, image):
+    Image.fromarray(np.array(image)).save(path)
     return path
 
 
@@ -76,49 +78,73 @@ def texts(browser, selector):
     return [element.text for element in browser.find_elements("css selector", selector)]
 
 
-@pytest.mark.slow
-def test_a_selected_image_shows_its_classes_and_each_members_prediction(browser, until, address, tmp_path):
-    browser.get(address)
-    until(lambda: texts(browser, "#version option") == ["4"])
-    browser.find_element("id", "file").send_keys(str(png(tmp_path / "orange.png")))
-    until(lambda: len(texts(browser, "#members .bar")) == 3)
-    probabilities = expected(ORANGE[None])[0]
-    mean = probabilities.mean(0)
-    assert texts(browser, "#classes .bar span:first-child") == [NAMES[i] for i in np.argsort(-mean)]
-    shown = [float(text.removesuffix(" %")) for text in texts(browser, "#classes .number")]
-    np.testing.assert_allclose(shown, 100 * np.sort(mean)[::-1], atol=0.051)
-    assert texts(browser, "#verdict") == [f"<b>red</b>, {100 * mean[0]:.1f} %"]  # text, not markup
-    assert "The committee used 2 of 3 members." in texts(browser, "#members-note")[0]
-    assert texts(browser, "#members .faint") == ["used", "used", "not used"]
-    assert texts(browser, "#members span:nth-child(2)") == [NAMES[i] for i in probabilities.argmax(1)]
-    shown = [float(text.removesuffix(" %")) for text in texts(browser, "#members .number")]
-    np.testing.assert_allclose(shown, 100 * probabilities.max(1), atol=0.051)
-    widths = [
-        float(rect.get_attribute("width")[:-1]) for rect in browser.find_elements("css selector", "#classes rect")
-    ]
-    np.testing.assert_allclose(widths, 100 * np.sort(mean)[::-1], atol=0.051)
-    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-
-
 DROP = """
-const [content, name] = arguments;
-const file = new File([Uint8Array.from(content)], name, {type: 'image/png'});
-const data = new DataTransfer(); data.items.add(file);
+const data = new DataTransfer();
+for (const [name, content] of arguments)
+  data.items.add(new File([Uint8Array.from(content)], name, {type: 'image/png'}));
 const event = new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
 document.getElementById('drop').dispatchEvent(event);
 """
 
 
 @pytest.mark.slow
-def test_a_dropped_image_is_shown_and_a_dropped_text_is_an_error(browser, until, address):
+def test_each_of_several_images_shows_the_answers_of_committee_and_members(browser, until, address, tmp_path):
+    teal = np.broadcast_to(np.array([10, 120, 140], np.uint8), (SIZE, SIZE, 3))
+    # Scaled by 8, to pixels that depend on the antialiasing, which a browser does differently.
+    striped = np.zeros((SIZE * 8, SIZE * 8, 3), np.uint8)
+    striped[:, ::8] = striped[:, 1::8] = [250, 80, 30]
+    files = [png(tmp_path / f"{index}.png", image) for index, image in enumerate([ORANGE, teal, striped])]
+    text = tmp_path / "<img src=x onerror=alert(1)>.png"
+    text.write_text("<script>alert(1)</script>")
     browser.get(address)
     until(lambda: texts(browser, "#version option") == ["4"])
+    browser.find_element("id", "file").send_keys("\n".join(map(str, [files[0], text, *files[1:]])))
+    until(lambda: texts(browser, "#status") == ["3 of 4 images classified"])
+    assert texts(browser, ".card .name") == ["0.png", "<img src=x onerror=alert(1)>.png", "1.png", "2.png"]
+    assert texts(browser, ".card .error") == ["The server could not decode this file. Select a JPEG or PNG image."]
+    decoded = [tf.image.resize(image, [SIZE, SIZE], antialias=True).numpy() for image in (ORANGE, teal, striped)]
+    for position, probabilities in zip((1, 3, 4), expected(np.stack(decoded)), strict=True):
+        card = f".card:nth-child({position})"
+        mean = probabilities.mean(0)
+        assert texts(browser, f"{card} .classes th") == [NAMES[i] for i in np.argsort(-mean)]
+        assert_percentages(texts(browser, f"{card} .classes .number"), np.sort(mean)[::-1])
+        verdict = f"{NAMES[mean.argmax()]}, {100 * mean.max():.1f} %"  # text, not markup
+        assert texts(browser, f"{card} .verdict") == [verdict]
+        assert texts(browser, f"{card} .facts")[0].startswith("2 of 3 members used · ")
+        assert texts(browser, f"{card} .members th") == ["member 0", "member 1", "member 2 (not used)"]
+        best = probabilities.argmax(1)
+        assert texts(browser, f"{card} .members th + td") == [NAMES[i] for i in best]
+        assert texts(browser, f"{card} .differs") == [NAMES[i] for i in best if i != mean.argmax()]
+        assert_percentages(texts(browser, f"{card} .members .number"), probabilities.max(1))
+        bars = browser.find_elements("css selector", f"{card} .classes rect")
+        assert_percentages([bar.get_attribute("width") for bar in bars], np.sort(mean)[::-1])
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    browser.find_element("id", "clear").click()
+    until(lambda: not texts(browser, ".card"))
+    assert browser.switch_to.active_element.get_attribute("id") == "file"
+
+
+def assert_percentages(shown, fractions):
+    shown = [float(text.rstrip(" \u00a0%")) for text in shown]
+    np.testing.assert_allclose(shown, 100 * np.array(fractions), atol=0.051)
+
+
+@pytest.mark.slow
+def test_dropped_images_too_large_a_file_and_a_stopped_server(browser, until, manager):
     buffer = io.BytesIO()
     Image.fromarray(np.array(ORANGE)).save(buffer, "PNG")
-    browser.execute_script(DROP, list(buffer.getvalue()), "orange.png")
-    until(lambda: len(texts(browser, "#members .bar")) == 3)
-    browser.execute_script(DROP, list(b"<script>alert(1)</script>"), "<img src=x onerror=alert(1)>.png")
+    content, limits = list(buffer.getvalue()), Limits(max_body_bytes=9 * 1024)
+    with rest.start(manager, ("127.0.0.1", 0), limits) as server:
+        browser.get(f"http://127.0.0.1:{server.port}/")
+        until(lambda: texts(browser, "#version option") == ["4"])
+        browser.execute_script(DROP, ["orange.png", content], ["large.png", content + [0] * 8000])
+        until(lambda: texts(browser, "#status") == ["1 of 2 images classified"])
+        assert texts(browser, ".error") == ["", "This file has 7.9 KiB; the server accepts at most 6.0 KiB."]
+    browser.execute_script(DROP, ["a.png", content], ["b.png", content])
     until(lambda: texts(browser, "#error") != [""])
-    assert texts(browser, "#error") == ["The server could not decode this file. Select a JPEG or PNG image."]
-    assert texts(browser, "#hint") == ["<img src=x onerror=alert(1)>.png"]
-    assert not browser.find_element("id", "result").is_displayed()
+    assert texts(browser, "#error")[0].startswith("The server does not respond.")
+    assert texts(browser, "#status") == ["0 of 2 images classified"]
+    with rest.start(manager, ("127.0.0.1", server.port)):
+        browser.find_element("id", "retry").click()
+        until(lambda: texts(browser, "#status") == ["2 images"])
+    assert not browser.find_element("id", "error").is_displayed()

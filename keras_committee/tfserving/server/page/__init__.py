@@ -1,4 +1,4 @@
-"""Web page of the local server, which classifies an image and shows each member's prediction.
+"""Web page of the local server, which classifies images and shows each member's prediction for the same pixels.
 
 One file without external resources. It sends requests only to the REST API of its own server; its
 Content-Security-Policy enforces this.
@@ -15,12 +15,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
+from keras_committee.tfserving.server.limits import Limits
 from keras_committee.tfserving.server.manager import Manager
 from keras_committee.tfserving.tf_protocol import StatusError
 
 
-def routes(manager: Manager) -> list[Route]:
-    """Return Starlette's routes: the page at /, and the models that it offers at /page/models."""
+def routes(manager: Manager, limits: Limits) -> list[Route]:
+    """Return Starlette's routes: the page at /, and the models and the limit that it needs at /page/models."""
     html = resources.files(__name__).joinpath("index.html").read_text(encoding="utf-8")
     headers = {
         "Content-Security-Policy": content_security_policy(html),
@@ -33,7 +34,8 @@ def routes(manager: Manager) -> list[Route]:
         return HTMLResponse(html, headers=headers)
 
     def models(_request: Request) -> JSONResponse:
-        return JSONResponse({"models": list_models(manager)}, headers={"Cache-Control": "no-store"})
+        document = {"models": list_models(manager), "max_body_bytes": limits.max_body_bytes}
+        return JSONResponse(document, headers={"Cache-Control": "no-store"})
 
     return [Route("/", page, methods=["GET"]), Route("/page/models", models, methods=["GET"])]
 
