@@ -22,6 +22,7 @@ from keras_committee.evaluation.predictions import (
     preload,
     resolve_split,
 )
+from keras_committee.evaluation.training_summary import kept_epochs
 from keras_committee.files import write_file, write_record
 from keras_committee.layers import GeometricMean, head_name, subset_head
 from keras_committee.models.loading import load_member
@@ -29,6 +30,7 @@ from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
 MIN_CLASSES_FOR_TOP_5 = 11  # among fewer, five of them are a large part
+_MAX_CLASSES_OF_MATRIX = 20  # a larger confusion matrix is not legible
 _MAX_SUBSETS = 1000  # of one size: all committees of twelve members; larger numbers are sampled
 
 
@@ -48,9 +50,12 @@ def evaluate(
     The scores of a committee size are means over all subsets of the members of that size, or over 1,000 random ones
     where there are more. `mflops` is 2 x multiply-adds / 1e6 for one image, summed over the members of a committee;
     None if unknown, and then `uncounted` names the layers of a member that cannot be counted. `accuracy_interval` is
-    the 95 % Wilson interval over the images. `per_class` has precision and recall of the committee of all members,
-    null where they are not defined. With more than ten classes there is a `top_5_accuracy` of each member, and of the
-    committee of all members.
+    the 95 % Wilson interval over the images. A member with a history has the `epoch` whose weights were kept, and
+    `epochs`, the number trained.
+
+    `per_class` has precision and recall of the committee of all members, null where they are not defined, and
+    `confusion_matrix`, with at most 20 classes, the number of examples of each true class (rows) with each predicted
+    class (columns). With more than ten classes there is a `top_5_accuracy` of each member, and of the committee.
 
     Args:
         run: The run folder.
@@ -73,7 +78,7 @@ def evaluate(
     split = resolve_split(split, [splits])
     predictions = load_or_compute_predictions(run, recipe, split, min_members)
     head = recipe.head or GeometricMean()
-    members = _member_results(run, predictions, allow_duplicate_weights)
+    members = _member_results(run, predictions, allow_duplicate_weights, kept_epochs(run, recipe))
     if measure_latency:
         _add_latencies(run, members)
     probabilities = np.exp(predictions.log_probabilities)
@@ -94,6 +99,7 @@ def evaluate(
         "diversity": diversity(probabilities, predictions.labels),
         "uncertainty": mean_uncertainty(probabilities, committee.argmax(axis=1) == predictions.labels),
         "per_class": per_class_scores(committee, predictions.labels, predictions.classes),
+        **_confusion_matrix(committee, predictions.labels),
         **top_5_accuracy(committee, predictions.labels),
         "misclassified": misclassified,
     }
@@ -118,6 +124,13 @@ def per_class_scores(probabilities: np.ndarray, labels: np.ndarray, classes: Seq
             classes, matrix.sum(axis=1), precision, recall, strict=True
         )
     ]
+
+
+def _confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[list[int]]]:
+    """Return `{"confusion_matrix"}`, or nothing for more than 20 classes."""
+    if probabilities.shape[1] > _MAX_CLASSES_OF_MATRIX:
+        return {}
+    return {"confusion_matrix": metrics.confusion_matrix(probabilities, labels).tolist()}
 
 
 def top_5_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -223,7 +236,9 @@ def _summary_statistics(values: list[float]) -> dict:
     }
 
 
-def _member_results(run: Run, predictions: SplitPredictions, allow_duplicate_weights: bool) -> list[dict]:
+def _member_results(
+    run: Run, predictions: SplitPredictions, allow_duplicate_weights: bool, epochs: dict[int, dict[str, int]]
+) -> list[dict]:
     member_infos = [load_member_info(run, index) for index in predictions.members]
     if not allow_duplicate_weights:
         weight_hashes = {
@@ -238,6 +253,7 @@ def _member_results(run: Run, predictions: SplitPredictions, allow_duplicate_wei
             "mflops": info.mflops,
             **({"uncounted": list(info.uncounted)} if info.uncounted else {}),
             **_member_scores(np.exp(predictions.log_probabilities[:, position]), predictions.labels),
+            **epochs.get(index, {}),
         }
         for position, (index, info) in enumerate(zip(predictions.members, member_infos, strict=True))
     ]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_committee import metrics
+from keras_committee.errors import RunError
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run, training_seconds
 
@@ -67,6 +68,16 @@ def kept_epoch(rows: Sequence[dict[str, Any]], restore_best: str | None) -> dict
         return rows[-1]
     sign = 1 if restore_best == "accuracy" else -1
     return max(rows, key=lambda row: sign * row[f"validation_{restore_best}"])
+
+
+def kept_epochs(run: Run, recipe: Recipe) -> dict[int, dict[str, int]]:
+    """Return `epoch` and `epochs` of each member in `training_summary`; nothing if a history is damaged."""
+    try:
+        return {
+            row["index"]: {name: row[name] for name in ("epoch", "epochs")} for row in training_summary(run, recipe)
+        }
+    except RunError:  # the weights do not depend on it
+        return {}
 
 
 def member_seconds(events: Sequence[Mapping[str, Any]], index: int) -> float | None:

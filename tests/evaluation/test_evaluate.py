@@ -57,13 +57,15 @@ def test_the_document_has_the_keys_of_its_contract(evaluated):
     assert read_record(run.path / "evaluation.json") == result
     assert list(result) == [
         "recipe", "split", "examples", "classes", "head", "members", "missing", "committees",
-        "diversity", "uncertainty", "per_class", "misclassified",
+        "diversity", "uncertainty", "per_class", "confusion_matrix", "misclassified",
     ]  # fmt: skip
     assert (result["recipe"], result["split"], result["examples"], result["classes"]) == ("tiny", "test", 360, 10)
     assert result["head"] == "geometric_mean"
     assert [list(member) for member in result["members"]] == [
-        ["index", "name", "parameters", "mflops", "accuracy", "nll", "ece", "brier", "accuracy_interval"]
-    ] * 3
+        ["index", "name", "parameters", "mflops", "accuracy", "nll", "ece", "brier", "accuracy_interval", "epoch",
+         "epochs"]
+    ] * 3  # fmt: skip
+    assert [(member["epoch"], member["epochs"]) for member in result["members"]] == [(2, 2)] * 3
     assert [list(committee) for committee in result["committees"]] == [
         ["size", "mflops", "accuracy_interval", "accuracy", "nll", "ece", "brier"]
     ] * 3
