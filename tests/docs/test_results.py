@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 README, RESULTS = (ROOT / name for name in ("README.md", "docs/results.md"))
 FIGURE = json.loads((ROOT / "docs/results/figure1.json").read_text())
 STACKED = json.loads((ROOT / "docs/results/stacked.json").read_text())
+BFLOAT16 = json.loads((ROOT / "docs/results/serving_bfloat16.json").read_text())
 COMMITTEES = [(width, size) for width in ("1", "2", "4") for size in (1, 3, 8)]
 
 
@@ -71,3 +72,11 @@ def test_the_speed_of_a_stack():
     ]
     torch = cells(RESULTS, "one member after another, PyTorch")
     assert torch[1:3] == [f"{first['PyTorch']['median']:,.0f}", f"{first['PyTorch']['ratio']:.2f}"]
+
+
+@pytest.mark.parametrize("row", BFLOAT16["rows"], ids=lambda row: f"{row['members']} {row['batch']}")
+def test_the_exports_in_bfloat16_of_the_results(row):
+    sizes = " / ".join(f"{row[f'{name}_bytes'] / 1e6:.2f}" for name in ("float32", "bfloat16"))
+    numbers = [f"{row[name]:.1f}" for name in ("float32_ms", "bfloat16_ms")]
+    numbers += [f"{row[name]:.2f}" for name in ("ratio", "cpu_ratio")]
+    assert cells(RESULTS, f"{row['members']}, batch {row['batch']}")[1:] == [*numbers, sizes]
