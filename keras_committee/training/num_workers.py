@@ -13,11 +13,13 @@ import tensorflow as tf
 from keras_committee.data import Splits
 from keras_committee.errors import ResourceError, RunError, pluralize
 from keras_committee.recipe import Recipe
+from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.system_limits import free_memory, usable_core_count
 from keras_committee.training.devices import BYTES_PER_WORKER, choose_num_workers
 from keras_committee.training.reporting import TrainingOptions
 from keras_committee.training.throughput import Workload, describe_setting, measure_throughput
+from keras_committee.training_run import load_training_data
 
 _TIE = 1.05  # a setting that is faster by less than this is not better than the one without a measurement
 _EVENT = "throughput_measured"
@@ -224,6 +226,27 @@ def estimate_training(
         reading_seconds = images * members / reading
         seconds = max(seconds, reading_seconds) if machine.gpus else seconds + reading_seconds
     return Estimate(seconds / 60, workers, rates, reading)
+
+
+def estimate_recipe(recipe_file: RecipeFile, parameters: Mapping[str, Any], recipe: Recipe) -> Estimate:
+    """Load the data of a recipe, measure it, and return how long its training takes on this machine.
+
+    Args:
+        recipe_file: The recipe file.
+        parameters: All its parameters.
+        recipe: The recipe that was built from them.
+
+    Raises:
+        CommitteeError: As `estimate_training`, and if the data are invalid.
+    """
+    splits = load_training_data(recipe)
+    return estimate_training(
+        Workload.of(recipe_file, parameters, recipe, splits),
+        members=recipe.members,
+        epochs=recipe.epochs,
+        num_validation=len(splits.validation),
+        reading=measure_reading(recipe, splits),
+    )
 
 
 def measure_reading(recipe: Recipe, splits: Splits) -> float:

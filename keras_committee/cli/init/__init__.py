@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from keras_committee.cli.options import HomePath, json_option, split_folders_option, standard_options
-from keras_committee.cli.output import command_line, print_json, print_message
+from keras_committee.cli.output import command_line, print_json, print_message, reserve_stdout_for_json
 from keras_committee.errors import DataError, RecipeError
 from keras_committee.files import write_file
 from keras_committee.folder_kinds import FolderKind, folder_kind
+from keras_committee.keras_config import loading_backend
+from keras_committee.shard_files import split_shards
+from keras_committee.tables import format_duration
 
 if TYPE_CHECKING:
     from keras_committee.cli.init.image_stats import ImageStats
+    from keras_committee.training.num_workers import Estimate
 
 _SOURCE_TYPE = (click.Choice(["image-folder", "tfrecords"]), HomePath(path_type=Path))
 
@@ -30,25 +34,46 @@ _SOURCE_TYPE = (click.Choice(["image-folder", "tfrecords"]), HomePath(path_type=
     help="Format and folder of the images.",
 )
 @split_folders_option
+@click.option(
+    "--weights",
+    type=HomePath(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    show_default="those in Keras' cache",
+    help="Pretrained weights: the .h5 file that Keras publishes for an EfficientNet.",
+)
+@click.option("--measure", is_flag=True, help="Train a few steps to estimate the training time on this machine.")
 @json_option
 @standard_options
-def init(file: Path, source: tuple[str, Path], split_folders: dict[str, str] | None, as_json: bool) -> None:
+def init(
+    file: Path,
+    source: tuple[str, Path],
+    split_folders: dict[str, str] | None,
+    weights: Path | None,
+    measure: bool,
+    as_json: bool,
+) -> None:
     """Write a recipe for a folder of images.
 
     FILE is the recipe to write, such as recipes/mine.py. PATH holds one folder per class, optionally below `train`,
     `val` and `test` folders, or the TFRecord files that `keras-committee make-tfrecords` writes. Image size, network,
-    batch size and number of epochs are chosen from the images; comments in the recipe explain each choice.
+    batch size and number of epochs are chosen from the images, the machine and the pretrained weights at hand; comments
+    in the recipe explain each choice.
     """
     _check_target(file)
-    from keras_committee.cli.init.template import choose_defaults, render_recipe
-    from keras_committee.system_limits import free_memory
+    from keras_committee.cli.init.defaults import Machine, choose_defaults
+    from keras_committee.cli.init.pretrained_weights import find_weights
+    from keras_committee.cli.init.template import render_recipe
+    from keras_committee.system_limits import free_memory, has_nvidia_driver
 
+    machine = Machine(free_memory=free_memory(), has_gpu=has_nvidia_driver(), weights=find_weights(weights))
     stats = _collect_stats(*source, split_folders)
-    defaults = choose_defaults(stats, free_memory())
-    recipe = render_recipe(stats, defaults, source[1], command_line("train", str(file)))
+    defaults = choose_defaults(stats, machine)
+    recipe = render_recipe(stats, defaults, machine.weights, source[1], command_line("train", str(file)))
     write_file(file, recipe.encode(errors="backslashreplace"))
     for warning in filter(None, [*stats.notes, defaults.imbalance_warning, defaults.rare_warning]):
         click.echo(f"warning: {warning}", err=True)
+    with reserve_stdout_for_json(as_json):
+        estimate = _measure_training(file) if measure else None
     next_command = command_line("train", str(file), "--smoke")
     if as_json:
         print_json(
@@ -57,8 +82,14 @@ def init(file: Path, source: tuple[str, Path], split_folders: dict[str, str] | N
                 "classes": stats.class_counts,
                 "size": defaults.size,
                 "network": defaults.network,
+                "members": defaults.members,
                 "batch_size": defaults.batch_size,
+                "steps_per_epoch": defaults.steps_per_epoch,
                 "epochs": defaults.epochs,
+                "training_images": defaults.splits.num_training,
+                "validation_images": defaults.splits.num_validation,
+                "test_images": defaults.splits.num_test,
+                "minutes": estimate and estimate.minutes,
                 "imbalance_warning": defaults.imbalance_warning,
                 "rare_warning": defaults.rare_warning,
                 "split_folders": stats.split_folders,
@@ -67,11 +98,30 @@ def init(file: Path, source: tuple[str, Path], split_folders: dict[str, str] | N
         )
         return
     print_message(
-        f"Found {stats.num_images:,} images of {len(stats.class_counts)} classes; their shorter side has"
-        f" {stats.median_side} pixels (median).\n"
-        f"Chose {defaults.network} at {defaults.size}x{defaults.size}, {defaults.epochs} epochs, batch size"
-        f" {defaults.batch_size}. Wrote {file}; its comments explain the choices.\nNext: {next_command}"
+        f"Found {stats.num_images:,} images of {len(stats.class_counts)} classes, {defaults.splits.num_training:,} of"
+        f" them for training; their shorter side has {stats.median_side} pixels (median).\n"
+        f"Chose {defaults.network} at {defaults.size}x{defaults.size}, {defaults.members} members, {defaults.epochs}"
+        f" epochs, batch size {defaults.batch_size}. Wrote {file}; its comments explain the choices."
+        f"{_describe_time(estimate)}\nNext: {next_command}"
     )
+
+
+def _measure_training(file: Path) -> "Estimate":
+    """Return how long the training of a recipe takes on this machine; starts TensorFlow."""
+    from keras_committee.recipe_file import RecipeFile
+
+    with loading_backend():
+        from keras_committee.training.num_workers import estimate_recipe
+
+    recipe_file = RecipeFile.read(str(file))
+    parameters = recipe_file.resolve([])
+    return estimate_recipe(recipe_file, parameters, recipe_file.build(parameters))
+
+
+def _describe_time(estimate: "Estimate | None") -> str:
+    if estimate is None:
+        return ""
+    return f"\nTraining takes about {format_duration(60 * estimate.minutes)} on this machine."
 
 
 def _collect_stats(source_format: str, path: Path, split_folders: dict[str, str] | None) -> "ImageStats":
@@ -83,7 +133,9 @@ def _collect_stats(source_format: str, path: Path, split_folders: dict[str, str]
         raise click.BadParameter("is for --from image-folder only", param_hint="'--split-folders'")
     if folder_kind(path) in (FolderKind.IMAGES, FolderKind.CLASS):
         raise DataError(f"{path} is not a folder of TFRecord files: it contains images. Use --from image-folder PATH.")
-    from keras_committee.cli.init.tfrecord_stats import collect_tfrecord_stats
+    split_shards(path)  # raises before TensorFlow is loaded
+    with loading_backend():
+        from keras_committee.cli.init.tfrecord_stats import collect_tfrecord_stats
 
     return collect_tfrecord_stats(path)
 
