@@ -18,6 +18,7 @@ from keras_committee.data.preprocessing import JPEG_MAGIC, PNG_MAGIC, decode_ima
 from keras_committee.data.splits import Split, Splits
 from keras_committee.errors import ResourceError, raise_if_problems
 from keras_committee.files import write_file
+from keras_committee.progress import track
 
 CHUNK_SIZE = 256  # files per task of a thread
 _FORMAT_BY_MAGIC = {JPEG_MAGIC: "JPEG", PNG_MAGIC: "PNG"}
@@ -220,6 +221,7 @@ def _check_chunks(files, check):
     """Collect the problems that `check(start)` returns for each chunk, one or None per file."""
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as threads:
         chunk_problems = threads.map(check, range(0, len(files), CHUNK_SIZE))
+        chunk_problems = track(chunk_problems, f"reading {len(files):,} images", len(files), size=len)
         problems = [problem for chunk in chunk_problems for problem in chunk]
     return {index: problem for index, problem in enumerate(problems) if problem is not None}
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_committee import aggregation, costs, metrics
+from keras_committee.errors import pluralize
 from keras_committee.evaluation.committee_scores import SCORE_NAMES, scores, subset_multiplicities
 from keras_committee.evaluation.latency import measure_latencies
 from keras_committee.evaluation.member_info import load_member_info
@@ -26,6 +27,7 @@ from keras_committee.evaluation.training_summary import kept_epochs
 from keras_committee.files import write_file, write_record
 from keras_committee.layers import GeometricMean, head_name, subset_head
 from keras_committee.models.loading import load_member
+from keras_committee.progress import track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
@@ -239,7 +241,9 @@ def _summary_statistics(values: list[float]) -> dict:
 def _member_results(
     run: Run, predictions: SplitPredictions, allow_duplicate_weights: bool, epochs: dict[int, dict[str, int]]
 ) -> list[dict]:
-    member_infos = [load_member_info(run, index) for index in predictions.members]
+    count = len(predictions.members)
+    indices = track(predictions.members, f"counting the cost of {pluralize(count, 'member')}", count)
+    member_infos = [load_member_info(run, index) for index in indices]
     if not allow_duplicate_weights:
         weight_hashes = {
             str(index): info.weights for index, info in zip(predictions.members, member_infos, strict=True)

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from keras_committee.data.validation import name_unreadable_images
-from keras_committee.errors import RecipeError, VerificationError
+from keras_committee.errors import RecipeError, VerificationError, pluralize
 from keras_committee.evaluation.member_info import load_member_info, member_info_from_model
 from keras_committee.evaluation.pool import check_no_duplicate_weights, require_equal_classes
 from keras_committee.files import file_hash
@@ -32,6 +32,7 @@ from keras_committee.models.external import (
 from keras_committee.models.loading import save_member
 from keras_committee.models.predict import log_probabilities
 from keras_committee.models.saved_model import load_saved_model
+from keras_committee.progress import track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
@@ -110,7 +111,7 @@ def import_models(
         import_model(
             source, splits.classes, image_shape, reorder_classes=options.reorder_classes, resize=options.resize
         )
-        for source in sources
+        for source in track(sources, f"loading {pluralize(len(sources), 'model')}", len(sources))
     ]
     weights = _weight_hashes(run, sources, imported_models)
     if not options.allow_duplicate_weights:

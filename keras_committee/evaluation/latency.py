@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_committee.models.predict import Predictor
+from keras_committee.progress import track
 
 _BATCH_SIZES = (1, 32)
 _REPEATS = 30
@@ -81,7 +82,7 @@ def _make_call(model: keras.Model, batch_size: int) -> Callable[[], np.ndarray]:
 
 def _interleaved(calls: dict, repeats: int, clock: Callable[[], float]) -> dict[tuple[int, int], list[float]]:
     rng, seconds = random.Random(0), {key: [] for key in calls}
-    for _ in range(repeats):
+    for _ in track(range(repeats), "measuring the latency", repeats):
         for key in rng.sample(list(calls), len(calls)):
             start = clock()
             calls[key]()

@@ -10,10 +10,11 @@ import numpy as np
 
 from keras_committee import costs
 from keras_committee.class_folders import distinguish
-from keras_committee.errors import DataError, RecipeError, VerificationError
+from keras_committee.errors import DataError, RecipeError, VerificationError, pluralize
 from keras_committee.evaluation.member_info import MemberInfo, load_member_info
 from keras_committee.evaluation.predictions import SplitPredictions, predict_split
 from keras_committee.files import file_hash
+from keras_committee.progress import track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
@@ -158,7 +159,8 @@ def _load_pool_members(
     names = [f"{run.path} member {index}" for run, index in run_and_index]
     data_infos = [run.data_info(index) for run, index in run_and_index]
     require_equal_classes({name: info.classes for name, info in zip(names, data_infos, strict=True)})
-    member_infos = [load_member_info(run, index) for run, index in run_and_index]
+    text = f"counting the cost of {pluralize(len(names), 'member')}"
+    member_infos = [load_member_info(run, index) for run, index in track(run_and_index, text, len(names))]
     require_equal_channels({name: info.input_shape for name, info in zip(names, member_infos, strict=True)})
     if not allow_duplicate_weights:
         display_names = [

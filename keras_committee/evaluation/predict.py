@@ -9,12 +9,13 @@ import numpy as np
 
 from keras_committee import aggregation
 from keras_committee.data.preprocessing import ImageTransform, transform_for_member
-from keras_committee.errors import RecipeError, VerificationError
+from keras_committee.errors import RecipeError, VerificationError, pluralize
 from keras_committee.evaluation.pool import require_equal_classes
 from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, subset_head
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
+from keras_committee.progress import track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run, open_selected_runs, selected_data_infos
 from keras_committee.selection import SelectedMember, Selection, Stage
@@ -71,7 +72,8 @@ class CommitteePredictor:
             RunError: If a member cannot be loaded.
         """
         members = run.available_members(recipe.members, min_members)
-        models = [load_member(run.member(index).model) for index in members]
+        indices = track(members, f"loading {pluralize(len(members), 'member')}", len(members))
+        models = [load_member(run.member(index).model) for index in indices]
         head = subset_head(recipe.head or GeometricMean(), members)
         data_infos = [run.data_info(index) for index in members]
         require_equal_classes({f"member {i}": info.classes for i, info in zip(members, data_infos, strict=True)})
@@ -90,7 +92,9 @@ class CommitteePredictor:
         members = selection.members
         runs = open_selected_runs(selection, file.parent)
         files = [run.member(member.index).model for run, member in zip(runs, members, strict=True)]
-        models = {path: _load_selected_member(path, member) for path, member in zip(files, members, strict=True)}
+        selected = list(zip(files, members, strict=True))
+        tracked = track(selected, f"loading {pluralize(len(files), 'member')}", len(files))
+        models = {path: _load_selected_member(path, member) for path, member in tracked}
         data_infos = selected_data_infos(selection, runs)
         return cls(
             [models[path] for path in files],

@@ -16,10 +16,11 @@ import numpy as np
 
 from keras_committee.data import Split, Splits
 from keras_committee.data.validation import name_unreadable_images
-from keras_committee.errors import DataError, VerificationError
+from keras_committee.errors import DataError, VerificationError, pluralize
 from keras_committee.files import file_hash, read_checked, translate_os_errors, write_checked
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import log_probabilities
+from keras_committee.progress import step, track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
@@ -95,9 +96,10 @@ def predict_split(run: Run, members: Sequence[int], splits: Splits, split: str) 
         )
     data_fingerprint = examples.fingerprint()
     weight_hashes = [file_hash(run.member(index).model) for index in members]
+    text = f"predicting {len(examples):,} {split} images with {pluralize(len(members), 'member')}"
     predictions = [
         _load_or_predict_member(run, index, split, examples, weights_hash + data_fingerprint)
-        for index, weights_hash in zip(members, weight_hashes, strict=True)
+        for index, weights_hash in track(list(zip(members, weight_hashes, strict=True)), text, len(members))
     ]
     for index, log_probs in zip(members, predictions, strict=True):
         _check_predictions(run, index, log_probs, len(splits.classes))
@@ -190,7 +192,11 @@ def _load_or_predict_member(run: Run, index: int, split: str, examples: Split, s
     log_probs = load_if_current(folder, name, source)
     if log_probs is None:
         with name_unreadable_images(examples):
-            log_probs = log_probabilities(load_member(run.member(index).model), examples.batches(256))
+            with step(f"member {index}: loading"):
+                model = load_member(run.member(index).model)
+            batches = examples.batches(256)
+            text = f"member {index}: {len(examples):,} {split} images"
+            log_probs = log_probabilities(model, track(batches, text, len(examples), size=lambda batch: len(batch[0])))
         store(folder, name, source, log_probs)
     if len(log_probs) != len(examples):
         raise RuntimeError(f"member {index} made {len(log_probs)} predictions on {len(examples)} examples")

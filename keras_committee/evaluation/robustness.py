@@ -13,12 +13,13 @@ from keras_committee.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_im
 from keras_committee.data.dataset import stratified_indices
 from keras_committee.data.image_files import read_image_folder
 from keras_committee.data.validation import name_unreadable_images
-from keras_committee.errors import DataError
+from keras_committee.errors import DataError, pluralize
 from keras_committee.evaluation.predictions import load_or_compute_predictions, preload
 from keras_committee.files import write_record
 from keras_committee.layers import GeometricMean, head_name, subset_head
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
+from keras_committee.progress import step, track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 
@@ -76,11 +77,21 @@ def robustness(
     members = load_or_compute_predictions(run, recipe, "test", min_members).members
     evaluator = _CorruptionEvaluator(run, members, subset_head(recipe.head or GeometricMean(), members))
     clean_predictions = evaluator.predict(images)
+    variants = list(itertools.product(corruptions, severities))
     rows = [
         {"kind": kind, "severity": severity}
         | evaluator.scores(evaluator.predict_corrupted(images, kind, severity, seed), labels)
-        for kind, severity in itertools.product(corruptions, severities)
+        for kind, severity in track(variants, f"predicting {len(variants)} corruptions of the images", len(variants))
     ]
+    with step("predicting out-of-distribution images"):
+        foreign = [
+            {
+                "source": source,
+                "examples": len(source_images),
+                **evaluator.ood_detection(clean_predictions, evaluator.predict(source_images)),
+            }
+            for source, source_images in _ood_images(len(labels), size, seed, folder_images)
+        ]
     result = {
         "recipe": run.recipe_file().name,
         "head": head_name(evaluator.head),
@@ -92,14 +103,7 @@ def robustness(
         "clean": evaluator.scores(clean_predictions, labels),
         "corruptions": rows,
         "mean": _mean(rows),
-        "foreign": [
-            {
-                "source": source,
-                "examples": len(source_images),
-                **evaluator.ood_detection(clean_predictions, evaluator.predict(source_images)),
-            }
-            for source, source_images in _ood_images(len(labels), size, seed, folder_images)
-        ],
+        "foreign": foreign,
     }
     write_record(run.path / "robustness.json", result)
     run.append_event("robustness_evaluated", corruptions=len(rows), examples=len(labels))
@@ -111,7 +115,8 @@ class _CorruptionEvaluator:
 
     def __init__(self, run: Run, members: Sequence[int], head: Any):
         self.head = head
-        self._predictors = [Predictor(load_member(run.member(index).model)) for index in members]
+        indices = track(members, f"loading {pluralize(len(members), 'member')}", len(members))
+        self._predictors = [Predictor(load_member(run.member(index).model)) for index in indices]
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return float32 log-probabilities `(examples, members, classes)`."""

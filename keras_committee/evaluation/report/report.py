@@ -36,6 +36,7 @@ from keras_committee.figures.style import (
     Picture,
 )
 from keras_committee.files import translate_os_errors, utc_timestamp, write_file
+from keras_committee.progress import track
 from keras_committee.run import Run
 from keras_committee.summaries import hparams_summary, image_summary
 
@@ -93,7 +94,8 @@ def write_report(
     report_data = load_report_data(run_data, run_data[0].evaluation["split"], selections)
     sections, examples = build_sections(report_data)
     page = render_page(report_data, sections, examples)
-    pictures = {picture.name: picture.png() for picture in collect_pictures(sections)}
+    drawn = collect_pictures(sections)
+    pictures = {picture.name: picture.png() for picture in track(drawn, f"drawing {len(drawn)} figures", len(drawn))}
     for name, content in pictures.items():
         write_file(out / f"{name}.png", content)
     write_tensorboard(out / "tensorboard", pictures, run_data)
