@@ -31,8 +31,10 @@ from keras_committee.cli.search import search
 from keras_committee.cli.select import select
 from keras_committee.cli.serve import serve
 from keras_committee.cli.serving_config import serving_config
+from keras_committee.cli.step_display import make_display
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError, ResourceError
+from keras_committee.progress import use_display
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.tables import print_text
 
@@ -91,6 +93,7 @@ def cli(context: click.Context) -> None:
     """
     if context.invoked_subcommand != "doctor":  # which reports the variable
         _select_tensorflow()
+    context.with_resource(use_display(make_display()))
 
 
 for command in (

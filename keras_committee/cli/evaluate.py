@@ -14,6 +14,7 @@ from keras_committee.cli.options import (
     standard_options,
 )
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
+from keras_committee.keras_config import loading_backend
 from keras_committee.run import lock_runs
 from keras_committee.tables import print_evaluation, print_text
 
@@ -41,9 +42,11 @@ def evaluate(
     Scores every member of RUN and its committees of every size. The result is written to RUN/evaluation.json.
     """
     with reserve_stdout_for_json(as_json), lock_runs([run], overrides) as (opened,):
-        recipe = opened.recipe()
-        from keras_committee import evaluation
+        opened.require_members(min_members)
+        with loading_backend():
+            from keras_committee import evaluation
 
+        recipe = opened.recipe()
         result = evaluation.evaluate(
             opened,
             recipe,

@@ -1,5 +1,7 @@
 """`keras-committee make-tfrecords`: convert class folders to TFRecord files."""
 
+import contextlib
+import contextvars
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -8,11 +10,14 @@ from pathlib import Path
 
 import click
 
+from keras_committee.class_folders import list_images
 from keras_committee.cli.options import HomePath, json_option, split_folders_option, standard_options
 from keras_committee.cli.output import print_json, reserve_stdout_for_json
+from keras_committee.files import require_free
+from keras_committee.folder_kinds import FolderKind, folder_kind
+from keras_committee.keras_config import loading_backend
+from keras_committee.progress import step
 from keras_committee.tables import print_text
-
-_PROGRESS_INTERVAL_SECONDS = 10.0  # between progress lines if stderr is not a terminal
 
 
 @click.command()
@@ -63,8 +68,10 @@ def make_tfrecords(
     exist; it appears once all records are written. To resume an interrupted conversion, run the same command again.
     """
     start = time.monotonic()
-    with reserve_stdout_for_json(as_json), _progress_reporter() as report:
-        from keras_committee.data.record_writer import write_tfrecords
+    _check_folders(source, destination, split_folders)
+    with reserve_stdout_for_json(as_json), _displayed() as report:
+        with loading_backend():
+            from keras_committee.data.record_writer import write_tfrecords
 
         written = write_tfrecords(
             source,
@@ -87,24 +94,23 @@ def make_tfrecords(
     print_text(f"Read them with data.imagenet_records({shlex.quote(str(destination))}, ...)")
 
 
-@contextmanager
-def _progress_reporter() -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback that draws a progress bar on stderr, or prints a line every ten seconds without a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _check_folders(source: Path, destination: Path, split_folders: dict[str, str] | None) -> None:
+    """Raise DataError or RecipeError for wrong folders, before TensorFlow is imported."""
+    require_free(destination)
+    if folder_kind(source) is not FolderKind.IMAGES:  # a listing takes long for folders of many images
+        list_images(source, None, split_folders)
 
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task, last_report = progress.add_task("images", total=None), None
+
+@contextmanager
+def _displayed() -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback that displays the number of images written and their total."""
+    with contextlib.ExitStack() as steps:
+        updates: list[Callable[[int], None]] = []
+        context = contextvars.copy_context()  # with the display: the callback is called in threads
 
         def report(done: int, total: int) -> None:
-            nonlocal last_report
-            progress.update(task, completed=done, total=total)
-            now = time.monotonic()
-            last_report = last_report or now
-            if not console.is_terminal and (done == total or now - last_report > _PROGRESS_INTERVAL_SECONDS):
-                last_report = now
-                console.print(f"{done} of {total} images")
+            if not updates:
+                updates.append(context.run(steps.enter_context, step(f"writing {total:,} images", total)))
+            updates[0](done)
 
         yield report

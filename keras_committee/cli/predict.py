@@ -92,9 +92,14 @@ def predict(
         )
     images = _find_images(paths)
     with reserve_stdout_for_json(as_json):
-        load = partial(_load_server, url) if url else _find_source(source_and_images[0], selection, min_members)
-        _require_an_image(images)
-        class_names, predictions, unreadable = _predict_in_parts(load(), images)
+        if url:
+            predict_images = _load_server(url)
+            _require_an_image(images)
+        else:
+            load = _find_source(source_and_images[0], selection, min_members)
+            _require_an_image(images)
+            predict_images = load()
+        class_names, predictions, unreadable = _predict_in_parts(predict_images, images)
     result = {
         "source": url or str(source_and_images[0]),
         "predictions": [_format_prediction(image, class_names, prediction, top) for image, prediction in predictions],
