@@ -4,12 +4,16 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from keras_committee.errors import Interrupted
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_NOTES = {
+    signal.SIGINT: "Ctrl-C: saving. Press Ctrl-C again to stop at once; the last checkpoint is kept.",
+    signal.SIGTERM: "SIGTERM: saving.",
+}
 
 
 class TrainingStopped(BaseException):
@@ -28,9 +32,14 @@ class GracefulShutdown:
     raised, later signals do not interrupt the saving. A second Ctrl-C ends the process at once, from a thread: Python
     runs no signal handler during a long step. Outside the main thread, where Python allows no handlers, none is
     replaced.
+
+    Args:
+        note: Function that displays a line as soon as a signal is received, such as during a long step; it is called
+            in a thread. None displays nothing.
     """
 
-    def __init__(self):
+    def __init__(self, note: Callable[[str], None] | None = None):
+        self._note = note
         self.requested: signal.Signals | None = None
         self._mask_depth, self._stop_raised = 0, False
         self._previous_handlers: dict = {}
@@ -41,7 +50,7 @@ class GracefulShutdown:
             os.set_blocking(self._pipe[1], False)
             self._previous_wakeup_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             self._previous_handlers = {number: signal.signal(number, self._handle) for number in EXIT_CODES}
-            threading.Thread(target=_exit_on_second_sigint, args=(self._pipe[0],), daemon=True).start()
+            threading.Thread(target=_watch, args=(self._pipe[0], self._note), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -93,9 +102,14 @@ class GracefulShutdown:
             self.check()
 
 
-def _exit_on_second_sigint(pipe: int) -> None:
+def _watch(pipe: int, note: Callable[[str], None] | None) -> None:
+    """Display that a signal was received, and end the process upon the second Ctrl-C."""
     num_sigints = 0
     while num_sigints < 2 and (received := os.read(pipe, 16)):
+        first = next((number for number in received if number in EXIT_CODES), None)
+        if note and first:  # in another thread: the reader of stderr may be suspended
+            threading.Thread(target=note, args=(_NOTES[first],), daemon=True).start()
+            note = None
         num_sigints += received.count(signal.SIGINT)
     if num_sigints >= 2:
         with suppress(OSError):  # stderr may be closed, or its reader suspended

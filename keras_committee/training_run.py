@@ -117,7 +117,7 @@ def translate_stop(run: Run, recipe: Recipe, shutdown: GracefulShutdown) -> Iter
     except TrainingStopped:
         run.append_event("training_stopped", signal=shutdown.requested.name if shutdown.requested else None)
         text = f"{progress(run, recipe)} finished, the others saved"
-        raise shutdown.as_error(text, "To resume, run the same command again.") from None
+        raise shutdown.as_error(text, f"To resume, run: {run.environment()['command']}") from None
 
 
 def progress(run: Run, recipe: Recipe) -> str:

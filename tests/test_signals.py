@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import queue
 import select
 import signal
 import subprocess
@@ -85,6 +86,14 @@ def test_A04_a_signal_stops_at_once_where_there_is_nothing_to_lose(number):
         with pytest.raises(TrainingStopped):
             send(number)
         assert stop.requested == number
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "Ctrl-C: saving."), (signal.SIGTERM, "SIGTERM: saving.")])
+def test_a_signal_is_answered_at_once_although_it_is_deferred(number, word):
+    notes = queue.Queue()
+    with GracefulShutdown(notes.put) as stop, stop.mask_signals():
+        send(number)
+        assert notes.get(timeout=5).startswith(word)
 
 
 def test_a_block_that_has_nothing_to_lose_defers_nothing():

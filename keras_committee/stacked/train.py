@@ -104,7 +104,7 @@ def train_stacked(
     _check_data(recipe, splits)
     fingerprint = record_start(run, recipe, splits, missing, workers=1)
     diverged: list[int] = []
-    with GracefulShutdown() as shutdown, translate_stop(run, recipe, shutdown):
+    with GracefulShutdown(note) as shutdown, translate_stop(run, recipe, shutdown):
         while missing:
             group, checkpoint = _next_group(run.stacked_state, missing, options.max_members, note)
             diverged += _Stack(run, recipe, group, splits, fingerprint, options, shutdown, note).train(checkpoint)
@@ -131,6 +131,7 @@ class _Stack:
     def train(self, checkpoint: Checkpoint | None) -> list[int]:
         """Train the group to its end, from a checkpoint if there is one; return the members that diverged."""
         self._resume(checkpoint)
+        self._note(f"compiling the program of {len(self._group)} members")
         images, labels = jnp.asarray(self._splits.train.images.numpy()), jnp.asarray(self._splits.train.labels)
         while self._epoch < self._recipe.epochs:
             with self._shutdown.mask_signals():

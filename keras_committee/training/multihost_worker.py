@@ -18,7 +18,7 @@ from keras_committee.run import Run, is_moved_data
 from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.devices import enable_determinism, make_strategy
 from keras_committee.training.multihost import HostGroup, read_cluster
-from keras_committee.training.reporting import TrainingOptions
+from keras_committee.training.reporting import Phase, TrainingOptions
 from keras_committee.training.temp_dir import own_temp_dir
 from keras_committee.training.trainer import train_member
 
@@ -82,6 +82,9 @@ class StderrReporter:
     """Prints events on this host; the chief displays the progress."""
 
     def on_resume(self, index: int, step: int) -> None:
+        pass
+
+    def on_phase(self, index: int, epoch: int, phase: Phase) -> None:
         pass
 
     def on_steps_end(self, index: int, steps: int = 1) -> None:

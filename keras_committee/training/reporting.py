@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -13,10 +13,13 @@ from rich.text import Text
 
 from keras_committee.data import Splits
 from keras_committee.errors import pluralize
+from keras_committee.progress import HiddenDisplay, use_display
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 from keras_committee.training.failsafe import Failsafe
 from keras_committee.training.tensorboard import CommitteeTensorBoard
+
+Phase = Literal["tracing", "training", "validating"]  # the first step of a new graph takes long: it is traced
 
 _LOG_LINES_PER_MEMBER = 50
 _SECONDS_BETWEEN_LINES = 60.0
@@ -56,6 +59,10 @@ class Reporter(Protocol):
 
     def on_resume(self, index: int, step: int) -> None:
         """The member resumes at `step`, counted over all epochs."""
+        ...
+
+    def on_phase(self, index: int, epoch: int, phase: Phase) -> None:
+        """The member begins a phase of an epoch, counted from 1."""
         ...
 
     def on_steps_end(self, index: int, steps: int = 1) -> None:
@@ -102,8 +109,10 @@ class Monitor:
         )
         self._member_tasks: dict[int, TaskID] = {}
         self._last_log_time: dict[int, float] = {}
+        self._hidden = contextlib.ExitStack()
 
     def __enter__(self) -> "Monitor":
+        self._hidden.enter_context(use_display(HiddenDisplay()))  # two displays would overwrite each other
         with self._failsafe(_PROGRESS):
             self._progress.start()
         with self._failsafe(_TENSORBOARD):
@@ -113,6 +122,7 @@ class Monitor:
     def __exit__(self, *_) -> None:
         with self._failsafe(_PROGRESS):
             self._progress.stop()
+        self._hidden.close()
 
     def on_member_begin(self, index: int) -> None:
         """Add the bar of member `index`."""
@@ -133,11 +143,22 @@ class Monitor:
             total = self._progress.tasks[0].total or 0
             self._progress.update(self._committee_task, total=total - step)
 
+    def on_phase(self, index: int, epoch: int, phase: Phase) -> None:
+        """Display what member `index` does; without a terminal, that its training step is traced."""
+        with self._failsafe(_PROGRESS):
+            epoch_text = f"{epoch}/{self._recipe.epochs}"
+            self._progress.update(self._member_tasks[index], epoch=epoch_text, phase=phase)
+            if not self._is_interactive and phase == "tracing":
+                self._last_log_time[index] = time.monotonic()
+                self.note(f"member {index}  epoch {epoch_text}  tracing the training step")
+
     def on_steps_end(self, index: int, steps: int = 1) -> None:
-        """Advance the bars of the committee and of member `index`."""
+        """Advance the bars of the committee and of member `index`; without a terminal, print a line a minute."""
         with self._failsafe(_PROGRESS):
             self._progress.advance(self._committee_task, steps)
             self._progress.advance(self._member_tasks[index], steps)
+            if not self._is_interactive:
+                self._print_steps(index)
 
     def on_epoch_end(self, index: int, row: dict[str, Any]) -> None:
         """Display an epoch of member `index`, and log the committee to TensorBoard."""
@@ -149,6 +170,7 @@ class Monitor:
                 self._member_tasks[index],
                 epoch=f"{min(row['epoch'] + 1, epochs)}/{epochs}",
                 validation=f"{row['validation_accuracy']:.2%}",
+                phase="training",
             )
             if not self._is_interactive and self._is_line_due(index, row["epoch"]):
                 self.note(self._log_line(index, row))
@@ -162,6 +184,15 @@ class Monitor:
         """Print a line, unless stderr is closed."""
         with contextlib.suppress(OSError, ValueError):
             self._console.print(text, soft_wrap=True, markup=False)
+
+    def _print_steps(self, index: int) -> None:
+        """Print the steps of an epoch that takes long."""
+        now = time.monotonic()
+        if now - self._last_log_time.setdefault(index, now) < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_log_time[index] = now
+        task = next(task for task in self._progress.tasks if task.id == self._member_tasks[index])
+        self.note(f"member {index}  epoch {task.fields['epoch']}  {task.completed:,.0f} of {task.total:,.0f} steps")
 
     def _is_line_due(self, index: int, epoch: int) -> bool:
         """Return whether to log this epoch: about fifty lines per member, one a minute in long epochs, and the last."""
@@ -197,15 +228,15 @@ class ProgressBars(Progress):
         self._output_console, self._batch_size = console, batch_size  # before super(), which draws once
         super().__init__(console=console, disable=disable, speed_estimate_period=60)
 
-    def add_task(self, description: str, *, epoch: str = "", validation: str = "", **fields):
-        return super().add_task(description, epoch=epoch, validation=validation, **fields)
+    def add_task(self, description: str, *, epoch: str = "", validation: str = "", phase: str = "training", **fields):
+        return super().add_task(description, epoch=epoch, validation=validation, phase=phase, **fields)
 
     def make_tasks_table(self, tasks) -> Table:
         self.columns = self._columns_for_width(self._output_console.width)
         return super().make_tasks_table(tasks)
 
     def _columns_for_width(self, width: int) -> tuple[ProgressColumn, ...]:
-        epoch = _text_column("{task.fields[epoch]}")
+        epoch = _EpochColumn(show_phase=width < _FULL_WIDTH)
         time_remaining = TimeRemainingColumn(compact=width < _FULL_WIDTH, table_column=Column(no_wrap=True))
         if width < _COMPACT_WIDTH:
             return _MemberColumn(), epoch, _text_column("{task.fields[validation]}"), time_remaining
@@ -228,6 +259,18 @@ class _MemberColumn(ProgressColumn):
         return Text(number or "all", no_wrap=True)
 
 
+class _EpochColumn(ProgressColumn):
+    """The epoch, or in narrow terminals what is done in place of training."""
+
+    def __init__(self, show_phase: bool):
+        super().__init__(table_column=Column(no_wrap=True))
+        self._show_phase = show_phase
+
+    def render(self, task: Task) -> Text:
+        has_phase = self._show_phase and task.fields["phase"] != "training"
+        return Text(task.fields["phase" if has_phase else "epoch"], no_wrap=True)
+
+
 class _ValidationColumn(ProgressColumn):
     """Accuracy on the validation split, from the first epoch on."""
 
@@ -237,11 +280,13 @@ class _ValidationColumn(ProgressColumn):
 
 
 class _ThroughputColumn(ProgressColumn):
-    """Images per second over the last minute."""
+    """Images per second over the last minute, or what is done in place of training."""
 
     def __init__(self, batch_size: int):
         super().__init__(table_column=Column(no_wrap=True))
         self._batch_size = batch_size
 
     def render(self, task: Task) -> Text:
+        if task.fields["phase"] != "training":
+            return Text(task.fields["phase"], no_wrap=True)
         return Text(f"{(task.speed or 0) * self._batch_size:.0f} images/s", no_wrap=True)

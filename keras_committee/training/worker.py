@@ -17,7 +17,7 @@ from keras_committee.errors import CommitteeError
 from keras_committee.run import Run
 from keras_committee.signals import EXIT_CODES, GracefulShutdown, TrainingStopped
 from keras_committee.training.devices import enable_determinism, make_strategy, translate_oom
-from keras_committee.training.reporting import Reporter, TrainingOptions
+from keras_committee.training.reporting import Phase, Reporter, TrainingOptions
 from keras_committee.training.temp_dir import own_temp_dir
 from keras_committee.training.trainer import train_member
 
@@ -37,6 +37,9 @@ class PipeReporter:
 
     def on_resume(self, index: int, step: int) -> None:
         self._send_call("on_resume", index, step)
+
+    def on_phase(self, index: int, epoch: int, phase: Phase) -> None:
+        self._send_call("on_phase", index, epoch, phase)
 
     def on_steps_end(self, index: int, steps: int = 1) -> None:
         self._unreported_steps += steps

@@ -18,6 +18,9 @@ class ActingReporter:
     def __init__(self, after, act):
         self._left, self._act = after, act
 
+    def on_phase(self, index, epoch, phase):
+        pass
+
     def on_steps_end(self, index, steps=1):
         self._left -= steps
         if self._left == 0:

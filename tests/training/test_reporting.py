@@ -20,6 +20,8 @@ def drawn_lines(width):
     bars.add_task("member 11", total=7_000, epoch="starting")
     member = bars.add_task("member 3", total=7_000)
     bars.update(member, epoch="120/200", validation="93.89%")
+    traced = bars.add_task("member 4", total=7_000, epoch="1/200")
+    bars.update(traced, phase="validating")
     console.print(bars.get_renderable())
     return [re.sub(r"\x1b\[[\d;?]*\w", "", line).rstrip() for line in console.file.getvalue().splitlines()]
 
@@ -30,7 +32,8 @@ def test_no_width_cuts_the_epoch_the_accuracy_or_the_time(width):
     assert "…" not in "".join(lines)
     assert re.search(r"\b11\b.*starting", lines[1])
     assert re.search(r"\b3\b.*120/200.*93\.89%.*-:--", lines[2])
-    assert [line.count("0 images/s") for line in lines] == ([1, 1, 1] if width == 72 else [0, 0, 0])
+    assert re.search(r"\b4\b.*validating", lines[3])
+    assert [line.count("0 images/s") for line in lines] == ([1, 1, 1, 0] if width == 72 else [0, 0, 0, 0])
 
 
 class Shown:
@@ -96,6 +99,23 @@ def test_a_log_has_about_fifty_lines_per_member_and_no_bars(monitor, environment
     assert lines[-1] == "warning: the word that matters"
     assert len(lines) == 52
     assert not set("\x1b\r━") & set(log.getvalue())
+
+
+def test_a_log_has_a_line_when_a_step_is_traced_and_one_a_minute_in_a_long_epoch(monitor, monkeypatch):
+    now, log = [0.0], io.StringIO()
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
+    with monitor(log) as made:
+        made.on_member_begin(0)
+        made.on_phase(0, 1, "tracing")
+        made.on_phase(0, 1, "training")
+        for _ in range(5):
+            now[0] += 25
+            made.on_steps_end(0, 7)
+        made.on_phase(0, 1, "validating")
+    assert log.getvalue().splitlines() == [
+        "member 0  epoch 1/200  tracing the training step",
+        "member 0  epoch 1/200  21 of 2,000 steps",
+    ]
 
 
 def test_long_epochs_get_a_line_a_minute(monitor, monkeypatch):
