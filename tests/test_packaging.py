@@ -206,18 +206,18 @@ def test_the_newest_python_that_runs_and_can_create_environments_is_found(tmp_pa
 UV_OUTPUT = """\
 Resolved 61 packages in 1.40s | downloading 61 packages
 Downloading scipy (33.7MiB) | downloading scipy (33.7MiB)
-Downloading tensorflow (591.8MiB) | downloading tensorflow (591.8MiB), downloading scipy (33.7MiB)
+Downloading tensorflow (591.8MiB) | downloading tensorflow (591.8MiB), scipy (33.7MiB)
  Downloaded scipy | downloading tensorflow (591.8MiB)
    Building promise==2.3 | downloading tensorflow (591.8MiB), building promise==2.3
       Built promise==2.3 | downloading tensorflow (591.8MiB)
  Downloaded tensorflow | downloading 61 packages
-Prepared 61 packages in 27.63s | copying 61 packages into .venv"""
+Prepared 61 packages in 27.63s | copying packages into .venv"""
 PIP_OUTPUT = """\
 Collecting absl-py==1.4.0 | collecting absl-py
   Downloading absl_py-1.4.0-py3-none-any.whl.metadata (2.5 kB) | collecting absl-py
   Downloading absl_py-1.4.0-py3-none-any.whl (126 kB) | downloading absl_py (126 kB)
 Building wheels for collected packages: promise, seqeval | building promise, seqeval
-Installing collected packages: absl-py, promise, seqeval | copying 3 packages into .venv"""
+Installing collected packages: absl-py, promise, seqeval | copying packages into .venv"""
 
 
 @pytest.mark.parametrize("output", [UV_OUTPUT, PIP_OUTPUT], ids=["uv", "pip"])

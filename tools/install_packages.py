@@ -22,6 +22,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOG = VENV / "install.log"
 SECONDS_BETWEEN_LINES = 5
+COPYING = "copying packages into .venv"
 START = time.monotonic()
 PIP = (str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--progress-bar", "off")
 UV = (str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON))
@@ -44,18 +45,18 @@ class Progress:
             (r"Downloading (\S+)-\d\S*\.(?:whl|gz|zip)( \(.*\))", self._download),
             (r"Downloading \S+\.metadata", lambda found: None),
             (r"Building wheels? for collected packages: (.*)", lambda found: self._enter(f"building {found[1]}")),
-            (r"Installing collected packages: (.*)", self._install),
+            (r"Installing collected packages: ", lambda found: self._enter(COPYING)),
             # uv
             (r"Resolved (\d+) packages?", lambda found: self._enter(f"downloading {found[1]} packages")),
             (r"(Download|Build)ing (\S+)( \(.*\))?$", self._start),
             (r"(?:Downloaded|Built) (\S+)", lambda found: self._active.pop(found[1], None)),
-            (r"Prepared (\d+) packages?", lambda found: self._enter(f"copying {found[1]} packages into .venv")),
+            (r"Prepared \d+ packages?", lambda found: self._enter(COPYING)),
         ]
 
     def __str__(self) -> str:
         largest = sorted(self._active.values(), key=_megabytes, reverse=True)
         more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
-        return ", ".join(largest[:3]) + more or self.step
+        return ", ".join(largest[:3]).replace(", downloading", ",") + more or self.step
 
     def read(self, line: str) -> None:
         """Follow one line of output."""
@@ -72,9 +73,6 @@ class Progress:
 
     def _download(self, found: re.Match) -> None:
         self._enter(f"downloading {found[1]}{found[2]}")
-
-    def _install(self, found: re.Match) -> None:
-        self._enter(f"copying {found[1].count(',') + 1} packages into .venv")
 
 
 def main(lock: Path) -> None:
@@ -102,7 +100,7 @@ def _install(lock: Path) -> None:
         _run([*UV, "--require-hashes", "-r", str(lock)], "resolving", environment=_index_of_pip())
         _run([*UV, *EDITABLE], "installing keras-committee")
     except InstallError as error:
-        _print(f"uv failed with exit code {error}, see {LOG}; pip installs the packages instead, which takes longer")
+        _print(f"uv could not be used (exit code {error}, see {LOG}); pip installs the packages, which takes longer")
         # pip before 23.1 can build packages without a wheel only in isolation.
         _run([*PIP, "--use-pep517", "--require-hashes", "-r", str(VENV / "others.lock")], "resolving")
         _run([*PIP, *EDITABLE], "installing keras-committee")
@@ -138,7 +136,7 @@ def _run(command: list[str], step: str, environment: dict[str, str] | None = Non
         while reader.is_alive():
             reader.join(SECONDS_BETWEEN_LINES)
             if reader.is_alive():
-                _print(str(progress))
+                _print(f"{progress}{_installed() if progress.step == COPYING else ''}")
     if process.returncode:
         print(*LOG.read_text().splitlines()[-20:], sep="\n", file=sys.stderr)
         raise InstallError(process.returncode)
@@ -149,6 +147,10 @@ def _follow(lines, progress: Progress) -> None:
         for line in lines:
             log.write(line)
             progress.read(line)
+
+
+def _installed() -> str:
+    return f", which has {len(list(VENV.glob('lib/*/site-packages/*.dist-info')))} now"
 
 
 def _megabytes(text: str) -> float:
