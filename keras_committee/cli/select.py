@@ -1,8 +1,10 @@
 """`keras-committee select`: select the best committee or cascade."""
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,8 +19,15 @@ from keras_committee.cli.options import (
     standard_options,
 )
 from keras_committee.cli.output import print_json, print_next_steps, reserve_stdout_for_json
+from keras_committee.keras_config import loading_backend
+from keras_committee.progress import step
 from keras_committee.run import lock_runs
 from keras_committee.tables import print_selection, print_text
+
+if TYPE_CHECKING:
+    from keras_committee.stage_time import StageTimeModel
+
+_LATENCY = "latency"
 
 
 @click.command()
@@ -34,7 +43,7 @@ from keras_committee.tables import print_selection, print_text
     "--max-latency",
     type=click.FloatRange(0, min_open=True),
     metavar="MS",
-    help="Maximum measured time per image, in milliseconds.",
+    help="Maximum measured time per image, in milliseconds; for a cascade, on average.",
 )
 @click.option(
     "--min-accuracy",
@@ -44,10 +53,17 @@ from keras_committee.tables import print_selection, print_text
 )
 @click.option(
     "--objective",
-    type=click.Choice(OBJECTIVES),
+    type=click.Choice((*OBJECTIVES, _LATENCY)),
     default="accuracy",
     show_default=True,
-    help="Metric to optimize.",
+    help="Metric to optimize; latency is the measured time at an accuracy.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Images per request in measurements of time.",
+    show_default="32 with --cascade, else 1",
 )
 @click.option(
     "--search-method", type=click.Choice(SEARCH_METHODS), default="auto", show_default=True, help="Search algorithm."
@@ -86,6 +102,7 @@ def select(
     max_latency: float | None,
     min_accuracy: float | None,
     objective: str,
+    batch_size: int | None,
     search_method: str,
     head: str,
     cascade: bool,
@@ -101,20 +118,38 @@ def select(
     95 % confidence intervals.
     """
     _check_options(max_mflops, max_latency, min_accuracy, objective, cascade, max_accuracy_drop)
+    by_time = bool(max_latency) or objective == _LATENCY
+    if batch_size and not by_time:
+        raise click.UsageError("--batch-size requires --max-latency or --objective latency.")
+    batch_size = batch_size or (32 if cascade else 1)
     with reserve_stdout_for_json(as_json), lock_runs(runs, overrides) as opened:
         file = Path(out) if out else opened[0].path / "selection.json"
-        from keras_committee import evaluation
+        for run in opened:
+            run.require_members(min_members)
+        with loading_backend():
+            from keras_committee import evaluation
 
         pool = evaluation.load_pool(opened, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights)
         max_cost = max_mflops or max_latency or math.inf
-        goal = evaluation.Objective(metric=objective, max_cost=max_cost, min_accuracy=min_accuracy or 0.0)
-        if cascade:
-            selection = evaluation.select_cascade(
-                pool, goal, file, search_method=search_method, head=head, max_accuracy_drop=max_accuracy_drop or 0.0
-            )
-        else:
-            latencies = evaluation.member_latencies(pool) if max_latency else None
-            selection = evaluation.select(pool, goal, file, search_method=search_method, head=head, latencies=latencies)
+        metric = "accuracy" if objective == _LATENCY else objective
+        goal = evaluation.Objective(metric=metric, max_cost=max_cost, min_accuracy=min_accuracy or 0.0)
+        time_model = _measure_stages(pool, batch_size) if cascade and by_time else None
+        with step(f"selecting a {'cascade' if cascade else 'committee'}"):
+            if cascade:
+                selection = evaluation.select_cascade(
+                    *(pool, goal, file),
+                    search_method=search_method,
+                    head=head,
+                    max_accuracy_drop=max_accuracy_drop or 0.0,
+                    time_model=time_model,
+                )
+            else:
+                latencies = evaluation.member_latencies(pool, batch_size) if by_time else None
+                selection = evaluation.select(
+                    pool, goal, file, search_method=search_method, head=head, latencies=latencies
+                )
+        if time_model is not None:
+            selection.report["cascade"]["latency"] |= _measure_cascade(pool, selection)
         selection.write(file)
         opened[0].append_event("selected", kind=selection.kind, members=len(selection.members), file=str(file))
     document = {"file": str(file), "kind": selection.kind, **dataclasses.asdict(selection)}
@@ -129,22 +164,85 @@ def _check_options(max_mflops, max_latency, min_accuracy, objective, cascade, ma
     drop = max_accuracy_drop is not None
     conflicts = {
         "--max-mflops and --max-latency cannot be combined": max_mflops and max_latency,
-        "--max-latency cannot be combined with --cascade; use --max-mflops": max_latency and cascade,
+        "--max-latency cannot be combined with --objective latency; give --min-accuracy instead": (
+            max_latency and objective == _LATENCY
+        ),
+        "--max-mflops cannot be combined with --objective latency": max_mflops and objective == _LATENCY,
+        "--objective latency requires --cascade or --min-accuracy": (
+            objective == _LATENCY and not cascade and not min_accuracy
+        ),
+        "--max-latency and --min-accuracy cannot be combined with --cascade; give one": (
+            cascade and max_latency and min_accuracy
+        ),
         "--max-accuracy-drop requires --cascade": drop and not cascade,
-        "--max-accuracy-drop cannot be combined with --objective": drop and objective != "accuracy",
-        "--max-accuracy-drop cannot be combined with --max-mflops or --min-accuracy": (
-            drop and (max_mflops or min_accuracy)
+        "--max-accuracy-drop cannot be combined with --objective": drop and objective not in ("accuracy", _LATENCY),
+        "--max-accuracy-drop cannot be combined with --max-mflops, --max-latency or --min-accuracy": (
+            drop and (max_mflops or max_latency or min_accuracy)
         ),
         "--max-mflops and --min-accuracy cannot be combined with --cascade; give one": (
             cascade and max_mflops and min_accuracy
         ),
         "--min-accuracy with --cascade cannot be combined with --objective": (
-            cascade and min_accuracy and objective != "accuracy"
+            cascade and min_accuracy and objective not in ("accuracy", _LATENCY)
         ),
     }
     for message, conflict in conflicts.items():
         if conflict:
             raise click.UsageError(f"{message}.")
+
+
+def _load_models(members):
+    """Return the models of the members, each file loaded once."""
+    from keras_committee.export.export_members import load_exportable
+    from keras_committee.member_dir import MemberDir
+
+    files = [MemberDir(run, index).model for run, index in members]
+    loaded = {file: load_exportable(file) for file in dict.fromkeys(files)}
+    return [loaded[file] for file in files]
+
+
+def _measure_stages(pool, batch_size: int) -> "StageTimeModel":
+    """Measure the time of exported graphs of the pool's members on this machine."""
+    from keras_committee.export import graph_time
+    from keras_committee.stage_time import StageTimeModel
+
+    members = pool.with_known_costs().members
+    models = _load_models([(member.run, member.index) for member in members])
+    graphs = graph_time.measure_stages(models, [member.architecture for member in members], batch_size)
+    return StageTimeModel(graphs, batch_size)
+
+
+def _measure_cascade(pool, selection) -> dict[str, Any]:
+    """Measure the selected cascade and its committee; return the times in milliseconds per image, and the machine."""
+    from keras_committee.export import graph_time
+
+    report = selection.report["cascade"]
+    runs = {member.weights_hash: (member.run, member.index) for member in pool.members}
+    models = _load_models([runs[member.weights] for member in selection.members])
+    committee = _load_models([(Path(member["run"]), member["index"]) for member in report["committee"]["members"]])
+    shares = report["latency"]["shares"]
+    continuing = [later / max(share, 1e-9) for share, later in itertools.pairwise(shares)]
+    sizes = [stage.members for stage in selection.stages]
+    measured, committee_measured = graph_time.measure_cascade(
+        *(models, sizes, continuing, committee, report["latency"]["batch_size"])
+    )
+    return {
+        "measured_ms": measured,
+        "committee_measured_ms": committee_measured,
+        "precision": "float32",
+        "machine": graph_time.describe_machine(),
+    }
+
+
+def _print_latency(latency: dict[str, Any]) -> None:
+    machine = latency["machine"]
+    print_text(
+        f"Measured in batches of {latency['batch_size']} on {machine['cores']} cores:"
+        f" {latency['measured_ms']:.3g} ms per image (predicted {latency['predicted_ms']['validation']:.3g}),"
+        f" the best committee {latency['committee_measured_ms']:.3g} ms"
+        f" (predicted {latency['committee_predicted_ms']:.3g}):"
+        f" {latency['committee_measured_ms'] / latency['measured_ms']:.2f} times as fast."
+    )
 
 
 def _print_summary(document: dict, runs: tuple[str, ...], file: Path) -> None:
@@ -157,6 +255,8 @@ def _print_summary(document: dict, runs: tuple[str, ...], file: Path) -> None:
             f"Test accuracy compared with the best committee: {_percentage_points(difference)}, with"
             f" {cost_ratio['value']:.2f} times fewer multiply-adds [{cost_ratio['low']:.2f}, {cost_ratio['high']:.2f}]."
         )
+    if "latency" in report.get("cascade", {}):
+        _print_latency(report["cascade"]["latency"])
     print_text(f"Diversity: {report['diversity']['statement']}")
     print_text(
         f"Searched {report['candidates']:,} committees ({report['method']}), Pareto optimal: {len(report['front'])}."

@@ -6,6 +6,7 @@ examples go on to the next members. `models.Cascade` is the same rule as one Ker
 
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from keras_committee import aggregation, metrics
 from keras_committee.layers.confidence import check_confidence
 from keras_committee.metrics.scores import MIN_PROBABILITY
 from keras_committee.selection import Stage, check_stages
+from keras_committee.stage_time import StageTimeModel
 
 NO_EXIT = 2.0  # a threshold that no confidence reaches
 
@@ -73,6 +75,8 @@ class MemberPredictions:
         labels: Integers `(examples,)`.
         mflops: For each member 2 x multiply-adds / 1e6 for one image.
         head: Head as in `aggregation.combine`.
+        architectures: For each member its architecture. Required with `time_model`.
+        time_model: The cost of a cascade is its time in milliseconds per image by this model, instead of its MFLOPs.
 
     Raises:
         ValueError: If the shapes do not match.
@@ -84,6 +88,9 @@ class MemberPredictions:
         labels: np.ndarray,
         mflops: Sequence[float],
         head: Any = "geometric_mean",
+        *,
+        architectures: Sequence[str] = (),
+        time_model: StageTimeModel | None = None,
     ):
         if np.ndim(log_probabilities) != 3 or 0 in np.shape(log_probabilities):
             raise ValueError(
@@ -100,16 +107,34 @@ class MemberPredictions:
         self.labels = np.asarray(labels)
         self.mflops = tuple(float(cost) for cost in mflops)
         self.head = head
+        self.architectures, self.time_model = tuple(architectures), time_model
         self._cached_arrays: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
         self._last_probabilities: tuple[list[int], np.ndarray] | None = None
 
     def subset(self, examples: np.ndarray) -> "MemberPredictions":
         """Return the predictions of the same members on some examples, given by indices or a mask."""
-        return MemberPredictions(self.log_probabilities[examples], self.labels[examples], self.mflops, self.head)
+        return MemberPredictions(
+            *(self.log_probabilities[examples], self.labels[examples], self.mflops, self.head),
+            architectures=self.architectures,
+            time_model=self.time_model,
+        )
 
     def cost(self, members: Sequence[int]) -> float:
         """Return the MFLOPs of running `members` on one image."""
         return math.fsum(self.mflops[member] for member in members)
+
+    def stage_costs(
+        self, order: Sequence[int], sizes: Sequence[int]
+    ) -> tuple[tuple[float, ...], tuple[float, ...] | None, int]:
+        """Return `costs`, `fixed_costs` and `batch_size` of these stages, see `cascade_search.StageOutcomes`."""
+        if self.time_model is None:
+            return tuple(self.cost(order[:size]) for size in sizes), None, 1
+        times = [
+            self.time_model.stage([self.architectures[member] for member in order[start:end]], is_first=start == 0)
+            for start, end in zip((0, *sizes), sizes, strict=False)
+        ]
+        costs = tuple(itertools.accumulate(time.per_row for time in times))
+        return costs, tuple(time.fixed for time in times), self.time_model.batch_size
 
     def probabilities(self, members: Sequence[int]) -> np.ndarray:
         """Return the probabilities of the committee of `members`: float32 `(examples, classes)`."""

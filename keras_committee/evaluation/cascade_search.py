@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_committee.evaluation.cascade import NO_EXIT, CascadeConfig, MemberPredictions, simulate_cascade
+from keras_committee.evaluation.cascade import (
+    NO_EXIT,
+    CascadeConfig,
+    MemberPredictions,
+    SimulationResult,
+    simulate_cascade,
+)
 from keras_committee.layers import CONFIDENCE_MEASURES
 
 _GRID_CELLS = 2**18  # combinations of thresholds in the histogram
@@ -29,7 +35,7 @@ def search_cascade(
     predictions: MemberPredictions,
     *,
     target: float | None = None,
-    max_mflops: float | None = None,
+    max_cost: float | None = None,
     objective: str = "accuracy",
 ) -> CascadeConfig | None:
     """Return the best cascade over orders, stages, confidence measures and thresholds.
@@ -37,18 +43,21 @@ def search_cascade(
     Args:
         predictions: Predictions of the pool on the validation split. A cascade may leave members out.
         target: Minimize the mean cost at this quality: the lowest accuracy, or the highest NLL or Brier score.
-        max_mflops: Optimize the objective at this mean cost.
+        max_cost: Optimize the objective at this mean cost, in the unit of `predictions`.
         objective: `"accuracy"`, `"nll"` or `"brier"`.
 
     Returns:
         The cascade; None where none reaches the target or stays within the cost.
 
     Raises:
-        ValueError: Unless exactly one of `target` and `max_mflops` is given.
+        ValueError: Unless exactly one of `target` and `max_cost` is given.
     """
-    search = _CascadeSearch(predictions, goal_from_target(target, max_mflops, objective), objective)
+    search = _CascadeSearch(predictions, goal_from_target(target, max_cost, objective), objective)
     num_members = len(predictions.mflops)
-    for sizes in stage_partitions(num_members):
+    partitions = stage_partitions(num_members)
+    if predictions.time_model is not None:
+        partitions += side_by_side_partitions(num_members)
+    for sizes in partitions:
         if count_member_orders(num_members, sizes) <= _MAX_MEMBER_ORDERS:
             search.evaluate_all(member_orders(range(num_members), sizes), sizes)
         else:
@@ -65,7 +74,7 @@ def evaluate_cascade(
         config: The cascade.
         validation: The predictions that it was fitted to.
         test: Predictions on examples that nothing was fitted to.
-        **bounds: `target` or `max_mflops`, and `objective`, as in `search_cascade`.
+        **bounds: `target` or `max_cost`, and `objective`, as in `search_cascade`.
 
     Returns:
         `{"validation", "cross_fitted", "test"}`: `SimulationResult.summary` for validation and test; accuracy and
@@ -79,16 +88,29 @@ def evaluate_cascade(
     }
 
 
+def predicted_latency(config: CascadeConfig, predictions: MemberPredictions) -> float:
+    """Return the mean milliseconds per image of a cascade, by the time model of `predictions`."""
+    stages = stage_outcomes_from_predictions(predictions, config.order, config.sizes, config.confidence, "accuracy")
+    shares = shares_that_reach(simulate_cascade(predictions, config))
+    return float(sum(stages.mean_cost(stage, share) for stage, share in enumerate(shares)))
+
+
+def shares_that_reach(result: SimulationResult) -> list[float]:
+    """Return for each stage the fraction of the examples that reach it."""
+    rates = [stage_exit.rate for stage_exit in result.exits]
+    return [1.0, *(1.0 - np.cumsum(rates)[:-1]).tolist()]
+
+
 class CascadeGoal(NamedTuple):
     """Goal of the search: the lowest mean cost at a score, or the best score at a mean cost.
 
     Attributes:
         score: Lowest mean score, or None.
-        mflops: Highest mean MFLOPs; used where `score` is None.
+        max_cost: Highest mean cost; used where `score` is None.
     """
 
     score: float | None = None
-    mflops: float = math.inf
+    max_cost: float = math.inf
 
     def best(self, scores: np.ndarray, costs: np.ndarray) -> int | None:
         """Return the flat index of the best entry, the first of equal ones; None where no entry meets the goal."""
@@ -96,7 +118,7 @@ class CascadeGoal(NamedTuple):
         if self.score is not None:
             is_feasible, primary, secondary = scores >= self.score - 1e-9, costs, -scores
         else:
-            is_feasible, primary, secondary = costs <= self.mflops * (1 + 1e-9), -scores, costs
+            is_feasible, primary, secondary = costs <= self.max_cost * (1 + 1e-9), -scores, costs
         feasible = np.flatnonzero(is_feasible)
         if not len(feasible):
             return None
@@ -104,14 +126,14 @@ class CascadeGoal(NamedTuple):
         return int(feasible[secondary[feasible].argmin()])
 
 
-def goal_from_target(target: float | None, max_mflops: float | None, objective: str) -> CascadeGoal:
+def goal_from_target(target: float | None, max_cost: float | None, objective: str) -> CascadeGoal:
     """Return the goal in scores, of which higher is better. Raises ValueError unless one of the two is given."""
-    if (target is None) == (max_mflops is None):
+    if (target is None) == (max_cost is None):
         raise ValueError(
-            f"Exactly one of target and max_mflops must be given. Received: target={target}, max_mflops={max_mflops}"
+            f"Exactly one of target and max_cost must be given. Received: target={target}, max_cost={max_cost}"
         )
     if target is None:
-        return CascadeGoal(mflops=float(max_mflops or 0))
+        return CascadeGoal(max_cost=float(max_cost or 0))
     return CascadeGoal(target if objective == "accuracy" else -target)
 
 
@@ -121,6 +143,13 @@ def stage_partitions(num_members: int) -> list[tuple[int, ...]]:
     return [
         (1, *rest) for num_later_stages in (1, 2, 3) for rest in itertools.combinations(stage_ends, num_later_stages)
     ] or [(1,)]
+
+
+def side_by_side_partitions(num_members: int) -> list[tuple[int, ...]]:
+    """Return the stage sizes that begin with members side by side: with two, or with all members of the cascade."""
+    ends = sorted({end for end in (2, 3, 4, num_members) if 1 < end <= num_members})
+    later_stages = [(2, *rest) for number in (1, 2) for rest in itertools.combinations(ends[1:], number)]
+    return [*((end,) for end in ends), *later_stages]
 
 
 def count_member_orders(num_members: int, sizes: Sequence[int]) -> int:
@@ -142,14 +171,31 @@ class StageOutcomes(NamedTuple):
     """Cost, confidence and score of every stage on every example.
 
     Attributes:
-        costs: MFLOPs by the end of each stage.
+        costs: Cost of an example by the end of each stage.
         confidences: For each stage but the last, floats `(examples,)`.
         scores: For each stage, floats `(examples,)`, higher is better.
+        fixed_costs: For each stage the cost of running it for a batch, whatever the number of examples; None for 0.
+        batch_size: Number of examples in a batch.
     """
 
     costs: tuple[float, ...]
     confidences: list[np.ndarray]
     scores: list[np.ndarray]
+    fixed_costs: tuple[float, ...] | None = None
+    batch_size: int = 1
+
+    def mean_cost(self, stage: int, share: Any) -> Any:
+        """Return the mean cost over all examples of one stage.
+
+        Args:
+            stage: Its index.
+            share: Fraction of the examples that reach it; a float or an array.
+        """
+        cost = (self.costs[stage] - (self.costs[stage - 1] if stage else 0.0)) * share
+        if self.fixed_costs is None:
+            return cost
+        # The stage runs unless no example of the batch reaches it.
+        return cost + self.fixed_costs[stage] * (1 - (1 - share) ** self.batch_size) / self.batch_size
 
 
 def stage_outcomes_from_predictions(
@@ -157,19 +203,22 @@ def stage_outcomes_from_predictions(
 ) -> StageOutcomes:
     """Return the outcomes of the stages of this order."""
     stage_members = [order[:size] for size in sizes]
+    costs, fixed_costs, batch_size = predictions.stage_costs(order, sizes)
     return StageOutcomes(
-        costs=tuple(predictions.cost(members) for members in stage_members),
+        costs=costs,
+        fixed_costs=fixed_costs,
+        batch_size=batch_size,
         confidences=[predictions.confidences(members, measure) for members in stage_members[:-1]],
         scores=[predictions.scores(members, objective) for members in stage_members],
     )
 
 
 class FittedThresholds(NamedTuple):
-    """Thresholds, with the mean score and MFLOPs on the examples that they were fitted to."""
+    """Thresholds, with the mean score and cost on the examples that they were fitted to."""
 
     thresholds: tuple[float, ...]
     score: float
-    mflops: float
+    cost: float
 
 
 def fit_thresholds(stages: StageOutcomes, goal: CascadeGoal, cells: int = _GRID_CELLS) -> FittedThresholds | None:
@@ -224,20 +273,23 @@ def _midpoints(confidences: np.ndarray) -> np.ndarray:
 def _fit_on_grid(stages: StageOutcomes, goal: CascadeGoal, grids: Sequence[_ThresholdGrid]) -> FittedThresholds | None:
     """Return the best combination of the grids' thresholds, one grid for each stage but the last.
 
-    Cost and score of a cascade are those of its first stage plus, for every stage after which an example continues, the
-    difference that the next stage makes. So the cumulative sums of one histogram hold every combination.
+    The score of a cascade is that of its first stage plus, for every stage after which an example continues, the
+    difference that the next stage makes; its cost follows from the shares that continue. So the cumulative sums of one
+    histogram for each stage hold every combination.
     """
-    sizes = [len(grid.thresholds) for grid in grids]
-    cumulative_gains, cost_increments = np.zeros((2, *sizes)), np.diff(stages.costs)
-    for stage, cell in reversed(list(enumerate(_cell_indices(grids)))):
-        shape = (*sizes[: stage + 1], *[1] * (len(sizes) - stage - 1))
-        score_gain = stages.scores[stage + 1] - stages.scores[stage]
-        cumulative_gains[0] += np.bincount(cell, minlength=math.prod(shape)).reshape(shape) * cost_increments[stage]
-        cumulative_gains[1] += np.bincount(cell, weights=score_gain, minlength=math.prod(shape)).reshape(shape)
-        np.cumsum(cumulative_gains, axis=stage + 1, out=cumulative_gains)
-    costs, scores = cumulative_gains / len(stages.scores[0])
-    costs += stages.costs[0]
-    scores += stages.scores[0].mean(dtype=np.float64)
+    sizes, num_examples = [len(grid.thresholds) for grid in grids], len(stages.scores[0])
+    scores = np.full(sizes, stages.scores[0].mean(dtype=np.float64))
+    costs = np.full(sizes, stages.mean_cost(0, 1.0))
+    for stage, cell in enumerate(_cell_indices(grids)):
+        shape = sizes[: stage + 1]
+        score_gains = stages.scores[stage + 1] - stages.scores[stage]
+        sums = np.stack([np.bincount(cell, weights, math.prod(shape)) for weights in (None, score_gains)])
+        sums = sums.reshape(2, *shape)
+        for axis in range(1, stage + 2):
+            np.cumsum(sums, axis=axis, out=sums)
+        means = sums.reshape(2, *shape, *[1] * (len(sizes) - len(shape))) / num_examples
+        costs += stages.mean_cost(stage + 1, means[0])
+        scores += means[1]
     best_index = goal.best(scores, costs)
     if best_index is None:
         return None
@@ -262,20 +314,23 @@ def _coordinate_descent(stages: StageOutcomes, goal: CascadeGoal, fitted: Fitted
 
 def _move_one(stages: StageOutcomes, goal: CascadeGoal, fitted: FittedThresholds, stage: int) -> FittedThresholds:
     """Return the thresholds with that of `stage` replaced by the best one for the others."""
-    reached, settled_sums = _examples_reaching(stages, fitted.thresholds, stage)
-    thresholds = np.concatenate([[0.0], _midpoints(np.unique(stages.confidences[stage][reached])), [NO_EXIT]])
-    continues = np.searchsorted(thresholds, stages.confidences[stage][reached], side="right")
+    num_examples = len(stages.scores[0])
+    reached, score_if_exit = _examples_reaching(stages, fitted.thresholds, stage)
+    confidences = stages.confidences[stage][reached[stage]]
+    thresholds = np.concatenate([[0.0], _midpoints(np.unique(confidences)), [NO_EXIT]])
+    continues = np.searchsorted(thresholds, confidences, side="right")
 
-    def means(if_exit, if_continue, settled_sum):
-        """Return the mean over all examples for each threshold; the examples below it continue."""
-        continue_gains = np.bincount(
-            continues, weights=(if_continue - if_exit)[reached], minlength=len(thresholds)
-        ).cumsum()
-        return (settled_sum + if_exit[reached].sum(dtype=np.float64) + continue_gains) / len(if_exit)
+    def mean_if_below(values):
+        """Return for each threshold the sum of `values` over the examples below it, divided by all examples."""
+        return np.bincount(continues, values[reached[stage]], len(thresholds)).cumsum() / num_examples
 
-    exit_outcomes = np.full(len(reached), stages.costs[stage]), stages.scores[stage]
-    costs, scores = map(means, exit_outcomes, _outcomes_after(stages, fitted.thresholds, stage), settled_sums)
-    best_index = goal.best(np.append(fitted.score, scores), np.append(fitted.mflops, costs))
+    score_if_continue, still_continues = _outcomes_after(stages, fitted.thresholds, stage)
+    scores = score_if_exit.mean(dtype=np.float64) + mean_if_below(score_if_continue - score_if_exit)
+    earlier_costs = [stages.mean_cost(earlier, mask.mean()) for earlier, mask in enumerate(reached)]
+    costs = np.full(len(thresholds), np.sum(earlier_costs))
+    for later, mask in enumerate(still_continues, stage + 1):
+        costs += stages.mean_cost(later, mean_if_below(mask.astype(np.float64)))
+    best_index = goal.best(np.append(fitted.score, scores), np.append(fitted.cost, costs))
     if not best_index:  # index 0, the present thresholds, or None
         return fitted
     moved = (*fitted.thresholds[:stage], float(thresholds[best_index - 1]), *fitted.thresholds[stage + 1 :])
@@ -284,26 +339,27 @@ def _move_one(stages: StageOutcomes, goal: CascadeGoal, fitted: FittedThresholds
 
 def _examples_reaching(
     stages: StageOutcomes, thresholds: Sequence[float], stage: int
-) -> tuple[np.ndarray, tuple[float, float]]:
-    """Return the mask of examples that reach `stage`, and the sums of cost and score of all others."""
-    reached, cost, score = np.ones(len(stages.scores[0]), bool), 0.0, 0.0
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the masks of the examples that reach each stage up to `stage`, and all scores if `stage` is the last."""
+    reached, scores = [np.ones(len(stages.scores[0]), bool)], stages.scores[stage].astype(np.float64)
     for earlier in range(stage):
-        exits = reached & (stages.confidences[earlier] >= np.float32(thresholds[earlier]))
-        cost += stages.costs[earlier] * exits.sum()
-        score += stages.scores[earlier][exits].sum(dtype=np.float64)
-        reached &= ~exits
-    return reached, (cost, score)
+        exits = reached[-1] & (stages.confidences[earlier] >= np.float32(thresholds[earlier]))
+        scores[exits] = stages.scores[earlier][exits]
+        reached.append(reached[-1] & ~exits)
+    return reached, scores
 
 
-def _outcomes_after(stages: StageOutcomes, thresholds: Sequence[float], stage: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return cost and score of each example if `stage` does not answer it."""
-    costs = np.full(len(stages.scores[0]), stages.costs[-1])
-    scores = stages.scores[-1].astype(np.float64)
+def _outcomes_after(
+    stages: StageOutcomes, thresholds: Sequence[float], stage: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the score of each example if `stage` does not answer it, and for each later stage which then reach it."""
+    scores, reached = stages.scores[-1].astype(np.float64), [np.ones(len(stages.scores[0]), bool)]
     for later in range(len(thresholds) - 1, stage, -1):
         exits = stages.confidences[later] >= np.float32(thresholds[later])
-        costs[exits] = stages.costs[later]
         scores[exits] = stages.scores[later][exits]
-    return costs, scores
+    for later in range(stage + 1, len(thresholds)):
+        reached.append(reached[-1] & (stages.confidences[later] < np.float32(thresholds[later])))
+    return scores, reached
 
 
 def _cross_validated(
@@ -311,7 +367,7 @@ def _cross_validated(
     validation: MemberPredictions,
     *,
     target: float | None = None,
-    max_mflops: float | None = None,
+    max_cost: float | None = None,
     objective: str = "accuracy",
 ) -> dict[str, float] | None:
     shuffled = np.random.default_rng(0).permutation(len(validation.labels))
@@ -319,7 +375,7 @@ def _cross_validated(
     results = []
     for fit_half, test_half in (halves, halves[::-1]):
         stages = stage_outcomes_from_predictions(fit_half, config.order, config.sizes, config.confidence, objective)
-        fitted_thresholds = fit_thresholds(stages, goal_from_target(target, max_mflops, objective))
+        fitted_thresholds = fit_thresholds(stages, goal_from_target(target, max_cost, objective))
         if fitted_thresholds is None:
             return None
         refitted_config = CascadeConfig(**{**vars(config), "thresholds": fitted_thresholds.thresholds})
@@ -336,7 +392,7 @@ class _Candidate(NamedTuple):
     sizes: tuple[int, ...]
     confidence: str
     score: float
-    mflops: float
+    cost: float
 
 
 class _CascadeSearch:
@@ -381,7 +437,7 @@ class _CascadeSearch:
         if (order, sizes) not in self._candidates:
             self._prefetch(order, sizes)
             self._candidates[order, sizes] = [
-                _Candidate(order, sizes, measure, fitted.score, fitted.mflops)
+                _Candidate(order, sizes, measure, fitted.score, fitted.cost)
                 for measure in CONFIDENCE_MEASURES
                 if (fitted := self._fit_coarse(order, sizes, measure))
             ]
@@ -428,7 +484,7 @@ class _CascadeSearch:
         return stage_outcomes_from_predictions(self.predictions, order, sizes, measure, self.objective)
 
     def _sort_key(self, result: _Candidate | FittedThresholds) -> tuple[float, float]:
-        return (result.mflops, -result.score) if self.goal.score is not None else (-result.score, result.mflops)
+        return (result.cost, -result.score) if self.goal.score is not None else (-result.score, result.cost)
 
     def _is_better(self, candidate: _Candidate | None, best: _Candidate | None) -> bool:
         return candidate is not None and (best is None or self._sort_key(candidate) < self._sort_key(best))

@@ -17,7 +17,12 @@ from keras_committee.costs import format_cost, to_document
 from keras_committee.errors import RecipeError
 from keras_committee.evaluation import committee_scores
 from keras_committee.evaluation.cascade import CascadeConfig, MemberPredictions, SimulationResult, simulate_cascade
-from keras_committee.evaluation.cascade_search import evaluate_cascade, search_cascade
+from keras_committee.evaluation.cascade_search import (
+    evaluate_cascade,
+    predicted_latency,
+    search_cascade,
+    shares_that_reach,
+)
 from keras_committee.evaluation.committee_scores import (
     bootstrap_differences,
     bootstrap_intervals,
@@ -38,6 +43,7 @@ from keras_committee.member_dir import MemberDir
 from keras_committee.metrics.intervals import few_images_note
 from keras_committee.models.loading import load_member
 from keras_committee.selection import SelectedMember, Selection
+from keras_committee.stage_time import StageTimeModel
 
 
 def select(
@@ -90,17 +96,21 @@ def select_cascade(
     search_method: str = "auto",
     head: str = "geometric_mean",
     max_accuracy_drop: float = 0.0,
+    time_model: StageTimeModel | None = None,
 ) -> Selection:
     """Return the best cascade of a pool.
 
     Args:
         pool: Pool with predictions on "validation" and "test".
-        objective: Its `max_cost` is the highest mean cost, in MFLOPs. Without one, the cascade reaches `min_accuracy`,
-            or the score of the best committee where that is 0. Members of unknown cost take no part.
+        objective: Its `max_cost` is the highest mean cost, in MFLOPs, or in milliseconds per image with `time_model`.
+            Without one, the cascade reaches `min_accuracy`, or the score of the best committee where that is 0, at the
+            lowest mean cost. Members of unknown cost take no part.
         out: The file that the selection will be written to.
         search_method: How the best committee is found, see `select`.
         head: One of `choices.SELECTION_HEADS`.
         max_accuracy_drop: Largest loss of accuracy against the best committee, in percentage points.
+        time_model: Time of the stages, for a cascade by measured time. Then stages may begin with several members side
+            by side.
 
     Raises:
         RecipeError: If no cascade meets the goal, or the pool is too large for the search method.
@@ -109,13 +119,17 @@ def select_cascade(
     selector = CommitteeSelector(pool, dataclasses.replace(objective, max_cost=math.inf, min_accuracy=0.0), head)
     committee = selector.choose(search_method)
     predictions = {
-        split: MemberPredictions(pool.predictions[split], pool.labels[split], pool.mflops.tolist(), head)
+        split: MemberPredictions(
+            *(pool.predictions[split], pool.labels[split], pool.mflops.tolist(), head),
+            architectures=[member.architecture for member in pool.members],
+            time_model=time_model,
+        )
         for split in ("validation", "test")
     }
     bounds = _search_bounds(objective, selector, committee, max_accuracy_drop)
     config = search_cascade(predictions["validation"], objective=objective.metric, **bounds)
     if config is None:
-        raise RecipeError(_infeasible_message(pool, objective))
+        raise RecipeError(_infeasible_message(pool, objective, time_model))
     return Selection(
         members=to_selection_members(pool, config.order, out),
         head=head,
@@ -148,10 +162,10 @@ def _one_stage_notes(config: CascadeConfig) -> list[str]:
     return [f"note: no cascade was worth it. {name.capitalize()} reaches the goal at the lowest mean cost."]
 
 
-def member_latencies(pool: Pool) -> list[float]:
-    """Return the median latency of each member for one image, in milliseconds, measured in interleaved rounds."""
+def member_latencies(pool: Pool, batch_size: int = 1) -> list[float]:
+    """Return the median milliseconds per image of each member in batches of this size, in interleaved rounds."""
     models = [load_member(MemberDir(member.run, member.index).model) for member in pool.members]
-    return [measured.median for (measured,) in measure_latencies(models, batch_sizes=(1,))]
+    return [measured.median / batch_size for (measured,) in measure_latencies(models, batch_sizes=(batch_size,))]
 
 
 class CommitteeSelector:
@@ -340,13 +354,21 @@ def _search_bounds(
 ) -> dict[str, Any]:
     """Return the goal of `search_cascade`: a target or a highest mean cost."""
     if math.isfinite(objective.max_cost):
-        return {"max_mflops": objective.max_cost}
+        return {"max_cost": objective.max_cost}
     if objective.min_accuracy:
         return {"target": objective.min_accuracy}
     return {"target": selector.summary(committee)["validation"][objective.metric] - max_accuracy_drop / 100}
 
 
-def _infeasible_message(pool: Pool, objective: Objective) -> str:
+def _infeasible_message(pool: Pool, objective: Objective, time_model: StageTimeModel | None) -> str:
+    if math.isfinite(objective.max_cost) and time_model is not None:
+        times = [time_model.committee_ms([member.architecture]) for member in pool.members]
+        fastest = pool.members[int(np.argmin(times))]
+        return (
+            f"no cascade answers within {objective.max_cost:g} ms per image: the fastest member, {fastest.index} "
+            f"({fastest.name}) of {fastest.run}, takes {min(times):.4g} ms in batches of {time_model.batch_size} on "
+            "this machine.\n  Raise --max-latency, change --batch-size, or train smaller members."
+        )
     if math.isfinite(objective.max_cost):
         cheapest = pool.members[int(pool.mflops.argmin())]
         return (
@@ -370,6 +392,7 @@ def _cascade_report(
 ) -> dict[str, Any]:
     """Return the report of a committee, with the mean MFLOPs on test, and the comparison of cascade and committee."""
     committee_report, committee_summary = selector.report(committee), selector.summary(committee)
+    time_model = predictions["test"].time_model
     results = {split: simulate_cascade(split_predictions, config) for split, split_predictions in predictions.items()}
     scores = {
         split: committee_scores.per_example_scores_from_probabilities(
@@ -381,10 +404,11 @@ def _cascade_report(
     best_member_scores = selector.per_example_scores(
         "test", selector.single_member_multiplicities(best_member["members"][0])
     )
+    latency = {} if time_model is None else {"latency": _latency_report(selector, committee, config, predictions)}
     return committee_report | {
         "budget": {
-            "max_mflops": bounds.get("max_mflops"),
-            "max_latency_ms": None,
+            "max_mflops": bounds.get("max_cost") if time_model is None else None,
+            "max_latency_ms": None if time_model is None else bounds.get("max_cost"),
             "min_accuracy": objective.min_accuracy or None,
         },
         "members": [selector.member_entry(index, 1) for index in config.order],
@@ -397,6 +421,8 @@ def _cascade_report(
         "best_member": {**best_member, "gain": bootstrap_differences(scores["test"], best_member_scores)[0]},
         "cascade": {
             "target": bounds.get("target"),
+            "cost": "mflops" if time_model is None else "latency",
+            **latency,
             **evaluate_cascade(
                 config, predictions["validation"], predictions["test"], objective=objective.metric, **bounds
             ),
@@ -406,6 +432,27 @@ def _cascade_report(
                 selector.summary(committee)["mflops"], predictions["test"], config, results["test"]
             ),
         },
+    }
+
+
+def _latency_report(
+    selector: CommitteeSelector,
+    committee: np.ndarray,
+    config: CascadeConfig,
+    predictions: dict[str, MemberPredictions],
+) -> dict[str, Any]:
+    """Return the predicted times in milliseconds per image, and the measurements that they rest on.
+
+    `shares` is for each stage the fraction of the images of the validation split that reach it.
+    """
+    model: Any = predictions["validation"].time_model
+    architectures = [selector.pool.members[index].architecture for index in np.flatnonzero(committee)]
+    return {
+        "batch_size": model.batch_size,
+        "predicted_ms": {split: predicted_latency(config, each) for split, each in predictions.items()},
+        "committee_predicted_ms": model.committee_ms(architectures),
+        "shares": shares_that_reach(simulate_cascade(predictions["validation"], config)),
+        "graphs": [dataclasses.asdict(graph) for graph in model.graphs],
     }
 
 

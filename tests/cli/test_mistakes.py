@@ -91,10 +91,13 @@ EARLY = [
     ("train pets.py --run runs/a", 4, "runs/a", "--run runs/a-2"),
     ("train data.py --set data_dir=none", 3, "no such data directory: none (parameter data_dir)", "data_dir=PATH"),
     ("select runs/a --max-mflops 3 --max-latency 2", 2, "--max-mflops and --max-latency cannot be combined"),
-    ("select runs/a --max-latency 3 --cascade", 2, "--max-latency cannot be combined with --cascade; use --max-mflops"),
+    ("select runs/a --batch-size 8", 2, "--batch-size requires --max-latency or --objective latency."),
+    ("select runs/a --objective latency", 2, "--objective latency requires --cascade or --min-accuracy."),
+    ("select runs/a --objective latency --max-latency 3", 2, "--max-latency cannot be combined with --objective"),
+    ("select runs/a --cascade --max-latency 3 --min-accuracy 0.5", 2, "--max-latency and --min-accuracy cannot be"),
     ("select runs/a --max-accuracy-drop 0.1", 2, "--max-accuracy-drop requires --cascade"),
     ("select runs/a --cascade --max-accuracy-drop 0.1 --objective nll", 2, "cannot be combined with --objective"),
-    ("select runs/a --cascade --max-accuracy-drop 1 --max-mflops 2", 2, "combined with --max-mflops or --min-accuracy"),
+    ("select runs/a --cascade --max-accuracy-drop 1 --max-mflops 2", 2, "combined with --max-mflops, --max-latency or"),
     ("select runs/a --cascade --min-accuracy 0.7 --max-mflops 2", 2, "combined with --cascade; give one"),
     ("select runs/a --cascade --min-accuracy 0.7 --objective brier", 2, "--min-accuracy with --cascade cannot"),
     ("select runs/a --min-accuracy 70", 2, "70.0 is not in the range 0<=x<=1"),
@@ -127,23 +130,34 @@ EARLY = [
     ("evaluate runs/none", 4, "runs/none is not a run folder", "keras-committee train RECIPE --run runs/none"),
     ("calibrate runs/none", 4, "runs/none is not a run folder"),
     ("evaluate runs/damaged", 4, "runs/damaged/parameters.json is damaged", "keras-committee train tiny.py"),
+    ("train tiny.py --set epochs=-1 --run runs/b", 2, "Recipe(epochs=...)", "an integer of 1 or more. Received: -1"),
+    ("train pets.py --set images=/nowhere/images --run runs/c", 3, "/nowhere/images"),
+    ("train pets.py --set images=runs --run runs/c", 3, "runs: ", "it is a folder of runs"),
+    ("train archive.py --run runs/c", 3, "images: 1 problem in the data\n  there are no training shards, named like"),
+    ("init mine.py --from tfrecords bad", 3, "bad: 1 problem in the data\n  there are no training shards, named like"),
+    ("describe tiny.py --set members=0", 2, "Recipe(members=...) must be an integer of 1 or more. Received: 0"),
+    ("search tiny.py --search-space learning_rate=0.1:1 --budget-minutes 1 --set seed=-1", 2, "Recipe(seed=...)"),
+    ("evaluate runs/a", 6, "runs/a has 0 of 3 members", "0, 1, 2", "keras-committee train tiny.py --run runs/a"),
+    ("report runs/a", 6, "runs/a has 0 of 3 members"),
+    ("predict runs/a images/cat/00.png", 6, "runs/a has 0 of 3 members"),
+    ("export runs/a --selection none.json", 4, "none.json", "keras-committee select RUN"),
+    ("export runs/a", 6, "runs/a", "To resume, run: keras-committee train tiny.py"),
+    ("export runs/a --out saved_models/a%2f", 2, "'a%2f'", "--out saved_models/committee"),
+    ("export runs/a --out tiny.py", 7, "cannot write tiny.py: File exists"),
+    ("predict --url http://127.0.0.1:1/m bad/dog/b.txt", 3, "1 of 1 images cannot be read; none", "neither a JPEG nor"),
+    ("make-tfrecords images runs --shards 2", 2, "runs exists. No file was changed."),
+    ("make-tfrecords none shards --shards 2", 3, "none: 1 problem in the data\n  there is no such folder"),
+    ("serve saved_models/a --use-tf-serving", 2, "saved_models/a is not a model folder: there is no such folder."),
+    ("serving-config saved_models/a --out out", 2, "saved_models/a"),
+    ("serving-config images --out out", 2, "images is not a model folder: it is a folder of images."),
 ]  # fmt: skip
 MISTAKES = [
     *EARLY,
     ("train tiny.py --run runs/held", 4, "run folder runs/held is in use by pid"),
-    ("train tiny.py --set epochs=-1 --run runs/b", 2, "Recipe(epochs=...)", "an integer of 1 or more. Received: -1"),
     ("train tiny.py --strategy multiworker", 2, "TF_CONFIG", '"cluster": {"worker": ["10.0.0.1:4321"'),
     ("train pets.py", 3, "cat/04.png: damaged", "dog/17.png: damaged"),
-    ("train pets.py --set images=/nowhere/images --run runs/c", 3, "/nowhere/images"),
     ("describe raises.py", 2, "raises.py:7: ZeroDivisionError"),
     ("describe raises.py --set width=3", 2, "raises.py: recipe() must return a keras_committee.Recipe. Received: int"),
-    ("evaluate runs/a", 6, "runs/a has 0 of 3 members", "0, 1, 2", "keras-committee train tiny.py --run runs/a"),
-    ("export runs/a --selection none.json", 4, "none.json", "keras-committee select RUN"),
-    ("export runs/a", 6, "runs/a", "To resume, run: keras-committee train tiny.py"),
-    ("export runs/a --out saved_models/a%2f", 2, "'a%2f'", "--out saved_models/committee"),
-    ("serve saved_models/a --use-tf-serving", 2, "saved_models/a is not a model folder: there is no such folder."),
-    ("serving-config saved_models/a --out out", 2, "saved_models/a"),
-    ("serving-config images --out out", 2, "images is not a model folder: it is a folder of images."),
 ]  # fmt: skip
 # Exit codes that need trained members; their tests are below.
 TRAINED_CODES = {5, 8}
@@ -170,6 +184,7 @@ def stock(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stock")
     shutil.copy(TINY, folder / "tiny.py")
     recipes = {"broken": "def recipe(:\n", "empty": "x = 1\n", "raises": RAISES, "data": DATA_DIR, "pets": PETS}
+    recipes["archive"] = PETS.replace("image_folder", "imagenet_records")
     for name, text in recipes.items():
         (folder / f"{name}.py").write_text(text)
     for name in ("bad/cat/a.png", "bad/dog/b.txt"):

@@ -35,21 +35,26 @@ def member_predictions(seed=3, examples=60, gains=(0.8, 1.6, 1.0, 1.2), classes=
     return MemberPredictions(log_probs.astype("float32"), labels, MFLOPS[: len(gains)])
 
 
-def stages(seed, levels, examples=30, count=3):
+FIXED_COSTS = (3.0, 2.0, 9.0)  # of running a stage for a batch of 4
+
+
+def stages(seed, levels, examples=30, count=3, fixed_costs=None):
     """Stages whose confidences take few values, so that every combination can be tried."""
     rng = np.random.default_rng(seed)
     return StageOutcomes(
         costs=(2.0, 5.0, 12.0)[:count],
         confidences=[rng.integers(0, levels, examples).astype("float32") / levels for _ in range(count - 1)],
         scores=[rng.integers(0, 2, examples).astype("float32") for _ in range(count)],
+        fixed_costs=fixed_costs,
+        batch_size=4,
     )
 
 
 def best_thresholds(
-    predictions, order, sizes, confidence="max_probability", objective="accuracy", target=None, max_mflops=None
+    predictions, order, sizes, confidence="max_probability", objective="accuracy", target=None, max_cost=None
 ):
     """The cascade of this order with the best thresholds; None where the goal is out of reach."""
-    goal = goal_from_target(target, max_mflops, objective)
+    goal = goal_from_target(target, max_cost, objective)
     found = fit_thresholds(stage_outcomes_from_predictions(predictions, order, sizes, confidence, objective), goal)
     return found and CascadeConfig(order=order, sizes=sizes, thresholds=found.thresholds, confidence=confidence)
 
@@ -57,13 +62,18 @@ def best_thresholds(
 def outcome(given_stages, thresholds):
     """Mean score and cost of each combination, by the slow loop."""
     score = cost = 0.0
+    reached = np.zeros(len(given_stages.costs))
     for example in range(len(given_stages.scores[0])):
         stage = 0
         while stage < len(thresholds) and given_stages.confidences[stage][example] < thresholds[stage]:
             stage += 1
         score += given_stages.scores[stage][example]
         cost += given_stages.costs[stage]
-    return score / len(given_stages.scores[0]), cost / len(given_stages.scores[0])
+        reached[: stage + 1] += 1 / len(given_stages.scores[0])
+    cost /= len(given_stages.scores[0])
+    for share, fixed in zip(reached, given_stages.fixed_costs or (), strict=False):
+        cost += fixed * (1 - (1 - share) ** 4) / 4  # a stage that no example of the batch reaches does not run
+    return score / len(given_stages.scores[0]), cost
 
 
 def every_outcome(given_stages):
@@ -72,33 +82,34 @@ def every_outcome(given_stages):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 500), st.sampled_from([0.4, 0.5, 0.6]))
-def test_the_fit_is_the_best_of_all_combinations(seed, target):
-    case = stages(seed, levels=5)
+@given(st.integers(0, 500), st.sampled_from([0.4, 0.5, 0.6]), st.sampled_from([None, FIXED_COSTS]))
+def test_the_fit_is_the_best_of_all_combinations(seed, target, fixed_costs):
+    case = stages(seed, levels=5, fixed_costs=fixed_costs)
     found = fit_thresholds(case, CascadeGoal(target))
     costs = [cost for score, cost in every_outcome(case) if score >= target - 1e-9]
-    assert (found and round(found.mflops, 6)) == (round(min(costs), 6) if costs else None)
+    assert (found and round(found.cost, 6)) == (round(min(costs), 6) if costs else None)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 500), st.sampled_from([1.0, 3.0, 7.0]))
 def test_the_fit_has_the_best_score_within_the_budget(seed, budget):
     case = stages(seed, levels=5)
-    found = fit_thresholds(case, CascadeGoal(mflops=budget))
+    found = fit_thresholds(case, CascadeGoal(max_cost=budget))
     scores = [score for score, cost in every_outcome(case) if cost <= budget + 1e-9]
     assert (found and round(found.score, 6)) == (round(max(scores), 6) if scores else None)
 
 
 def test_the_fitted_score_and_cost_are_those_of_the_thresholds():
-    for cells in (2**18, 2**6):
-        found = fit_thresholds(stages(7, levels=29), CascadeGoal(0.5), cells)
-        assert outcome(stages(7, levels=29), found.thresholds) == pytest.approx((found.score, found.mflops))
+    for cells, fixed_costs in itertools.product((2**18, 2**6), (None, FIXED_COSTS)):
+        case = stages(7, levels=29, fixed_costs=fixed_costs)
+        found = fit_thresholds(case, CascadeGoal(0.5), cells)
+        assert outcome(case, found.thresholds) == pytest.approx((found.score, found.cost))
 
 
 def test_two_stages_are_fitted_over_every_distinct_confidence():
     case = stages(11, levels=10_000, examples=300, count=2)
     found = fit_thresholds(case, CascadeGoal(0.52))
-    assert found.mflops == pytest.approx(min(cost for score, cost in every_outcome(case) if score >= 0.52 - 1e-9))
+    assert found.cost == pytest.approx(min(cost for score, cost in every_outcome(case) if score >= 0.52 - 1e-9))
 
 
 def test_between_two_adjacent_float32_confidences_the_upper_one_is_the_threshold():
@@ -109,13 +120,13 @@ def test_between_two_adjacent_float32_confidences_the_upper_one_is_the_threshold
     ):  # the midpoint rounds up for one pair, down for the other
         case = StageOutcomes((2.0, 5.0), [np.float32([below, above])], [np.float32([0, 1]), np.float32([1, 1])])
         found = fit_thresholds(case, CascadeGoal(1.0))  # only the first example must continue
-        assert (found.thresholds, found.mflops) == ((float(above),), 3.5)
+        assert (found.thresholds, found.cost) == ((float(above),), 3.5)
 
 
 def test_coordinate_descent_improves_a_coarse_grid():
     case = stages(11, levels=10_000, examples=300)
     coarse, fine = (fit_thresholds(case, CascadeGoal(0.5), cells) for cells in (2**5, 2**18))
-    assert fine.mflops <= coarse.mflops <= 1.1 * fine.mflops
+    assert fine.cost <= coarse.cost <= 1.1 * fine.cost
 
 
 def test_thresholds_lie_between_the_confidences():
@@ -145,17 +156,17 @@ def test_other_objectives_stay_below_the_target():
 
 def test_an_unreachable_goal_returns_none():
     assert best_thresholds(member_predictions(), (0, 1), (1, 2), target=1.0) is None
-    assert best_thresholds(member_predictions(), (0, 1), (1, 2), max_mflops=1.9) is None
+    assert best_thresholds(member_predictions(), (0, 1), (1, 2), max_cost=1.9) is None
     assert search_cascade(member_predictions(), target=1.0) is None
 
 
 def test_exactly_one_goal_must_be_given():
     with pytest.raises(
-        ValueError, match=r"Exactly one of target and max_mflops must be given\. Received: target=None, max_mflops=None"
+        ValueError, match=r"Exactly one of target and max_cost must be given\. Received: target=None, max_cost=None"
     ):
         search_cascade(member_predictions())
-    with pytest.raises(ValueError, match=r"Received: target=0\.7, max_mflops=3"):
-        search_cascade(member_predictions(), target=0.7, max_mflops=3)
+    with pytest.raises(ValueError, match=r"Received: target=0\.7, max_cost=3"):
+        search_cascade(member_predictions(), target=0.7, max_cost=3)
 
 
 def test_every_order_is_listed_once():
@@ -193,8 +204,8 @@ def test_the_search_finds_the_best_of_all_orders(monkeypatch):
         assert cheapest.mflops == pytest.approx(
             min(run.mflops for run in by_exhaustion(predictions, (1, 2), target=0.8))
         )
-        best = simulate_cascade(predictions, search_cascade(predictions, max_mflops=5.0))
-        scores = [run.scores["accuracy"] for run in by_exhaustion(predictions, (1, 2), max_mflops=5.0)]
+        best = simulate_cascade(predictions, search_cascade(predictions, max_cost=5.0))
+        scores = [run.scores["accuracy"] for run in by_exhaustion(predictions, (1, 2), max_cost=5.0)]
         assert best.scores["accuracy"] == pytest.approx(max(scores))
 
 
