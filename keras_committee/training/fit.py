@@ -164,7 +164,7 @@ def _train_missing(
     record_start(run, recipe, splits, missing, num_workers)
     progress_monitor = Monitor(run, recipe, splits, missing)
     with (
-        GracefulShutdown() as shutdown,
+        GracefulShutdown(progress_monitor.note) as shutdown,
         translate_stop(run, recipe, shutdown),
         shutdown.mask_signals(enabled=host_group.is_multi_host),
         progress_monitor as monitor,

@@ -30,7 +30,7 @@ from keras_committee.training.reporting import Monitor, TrainingOptions
 _POLL_SECONDS = 1.0
 _STACK_DUMP_SECONDS = 2.0  # for a stalled worker to write its stack traces
 _SHUTDOWN_SECONDS = 60.0  # for a worker to finish its step and save after a stop request
-_REPORTER_METHODS = ("on_resume", "on_steps_end", "on_epoch_end", "event", "note")  # callable by worker messages
+_REPORTER_METHODS = ("on_resume", "on_phase", "on_steps_end", "on_epoch_end", "event", "note")  # of workers
 
 
 @dataclasses.dataclass(eq=False)

@@ -117,6 +117,7 @@ class _Trainer:
         self._state = state = _build_member(recipe, index, splits, strategy)
         self._block_stats = BlockStats(state.model)
         self._epoch_steps = _EpochSteps(recipe, state, strategy, self._block_stats)
+        self._traced_step: Callable | None = None
         self._predictor = Predictor(state.model)
         self._checkpoints = Checkpoints(member_dir.state, read_only=not host_group.is_chief)
         self._log = MemberLog(member_dir, reporter.note)
@@ -161,10 +162,14 @@ class _Trainer:
             self._splits.stream, seed, state.step, epoch_end - state.step, batch_augment=self._recipe.batch_augment
         )
         batches, last_step_end = iter(distribute(stream, self._strategy)), None
+        is_new, self._traced_step = take_step is not self._traced_step, take_step
+        self._reporter.on_phase(self._index, epoch + 1, "tracing" if is_new else "training")
         while state.step < epoch_end:
             with self._shutdown.mask_signals(enabled=state.step != self._last_save[0]), profiler.step():
                 results = take_step(*next(batches))
                 self._record_step(results)
+            if last_step_end is None and is_new:
+                self._reporter.on_phase(self._index, epoch + 1, "training")
             if last_step_end is not None:  # a first step traces the graph
                 state.timed_steps = (state.timed_steps[0] + 1, state.timed_steps[1] + time.monotonic() - last_step_end)
             with self._shutdown.mask_signals(), self._host_group.in_sync(self._shutdown, NonFiniteError):
@@ -200,6 +205,7 @@ class _Trainer:
     def _validate(self) -> None:
         """Predict the validation split, log the epoch and save."""
         state, batch_size = self._state, self._splits.batch_size
+        self._reporter.on_phase(self._index, len(state.history) + 1, "validating")
         with self._shutdown.mask_signals():
             batches = self._shutdown.check_each(self._splits.validation.batches(batch_size))
             with state.ema.swapped_in() if state.ema else contextlib.nullcontext():

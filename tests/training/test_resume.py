@@ -110,6 +110,9 @@ class EventLog:
     def on_resume(self, index, step):
         pass
 
+    def on_phase(self, index, epoch, phase):
+        pass
+
     def on_steps_end(self, index, steps=1):
         self._on_step()
 

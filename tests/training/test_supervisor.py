@@ -146,6 +146,7 @@ def test_A04_E06_every_member_saves_within_ten_seconds_of_a_stop_request(number,
     assert process.returncode == code
     assert f"error: {name}: 0 of 2 members finished, the others saved." in output
     assert f"{name}: saving." in output
+    assert "member 1  epoch 1/4000  tracing the training step\n" in output
     assert "To resume, run: keras-committee train " in output
     assert seconds < 10
     run = Run.open(path)
