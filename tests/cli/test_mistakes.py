@@ -144,7 +144,6 @@ EARLY = [
     ("export runs/a", 6, "runs/a", "To resume, run: keras-committee train tiny.py"),
     ("export runs/a --out saved_models/a%2f", 2, "'a%2f'", "--out saved_models/committee"),
     ("export runs/a --out tiny.py", 7, "cannot write tiny.py: File exists"),
-    ("predict --url http://127.0.0.1:1/m bad/dog/b.txt", 3, "1 of 1 images cannot be read; none", "neither a JPEG nor"),
     ("make-tfrecords images runs --shards 2", 2, "runs exists. No file was changed."),
     ("make-tfrecords none shards --shards 2", 3, "none: 1 problem in the data\n  there is no such folder"),
     ("serve saved_models/a --use-tf-serving", 2, "saved_models/a is not a model folder: there is no such folder."),
@@ -153,6 +152,7 @@ EARLY = [
 ]  # fmt: skip
 MISTAKES = [
     *EARLY,
+    ("predict --url http://127.0.0.1:1/m bad/dog/b.txt", 3, "1 of 1 images cannot be read; none", "neither a JPEG nor"),
     ("train tiny.py --run runs/held", 4, "run folder runs/held is in use by pid"),
     ("train tiny.py --strategy multiworker", 2, "TF_CONFIG", '"cluster": {"worker": ["10.0.0.1:4321"'),
     ("train pets.py", 3, "cat/04.png: damaged", "dog/17.png: damaged"),
