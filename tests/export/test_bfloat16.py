@@ -86,6 +86,7 @@ def validation(members):
     return Split(images=InMemoryImages(images), labels=labels)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("verified_here")
 def test_a_cascade_is_published_with_its_loss_and_changed_stops(members, validation, tmp_path):
     cascade = choose(2, thresholds=[0.6])
