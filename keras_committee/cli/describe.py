@@ -1,16 +1,21 @@
 """`keras-committee describe`: print the parameters, cost and memory of a recipe."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from keras_committee.cli.options import json_option, recipe_argument, set_option, standard_options
 from keras_committee.cli.output import print_json, reserve_stdout_for_json
+from keras_committee.errors import pluralize
 from keras_committee.precision import training_device
+from keras_committee.progress import track
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.tables import print_members, print_text
+from keras_committee.tables import format_duration, print_members, print_text
+
+if TYPE_CHECKING:
+    from keras_committee.training.num_workers import Estimate
 
 _STEPS_PER_EPOCH = 1_000  # placeholder for the schedule; the memory of an optimizer does not depend on it
 
@@ -18,9 +23,10 @@ _STEPS_PER_EPOCH = 1_000  # placeholder for the schedule; the memory of an optim
 @click.command()
 @recipe_argument
 @set_option
+@click.option("--measure", is_flag=True, help="Measure the training speed of this machine, too; it loads the data.")
 @json_option
 @standard_options
-def describe(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def describe(recipe: str, overrides: tuple[str, ...], measure: bool, as_json: bool) -> None:
     """Print the parameters, cost and memory of a recipe.
 
     For each member of RECIPE: weights, MFLOPs, expected depth and savings under stochastic depth, and estimated memory.
@@ -30,7 +36,11 @@ def describe(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     with reserve_stdout_for_json(as_json):
         built = recipe_file.build(parameters)
         precision = _describe_precision(built)
-        members = [_describe_member(built, index) for index in range(built.members)]
+        indices = track(
+            range(built.members), f"counting the cost of {pluralize(built.members, 'member')}", built.members
+        )
+        members = [_describe_member(built, index) for index in indices]
+        training = _measure_training(recipe_file, parameters, built) if measure else None
     if as_json:
         print_json(
             {
@@ -39,6 +49,7 @@ def describe(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
                 "knobs": parameters,
                 "precision": precision,
                 "members": members,
+                **({"training": dataclasses.asdict(training)} if training else {}),
             }
         )
         return
@@ -47,6 +58,8 @@ def describe(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     reason = f", as {precision['reason']}" if precision["reason"] else ""
     print_text(f"  precision of a new run: {precision['policy']}{reason}\n")
     print_members(members)
+    if training:
+        _print_training(training, built)
 
 
 def _describe_precision(recipe: Recipe) -> dict[str, str]:
@@ -55,6 +68,22 @@ def _describe_precision(recipe: Recipe) -> dict[str, str]:
         return {"policy": recipe.precision, "reason": ""}
     device = training_device()
     return {"policy": device.precision, "reason": device.reason}
+
+
+def _measure_training(recipe_file: RecipeFile, parameters: dict[str, Any], recipe: Recipe) -> "Estimate":
+    from keras_committee.training.num_workers import estimate_recipe
+
+    return estimate_recipe(recipe_file, parameters, recipe)
+
+
+def _print_training(estimate: "Estimate", recipe: Recipe) -> None:
+    from keras_committee.training.num_workers import format_rates
+
+    click.echo(
+        f"Training takes about {format_duration(60 * estimate.minutes)} on this machine: "
+        f"{pluralize(recipe.members, 'member')}, {estimate.workers} at once, {pluralize(recipe.epochs, 'epoch')}."
+    )
+    click.echo(f"Measured: {format_rates(estimate.images_per_second)}; reading {estimate.reading:,.0f} images/s.")
 
 
 def _describe_member(recipe: Recipe, index: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from keras_committee.signals import GracefulShutdown
 from keras_committee.training.devices import choose_num_workers, enable_determinism, make_strategy, translate_oom
 from keras_committee.training.lease import release
 from keras_committee.training.multihost import SingleHost, make_host_group
+from keras_committee.training.num_workers import choose_measured
 from keras_committee.training.reporting import Monitor, TrainingOptions
 from keras_committee.training.supervisor import LocalBackend, Supervisor
 from keras_committee.training.temp_dir import own_temp_dir
@@ -58,7 +59,7 @@ def train_committee(
         strategy: `"auto"`, `"single"`, `"mirrored"` or `"multiworker"`, see `devices.make_strategy`.
             With `"multiworker"` this host is the chief, and the others call `multihost_worker.run_as_worker`.
         workers: Number of members to train at once, each in a process of its own with its share of the cores or GPUs.
-            1 trains in this process; `"auto"` calls `devices.choose_num_workers`.
+            1 trains in this process; `"auto"` calls `num_workers.choose_measured`.
         members: Indices of the members to train; None trains all. Other processes may train other members of the run.
         options: How to run and protect the members.
         restart: Whether to discard the state of unfinished members first.
@@ -153,14 +154,19 @@ def _train_missing(
     ray_cluster: "RayCluster | None",
     precision_line: str,
 ) -> None:
-    if ray_cluster and workers == "auto":
+    is_automatic = workers == "auto" and not ray_cluster
+    if workers == "auto" and ray_cluster:
         num_workers, reason = len(missing), ""
     else:
         num_workers, reason = choose_num_workers(workers, len(missing))
-    in_process = num_workers == 1 and not ray_cluster
+    in_process = num_workers == 1 and not ray_cluster and not is_automatic
     tf_strategy = make_strategy(strategy, recipe.data.batch_size) if in_process else None
     host_group.on_strategy_created(tf_strategy)
     splits = load_training_data(recipe)
+    if is_automatic:
+        num_workers, reason = choose_measured(run, recipe, splits, missing, strategy, options)
+        if num_workers == 1:  # only now, as a strategy takes the GPUs
+            tf_strategy = make_strategy(strategy, recipe.data.batch_size)
     record_start(run, recipe, splits, missing, num_workers)
     progress_monitor = Monitor(run, recipe, splits, missing)
     with (

@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Sequence
+from typing import Any, BinaryIO, Protocol
 
 import tensorflow as tf
 
@@ -275,10 +275,9 @@ class LocalBackend:
             "options": dataclasses.asdict(self._options),
             "messages": writer,
         }
-        process = self._spawn(index, task_spec, _worker_environment(share))
+        process = self._spawn(index, task_spec, worker_environment(share))
         os.close(writer)
-        if hasattr(os, "sched_setaffinity"):  # before it has any threads, which inherit it
-            os.sched_setaffinity(process.pid, cores)
+        bind_to_cores(process.pid, cores)
         worker = _Worker(index, share=share, process=process, pipe=reader)
         self._workers.append(worker)
         self._started.append(worker)
@@ -322,15 +321,7 @@ class LocalBackend:
         with translate_os_errors(log):
             log.parent.mkdir(exist_ok=True)
             with open(log, "ab") as file:
-                return subprocess.Popen(
-                    [sys.executable, "-m", "keras_committee.training.worker", json.dumps(task_spec)],
-                    stdin=subprocess.PIPE,  # never written to: it closes when this process ends, which ends the worker
-                    stdout=file,
-                    stderr=file,
-                    pass_fds=(task_spec["messages"],),
-                    start_new_session=True,  # Ctrl-C reaches only this process, which stops the workers
-                    env=environment,
-                )
+                return start_process("keras_committee.training.worker", task_spec, environment, file)
 
     def _reap(self, worker: _Worker) -> Exit:
         """Wait for the end of a worker, and return its resources."""
@@ -343,7 +334,31 @@ class LocalBackend:
         return Exit(worker.error, _exit_cause(worker, code, peak_rss), {"code": code}, out_of_memory=killed_by_system)
 
 
-def _worker_environment(share: DeviceShare) -> dict[str, str]:
+def start_process(
+    module: str, task_spec: dict[str, Any], environment: dict[str, str], output: BinaryIO
+) -> subprocess.Popen:
+    """Start `python -m module SPEC`, which sends messages to the descriptor `task_spec["messages"]`.
+
+    Its stdin closes when this process ends, which ends the other one.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", module, json.dumps(task_spec)],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
+        pass_fds=(task_spec["messages"],),
+        start_new_session=True,  # Ctrl-C reaches only this process, which stops the others
+        env=environment,
+    )
+
+
+def bind_to_cores(pid: int, cores: Collection[int]) -> None:
+    """Let a process that was just started run on these cores only, where the system can do that."""
+    if hasattr(os, "sched_setaffinity"):  # before it has any threads, which inherit it
+        os.sched_setaffinity(pid, cores)
+
+
+def worker_environment(share: DeviceShare) -> dict[str, str]:
     """Return a worker's environment. GPU memory grows on demand, as several workers may share a GPU."""
     gpus = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, share.gpus)), "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     return {**os.environ, **(gpus if share.gpus else {})}

@@ -391,6 +391,14 @@ def _build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distr
     return MemberState(model, optimizer, ema)
 
 
+def untrained_step(
+    recipe: Recipe, index: int, splits: Splits, strategy: tf.distribute.Strategy, epoch: int
+) -> Callable[..., tuple]:
+    """Return the training step of member `index` in an epoch, untrained and without checkpoints, to measure it."""
+    state = _build_member(recipe, index, splits, strategy)
+    return _EpochSteps(recipe, state, strategy, BlockStats(state.model)).begin_epoch(epoch)
+
+
 def copy_weights(initial_weights: str | Callable[[int], str] | None, model: keras.Model, index: int) -> None:
     """Copy the weights of a trained network into `model` wherever corresponding layers have the same shapes.
 

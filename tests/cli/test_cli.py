@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 import keras_committee
-from keras_committee import cli, evaluation, metrics, training
+from keras_committee import cli, data, evaluation, metrics, training
 from keras_committee.errors import DivergedError
 from keras_committee.files import read_record
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
+from keras_committee.training import num_workers
+from keras_committee.training.throughput import Throughput
 
 HELP_PAGES = pathlib.Path(__file__).parent / "help"
 DEFAULTS = {"members": 3, "epochs": 2, "batch_size": 64, "learning_rate": 0.05, "seed": 7, "classes": 10}
@@ -120,7 +122,22 @@ def test_describe_as_json_is_one_document_with_fixed_keys(folder, capsys):
     assert (last["name"], last["parameters"]) == ("linear_2", (8 * 8 * 3 + 1) * 12)
     assert last["mflops"] >= 2 * 8 * 8 * 3 * 12 / 1e6
     assert (last["expected_depth"], last["expected_saving"]) == (None, None)
-    assert err.count("building") == 3
+    assert err.count("building\n") == 3
+
+
+def test_describe_measures_the_time_of_training_with_the_faster_number_of_members_at_once(folder, capsys, monkeypatch):
+    machine = num_workers.Machine("a CPU", cores=2, gpus=(), max_workers=2)
+    monkeypatch.setattr(num_workers.Machine, "current", staticmethod(lambda: machine))
+    result = Throughput({2: 3.0, 1: 5.0})
+    monkeypatch.setattr(num_workers, "measure_throughput", lambda workload, settings: result)
+    monkeypatch.setattr(num_workers, "_READING_SECONDS", 0.01)
+    assert cli.main(["describe", "tiny.py", "--set", "members=2", "--measure", "--json"]) == 0
+    training = json.loads(capsys.readouterr().out)["training"]
+    assert (training["workers"], training["images_per_second"]) == (1, {"2": 3.0, "1": 5.0})
+    splits = data.digits(64).load()
+    images = 2 * 2 * (len(splits.train) + len(splits.validation) / 3)
+    assert training["minutes"] == pytest.approx(images / 5.0 / 60, rel=0.01)
+    assert training["reading"] > 1_000
 
 
 def test_train_creates_the_run_and_passes_recipe_and_options(folder, untrained, capsys):
@@ -273,6 +290,7 @@ def test_evaluate_uses_the_recipe_and_the_parameters_of_the_run(folder, monkeypa
     (folder / "tiny.py").unlink()
     calls = []
     monkeypatch.setattr(evaluation, "evaluate", lambda *given, split, **_: calls.append((*given, split)) or {})
+    monkeypatch.setattr(Run, "require_members", lambda *_: None)
     assert cli.main(["evaluate", "runs/a", "--split", "train", "--json"]) == 0
     [(opened, recipe, split)] = calls
     assert (opened, recipe.members, recipe.epochs, split) == (run, 5, 2, "train")

@@ -55,7 +55,7 @@ class Faults:
             time.sleep(10_000)
 
 
-def recipe(members=3, epochs=3, seed=7, killed="", hanging="", failing="", diverging="", marks=""):
+def recipe(members=3, epochs=3, seed=7, killed="", hanging="", failing="", diverging="", marks="", precision="float32"):
     faults = Faults(marks, killed=killed, hanging=hanging, failing=failing, diverging=diverging)
 
     def member(index):
@@ -76,5 +76,5 @@ def recipe(members=3, epochs=3, seed=7, killed="", hanging="", failing="", diver
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         seed=seed,
-        precision="float32",
+        precision=precision,
     )

@@ -45,7 +45,7 @@ def main(recipe, folder, kills, seed):
 def train(recipe, folder, options):
     try:
         file = RecipeFile.read(recipe)
-        parameters = file.resolve(["members=2", "epochs=30"])
+        parameters = file.resolve(["members=2", "epochs=30", "precision=mixed_bfloat16"])
         run = Run.create(folder, file, parameters, command="test")
         with run.lock():
             train_committee(run, file.build(parameters), options=options)

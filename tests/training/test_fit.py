@@ -24,7 +24,7 @@ def stopped_once(run_at, tmp_path_factory, stop_at):
     """The folder of a run that was stopped in the first epoch of member 0."""
     run, train = run_at(tmp_path_factory.mktemp("stopped") / "run", OVERRIDES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("keras_committee.training.fit.GracefulShutdown", lambda: stop_at(9))
+        patch.setattr("keras_committee.training.fit.GracefulShutdown", lambda _: stop_at(9))
         with pytest.raises(Interrupted, match=r"SIGTERM: 0 of 2 members finished, the others saved\."):
             train()
     return run.path
@@ -121,6 +121,8 @@ def test_log_lines_have_the_rate_and_the_time_left(new_run, capsys):
     _, train = new_run(["members=1", "epochs=2"])
     train()
     lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "member 0  epoch 1/2  tracing the training step"
+    lines = [line for line in lines if "  loss " in line]
     assert lines[0].startswith("member 0  epoch 1/2  loss ")
     assert "images/s" in lines[0]
     assert lines[-1].endswith("0.0 min left")

@@ -167,6 +167,7 @@ def assert_same(one, other):
 
 # Everything at once that a checkpoint must hold: averages, the best epoch, frozen layers, dropout, stochastic depth.
 COMBINED = {
+    "precision": "mixed_bfloat16",  # elsewhere float32
     "ema_momentum": 0.9,
     "restore_best": "nll",
     "trainable_layers": lambda epoch: [["logits"], ["*"], ["block", "logits"]][epoch],
