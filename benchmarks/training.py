@@ -1,18 +1,20 @@
-"""Training speed of a committee: stock Keras, PyTorch, and keras-committee with its optimizations one by one.
+"""Training speed: stock Keras, PyTorch, and keras-committee, in float32 and in bfloat16.
 
-    python benchmarks/training.py                                  # about twelve minutes on two cores
-    python benchmarks/training.py --quick                          # under two minutes; too short to measure the input
-    python benchmarks/training.py --torch-python V/bin/python      # a Python that has PyTorch 2.13 and NumPy
+    python benchmarks/training.py                                  # WRN-16-1: about ten minutes on two cores
+    python benchmarks/training.py --width 4                        # WRN-16-4: about half an hour
+    python benchmarks/training.py --quick                          # a few minutes; too short to measure the input
+    python benchmarks/training.py --torch-python V/bin/python      # a Python that has PyTorch 2.13
     python benchmarks/training.py --json
 
-Trains four WRN-16-1 on CIFAR-10 with crops and flips; batch 128, SGD 0.1 with Nesterov momentum 0.9, L2 2.5e-4,
-float32, on the CPU. A row shows the images per second of the whole machine: the median over the rounds, +- half the
-interquartile range, and its ratio to stock Keras. Members that train one after another have the rate of one member; the
-rates of processes side by side are added.
+Trains members on CIFAR-10 with crops and flips; batch 128, SGD 0.1 with Nesterov momentum 0.9, L2 2.5e-4, on the CPU. A
+row shows the images per second of the whole machine: the median over the rounds, +- half the interquartile range, and
+its ratio to stock Keras. Members that train one after another have the rate of one member; the rates of processes side
+by side, one core each, are added. Ours reads its images through the input pipeline; PyTorch trains one cached batch, so
+that its rows have no cost of the input.
 
-Each contender runs in its own processes, which are warmed up first; in a round, each contender has one turn while all
-others wait. The first steps of a turn are not timed (see training/turns.py). All contenders read the same decoded
-images. Epoch ends, validation and checkpoints are excluded, except in the ratio of the checkpoint's time.
+The processes are warmed up first; in a round, each row has one turn while all others wait. The first steps of a turn
+are not timed (see training/turns.py). Epoch ends, validation and checkpoints are excluded, except in the ratio of the
+checkpoint's time.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,20 +38,18 @@ import tensorflow as tf
 from interleaved.summary import summarize
 
 from keras_committee import data
+from keras_committee.precision import cpu_has_amx
 
-MEMBERS, BATCH = 4, 128
+BATCH = 128
 STEPS_PER_EPOCH = 45_000 // BATCH
 FOLDER = Path(__file__).with_suffix("")
 LOCAL_DATA = Path("data/cifar10")
 CORES = sorted(os.sched_getaffinity(0))
 AUTO = keras.Sequential().jit_compile  # what `compile(jit_compile="auto")` resolves to on this machine
-DEFAULT, NOT_DEFAULT = f"Keras fit, compile() defaults (jit_compile={AUTO})", f"Keras fit, jit_compile={not AUTO}"
-TORCH = "PyTorch"
-OURS = "ours, processes side by side"
-CACHED = f"{OURS}, one cached batch"
-DETERMINISTIC = f"{OURS}, --deterministic"
-CHECKPOINT = "one epoch's checkpoint and logs"
-CONVOLUTIONS = "convolutions alone, processes side by side"
+DEFAULT = f"Keras fit, compile() defaults (jit_compile={AUTO})"
+PRECISIONS = ("float32", "mixed_bfloat16")
+TORCH_MODES = {"float32": "float32", "autocast": "autocast bfloat16", "compiled": "autocast bfloat16, torch.compile"}
+SIDE_BY_SIDE = f"{len(CORES)} processes side by side"
 
 
 class Worker:
@@ -97,11 +98,13 @@ class Contender:
         name: Name of the row.
         workers: Workers that take their turn at the same time.
         mode: What the workers do in a step.
+        reports_rate: Whether it has a row in the table.
     """
 
     name: str
     workers: list[Worker]
-    mode: str = "stream"
+    mode: str
+    reports_rate: bool = True
 
     def take_turn(self, lead_in, steps):
         """Return the images per second of all workers together."""
@@ -111,59 +114,68 @@ class Contender:
         return sum(steps * BATCH / float(worker.receive()) for worker in self.workers)
 
 
-def member_workers(count, **spec):
-    """Return `count` workers that train one member each, each on its own cores.
+def core_groups():
+    """Return the cores of one process that has them all, and of processes with one core each."""
+    return {"one process": [CORES], SIDE_BY_SIDE: [[core] for core in CORES]}
 
-    In a real run each process trains several members, one after another at the same rate, so one member suffices.
-    """
-    return [
-        Worker("keras_worker.py", kind="member", member=index, cores=cores, **spec)
-        for index, cores in enumerate(split_cores(count))
+
+def keras_contenders(**spec):
+    """Return stock Keras and ours in both precisions, ours on one cached batch, and the convolutions alone."""
+    contenders = [
+        Contender(name, [Worker("keras_worker.py", kind="fit", cores=None, norm="keras", **options, **spec)], "fit")
+        for name, options in {
+            DEFAULT: {"jit_compile": "auto", "precision": "float32"},
+            f"Keras fit, jit_compile={not AUTO}": {"jit_compile": not AUTO, "precision": "float32"},
+            f"Keras fit, jit_compile={AUTO}, mixed_bfloat16": {"jit_compile": "auto", "precision": "mixed_bfloat16"},
+        }.items()
     ]
+    for place, groups in core_groups().items():
+        options = {"precisions": PRECISIONS, **spec}
+        members = [
+            Worker("keras_worker.py", kind="member", member=index, cores=cores, **options)
+            for index, cores in enumerate(groups)
+        ]
+        convolutions = [Worker("keras_worker.py", kind="convolutions", cores=cores, **options) for cores in groups]
+        for precision in PRECISIONS:
+            contenders += [
+                Contender(ours(precision, place), members, f"{precision}/stream"),
+                Contender(f"{ours(precision, place)}, one cached batch", members, f"{precision}/cached"),
+                Contender(checkpoint(precision, place), members, f"{precision}/checkpoint", reports_rate=False),
+                Contender(convolutions_alone(precision, place), convolutions, f"{precision}/"),
+            ]
+    return contenders
 
 
-def split_cores(count):
-    """Return the cores of this machine, divided among `count` processes."""
-    return [part.tolist() for part in np.array_split(CORES, count)]
+def ours(precision, place):
+    return f"ours {precision}, {place}"
 
 
-def keras_contenders(num_processes, **spec):
-    """Return the optimizations one by one, then all of them, then the upper bound."""
-
-    def fit(**options):
-        return [Worker("keras_worker.py", kind="fit", cores=None, **options, **spec)]
-
-    members, core_groups = member_workers(num_processes, **spec), split_cores(num_processes)
-    convolutions = [Worker("keras_worker.py", kind="convolutions", cores=cores, **spec) for cores in core_groups]
-    return [
-        Contender(DEFAULT, fit(norm="keras", jit_compile="auto")),
-        Contender(NOT_DEFAULT, fit(norm="keras", jit_compile=not AUTO)),
-        Contender("Keras fit, jit_compile=False, our BatchNormalization", fit(norm="ours", jit_compile=False)),
-        Contender("ours, one process", member_workers(1, **spec)),
-        Contender(OURS, members),
-        Contender(CACHED, members, mode="cached"),
-        Contender(DETERMINISTIC, member_workers(num_processes, deterministic=True, **spec)),
-        Contender(CHECKPOINT, members, mode="checkpoint"),
-        Contender(f"convolutions alone, {len(core_groups[0])} of {len(CORES)} cores", convolutions[:1]),
-        Contender(CONVOLUTIONS, convolutions),
-    ]
+def checkpoint(precision, place):
+    return f"checkpoint and logs of one epoch, {precision}, {place}"
 
 
-def torch_contenders(python, loader_counts, **spec):
-    """Return one contender per number of loader processes, or none if `python` cannot import torch."""
-    result = subprocess.run(
-        [python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True, check=False
-    )
+def convolutions_alone(precision, place):
+    return f"convolutions alone {precision}, {place}"
+
+
+def torch_contenders(python, **spec):
+    """Return the rows of PyTorch; none, with the reason on stderr, if `python` cannot run it."""
+    probe = "import torch; print(torch.__version__)"
+    result = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=False)
     if result.returncode:
         print(f"PyTorch is not compared: {python} cannot import torch. Use --torch-python PATH.", file=sys.stderr)
         return []
-    return [
-        Contender(
-            f"{TORCH} {result.stdout.strip()}, channels_last, {count} loader processes",
-            [Worker("torch_worker.py", python, loaders=count, threads=len(CORES), **spec)],
-        )
-        for count in loader_counts
-    ]
+    modes = dict(TORCH_MODES)
+    if shutil.which("g++") is None:
+        print("torch.compile is not compared: there is no g++.", file=sys.stderr)
+        del modes["compiled"]
+    contenders = []
+    for place, groups in core_groups().items():
+        workers = [Worker("torch_worker.py", python, cores=cores, modes=list(modes), **spec) for cores in groups]
+        contenders += [
+            Contender(f"PyTorch {result.stdout.strip()} {text}, {place}", workers, mode) for mode, text in modes.items()
+        ]
+    return contenders
 
 
 def start(contenders):
@@ -191,33 +203,49 @@ def measure(contenders, rounds, lead_in, steps):
     return summarize(rates, DEFAULT)
 
 
-def compare_with_goals(rows):
-    """Return the ratios that have a goal; that to PyTorch uses its fastest row."""
+def compare_with_goals(rows, width):
+    """Return the ratios with a goal; ours is the faster of one process and several, as `--workers auto` chooses."""
     rate = {row["name"]: row["median"] for row in rows}
-    without_xla, with_xla = (NOT_DEFAULT, DEFAULT) if AUTO else (DEFAULT, NOT_DEFAULT)
-    torch_rows = sorted((name for name in rate if name.startswith(TORCH)), key=lambda name: rate[name])
-    references = [
-        ("Keras' defaults", DEFAULT, "at least 3.5"),
-        ("Keras, jit_compile=False", without_xla, "at least 2"),
-        ("Keras, jit_compile=True", with_xla, ""),
-        *((name, name, "at least 1.9") for name in torch_rows[-1:]),
-        ("the convolutions alone", CONVOLUTIONS, "at least 0.8"),
-    ]
-    ratios = [
-        {"name": f"ours / {label}", "value": rate[OURS] / rate[name], "goal": goal} for label, name, goal in references
-    ]
-    step_time = {
-        "name": "step time / step time with one cached batch",
-        "value": rate[CACHED] / rate[OURS],
-        "goal": "at most 1.05",
-    }
-    # A step of CHECKPOINT writes a checkpoint instead of training a batch, so the rates compare the seconds of both.
-    checkpoint_time = {
-        "name": "seconds of one epoch's checkpoint and logs / seconds of its steps",
-        "value": rate[OURS] / rate[CHECKPOINT] / STEPS_PER_EPOCH,
-        "goal": "at most 0.01",
-    }
-    return [*ratios, step_time, checkpoint_time]
+
+    def fastest(names):
+        return max((name for name in names if name in rate), key=lambda name: rate[name])
+
+    def ratio(label, name, reference, goal):
+        return {"name": label, "value": rate[name] / rate[reference], "goal": goal}
+
+    torch_rows = [name for name in rate if name.startswith("PyTorch")]
+    float32_rows = [name for name in torch_rows if " float32" in name]
+    ratios = []
+    for precision in PRECISIONS:
+        place = fastest([ours(precision, place) for place in core_groups()]).rpartition(", ")[2]
+        best = ours(precision, place)
+        is_bfloat16 = precision == "mixed_bfloat16"
+        ratios.append(
+            ratio(f"{best} / Keras' defaults", best, DEFAULT, "at least 3.5" if is_bfloat16 else "at least 2")
+        )
+        if torch_rows:
+            peer = fastest(torch_rows if is_bfloat16 else float32_rows)
+            goal = ("at least 1.0" if width == 1 else "at least 1.2") if is_bfloat16 else "at least 1.5"
+            ratios.append(ratio(f"{best} / {peer}", best, peer, goal))
+        ratios.append(
+            ratio(
+                f"{best} / the convolutions alone", best, convolutions_alone(precision, place),
+                "at least 0.75" if is_bfloat16 else "",
+            )
+        )  # fmt: skip
+        ratios.append(
+            {
+                "name": f"{best}: step time / step time with one cached batch",
+                "value": rate[f"{best}, one cached batch"] / rate[best],
+                "goal": "at most 1.05",
+            }
+        )
+        # A step of this row writes a checkpoint instead of training a batch, so the rates compare the seconds of both.
+        seconds = rate[best] / rate[checkpoint(precision, place)] / STEPS_PER_EPOCH
+        ratios.append(
+            {"name": f"{best}: checkpoint and logs / steps of an epoch", "value": seconds, "goal": "at most 0.01"}
+        )
+    return ratios
 
 
 def write_images(directory, path):
@@ -228,30 +256,29 @@ def write_images(directory, path):
 
 
 def run(arguments):
-    rounds, lead_in, steps = (3, 1, 4) if arguments.quick else (10, 4, 20)
-    loader_counts = arguments.torch_loaders or ([1] if arguments.quick else [0, 1, 2])
+    rounds, lead_in, steps = (3, 1, 3) if arguments.quick else (8, 3, 12)
     rounds, steps = arguments.rounds or rounds, arguments.steps or steps
-    # The largest number that leaves no process idle while the last members train.
-    num_processes = max(n for n in range(1, len(CORES) + 1) if MEMBERS % n == 0)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        spec = {"data": f"{folder}/cifar10.npz", "warmup_steps": 2 if arguments.quick else 10}
-        write_images(arguments.data, spec["data"])
-        contenders = keras_contenders(num_processes, **spec)
-        contenders[2:2] = torch_contenders(arguments.torch_python, loader_counts, **spec)
+        spec = {"width": arguments.width, "warmup_steps": 2 if arguments.quick else 5}
+        data_file = f"{folder}/cifar10.npz"
+        write_images(arguments.data, data_file)
+        contenders = keras_contenders(data=data_file, **spec) + torch_contenders(arguments.torch_python, **spec)
         try:
             start(contenders)
             rows = measure(contenders, rounds, lead_in, steps)
         finally:
             stop(contenders)
+    shown = {contender.name for contender in contenders if contender.reports_rate}
     return {
-        "machine": f"{len(CORES)} {platform.machine()} cores, TensorFlow {tf.__version__}, Keras {keras.version()}",
+        "machine": f"{len(CORES)} {platform.machine()} cores {'with' if cpu_has_amx() else 'without'} AMX, "
+        f"TensorFlow {tf.__version__}, Keras {keras.version()}",
         "load_before": load,
-        "network": f"{MEMBERS} x WRN-16-1, batch {BATCH}; {num_processes} processes side by side",
+        "network": f"WRN-16-{arguments.width}, batch {BATCH}",
         "unit": "images per second",
         "steps": steps,
-        "rows": rows,
-        "goals": compare_with_goals(rows),
+        "rows": [row for row in rows if row["name"] in shown],
+        "goals": compare_with_goals(rows, arguments.width),
     }
 
 
@@ -265,7 +292,6 @@ def table(result):
     lines += [
         f"| {row['name']} | {row['median']:.0f} | {row['half_iqr']:.0f} | {row['ratio']:.2f} |"
         for row in result["rows"]
-        if row["name"] != CHECKPOINT
     ]
     for ratio in result["goals"]:
         goal = f" (goal: {ratio['goal']})" if ratio["goal"] else ""
@@ -275,6 +301,7 @@ def table(result):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=1, help="the network is WRN-16-WIDTH [default: 1]")
     parser.add_argument("--quick", action="store_true", help="run fewer and shorter turns")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument(
@@ -283,12 +310,6 @@ if __name__ == "__main__":
         help=f"CIFAR-10 as class folders or an .npz file [default: {LOCAL_DATA} if it exists, else the Keras download]",
     )
     parser.add_argument("--torch-python", default=sys.executable, help="Python with PyTorch [default: this Python]")
-    parser.add_argument(
-        "--torch-loaders",
-        type=int,
-        nargs="+",
-        help="numbers of DataLoader processes, one row each [default: 0 1 2; with --quick: 1]",
-    )
     parser.add_argument("--rounds", type=int, help="number of turns of each row")
     parser.add_argument("--steps", type=int, help="number of timed steps per turn")
     arguments = parser.parse_args()

@@ -3,7 +3,7 @@
     python keras_worker.py '{"kind": "fit", ...}'     # started by benchmarks/training.py, which controls it over a pipe
 
 Kinds: "fit", the loop of Keras with the pipeline of its guides; "member", our training step on our stream;
-"convolutions", nothing else.
+"convolutions", nothing else. The modes of the last two begin with the precision, as in "mixed_bfloat16/stream".
 """
 
 import json
@@ -33,8 +33,8 @@ from keras_committee.training.train_step import BlockStats, make_train_step
 ENDLESS = 1_000_000
 
 
-def network():
-    return models.wide_resnet(16, 1, classes=10, l2=2.5e-4)
+def network(spec):
+    return models.wide_resnet(16, spec["width"], classes=10, l2=2.5e-4)
 
 
 def loss():
@@ -55,7 +55,7 @@ class Turns(keras.callbacks.Callback):
 
     def __init__(self, spec):
         super().__init__()
-        self._turns = turns(spec["warmup_steps"])
+        self._turns = turns(["warm-up"], spec["warmup_steps"])
 
     def on_train_batch_begin(self, batch, logs=None):
         if next(self._turns, None) is None:
@@ -63,8 +63,9 @@ class Turns(keras.callbacks.Callback):
 
 
 def fit(spec):
-    """Run the loop of Keras, with the batch normalization `spec["norm"]` and `compile(jit_compile=...)`."""
-    model = network()
+    """Run the loop of Keras, with the precision, `compile(jit_compile=...)` and batch normalization of `spec`."""
+    keras.config.set_dtype_policy(spec["precision"])
+    model = network(spec)
     if spec["norm"] == "keras":
         model = keras.models.clone_model(model, clone_function=clone_with_keras_norm)
     model.compile(optimizer(), loss(), metrics=["accuracy"], jit_compile=spec["jit_compile"])
@@ -100,19 +101,30 @@ def member(spec):
         classes=tuple("0123456789"), train=split, validation=split, test=split,
         batch_size=spec["batch"], augment=pad_crop_flip(4),
     )  # fmt: skip
-    keras.utils.set_random_seed(spec["member"])
-    model, sgd = network(), optimizer()
-    sgd.build(model.trainable_variables)
-    step = make_train_step(model, sgd, loss(), make_strategy("single", spec["batch"]), BlockStats(model))
     stream = iter(splits.stream(spec["member"], 0, ENDLESS))
     cached = next(stream)
     with tempfile.TemporaryDirectory() as folder:
-        end_epoch = epoch_end_writer(MemberState(model, sgd), MemberDir(Path(folder), spec["member"]))
-        for mode in turns(spec["warmup_steps"]):
-            if mode == "checkpoint":
+        trained = {
+            precision: member_step(precision, spec, MemberDir(Path(folder), index))
+            for index, precision in enumerate(spec["precisions"])
+        }
+        for mode in turns([f"{precision}/cached" for precision in trained], spec["warmup_steps"]):
+            precision, kind = mode.split("/")
+            step, end_epoch = trained[precision]
+            if kind == "checkpoint":
                 end_epoch()
             else:
-                step(*(cached if mode == "cached" else next(stream)))
+                step(*(cached if kind == "cached" else next(stream)))
+
+
+def member_step(precision, spec, member_dir):
+    """Return our training step of a new member, and a function that writes what an epoch's end writes."""
+    keras.config.set_dtype_policy(precision)
+    keras.utils.set_random_seed(spec["member"])
+    model, sgd = network(spec), optimizer()
+    sgd.build(model.trainable_variables)
+    step = make_train_step(model, sgd, loss(), make_strategy("single", spec["batch"]), BlockStats(model))
+    return step, epoch_end_writer(MemberState(model, sgd), member_dir)
 
 
 def epoch_end_writer(state, member_dir):
@@ -131,21 +143,29 @@ def epoch_end_writer(state, member_dir):
 
 def convolutions(spec):
     """Run the convolutions of the network only: forward, and both gradients except that of the image."""
-    step = convolution_step([layer for layer in network().layers if isinstance(layer, keras.layers.Conv2D)], spec)
-    for _ in turns(spec["warmup_steps"]):
-        step()
+    layers = [layer for layer in network(spec).layers if isinstance(layer, keras.layers.Conv2D)]
+    steps = {precision: convolution_step(layers, precision, spec["batch"]) for precision in spec["precisions"]}
+    for mode in turns([f"{precision}/" for precision in steps], spec["warmup_steps"]):
+        steps[mode.split("/")[0]]()
 
 
-def convolution_step(layers, spec):
+def convolution_step(layers, precision, batch_size):
     """Return a function that runs the convolutions in sequence, as in a training step, so that memory is reused."""
-    inputs = [tf.random.normal((spec["batch"], *layer.input.shape[1:])) for layer in layers]
-    gradients = [tf.random.normal((spec["batch"], *layer.output.shape[1:])) for layer in layers]
+    dtype = precision.removeprefix("mixed_")
+
+    def random(shape):
+        return tf.cast(tf.random.normal((batch_size, *shape[1:])), dtype)
+
+    inputs, gradients = (
+        [random(layer.input.shape) for layer in layers],
+        [random(layer.output.shape) for layer in layers],
+    )
+    kernels = [tf.cast(layer.kernel, dtype) for layer in layers]
 
     @tf.function(jit_compile=False)
     def step():
-        total = tf.constant(0.0)
-        for layer, x, gradient in zip(layers, inputs, gradients, strict=True):
-            kernel = tf.convert_to_tensor(layer.kernel)
+        total = tf.constant(0.0, dtype)
+        for layer, kernel, x, gradient in zip(layers, kernels, inputs, gradients, strict=True):
             sources = [kernel] if x is inputs[0] else [kernel, x]
             with tf.control_dependencies([total]), tf.GradientTape() as tape:
                 tape.watch(sources)

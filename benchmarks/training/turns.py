@@ -10,14 +10,16 @@ import sys
 import time
 
 
-def turns(warmup_steps):
-    """Yield the mode of each step that the caller takes, "warm-up" at first; end when the standard input ends.
+def turns(warmup_modes, warmup_steps):
+    """Yield the mode of each step that the caller takes; end when the standard input ends.
 
     Args:
-        warmup_steps: Number of steps before the worker is ready: tracing, compilation, threads.
+        warmup_modes: Modes in which the worker is warmed up: tracing, compilation, threads.
+        warmup_steps: Number of steps in each of them.
     """
-    for _ in range(warmup_steps):
-        yield "warm-up"
+    for mode in warmup_modes:
+        for _ in range(warmup_steps):
+            yield mode
     reply = "ready"
     while True:
         print(reply, flush=True)
