@@ -150,6 +150,13 @@ def test_the_precision_of_new_runs_is_printed(capabilities, line):
     assert str(checks.check_precision(capabilities)) == line
 
 
+def test_the_compiled_kernels_are_optional():
+    assert str(checks.check_kernels("")).startswith("ok       kernels: batch normalization in training is compiled")
+    missing = checks.check_kernels("there is no C compiler gcc")
+    assert (missing.state, missing.needed, missing.hint) == ("missing", False, "apt install gcc")
+    assert missing.text.endswith("slower: there is no C compiler gcc")
+
+
 @pytest.mark.parametrize(
     ("environment", "line"),
     [
