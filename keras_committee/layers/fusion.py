@@ -17,7 +17,7 @@ def fused_layers(model: keras.Model) -> Iterator[None]:
 
     A `BatchNormalization` computes the ReLU that alone reads its output, and the sum of two tensors that it alone
     normalizes. Results are the same up to rounding. The branches of `StochasticDepth` and nested models are included;
-    layers that are called several times are not fused.
+    layers that are called several times are not fused. Enter it once for all replicas, not in each of them.
     """
     graphs = {id(graph): graph for graph in map(_graph, model._flatten_layers()) if graph is not None}
     with contextlib.ExitStack() as stack:
@@ -96,8 +96,7 @@ def _run_fused(graph: Any, fusions: _Fusions, inputs, operation_fn=lambda operat
     def normalize(norm, call, *arguments, **keywords):
         if id(norm) in normalized_sums:
             return normalized_sums.pop(id(norm))
-        with norm.followed_by_relu() if id(norm) in fusions.norms else contextlib.nullcontext():
-            return call(*arguments, **keywords)
+        return call(*arguments, **keywords, relu=True) if id(norm) in fusions.norms else call(*arguments, **keywords)
 
     return type(graph)._run_through_graph(graph, inputs, fused, call_fn)
 

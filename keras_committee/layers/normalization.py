@@ -1,8 +1,5 @@
 """Batch normalization in one pass over memory instead of five."""
 
-import contextlib
-from collections.abc import Iterator
-
 import keras
 from keras import ops
 
@@ -38,6 +35,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         inputs: Tensor of any rank.
         training: Boolean or None. With `trainable=False` the layer stays in inference mode, as in Keras.
         mask: Boolean tensor with one dimension less than the inputs, or None.
+        relu: Boolean. Whether a ReLU follows: in training on a CPU, in the same operation.
 
     Returns:
         Tensor of the shape of the inputs, in the compute dtype. The statistics are float32.
@@ -50,26 +48,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if synchronized is None:
             synchronized = keras.backend.backend() == "tensorflow"
         super().__init__(*args, synchronized=synchronized, **kwargs)
-        self._applies_relu = False
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs, training=None, mask=None, relu=False):
         training = bool(training and self.trainable)
         if mask is not None or not self._can_fuse(inputs, training):
             outputs = super().call(inputs, training=training, mask=mask)
         elif training and _uses_kernels(inputs):
-            return self._call_kernel(inputs, [], self._applies_relu)[1]
+            return self._call_kernel(inputs, [], relu)[1]
         else:
             outputs = self._call_fused(inputs, training)
-        return ops.relu(outputs) if self._applies_relu else outputs
-
-    @contextlib.contextmanager
-    def followed_by_relu(self) -> Iterator[None]:
-        """Apply a ReLU to the outputs of all calls inside the block: in training on a CPU, in the same operation."""
-        self._applies_relu = True
-        try:
-            yield
-        finally:
-            self._applies_relu = False
+        return ops.relu(outputs) if relu else outputs
 
     def add_and_normalize(self, x, addend, *, relu: bool):
         """Return `x + addend` and its normalization in training, with a ReLU if `relu`, in one operation.

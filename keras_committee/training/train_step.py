@@ -100,8 +100,7 @@ def make_train_step(
         """Return loss, correct predictions and gradients of a part of a replica's batch; the parts add up."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:  # frozen layers are not even recorded
             tape.watch([weight.value for weight in weights])
-            with fused_layers(model):
-                logits = tf.cast(model(images, training=True), tf.float32)
+            logits = tf.cast(model(images, training=True), tf.float32)
             smoothed_targets, loss_fn = smooth_labels(targets, logits.shape[-1], loss, label_smoothing)
             # Keras divides `loss` by the replicas already; the penalties are the same on each and must be, too.
             objective = (loss_fn(smoothed_targets, logits) + sum(model.losses) / replicas) / gradient_accumulation_steps
@@ -126,7 +125,8 @@ def make_train_step(
 
     @tf.function(jit_compile=xla, reduce_retracing=True)
     def step(images, targets):
-        objective, num_correct, block_gradients = strategy.run(replica_step, args=(images, targets))
+        with fused_layers(model):
+            objective, num_correct, block_gradients = strategy.run(replica_step, args=(images, targets))
         if ema:
             ema.update(optimizer.iterations)
         return (

@@ -369,7 +369,7 @@ def test_predictions_of_a_server_load_no_tensorflow(urls, tmp_path):
     addresses = [f"{url}/tiny" for url in urls.values()]
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path / "image.png"), *addresses]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert result.stderr == ""
+    assert set(result.stderr.splitlines()) == {"classifying 1 image"}
     *documents, modules = result.stdout.splitlines()
     assert modules == "[0, 0] google.protobuf grpc urllib3"
     with Client(addresses[0]) as client:
