@@ -1,6 +1,7 @@
 """Shared fixtures: two logical CPU devices, a fixed seed, float32 and trained runs."""
 
 import functools
+import gc
 import os
 import pathlib
 import shutil
@@ -13,6 +14,7 @@ import pytest
 def pytest_configure(config):
     """Configure Keras in processes that run tests, but not in the xdist controller."""
     if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
+        gc.set_threshold(700, 10, 50)  # a full collection of what TensorFlow and Keras hold takes a quarter second
         _two_devices()
 
 

@@ -24,9 +24,6 @@ SMALL = {
         "members=1", "classes=3", "resolution=32", "batch_size=8", "input_format=folders", "data_dir={photos}",
     ),
 }  # fmt: skip
-# Smoke runs of large recipes take five seconds to a minute.
-SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
-NAMES = [pytest.param(name, marks=[] if name == "digits_wrn" else SLOW) for name in SMALL]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +58,18 @@ def test_every_recipe_is_tested():
     assert {file.stem for file in (ROOT / "recipes").glob("*.py")} == set(SMALL)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_the_recipe_of_the_demo_builds_a_member_and_its_optimizer():
+    file = RecipeFile.read(ROOT / "recipes" / "digits_wrn.py")
+    recipe = file.build(file.resolve([]))
+    member, optimizer = recipe.member(0), recipe.optimizer(100)
+    assert member.output_shape == (None, len(recipe.data.load().classes))
+    optimizer.build(member.trainable_variables)
+    assert optimizer.built
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the large recipes take up to a minute
+@pytest.mark.parametrize("name", SMALL)
 def test_a_recipe_trains_and_evaluates_a_committee(name, cifar, photos, tmp_path, capsys):
     run = str(tmp_path / "run")
     overrides = [word for value in SMALL[name] for word in ("--set", value.format(cifar=cifar, photos=photos))]

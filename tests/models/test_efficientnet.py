@@ -48,6 +48,7 @@ def images():
 @pytest.mark.parametrize(("variant", "millions", "billions"), PUBLISHED)
 def test_parameters_and_multiply_adds_are_those_published(variant, millions, billions):
     model = efficientnet(variant, survival=None)
+    assert model.input_shape == (None, *[efficientnet_resolution(variant)] * 2, 3)
     assert flops.parameters(model) / 1e6 == pytest.approx(millions, rel=0.02)
     assert flops.multiply_adds(model) / 1e9 == pytest.approx(billions, rel=0.06)
 
@@ -75,35 +76,26 @@ def test_folding_keeps_the_outputs_without_stochastic_depth(theirs, images):
     np.testing.assert_allclose(folded(images), ours(images), rtol=1e-4, atol=1e-4)
 
 
-def test_pixels_are_normalized_as_in_the_file(theirs):
+def test_pixels_are_normalized_as_in_the_file_and_another_number_of_classes_starts_with_random_logits(theirs):
     norm = next(layer for layer in theirs.layers if isinstance(layer, keras.layers.Normalization))
     norm.mean, norm.variance = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # as published
-    ours = from_keras_efficientnet(theirs, "b0", image_size=64)
+    ours = from_keras_efficientnet(theirs, "b0", classes=3, image_size=64)
     pixel = np.full((1, 64, 64, 3), 200.0, "float32")
     expected = (200 / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(ours.get_layer("normalize")(pixel)[0, 0, 0], expected, rtol=1e-5)
-
-
-def test_survival_decays_over_the_blocks_that_can_be_skipped():
-    model = efficientnet("b0", image_size=32, classes=2, survival=0.7)
-    assert [block.survival for block in stochastic_depth_blocks(model)] == pytest.approx(linear_decay(9, 0.7))
-
-
-def test_another_number_of_classes_starts_with_random_logits(theirs):
-    ours = from_keras_efficientnet(theirs, "b0", classes=3, image_size=64)
     assert ours.output_shape == (None, 3)
     stem = [model.get_layer("stem_conv").get_weights()[0] for model in (ours, theirs)]
     np.testing.assert_array_equal(*stem)
 
 
 def test_the_resolutions_of_the_variants():
-    assert efficientnet("b1", classes=2, survival=None).input_shape == (None, 240, 240, 3)
     resolutions = [efficientnet_resolution(f"b{index}") for index in range(8)]
     assert resolutions == [224, 240, 260, 300, 380, 456, 528, 600]
 
 
-def test_l2_applies_to_kernels_only():
-    model = efficientnet("b0", image_size=32, classes=2, survival=None, l2=2.5e-6)
+def test_survival_decays_over_the_blocks_that_can_be_skipped_and_l2_applies_to_kernels_only():
+    model = efficientnet("b0", image_size=32, classes=2, survival=0.7, l2=2.5e-6)
+    assert [block.survival for block in stochastic_depth_blocks(model)] == pytest.approx(linear_decay(9, 0.7))
     kernels = [weight for weight in model.trainable_weights if "kernel" in weight.path]
     expected = 2.5e-6 * sum(float(keras.ops.sum(weight**2)) for weight in kernels)
     assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-5)

@@ -34,7 +34,13 @@ def images():
     return np.random.default_rng(3).integers(0, 256, (5, *SHAPE)).astype("float32")
 
 
-@pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(build, id=name, marks=[pytest.mark.slow] if name == "efficientnet" else [])
+        for name, build in NETWORKS.items()
+    ],
+)
 def test_a_network_predicts_log_probabilities(build):
     log_probs = models.log_probabilities(build(), [images()])
     assert (log_probs.shape, log_probs.dtype) == ((5, CLASSES), "float32")

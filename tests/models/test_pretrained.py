@@ -55,21 +55,27 @@ def test_C04_the_normalization_of_a_network_is_its_preprocess_input(name):
     np.testing.assert_allclose(inside(pixels((4, 3))), expected, rtol=1e-5, atol=2e-4)
 
 
-def test_with_weights_from_a_file_raw_pixels_give_the_outputs_of_keras_for_preprocessed_ones(tmp_path):
+@pytest.fixture(scope="module")
+def mobilenet(tmp_path_factory):
+    """Keras' smallest MobileNet with five classes, and the file with its weights."""
     source = randomized(keras.applications.MobileNet((32, 32, 3), weights=None, classes=5, alpha=0.25))
-    source.save_weights(tmp_path / "a.weights.h5")
-    member = from_application("MobileNet", weights=tmp_path / "a.weights.h5", weights_classes=5, alpha=0.25,
-                              image_size=(32, 32))  # fmt: skip
+    file = tmp_path_factory.mktemp("mobilenet") / "a.weights.h5"
+    source.save_weights(file)
+    return source, file
+
+
+def test_with_weights_from_a_file_raw_pixels_give_the_outputs_of_keras_for_preprocessed_ones(mobilenet):
+    source, file = mobilenet
+    member = from_application("MobileNet", weights=file, weights_classes=5, **SMALL)
     expected = source(keras.applications.mobilenet.preprocess_input(pixels((32, 32)).copy()))
     outputs = keras.ops.softmax(member(pixels((32, 32))))
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
     assert np.ptp(expected, axis=0).max() > 0.01
 
 
-def test_another_number_of_classes_gets_a_new_last_layer_and_keeps_the_rest(tmp_path):
-    source = randomized(keras.applications.MobileNet((32, 32, 3), weights=None, classes=5, alpha=0.25))
-    source.save_weights(tmp_path / "a.weights.h5")
-    options = {"weights": tmp_path / "a.weights.h5", "weights_classes": 5, "alpha": 0.25}
+def test_another_number_of_classes_gets_a_new_last_layer_and_keeps_the_rest(mobilenet):
+    source, file = mobilenet
+    options = {"weights": file, "weights_classes": 5, "alpha": 0.25}
     member = from_application("MobileNet", classes=3, image_size=(48, 32), **options)
     assert (member.input_shape, member.output_shape) == ((None, 48, 32, 3), (None, 3))
     layers = {layer.name: layer for layer in member._flatten_layers()}
@@ -91,13 +97,11 @@ def test_unknown_networks_missing_files_and_wrong_options_are_refused(tmp_path):
         from_application("EfficientNetV2B0", weights=None, include_preprocessing=False)
 
 
-def test_weights_of_another_number_of_classes_are_refused(tmp_path):
-    source = keras.applications.MobileNet((32, 32, 3), weights=None, classes=5, alpha=0.25)
-    source.save_weights(tmp_path / "a.weights.h5")
+def test_weights_of_another_number_of_classes_are_refused(mobilenet):
     with pytest.raises(
         DataError, match=r"does not hold the weights of MobileNet with 1,000 classes: [\s\S]*pass weights_classes"
     ):
-        from_application("MobileNet", weights=tmp_path / "a.weights.h5", alpha=0.25)
+        from_application("MobileNet", weights=mobilenet[1], alpha=0.25)
 
 
 @pytest.mark.slow

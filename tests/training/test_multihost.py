@@ -25,7 +25,7 @@ from keras_committee.training import TrainingOptions
 from keras_committee.training.multihost import Cluster, HostGroup, read_cluster
 
 TINY = "tests/recipes/tiny.py"
-OVERRIDES = ["members=1", "epochs=12", "batch_size=64"]
+OVERRIDES = ["members=1", "epochs=8", "batch_size=64"]
 TIMEOUT = 100  # seconds that any host may take; the machine may be busy
 
 pytestmark = pytest.mark.xdist_group("hosts")
@@ -120,7 +120,7 @@ def test_A20_hosts_that_are_killed_stopped_and_hung_end_as_if_undisturbed(hosts,
 
     killed = hosts("run", "--deterministic", "--checkpoint-every", "0.2")
     killed.start(0, 1)
-    killed.wait_for(0, "epoch 2/12")
+    killed.wait_for(0, "epoch 2/8")
     killed.processes[1].kill()
     assert killed.codes(0) == [6], killed.output(0)
     assert f"lost connection to worker 1 (127.0.0.1:{killed.ports[1]}): " in killed.output(0)
@@ -128,14 +128,14 @@ def test_A20_hosts_that_are_killed_stopped_and_hung_end_as_if_undisturbed(hosts,
 
     stopped = hosts("run", "--deterministic")
     stopped.start(0, 1)
-    stopped.wait_for(0, "epoch 4/12")
+    stopped.wait_for(0, "epoch 4/8")
     stopped.processes[1].terminate()
     assert stopped.codes(0, 1) == [143, 143], stopped.output(0) + stopped.output(1)
     assert "resuming member 0 at epoch" in stopped.output(0)
 
     silent = hosts("run", "--deterministic", timing={"peer_timeout_seconds": 2.0})
     silent.start(0, 1)
-    silent.wait_for(0, "epoch 6/12")
+    silent.wait_for(0, "epoch 6/8")
     os.kill(silent.processes[0].pid, signal.SIGSTOP)
     assert silent.codes(1) == [6], silent.output(1)
     assert f"lost connection to worker 0 (127.0.0.1:{silent.ports[0]}): no answer for 2 s" in silent.output(1)
