@@ -220,9 +220,7 @@ def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> No
 
 
 def print_text(text: str, err: bool = False) -> None:
-    """Print lines of text at once; on a terminal those that are too long are wrapped between words.
-
-    A command at the end of a line is wrapped with backslashes, so that it can be copied.
+    """Print lines of text at once; on a terminal those that are too long are wrapped, see `wrap_text`.
 
     Args:
         text: One or more lines.
@@ -230,9 +228,20 @@ def print_text(text: str, err: bool = False) -> None:
     """
     stream = sys.stderr if err else sys.stdout
     if stream.isatty():
-        width = shutil.get_terminal_size().columns
-        text = "\n".join(wrapped for line in text.split("\n") for wrapped in _wrap_line(line, width))
+        text = wrap_text(text, shutil.get_terminal_size().columns)
     print(text, file=stream, flush=True)
+
+
+def wrap_text(text: str, width: int) -> str:
+    """Return lines of text, those that are too long wrapped between words.
+
+    A command at the end of a line is wrapped with backslashes, so that it can be copied.
+
+    Args:
+        text: One or more lines.
+        width: Number of terminal columns.
+    """
+    return "\n".join(wrapped for line in text.split("\n") for wrapped in _wrap_line(line, width))
 
 
 def _wrap_line(line: str, width: int) -> list[str]:

@@ -1,8 +1,11 @@
 """Steps are reported to the display that is in use."""
 
+import io
+import re
+
 import pytest
 
-from keras_committee.cli.step_display import LineDisplay
+from keras_committee.cli.step_display import LineDisplay, make_display
 from keras_committee.progress import step, track, use_display
 
 
@@ -61,3 +64,21 @@ def test_a_step_that_goes_on_in_another_place_is_one_line(capsys):
             with step(text):
                 pass
     assert capsys.readouterr().err == "loading TensorFlow\nreading\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("total", [None, 12_000])
+def test_on_a_terminal_a_long_text_leaves_room_for_the_bar_and_the_time(monkeypatch, total):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    with use_display(make_display()), step(f"loading {'folder/' * 20}", total):
+        pass
+    lines = [re.sub(r"\x1b\[[\d;?]*\w", "", line) for line in re.split(r"[\r\n]+", terminal.getvalue())]
+    assert any(re.match(r"\S loading folder/.*\.\.\. .*0:00:00", line) for line in lines)
+    assert max(map(len, lines)) <= 80

@@ -23,7 +23,7 @@ from keras_committee.cli.import_models import import_models
 from keras_committee.cli.init import init
 from keras_committee.cli.make_tfrecords import make_tfrecords
 from keras_committee.cli.options import standard_options
-from keras_committee.cli.output import protect_standard_streams, stdout_error
+from keras_committee.cli.output import print_log, protect_standard_streams, stdout_error
 from keras_committee.cli.predict import predict
 from keras_committee.cli.report import report
 from keras_committee.cli.robustness import robustness
@@ -94,6 +94,8 @@ def cli(context: click.Context) -> None:
     if context.invoked_subcommand != "doctor":  # which reports the variable
         _select_tensorflow()
     context.with_resource(use_display(make_display()))
+    if context.invoked_subcommand != "serve":  # which prints a log with times
+        context.with_resource(print_log())
 
 
 for command in (

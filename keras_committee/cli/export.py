@@ -117,7 +117,6 @@ def _format_summary(version: Path, manifest: dict) -> str:
     model = version.parent
     count = len(manifest["members"])
     verified = manifest["verified"]
-    image = '{"signature_name": "predict_bytes", "instances": [{"b64": "\'$(base64 -w0 IMAGE)\'"}]}'
     unknown = dict.fromkeys(member["name"] for member in manifest["members"] if member["mflops"] is None)
     note = f"note: the cost of {', '.join(unknown)} is unknown, as some layers cannot be counted. {HOW_TO_COUNT}"
     return "\n".join(
@@ -127,7 +126,10 @@ def _format_summary(version: Path, manifest: dict) -> str:
             *_format_precision(manifest["precision"]),
             "To classify an image, with the export or with the server:",
             f"  {command_line('predict', str(model), 'IMAGE')}",
-            f"  curl -d '{image}' http://127.0.0.1:8501/v1/models/{model.name}:predict",
+            # As an argument of curl, a large image would be too long for the system.
+            """  echo '{"signature_name": "predict_bytes", "instances":' \\""",
+            """    '[{"b64": "'$(base64 -w0 IMAGE)'"}]}' |""",
+            f"    curl -d @- http://127.0.0.1:8501/v1/models/{model.name}:predict",
             *([note] if unknown else []),
         ]
     )

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import os
 import shlex
 import sys
@@ -76,6 +77,25 @@ def reserve_stdout_for_json(as_json: bool) -> Iterator[None]:
 def print_json(document: dict[str, Any]) -> None:
     """Print the document on one line."""
     print(json.dumps(document, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+@contextlib.contextmanager
+def print_log() -> Iterator[None]:
+    """Print the warnings of the package's log to stderr inside the block, on a terminal wrapped between words."""
+    logger, handler = logging.getLogger("keras_committee"), _StderrHandler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print_text(self.format(record), err=True)
+        except Exception:
+            self.handleError(record)
 
 
 def print_message(text: str) -> None:

@@ -11,6 +11,7 @@ import click
 from keras_committee.progress import Display
 
 _SECONDS_BETWEEN_LINES = 10.0  # of one step that counts items, without a terminal
+_ELAPSED_WIDTH, _BAR_WIDTH = 12, 20  # spinner and time, bar and slash of the count, with the blanks between them
 
 
 def make_display() -> Display:
@@ -66,7 +67,7 @@ class _TerminalDisplay:
         # What is printed meanwhile goes above the lines, unless stdout is a file.
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             _counted(_bar_column()),
             _counted(MofNCompleteColumn()),
             TimeElapsedColumn(),
@@ -76,7 +77,11 @@ class _TerminalDisplay:
         )
 
     def begin(self, text: str, total: int | None) -> Any:
-        key = self._progress.add_task(text, total=total)
+        width = self._progress.console.width - _ELAPSED_WIDTH
+        if total is not None:
+            width -= _BAR_WIDTH + 2 * len(str(total))
+        # Rich would leave out the other columns for a long text.
+        key = self._progress.add_task(text if len(text) <= width else f"{text[: width - 3]}...", total=total)
         self._progress.start()
         return key
 
@@ -92,7 +97,7 @@ class _TerminalDisplay:
 def _bar_column() -> Any:
     from rich.progress import BarColumn
 
-    return BarColumn(bar_width=16)
+    return BarColumn(bar_width=_BAR_WIDTH - 4)
 
 
 def _counted(column: Any) -> Any:

@@ -16,6 +16,7 @@ from keras_committee.errors import pluralize
 from keras_committee.progress import HiddenDisplay, use_display
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.tables import wrap_text
 from keras_committee.training.failsafe import Failsafe
 from keras_committee.training.tensorboard import CommitteeTensorBoard
 
@@ -181,8 +182,9 @@ class Monitor:
         self.note(text)
 
     def note(self, text: str) -> None:
-        """Print a line, unless stderr is closed."""
+        """Print a line, on a terminal wrapped between words, unless stderr is closed."""
         with contextlib.suppress(OSError, ValueError):
+            text = wrap_text(text, self._console.width) if self._is_interactive else text
             self._console.print(text, soft_wrap=True, markup=False)
 
     def _print_steps(self, index: int) -> None:

@@ -125,9 +125,8 @@ def measure_throughput(
     num_gpus = len(tf.config.list_physical_devices("GPU"))
     take_turns = not num_gpus and sum(settings) * BYTES_PER_WORKER <= free_memory()
     result = Throughput({})
-    text = f"measuring the training speed of {' and '.join(map(describe_setting, settings))}"
     spec, done = _spec(workload, strategy, options or TrainingOptions()), itertools.count(1)
-    with progress.step(text, _ROUNDS * len(settings)) as update:
+    with progress.step("measuring the training speed", _ROUNDS * len(settings)) as update:
         for group in [settings] if take_turns else [[setting] for setting in settings]:
             try:
                 _measure_group(group, spec, num_gpus, result, lambda: update(next(done)))

@@ -118,6 +118,8 @@ EARLY = [
     ("serve", 2, "expected either MODEL_DIR or --model-config-file"),
     ("init tiny.py --from image-folder images", 2, "tiny.py already exists. No file was written."),
     ("init mine.txt --from image-folder images", 2, "must end in .py. Received: mine.txt. No file was written."),
+    ("init images", 2, "images is not the name", "init recipes/images.py --from image-folder images"),
+    ("init . --from image-folder images", 2, ". is not the name of a recipe, such as recipes/mine.py: it is a folder."),
     ("init mine.py --from image-folder none", 3, "none: 1 problem in the data"),
     ("init mine.py --from image-folder images/cat", 3, "Did you mean 'images'?"),
     ("init mine.py --from image-folder runs/a", 3, "it is a run folder."),

@@ -1,6 +1,7 @@
 """Output of commands: JSON documents, the next command to run, encodings and closed pipes."""
 
 import json
+import logging
 import os
 import pathlib
 import shlex
@@ -76,6 +77,15 @@ def test_json_output_is_one_line(run, monkeypatch, capsys):
     assert out.count("\n") == 1
     assert json.loads(out) == result
     assert err == "on stderr\n"
+
+
+def test_warnings_of_the_log_are_wrapped_on_a_terminal(run, monkeypatch, capsys):
+    warn = logging.getLogger("keras_committee.data.dataset").warning
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: warn("%s: skipped", "file " * 9) or {"members": []})
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    main(["evaluate", RUN_DIR, "--json"])
+    assert capsys.readouterr().err.splitlines() == ["file " * 7 + "file", "file : skipped"]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])

@@ -1,6 +1,7 @@
 """Checks before an export is published, and the output of the command."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -90,10 +91,13 @@ def test_export_of_a_run_prints_the_version_and_how_to_try_it(trained, tmp_path,
     assert main(["export", str(run.path), "--out", str(tmp_path / "tiny")]) == 0
     printed = capsys.readouterr().out
     assert str(tmp_path / "tiny" / "1") in printed
-    assert [line.split()[:2] for line in printed.splitlines()[3:-1]] == [
-        ["keras-committee", "predict"],
-        ["curl", "-d"],
-    ]
+    lines = printed.splitlines()
+    assert lines[3].split()[:2] == ["keras-committee", "predict"]
+    request = "\n".join(lines[4:6]).removesuffix("|")  # and curl, which sends it
+    (tmp_path / "IMAGE").write_bytes(b"jpeg")
+    document = json.loads(subprocess.check_output(["bash", "-c", request], cwd=tmp_path))
+    assert document == {"signature_name": "predict_bytes", "instances": [{"b64": "anBlZw=="}]}
+    assert lines[6].split()[:3] == ["curl", "-d", "@-"]
     assert printed.endswith(f"\nNext: keras-committee serve {tmp_path / 'tiny'}\n")
     assert run.events()[-1]["event"] == "exported"
     manifest = json.loads((tmp_path / "tiny" / "1" / "committee.json").read_text())

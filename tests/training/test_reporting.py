@@ -84,7 +84,7 @@ def train(monitor, epochs=200):
             monitor.on_steps_end(0, 10)
             monitor.on_epoch_end(0, {"epoch": epoch, **ROW})
         monitor._progress.refresh()  # as ten times a second
-        monitor.note("warning: the word that matters")
+        monitor.note("warning: the words that matter to me")
         monitor.on_member_end(0)
 
 
@@ -96,7 +96,7 @@ def test_a_log_has_about_fifty_lines_per_member_and_no_bars(monitor, environment
     assert [line.split()[3] for line in lines[:3]] == ["1/200", "4/200", "8/200"]
     words = "member 0  epoch 200/200  loss 0.7000  accuracy 0.2000  validation 0.8125  790 images/s"
     assert lines[-2].startswith(words)
-    assert lines[-1] == "warning: the word that matters"
+    assert lines[-1] == "warning: the words that matter to me"
     assert len(lines) == 52
     assert not set("\x1b\r━") & set(log.getvalue())
 
@@ -133,7 +133,7 @@ def test_a_terminal_gets_bars_within_its_width_and_colors_unless_no_color(monito
     lines = [re.sub(r"\x1b\[[\d;?]*\w", "", line) for line in re.split(r"[\r\n]+", text)]
     assert any(re.match(r"0 +4/200 .*81\.25%", line) for line in lines)
     assert max(map(len, lines)) <= 30
-    assert "warning: the word that matters" in lines
+    assert "warning: the words that matter" in lines  # wrapped between words
     assert ("\x1b[3" in text) == colors
 
 
@@ -165,7 +165,7 @@ def test_a_tensorboard_log_that_fails_stops_no_training_and_is_reported_once(mon
     assert text.count("warning: the TensorBoard log of the committee failed: KeyError: 'parameters'") == 1
     assert "main thread" not in text
     assert "epoch 3/200" not in text  # one line in four epochs
-    assert "warning: the word that matters" in text
+    assert "warning: the words that matter to me" in text
 
 
 def test_a_terminal_that_is_closed_stops_no_training(monitor):

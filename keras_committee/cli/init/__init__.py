@@ -10,7 +10,7 @@ from keras_committee.cli.options import HomePath, json_option, split_folders_opt
 from keras_committee.cli.output import command_line, print_json, print_message, reserve_stdout_for_json
 from keras_committee.errors import DataError, RecipeError
 from keras_committee.files import write_file
-from keras_committee.folder_kinds import FolderKind, folder_kind
+from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, folder_kind
 from keras_committee.keras_config import loading_backend
 from keras_committee.shard_files import split_shards
 from keras_committee.tables import format_duration
@@ -22,8 +22,16 @@ if TYPE_CHECKING:
 _SOURCE_TYPE = (click.Choice(["image-folder", "tfrecords"]), HomePath(path_type=Path))
 
 
+def _refuse_folder(context: click.Context, parameter: click.Parameter, file: Path) -> Path:
+    """Return FILE; the folder of the images in its place is an error before others, such as a missing --from."""
+    if file.is_dir():
+        error = explain_wrong_folder(file) or "it is a folder."
+        raise RecipeError(f"{file} is not the name of a recipe, such as recipes/mine.py: {error}")
+    return file
+
+
 @click.command()
-@click.argument("file", type=HomePath(path_type=Path, dir_okay=False))
+@click.argument("file", type=HomePath(path_type=Path), callback=_refuse_folder)
 @click.option(
     "--from",
     "source",
@@ -70,7 +78,8 @@ def init(
     defaults = choose_defaults(stats, machine)
     recipe = render_recipe(stats, defaults, machine.weights, source[1], command_line("train", str(file)))
     write_file(file, recipe.encode(errors="backslashreplace"))
-    for warning in filter(None, [*stats.notes, defaults.imbalance_warning, defaults.rare_warning]):
+    notes = [] if measure else stats.notes  # the measurement reads the images, which logs them
+    for warning in filter(None, [*notes, defaults.imbalance_warning, defaults.rare_warning]):
         click.echo(f"warning: {warning}", err=True)
     with reserve_stdout_for_json(as_json):
         estimate = _measure_training(file) if measure else None
