@@ -177,10 +177,10 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         location = f": {error.filename}" if error.filename and str(error.filename) != str(path) else ""
-        raise ResourceError(
-            f"cannot write {path}: {error.strerror or error}{location}.\n"
-            "  Free disk space, fix the permissions, or choose another folder."
-        ) from error
+        hint = "Free disk space, fix the permissions, or choose another folder."
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            hint = "A file has the name of the folder. Choose another folder, or move the file away."
+        raise ResourceError(f"cannot write {path}: {error.strerror or error}{location}.\n  {hint}") from error
 
 
 def require_free(folder: Path) -> None:

@@ -740,16 +740,15 @@ class Run:
         if not values:
             return
         parameters, command = {**recorded, **values}, self.environment()["command"]
+        differences = _differences(recorded, parameters)
+        new_command = _replace_option(_with_parameters(command, values), "--run", str(self._free_path()))
+        numbers = [name for name, value in values.items() if isinstance(value, (int, float))]
+        self._require_no_other_changes([differences[name] for name in numbers], new_command)  # without TensorFlow
         _require_existing_paths(values)
         recipe = recipe_file.build(parameters, smoke=self.smoke)
-        differences, data_paths = _differences(recorded, parameters), _paths_in(recipe.data)
-        if other := [text for name, text in differences.items() if not _names_data(recorded, values, name, data_paths)]:
-            listing = "\n  ".join(other)
-            new_command = _replace_option(_with_parameters(command, values), "--run", str(self._free_path()))
-            raise RunError(
-                f"--set changes paths of the data of {self.path} only. Received:\n  {listing}\n"
-                f"No file was changed. To train with the change, run: {new_command}"
-            )
+        data_paths = _paths_in(recipe.data)
+        other = [text for name, text in differences.items() if not _names_data(recorded, values, name, data_paths)]
+        self._require_no_other_changes(other, new_command)
         splits: Any = recipe.data.load()
         self.require_classes(splits.classes)
         trained_on = self._trained_on()
@@ -760,6 +759,15 @@ class Run:
         environment = {**self.environment(), "command": _with_parameters(command, values)}
         write_record(self.path / "environment.json", _accept(environment, configuration.contents()))
         self._write_contents(configuration.contents())
+
+    def _require_no_other_changes(self, other: Sequence[str], new_command: str) -> None:
+        """Raise RunError if parameters change that are no paths of the data."""
+        if other:
+            listing = "\n  ".join(other)
+            raise RunError(
+                f"--set changes paths of the data of {self.path} only. Received:\n  {listing}\n"
+                f"No file was changed. To train with the change, run: {new_command}"
+            )
 
     def _journaled(self, field: str, default: Any) -> Any:
         """Return the value of `field` in the last event that has it; `default` if there is none."""
@@ -961,7 +969,8 @@ def _parameter_name(override: str) -> str:
 def _require_existing_paths(values: Mapping[str, Any]) -> None:
     """Raise DataError if the new value of a parameter is a path that does not exist, before TensorFlow is imported."""
     for name, value in values.items():
-        if isinstance(value, str) and os.sep in value and not _exists(str(expand_home(value))):
+        is_path = isinstance(value, str) and (os.sep in value or name == "data_dir")
+        if is_path and not _exists(str(expand_home(value))):
             raise DataError(f"there are no data at {value} (parameter {name}). No file was changed.")
 
 

@@ -20,6 +20,7 @@ _MATRIX_CELL_WIDTH, _MIN_LABEL_WIDTH = 6, 8
 _MFLOPS_NOTE = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
 _QUARTILES = ("lower", "median", "upper")
 _EDGE_WIDTH = 4  # characters that the outer border adds to a table
+_HARD_BLANK = "\ue000"  # of private use: stands for a blank at which no line ends
 _SEPARATOR_WIDTH = 3  # a line and two blanks between two columns
 
 
@@ -256,10 +257,12 @@ def _wrap_line(line: str, width: int) -> list[str]:
 def _wrap_words(line: str, width: int) -> list[str]:
     column = re.match(r"\s*(?:\S+\s{2,})?", line)  # the indentation, or the first column of a list
     indent = " " * len(column.group() if column else "")
+    # A command in backticks stays on one line, so that it can be copied.
+    line = re.sub(r"`[^`]*`", lambda quoted: quoted.group().replace(" ", _HARD_BLANK), line)
     wrapped = textwrap.wrap(
         line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )  # fmt: skip
-    return wrapped or [""]
+    return [part.replace(_HARD_BLANK, " ") for part in wrapped] or [""]
 
 
 def _wrap_command(prose: str, command: str, width: int) -> list[str]:

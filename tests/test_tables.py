@@ -84,6 +84,7 @@ def test_long_text_is_wrapped_between_words_and_a_command_with_backslashes(monke
     monkeypatch.setattr(sys, "stderr", Terminal())
     tables.print_text("missing  tensorflow: not installed, or not for this Python", err=True)
     assert sys.stderr.getvalue() == "missing  tensorflow: not installed, or\n         not for this Python\n"
+    assert tables.wrap_text("Create a run folder first with `train RECIPE`.", 40).endswith("with\n`train RECIPE`.")
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     tables.print_text(command, err=True)
     assert sys.stderr.getvalue() == f"{command}\n"

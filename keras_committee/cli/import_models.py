@@ -80,7 +80,7 @@ def import_models(
     Each MODEL is a .keras file or a SavedModel folder. RECIPE defines the data on which the members are evaluated;
     nothing is trained.
     """
-    _check_models_exist(models)
+    _check_models(models)
     scaling_by_model = _values_by_model(input_scalings, models, "--input-scaling")
     names_file_by_model = _values_by_model(class_names_files, models, "--class-names-file")
     recipe_file = RecipeFile.read(recipe)
@@ -119,14 +119,21 @@ def import_models(
     print_next_steps("evaluate", run_dir)
 
 
-def _check_models_exist(models: tuple[str, ...]) -> None:
-    """Raise RecipeError for missing files, before TensorFlow is imported and a run folder is created."""
+def _check_models(models: tuple[str, ...]) -> None:
+    """Raise RecipeError for missing and other files, before a run folder is created or its members are more."""
     missing = [model for model in models if not Path(model).exists()]
     if missing:
         raise RecipeError(
             f"no such model: {', '.join(missing)}. No run was started.\n"
             "  Name .keras files or SavedModel folders: keras-committee import RECIPE MODEL..."
         )
+    for model in map(Path, models):
+        if model.is_file() and model.suffix != ".keras":
+            raise RecipeError(
+                f"{model} is not a .keras file. No run was changed.\n"
+                "  Load it with the library that wrote it and save it again: with Keras 3, model.save('name.keras');\n"
+                "  with Keras 2 (tf_keras), model.export('folder'), which writes a SavedModel that `import` reads."
+            )
 
 
 def _values_by_model(values: tuple[str, ...], models: tuple[str, ...], option: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ import click
 from keras_committee.class_folders import list_images
 from keras_committee.cli.options import HomePath, json_option, split_folders_option, standard_options
 from keras_committee.cli.output import print_json, reserve_stdout_for_json
+from keras_committee.errors import raise_if_problems
 from keras_committee.files import require_free
 from keras_committee.folder_kinds import FolderKind, folder_kind
 from keras_committee.keras_config import loading_backend
@@ -98,7 +99,8 @@ def _check_folders(source: Path, destination: Path, split_folders: dict[str, str
     """Raise DataError or RecipeError for wrong folders, before TensorFlow is imported."""
     require_free(destination)
     if folder_kind(source) is not FolderKind.IMAGES:  # a listing takes long for folders of many images
-        list_images(source, None, split_folders)
+        listing = list_images(source, None, split_folders)
+        raise_if_problems(str(source), listing.problems, listing.hint)
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def print_json(document: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def print_log() -> Iterator[None]:
-    """Print the warnings of the package's log to stderr inside the block, on a terminal wrapped between words."""
+    """Print each warning of the package's log to stderr once inside the block, on a terminal wrapped between words."""
     logger, handler = logging.getLogger("keras_committee"), _StderrHandler(logging.WARNING)
     logger.addHandler(handler)
     try:
@@ -91,9 +91,16 @@ def print_log() -> Iterator[None]:
 
 
 class _StderrHandler(logging.Handler):
+    def __init__(self, level: int):
+        super().__init__(level)
+        self._printed: set[str] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            print_text(self.format(record), err=True)
+            text = self.format(record)
+            if text not in self._printed:  # `search` reads the data once per member
+                self._printed.add(text)
+                print_text(text, err=True)
         except Exception:
             self.handleError(record)
 

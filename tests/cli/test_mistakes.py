@@ -75,7 +75,7 @@ EARLY = [
     ("train tiny.py --workers 0", 2, "must be auto or a positive integer. Received: '0'"),
     ("train tiny.py --members one", 2, "'--members': ", "must be member indices such as 0,3. Received: 'one'"),
     ("train tiny.py --strategy mirrorred", 2, "'mirrorred' is not one of 'auto', 'single', 'mirrored', 'multiworker'"),
-    ("train tiny.py --run tiny.py/run", 7, "cannot write tiny.py/run", "File exists: tiny.py"),
+    ("train tiny.py --run tiny.py/run", 7, "cannot write tiny.py/run", "File exists: tiny.py.\n  A file has the name"),
     ("train tiny.py --epochs 3", 2, "No such option '--epochs'.", "'epochs' is a recipe parameter: --set epochs=3\n"),
     ("train tiny.py --learning-rate=0.1", 2, "\n  'learning_rate' is a recipe parameter: --set learning_rate=0.1\n"),
     ("train tiny.py epochs=3 --set members=2", 2, "(epochs=3)", "\n  'epochs' is a recipe parameter: --set epochs=3\n"),
@@ -124,12 +124,15 @@ EARLY = [
     ("init mine.py --from image-folder images/cat", 3, "Did you mean 'images'?"),
     ("init mine.py --from image-folder runs/a", 3, "it is a run folder."),
     ("init mine.py --from image-folder bad", 3, "2 problems", "dog/: ", "a.png: neither a JPEG nor", "skip_bad=N"),
+    ("import tiny.py images/cat/00.png", 2, "00.png is not a .keras file. No run was changed.", "model.save("),
     ("import tiny.py absent.keras", 2, "no such model: absent.keras. No run was started."),
     ("evaluate runs", 4, "runs is not a run folder: it is a folder of runs. Did you mean 'runs/a' or 'runs/"),
     ("evaluate a", 4, "there is no such folder. Did you mean 'runs/a'?"),
     ("evaluate images", 4, "images is not a run folder: it is a folder of images."),
     ("evaluate runs/a/members/00", 4, "Did you mean 'runs/a'?"),
     ("evaluate runs/none", 4, "runs/none is not a run folder", "keras-committee train RECIPE --run runs/none"),
+    ("evaluate runs/a --set members=2", 4, "--set changes paths of the data of runs/a only.", "members 3 -> 2"),
+    ("evaluate runs/data --set data_dir=none", 3, "there are no data at none (parameter data_dir)."),
     ("calibrate runs/none", 4, "runs/none is not a run folder"),
     ("evaluate runs/damaged", 4, "runs/damaged/parameters.json is damaged", "keras-committee train tiny.py"),
     ("train tiny.py --set epochs=-1 --run runs/b", 2, "Recipe(epochs=...)", "an integer of 1 or more. Received: -1"),
@@ -145,8 +148,9 @@ EARLY = [
     ("export runs/a --selection none.json", 4, "none.json", "keras-committee select RUN"),
     ("export runs/a", 6, "runs/a", "To resume, run: keras-committee train tiny.py"),
     ("export runs/a --out saved_models/a%2f", 2, "'a%2f'", "--out saved_models/committee"),
-    ("export runs/a --out tiny.py", 7, "cannot write tiny.py: File exists"),
+    ("export runs/a --out tiny.py", 7, "cannot write tiny.py: File exists.\n  A file has the name of the folder."),
     ("make-tfrecords images runs --shards 2", 2, "runs exists. No file was changed."),
+    ("make-tfrecords images/cat shards --shards 2", 3, "there are no class folders in", "Did you mean 'images'"),
     ("make-tfrecords none shards --shards 2", 3, "none: 1 problem in the data\n  there is no such folder"),
     ("serve saved_models/a --use-tf-serving", 2, "saved_models/a is not a model folder: there is no such folder."),
     ("serving-config saved_models/a --out out", 2, "saved_models/a"),
@@ -205,6 +209,8 @@ def stock(tmp_path_factory):
         for name in ("a", "held", "damaged"):
             command = f"keras-committee train tiny.py --run runs/{name}"
             Run.create(f"runs/{name}", recipe_file, recipe_file.resolve([]), command=command)
+        recipe_file = RecipeFile.read("data.py")
+        Run.create("runs/data", recipe_file, {"data_dir": "images"}, command="keras-committee train data.py")
         (Run.open("runs/a").member(0).state / "step-000000000").mkdir(parents=True)
     (folder / "runs/damaged/parameters.json").write_text("{")
     return folder

@@ -79,9 +79,13 @@ def test_json_output_is_one_line(run, monkeypatch, capsys):
     assert err == "on stderr\n"
 
 
-def test_warnings_of_the_log_are_wrapped_on_a_terminal(run, monkeypatch, capsys):
-    warn = logging.getLogger("keras_committee.data.dataset").warning
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: warn("%s: skipped", "file " * 9) or {"members": []})
+def test_a_warning_of_the_log_is_printed_once_and_wrapped_on_a_terminal(run, monkeypatch, capsys):
+    def evaluate(*_, **__):
+        for _ in range(2):
+            logging.getLogger("keras_committee.data.dataset").warning("%s: skipped", "file " * 9)
+        return {"members": []}
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "40")
     main(["evaluate", RUN_DIR, "--json"])
