@@ -28,6 +28,7 @@ from keras_committee.tfserving.tf_protocol import (
 )
 
 _DT_STRING = 7
+_SET_MIN_LOG_LEVEL = "_ZN4absl12lts_2025012714SetMinLogLevelENS0_18LogSeverityAtLeastE"
 _VOID_P, _CHAR_P, _INT, _SIZE = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t
 _TSTRING_BYTES = 24  # size of a TF_TString
 
@@ -218,9 +219,18 @@ class Library:
                 function = getattr(library, name)
                 function.restype, function.argtypes = result, arguments
                 setattr(self, name, function)
+        _apply_log_level(gil_releasing)
 
     def __getattr__(self, name: str) -> Any:  # for type checkers: every function is set above
         raise AttributeError(f"{name} is not one of the loaded C functions")
+
+
+def _apply_log_level(library: ctypes.CDLL) -> None:
+    """Let TensorFlow's C++ log follow TF_CPP_MIN_LOG_LEVEL, which has no effect on messages that Abseil writes."""
+    level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "")
+    with contextlib.suppress(AttributeError):  # the name has the version of Abseil
+        if level.isdecimal():
+            getattr(library, _SET_MIN_LOG_LEVEL)(int(level))
 
 
 @functools.cache

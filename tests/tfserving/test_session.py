@@ -1,5 +1,6 @@
 """A session returns the results of the model, and the errors of TensorFlow."""
 
+import ctypes
 import pathlib
 import resource
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from keras_committee.tfserving.python_session import PythonSession, load_session
-from keras_committee.tfserving.session import Session
+from keras_committee.tfserving.session import Library, Session, find_library
 from keras_committee.tfserving.tf_protocol import StatusError, truncated
 
 X = np.array([1.0, 2.0, 5.0], np.float32)
@@ -184,3 +185,13 @@ def uncached_library():
 def test_a_long_message_is_marked_where_it_was_cut():
     assert truncated("é" * 600) == "é" * 512 + "...TRUNCATED"
     assert truncated("é" * 512) == "é" * 512
+
+
+def test_the_log_of_tensorflow_follows_its_environment_variable(monkeypatch):
+    path = find_library()
+    minimum = ctypes.CDLL(str(path))["_ZN4absl12lts_2025012711MinLogLevelEv"]
+    before = minimum()
+    for level in (2, before):
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", str(level))
+        Library(path)
+        assert minimum() == level
