@@ -3,12 +3,16 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
+import scipy.stats
 
 ROOT = pathlib.Path(__file__).parents[2]
 README, RESULTS = (ROOT / name for name in ("README.md", "docs/results.md"))
 FIGURE = json.loads((ROOT / "docs/results/figure1.json").read_text())
 STACKED = json.loads((ROOT / "docs/results/stacked.json").read_text())
+TRAINING = json.loads((ROOT / "docs/results/training.json").read_text())["runs"]
+PRECISION = json.loads((ROOT / "docs/results/precision.json").read_text())["accuracy"]
 BFLOAT16 = json.loads((ROOT / "docs/results/serving_bfloat16.json").read_text())
 COMMITTEES = [(width, size) for width in ("1", "2", "4") for size in (1, 3, 8)]
 
@@ -80,3 +84,38 @@ def test_the_exports_in_bfloat16_of_the_results(row):
     numbers = [f"{row[name]:.1f}" for name in ("float32_ms", "bfloat16_ms")]
     numbers += [f"{row[name]:.2f}" for name in ("ratio", "cpu_ratio")]
     assert cells(RESULTS, f"{row['members']}, batch {row['batch']}")[1:] == [*numbers, sizes]
+
+
+@pytest.mark.parametrize("name", [row["name"] for row in TRAINING[0]["rows"] if "cached batch" not in row["name"]])
+def test_the_training_speed_of_the_results(name):
+    rows = [next(row for row in run["rows"] if row["name"] == name) for run in TRAINING]
+    text = [cell.strip("*") for cell in cells(RESULTS, f"{name} ", f"**{name}*", name)[1:]]
+    assert text == [number for row in rows for number in (f"{row['median']:,.0f}", f"{row['ratio']:.2f}")]
+
+
+def test_the_goals_of_the_training_speed():
+    for first_words, word in (
+        ("Keras at its defaults", "Keras' defaults"),
+        ("the fastest of all rows", "PyTorch"),
+        ("the convolutions alone in bfloat16", "convolutions alone"),
+    ):
+        goals = [
+            [goal for goal in run["goals"] if "bfloat16" in goal["name"] and word in goal["name"]] for run in TRAINING
+        ]
+        assert cells(RESULTS, first_words)[1:3] == [f"{goal['value']:.2f}" for [goal] in goals]
+
+
+@pytest.mark.parametrize("name", PRECISION)
+def test_the_accuracy_of_the_precisions(name):
+    scores = PRECISION[name]
+    assert cells(RESULTS, f"`{name}`")[1:] == [f"{100 * score:.2f} %" for score in (*scores, np.mean(scores))]
+
+
+def test_the_interval_of_their_difference():
+    result = scipy.stats.ttest_ind(
+        *([100 * score for score in scores] for scores in PRECISION.values()), equal_var=False
+    )
+    low, high = result.confidence_interval()
+    difference = 100 * (np.mean(PRECISION["mixed_bfloat16"]) - np.mean(PRECISION["float32"]))
+    text = " ".join(RESULTS.read_text().split())
+    assert f"{difference:.2f} points above float32, with a 95 % interval of {low:.2f} to +{high:.2f}" in text
