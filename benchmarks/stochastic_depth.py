@@ -2,13 +2,16 @@
 
     python benchmarks/stochastic_depth.py                # ResNet-110, as in the paper: about ten minutes on two cores
     python benchmarks/stochastic_depth.py --quick        # ResNet-20, under two minutes
+    python benchmarks/stochastic_depth.py --precision mixed_bfloat16
+    python benchmarks/stochastic_depth.py --ours         # only the rows of constant depth and ours on one device
     python benchmarks/stochastic_depth.py --json
 
 Compares one ResNet at constant depth, with the three modes of `StochasticDepth`, and with the layers of keras-cv and
 Model Garden in place of the additions; p_L = 0.5, linear decay. All rows train on the same batch with the same training
 step, and take turns, one step each. A row shows the median over the rounds in seconds, +- half the interquartile range,
-and its ratio to constant depth. The rows with two replicas divide the global batch between two logical CPUs; their
-reference is the same network with every gate open, which also keeps the statistics of its branches per replica.
+and its ratio to constant depth. The gates are random; "at the expected depth" is the ratio if as many blocks had run as
+expected, where each block that did not run saved the same time. The rows with two replicas divide the global batch
+between two logical CPUs; their reference is the same network with every gate open, which also keeps the statistics of its branches per replica.
 """
 
 import argparse
@@ -30,6 +33,7 @@ from official.vision.modeling.layers import nn_layers
 
 from keras_committee import flops, models
 from keras_committee.layers import linear_decay
+from keras_committee.precision import cpu_has_amx
 from keras_committee.training.devices import make_strategy
 from keras_committee.training.train_step import BlockStats, make_train_step
 
@@ -108,7 +112,7 @@ def make_step(build, strategy, batch, with_block_stats=False):
 def measure(steps, rounds, reference):
     """Return one row per item of `steps`, in seconds: after two warm-up steps, the items take turns, one step each.
 
-    `depth` is the fraction of the blocks that ran, or None without gates. It is random, and the ratio varies with it.
+    `depth` is the fraction of the blocks that ran, or None without gates; `ratio_at_expected_depth` corrects for it.
     """
     for name, (step, _) in steps.items():
         start = time.perf_counter()
@@ -128,26 +132,40 @@ def measure(steps, rounds, reference):
     return [{**row, "depth": depths[row["name"]]} for row in summarize(seconds, reference)]
 
 
-def run(depth, batch_size, rounds):
+def at_expected_depth(row, expected):
+    """Return the ratio of the row at the expected fraction of blocks; None for rows in which all of them run."""
+    if row["depth"] is None or row["depth"] == 1.0:
+        return None
+    return 1.0 - (1.0 - row["ratio"]) * (1.0 - expected) / (1.0 - row["depth"])
+
+
+def run(depth, batch_size, rounds, precision, only_ours):
+    keras.config.set_dtype_policy(precision)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, size=(batch_size, 32, 32, 3), dtype=np.uint8)
     batch = (images, rng.integers(0, 10, size=batch_size, dtype=np.int32))
     builders, single = networks(depth), make_strategy("single", batch_size)
     mirrored = make_strategy("mirrored", batch_size)
 
-    steps = {name: make_step(build, single, batch) for name, build in builders.items() if name != GATES_OPEN}
+    names = [name for name in builders if name != GATES_OPEN and (not only_ours or name.startswith(("ours", "const")))]
+    steps = {name: make_step(builders[name], single, batch) for name in names}
     steps["ours, batch, with block statistics"] = make_step(
         builders["ours, batch"], single, batch, with_block_stats=True
     )
     rows = measure(steps, rounds, "constant depth")
     del steps  # frees the networks
-    replicated = {
-        f"{name}, two replicas": make_step(builders[name], mirrored, batch) for name in (GATES_OPEN, "ours, batch")
-    }
-    rows += measure(replicated, rounds, f"{GATES_OPEN}, two replicas")
+    if not only_ours:
+        replicated = {
+            f"{name}, two replicas": make_step(builders[name], mirrored, batch) for name in (GATES_OPEN, "ours, batch")
+        }
+        rows += measure(replicated, rounds, f"{GATES_OPEN}, two replicas")
+    expected = float(np.mean(linear_decay((depth - 2) // 2, LAST_SURVIVAL)))
+    rows = [{**row, "ratio_at_expected_depth": at_expected_depth(row, expected)} for row in rows]
     return {
-        "machine": f"{os.cpu_count()} {platform.machine()} cores, TensorFlow {tf.__version__}, Keras {keras.version()}",
-        "network": f"ResNet-{depth}, batch {batch_size}, p_L = {LAST_SURVIVAL}",
+        "machine": f"{os.cpu_count()} {platform.machine()} cores {'with' if cpu_has_amx() else 'without'} AMX, "
+        f"TensorFlow {tf.__version__}, Keras {keras.version()}",
+        "network": f"ResNet-{depth}, batch {batch_size}, p_L = {LAST_SURVIVAL}, {precision}",
+        "expected_depth": expected,
         "expected_ratio": 1.0 - flops.expected_flops_reduction(builders["ours, batch"]()),
         "paper": PAPER_RESULT,
         "rounds": rounds,
@@ -158,13 +176,18 @@ def run(depth, batch_size, rounds):
 def table(result):
     lines = [
         f"{result['network']}; {result['rounds']} interleaved rounds; {result['machine']}",
-        "| step | median, s | ± | ratio to constant depth | blocks that ran |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| step | median, s | ± | ratio to constant depth | blocks that ran | at the expected depth |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
         depth = "all" if row["depth"] is None else f"{row['depth']:.1%}"
-        lines.append(f"| {row['name']} | {row['median']:.3f} | {row['half_iqr']:.3f} | {row['ratio']:.3f} | {depth} |")
-    lines.append(f"Expected ratio of multiply-adds: {result['expected_ratio']:.3f}. Paper: {result['paper']}.")
+        corrected = row["ratio_at_expected_depth"]
+        cells = [row["name"], f"{row['median']:.3f}", f"{row['half_iqr']:.3f}", f"{row['ratio']:.3f}", depth]
+        lines.append(f"| {' | '.join([*cells, '' if corrected is None else f'{corrected:.3f}'])} |")
+    lines.append(
+        f"Expected depth: {result['expected_depth']:.1%} of the blocks. "
+        f"Expected ratio of multiply-adds: {result['expected_ratio']:.3f}. Paper: {result['paper']}."
+    )
     return "\n".join(lines)
 
 
@@ -172,6 +195,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="measure ResNet-20 with batch 64 instead of ResNet-110")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.add_argument("--precision", choices=("float32", "mixed_bfloat16"), default="float32", help="dtype policy")
+    parser.add_argument("--ours", action="store_true", help="measure no peers and no replicas")
     parser.add_argument("--depth", type=int, help="depth of the ResNet, 6n + 2")
     parser.add_argument("--rounds", type=int, help="number of timed steps of each row")
     arguments = parser.parse_args()
@@ -182,5 +207,7 @@ if __name__ == "__main__":
         arguments.depth or (20 if arguments.quick else 110),
         64 if arguments.quick else 128,
         arguments.rounds or (15 if arguments.quick else 20),
+        arguments.precision,
+        arguments.ours,
     )
     print(json.dumps(result) if arguments.json else table(result))
