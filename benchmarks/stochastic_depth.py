@@ -11,7 +11,8 @@ Model Garden in place of the additions; p_L = 0.5, linear decay. All rows train 
 step, and take turns, one step each. A row shows the median over the rounds in seconds, +- half the interquartile range,
 and its ratio to constant depth. The gates are random; "at the expected depth" is the ratio if as many blocks had run as
 expected, where each block that did not run saved the same time. The rows with two replicas divide the global batch
-between two logical CPUs; their reference is the same network with every gate open, which also keeps the statistics of its branches per replica.
+between two logical CPUs; their reference is the same network with every gate open, which also keeps the statistics of
+its branches per replica.
 """
 
 import argparse
