@@ -169,7 +169,8 @@ static int64_t num_chunks(const Pass *pass) {
   return (pass->elements + chunk_size(pass) - 1) / chunk_size(pass);
 }
 
-/* Runs all chunks on the cores that this process may use. A thread is created in a hundredth of the time of its work. */
+/* Runs all chunks on the cores that this process may use. Threads are created for each call: that takes 20 us, a pass over
+   four chunks 100 us or more. */
 static void run_chunks(ChunkFunction run, const Pass *pass) {
   const int64_t chunks = num_chunks(pass);
   cpu_set_t cores;
@@ -205,8 +206,8 @@ static void add_partial_sums(const Pass *pass, int64_t channels, double *first, 
 }
 
 static int64_t period_of(int64_t channels) {
-  int64_t period = channels;
-  while (period % VECTOR) period += channels;
+  int64_t period = channels > 0 ? channels : 1; /* the call fails without channels */
+  while (period % VECTOR) period += channels > 0 ? channels : 1;
   return period * ((MIN_PERIOD + period - 1) / period);
 }
 
@@ -242,8 +243,25 @@ static void end_call(Call *call) {
   TF_DeleteStatus(call->status);
 }
 
+/* Fails the call unless inputs `first` to `last` have as many elements as input `like`. */
+static void require_equal_sizes(Call *call, int first, int last, int like) {
+  for (int i = first; i <= last && TF_GetCode(call->status) == TF_OK; ++i)
+    if (TF_TensorElementCount(call->inputs[i]) != TF_TensorElementCount(call->inputs[like]))
+      TF_SetStatus(call->status, TF_INVALID_ARGUMENT, "The sizes of the inputs of a batch normalization differ.");
+}
+
+/* Fails the call unless input `x` has channels, as many as the vector `scale` has elements. */
+static void require_channels(Call *call, int x, int scale) {
+  const int rank = TF_NumDims(call->inputs[x]);
+  const int64_t channels = TF_TensorElementCount(call->inputs[scale]);
+  if (TF_GetCode(call->status) != TF_OK) return;
+  if (rank < 1 || rank > MAX_RANK || channels < 1 || TF_Dim(call->inputs[x], rank - 1) != channels)
+    TF_SetStatus(call->status, TF_INVALID_ARGUMENT, "The channels of the inputs of a batch normalization differ.");
+}
+
 /* Returns the memory of a new output in the shape of input `like`, or of that input itself if nobody else reads it. */
 static void *output_like(Call *call, int like, bool reuse) {
+  if (TF_GetCode(call->status) != TF_OK) return NULL;
   TF_Tensor *tensor = call->inputs[like];
   int64_t shape[MAX_RANK];
   const int rank = TF_NumDims(tensor), index = call->num_outputs++;
@@ -271,7 +289,8 @@ static bool allocate(Vectors *vectors, Pass *pass, int64_t channels) {
   const int64_t period = pass->period;
   float *memory = calloc(5 * period + channels, sizeof *memory);
   double *sums = calloc(2 * channels, sizeof *sums);
-  pass->partial_sums = calloc(num_chunks(pass) * 2 * period, sizeof *memory);
+  const int64_t chunks = num_chunks(pass) > 0 ? num_chunks(pass) : 1; /* the first one exists without any rows, too */
+  pass->partial_sums = calloc(chunks * 2 * period, sizeof *memory);
   *vectors = (Vectors){memory,              memory + period,     memory + 2 * period, memory + 3 * period,
                        memory + 4 * period, memory + 5 * period, sums,                sums + channels};
   return memory && sums && pass->partial_sums;
@@ -290,6 +309,9 @@ static void compute_forward(void *kernel, TF_OpKernelContext *context) {
   begin_call(&call, context);
   const bool has_addend = call.num_inputs == 4;
   const int first_vector = has_addend ? 2 : 1;
+  if (has_addend) require_equal_sizes(&call, 1, 1, 0);
+  require_equal_sizes(&call, first_vector + 1, first_vector + 1, first_vector);
+  require_channels(&call, 0, first_vector);
   TF_Tensor *x = call.inputs[0], *scale = call.inputs[first_vector], *offset = call.inputs[first_vector + 1];
   const bool half = TF_TensorType(x) == TF_BFLOAT16;
   const int64_t channels = TF_TensorElementCount(scale), elements = TF_TensorElementCount(x);
@@ -339,6 +361,10 @@ static void compute_gradient(void *kernel, TF_OpKernelContext *context) {
   const Attributes *attributes = kernel;
   Call call;
   begin_call(&call, context);
+  require_equal_sizes(&call, 3, 5, 2);
+  require_equal_sizes(&call, 1, 1, 0);
+  require_equal_sizes(&call, 6, call.num_inputs - 1, 0);
+  require_channels(&call, 0, 2);
   const bool half = TF_TensorType(call.inputs[0]) == TF_BFLOAT16;
   const int64_t channels = TF_TensorElementCount(call.inputs[2]), elements = TF_TensorElementCount(call.inputs[0]);
   void *input_gradient = output_like(&call, 0, true);
@@ -386,9 +412,12 @@ static void *create_kernel(TF_OpKernelConstruction *construction) {
   Attributes *attributes = calloc(1, sizeof *attributes);
   TF_Status *status = TF_NewStatus();
   unsigned char relu = 0;
+  int64_t addends = 0;
   TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &attributes->epsilon, status);
   if (TF_GetCode(status) == TF_OK) TF_OpKernelConstruction_GetAttrBool(construction, "relu", &relu, status);
   attributes->relu = relu;
+  if (TF_GetCode(status) == TF_OK) TF_OpKernelConstruction_GetAttrInt64(construction, "N", &addends, status);
+  if (addends > 1) TF_SetStatus(status, TF_INVALID_ARGUMENT, "A batch normalization adds up at most two tensors.");
   if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
   TF_DeleteStatus(status);
   return attributes;

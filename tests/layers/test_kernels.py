@@ -99,6 +99,28 @@ def test_a_value_that_is_not_finite_is_not_hidden_by_the_relu(operation):
     assert np.isfinite(y.numpy()[..., 1]).all()
 
 
+def test_an_empty_batch_has_no_outputs(operation):
+    _, y, *_ = operation(np.zeros((0, 2, 2, 3), "f"), [], np.ones(3, "f"), np.zeros(3, "f"), epsilon=EPSILON, relu=True)
+    assert y.shape == (0, 2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("addends", "scale", "offset"),
+    [
+        ([np.zeros((2, 2, 2, 4), "f")], np.ones(3, "f"), np.zeros(3, "f")),
+        ([np.zeros((2, 2, 2, 3), "f")] * 2, np.ones(3, "f"), np.zeros(3, "f")),
+        ([], np.ones(2, "f"), np.zeros(2, "f")),
+        ([], np.ones(3, "f"), np.zeros(2, "f")),
+        ([], np.ones(0, "f"), np.zeros(0, "f")),
+    ],
+)
+def test_inputs_that_do_not_fit_are_an_error(operation, addends, scale, offset):
+    import tensorflow as tf
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="batch normalization"):
+        operation(np.zeros((2, 2, 2, 3), "f"), addends, scale, offset, epsilon=EPSILON, relu=True)
+
+
 def test_results_do_not_depend_on_the_number_of_cores(operation):
     import tensorflow as tf
 
