@@ -106,7 +106,7 @@ def _watch(pipe: int, note: Callable[[str], None] | None) -> None:
     """Display that a signal was received, and end the process upon the second Ctrl-C."""
     num_sigints = 0
     while num_sigints < 2 and (received := os.read(pipe, 16)):
-        first = next((number for number in received if number in EXIT_CODES), None)
+        first = next((signal.Signals(number) for number in received if number in EXIT_CODES), None)
         if note and first:  # in another thread: the reader of stderr may be suspended
             threading.Thread(target=note, args=(_NOTES[first],), daemon=True).start()
             note = None

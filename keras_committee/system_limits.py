@@ -2,10 +2,12 @@
 
 import math
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+_CPU_INFO = Path("/proc/cpuinfo")
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _CGROUP_FILE = Path("/proc/self/cgroup")
 
@@ -18,6 +20,16 @@ def usable_cores() -> list[int]:
 def usable_core_count() -> int:
     """Return how many cores this process can keep busy: the quota of a container may be below the cores it sees."""
     return max(1, math.ceil(min(len(usable_cores()), cpu_quota())))
+
+
+def processor_name(cpu_info: Path = _CPU_INFO) -> str:
+    """Return the name of the model of the CPU; that of its architecture where it is unknown."""
+    try:
+        lines = cpu_info.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def has_nvidia_driver() -> bool:

@@ -1,8 +1,6 @@
 """Measured time of exported graphs on this machine, from which `select` predicts that of a cascade."""
 
 import importlib.metadata
-import os
-import platform
 import random
 import tempfile
 import time
@@ -22,6 +20,7 @@ from keras_committee.models import log_probabilities
 from keras_committee.progress import step, track
 from keras_committee.selection import SelectedMember, Selection, Stage
 from keras_committee.stage_time import TimedGraph
+from keras_committee.system_limits import processor_name, usable_cores
 from keras_committee.tfserving.session import Session
 
 _REPEATS = 15
@@ -101,19 +100,10 @@ def measure_cascade(
 def describe_machine() -> dict[str, Any]:
     """Return what the measurements depend on: the processor, the cores of this process, and TensorFlow's version."""
     return {
-        "processor": _processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": processor_name(),
+        "cores": len(usable_cores()),
         "tensorflow": importlib.metadata.version("tensorflow"),
     }
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _selection(models: Sequence[keras.Model], stages: tuple[Stage, ...] | None = None) -> Selection:

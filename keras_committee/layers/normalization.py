@@ -53,8 +53,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         training = bool(training and self.trainable)
         if mask is not None or not self._can_fuse(inputs, training):
             outputs = super().call(inputs, training=training, mask=mask)
-        elif training and _uses_kernels(inputs):
-            return self._call_kernel(inputs, [], relu)[1]
+        elif training and (kernels := _kernels_for(inputs)):
+            return self._call_kernel(kernels, inputs, [], relu)[1]
         else:
             outputs = self._call_fused(inputs, training)
         return ops.relu(outputs) if relu else outputs
@@ -66,9 +66,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             `(sum, outputs)`; None, without any effect, where one operation cannot do it.
         """
         can_add = x.shape == addend.shape and x.dtype == addend.dtype == self.compute_dtype
-        if not (can_add and self.trainable and self._can_fuse(x, True) and _uses_kernels(x)):
-            return None
-        return self._call_kernel(x, [addend], relu)
+        kernels = _kernels_for(x) if can_add and self.trainable and self._can_fuse(x, True) else None
+        return None if kernels is None else self._call_kernel(kernels, x, [addend], relu)
 
     def get_config(self):
         return {**super().get_config(), "synchronized": self._synchronized_argument}
@@ -107,10 +106,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self._update_statistics(mean + shift, tf.math.multiply_no_nan(variance, (count - 1.0) / count))
         return ops.cast(outputs, self.compute_dtype)
 
-    def _call_kernel(self, inputs, addends, relu):
+    def _call_kernel(self, kernels, inputs, addends, relu):
         """Return the sum of the inputs and the addends, and the normalized sum."""
         moving_mean = self._float32(self.moving_mean)
-        sums, outputs, mean, variance = batch_norm_kernels().keras_committee_batch_norm(
+        sums, outputs, mean, variance = kernels.keras_committee_batch_norm(
             x=inputs,
             addends=addends,
             scale=self._float32(self.gamma) if self.scale else ops.ones_like(moving_mean),
@@ -156,16 +155,14 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
     return [variable for layer in layers for variable in layer.non_trainable_variables]
 
 
-def _uses_kernels(inputs) -> bool:
-    """Return whether our own operation trains a batch normalization of `inputs`: on a CPU, without XLA."""
+def _kernels_for(inputs):
+    """Return our own operations for training with `inputs`, on a CPU without XLA; None elsewhere."""
     import tensorflow as tf
 
-    return (
-        keras.backend.standardize_dtype(inputs.dtype) in ("float32", "bfloat16")
-        and not tf.config.list_logical_devices("GPU")
-        and not _compiles_with_xla()
-        and batch_norm_kernels() is not None
-    )
+    is_known_dtype = keras.backend.standardize_dtype(inputs.dtype) in ("float32", "bfloat16")
+    if not is_known_dtype or tf.config.list_logical_devices("GPU") or _compiles_with_xla():
+        return None
+    return batch_norm_kernels()
 
 
 def _compiles_with_xla():

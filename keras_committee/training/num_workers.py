@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -15,7 +14,7 @@ from keras_committee.errors import ResourceError, RunError, pluralize
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
-from keras_committee.system_limits import free_memory, usable_core_count
+from keras_committee.system_limits import free_memory, processor_name, usable_core_count
 from keras_committee.training.devices import BYTES_PER_WORKER, choose_num_workers
 from keras_committee.training.reporting import TrainingOptions
 from keras_committee.training.throughput import Workload, describe_setting, measure_throughput
@@ -30,7 +29,6 @@ _MIN_SECONDS = 180.0
 _READING_SECONDS, _MAX_READING_STEPS = 2.0, 1_000_000
 _VALIDATION_COST = 1 / 3  # a prediction, relative to a training step, which also computes two gradients
 _log = logging.getLogger(__name__)
-_CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Machine:
         """Return this machine."""
         gpus = tf.config.list_physical_devices("GPU")
         names = tuple(str(tf.config.experimental.get_device_details(gpu).get("device_name")) for gpu in gpus)
-        return cls(_cpu_name(), usable_core_count(), names, max(1, free_memory() // BYTES_PER_WORKER))
+        return cls(processor_name(), usable_core_count(), names, max(1, free_memory() // BYTES_PER_WORKER))
 
     def settings(self, members: int) -> list[int]:
         """Return the numbers of members at once that are worth a measurement; the first one is today's rule.
@@ -278,11 +276,3 @@ def _recorded(run: Run, key: Mapping[str, Any], settings: Iterable[int]) -> dict
         if event["event"] == _EVENT and all(event.get(name) == value for name, value in key.items()):
             rates = {int(setting): rate for setting, rate in event["images_per_second"].items()}
     return {setting: rates[setting] for setting in settings} if set(settings) <= set(rates) else {}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = _CPU_INFO.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
