@@ -20,7 +20,7 @@ MADE_FILES = {
     "cat.jpg", "frog.png", "chosen.json", "efficientnetb0.h5", "evaluation.json", "selection.json", "calibration.json",
     "robustness.json", "committee.json", "journal.jsonl", "models.config", "batching.config", "monitoring.config",
     "models.labels.config", "recipe.py", "parameters.json", "environment.json", "recipes/flowers.py", "recipes/mine.py",
-    "recipe_modules/", "keras.json", "notes.txt",
+    "recipes/my_images.py", "recipe_modules/", "keras.json", "notes.txt",
 }  # fmt: skip
 # Files of other libraries, in the sources of docs/comparison.md.
 THEIRS = re.compile(r"(keras_cv|official|orbit|timm|torchensemble)/|drop_path\.py|train\.py")
