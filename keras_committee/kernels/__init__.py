@@ -19,15 +19,8 @@ from types import ModuleType
 
 _SOURCE = Path(__file__).with_name("batch_norm.c")
 # Without errno and traps, and with vectors of the full width, the loops become SIMD code.
-_FLAGS = (
-    "-O3",
-    "-march=native",
-    "-mprefer-vector-width=512",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fPIC",
-    "-shared",
-)
+_CPU_FLAGS = ("-march=native", "-mprefer-vector-width=512") if platform.machine() == "x86_64" else ("-mcpu=native",)
+_FLAGS = ("-O3", *_CPU_FLAGS, "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _COMPILER_TIMEOUT_SECONDS = 120
 
 
@@ -96,15 +89,16 @@ def _gradient(module: ModuleType, operation, *gradients):
 @contextlib.contextmanager
 def _library_folder():
     """Yield the folder of compiled libraries, or one for this process alone if nobody else may be trusted with it."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras-committee"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras-committee"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
         is_private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    except (OSError, RuntimeError):
-        is_private = False
-    if is_private and os.access(folder, os.W_OK):
-        yield folder
+        usable = folder if is_private and os.access(folder, os.W_OK) else None
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
+        usable = None
+    if usable is not None:
+        yield usable
         return
     with tempfile.TemporaryDirectory() as name:  # the library stays loaded after its file was removed
         yield Path(name)

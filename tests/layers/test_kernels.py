@@ -177,6 +177,14 @@ def test_a_folder_that_others_may_write_is_not_trusted(monkeypatch, tmp_path):
     with kernels._library_folder() as other:
         assert other != folder
     assert not other.exists()
+    monkeypatch.setattr(kernels.Path, "home", raises_runtime_error)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with kernels._library_folder() as other:
+        assert other.is_dir()
+
+
+def raises_runtime_error():
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_a_compilation_leaves_the_library_alone_in_its_folder(monkeypatch, tmp_path):
