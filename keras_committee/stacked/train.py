@@ -23,7 +23,7 @@ from keras_committee.checkpoints import Checkpoint, Checkpoints, with_saved_dtyp
 from keras_committee.data.augment import PadCropFlip
 from keras_committee.data.images import InMemoryImages
 from keras_committee.data.splits import Splits
-from keras_committee.errors import DivergedError, IncompleteError, RecipeError, RunError
+from keras_committee.errors import DivergedError, IncompleteError, RecipeError, RunError, pluralize
 from keras_committee.evaluation.predictions import store_member_predictions
 from keras_committee.layers.survival import stochastic_depth_blocks, survival_schedule
 from keras_committee.models.building import build_member
@@ -131,7 +131,7 @@ class _Stack:
     def train(self, checkpoint: Checkpoint | None) -> list[int]:
         """Train the group to its end, from a checkpoint if there is one; return the members that diverged."""
         self._resume(checkpoint)
-        self._note(f"compiling the program of {len(self._group)} members")
+        self._note(f"compiling the program of {pluralize(len(self._group), 'member')}")
         images, labels = jnp.asarray(self._splits.train.images.numpy()), jnp.asarray(self._splits.train.labels)
         while self._epoch < self._recipe.epochs:
             with self._shutdown.mask_signals():
@@ -164,7 +164,7 @@ class _Stack:
                 "  Their state was not changed. Restore the data, or train from the start: --restart."
             )
         self._restore(checkpoint)
-        self._note(f"resuming {len(self._group)} members at epoch {self._epoch + 1}")
+        self._note(f"resuming {pluralize(len(self._group), 'member')} at epoch {self._epoch + 1}")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.document["members"]

@@ -50,7 +50,7 @@ def assert_equal_members(run, other, indices=range(3)):
 def test_the_run_folder_is_that_of_every_training(trained):
     run, lines = trained
     assert run.finished_members() == [0, 1, 2]
-    assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert [line.split("  ")[0] for line in lines] == ["compiling the program of 3 members", "epoch 1/2", "epoch 2/2"]
     for index in range(3):
         rows = run.member(index).read_history()
         assert [row["epoch"] for row in rows] == [1, 2]
@@ -99,7 +99,7 @@ def test_a_kill_between_two_finished_members_loses_nothing(trained, tmp_path, mo
         train(tmp_path / "run")
     monkeypatch.undo()
     run, lines = train(tmp_path / "run")
-    assert lines == ["resuming 1 members at epoch 3"]
+    assert lines == ["resuming 1 member at epoch 3", "compiling the program of 1 member"]
     assert_equal_members(run, trained[0])
 
 
