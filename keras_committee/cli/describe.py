@@ -40,7 +40,11 @@ def describe(recipe: str, overrides: tuple[str, ...], measure: bool, as_json: bo
             range(built.members), f"counting the cost of {pluralize(built.members, 'member')}", built.members
         )
         members = [_describe_member(built, index) for index in indices]
-        training = _measure_training(recipe_file, parameters, built) if measure else None
+        training = None
+        if measure:
+            from keras_committee.training.num_workers import estimate_recipe
+
+            training = estimate_recipe(recipe_file, parameters, built)
     if as_json:
         print_json(
             {
@@ -68,12 +72,6 @@ def _describe_precision(recipe: Recipe) -> dict[str, str]:
         return {"policy": recipe.precision, "reason": ""}
     device = training_device()
     return {"policy": device.precision, "reason": device.reason}
-
-
-def _measure_training(recipe_file: RecipeFile, parameters: dict[str, Any], recipe: Recipe) -> "Estimate":
-    from keras_committee.training.num_workers import estimate_recipe
-
-    return estimate_recipe(recipe_file, parameters, recipe)
 
 
 def _print_training(estimate: "Estimate", recipe: Recipe) -> None:
