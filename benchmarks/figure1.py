@@ -120,7 +120,7 @@ def print_plan(arguments):
         images, labels = keras.ops.array(splits.train.images.numpy()), keras.ops.array(splits.train.labels)
         for _ in range(3):
             started = time.perf_counter()
-            state, _, _ = program.train_epoch(state, images, labels, indices, draws)
+            state, *_ = program.train_epoch(state, images, labels, indices, draws)
             seconds.append(time.perf_counter() - started)
         epoch = min(seconds[1:]) / steps * splits.steps_per_epoch
         total += epoch

@@ -77,7 +77,7 @@ class Stack:
     def run(self):
         """Return the images per second of one call."""
         started = time.perf_counter()
-        self._state, losses, _ = self._program.train_epoch(
+        self._state, losses, *_ = self._program.train_epoch(
             self._state, self._images, self._labels, self._indices, self._draws
         )
         assert np.isfinite(losses).all()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from keras_committee.errors import RecipeError
@@ -54,6 +54,10 @@ class Recipe:
             around it. The other layers are frozen, with their batch statistics. None trains all layers.
         learning_rate_scale: Function of the member's index that returns a factor of the learning rate, such as
             `lambda index: 0.5**index` to compare rates. None is 1 for every member.
+        learning_rate_multipliers: From patterns of weight paths to factors of their learning rate, such as
+            `{"*/beta": 64.0}` for the offsets of batch normalizations; see `schedules.multiply_learning_rates`. None
+            trains all weights at one rate.
+        lookahead: `schedules.Lookahead(...)` or None. Slow weights that the optimizer's are pulled back to.
 
     Raises:
         RecipeError: If a field has the wrong type or is out of range.
@@ -79,6 +83,8 @@ class Recipe:
     initial_weights: str | Callable[[int], str] | None = None
     trainable_layers: Callable[[int], Sequence[str]] | None = None
     learning_rate_scale: Callable[[int], float] | None = None
+    learning_rate_multipliers: Mapping[str, float] | None = None
+    lookahead: Any = None
 
     def __post_init__(self):
         for field in _RULES:
@@ -161,6 +167,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "trainable_layers": _optional(callable, "a function of the epoch"),
     "learning_rate_scale": _optional(callable, "a function of the member's index"),
+    "learning_rate_multipliers": _optional(
+        lambda value: isinstance(value, Mapping) and all(_is_between(factor, 0, math.inf) for factor in value.values()),
+        "a dict from patterns of weight paths to numbers above 0",
+    ),
+    "lookahead": _optional(lambda value: callable(getattr(value, "share", None)), "`schedules.Lookahead(...)`"),
     "restore_best": _optional(lambda value: value in _BEST_EPOCH_SCORES, f"one of {', '.join(_BEST_EPOCH_SCORES)}"),
     "patience": _optional(lambda value: _is_count(value, 1), "an integer of 1 or more"),
 }

@@ -1,17 +1,20 @@
-"""Learning rate schedules.
+"""Learning rate schedules, learning rates of single weights, and the schedule of Lookahead.
 
-Each function returns a Keras schedule. The rate depends only on the step, counted from 0, so a resumed optimizer
-continues with the same rate.
+Each rate depends only on the step, so a resumed optimizer continues with the same rate.
 """
 
+import dataclasses
+import fnmatch
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 from keras import ops
 from keras.optimizers.schedules import CosineDecay, ExponentialDecay, LearningRateSchedule, PiecewiseConstantDecay
 
 __all__ = [
+    "Lookahead",
+    "PiecewiseLinear",
     "ScaledSchedule",
     "SequentialSchedule",
     "WarmUp",
@@ -19,8 +22,10 @@ __all__ = [
     "lr_efficientnet",
     "lr_stochastic_depth",
     "lr_wide_resnet",
+    "multiply_learning_rates",
     "scale_learning_rate",
     "step_decay",
+    "triangular",
 ]
 
 
@@ -102,6 +107,29 @@ def cosine(steps: int, rate: float, warmup_steps: int = 0) -> CosineDecay:
     if not warmup_steps:
         return CosineDecay(rate, steps)
     return CosineDecay(0.0, steps - warmup_steps, warmup_target=rate, warmup_steps=warmup_steps)
+
+
+def triangular(
+    steps: int, rate: float, *, peak: float = 0.23, start: float = 0.2, end: float = 0.07
+) -> "PiecewiseLinear":
+    """Rise linearly to `rate` after a fraction `peak` of the training, then fall linearly.
+
+    Args:
+        steps: Integer >= 1. Total number of training steps.
+        rate: Float > 0. Highest learning rate.
+        peak: Fraction of the steps, within (0, 1), after which the rate is highest.
+        start: First rate as a fraction of `rate`, 0 or more.
+        end: Last rate as a fraction of `rate`, 0 or more.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: Jordan 2024, arXiv:2404.00498, the code of the paper.
+    """
+    _check_positive(steps=steps, rate=rate)
+    if not 0 < peak < 1 or start < 0 or end < 0:
+        raise ValueError(f"peak must be within (0, 1), start and end at least 0. Received: {peak=}, {start=}, {end=}")
+    return PiecewiseLinear([0, peak * steps, steps], [start * rate, rate, end * rate])
 
 
 def lr_efficientnet(
@@ -253,6 +281,114 @@ class ScaledSchedule(LearningRateSchedule):
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "schedule": keras.saving.deserialize_keras_object(config["schedule"])})
+
+
+@keras.saving.register_keras_serializable(package="keras_committee")
+class PiecewiseLinear(LearningRateSchedule):
+    """Straight lines between given rates, and the last rate from then on.
+
+    Args:
+        steps: Ascending numbers, the steps at which the rates are reached; the first is 0.
+        rates: The rate at each of these steps, 0 or more.
+
+    Call arguments:
+        step: Integer, counted from 0.
+
+    Raises:
+        ValueError: If the steps do not ascend from 0, or their number differs from that of the rates.
+    """
+
+    def __init__(self, steps: Sequence[float], rates: Sequence[float]):
+        super().__init__()
+        ascending = all(low < high for low, high in itertools.pairwise(steps))
+        if len(steps) != len(rates) or len(steps) < 2 or steps[0] != 0 or not ascending or min(rates) < 0:
+            raise ValueError(f"steps must ascend from 0, with a rate of 0 or more each. Received: {steps=}, {rates=}")
+        self.steps, self.rates = list(steps), list(rates)
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        rate = ops.convert_to_tensor(self.rates[0], "float32")
+        lines = zip(itertools.pairwise(self.steps), itertools.pairwise(self.rates), strict=True)
+        for (first, last), (low, high) in lines:
+            rate += ops.clip((step - first) / (last - first), 0.0, 1.0) * (high - low)
+        return rate
+
+    def get_config(self):
+        return {"steps": self.steps, "rates": self.rates}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lookahead:
+    """Slow weights that the optimizer's weights are pulled back to: `Recipe(lookahead=schedules.Lookahead())`.
+
+    After every `period` steps, `slow = share * slow + (1 - share) * weights`, and the weights and batch statistics
+    continue from there. The share grows over the training from `start` to `end`; it is
+    `start + (end - start) * progress ** power`.
+
+    Args:
+        period: Integer >= 1. Steps between two updates.
+        start: Share of the slow weights at the first step, in [0, 1).
+        end: Share at the last step, in [0, 1).
+        power: Float > 0.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: Zhang et al. 2019, arXiv:1907.08610, with a share of 0.5 throughout; a growing share, 0.95^5 at the end with
+    `power=3`: Jordan 2024, arXiv:2404.00498, section 3.4.
+    """
+
+    period: int = 5
+    start: float = 0.5
+    end: float = 0.5
+    power: float = 1.0
+
+    def __post_init__(self):
+        _check_positive(period=self.period, power=self.power)
+        if not (0 <= self.start < 1 and 0 <= self.end < 1):
+            raise ValueError(f"start and end must be in [0, 1). Received: start={self.start}, end={self.end}")
+
+    def share(self, step, steps: int):
+        """Return the share of the slow weights after step number `step`, float32; 1 where they are not updated.
+
+        Args:
+            step: Integer tensor, counted from 1.
+            steps: Total number of training steps.
+        """
+        progress = ops.cast(step, "float32") / steps
+        share = self.start + (self.end - self.start) * progress**self.power
+        return ops.where(step % self.period == 0, share, 1.0)
+
+
+def multiply_learning_rates(
+    optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable], multipliers: Mapping[str, float]
+) -> None:
+    """Multiply the learning rate of some weights.
+
+    Args:
+        optimizer: Optimizer that is built for `weights`.
+        weights: The trainable weights, in the order in which the optimizer was built.
+        multipliers: From patterns of weight paths, such as `"*/beta"`, to factors > 0. The first pattern that matches
+            `weight.path` counts; other weights keep their rate.
+
+    Raises:
+        ValueError: If a factor is not above 0, or a pattern matches no weight.
+    """
+    _check_positive(**{f"multiplier of {pattern!r}": factor for pattern, factor in multipliers.items()})
+    paths = [weight.path for weight in weights]
+    for pattern in multipliers:
+        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+            raise ValueError(f"{pattern!r} matches no trainable weight. Received: {', '.join(paths)}")
+    factors = [
+        next((factor for pattern, factor in multipliers.items() if fnmatch.fnmatchcase(path, pattern)), 1.0)
+        for path in paths
+    ]
+    update_step = optimizer.update_step
+
+    def update_at_own_rate(gradient, variable, learning_rate):
+        return update_step(gradient, variable, learning_rate * factors[optimizer._get_variable_index(variable)])
+
+    optimizer.update_step = update_at_own_rate
 
 
 def scale_learning_rate(optimizer: keras.optimizers.Optimizer, factor: float) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from keras_committee import schedules
 from keras_committee.errors import RecipeError
 from keras_committee.recipe import Recipe
 
@@ -104,6 +105,8 @@ def test_valid_training_options_are_accepted():
         "patience": 7,
         "initial_weights": "runs/a",
         "trainable_layers": lambda epoch: ["*"],
+        "learning_rate_multipliers": {"*/beta": 64},
+        "lookahead": schedules.Lookahead(),
     }
     recipe = Recipe(**fields(**options))
     assert {name: getattr(recipe, name) for name in options} == options

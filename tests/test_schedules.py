@@ -203,6 +203,56 @@ def test_the_rates_of_the_digits_recipe(steps):
     assert_equal_around([warmup_steps, steps // 2], recipe_optimizer("digits_wrn", steps), expected, steps)
 
 
+def test_the_triangle_rises_to_its_peak_and_falls_to_its_end():
+    schedule = schedules.triangular(200, 2.0, peak=0.25, start=0.1, end=0.05)
+    steps = [0, 1, 49, 50, 51, 120, 199, 200, 500]
+    np.testing.assert_allclose(rates(schedule, steps), np.interp(steps, [0, 50, 200], [0.2, 2.0, 0.1]), rtol=1e-5)
+
+
+def test_the_slow_weights_of_lookahead_count_more_from_period_to_period():
+    lookahead = schedules.Lookahead(period=5, start=0.1, end=0.7, power=3.0)
+    shares = {step: float(lookahead.share(keras.ops.convert_to_tensor(step), 20)) for step in range(1, 21)}
+    expected = {step: 0.1 + 0.6 * (step / 20) ** 3 if step % 5 == 0 else 1.0 for step in range(1, 21)}
+    assert shares == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda rate: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True), keras.optimizers.Adam],
+    ids=["SGD", "Adam"],
+)
+def test_a_multiplier_is_a_learning_rate_of_its_own(make):
+    """Three steps equal those of optimizers with these rates; the first pattern that matches counts."""
+    layers = [keras.layers.Dense(2, name="first"), keras.layers.Dense(2, name="second")]
+    weights, start = [], []
+    for layer in layers:
+        layer.build((None, 3))
+        weights += layer.trainable_variables
+    start = [np.random.default_rng(index).normal(size=weight.shape) for index, weight in enumerate(weights)]
+    gradients = [[np.cos(values * step) for values in start] for step in (1, 2, 3)]
+
+    def train(optimizer, indices):
+        chosen = [weights[index] for index in indices]
+        for index in indices:
+            weights[index].assign(start[index])
+        if not optimizer.built:
+            optimizer.build(chosen)
+        for step in gradients:
+            optimizer.apply([keras.ops.convert_to_tensor(step[index], "float32") for index in indices], chosen)
+        return [keras.ops.convert_to_numpy(weight) for weight in chosen]
+
+    optimizer = make(0.01)
+    optimizer.build(weights)
+    schedules.multiply_learning_rates(optimizer, weights, {"first/bias": 64.0, "*/bias": 0.5})
+    results = train(optimizer, range(4))
+    for index, rate in enumerate([0.01, 0.64, 0.01, 0.005]):
+        np.testing.assert_allclose(results[index], train(make(rate), [index])[0], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"'\*/beta' matches no trainable weight. Received: first/kernel, first/bias"):
+        schedules.multiply_learning_rates(optimizer, weights, {"*/beta": 2.0})
+    with pytest.raises(ValueError, match=r"multiplier of 'first/bias' must be above 0"):
+        schedules.multiply_learning_rates(optimizer, weights, {"first/bias": -1.0})
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -231,6 +281,12 @@ def test_the_rates_of_the_digits_recipe(steps):
         (lambda: schedules.lr_efficientnet(10, 8, decay_epochs=0), "decay_epochs must be above 0"),
         (lambda: schedules.lr_efficientnet(10, 8, factor=0.0), "factor must be above 0 and below 1"),
         (lambda: schedules.lr_efficientnet(10, 8, warmup_epochs=-1), "0 or more. Received: warmup_epochs=-1"),
+        (lambda: schedules.triangular(0, 0.1), "steps must be above 0. Received: steps=0"),
+        (lambda: schedules.triangular(10, 0.1, peak=1.0), "peak must be within"),
+        (lambda: schedules.PiecewiseLinear([0, 3, 2], [0, 1, 2]), "steps must ascend from 0"),
+        (lambda: schedules.PiecewiseLinear([0, 3], [0, 1, 2]), "steps must ascend from 0"),
+        (lambda: schedules.Lookahead(period=0), "period must be above 0"),
+        (lambda: schedules.Lookahead(end=1.0), r"must be in \[0, 1\)"),
         (lambda: WarmUp(0, AFTER), "steps must be 1 or more. Received: steps=0"),
         (lambda: WarmUp(3, 0.1), "LearningRateSchedule. Received: after=0.1"),
     ],

@@ -63,7 +63,7 @@ class Contender:
         draws = data.pad_crop_flip(4).draw(self._rng, self._steps * BATCH).reshape(1, self._steps, BATCH, 3)
         before = self._program.values_of(self._state, self._counts)
         started = time.perf_counter()
-        self._state, _, _ = self._program.train_epoch(self._state, self._images, self._labels, indices, draws)
+        self._state, *_ = self._program.train_epoch(self._state, self._images, self._labels, indices, draws)
         seconds = (time.perf_counter() - started) / self._steps
         runs = self._program.values_of(self._state, self._counts) - before
         return seconds, float(runs.mean() / self._steps) if self._counts else 1.0

@@ -1,5 +1,6 @@
-"""Keras layers of a committee: heads, stochastic depth, fast batch normalization and resizing."""
+"""Keras layers of a committee: heads, stochastic depth, fast batch normalization, patch whitening and resizing."""
 
+from keras_committee.layers.activations import QuickGELU
 from keras_committee.layers.confidence import CONFIDENCE_MEASURES, confidence
 from keras_committee.layers.graph import TensorFlowGraph
 from keras_committee.layers.heads import (
@@ -11,6 +12,7 @@ from keras_committee.layers.heads import (
     head_name,
     subset_head,
 )
+from keras_committee.layers.initializers import PartialIdentity
 from keras_committee.layers.normalization import BatchNormalization
 from keras_committee.layers.resize import Resize
 from keras_committee.layers.stochastic_depth import StochasticDepth
@@ -25,6 +27,7 @@ from keras_committee.layers.survival import (
     survival_model_garden_resnet,
     survival_timm_linear,
 )
+from keras_committee.layers.whitening import PatchWhitening
 
 __all__ = [
     "CONFIDENCE_MEASURES",
@@ -32,6 +35,9 @@ __all__ = [
     "BatchNormalization",
     "GeometricMean",
     "MajorityVote",
+    "PartialIdentity",
+    "PatchWhitening",
+    "QuickGELU",
     "Resize",
     "StochasticDepth",
     "TensorFlowGraph",

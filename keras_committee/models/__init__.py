@@ -16,6 +16,7 @@ from keras_committee.models.resnet import resnet, resnet_imagenet
 from keras_committee.models.resolution import with_input_size
 from keras_committee.models.sampling import mc_stochastic_depth
 from keras_committee.models.saved_model import from_saved_model
+from keras_committee.models.speed_net import speed_net
 from keras_committee.models.wide_resnet import wide_resnet
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "pretrained_efficientnet",
     "resnet",
     "resnet_imagenet",
+    "speed_net",
     "wide_resnet",
     "with_input_size",
     "wrap_model",

@@ -1,6 +1,7 @@
 """Parts of convolutional networks: pixel normalization, convolutions, residual blocks and logits."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import keras
@@ -8,14 +9,11 @@ import keras
 from keras_committee.keras_config import require_channels_last
 from keras_committee.layers.normalization import BatchNormalization
 from keras_committee.layers.stochastic_depth import StochasticDepth
-from keras_committee.layers.survival import survival_schedule
+from keras_committee.layers.survival import stochastic_depth_blocks, survival_schedule
 
 # Pixel means and standard deviations of CIFAR-10's training images, from the code of the WRN paper.
 CIFAR10_MEAN = (125.3, 123.0, 113.9)
 CIFAR10_STD = (63.0, 62.1, 66.7)
-# Pixel means and standard deviations of ImageNet, from fb.resnet.torch.
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 def normalize_pixels(image, mean: float | Sequence[float], std: float | Sequence[float]):
@@ -118,6 +116,24 @@ class LayerFactory:
 def resolve_survival(num_blocks: int, survival: float | Sequence[float] | None) -> tuple[float | None, ...]:
     """Return `layers.survival.survival_schedule`, or None for each block if `survival` is None: constant depth."""
     return (None,) * num_blocks if survival is None else survival_schedule(num_blocks, survival)
+
+
+def block_kernels(model: keras.Model) -> list[keras.Variable | None]:
+    """Return the kernel of the first convolution of each residual block, None for a block without one.
+
+    A block is a `StochasticDepth` layer or, in a network of constant depth, what begins with a convolution named
+    `block_<number>_conv`, the name that our builders give to the first of each block.
+    """
+    first_layers = [block.branch for block in stochastic_depth_blocks(model)]
+    if not first_layers:
+        convolutions = {
+            int(match[1]): layer
+            for layer in model._flatten_layers()
+            if (match := re.fullmatch(r"block_(\d+)_conv", layer.name))
+        }
+        first_layers = [convolutions[number] for number in sorted(convolutions)]
+    kernels = ((weight for weight in layer.trainable_variables if len(weight.shape) > 1) for layer in first_layers)
+    return [next(candidates, None) for candidates in kernels]
 
 
 def _per_channel(argument, value, channels):

@@ -1,15 +1,20 @@
 """Untrained members of a recipe, and the dtype policies of networks."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
+from keras_committee import schedules
 from keras_committee.errors import RecipeError
 from keras_committee.flops.counting import has_graph
 from keras_committee.precision import training_device
 from keras_committee.recipe import Recipe
+
+_ADAPTATION_PIXELS = 5_000 * 32 * 32
 
 
 def build_member(recipe: Recipe, index: int) -> keras.Model:
@@ -26,6 +31,43 @@ def build_member(recipe: Recipe, index: int) -> keras.Model:
     if problem := _structure_problem(model):
         raise RecipeError(f"Recipe(member=...): {problem}")
     return model
+
+
+def layers_to_adapt(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return the layers that `adapt_layers` adapts: those with a method `adapt`, such as `PatchWhitening`."""
+    return [layer for layer in model.layers if callable(getattr(layer, "adapt", None))]
+
+
+def adaptation_examples(examples: int, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Return which training examples to adapt layers to, int64 `(k,)`: evenly spread, with 5 million pixels in all."""
+    count = min(examples, max(1, _ADAPTATION_PIXELS // math.prod(image_shape[:2])))
+    return np.arange(count) * examples // count
+
+
+def adapt_layers(model: keras.Model, images: np.ndarray) -> None:
+    """Adapt the layers that have a method `adapt` to training images, one after the other.
+
+    Args:
+        model: The member, just built. A layer inside a nested model is not adapted.
+        images: Training images without augmentation, uint8 `(examples, height, width, channels)`.
+    """
+    for layer in layers_to_adapt(model):
+        inputs = keras.Model(model.inputs, layer.input).predict(images.astype("float32"), batch_size=500, verbose=0)
+        layer.adapt(inputs)
+
+
+def multiply_learning_rates(recipe: Recipe, optimizer: keras.optimizers.Optimizer, model: keras.Model) -> None:
+    """Give the weights of a member the learning rates of the recipe.
+
+    Raises:
+        RecipeError: If a pattern matches no weight.
+    """
+    if not recipe.learning_rate_multipliers:
+        return
+    try:
+        schedules.multiply_learning_rates(optimizer, model.trainable_variables, recipe.learning_rate_multipliers)
+    except ValueError as error:
+        raise RecipeError(f"Recipe(learning_rate_multipliers=...): {error}") from error
 
 
 def _structure_problem(model: Any) -> str | None:

@@ -29,9 +29,9 @@ def use_packed_convolutions(model: keras.Model, channels: int) -> None:
         channels: Members share a group while it has at most this many input channels.
     """
     for layer in model._flatten_layers():
-        if type(layer) is not keras.layers.Conv2D or layer.groups != 1 or layer.data_format != "channels_last":
+        if not isinstance(layer, keras.layers.Conv2D) or layer.groups != 1 or layer.data_format != "channels_last":
             continue
-        if tuple(layer.dilation_rate) == (1, 1):
+        if type(layer).convolution_op is keras.layers.Conv2D.convolution_op and tuple(layer.dilation_rate) == (1, 1):
             layer.convolution_op = functools.partial(
                 _convolve_in, _packed_convolution(tuple(layer.strides), layer.padding.upper(), channels)
             )

@@ -19,7 +19,9 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_committee.data.augment import PadCropFlip
 from keras_committee.layers.heads import log_softmax
 from keras_committee.layers.normalization import moving_statistics
+from keras_committee.models.blocks import block_kernels
 from keras_committee.models.label_smoothing import smooth_labels
+from keras_committee.schedules import Lookahead
 from keras_committee.stacked.convolution import use_packed_convolutions
 
 MODES = ("vmap", "packed", "sequential")
@@ -35,12 +37,14 @@ class StackedState:
         variables: Other variables of the network: batch statistics, states of seed generators, survival probabilities.
         optimizer: Variables of the optimizer.
         averages: Exponential moving averages of the trainable weights and batch statistics; empty without them.
+        slow: Slow weights of Lookahead, likewise; empty without it.
     """
 
     weights: list[jax.Array]
     variables: list[jax.Array]
     optimizer: list[jax.Array]
     averages: list[jax.Array]
+    slow: list[jax.Array]
 
     def select(self, members: Sequence[int]) -> "StackedState":
         """Return the state of the members at these positions."""
@@ -61,6 +65,8 @@ class StackedProgram:
         label_smoothing: As in `Recipe`.
         global_clipnorm: As in `Recipe`.
         ema_momentum: As in `Recipe`.
+        lookahead: As in `Recipe`.
+        steps: Total number of training steps, for `lookahead`.
         packed_channels: Largest number of channels of a group of several members, with `"packed"`.
 
     Raises:
@@ -78,6 +84,8 @@ class StackedProgram:
         label_smoothing: float = 0.0,
         global_clipnorm: float | None = None,
         ema_momentum: float | None = None,
+        lookahead: Lookahead | None = None,
+        steps: int = 1,
         packed_channels: int = 128,
     ):
         if mode not in MODES:
@@ -89,13 +97,17 @@ class StackedProgram:
         self._optimizer = optimizer
         optimizer.learning_rate = self._rate = _MemberRate(optimizer._learning_rate)
         optimizer.build(self._model.trainable_variables)
-        self._averaged = None
-        if ema_momentum is not None:
-            self._averaged = _positions(self._model, moving_statistics(self._model))
+        self._lookahead, self._steps = lookahead, steps
+        self._statistics = _positions(self._model, moving_statistics(self._model))
         if mode == "packed":
             use_packed_convolutions(self._model, packed_channels)
         self._epoch_fn = jax.jit(self._sequential_epoch if mode == "sequential" else self._epoch, donate_argnums=0)
         self._predict_fn = jax.jit(self._predict)
+
+    @property
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimizer of all members, built for the weights of the first model."""
+        return self._optimizer
 
     def initial_state(self) -> StackedState:
         """Return the state of the models as they were given."""
@@ -104,7 +116,9 @@ class StackedProgram:
         members = len(self._models)
         variables = [_stack(values) for values in others]
         optimizer = [jnp.stack([variable.value] * members) for variable in self._optimizer.variables]
-        return StackedState(weights, variables, optimizer, self._averaged_arrays(weights, variables))
+        averages = self._averaged_arrays(weights, variables) if self._ema_momentum is not None else []
+        slow = self._averaged_arrays(weights, variables) if self._lookahead is not None else []
+        return StackedState(weights, variables, optimizer, averages, slow)
 
     def train_epoch(
         self,
@@ -114,7 +128,7 @@ class StackedProgram:
         indices: np.ndarray,
         draws: np.ndarray,
         rate_factors: np.ndarray | None = None,
-    ) -> tuple[StackedState, np.ndarray, np.ndarray]:
+    ) -> tuple[StackedState, np.ndarray, np.ndarray, np.ndarray]:
         """Train all members on their batches.
 
         Args:
@@ -126,14 +140,15 @@ class StackedProgram:
             rate_factors: Factors of the learning rate, float32 `(members,)`. None is 1 for all.
 
         Returns:
-            The new state, the mean losses including penalties, float32 `(members, steps)`, and the numbers of correctly
-            classified examples, int32 `(members, steps)`.
+            The new state, the mean losses including penalties, float32 `(members, steps)`, the numbers of correctly
+            classified examples, int32 `(members, steps)`, and the mean absolute gradients of the first kernels of the
+            residual blocks over all steps, float32 `(members, blocks)`.
         """
         members = len(indices)
         factors = jnp.ones(members) if rate_factors is None else jnp.asarray(rate_factors, "float32")
         batches = (jnp.asarray(indices, "int32"), jnp.asarray(draws, "int32"))
-        state, losses, num_correct = self._epoch_fn(state, images, labels, *batches, factors)
-        return state, np.asarray(losses), np.asarray(num_correct)
+        state, results = self._epoch_fn(state, images, labels, *batches, factors)
+        return state, *map(np.asarray, results)
 
     def log_probabilities(self, state: StackedState, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
         """Return the members' log-probabilities, float32 `(members, examples, classes)`.
@@ -152,12 +167,9 @@ class StackedProgram:
 
     def inference_arrays(self, state: StackedState) -> tuple[list[jax.Array], list[jax.Array]]:
         """Return weights and other variables of the trained members: the moving averages where there are any."""
-        if self._averaged is None:
+        if not state.averages:
             return state.weights, state.variables
-        variables = list(state.variables)
-        for position, average in zip(self._averaged, state.averages[len(state.weights) :], strict=True):
-            variables[position] = average
-        return state.averages[: len(state.weights)], variables
+        return self._with_averaged(state.averages, state.variables)
 
     def assign_member(self, state: StackedState, position: int, model: keras.Model) -> None:
         """Give `model` the trained variables of the member at `position`."""
@@ -195,31 +207,45 @@ class StackedProgram:
             return self._step(state, padded, labels, batch_indices, batch_draws, factors)
 
         batches = (jnp.moveaxis(indices, 1, 0), jnp.moveaxis(draws, 1, 0))
-        state, (losses, num_correct) = lax.scan(step, state, batches)
-        return state, losses.T, num_correct.T
+        state, (losses, num_correct, gradients) = lax.scan(step, state, batches)
+        return state, (losses.T, num_correct.T, gradients.mean(axis=0))
 
     def _sequential_epoch(self, state, images, labels, indices, draws, factors):
+        padded = pad_images(images, self._augment)
+
         def one_member(arguments):
-            expanded = jax.tree.map(lambda values: values[None], arguments)
-            result = self._epoch(expanded[0], images, labels, *expanded[1:])
-            return jax.tree.map(lambda values: values[0], result)
+            state, indices, draws, factor = arguments
+
+            def step(state, batch):
+                return self._step(state, padded, labels, *batch, factor)
+
+            state, (losses, num_correct, gradients) = lax.scan(step, state, (indices, draws))
+            return state, (losses, num_correct, gradients.mean(axis=0))
 
         return lax.map(one_member, (state, indices, draws, factors))
 
     def _step(self, state, padded, labels, indices, draws, factors):
-        """Return the state after one step of all members, and their losses and correct predictions `(members,)`."""
+        """Return the state after one step of all members, their losses and correct predictions `(members,)`, and the
+        mean absolute gradients of their blocks `(members, blocks)`.
+
+        In sequential mode of one member, whose arrays then have no axis of members.
+        """
+        over_members = _one_member if self._mode == "sequential" else jax.vmap
 
         def objective(weights):
-            losses, others = jax.vmap(self._member_loss, in_axes=(0, 0, None, None, 0, 0))(
+            losses, others = over_members(self._member_loss, in_axes=(0, 0, None, None, 0, 0))(
                 weights, state.variables, padded, labels, indices, draws
             )
             return jnp.sum(losses), (losses, *others)  # the gradient of the sum is that of each member
 
         gradients, (losses, variables, num_correct) = jax.grad(objective, has_aux=True)(state.weights)
-        update = jax.vmap(self._update)
-        weights, optimizer = update(state.weights, gradients, state.optimizer, factors)
-        averages = self._update_averages(state.averages, weights, variables, optimizer)
-        return StackedState(weights, variables, optimizer, averages), (losses, num_correct)
+        weights, optimizer = over_members(self._update)(state.weights, gradients, state.optimizer, factors)
+        iterations = self._iterations(optimizer)
+        weights, variables, slow = self._look_ahead(state.slow, weights, variables, iterations)
+        averages = self._update_averages(state.averages, weights, variables, iterations)
+        block_gradients = over_members(self._mean_abs_gradients)(gradients)
+        state = StackedState(weights, variables, optimizer, averages, slow)
+        return state, (losses, num_correct, block_gradients)
 
     def _member_loss(self, weights, variables, padded, labels, indices, draws):
         inputs = keras.ops.cast(read_images(padded, indices, draws, self._augment), self._model.inputs[0].dtype)
@@ -232,6 +258,12 @@ class StackedProgram:
         loss = loss_fn(smoothed, logits) + sum(penalties)
         return loss, (variables, jnp.sum(jnp.argmax(logits, axis=-1) == targets))
 
+    def _mean_abs_gradients(self, gradients):
+        """Return those of one member, float32 `(blocks,)`."""
+        positions = {id(weight): index for index, weight in enumerate(self._model.trainable_variables)}
+        of_blocks = [gradients[positions[id(kernel)]] for kernel in block_kernels(self._model) if kernel is not None]
+        return jnp.stack([jnp.mean(jnp.abs(gradient)) for gradient in of_blocks]) if of_blocks else jnp.zeros(0)
+
     def _update(self, weights, gradients, optimizer, factor):
         """Return weights and optimizer variables of one member after an update."""
         if self._global_clipnorm is not None:
@@ -242,18 +274,38 @@ class StackedProgram:
         return self._optimizer.stateless_apply(optimizer, gradients, weights)
 
     def _averaged_arrays(self, weights, variables):
-        if self._averaged is None:
-            return []
-        return [jnp.array(values) for values in [*weights, *(variables[index] for index in self._averaged)]]
+        """Return copies of what moving averages and slow weights are of: trainable weights and batch statistics."""
+        return [jnp.array(values) for values in [*weights, *(variables[index] for index in self._statistics)]]
 
-    def _update_averages(self, averages, weights, variables, optimizer):
-        if self._averaged is None:
-            return []
+    def _with_averaged(self, arrays, variables):
+        """Return weights and other variables with the values of `_averaged_arrays`."""
+        variables, num_weights = list(variables), len(arrays) - len(self._statistics)
+        for position, values in zip(self._statistics, arrays[num_weights:], strict=True):
+            variables[position] = values
+        return arrays[:num_weights], variables
+
+    def _iterations(self, optimizer):
+        """Return the number of steps so far, which all members share."""
         variables_and_values = zip(self._optimizer.variables, optimizer, strict=True)
         iterations = next(value for variable, value in variables_and_values if variable is self._optimizer.iterations)
-        step = iterations[0].astype("float32")
+        return jnp.max(iterations)
+
+    def _look_ahead(self, slow, weights, variables, iterations):
+        """Return weights, other variables and slow weights after Lookahead."""
+        if self._lookahead is None:
+            return weights, variables, []
+        share = self._lookahead.share(iterations, self._steps)
+        fast = self._averaged_arrays(weights, variables)
+        slow = [old - (old - new) * (1.0 - share) for old, new in zip(slow, fast, strict=True)]
+        pulled = [jnp.where(share < 1.0, old, new) for old, new in zip(slow, fast, strict=True)]
+        return *self._with_averaged(pulled, variables), slow
+
+    def _update_averages(self, averages, weights, variables, iterations):
+        if not averages:
+            return []
+        step = iterations.astype("float32")
         decay = jnp.minimum(jnp.float32(self._ema_momentum or 0.0), (1.0 + step) / (10.0 + step))
-        values = [*weights, *(variables[index] for index in self._averaged)]
+        values = [*weights, *(variables[index] for index in self._statistics)]
         return [average - (average - value) * (1.0 - decay) for average, value in zip(averages, values, strict=True)]
 
     def _predict(self, weights, variables, batches):
@@ -298,6 +350,12 @@ def read_images(padded: jax.Array, indices: jax.Array, draws: jax.Array, augment
 
     crops = jax.vmap(crop)(indices, draws)
     return jnp.where(draws[:, 2, None, None, None] == 1, crops[:, :, ::-1], crops)
+
+
+def _one_member(function, in_axes=0):
+    """Stand in for `jax.vmap` where there is one member: a conditional of a vmapped function computes both branches."""
+    del in_axes
+    return function
 
 
 class _MemberRate(LearningRateSchedule):

@@ -26,7 +26,13 @@ from keras_committee.data.splits import Splits
 from keras_committee.errors import DivergedError, IncompleteError, RecipeError, RunError, pluralize
 from keras_committee.evaluation.predictions import store_member_predictions
 from keras_committee.layers.survival import stochastic_depth_blocks, survival_schedule
-from keras_committee.models.building import build_member
+from keras_committee.models.building import (
+    adapt_layers,
+    adaptation_examples,
+    build_member,
+    layers_to_adapt,
+    multiply_learning_rates,
+)
 from keras_committee.models.loading import save_member
 from keras_committee.models.member_check import MemberCheck, registered_names
 from keras_committee.recipe import Recipe
@@ -191,7 +197,7 @@ class _Stack:
             self._splits.batch_indices(self._recipe.seed + index, self._epoch * steps, steps) for index in self._group
         ]
         indices, draws = (np.stack(arrays) for arrays in zip(*batches, strict=True))
-        self._state, losses, num_correct = self._program.train_epoch(
+        self._state, losses, num_correct, gradients = self._program.train_epoch(
             self._state, images, labels, indices, draws, self._factors
         )
         seconds = time.monotonic() - started
@@ -203,14 +209,14 @@ class _Stack:
             history.append(
                 self._history_row(
                     len(history) + 1, losses[position], num_correct[position], rates[position], seconds,
-                    runs[position] / steps, log_probs[position], is_finite[position],
+                    runs[position] / steps, gradients[position], log_probs[position], is_finite[position],
                 )
             )  # fmt: skip
         self._write_logs(log_probs)
         self._note(self._log_line(seconds))
 
     def _history_row(
-        self, epoch, losses, num_correct, rate, seconds, run_fractions, log_probs, is_finite
+        self, epoch, losses, num_correct, rate, seconds, run_fractions, gradients, log_probs, is_finite
     ) -> dict[str, Any]:
         """Return the epoch's row of one member, with the keys of every run; the loss of a diverged one is None."""
         steps, batch_size = len(losses), self._splits.batch_size
@@ -225,6 +231,8 @@ class _Stack:
         }
         if len(run_fractions):
             row["realised_depth"] = float(run_fractions.sum())
+        if len(gradients):
+            row["mean_abs_gradients"] = [float(value) for value in gradients]
         if loss_is_finite(row):
             scores = metrics.classification_metrics(np.exp(log_probs), self._splits.validation.labels)
             row |= {f"validation_{name}": value for name, value in scores.items()}
@@ -374,23 +382,40 @@ def build_program(
         models.append(build_member(recipe, index))
         check_fit(models[-1], splits, index)
         check(models[-1], index, registered)
+    _adapt_layers(models, splits)
+    steps = recipe.epochs * splits.steps_per_epoch
     try:
         program = StackedProgram(
             models,
-            recipe.optimizer(recipe.epochs * splits.steps_per_epoch),
+            recipe.optimizer(steps),
             recipe.loss,
             splits.augment if isinstance(splits.augment, PadCropFlip) else None,  # `_check_data` refuses others
             mode=mode,
             label_smoothing=recipe.label_smoothing,
             global_clipnorm=recipe.global_clipnorm,
             ema_momentum=recipe.ema_momentum,
+            lookahead=recipe.lookahead,
+            steps=steps,
         )
     except ValueError as error:
         raise RecipeError(
             f"--stacked needs members of one architecture. {error}\n  Train members of one architecture with "
             "--members, or all of them without --stacked."
         ) from error
+    multiply_learning_rates(recipe, program.optimizer, models[0])
     return models, program
+
+
+def _adapt_layers(models, splits):
+    """Adapt the layers of all members to the same training images."""
+    if not layers_to_adapt(models[0]):
+        return
+    adapt_layers(
+        models[0], splits.train.images.numpy()[adaptation_examples(len(splits.train), splits.train.image_shape)]
+    )
+    for model in models[1:]:
+        for target, source in zip(layers_to_adapt(model), layers_to_adapt(models[0]), strict=True):
+            target.set_weights(source.get_weights())
 
 
 def _rate_factors(recipe: Recipe, group: Sequence[int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Exponential moving averages of the weights."""
+"""Exponential moving averages of the weights, and the slow weights of Lookahead."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_committee.layers.normalization import moving_statistics
+from keras_committee.schedules import Lookahead
 
 
 class WeightEMA:
@@ -26,14 +27,8 @@ class WeightEMA:
 
     def __init__(self, model: keras.Model, decay: float, strategy: tf.distribute.Strategy):
         self._decay, self._strategy = decay, strategy
-        self._weights = [*model.trainable_variables, *moving_statistics(model)]
-        with strategy.scope():
-            self.variables = [  # from arrays: Keras would wrap a variable of TensorFlow and not copy it
-                keras.Variable(
-                    keras.ops.convert_to_numpy(weight), dtype=weight.dtype, trainable=False, name=f"average_{index}"
-                )
-                for index, weight in enumerate(self._weights)
-            ]
+        self._weights = _averaged_variables(model)
+        self.variables = _copies(self._weights, strategy, "average")
 
     def update(self, iterations) -> None:
         """Update the averages after step number `iterations`. Call it outside a replica context."""
@@ -61,8 +56,52 @@ class WeightEMA:
             weight.assign(keras.ops.convert_to_numpy(average))
 
 
+class SlowWeights:
+    """The slow weights of Lookahead, for a model's trainable weights and its batch statistics.
+
+    Args:
+        model: Any Keras model.
+        lookahead: When and how far the weights are pulled back.
+        steps: Total number of training steps.
+        strategy: Strategy under which the model was built.
+    """
+
+    def __init__(self, model: keras.Model, lookahead: Lookahead, steps: int, strategy: tf.distribute.Strategy):
+        self._lookahead, self._steps, self._strategy = lookahead, steps, strategy
+        self._weights = _averaged_variables(model)
+        self.variables = _copies(self._weights, strategy, "slow")
+
+    def update(self, iterations) -> None:
+        """Pull the weights back after step number `iterations`, if it ends a period. Call it outside a replica."""
+        share = self._lookahead.share(iterations, self._steps)
+        for slow, weight in zip(self.variables, self._weights, strict=True):
+            cast_share = tf.cast(share, slow.dtype)
+            self._strategy.extended.update(slow.value, _update, args=(weight.value, cast_share), group=True)
+            arguments = (slow.value, share < 1.0)
+            self._strategy.extended.update(weight.value, _replace_if, args=arguments, group=True)
+
+
+def _averaged_variables(model: keras.Model) -> list[keras.Variable]:
+    return [*model.trainable_variables, *moving_statistics(model)]
+
+
+def _copies(weights, strategy, name) -> list[keras.Variable]:
+    """Return new variables with the values of some weights."""
+    with strategy.scope():
+        return [  # from arrays: Keras would wrap a variable of TensorFlow and not copy it
+            keras.Variable(
+                keras.ops.convert_to_numpy(weight), dtype=weight.dtype, trainable=False, name=f"{name}_{index}"
+            )
+            for index, weight in enumerate(weights)
+        ]
+
+
 def _update(average, weight, decay):
     average.assign_sub((average - weight) * (1.0 - decay))  # exactly no change for a constant weight
+
+
+def _replace_if(weight, value, condition):
+    weight.assign(tf.where(condition, value, weight))
 
 
 def _replica_variables(weight):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_committee.checkpoints import Checkpoint, with_saved_dtype
 from keras_committee.errors import RunError
-from keras_committee.training.ema import WeightEMA
+from keras_committee.training.ema import SlowWeights, WeightEMA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class MemberState:
         model: The member, built.
         optimizer: Its optimizer, built.
         ema: The moving averages, or None.
+        slow_weights: The slow weights of Lookahead, or None.
         step: Number of trained steps.
         history: One row per finished epoch.
         losses: Loss of each step of the unfinished epoch.
@@ -47,6 +48,7 @@ class MemberState:
     model: keras.Model
     optimizer: Any
     ema: WeightEMA | None = None
+    slow_weights: SlowWeights | None = None
     step: int = 0
     history: list[dict] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
@@ -119,7 +121,13 @@ class MemberState:
 
     def _variables(self) -> dict[str, list]:
         ema_variables = self.ema.variables if self.ema else []
-        return {"model": self.model.variables, "optimizer": self.optimizer.variables, "averages": ema_variables}
+        slow_variables = self.slow_weights.variables if self.slow_weights else []
+        return {
+            "model": self.model.variables,
+            "optimizer": self.optimizer.variables,
+            "averages": ema_variables,
+            "slow": slow_variables,
+        }
 
 
 def _read_variable(variable) -> np.ndarray:

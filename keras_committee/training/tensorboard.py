@@ -117,7 +117,8 @@ class MemberLog:
             self._member_dir.write_epoch_predictions(row["epoch"], log_probs)
         with self._failsafe("the TensorBoard log of the member"):
             histograms = {f"{name}/blocks": values for name, values in block_values.items() if len(values)}
-            self._writer.write(row["epoch"], row | block_scalars, histograms)
+            scalars = {name: value for name, value in row.items() if not isinstance(value, list)}
+            self._writer.write(row["epoch"], scalars | block_scalars, histograms)
 
     def on_train_end(self, history: list[dict], model: keras.Model, data_info: DataInfo) -> None:
         """Write the whole history and the trained model, which marks the member as finished.

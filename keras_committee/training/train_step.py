@@ -1,7 +1,5 @@
 """One training step, on one device or on several replicas."""
 
-import re
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -9,17 +7,17 @@ import tensorflow as tf
 from keras_committee.errors import RecipeError
 from keras_committee.layers.fusion import fused_layers
 from keras_committee.layers.survival import stochastic_depth_blocks
+from keras_committee.models.blocks import block_kernels
 from keras_committee.models.label_smoothing import smooth_labels
 from keras_committee.training.devices import uses_xla
-from keras_committee.training.ema import WeightEMA
+from keras_committee.training.ema import SlowWeights, WeightEMA
 
 
 class BlockStats:
     """Statistics of each residual block of a network in training.
 
-    The gradient of a block is the mean absolute gradient of its first convolution's kernel, over the global batch. A
-    block is a `StochasticDepth` layer or, in a network of constant depth, a convolution named `block_<number>_conv`,
-    the name that our builders give to the first of each block. The gradient of a block without a kernel is 0.
+    The gradient of a block is the mean absolute gradient of its first convolution's kernel, over the global batch; see
+    `models.blocks.block_kernels`. The gradient of a block without a kernel is 0.
 
     Args:
         model: Any Keras model; without residual blocks all statistics are empty.
@@ -29,8 +27,7 @@ class BlockStats:
 
     def __init__(self, model: keras.Model):
         self._stochastic_depth_blocks = stochastic_depth_blocks(model)
-        first_layers = [block.branch for block in self._stochastic_depth_blocks] or _first_convolutions(model)
-        self._kernels = [_first_kernel(layer) for layer in first_layers]
+        self._kernels = block_kernels(model)
 
     def mean_abs_gradients(self, gradients: list, weights: list):
         """Return the mean absolute gradient of each block, float32 `(blocks,)`; 0 for a frozen block.
@@ -66,6 +63,7 @@ def make_train_step(
     global_clipnorm: float | None = None,
     label_smoothing: float = 0.0,
     ema: WeightEMA | None = None,
+    slow_weights: SlowWeights | None = None,
 ):
     """Return a function of one global batch, `(images, targets)`, that updates the currently trainable weights.
 
@@ -86,6 +84,7 @@ def make_train_step(
         label_smoothing: Fraction in [0, 1) of each target that is spread evenly over all classes (Szegedy et al. 2016,
             arXiv:1512.00567, section 7).
         ema: Moving averages to update after the weights, or None.
+        slow_weights: Slow weights of Lookahead to update after the weights and before the averages, or None.
 
     Raises:
         RecipeError: When traced, if a replica's batch cannot be divided into `gradient_accumulation_steps` equal parts.
@@ -127,6 +126,8 @@ def make_train_step(
     def step(images, targets):
         with fused_layers(model):
             objective, num_correct, block_gradients = strategy.run(replica_step, args=(images, targets))
+        if slow_weights:
+            slow_weights.update(optimizer.iterations)
         if ema:
             ema.update(optimizer.iterations)
         return (
@@ -136,20 +137,6 @@ def make_train_step(
         )
 
     return step
-
-
-def _first_convolutions(model: keras.Model) -> list[keras.layers.Layer]:
-    """Return the first convolution of each block of a network of constant depth, in their order."""
-    convolutions = {
-        int(match[1]): layer
-        for layer in model._flatten_layers()
-        if (match := re.fullmatch(r"block_(\d+)_conv", layer.name))
-    }
-    return [convolutions[number] for number in sorted(convolutions)]
-
-
-def _first_kernel(layer: keras.layers.Layer):
-    return next((weight for weight in layer.trainable_variables if len(weight.shape) > 1), None)
 
 
 def _accumulate(compute_gradients, num_parts: int, images, targets):

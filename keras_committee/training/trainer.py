@@ -29,7 +29,13 @@ from keras_committee.errors import DivergedError, RecipeError, RunError, Verific
 from keras_committee.files import expand_home
 from keras_committee.layers import set_survival
 from keras_committee.member_dir import MemberDir
-from keras_committee.models.building import build_member
+from keras_committee.models.building import (
+    adapt_layers,
+    adaptation_examples,
+    build_member,
+    layers_to_adapt,
+    multiply_learning_rates,
+)
 from keras_committee.models.loading import load_member
 from keras_committee.models.member_check import MemberCheck, registered_names
 from keras_committee.models.predict import Predictor
@@ -37,7 +43,7 @@ from keras_committee.recipe import Recipe
 from keras_committee.schedules import scale_learning_rate
 from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.devices import distribute
-from keras_committee.training.ema import WeightEMA
+from keras_committee.training.ema import SlowWeights, WeightEMA
 from keras_committee.training.freezing import LayerFreezer
 from keras_committee.training.member_check import make_member_check
 from keras_committee.training.member_state import BestEpoch, MemberState
@@ -139,6 +145,7 @@ class _Trainer:
         # The check drew random numbers; a member that resumes has none.
         keras.utils.set_random_seed(self._recipe.seed + self._index)
         if checkpoint is None:
+            self._adapt_layers()
             state.begin_epoch(self._block_stats.run_counts())
             self._save("start")
             self._log.on_train_begin(state.model)
@@ -150,6 +157,15 @@ class _Trainer:
         epoch, step = divmod(checkpoint.step, self._splits.steps_per_epoch)
         text = f"resuming member {self._index} at epoch {epoch + 1} step {step}{replicas_note}"
         self._reporter.event(self._index, "member_resumed", text, step=checkpoint.step)
+
+    def _adapt_layers(self) -> None:
+        """Adapt the layers that need it to training images; weights that were trained elsewhere fit theirs already."""
+        model, train = self._state.model, self._splits.train
+        if self._recipe.initial_weights is not None or not layers_to_adapt(model):
+            return
+        examples = train.subset(adaptation_examples(len(train), train.image_shape))
+        images = [images.numpy() for images, _ in examples.batches(self._splits.batch_size)]
+        adapt_layers(model, np.concatenate(images))
 
     def train_epoch(self, profiler: StepProfiler) -> None:
         """Take the remaining steps of the unfinished epoch."""
@@ -240,6 +256,8 @@ class _Trainer:
         }
         if len(run_fraction):
             row["realised_depth"] = float(run_fraction.sum())
+        if len(block_values["mean_abs_gradient"]):
+            row["mean_abs_gradients"] = block_values["mean_abs_gradient"].tolist()
         validation = metrics.classification_metrics(np.exp(log_probs), self._splits.validation.labels)
         return row | {f"validation_{name}": value for name, value in validation.items()}, block_values
 
@@ -367,6 +385,7 @@ class _EpochSteps:
             global_clipnorm=recipe.global_clipnorm,
             label_smoothing=recipe.label_smoothing,
             ema=state.ema,
+            slow_weights=state.slow_weights,
         )
 
 
@@ -384,11 +403,15 @@ def _build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distr
         optimizer = recipe.optimizer(recipe.epochs * splits.steps_per_epoch)
         if recipe.learning_rate_scale is not None:
             scale_learning_rate(optimizer, recipe.learning_rate_scale(index))
+        multiply_learning_rates(recipe, optimizer, model)
         if recipe.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
     ema = WeightEMA(model, recipe.ema_momentum, strategy) if recipe.ema_momentum is not None else None
-    return MemberState(model, optimizer, ema)
+    slow_weights = None
+    if recipe.lookahead is not None:
+        slow_weights = SlowWeights(model, recipe.lookahead, recipe.epochs * splits.steps_per_epoch, strategy)
+    return MemberState(model, optimizer, ema, slow_weights)
 
 
 def untrained_step(

@@ -41,6 +41,8 @@ LAYERS = {  # a layer, and the shape of one example
     "BatchNormalization": (lambda: layers.BatchNormalization(synchronized=False, momentum=0.7), (3, 3, 2)),
     "GeometricMean": (layers.GeometricMean, (3, 4)),
     "MajorityVote": (layers.MajorityVote, (3, 4)),
+    "PatchWhitening": (lambda: layers.PatchWhitening(3, 2, 2, epsilon=0.1), (7, 8, 2)),
+    "QuickGELU": (layers.QuickGELU, (4,)),
     "Resize": (lambda: layers.Resize(2, 3), (5, 4, 1)),
     "StochasticDepth": (lambda: layers.StochasticDepth(keras.layers.Dense(4), survival=0.7, mode="sample"), (4,)),
     "WeightedGeometricMean": (lambda: layers.WeightedGeometricMean((0.2, 0.7, 0.1)), (3, 4)),
@@ -49,6 +51,8 @@ LAYERS |= {"TensorFlowGraph": (graph, (2, 2, 1))} if keras.backend.backend() == 
 OTHERS = {
     "Cascade": lambda: models.Cascade([member("one"), member("two")], (0.7,), name="both", **OPTIONS),
     "Ensemble": lambda: Ensemble([member("one"), member("two")], name="both", **OPTIONS),
+    "PartialIdentity": lambda: layers.PartialIdentity("he_normal"),
+    "PiecewiseLinear": lambda: schedules.triangular(20, 0.7),
     "ScaledSchedule": lambda: schedules.ScaledSchedule(schedules.cosine(20, 0.7), 0.5),
     "SequentialSchedule": lambda: schedules.SequentialSchedule(0.2, 7, schedules.cosine(20, 0.7)),
     "WarmUp": lambda: schedules.WarmUp(7, schedules.cosine(20, 0.7), delay=False),

@@ -30,6 +30,8 @@ def recipe(members=3, epochs=2, seed=7, precision="float32", width=8, odd=0, fli
         precision=precision,
         survival=layers.linear_schedule(1.0, 0.5, 2),
         ema_momentum=0.9,
+        lookahead=schedules.Lookahead(period=3, start=0.2, end=0.8),
+        learning_rate_multipliers={"*/beta": 8.0},
         label_smoothing=0.1,
         global_clipnorm=1.0,
         learning_rate_scale=lambda index: 1 / (1 + index),

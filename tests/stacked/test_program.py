@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from keras_committee import data
 from keras_committee.layers import stochastic_depth_blocks
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.schedules import scale_learning_rate
+from keras_committee.schedules import multiply_learning_rates, scale_learning_rate
 from keras_committee.stacked.program import MODES, StackedProgram, pad_images, read_images
 from keras_committee.stacked.train import build_program
 
@@ -45,6 +45,8 @@ def train_alone(recipe, splits, index):
     optimizer = recipe.optimizer(recipe.epochs * splits.steps_per_epoch)
     scale_learning_rate(optimizer, recipe.learning_rate_scale(index))
     optimizer.build(model.trainable_variables)
+    multiply_learning_rates(optimizer, model.trainable_variables, recipe.learning_rate_multipliers)
+    statistics = [i for i, v in enumerate(model.non_trainable_variables) if v.name.startswith("moving_")]
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
 
     @jax.jit
@@ -62,12 +64,20 @@ def train_alone(recipe, splits, index):
     indices, draws = splits.batch_indices(recipe.seed + index, 0, STEPS)
     weights, variables = [v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]
     state, losses = [v.value for v in optimizer.variables], []
-    for batch, rows in zip(indices, draws, strict=True):
+    slow, total = [*weights, *(variables[i] for i in statistics)], recipe.epochs * splits.steps_per_epoch
+    for number, (batch, rows) in enumerate(zip(indices, draws, strict=True), start=1):
         images = np.pad(splits.train.images.numpy()[batch], ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
         crops = np.stack([image[y : y + 32, x : x + 32] for image, (y, x, _) in zip(images, rows, strict=True)])
         targets = np.eye(10, dtype="float32")[splits.train.labels[batch]] * 0.9 + 0.01
         weights, variables, state, value = step(weights, variables, state, crops.astype("float32"), targets)
         losses.append(float(value))
+        if number % 3 == 0:  # Lookahead, from its definition
+            share, fast = 0.2 + 0.6 * number / total, [*weights, *(variables[i] for i in statistics)]
+            slow = [share * old + (1 - share) * new for old, new in zip(slow, fast, strict=True)]
+            weights, variables = slow[: len(weights)], list(variables)
+            for i, value in zip(statistics, slow[len(weights) :], strict=True):
+                variables[i] = value
+    assert len(statistics) == 2
     return losses, weights, variables
 
 
@@ -77,7 +87,7 @@ def test_a_member_equals_the_one_trained_alone(splits, mode):
     _, program = build_program(recipe, [0, 1, 2], splits, mode)
     indices, draws = batches(splits, recipe, 3)
     factors = np.array([recipe.learning_rate_scale(index) for index in range(3)])
-    state, losses, _ = program.train_epoch(
+    state, losses, *_ = program.train_epoch(
         program.initial_state(), jnp.asarray(splits.train.images.numpy()), jnp.asarray(splits.train.labels),
         indices, draws, factors,
     )  # fmt: skip
@@ -93,9 +103,9 @@ def test_members_do_not_depend_on_their_neighbors(splits):
     indices, draws = batches(splits, recipe, 3)
     images, labels = jnp.asarray(splits.train.images.numpy()), jnp.asarray(splits.train.labels)
     _, program = build_program(recipe, [0, 1, 2], splits)
-    state, _, _ = program.train_epoch(program.initial_state(), images, labels, indices, draws)
+    state, *_ = program.train_epoch(program.initial_state(), images, labels, indices, draws)
     _, other = build_program(recipe, [2], splits)
-    alone, _, _ = other.train_epoch(other.initial_state(), images, labels, indices[2:], draws[2:])
+    alone, *_ = other.train_epoch(other.initial_state(), images, labels, indices[2:], draws[2:])
     for result, target in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(np.asarray(result[2]), np.asarray(target[0]), atol=1e-5)
 
@@ -106,7 +116,7 @@ def test_each_member_has_its_own_gates(splits):
     blocks = stochastic_depth_blocks(members[0])
     indices, draws = batches(splits, recipe, 3)
     state = program.set_variable(program.initial_state(), [block._survival for block in blocks], [0.5])
-    state, _, _ = program.train_epoch(
+    state, *_ = program.train_epoch(
         state, jnp.asarray(splits.train.images.numpy()), jnp.asarray(splits.train.labels), indices, draws
     )
     runs = program.values_of(state, [block.run_count for block in blocks])
@@ -120,7 +130,7 @@ def test_predictions_are_those_of_the_members_with_their_averages(splits):
     members, program = build_program(recipe, [0, 1, 2], splits)
     indices, draws = batches(splits, recipe, 3)
     train_images, labels = jnp.asarray(splits.train.images.numpy()), jnp.asarray(splits.train.labels)
-    state, _, _ = program.train_epoch(program.initial_state(), train_images, labels, indices, draws)
+    state, *_ = program.train_epoch(program.initial_state(), train_images, labels, indices, draws)
     images = splits.test.images.numpy()[:37]
     log_probs = program.log_probabilities(state, images, batch_size=10)
     assert log_probs.shape == (3, 37, 10)

@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 
 from keras_committee import layers
+from keras_committee.schedules import Lookahead
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.ema import WeightEMA
+from keras_committee.training.ema import SlowWeights, WeightEMA
 
 
 def network(synchronized=True):
@@ -76,6 +77,26 @@ def test_averages_follow_their_definition(one, decay):
         steps.append(numbers(averaged(model)))
         update(tf.constant(n, tf.int64))
     assert_close(averages.variables, definition(start, steps, decay))
+
+
+def test_lookahead_pulls_the_weights_back_after_each_period(one):
+    """Zhang et al. 2019, algorithm 1, in float64: 4 steps a period, a share of the slow weights that grows."""
+    model = network()
+    lookahead = Lookahead(period=4, start=0.2, end=0.8, power=2.0)
+    slow_weights = SlowWeights(model, lookahead, 12, one)
+    slow = [value.astype("float64") for value in numbers(averaged(model))]
+    update = tf.function(slow_weights.update)
+    for n in range(1, 13):
+        draw_weights(model, n)
+        fast = numbers(averaged(model))
+        update(tf.constant(n, tf.int64))
+        if n % 4:
+            assert bits(averaged(model)) == [[value.tobytes()] for value in fast]
+            continue
+        share = 0.2 + 0.6 * (n / 12) ** 2
+        slow = [share * old + (1 - share) * new for old, new in zip(slow, fast, strict=True)]
+        assert_close(numbers(averaged(model)), slow)
+        assert_close(slow_weights.variables, slow)
 
 
 def test_averages_begin_as_the_weights(one):

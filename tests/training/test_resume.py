@@ -96,6 +96,8 @@ MATRIX = {
         "ema_momentum": 0.9,
         "global_clipnorm": 0.3,
     },
+    "learning_rate_multipliers": {"learning_rate_multipliers": {"*/beta": 8.0, "logits/*": 0.5}},
+    "lookahead": {"lookahead": schedules.Lookahead(period=3, start=0.2, end=0.8), "ema_momentum": 0.9},
     "learning_rate_scale": {"learning_rate_scale": lambda index: 0.5 ** (index + 1)},
 }
 NO_OPTIONS = {"members", "epochs", "head", "seed"}
