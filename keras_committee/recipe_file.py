@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from keras_committee.class_folders import list_images
-from keras_committee.errors import CommitteeError, RecipeError, did_you_mean
+from keras_committee.errors import CommitteeError, DataError, RecipeError, did_you_mean
 from keras_committee.files import expand_home
 from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, folder_kind
 from keras_committee.keras_config import load_keras, use_standard_config
 from keras_committee.recipe import Recipe, check_field
 from keras_committee.recipe_source import MODULES_FOLDER, RecipeImporter, RecipeModules, decode, parse
-from keras_committee.shard_files import split_shards
+from keras_committee.shard_files import matching_shards, split_shards
 
 _TYPE_NAMES = {
     bool: "true or false",
@@ -47,7 +47,7 @@ class RecipeFile:
         defaults: The recipe parameters, in the order of the function's arguments, with their default values.
         modules: The modules beside the file that it imports.
         fields: The fields of the returned `Recipe` that are parameters as they are given, with the parameters' names.
-        data_folders: The data functions that read a parameter as their folder, with the parameters' names, such as
+        data_folders: The data functions that read a parameter as their path, with the parameters' names, such as
             `{"image_folder": "data_dir"}` for `data=data.image_folder(data_dir, ...)`.
     """
 
@@ -120,7 +120,7 @@ class RecipeFile:
         """Raise DataError if a folder of the data is none, as far as that is known without executing the file."""
         for reader, name in self.data_folders.items():
             if isinstance(value := parameters[name], str):
-                _FOLDER_CHECKS[reader](expand_home(value))
+                _DATA_PATHS[reader].check(expand_home(value))
 
     def same_program_as(self, other: Self) -> bool:
         """Return whether both are the same program: the files differ only in docstrings, comments and layout."""
@@ -287,23 +287,57 @@ def _assigned_names(function: ast.FunctionDef) -> set[str]:
 def _data_folder(values: Mapping[str, ast.expr]) -> Iterator[tuple[str, str]]:
     """Yield `("image_folder", "data_dir")` for `data=data.image_folder(data_dir, ...)` without `split_folders`."""
     call = values.get("data")
-    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.args):
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
         return
-    folder, is_plain = call.args[0], all(keyword.arg != "split_folders" for keyword in call.keywords)
-    if ast.unparse(call.func.value) == "data" and call.func.attr in _FOLDER_CHECKS and isinstance(folder, ast.Name):
-        yield from [(call.func.attr, folder.id)] if is_plain else []
+    reader, keywords = call.func.attr, {keyword.arg: keyword.value for keyword in call.keywords}
+    if ast.unparse(call.func.value) != "data" or reader not in _DATA_PATHS or "split_folders" in keywords:
+        return
+    argument = _DATA_PATHS[reader]
+    path = call.args[0] if argument.is_first and call.args else keywords.get(argument.name)
+    if isinstance(path, ast.Name):
+        yield reader, path.id
 
 
-def check_class_folders(folder: Path) -> None:
+def _check_class_folders(folder: Path) -> None:
     """Raise DataError unless there are class folders. Of many images the listing takes long; it is left to the data."""
     if folder_kind(folder) is not FolderKind.IMAGES:
         list_images(folder)
 
 
-# For each data function the check of its folder, which needs no TensorFlow.
-_FOLDER_CHECKS: dict[str, Callable[[Path], Any]] = {
-    "image_folder": check_class_folders,
-    "imagenet_records": split_shards,
+def _check_exists(path: Path) -> None:
+    """Raise DataError if there is no such file or folder."""
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder.")
+
+
+def _check_shards(pattern: Path) -> None:
+    """Raise DataError unless files match a pattern, or are in a folder."""
+    if not matching_shards(pattern):
+        raise DataError(f"{pattern}: no file matches.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _PathArgument:
+    """The argument of a data function that is a path.
+
+    Attributes:
+        name: Its name.
+        is_first: Whether it may be the first positional argument.
+        check: Function that raises DataError if there are no data at the path; it needs no TensorFlow.
+    """
+
+    name: str
+    is_first: bool
+    check: Callable[[Path], Any]
+
+
+_DATA_PATHS = {
+    "image_folder": _PathArgument("directory", True, _check_class_folders),
+    "imagenet_records": _PathArgument("directory", True, split_shards),
+    "tfrecords": _PathArgument("train", True, _check_shards),
+    "tfds": _PathArgument("data_dir", False, _check_exists),
+    "cifar10": _PathArgument("directory", False, _check_exists),
+    "cifar100": _PathArgument("directory", False, _check_exists),
 }
 
 

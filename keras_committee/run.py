@@ -50,6 +50,7 @@ _RECORD_FILES = ("recipe.py", "parameters.json", "environment.json")
 _RECORD_LOCK_TIMEOUT = 30.0  # seconds; another job that shares the folder holds it while writing these files
 _RECORDED_PACKAGES = ("keras-committee", "keras", "tensorflow", "numpy")
 _MAX_LISTED_LINES = 10  # changed lines of a recipe in an error message
+_DIVIDED = "validation_divided"  # event
 _TRAINING_END_EVENTS = ("training_finished", "training_stopped", "training_failed")
 
 
@@ -63,6 +64,7 @@ def open_run(
     smoke: bool = False,
     allow_config_change: bool = False,
     shared: bool = False,
+    record_last: bool = False,
 ) -> Iterator[tuple["Run", Recipe]]:
     """Create or continue the run of a recipe, lock its folder, and build the recipe.
 
@@ -77,6 +79,7 @@ def open_run(
         smoke: Whether to use the reduced recipe of `Recipe.for_smoke_run`.
         allow_config_change: Whether to continue a run whose recipe or parameters differ.
         shared: Whether other processes may share the folder, each training other members.
+        record_last: Whether changes of a run that has members are recorded when the `with` block ends without an error.
 
     Yields:
         The run and its recipe. The lock is held until the `with` block ends.
@@ -97,21 +100,22 @@ def open_run(
     run._require_acceptable(given)
     recipe_file.require_data_folders(parameters)
     built = recipe_file.build(parameters, smoke=smoke)
-    with run._locked_record(given, _paths_in(built.data)):
+    with run._locked_record(given, _paths_in(built.data), last=record_last):
         yield run, built
 
 
 @contextlib.contextmanager
 def lock_runs(
-    paths: Sequence[str | Path], overrides: Sequence[str] = (), *, shared: bool = False
+    paths: Sequence[str | Path], overrides: Sequence[str] = (), *, shared: bool = False, reads_data: bool = True
 ) -> Iterator[list["Run"]]:
-    """Open existing runs and hold their locks.
+    """Open existing runs and hold their locks. Data that are missing raise before a recipe is executed, where possible.
 
     Args:
         paths: The run folders.
         overrides: New paths of the data, such as `["data_dir=/mnt/photos"]`, for each run that has such a parameter.
             They are recorded, so that later commands need no override.
         shared: Whether other processes may hold shared locks, too.
+        reads_data: Whether the data will be read.
 
     Raises:
         RecipeError: If no run has a parameter of that name.
@@ -125,6 +129,8 @@ def lock_runs(
             stack.enter_context(run.lock(shared=shared))
         _move_data(runs, overrides)
         try:
+            for run in runs if reads_data else []:
+                run.recipe_file().require_data_folders(run.parameters())
             yield runs
         except DataError as error:
             if not (names := _missing_paths(runs, str(error))):
@@ -505,6 +511,21 @@ class Run:
         except (OSError, ValueError) as error:
             raise _damaged_journal_error(path, read_problem(error)) from error
 
+    def is_divided(self) -> bool:
+        """Return whether the validation split is divided; see `divide`. Raises RunError if the journal is damaged."""
+        return any(event["event"] == _DIVIDED for event in self.events())
+
+    def divide(self, examples: int) -> None:
+        """Record that the validation split is divided: from now on, nothing is chosen with the part for promises.
+
+        The parts are those of `split_sizes.divide_for_promise`. The caller holds the lock of the folder.
+
+        Args:
+            examples: Number of validation images.
+        """
+        if not self.is_divided():
+            self.append_event(_DIVIDED, examples=examples)
+
     @property
     def _journal(self) -> Path:
         path = self.path / "journal.jsonl"
@@ -592,8 +613,13 @@ class Run:
             self._review(given, None)
 
     @contextlib.contextmanager
-    def _locked_record(self, given: _Configuration, data_paths: Collection[str] = ()) -> Iterator[None]:
-        """Create the folder or continue the run in it, and hold its lock. Raises as `create`."""
+    def _locked_record(
+        self, given: _Configuration, data_paths: Collection[str] = (), *, last: bool = False
+    ) -> Iterator[None]:
+        """Create the folder or continue the run in it, and hold its lock. Raises as `create`.
+
+        With `last` the changes of a run that has members are recorded at the end, unless an error is raised.
+        """
         self._require_utf8()
         with translate_os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -602,11 +628,17 @@ class Run:
             self._require_empty()  # before a lock file is written to a folder of something else
         with self.lock(shared=given.shared):
             with self._record_lock():
+                is_last = last and self.has_members() and not self._record_problems()
                 if self._is_new():
                     self._record(given)
+                elif is_last:
+                    self._review(given, data_paths)
                 else:
                     self._update_record(given, data_paths)
             yield
+            if is_last:
+                with self._record_lock():
+                    self._update_record(given, data_paths)
 
     def _require_utf8(self) -> None:
         if not is_utf8(str(self.path)):  # TensorFlow cannot trace functions or write logs there

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_committee"
 # `--help` and a mistyped option answer at once because nothing here loads a heavy library at import.
 LIGHT = (
     "keras_committee", "choices", "class_folders", "errors", "files", "image_header", "member_dir", "metrics", "recipe",
-    "keras_config", "progress", "recipe_file", "recipe_source", "run", "selection",
+    "input_scaling", "keras_archive", "keras_config", "progress", "recipe_file", "recipe_source", "run", "selection",
     "shard_files", "split_sizes", "summaries", "system_limits", "tables", "search",
     "search.budget",
     "search.search_space", "export", "export.predict", "export.publish", "tfserving", "tfserving.client",

@@ -124,7 +124,7 @@ def _select_tensorflow() -> None:
     """Let Keras run on TensorFlow, whatever KERAS_BACKEND, left over from another project, and keras.json state."""
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend != "tensorflow":
-        click.echo(f"note: KERAS_BACKEND={backend} is ignored; keras-committee runs on TensorFlow.", err=True)
+        print_text(f"note: KERAS_BACKEND={backend} is ignored; keras-committee runs on TensorFlow.", err=True)
     os.environ["KERAS_BACKEND"] = "tensorflow"
 
 

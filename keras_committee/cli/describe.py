@@ -77,11 +77,11 @@ def _describe_precision(recipe: Recipe) -> dict[str, str]:
 def _print_training(estimate: "Estimate", recipe: Recipe) -> None:
     from keras_committee.training.num_workers import format_rates
 
-    click.echo(
+    print_text(
         f"Training takes about {format_duration(60 * estimate.minutes)} on this machine: "
         f"{pluralize(recipe.members, 'member')}, {estimate.workers} at once, {pluralize(recipe.epochs, 'epoch')}."
     )
-    click.echo(f"Measured: {format_rates(estimate.images_per_second)}; reading {estimate.reading:,.0f} images/s.")
+    print_text(f"Measured: {format_rates(estimate.images_per_second)}; reading {estimate.reading:,.0f} images/s.")
 
 
 def _describe_member(recipe: Recipe, index: int) -> dict[str, Any]:

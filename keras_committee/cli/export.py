@@ -20,6 +20,7 @@ from keras_committee.keras_config import loading_backend
 from keras_committee.precision import EXPORT_PRECISIONS
 from keras_committee.run import Run, lock_runs
 from keras_committee.selection import Selection
+from keras_committee.tables import print_text
 
 
 @click.command()
@@ -76,7 +77,7 @@ def export(
         for run in opened:
             run.require_members(min_members)
     with reserve_stdout_for_json(as_json):
-        with lock_runs(runs, overrides, shared=not overrides):
+        with lock_runs(runs, overrides, shared=not overrides, reads_data=precision == "bfloat16"):
             pass
         with loading_backend():
             from keras_committee.export.export import export as export_committee
@@ -93,7 +94,7 @@ def export(
     if as_json:
         print_json({"version": str(version), **manifest})
         return
-    click.echo(_format_summary(version, manifest))
+    print_text(_format_summary(version, manifest))
     print_next_steps("serve", str(version.parent))
 
 

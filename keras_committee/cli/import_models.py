@@ -15,8 +15,10 @@ from keras_committee.cli.options import (
     standard_options,
 )
 from keras_committee.cli.output import print_json, print_message, print_next_steps, reserve_stdout_for_json
-from keras_committee.errors import RecipeError
+from keras_committee.errors import RecipeError, VerificationError
 from keras_committee.files import expand_home
+from keras_committee.input_scaling import InputScaling, parse_input_scaling
+from keras_committee.keras_archive import other_format, read_architecture
 from keras_committee.keras_config import loading_backend
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, default_run_path, open_run
@@ -86,8 +88,10 @@ def import_models(
     recipe_file = RecipeFile.read(recipe)
     run_dir = run_dir or str(default_run_path(recipe_file))
     parameters = _with_member_count(recipe_file, run_dir, list(overrides), len(models))
+    scalings = {model: _parse_scaling(text) for model, text in scaling_by_model.items()}
     class_names = {model: _read_class_names(file) for model, file in names_file_by_model.items()}
-    opened = open_run(recipe_file, parameters, path=run_dir, command=settings["command"])
+    _check_archives(models)
+    opened = open_run(recipe_file, parameters, path=run_dir, command=settings["command"], record_last=True)
     with reserve_stdout_for_json(as_json), opened as (run, built):
         with loading_backend():
             from keras_committee.evaluation.import_models import ImportOptions, ModelSource, import_models
@@ -95,7 +99,7 @@ def import_models(
         sources = [
             ModelSource(
                 path=Path(model),
-                input_scaling=_parse_scaling(scaling_by_model.get(model, _DEFAULT_SCALING)),
+                input_scaling=scalings.get(model, _DEFAULT_SCALING),
                 classes=class_names.get(model),
                 signature=signature,
                 output=output,
@@ -136,6 +140,21 @@ def _check_models(models: tuple[str, ...]) -> None:
             )
 
 
+def _check_archives(models: tuple[str, ...]) -> None:
+    """Raise VerificationError for a `.keras` file that cannot be read, before TensorFlow is imported."""
+    for file in [Path(model) for model in models if Path(model).is_file()]:
+        if other := other_format(file):
+            raise VerificationError(f"{file} is {other}")
+        try:
+            _, problem = read_architecture(file)
+        except ValueError as error:
+            raise VerificationError(
+                f"{file} cannot be loaded: {error}. No run was changed.\n  Copy or save the model again."
+            ) from error
+        if problem:
+            raise VerificationError(f"{file} {problem}. No code in it was run, and no run was changed.")
+
+
 def _values_by_model(values: tuple[str, ...], models: tuple[str, ...], option: str) -> dict[str, str]:
     """Return the value of each model from `[MODEL=]VALUE`; one with a model precedes one without, and the last wins."""
     unprefixed = [value for value in values if value.rpartition("=")[0] not in models]
@@ -159,9 +178,7 @@ def _with_member_count(recipe_file: RecipeFile, run_dir: str, overrides: list[st
     return {**parameters, "members": max(planned, len(run.finished_members()) + count)}
 
 
-def _parse_scaling(text: str) -> Any:
-    from keras_committee.models.external import parse_input_scaling
-
+def _parse_scaling(text: str) -> InputScaling:
     try:
         return parse_input_scaling(text)
     except ValueError as error:

@@ -89,7 +89,7 @@ def make_tfrecords(
         print_json({"destination": str(destination), "seconds": round(time.monotonic() - start, 3), **written})
         return
     parts = [f"{split['examples']} {name} in {split['shards']} shards" for name, split in written["splits"].items()]
-    click.echo(f"{', '.join(parts)}; {written['classes']} classes")
+    print_text(f"{', '.join(parts)}; {written['classes']} classes")
     if written["reencoded"]:
         print_text(f"{written['reencoded']} PNG or CMYK images were encoded as JPEG, quality 100 (--keep-encoding)")
     print_text(f"Read them with data.imagenet_records({shlex.quote(str(destination))}, ...)")

@@ -28,6 +28,7 @@ from keras_committee.run import Run
 from keras_committee.selection import Selection
 from keras_committee.tables import print_table
 
+_CONNECT_SECONDS, _RESPONSE_SECONDS = 5.0, 30.0
 _MAX_IMAGES_READ = 512  # kept in memory at the same time
 
 
@@ -56,6 +57,13 @@ _MAX_IMAGES_READ = 512  # kept in memory at the same time
     help="Send the images to a server, grpc://HOST:PORT/MODEL or http://HOST:PORT/MODEL, instead of RUN_OR_MODEL_DIR.",
 )
 @click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Time to wait for the server of --url.",
+    show_default=f"{_CONNECT_SECONDS:g} to reach it, {_RESPONSE_SECONDS:g} for a response",
+)
+@click.option(
     "--csv",
     "csv_file",
     type=HomePath(path_type=Path),
@@ -70,6 +78,7 @@ def predict(
     top: int,
     selection: Path | None,
     url: str | None,
+    timeout: float | None,
     csv_file: Path | None,
     min_members: int | None,
     as_json: bool,
@@ -86,6 +95,8 @@ def predict(
         raise click.UsageError("expected a run or model folder, then at least one image.")
     if selection is not None and (url or min_members):
         raise click.UsageError("--selection cannot be combined with --url or --allow-incomplete.")
+    if timeout and not url:
+        raise click.UsageError("--timeout requires --url.")
     if csv_file is not None and os.path.lexists(csv_file):
         raise RecipeError(
             f"{csv_file} already exists. No image was classified.\n  Choose another name, or move the file away."
@@ -93,7 +104,7 @@ def predict(
     images = _find_images(paths)
     with reserve_stdout_for_json(as_json):
         if url:
-            predict_images = _load_server(url)
+            predict_images = _load_server(url, timeout)
             _require_an_image(images)
         else:
             load = _find_source(source_and_images[0], selection, min_members)
@@ -195,11 +206,12 @@ def _load_run(run: Run, selection: Path | None, min_members: int | None) -> Call
     return partial(_predict_with_run, CommitteePredictor.from_run(run, recipe, min_members))
 
 
-def _load_server(url: str) -> Callable:
+def _load_server(url: str, timeout: float | None) -> Callable:
     """Return the same function as `_load_run` for the model behind `url`."""
     from keras_committee.export.predict import ExportedCommittee
 
-    return partial(_predict_with_export, ExportedCommittee.from_url(url))
+    connect, response = (timeout, timeout) if timeout else (_CONNECT_SECONDS, _RESPONSE_SECONDS)
+    return partial(_predict_with_export, ExportedCommittee.from_url(url, timeout=response, connect_timeout=connect))
 
 
 def _check_selection_uses_run(file: Path, run: Run) -> None:

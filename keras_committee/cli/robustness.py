@@ -19,7 +19,7 @@ from keras_committee.cli.output import forwarded_options, print_json, print_next
 from keras_committee.image_header import find_image_files
 from keras_committee.keras_config import loading_backend
 from keras_committee.run import lock_runs
-from keras_committee.tables import print_table
+from keras_committee.tables import print_table, print_text
 
 _OOD_SCORES = ("auroc", "fpr95")
 
@@ -113,7 +113,7 @@ def robustness(
         print_json(result)
         return
     _print_result(result)
-    click.echo(f"Evaluated on {result['examples']:,} test examples. Details: {Path(run, 'robustness.json')}")
+    print_text(f"Evaluated on {result['examples']:,} test examples. Details: {Path(run, 'robustness.json')}")
     print_next_steps("report", run, *forwarded_options(min_members))
 
 

@@ -78,6 +78,7 @@ def search(
     recipe_file = RecipeFile.read(recipe)
     search_space = parse_ranges(recipe_file, list(ranges))
     parameters = recipe_file.resolve(list(overrides))
+    recipe_file.require_data_folders(parameters)
     if importlib.util.find_spec("optuna") is None:
         raise RecipeError("`search` requires Optuna. Install it with: pip install 'keras-committee[search]'")
     with reserve_stdout_for_json(as_json):

@@ -16,6 +16,7 @@ from keras_committee.errors import RecipeError
 from keras_committee.files import read_record
 from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, folder_kind
 from keras_committee.precision import cpu_device, tensorflow_device
+from keras_committee.tables import print_text
 from keras_committee.tfserving.versions import find_versions
 
 _EXISTING_FILE = HomePath(exists=True, dir_okay=False)
@@ -138,7 +139,7 @@ def serve(
         flags = (enable_cors_support, model_config_poll_seconds, allow_labels)
         _run_tf_serving(folder, (rest_port, grpc_port), *files, *flags)
         return
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    _print_log_with_times()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger(__name__).info("loading TensorFlow and the models")
     from keras_committee.tfserving.server.limits import Limits
@@ -162,6 +163,21 @@ def serve(
     with _stop_on_signals() as stop, LocalServer(configs, options) as server:
         _print_summary(server, host, as_json)
         stop.wait()
+
+
+class _WrappingHandler(logging.Handler):
+    """Prints the log to stderr, on a terminal wrapped between words."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print_text(self.format(record), err=True)
+        except Exception:
+            self.handleError(record)
+
+
+def _print_log_with_times() -> None:
+    handlers = [_WrappingHandler()]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", handlers=handlers)
 
 
 def _check_model_dir(folder: Path) -> None:
@@ -190,7 +206,7 @@ def _warn_of_slow_precision(model_dir: Path) -> None:
         return
     device = tensorflow_device()
     if not device.has_bfloat16:
-        click.echo(
+        print_text(
             f"warning: {newest} computes in bfloat16, which is slow on this machine: {device.reason}. "
             f"It needs {precision['hardware']}.\n  For this machine, export with --precision float32.",
             err=True,

@@ -10,6 +10,7 @@ from keras_committee.cli.options import HomePath, complete_exports, json_option,
 from keras_committee.cli.output import print_json
 from keras_committee.errors import RecipeError
 from keras_committee.folder_kinds import FolderKind, explain_wrong_folder
+from keras_committee.tables import print_text
 
 
 @click.command()
@@ -96,9 +97,9 @@ def serving_config(
 
 def _print_summary(written: list[Path]) -> None:
     for path in written:
-        click.echo(f"Wrote {path}")
+        print_text(f"Wrote {path}")
     if len(written) > 3:
-        click.echo(
+        print_text(
             "Labels need a second step. Start the server with --model_config_file_poll_wait_seconds, so that it reloads"
             f" models.config.\nOnce every version is AVAILABLE, run: mv {written[1]} {written[0]}"
         )

@@ -21,7 +21,7 @@ from keras_committee.keras_config import loading_backend, select_backend
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, default_run_path, open_run
-from keras_committee.tables import print_training
+from keras_committee.tables import print_text, print_training
 
 
 @click.command()
@@ -135,7 +135,7 @@ def train(
                 members=members,
                 options=StackedOptions(checkpoint_seconds=checkpoint_every),
                 restart=restart,
-                note=partial(click.echo, err=True),
+                note=partial(print_text, err=True),
             )
         else:
             with loading_backend():
@@ -172,7 +172,7 @@ def _training_summary(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
     try:
         return training_summary(run, recipe)
     except RunError as error:  # a damaged history or journal; the members are trained
-        click.echo(f"warning: {error}", err=True)
+        print_text(f"warning: {error}", err=True)
         return []
 
 
@@ -247,5 +247,8 @@ def _check_data_dir(parameters: dict[str, Any]) -> None:
 def _warn_about_changed_versions(run: Run) -> None:
     changed = run.changed_versions()
     if changed:
-        click.echo(f"warning: {run.path} was started with other versions: {', '.join(changed)}.", err=True)
-        click.echo("  Training resumes, but the result will not be bit-for-bit reproducible.", err=True)
+        print_text(
+            f"warning: {run.path} was started with other versions: {', '.join(changed)}.\n"
+            "  Training resumes, but the result will not be bit-for-bit reproducible.",
+            err=True,
+        )

@@ -19,11 +19,10 @@ from keras_committee.errors import RecipeError, VerificationError, pluralize
 from keras_committee.evaluation.member_info import load_member_info, member_info_from_model
 from keras_committee.evaluation.pool import check_no_duplicate_weights, require_equal_classes
 from keras_committee.files import file_hash
+from keras_committee.input_scaling import INPUT_SCALINGS, InputScaling
 from keras_committee.member_dir import DataInfo
 from keras_committee.models.external import (
-    INPUT_SCALINGS,
     ONE_OUTPUT_REMEDY,
-    InputScaling,
     LogitsConversion,
     load_keras_file,
     wrap_model,

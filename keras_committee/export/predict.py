@@ -52,9 +52,9 @@ class ExportedCommittee:
         return cls(load_session(folder).run, str(folder))
 
     @classmethod
-    def from_url(cls, url: str) -> Self:
-        """Connect to the model at `grpc://host:port/NAME` or `http://host:port/NAME`. Raises RecipeError."""
-        client = Client(url)
+    def from_url(cls, url: str, *, timeout: float = 30.0, connect_timeout: float | None = None) -> Self:
+        """Connect to the model at `grpc://host:port/NAME` or `http://host:port/NAME`; see `Client`."""
+        client = Client(url, timeout=timeout, connect_timeout=connect_timeout)
         return cls(lambda signature, inputs: client.predict(inputs, signature=signature), url)
 
     def predict(self, contents: Sequence[bytes]) -> dict[str, np.ndarray]:

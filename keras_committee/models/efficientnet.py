@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_committee.input_scaling import IMAGENET_MEAN, IMAGENET_STD
 from keras_committee.layers.normalization import BatchNormalization
 from keras_committee.layers.stochastic_depth import StochasticDepth
-from keras_committee.models.blocks import IMAGENET_MEAN, IMAGENET_STD, normalize_pixels, resolve_survival
+from keras_committee.models.blocks import normalize_pixels, resolve_survival
 
 # Width, depth, resolution in pixels, dropout before the logits.
 _VARIANTS = types.MappingProxyType(

@@ -1,8 +1,6 @@
 """Networks from elsewhere as members: raw pixels in, logits out, in the class order of the data."""
 
-import dataclasses
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,41 +10,14 @@ from keras import ops
 
 from keras_committee.errors import RunError, VerificationError
 from keras_committee.files import expand_home
+from keras_committee.input_scaling import INPUT_SCALINGS, InputNormalization, InputScaling
+from keras_committee.keras_archive import SAVE_AGAIN
 from keras_committee.layers.resize import Resize
 from keras_committee.metrics.checks import are_probabilities
-from keras_committee.models.blocks import IMAGENET_MEAN, IMAGENET_STD, normalize_pixels
-from keras_committee.models.loading import SAVE_AGAIN, load_member
+from keras_committee.models.blocks import normalize_pixels
+from keras_committee.models.loading import load_member
 from keras_committee.models.outputs import classify_outputs, noise_images, predict_rows
 from keras_committee.models.predict import transform_outputs
-
-PerChannel = float | Sequence[float]
-
-
-@dataclasses.dataclass(frozen=True)
-class InputNormalization:
-    """Normalization of raw pixels 0..255: subtract `mean`, divide by `std`.
-
-    Attributes:
-        mean: One number, or one for each channel of the result.
-        std: Likewise.
-        flip: Whether red, green, blue become blue, green, red first.
-    """
-
-    mean: PerChannel
-    std: PerChannel
-    flip: bool = False
-
-
-InputScaling = str | InputNormalization
-INPUT_SCALINGS: Mapping[str, InputNormalization] = types.MappingProxyType(
-    {
-        "0..255": InputNormalization(0.0, 1.0),
-        "0..1": InputNormalization(0.0, 255.0),
-        "-1..1": InputNormalization(127.5, 127.5),
-        "torch": InputNormalization(IMAGENET_MEAN, IMAGENET_STD),
-        "caffe": InputNormalization((103.939, 116.779, 123.68), 1.0, flip=True),
-    }
-)
 
 LogitsConversion = Literal["logits", "softmax removed", "logarithms of its probabilities"]
 ONE_OUTPUT_REMEDY = (
@@ -151,21 +122,6 @@ def load_keras_file(path: str | Path) -> keras.Model:
         ) from error
 
 
-def parse_input_scaling(text: str) -> InputScaling:
-    """Parse a key of `INPUT_SCALINGS`, or `MEAN/STD` of raw pixels such as "125.3,123,113.9/63,62.1,66.7".
-
-    Raises:
-        ValueError: If `text` is neither.
-    """
-    if text in INPUT_SCALINGS:
-        return text
-    try:
-        mean, std = ([float(number) for number in part.split(",")] for part in text.split("/"))
-    except ValueError:
-        raise ValueError(f"expected {', '.join(INPUT_SCALINGS)}, or MEAN/STD on 0..255. Received: {text!r}") from None
-    return InputNormalization(_scalar_or_tuple(mean), _scalar_or_tuple(std))
-
-
 def apply_input_scaling(image, scaling: InputScaling):
     """Return raw pixels in the scaling that a network was trained with.
 
@@ -187,10 +143,6 @@ def apply_input_scaling(image, scaling: InputScaling):
         image = ops.flip(image, axis=-1)
     is_identity = np.all(np.equal(scaling.mean, 0)) and np.all(np.equal(scaling.std, 1))
     return image if is_identity else normalize_pixels(image, scaling.mean, scaling.std)
-
-
-def _scalar_or_tuple(values: list[float]) -> PerChannel:
-    return values[0] if len(values) == 1 else tuple(values)
 
 
 def _check_model(model):

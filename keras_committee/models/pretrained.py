@@ -10,9 +10,9 @@ import numpy as np
 
 from keras_committee.errors import DataError, VerificationError
 from keras_committee.files import expand_home
-from keras_committee.models.blocks import IMAGENET_STD
+from keras_committee.input_scaling import IMAGENET_STD, InputNormalization, InputScaling
 from keras_committee.models.efficientnet import check_variant, efficientnet
-from keras_committee.models.external import InputNormalization, InputScaling, wrap_model
+from keras_committee.models.external import wrap_model
 
 _MOBILENET_V3_SIZE = (224, 224)  # MobileNetV3 is the only network whose builder leaves the size open
 

@@ -6,11 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_committee.input_scaling import IMAGENET_MEAN, IMAGENET_STD
 from keras_committee.models.blocks import (
     CIFAR10_MEAN,
     CIFAR10_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     LayerFactory,
     normalize_pixels,
     resolve_survival,

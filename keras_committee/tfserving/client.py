@@ -104,6 +104,7 @@ class Client:
         url: `grpc://host:8500`, `http://host:8501` or `https://host:8501`, optionally followed by `/MODEL`.
         model: Name of the model, if the URL has none.
         timeout: Maximum time of a call with all its retries, in seconds.
+        connect_timeout: Maximum time in which a server that cannot be reached is tried again; `timeout` where None.
         max_message_bytes: Maximum size of a gRPC message, in bytes. The default of gRPC is 4 MB.
 
     Raises:
@@ -111,9 +112,15 @@ class Client:
     """
 
     def __init__(
-        self, url: str, model: str | None = None, *, timeout: float = 30.0, max_message_bytes: int = 256 * 2**20
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        timeout: float = 30.0,
+        connect_timeout: float | None = None,
+        max_message_bytes: int = 256 * 2**20,
     ):
-        self.url, self.timeout = url, timeout
+        self.url, self.timeout, self.connect_timeout = url, timeout, connect_timeout
         self._is_closed = False
         scheme, address, url_model = _read_url(url)
         self.model = _resolve_model_name(url, model, url_model)
@@ -191,18 +198,19 @@ class Client:
     def _call_with_retry(self, call: Callable[[float], _T], timeout: float | None) -> _T:
         """Call with the remaining seconds until a result, a final error, or the deadline."""
         timeout = self.timeout if timeout is None else timeout
-        deadline, backoff, attempts = time.monotonic() + timeout, _INITIAL_BACKOFF, 0
+        start, backoff, attempts = time.monotonic(), _INITIAL_BACKOFF, 0
+        retry_timeout = timeout if self.connect_timeout is None else min(timeout, self.connect_timeout)
         while True:
             attempts += 1
             try:
-                return call(max(deadline - time.monotonic(), 0.001))
+                return call(max(start + timeout - time.monotonic(), 0.001))
             except StatusError as error:
                 delay = backoff * random.uniform(0.5, 1.0)  # so that clients that failed together retry apart
                 is_final = self._is_closed or error.code not in _RETRIED_CODES
-                if is_final or time.monotonic() + delay >= deadline:
-                    raise RequestError(error, self._explain(error, attempts, timeout)) from error
+                if is_final or time.monotonic() + delay >= start + retry_timeout:
+                    raise RequestError(error, self._explain(error, attempts, retry_timeout)) from error
                 if attempts == 1:
-                    _log.warning("%s: %s; trying again for up to %g s", self.url, error.message, timeout)
+                    _log.warning("%s: %s; trying again for up to %g s", self.url, error.message, retry_timeout)
             time.sleep(delay)
             backoff = min(2 * backoff, _MAX_BACKOFF)
 
@@ -212,7 +220,7 @@ class Client:
             tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
             return (
                 f"{where}: no response in {tries} within {timeout:g} s: {error.message}\n"
-                "  Is the server running? Start a local one with `keras-committee serve MODEL_DIR`."
+                "  Is the server running? Start one with `keras-committee serve MODEL_DIR`, or set a longer timeout."
             )
         return f"{where}: {error.code}: {error.message}{_HINTS.get(error.code, '')}"
 
@@ -291,9 +299,10 @@ class _RestTransport:
         except urllib3.exceptions.ReadTimeoutError as error:
             raise StatusError("DEADLINE_EXCEEDED", f"no response within {timeout:.1f} s") from error
         except urllib3.exceptions.HTTPError as error:
-            # Its text has the address of an object. A refused connection raises a subclass, with a text that is plain.
+            # Its text has the name of an object. A refused connection raises a subclass, with the reason as its cause.
             is_timeout = type(error) is urllib3.exceptions.ConnectTimeoutError
-            message = f"no connection within {min(timeout, _CONNECT_TIMEOUT):.1f} s" if is_timeout else str(error)
+            reason = getattr(error.__cause__, "strerror", None) or str(error)
+            message = f"no connection within {min(timeout, _CONNECT_TIMEOUT):.1f} s" if is_timeout else reason
             raise StatusError("UNAVAILABLE", message) from error
         return _parse_response(response.status, response.data)
 
@@ -368,7 +377,8 @@ def _call_rpc(method: Any, message: Any, timeout: float) -> Any:
     try:
         return method(message, timeout=timeout)
     except grpc.RpcError as error:
-        raise StatusError(error.code().name, error.details() or "") from error
+        reason = (error.details() or "").rpartition("Failed to connect to remote host: ")[2]
+        raise StatusError(error.code().name, reason) from error
 
 
 def _read_url(url: str) -> tuple[str, str, str]:

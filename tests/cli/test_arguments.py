@@ -2,13 +2,14 @@
 
 import json
 import pathlib
+import zipfile
 
 import pytest
 
 from keras_committee.cli import main
 from keras_committee.cli.serve import _prometheus_path
 from keras_committee.evaluation import import_models as importing
-from keras_committee.models.external import parse_input_scaling
+from keras_committee.input_scaling import parse_input_scaling
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.tfserving.server.rest import METRICS_PATH
@@ -21,7 +22,8 @@ def imported(folder, monkeypatch):
     """List of the `(sources, options)` of `import`, which imports nothing; two models are in the current folder."""
     calls = []
     for name in ("a.keras", "b.keras"):
-        (folder / name).touch()
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("config.json", "{}")
     (folder / NAMES_FILE).write_text("cat\n\ndog\n")
     monkeypatch.setattr(
         importing, "import_models", lambda run, recipe, sources, options: calls.append((sources, options)) or []

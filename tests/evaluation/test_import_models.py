@@ -71,7 +71,7 @@ def test_the_journal_records_the_source_of_each_member(imported, files):
     assert [imported.data_info(index) for index in range(3)] == [DataInfo(classes=CLASSES, transform=transform)] * 3
 
 
-def test_evaluate_and_train_accept_imported_members(imported, tmp_path, capsys):
+def test_evaluate_and_train_accept_imported_members(imported, files, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(imported.path, run)
     assert main(["evaluate", str(run), "--json"]) == 0
@@ -79,9 +79,15 @@ def test_evaluate_and_train_accept_imported_members(imported, tmp_path, capsys):
     assert [member["name"] for member in result["members"]] == ["raw", "unit", "swapped"]
     assert {member["parameters"] for member in result["members"]} == {1930}
     before = [imported.member(index).model.read_bytes() for index in range(3)]
-    assert main(["train", str(TINY), "--run", str(run), "--set", "members=4"]) == 0
+    shutil.copy(files["raw"], tmp_path / "again.keras")
+    record = [(run / name).read_bytes() for name in ("parameters.json", "environment.json", "journal.jsonl")]
+    assert import_into(run, tmp_path / "again.keras") == 8  # of the same weights: nothing changes
+    assert [(run / name).read_bytes() for name in ("parameters.json", "environment.json", "journal.jsonl")] == record
+    assert import_into(run, tmp_path / "again.keras", "--allow-duplicate-weights") == 0
+    assert Run(run).parameters()["members"] == 4
+    assert main(["train", str(TINY), "--run", str(run), "--set", "members=5"]) == 0
     assert [Run(run).member(index).model.read_bytes() for index in range(3)] == before
-    assert Run(run).finished_members() == [0, 1, 2, 3]
+    assert Run(run).finished_members() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.slow
@@ -186,7 +192,6 @@ def test_a_recipe_with_too_few_members_is_rejected(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--input-scaling", "0..2"), "expected 0..255, 0..1"),
         (("--input-scaling", "other.keras=0..1"), "must be one of the models. Received: 'other.keras=0..1'"),
         (("--class-names-file", "absent.txt"), "cannot read absent.txt"),
     ],

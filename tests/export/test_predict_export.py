@@ -94,8 +94,8 @@ def test_a_url_sends_requests_to_the_server(export, capsys, monkeypatch):
     calls = []
 
     class Server:
-        def __init__(self, url):
-            calls.append(url)
+        def __init__(self, url, **timeouts):
+            calls.append((url, timeouts))
 
         def predict(self, inputs, *, signature):
             calls.append((signature, list(inputs)))
@@ -104,8 +104,12 @@ def test_a_url_sends_requests_to_the_server(export, capsys, monkeypatch):
     session = predict.load_session(export / "10")
     monkeypatch.setattr(predict, "Client", Server)
     _, document, _ = predictions(capsys, export / "dark.png", "--url", "grpc://localhost:8500/brightness")
-    assert document["source"] == calls[0] == "grpc://localhost:8500/brightness"
-    assert calls[1:] == [("predict_bytes", ["image_bytes"]), ("classify", ["inputs"])]
+    assert document["source"] == "grpc://localhost:8500/brightness"
+    assert calls.pop(0) == (document["source"], {"timeout": 30.0, "connect_timeout": 5.0})
+    assert calls == [("predict_bytes", ["image_bytes"]), ("classify", ["inputs"])]
+    calls.clear()
+    predictions(capsys, export / "dark.png", "--url", "grpc://localhost:8500/brightness", "--timeout", "70")
+    assert calls[0][1] == {"timeout": 70.0, "connect_timeout": 70.0}
     assert document["predictions"][0]["top"][0]["class"] == "dark"
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from keras_committee.errors import VerificationError
+from keras_committee.input_scaling import parse_input_scaling
 from keras_committee.models import INPUT_SCALINGS, InputNormalization, from_keras_file, wrap_model
-from keras_committee.models.external import parse_input_scaling, wrap_model_with_report
+from keras_committee.models.external import wrap_model_with_report
 
 IMAGES = np.random.default_rng(3).uniform(0, 255, (4, 6, 5, 3)).astype("float32")
 

@@ -322,7 +322,7 @@ def test_an_unreachable_server_is_reported_at_the_deadline_with_the_number_of_at
         port = free.getsockname()[1]
     start = time.monotonic()
     with (
-        Client(f"{scheme}://127.0.0.1:{port}", "m", timeout=0.6) as client,
+        Client(f"{scheme}://127.0.0.1:{port}", "m", connect_timeout=0.6) as client,
         pytest.raises(RequestError, match=r"no response in [2-9] attempts within 0.6 s: .*\n  Is the server running\?"),
     ):
         client.status()

@@ -13,7 +13,7 @@ from keras_committee.files import write_file
 from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, folder_kind
 from keras_committee.keras_config import loading_backend
 from keras_committee.shard_files import split_shards
-from keras_committee.tables import format_duration
+from keras_committee.tables import format_duration, print_text
 
 if TYPE_CHECKING:
     from keras_committee.cli.init.image_stats import ImageStats
@@ -80,7 +80,7 @@ def init(
     write_file(file, recipe.encode(errors="backslashreplace"))
     notes = [] if measure else stats.notes  # the measurement reads the images, which logs them
     for warning in filter(None, [*notes, defaults.imbalance_warning, defaults.rare_warning]):
-        click.echo(f"warning: {warning}", err=True)
+        print_text(f"warning: {warning}", err=True)
     with reserve_stdout_for_json(as_json):
         estimate = _measure_training(file) if measure else None
     next_command = command_line("train", str(file), "--smoke")

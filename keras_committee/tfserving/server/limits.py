@@ -51,7 +51,7 @@ class Limits:
     max_queue_size: int = 512
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value:,}" for name, value in dataclasses.asdict(self).items())
+        return ", ".join(f"{name}={value:,}" for name, value in dataclasses.asdict(self).items())
 
 
 def check_body(size: int, limits: Limits) -> None:

@@ -104,7 +104,7 @@ def test_every_response_and_the_log_name_the_local_server(half_plus_two, caplog)
         assert "not TensorFlow Serving" in json.loads(response.read())["server"]
     log = " ".join(record.getMessage() for record in caplog.records)
     assert "not TensorFlow Serving" in log
-    assert "max_body_bytes 33,554,432" in log
+    assert "max_body_bytes=33,554,432" in log
 
 
 def test_requests_that_wait_for_a_batch_do_not_block_others(half_plus_two):
