@@ -1,7 +1,7 @@
-"""Committee predictions, confidences, cascades and uncertainties from member predictions, in NumPy.
+"""Committee predictions, confidences, cascades, prediction sets and uncertainties from member predictions, in NumPy.
 
-This is the one implementation outside Keras and TensorFlow graphs. `layers.heads`, `layers.confidence` and
-`models.Cascade` give the same results as layers.
+This is the one implementation outside Keras and TensorFlow graphs. `layers.heads`, `layers.confidence`,
+`layers.prediction_sets` and `models.Cascade` give the same results as layers.
 
 Member predictions are log-probabilities `(examples, members, classes)`. Logits give the same results.
 """
@@ -15,9 +15,11 @@ from numpy.typing import DTypeLike
 from scipy.special import log_softmax, softmax
 
 from keras_committee import metrics
+from keras_committee.choices import SET_METHODS
 from keras_committee.errors import did_you_mean
 from keras_committee.layers import head_name, heads
 from keras_committee.layers.confidence import check_confidence
+from keras_committee.layers.prediction_sets import rank_penalties
 
 HEADS = tuple(heads.HEADS)  # names
 
@@ -110,6 +112,71 @@ def confidence(measure: str, probabilities: np.ndarray, log_probs: np.ndarray) -
     return np.maximum(values, 0).astype(probabilities.dtype)  # rounding may put the uniform distribution below 0
 
 
+def conformity(method: str, probabilities: np.ndarray, penalty: float = 0.0, free_ranks: int = 0) -> np.ndarray:
+    """Return the conformity score of each class, floats `(examples, classes)` of the type of `probabilities`.
+
+    - `"lac"`: the probability of the class. Sets are the smallest on average, and may be empty.
+    - `"aps"`: 1 minus the probability of all classes that are more probable. A set holds the most probable classes, up
+      to the one at which their sum reaches a level; it is never empty. The score is computed as the sum over this class
+      and the less probable ones, whose last digits a sum close to 1 would not have.
+    - `"raps"`: that of `"aps"`, minus `penalty` for each rank after `free_ranks`: shorter sets of the least certain
+      examples.
+
+    No draw is made at a tie of the level, so the same image always has the same set. Of equal probabilities, the first
+    class counts as the more probable one.
+
+    Args:
+        method: One of `choices.SET_METHODS`.
+        probabilities: Floats `(examples, classes)`, of the committee.
+        penalty: At least 0; used by `"raps"` only.
+        free_ranks: Number of most probable classes without a penalty; used by `"raps"` only.
+
+    Raises:
+        ValueError: If there is no such method.
+
+    Source: LAC: Sadinle et al. 2019, arXiv:1609.00451; APS: Romano et al. 2020, arXiv:2006.02544, section 2, with
+    u = 1; RAPS: Angelopoulos et al. 2021, arXiv:2009.14193, algorithm 2.
+    """
+    if method not in SET_METHODS:
+        raise ValueError(f"method must be one of {', '.join(SET_METHODS)}. Received: {method!r}.")
+    if method == "lac":
+        return probabilities
+    order = np.argsort(-probabilities, axis=-1, kind="stable")
+    ordered = np.take_along_axis(probabilities, order, axis=-1)
+    scores = np.cumsum(ordered[:, ::-1], axis=-1, dtype=probabilities.dtype)[:, ::-1].copy()
+    scores[:, 0] = 1
+    if method == "raps":
+        scores -= np.array(rank_penalties(scores.shape[1], penalty, free_ranks), scores.dtype)
+    return np.take_along_axis(scores, np.argsort(order, axis=-1), axis=-1)
+
+
+def prediction_sets(
+    method: str,
+    probabilities: np.ndarray,
+    thresholds: Sequence[float],
+    penalty: float = 0.0,
+    free_ranks: int = 0,
+) -> np.ndarray:
+    """Return which classes are in the prediction set of each example: bool `(examples, classes)`.
+
+    Those whose `conformity` is at least the threshold, compared in float32 as in the models.
+
+    Args:
+        method: As in `conformity`.
+        probabilities: As in `conformity`.
+        thresholds: One float, or one for each class.
+        penalty: As in `conformity`.
+        free_ranks: As in `conformity`.
+    """
+    scores = conformity(method, probabilities, penalty, free_ranks).astype(np.float32)
+    return scores >= np.asarray(thresholds, np.float32)
+
+
+def accepts(confidence: np.ndarray, threshold: float) -> np.ndarray:
+    """Return which answers are accepted: those whose confidence is at least the threshold, compared in float32."""
+    return confidence.astype(np.float32) >= np.float32(threshold)
+
+
 def uncertainty(log_probs: np.ndarray, weights: Sequence[float] | np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Return `metrics.uncertainty_decomposition` of the members: float64 `(examples,)` each, in nats.
 
@@ -185,6 +252,37 @@ def run_cascade(
     return first_confident(len(log_probs), stages, thresholds, outputs_of)
 
 
+def selected_outputs(selection: Any, log_probs: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the `stage_outputs` of a `selection.Selection`, and those that its promise adds.
+
+    They are `prediction_set` bool `(examples, classes)` and `set_size` int32 `(examples,)` where sets are promised, and
+    `accepted` bool `(examples,)` where a risk is promised.
+
+    Args:
+        selection: The selection.
+        log_probs: Floats `(examples, members, classes)` of its members, divided by their temperatures.
+    """
+    arguments = selection.confidence, selection.weights
+    if selection.stages is None:
+        outputs = stage_outputs(selection.head, log_probs, log_probs.shape[1], *arguments)
+    else:
+        sizes = [stage.members for stage in selection.stages]
+        thresholds = [stage.threshold for stage in selection.stages[:-1]]
+        outputs = run_cascade(selection.head, log_probs, sizes, thresholds, *arguments)
+    return {**outputs, **promised_outputs(selection.promise, outputs)}
+
+
+def promised_outputs(promise: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the outputs that a `selection.Promise` adds to the others; none for None. See `selected_outputs`."""
+    added = {}
+    if promise is not None and promise.sets is not None:
+        added["prediction_set"] = prediction_sets(probabilities=outputs["probabilities"], **promise.sets.rule())
+        added["set_size"] = added["prediction_set"].sum(axis=1, dtype=np.int32)
+    if promise is not None and promise.acceptance is not None:
+        added["accepted"] = accepts(outputs["confidence"], promise.acceptance.threshold)
+    return added
+
+
 def first_confident(
     num_examples: int,
     stages: Sequence[int],
@@ -208,7 +306,7 @@ def first_confident(
         outputs = outputs_of(size, pending)
         answered = np.ones(len(pending), bool)
         if threshold is not None:
-            answered = outputs["confidence"].astype(np.float32) >= np.float32(threshold)
+            answered = accepts(outputs["confidence"], threshold)
         parts.append((pending[answered], {name: values[answered] for name, values in outputs.items()}))
         pending = pending[~answered]
         if not len(pending):

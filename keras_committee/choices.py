@@ -25,3 +25,4 @@ SEARCH_METHODS = ("auto", "exhaustive", "greedy", "evolutionary")
 OBJECTIVES = ("accuracy", "nll", "brier")
 SELECTION_HEADS = ("geometric_mean", "arithmetic_mean", "majority_vote")
 SPLITS = ("test", "validation", "train")
+SET_METHODS = ("lac", "aps", "raps")  # of prediction sets

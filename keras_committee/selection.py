@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from keras_committee.choices import SET_METHODS
 from keras_committee.errors import RunError
 from keras_committee.files import expand_home, read_problem, read_record, write_record
 
@@ -54,6 +55,68 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SetRule:
+    """Which classes belong to the prediction set of an answer.
+
+    Attributes:
+        coverage: The promise: the probability that the set of a new image holds its true class.
+        method: One of `choices.SET_METHODS`.
+        thresholds: Lowest conformity score of the classes in the set: one number, or one for each class, whose promise
+            then holds for the images of each class.
+        penalty, free_ranks: As in `aggregation.conformity`.
+    """
+
+    coverage: float
+    method: str
+    thresholds: tuple[float, ...]
+    penalty: float = 0.0
+    free_ranks: int = 0
+
+    def rule(self) -> dict[str, Any]:
+        """Return the arguments of `aggregation.prediction_sets` but the probabilities."""
+        return {
+            "method": self.method,
+            "thresholds": self.thresholds,
+            "penalty": self.penalty,
+            "free_ranks": self.free_ranks,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AcceptanceRule:
+    """Which answers are accepted.
+
+    Attributes:
+        max_risk: The promise: the highest error rate among accepted answers.
+        certainty: Probability that the promise holds, over the images that it was made on.
+        threshold: Lowest confidence of an accepted answer.
+    """
+
+    max_risk: float
+    certainty: float
+    threshold: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Promise:
+    """What was promised of the answers, on images that nothing was chosen with.
+
+    Attributes:
+        split: Name of the split that the images belong to.
+        examples: Number of images that the promise was made on.
+        chosen_on: Number of the other images of the split, with which the members were chosen.
+        sets: The rule of prediction sets; None if none was requested.
+        acceptance: The rule of acceptance; None if none was requested.
+    """
+
+    split: str
+    examples: int
+    chosen_on: int
+    sets: SetRule | None = None
+    acceptance: AcceptanceRule | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
     """A committee, or a cascade if it has `stages`.
 
@@ -65,9 +128,10 @@ class Selection:
         stages: Stages of a cascade, with increasing `members`; None if all members always run.
         confidence: One of `layers.CONFIDENCE_MEASURES`.
         report: Objective, budget, validation and test scores, and Pareto front of the selection.
+        promise: What `calibrate` promised of the answers of this committee or cascade; None before.
 
     Raises:
-        ValueError: If `members` is empty, or weights or stages do not match the members.
+        ValueError: If `members` is empty, or weights, stages or thresholds of sets do not match the members or classes.
     """
 
     members: tuple[SelectedMember, ...]
@@ -77,6 +141,7 @@ class Selection:
     stages: tuple[Stage, ...] | None = None
     confidence: str = "max_probability"
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
+    promise: Promise | None = None
 
     def __post_init__(self):
         if not self.members:
@@ -90,6 +155,12 @@ class Selection:
             raise ValueError(f"weights must be one per member ({len(self.members)}). Received: {len(self.weights)}")
         if self.stages is not None:
             self._check_stages(self.stages)
+        sets = self.promise and self.promise.sets
+        if sets and len(sets.thresholds) not in (1, len(self.classes)):
+            raise ValueError(
+                f"promise.sets.thresholds must hold one number, or one for each of {len(self.classes)} classes. "
+                f"Received: {len(sets.thresholds)}"
+            )
 
     def _check_stages(self, stages: tuple[Stage, ...]) -> None:
         thresholds = [stage.threshold for stage in stages]
@@ -141,6 +212,8 @@ class Selection:
     def _from_document(cls, document: Any) -> Self:
         if isinstance(document, dict) and document.get("format") != _FORMAT:
             raise ValueError(f"its format must be {_FORMAT}. Received: {document.get('format')!r}")
+        if isinstance(document, dict):
+            document.setdefault("promise", None)  # files of versions without promises
         fields = _validated("", document, _SELECTION_SCHEMA)
         members = [_validated(f"members[{i}]", item, _MEMBER_SCHEMA) for i, item in enumerate(fields["members"])]
         fields["members"] = tuple(SelectedMember(**member) for member in members)
@@ -150,6 +223,8 @@ class Selection:
         if fields["weights"] is not None:
             fields["weights"] = tuple(fields["weights"])
         fields["classes"] = tuple(fields["classes"])
+        if fields["promise"] is not None:
+            fields["promise"] = _promise_from_document(fields["promise"])
         return cls(**fields)
 
     def _check_known_names(self) -> None:
@@ -178,6 +253,17 @@ def check_stages(stages: Sequence[int], thresholds: Sequence[float | None], memb
             f"thresholds must hold one number for each of the {len(stages)} stages except the last. "
             f"Received: {list(thresholds)}"
         )
+
+
+def _promise_from_document(document: Any) -> Promise:
+    fields = _validated("promise", document, _PROMISE_SCHEMA)
+    if fields["sets"] is not None:
+        sets = _validated("promise.sets", fields["sets"], _SET_SCHEMA)
+        fields["sets"] = SetRule(**{**sets, "thresholds": tuple(sets["thresholds"])})
+    if fields["acceptance"] is not None:
+        acceptance = _validated("promise.acceptance", fields["acceptance"], _ACCEPTANCE_SCHEMA)
+        fields["acceptance"] = AcceptanceRule(**acceptance)
+    return Promise(**fields)
 
 
 def _is_string(value: Any) -> bool:
@@ -211,7 +297,22 @@ _SELECTION_SCHEMA = {
     "stages": (_is_null_or(_is_list_of(lambda _: True)), "null or a list"),
     "confidence": _STRING,
     "report": (lambda value: isinstance(value, dict), "an object"),
+    "promise": (_is_null_or(lambda value: isinstance(value, dict)), "null or an object"),
 }
+_NUMBER = (_is_number, "a finite number")
+_PROMISE_SCHEMA = {
+    "split": _STRING,
+    **dict.fromkeys(("examples", "chosen_on"), _COUNT),
+    **dict.fromkeys(("sets", "acceptance"), (lambda _: True, "null or an object")),
+}
+_SET_SCHEMA = {
+    "coverage": _NUMBER,
+    "method": (lambda value: value in SET_METHODS, f"one of {', '.join(SET_METHODS)}"),
+    "thresholds": (_is_list_of(_is_number), "a list of finite numbers"),
+    "penalty": _NUMBER,
+    "free_ranks": _COUNT,
+}
+_ACCEPTANCE_SCHEMA = dict.fromkeys(("max_risk", "certainty", "threshold"), _NUMBER)
 _MEMBER_SCHEMA = {
     **dict.fromkeys(("run", "weights", "name"), _STRING),
     **dict.fromkeys(("index", "parameters"), _COUNT),

@@ -9,7 +9,7 @@ import operator
 import pytest
 
 from keras_committee.errors import RunError
-from keras_committee.selection import SelectedMember, Selection, Stage
+from keras_committee.selection import AcceptanceRule, Promise, SelectedMember, Selection, SetRule, Stage
 
 MEMBERS = tuple(
     SelectedMember(
@@ -24,6 +24,13 @@ CASCADE = Selection(
     stages=(Stage(members=1, threshold=0.7), Stage(members=3, threshold=None)),
     confidence="margin",
     report={"test": {"accuracy": 0.75}},
+    promise=Promise(
+        split="validation",
+        examples=40,
+        chosen_on=39,
+        sets=SetRule(coverage=0.9, method="raps", thresholds=(0.25, 0.75), penalty=0.1, free_ranks=1),
+        acceptance=AcceptanceRule(max_risk=0.05, certainty=0.95, threshold=0.875),
+    ),
 )
 
 
@@ -39,6 +46,22 @@ def test_a_written_selection_is_read_back(tmp_path):
     CASCADE.write(tmp_path / "selection.json")
     assert Selection.read(tmp_path / "selection.json") == CASCADE
     assert json.loads((tmp_path / "selection.json").read_text())["kind"] == "cascade"
+
+
+def test_a_selection_of_a_version_without_promises_is_read(tmp_path):
+    file = tmp_path / "selection.json"
+    CASCADE.write(file)
+    edit(file, [], lambda document: document.pop("promise"))
+    assert Selection.read(file) == dataclasses.replace(CASCADE, promise=None)
+
+
+def test_thresholds_of_sets_for_other_classes_are_an_error():
+    sets = SetRule(coverage=0.9, method="lac", thresholds=(0.5, 0.5, 0.5))
+    promise = Promise(split="validation", examples=40, chosen_on=39, sets=sets)
+    with pytest.raises(
+        ValueError, match=r"thresholds must hold one number, or one for each of 2 classes\. Received: 3"
+    ):
+        dataclasses.replace(CASCADE, promise=promise)
 
 
 @pytest.mark.parametrize(

@@ -15,21 +15,25 @@ from keras_committee.metrics.intervals import few_images_note
 from keras_committee.metrics.scores import MIN_PROBABILITY
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.split_sizes import divide_for_promise
 
 # The NLL has no minimum where a network is always right (temperature 0) or guesses (infinity).
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
-def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> dict[str, Any]:
+def calibrate(
+    run: Run, recipe: Recipe, *, min_members: int | None = None, promise: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Fit temperatures and weights on the validation split, evaluate them on the test split, write `calibration.json`.
 
-    Where `restore_best` chose the epoch of each member on the validation split, the temperatures are slightly
-    too low.
+    Of a divided validation split only the part to choose with is read, see `Run.divide`. Where `restore_best` chose the
+    epoch of each member on the validation split, the temperatures are slightly too low.
 
     Args:
         run: The run folder.
         recipe: Its recipe.
         min_members: As in `load_or_compute_predictions`.
+        promise: The result of `make_promise`, to be recorded.
 
     Returns:
         The content of `calibration.json`:
@@ -45,6 +49,7 @@ def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> di
         - `reliability`: of the committee `before` and `after` applying `temperature`, for each bin `confidence` and
           `accuracy` (null for an empty bin) and `count`.
 
+        - `promise`: what was promised of the answers, see `make_promise`; null where nothing was.
         - `notes`: a warning if the validation split has few images.
 
         Under a geometric mean, dividing the logits of every member by the committee's `temperature` is equivalent.
@@ -62,6 +67,8 @@ def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> di
     validation, test = (
         load_or_compute_predictions(run, recipe, split, min_members) for split in ("validation", "test")
     )
+    if run.is_divided():
+        validation = validation.subset(divide_for_promise(validation.source_fingerprint, len(validation.labels))[0])
     head = subset_head(recipe.head or GeometricMean(), validation.members)
     committee, reliability = _calibrate_committee(head, validation, test)
     result = {
@@ -74,6 +81,7 @@ def calibrate(run: Run, recipe: Recipe, *, min_members: int | None = None) -> di
         "members": [_calibrate_member(position, validation, test) for position in range(len(validation.members))],
         "committee": committee,
         "reliability": reliability,
+        "promise": promise,
         "notes": [note]
         if (note := few_images_note("temperatures and weights are fitted", len(validation.labels)))
         else [],

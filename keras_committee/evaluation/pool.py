@@ -17,6 +17,7 @@ from keras_committee.files import file_hash
 from keras_committee.progress import track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.split_sizes import divide_for_promise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,9 @@ class Pool:
         predictions: For each split float32 log-probabilities `(examples, members, classes)`.
         labels: For each split int32 `(examples,)`.
         missing: For each run the indices of the members that are not trained.
+        validation_source: Fingerprint of the sources of all validation images, by which they are divided.
+        division: Number of images of each part, `"choose"` and `"promise"`, where the validation split is divided and
+            the pool has one part of it; else None.
     """
 
     members: tuple[PoolMember, ...]
@@ -61,6 +65,24 @@ class Pool:
     predictions: Mapping[str, np.ndarray]
     labels: Mapping[str, np.ndarray]
     missing: Mapping[str, list[int]]
+    validation_source: str = ""
+    division: Mapping[str, int] | None = None
+
+    def divided(self) -> tuple["Pool", "Pool"]:
+        """Return the pool with the part of the validation split to choose with, and with that to make promises on."""
+        log_probs, labels = self.predictions["validation"], self.labels["validation"]
+        parts = divide_for_promise(self.validation_source, len(labels))
+        division = dict(zip(("choose", "promise"), map(len, parts), strict=True))
+        choose, promise = (
+            dataclasses.replace(
+                self,
+                predictions={**self.predictions, "validation": log_probs[part]},
+                labels={**self.labels, "validation": labels[part]},
+                division=division,
+            )
+            for part in parts
+        )
+        return choose, promise
 
     @property
     def mflops(self) -> np.ndarray:
@@ -96,7 +118,8 @@ def load_pool(
 ) -> Pool:
     """Return the pool of all members of `runs`, with their predictions on `splits`.
 
-    Executes the recipes in the run folders; the caller holds the locks of the folders.
+    Where the validation split of a run is divided, the pool has the part to choose with, see `Run.divide`. Executes the
+    recipes in the run folders; the caller holds the locks of the folders.
 
     Args:
         runs: At least one run.
@@ -111,6 +134,18 @@ def load_pool(
         DataError: If data cannot be read, or the examples of the runs differ.
         VerificationError: If a member's predictions are not finite, or two members have identical weights.
     """
+    pool = load_whole_pool(runs, splits, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights)
+    return pool.divided()[0] if "validation" in splits and any(run.is_divided() for run in runs) else pool
+
+
+def load_whole_pool(
+    runs: Sequence[Run],
+    splits: Sequence[str] = ("validation", "test"),
+    *,
+    min_members: int | None = None,
+    allow_duplicate_weights: bool = False,
+) -> Pool:
+    """Return the pool of `load_pool` with the whole validation split, also where it is divided."""
     _check_duplicates(runs)
     recipes = [run.recipe() for run in runs]
     indices = [run.available_members(recipe.members, min_members) for run, recipe in zip(runs, recipes, strict=True)]
@@ -136,6 +171,7 @@ def load_pool(
             str(run.path): sorted(set(range(recipe.members)) - set(members))
             for run, recipe, members in zip(runs, recipes, indices, strict=True)
         },
+        validation_source=first_predictions["validation"].source_fingerprint if "validation" in splits else "",
     )
 
 

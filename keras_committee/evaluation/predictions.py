@@ -47,6 +47,12 @@ class SplitPredictions:
     data_fingerprint: str = ""
     source_fingerprint: str = ""
 
+    def subset(self, examples: np.ndarray | list[int]) -> "SplitPredictions":
+        """Return the predictions on some examples, given by indices. The fingerprints remain those of the split."""
+        return dataclasses.replace(
+            self, log_probabilities=self.log_probabilities[examples], labels=self.labels[examples]
+        )
+
 
 def load_or_compute_predictions(
     run: Run, recipe: Recipe, split: str = "test", min_members: int | None = None

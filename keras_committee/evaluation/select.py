@@ -225,6 +225,7 @@ class CommitteeSelector:
             "candidates": num_candidates,
             "budget": self._budget(),
             "examples": {split: len(labels) for split, labels in self.pool.labels.items()},
+            "division": None if self.pool.division is None else dict(self.pool.division),
             "missing": {run: members for run, members in self.pool.missing.items() if members},
             **self.summary(chosen),
             **{

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_committee.data.preprocessing import ImageTransform
@@ -28,6 +29,7 @@ from keras_committee.precision import BFLOAT16_HARDWARE, EXPORT_PRECISIONS, trai
 from keras_committee.progress import step
 from keras_committee.run import Run
 from keras_committee.selection import Selection
+from keras_committee.split_sizes import divide_for_promise
 
 DEFAULT_MAX_ACCURACY_DROP = 0.2  # percentage points
 
@@ -266,7 +268,7 @@ def _accuracy_check(runs, shape, max_drop) -> AccuracyCheck:
     for run in runs:
         loaded = run.recipe().data.load()
         run.require_classes(loaded.classes)
-        splits.append((run, loaded.validation))
+        splits.append((run, _part_to_choose_with(run, loaded.validation)))
     run, split = next((pair for pair in splits if tuple(pair[1].image_shape) == tuple(shape)), splits[0])
     if not len(split):
         raise _NoValidationError(
@@ -275,6 +277,13 @@ def _accuracy_check(runs, shape, max_drop) -> AccuracyCheck:
             "  Use --precision float32, or set `validation` of the recipe's data to a number or fraction, in a new run."
         )
     return AccuracyCheck(split=split, source=str(run.path), max_drop=max_drop)
+
+
+def _part_to_choose_with(run, validation):
+    """Return the validation images that a precision may be chosen with; see `Run.divide`."""
+    if not run.is_divided():
+        return validation
+    return validation.subset(np.array(divide_for_promise(validation.source_id(), len(validation))[0]))
 
 
 @contextlib.contextmanager
