@@ -28,10 +28,10 @@ _COMPILER_TIMEOUT_SECONDS = 120
 def batch_norm_kernels() -> ModuleType | None:
     """Return the module with `keras_committee_batch_norm`, differentiable; None if it is not available here.
 
-    `keras_committee_batch_norm(x, addends, scale, offset, epsilon, relu)` normalizes `x`, or the sum of `x` and the
-    tensor in the list `addends`, over all axes but the last, float32 or bfloat16. It returns `(sums, y, mean,
-    variance)`: a list of the sum, if there is one; the normalized tensor, if `relu` with 0 for negative values; the
-    mean and the biased variance of the batch, float32 `(channels,)`.
+    `keras_committee_batch_norm(x, addends, scale, offset, epsilon, activation)` normalizes `x`, or the sum of `x` and
+    the tensor in the list `addends`, over all axes but the last, float32 or bfloat16. It returns `(sums, y, mean,
+    variance)`: a list of the sum, if there is one; the normalized tensor behind the activation, `"linear"`, `"relu"` or
+    `"quick_gelu"`; the mean and the biased variance of the batch, float32 `(channels,)`.
     """
     return _load()[0]
 
@@ -81,7 +81,7 @@ def _gradient(module: ModuleType, operation, *gradients):
         variance=variance,
         sum_gradients=list(gradients[:num_sums]),
         epsilon=operation.get_attr("epsilon"),
-        relu=operation.get_attr("relu"),
+        activation=operation.get_attr("activation"),
     )
     return [x_gradient] * (1 + num_sums) + [scale_gradient, offset_gradient]
 

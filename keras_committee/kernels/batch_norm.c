@@ -1,7 +1,8 @@
-/* Batch normalization in training, with the sum before it and the ReLU behind it, for TensorFlow on a CPU.
+/* Batch normalization in training, with the sum before it and the activation behind it, for TensorFlow on a CPU.
 
    These operations are bound by memory. TensorFlow has a kernel each for the sum, the normalization, the gradient of the
-   ReLU, that of the normalization and the sum of gradients, and so reads and writes each activation more often.
+   activation, that of the normalization and the sum of gradients, and so reads and writes each tensor more often. The
+   gradient computes the activation's input again instead of reading it.
 
    A tensor is (rows, channels) in memory, channels last. It is processed in chunks, which do not depend on the number of
    threads, so neither do the results. Sums over rows are float32 inside a chunk and float64 over the chunks.
@@ -16,6 +17,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define QUICK_GELU_SLOPE 1.702f /* y = x * sigmoid(1.702 x); Hendrycks and Gimpel 2016, arXiv:1606.08415 */
 
 /* ops.h uses these names as C++ does, without `struct`. */
 typedef struct TF_DimensionHandle TF_DimensionHandle;
@@ -49,6 +52,30 @@ static inline bfloat16 store_bfloat16(float value) { /* rounds to the nearest ev
   return value != value ? 0x7fc0u : (bfloat16)(bits >> 16);
 }
 
+static inline float sigmoid(float x) {
+  /* exp(-x) = 2^n 2^f, f in [-0.5, 0.5]: the compiler makes SIMD code of it, unlike of a call of expf. Each coefficient
+     is ln(2)^k / k!; the relative error is below 3e-7. A NaN counts as 2^-126. */
+  const float exponent = x * -1.44269504f;
+  const float above = exponent > -126.0f ? exponent : -126.0f, limited = exponent < 126.0f ? above : 126.0f;
+  const float whole = rintf(limited), f = limited - whole;
+  const float fraction = 1.0f + f * (0.693147181f + f * (0.240226507f + f * (0.0555041087f + f * (0.00961812911f +
+                         f * (0.00133335581f + f * 0.000154035304f)))));
+  const uint32_t bits = (uint32_t)((int32_t)whole + 127) << 23;
+  float power;
+  memcpy(&power, &bits, sizeof power);
+  return 1.0f / (1.0f + power * fraction);
+}
+
+/* Activations, and what they make of the gradient that comes from behind them. `lowest` is 0 for the ReLU and -inf for
+   none. */
+static inline float activate_clipped(float x, float lowest) { return x < lowest ? lowest : x; /* NaN stays NaN */ }
+static inline float gradient_clipped(float x, float upstream, float lowest) { return x > lowest ? upstream : 0.0f; }
+static inline float activate_quick_gelu(float x, float lowest) { return x * sigmoid(QUICK_GELU_SLOPE * x); }
+static inline float gradient_quick_gelu(float x, float upstream, float lowest) {
+  const float s = sigmoid(QUICK_GELU_SLOPE * x);
+  return upstream * (s + QUICK_GELU_SLOPE * x * s * (1.0f - s));
+}
+
 /* A pass over all elements. A period is a whole number of rows and of SIMD vectors; a vector has one value for each of
    its elements, so that the inner loops need no index of the channel. */
 typedef struct {
@@ -58,7 +85,7 @@ typedef struct {
   const float *mean, *scale, *offset; /* vectors: y = scale * (x - mean) + offset */
   const float *slope, *constant;      /* vectors: the gradient of x is scale * d + slope * (x - mean) + constant */
   float *partial_sums;                /* (chunks, 2, period) */
-  bool relu;
+  float lowest;
 } Pass;
 
 static inline float normalized(float x, float mean, float scale, float offset) { return (x - mean) * scale + offset; }
@@ -80,76 +107,85 @@ static inline int64_t chunk_size(const Pass *pass) {
     }                                                                                            \
   }
 
-#define DEFINE_PASSES(T)                                                                                        \
-  /* Sums of x - mean and of its square; writes x = input + addend if there is an addend. */                    \
-  static void moments_##T(const Pass *pass, int64_t chunk) {                                                    \
-    const T *restrict input = pass->input, *restrict addend = pass->addend;                                     \
-    T *restrict sum = pass->sum;                                                                                \
-    const float *restrict mean = pass->mean;                                                                    \
-    float *restrict first = pass->partial_sums + chunk * 2 * pass->period, *restrict second = first + pass->period; \
-    if (addend) {                                                                                               \
-      FOR_EACH_ELEMENT({                                                                                        \
-        const T stored = store_##T(load_##T(input[i]) + load_##T(addend[i]));                                   \
-        const float difference = load_##T(stored) - mean[p];                                                    \
-        sum[i] = stored;                                                                                        \
-        first[p] += difference;                                                                                 \
-        second[p] += difference * difference;                                                                   \
-      })                                                                                                        \
-    } else {                                                                                                    \
-      FOR_EACH_ELEMENT({                                                                                        \
-        const float difference = load_##T(input[i]) - mean[p];                                                  \
-        first[p] += difference;                                                                                 \
-        second[p] += difference * difference;                                                                   \
-      })                                                                                                        \
-    }                                                                                                           \
-  }                                                                                                             \
-  static void normalize_##T(const Pass *pass, int64_t chunk) {                                                  \
-    const T *restrict input = pass->input;                                                                      \
-    T *restrict output = pass->output;                                                                          \
-    const float *restrict mean = pass->mean, *restrict scale = pass->scale, *restrict offset = pass->offset;    \
-    const float lowest = pass->relu ? 0.0f : -INFINITY;                                                         \
-    FOR_EACH_ELEMENT({                                                                                          \
-      const float value = normalized(load_##T(input[i]), mean[p], scale[p], offset[p]);                         \
-      output[i] = store_##T(value < lowest ? lowest : value); /* NaN stays NaN */                               \
-    })                                                                                                          \
-  }                                                                                                             \
-  /* Sums of d and of d * (x - mean), where d is the upstream gradient behind the ReLU. */                      \
-  static void gradient_sums_##T(const Pass *pass, int64_t chunk) {                                              \
-    const T *restrict input = pass->input, *restrict upstream = pass->upstream;                                 \
-    const float *restrict mean = pass->mean, *restrict scale = pass->scale, *restrict offset = pass->offset;    \
-    float *restrict first = pass->partial_sums + chunk * 2 * pass->period, *restrict second = first + pass->period; \
-    const float lowest = pass->relu ? 0.0f : -INFINITY;                                                         \
-    FOR_EACH_ELEMENT({                                                                                          \
-      const float x = load_##T(input[i]);                                                                       \
-      const float d = normalized(x, mean[p], scale[p], offset[p]) > lowest ? load_##T(upstream[i]) : 0.0f;      \
-      first[p] += d;                                                                                            \
-      second[p] += d * (x - mean[p]);                                                                           \
-    })                                                                                                          \
-  }                                                                                                             \
-  static void input_gradient_##T(const Pass *pass, int64_t chunk) {                                             \
-    const T *restrict input = pass->input, *upstream = pass->upstream, *upstream_sum = pass->upstream_sum;      \
-    T *output = pass->output; /* may be the memory of `upstream` */                                             \
-    const float *restrict mean = pass->mean, *restrict scale = pass->scale, *restrict offset = pass->offset;    \
-    const float *restrict slope = pass->slope, *restrict constant = pass->constant;                             \
-    const float lowest = pass->relu ? 0.0f : -INFINITY;                                                         \
-    if (upstream_sum) {                                                                                         \
-      FOR_EACH_ELEMENT({                                                                                        \
-        const float x = load_##T(input[i]);                                                                     \
-        const float d = normalized(x, mean[p], scale[p], offset[p]) > lowest ? load_##T(upstream[i]) : 0.0f;    \
-        const float gradient = scale[p] * d + (slope[p] * (x - mean[p]) + constant[p]);                         \
-        output[i] = store_##T(gradient + load_##T(upstream_sum[i]));                                            \
-      })                                                                                                        \
-    } else {                                                                                                    \
-      FOR_EACH_ELEMENT({                                                                                        \
-        const float x = load_##T(input[i]);                                                                     \
-        const float d = normalized(x, mean[p], scale[p], offset[p]) > lowest ? load_##T(upstream[i]) : 0.0f;    \
-        output[i] = store_##T(scale[p] * d + (slope[p] * (x - mean[p]) + constant[p]));                         \
-      })                                                                                                        \
-    }                                                                                                           \
+#define DEFINE_MOMENTS(T)                                                                                            \
+  /* Sums of x - mean and of its square; writes x = input + addend if there is an addend. */                         \
+  static void moments_##T(const Pass *pass, int64_t chunk) {                                                         \
+    const T *restrict input = pass->input, *restrict addend = pass->addend;                                          \
+    T *restrict sum = pass->sum;                                                                                     \
+    const float *restrict mean = pass->mean;                                                                         \
+    float *restrict first = pass->partial_sums + chunk * 2 * pass->period, *restrict second = first + pass->period;  \
+    if (addend) {                                                                                                    \
+      FOR_EACH_ELEMENT({                                                                                             \
+        const T stored = store_##T(load_##T(input[i]) + load_##T(addend[i]));                                        \
+        const float difference = load_##T(stored) - mean[p];                                                         \
+        sum[i] = stored;                                                                                             \
+        first[p] += difference;                                                                                      \
+        second[p] += difference * difference;                                                                        \
+      })                                                                                                             \
+    } else {                                                                                                         \
+      FOR_EACH_ELEMENT({                                                                                             \
+        const float difference = load_##T(input[i]) - mean[p];                                                       \
+        first[p] += difference;                                                                                      \
+        second[p] += difference * difference;                                                                        \
+      })                                                                                                             \
+    }                                                                                                                \
   }
 
-DEFINE_PASSES(float)
-DEFINE_PASSES(bfloat16)
+#define DEFINE_PASSES(activation, T)                                                                                 \
+  static void normalize_##activation##_##T(const Pass *pass, int64_t chunk) {                                        \
+    const T *restrict input = pass->input;                                                                           \
+    T *restrict output = pass->output;                                                                               \
+    const float *restrict mean = pass->mean, *restrict scale = pass->scale, *restrict offset = pass->offset;         \
+    const float lowest = pass->lowest;                                                                               \
+    FOR_EACH_ELEMENT({                                                                                               \
+      const float value = normalized(load_##T(input[i]), mean[p], scale[p], offset[p]);                              \
+      output[i] = store_##T(activate_##activation(value, lowest));                                                   \
+    })                                                                                                               \
+  }                                                                                                                  \
+  /* Sums of d and of d * (x - mean), where d is the gradient in front of the activation. */                         \
+  static void gradient_sums_##activation##_##T(const Pass *pass, int64_t chunk) {                                    \
+    const T *restrict input = pass->input, *restrict upstream = pass->upstream;                                      \
+    const float *restrict mean = pass->mean, *restrict scale = pass->scale, *restrict offset = pass->offset;         \
+    float *restrict first = pass->partial_sums + chunk * 2 * pass->period, *restrict second = first + pass->period;  \
+    const float lowest = pass->lowest;                                                                               \
+    FOR_EACH_ELEMENT({                                                                                               \
+      const float x = load_##T(input[i]);                                                                            \
+      const float y = normalized(x, mean[p], scale[p], offset[p]);                                                   \
+      const float d = gradient_##activation(y, load_##T(upstream[i]), lowest);                                       \
+      first[p] += d;                                                                                                 \
+      second[p] += d * (x - mean[p]);                                                                                \
+    })                                                                                                               \
+  }                                                                                                                  \
+  static void input_gradient_##activation##_##T(const Pass *pass, int64_t chunk) {                                   \
+    const T *restrict input = pass->input, *upstream = pass->upstream, *upstream_sum = pass->upstream_sum;           \
+    T *output = pass->output; /* may be the memory of `upstream` */                                                  \
+    const float *restrict mean = pass->mean, *restrict scale = pass->scale, *restrict offset = pass->offset;         \
+    const float *restrict slope = pass->slope, *restrict constant = pass->constant;                                  \
+    const float lowest = pass->lowest;                                                                               \
+    if (upstream_sum) {                                                                                              \
+      FOR_EACH_ELEMENT({                                                                                             \
+        const float x = load_##T(input[i]);                                                                          \
+        const float y = normalized(x, mean[p], scale[p], offset[p]);                                                 \
+        const float d = gradient_##activation(y, load_##T(upstream[i]), lowest);                                     \
+        const float gradient = scale[p] * d + (slope[p] * (x - mean[p]) + constant[p]);                              \
+        output[i] = store_##T(gradient + load_##T(upstream_sum[i]));                                                 \
+      })                                                                                                             \
+    } else {                                                                                                         \
+      FOR_EACH_ELEMENT({                                                                                             \
+        const float x = load_##T(input[i]);                                                                          \
+        const float y = normalized(x, mean[p], scale[p], offset[p]);                                                 \
+        const float d = gradient_##activation(y, load_##T(upstream[i]), lowest);                                     \
+        output[i] = store_##T(scale[p] * d + (slope[p] * (x - mean[p]) + constant[p]));                              \
+      })                                                                                                             \
+    }                                                                                                                \
+  }
+
+DEFINE_MOMENTS(float)
+DEFINE_MOMENTS(bfloat16)
+DEFINE_PASSES(clipped, float)
+DEFINE_PASSES(clipped, bfloat16)
+DEFINE_PASSES(quick_gelu, float)
+DEFINE_PASSES(quick_gelu, bfloat16)
 
 typedef void (*ChunkFunction)(const Pass *, int64_t chunk);
 
@@ -211,9 +247,27 @@ static int64_t period_of(int64_t channels) {
   return period * ((MIN_PERIOD + period - 1) / period);
 }
 
+/* Passes of one activation, by whether the tensors are bfloat16. */
+typedef struct {
+  const char *name;
+  float lowest;
+  ChunkFunction normalize[2], gradient_sums[2], input_gradient[2];
+} Activation;
+
+#define PASSES(activation)                                                 \
+  {normalize_##activation##_float, normalize_##activation##_bfloat16},     \
+      {gradient_sums_##activation##_float, gradient_sums_##activation##_bfloat16}, { \
+    input_gradient_##activation##_float, input_gradient_##activation##_bfloat16 \
+  }
+
+static const Activation activations[] = {{"linear", -INFINITY, PASSES(clipped)},
+                                         {"relu", 0.0f, PASSES(clipped)},
+                                         {"quick_gelu", 0.0f, PASSES(quick_gelu)}};
+enum { NUM_ACTIVATIONS = sizeof activations / sizeof *activations, MAX_NAME = 16 };
+
 typedef struct {
   float epsilon;
-  bool relu;
+  const Activation *activation;
 } Attributes;
 
 enum { MAX_TENSORS = 8 };
@@ -318,7 +372,7 @@ static void compute_forward(void *kernel, TF_OpKernelContext *context) {
   void *sum = has_addend ? output_like(&call, 0, false) : NULL, *y = output_like(&call, 0, false);
   float *mean = output_like(&call, first_vector, false), *variance = output_like(&call, first_vector, false);
   Pass pass = {.input = TF_TensorData(x), .addend = has_addend ? TF_TensorData(call.inputs[1]) : NULL, .sum = sum,
-               .output = y, .elements = elements, .period = period_of(channels), .relu = attributes->relu};
+               .output = y, .elements = elements, .period = period_of(channels), .lowest = attributes->activation->lowest};
   Vectors vectors = {0};
   if (TF_GetCode(call.status) == TF_OK && !allocate(&vectors, &pass, channels))
     TF_SetStatus(call.status, TF_RESOURCE_EXHAUSTED, "No memory for the sums of a batch normalization.");
@@ -349,7 +403,7 @@ static void compute_forward(void *kernel, TF_OpKernelContext *context) {
     pass.scale = vectors.scale;
     pass.offset = vectors.offset;
     if (sum) pass.input = sum;
-    run_chunks(half ? normalize_bfloat16 : normalize_float, &pass);
+    run_chunks(attributes->activation->normalize[half], &pass);
   }
   release(&vectors, &pass);
   end_call(&call);
@@ -372,7 +426,7 @@ static void compute_gradient(void *kernel, TF_OpKernelContext *context) {
   Pass pass = {.input = TF_TensorData(call.inputs[1]), .upstream = TF_TensorData(call.inputs[0]),
                .upstream_sum = call.num_inputs == 7 ? TF_TensorData(call.inputs[6]) : NULL,
                .output = input_gradient, .elements = elements, .period = period_of(channels),
-               .relu = attributes->relu};
+               .lowest = attributes->activation->lowest};
   Vectors vectors = {0};
   if (TF_GetCode(call.status) == TF_OK && !allocate(&vectors, &pass, channels))
     TF_SetStatus(call.status, TF_RESOURCE_EXHAUSTED, "No memory for the sums of a batch normalization.");
@@ -387,7 +441,7 @@ static void compute_gradient(void *kernel, TF_OpKernelContext *context) {
     pass.mean = vectors.mean;
     pass.scale = vectors.scale;
     pass.offset = vectors.offset;
-    run_chunks(half ? gradient_sums_bfloat16 : gradient_sums_float, &pass);
+    run_chunks(attributes->activation->gradient_sums[half], &pass);
     add_partial_sums(&pass, channels, vectors.first, vectors.second);
     for (int64_t c = 0; c < channels; ++c) {
       const double inverse_variance = 1.0 / ((double)variance[c] + attributes->epsilon);
@@ -402,7 +456,7 @@ static void compute_gradient(void *kernel, TF_OpKernelContext *context) {
     repeat(vectors.channel, channels, pass.period, vectors.constant);
     pass.slope = vectors.slope;
     pass.constant = vectors.constant;
-    run_chunks(half ? input_gradient_bfloat16 : input_gradient_float, &pass);
+    run_chunks(attributes->activation->input_gradient[half], &pass);
   }
   release(&vectors, &pass);
   end_call(&call);
@@ -411,11 +465,13 @@ static void compute_gradient(void *kernel, TF_OpKernelContext *context) {
 static void *create_kernel(TF_OpKernelConstruction *construction) {
   Attributes *attributes = calloc(1, sizeof *attributes);
   TF_Status *status = TF_NewStatus();
-  unsigned char relu = 0;
+  char name[MAX_NAME] = {0};
   int64_t addends = 0;
   TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &attributes->epsilon, status);
-  if (TF_GetCode(status) == TF_OK) TF_OpKernelConstruction_GetAttrBool(construction, "relu", &relu, status);
-  attributes->relu = relu;
+  if (TF_GetCode(status) == TF_OK)
+    TF_OpKernelConstruction_GetAttrString(construction, "activation", name, MAX_NAME - 1, status);
+  for (int i = 0; i < NUM_ACTIVATIONS; ++i) /* TensorFlow permits no other name */
+    if (!strcmp(name, activations[i].name)) attributes->activation = &activations[i];
   if (TF_GetCode(status) == TF_OK) TF_OpKernelConstruction_GetAttrInt64(construction, "N", &addends, status);
   if (addends > 1) TF_SetStatus(status, TF_INVALID_ARGUMENT, "A batch normalization adds up at most two tensors.");
   if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
@@ -453,7 +509,7 @@ static void register_operation(const char *name, const char *const *inputs, cons
   TF_OpDefinitionBuilderAddAttr(operation, "T: {bfloat16, float}");
   TF_OpDefinitionBuilderAddAttr(operation, "N: int >= 0");
   TF_OpDefinitionBuilderAddAttr(operation, "epsilon: float");
-  TF_OpDefinitionBuilderAddAttr(operation, "relu: bool");
+  TF_OpDefinitionBuilderAddAttr(operation, "activation: {'linear', 'relu', 'quick_gelu'}");
   TF_OpDefinitionBuilderSetShapeInferenceFunction(operation, infer_shapes);
   TF_RegisterOpDefinition(operation, status);
   const TF_DataType types[] = {TF_FLOAT, TF_BFLOAT16};

@@ -18,7 +18,12 @@ class QuickGELU(keras.layers.Layer):
     """
 
     def call(self, inputs):
-        return inputs * ops.sigmoid(ops.cast(1.702, inputs.dtype) * inputs)
+        return quick_gelu(inputs)
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+
+def quick_gelu(inputs):
+    """Return `inputs * sigmoid(1.702 * inputs)`, see `QuickGELU`."""
+    return inputs * ops.sigmoid(ops.cast(1.702, inputs.dtype) * inputs)

@@ -5,6 +5,9 @@ from keras import ops
 
 from keras_committee.kernels import batch_norm_kernels
 from keras_committee.layers import row_window
+from keras_committee.layers.activations import quick_gelu
+
+_ACTIVATIONS = {"linear": keras.activations.linear, "relu": ops.relu, "quick_gelu": quick_gelu}
 
 
 @keras.saving.register_keras_serializable(package="keras_committee")
@@ -35,7 +38,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         inputs: Tensor of any rank.
         training: Boolean or None. With `trainable=False` the layer stays in inference mode, as in Keras.
         mask: Boolean tensor with one dimension less than the inputs, or None.
-        relu: Boolean. Whether a ReLU follows: in training on a CPU, in the same operation.
+        activation: `"linear"`, `"relu"` or `"quick_gelu"`, the activation that follows: in training on a CPU, in the
+            same operation.
 
     Returns:
         Tensor of the shape of the inputs, in the compute dtype. The statistics are float32.
@@ -49,25 +53,25 @@ class BatchNormalization(keras.layers.BatchNormalization):
             synchronized = keras.backend.backend() == "tensorflow"
         super().__init__(*args, synchronized=synchronized, **kwargs)
 
-    def call(self, inputs, training=None, mask=None, relu=False):
+    def call(self, inputs, training=None, mask=None, activation="linear"):
         training = bool(training and self.trainable)
         if mask is not None or not self._can_fuse(inputs, training):
             outputs = super().call(inputs, training=training, mask=mask)
         elif training and (kernels := _kernels_for(inputs)):
-            return self._call_kernel(kernels, inputs, [], relu)[1]
+            return self._call_kernel(kernels, inputs, [], activation)[1]
         else:
             outputs = self._call_fused(inputs, training)
-        return ops.relu(outputs) if relu else outputs
+        return _ACTIVATIONS[activation](outputs)
 
-    def add_and_normalize(self, x, addend, *, relu: bool):
-        """Return `x + addend` and its normalization in training, with a ReLU if `relu`, in one operation.
+    def add_and_normalize(self, x, addend, *, activation: str = "linear"):
+        """Return `x + addend` and its normalization in training, behind the activation, in one operation.
 
         Returns:
             `(sum, outputs)`; None, without any effect, where one operation cannot do it.
         """
         can_add = x.shape == addend.shape and x.dtype == addend.dtype == self.compute_dtype
         kernels = _kernels_for(x) if can_add and self.trainable and self._can_fuse(x, True) else None
-        return None if kernels is None else self._call_kernel(kernels, x, [addend], relu)
+        return None if kernels is None else self._call_kernel(kernels, x, [addend], activation)
 
     def get_config(self):
         return {**super().get_config(), "synchronized": self._synchronized_argument}
@@ -106,8 +110,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self._update_statistics(mean + shift, tf.math.multiply_no_nan(variance, (count - 1.0) / count))
         return ops.cast(outputs, self.compute_dtype)
 
-    def _call_kernel(self, kernels, inputs, addends, relu):
-        """Return the sum of the inputs and the addends, and the normalized sum."""
+    def _call_kernel(self, kernels, inputs, addends, activation):
+        """Return the sum of the inputs and the addends, and the normalized sum behind the activation."""
         moving_mean = self._float32(self.moving_mean)
         sums, outputs, mean, variance = kernels.keras_committee_batch_norm(
             x=inputs,
@@ -115,7 +119,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             scale=self._float32(self.gamma) if self.scale else ops.ones_like(moving_mean),
             offset=self._float32(self.beta) if self.center else ops.zeros_like(moving_mean),
             epsilon=self.epsilon,
-            relu=relu,
+            activation=activation,
         )
         self._update_statistics(mean, variance)
         return sums[0] if addends else inputs, ops.cast(outputs, self.compute_dtype)

@@ -60,6 +60,7 @@ class StochasticDepth(keras.layers.Layer):
         x: Tensor of shape `(batch, ...)`, the input of the branch.
         shortcut: Tensor that is added to the branch. Defaults to `x`.
         training: Boolean. Whether blocks are dropped.
+        relu: Boolean. Whether a ReLU follows, and the shortcut is not negative: a dropped block then skips it, too.
 
     Returns:
         Tensor of the shape of the shortcut, in the compute dtype.
@@ -126,15 +127,15 @@ class StochasticDepth(keras.layers.Layer):
             self.branch.build(x_shape)
         self._check_branch(x_shape, shortcut_shape or x_shape)
 
-    def call(self, x, shortcut=None, training=False):
+    def call(self, x, shortcut=None, training=False, relu=False):
         shortcut = x if shortcut is None else shortcut
         survival = ops.convert_to_tensor(self._survival)
         if not training:
             scale = survival if self.scaling == "inference" else ops.cast(survival > 0, "float32")
-            return self._all_rows(scale > 0, x, shortcut, scale, training)
+            return self._all_rows(scale > 0, x, shortcut, scale, training, relu)
         scale = None if self.scaling == "inference" else 1.0 / ops.where(survival > 0, survival, 1.0)
         drop = {"batch": self._drop_batch, "sample": self._drop_samples, "subset": self._drop_rows}[self.mode]
-        return drop(x, shortcut, survival, scale)
+        return drop(x, shortcut, survival, scale, relu)
 
     def compute_output_shape(self, x_shape, shortcut_shape=None):
         return x_shape if shortcut_shape is None else shortcut_shape
@@ -154,20 +155,21 @@ class StochasticDepth(keras.layers.Layer):
     def from_config(cls, config):
         return cls(**{**config, "branch": keras.saving.deserialize_keras_object(config["branch"])})
 
-    def _drop_batch(self, x, shortcut, survival, scale):
+    def _drop_batch(self, x, shortcut, survival, scale, relu):
         with row_window.run_on_cpu():
             keep = self._uniform(()) < survival
             self.run_count.assign_add(ops.cast(keep, "float32"))
-        return self._all_rows(keep, x, shortcut, scale, True)
+        return self._all_rows(keep, x, shortcut, scale, True, relu)
 
-    def _drop_samples(self, x, shortcut, survival, scale):
+    def _drop_samples(self, x, shortcut, survival, scale, relu):
         with row_window.run_on_cpu():
             keep_mask = ops.cast(self._uniform(ops.shape(x)[:1]) < survival, "float32")
             self.run_count.assign_add(ops.mean(keep_mask))
         scaled_mask = keep_mask if scale is None else keep_mask * scale
-        return self._all_rows(None, x, shortcut, ops.reshape(scaled_mask, (-1,) + (1,) * (len(x.shape) - 1)), True)
+        mask = ops.reshape(scaled_mask, (-1,) + (1,) * (len(x.shape) - 1))
+        return self._all_rows(None, x, shortcut, mask, True, relu)
 
-    def _drop_rows(self, x, shortcut, survival, scale):
+    def _drop_rows(self, x, shortcut, survival, scale, relu):
         with row_window.run_on_cpu():
             rows = ops.shape(x)[0]
             window = row_window.row_window(self._uniform((2,)), rows, survival)
@@ -176,23 +178,24 @@ class StochasticDepth(keras.layers.Layer):
         def residual(window, branch):
             full_shortcut, kept_rows = row_window.slice_rows(shortcut, *window)
             inputs = kept_rows if shortcut is x else row_window.get_rows(x, *window)
-            return row_window.write_rows(full_shortcut, self._add_branch(kept_rows, branch(inputs), scale), *window)
+            results = self._add_branch(kept_rows, branch(inputs), scale, relu)
+            return row_window.write_rows(full_shortcut, results, *window)
 
         branch_index, windows = row_window.switch_branches(*window, rows)
         return self._switch(
             branch_index, [functools.partial(residual, row_range) for row_range in windows], shortcut, True
         )
 
-    def _all_rows(self, predicate, x, shortcut, scale, training):
+    def _all_rows(self, predicate, x, shortcut, scale, training, relu):
         """Run the block for all rows if the predicate is True or None, else return the shortcut."""
         return self._switch(
-            predicate, [lambda branch: self._add_branch(shortcut, branch(x), scale)], shortcut, training
+            predicate, [lambda branch: self._add_branch(shortcut, branch(x), scale, relu)], shortcut, training
         )
 
-    def _add_branch(self, shortcut, outputs, scale):
+    def _add_branch(self, shortcut, outputs, scale, relu):
         if scale is not None:  # inside the conditional, which would otherwise compute the gradient of the scale
             outputs = outputs * ops.stop_gradient(self._cast(scale))
-        return shortcut + outputs
+        return ops.relu(shortcut + outputs) if relu else shortcut + outputs
 
     def _switch(self, branch_index, residuals, shortcut, training):
         """Run one of the residuals, or return the shortcut.

@@ -8,7 +8,7 @@ import pytest
 
 from keras_committee import models
 from keras_committee.kernels import batch_norm_kernels
-from keras_committee.layers import BatchNormalization, StochasticDepth
+from keras_committee.layers import BatchNormalization, QuickGELU, StochasticDepth
 from keras_committee.layers.fusion import fused_layers
 
 pytestmark = pytest.mark.skipif(
@@ -55,6 +55,25 @@ def leaky():
     return keras.Model(image, keras.layers.ReLU(negative_slope=0.1)(BatchNormalization()(image)))
 
 
+def quick_gelu():
+    image = keras.Input(SHAPE)
+    x = QuickGELU()(BatchNormalization(scale=False)(image))
+    return keras.Model(image, BatchNormalization()(x))
+
+
+def post_activation(survival=1.0):
+    """Two blocks with a ReLU behind; the shortcut of the second one comes from that of the first."""
+    x = image = keras.Input(SHAPE)
+    for _ in range(2):
+        branch = keras.Sequential([keras.layers.Conv2D(4, 3, padding="same"), BatchNormalization()])
+        x = keras.layers.ReLU()(StochasticDepth(branch, survival=survival)(x))
+    return keras.Model(image, x)
+
+
+def dropped():
+    return post_activation(survival=0.0)
+
+
 def frozen():
     model = pre_activation()
     for layer in model.layers:
@@ -74,11 +93,12 @@ def run(model, images, fuse):
     import tensorflow as tf
 
     rng = np.random.default_rng(4)
+    blocks = [layer for layer in model._flatten_layers() if isinstance(layer, StochasticDepth)]
+    survivals = [(block, block.survival) for block in blocks]
     for variable in model.weights:
         variable.assign(rng.uniform(0.4, 1.2, size=variable.shape))
-    for layer in model._flatten_layers():
-        if isinstance(layer, StochasticDepth):
-            layer.set_survival(1.0)
+    for block, survival in survivals:
+        block.set_survival(survival)
 
     @tf.function
     def step(images):
@@ -104,6 +124,9 @@ def run(model, images, fuse):
         (norm_is_output, 1, 1, 0),
         (shared_relu, 2, 2, 0),
         (leaky, 0, 1, 0),
+        (quick_gelu, 0, 2, 0),
+        (post_activation, 1, 0, 0),
+        (dropped, 1, 0, 0),
         (frozen, 3, 0, 0),
         (broadcast_sum, 0, 1, 0),
     ],

@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import scipy.special
 
 from keras_committee import kernels
 from keras_committee.layers import BatchNormalization
@@ -35,32 +36,43 @@ def tensors(shape, dtype, num_addends):
     return x, [addend][:num_addends], scale, offset, weights
 
 
-def expected(x, addends, scale, offset, weights, relu):
+def activate(y, activation):
+    """Return the activation of `y` and its derivative."""
+    if activation == "quick_gelu":
+        gate = scipy.special.expit(1.702 * y)
+        return y * gate, gate + 1.702 * y * gate * (1 - gate)
+    derivative = (y > 0) if activation == "relu" else np.ones_like(y)
+    return y * derivative, derivative
+
+
+def expected(x, addends, scale, offset, weights, activation):
     """Outputs and gradients of `sum(weights * outputs)`, from the definition."""
     total, scale, offset = sum([*addends], x), scale, offset
     mean, variance = total.mean((0, 1, 2)), total.var((0, 1, 2))
     normalized = (total - mean) / np.sqrt(variance + EPSILON)
     y = normalized * scale + offset
-    mask = (y > 0) if relu else np.ones_like(y)
-    d = weights[-1] * mask
+    activated, derivative = activate(y, activation)
+    d = weights[-1] * derivative
     scale_gradient, offset_gradient = (d * normalized).sum((0, 1, 2)), d.sum((0, 1, 2))
     rows = np.prod(x.shape[:3])
     x_gradient = scale / np.sqrt(variance + EPSILON) * (d - offset_gradient / rows - normalized * scale_gradient / rows)
     x_gradient = x_gradient + (weights[0] if addends else 0.0)
-    outputs = [total, y * mask, mean, variance][0 if addends else 1 :]
+    outputs = [total, activated, mean, variance][0 if addends else 1 :]
     return outputs, [x_gradient] * (1 + len(addends)) + [scale_gradient, offset_gradient], np.abs(y)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("num_addends", "relu"), [(0, True), (1, True), (0, False)])
-def test_outputs_and_gradients_are_those_of_the_definition(operation, shape, dtype, num_addends, relu):
+@pytest.mark.parametrize(
+    ("num_addends", "activation"), [(0, "relu"), (1, "relu"), (0, "linear"), (0, "quick_gelu"), (1, "quick_gelu")]
+)
+def test_outputs_and_gradients_are_those_of_the_definition(operation, shape, dtype, num_addends, activation):
     import tensorflow as tf
 
     x, addends, scale, offset, weights = tensors(shape, dtype, num_addends)
     with tf.GradientTape() as tape:
         tape.watch(sources := [x, *addends, scale, offset])
-        sums, y, mean, variance = operation(x, addends, scale, offset, epsilon=EPSILON, relu=relu)
+        sums, y, mean, variance = operation(x, addends, scale, offset, epsilon=EPSILON, activation=activation)
         objective = [*sums, y]
     gradients = tape.gradient(objective, sources, weights)
 
@@ -72,7 +84,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(operation, shape, dty
         rounded = (x + addends[0]).numpy().astype("float64")
         as_float64[0], as_float64[1] = rounded - as_float64[1][0], as_float64[1]
     wanted, wanted_gradients, distance_to_zero = expected(
-        *as_float64, [w.numpy().astype("float64") for w in weights], relu
+        *as_float64, [w.numpy().astype("float64") for w in weights], activation
     )
     tolerance = 1e-5 if dtype == "float32" else 2**-7
     for result, value in zip([*sums, y, mean, variance], wanted, strict=True):
@@ -86,7 +98,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(operation, shape, dty
 
 def test_the_variance_survives_a_mean_that_is_large_against_the_deviation(operation):
     x = np.random.default_rng(0).normal(1000.0, 0.1, size=(32, 16, 16, 2)).astype("float32")
-    _, _, mean, variance = operation(x, [], np.ones(2, "f"), np.zeros(2, "f"), epsilon=EPSILON, relu=False)
+    _, _, mean, variance = operation(x, [], np.ones(2, "f"), np.zeros(2, "f"), epsilon=EPSILON, activation="linear")
     np.testing.assert_allclose(mean, x.astype("float64").mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(variance, x.astype("float64").var((0, 1, 2)), rtol=1e-4)
 
@@ -94,13 +106,36 @@ def test_the_variance_survives_a_mean_that_is_large_against_the_deviation(operat
 def test_a_value_that_is_not_finite_is_not_hidden_by_the_relu(operation):
     x = np.ones((1, 2, 2, 2), "float32")
     x[0, 0, 0, 0] = np.nan
-    _, y, *_ = operation(x, [], np.ones(2, "f"), np.zeros(2, "f"), epsilon=EPSILON, relu=True)
+    _, y, *_ = operation(x, [], np.ones(2, "f"), np.zeros(2, "f"), epsilon=EPSILON, activation="relu")
     assert np.isnan(y.numpy()[..., 0]).all()
     assert np.isfinite(y.numpy()[..., 1]).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_quick_gelu_is_right_from_the_smallest_to_the_largest_values(operation, dtype):
+    import tensorflow as tf
+
+    # Normalized values from about -670 to 670, and one that is not finite in the second channel.
+    x = np.stack([np.sign(z := np.linspace(-1, 1, 4096)) * z**2, z], axis=-1).astype("float32")
+    x[7, 1] = np.nan
+    x, scale = tf.cast(x.reshape(1, 64, 64, 2), dtype), np.full(2, 300.0, "f")
+    with tf.GradientTape() as tape:
+        tape.watch(offset := tf.zeros(2))
+        _, y, mean, variance = operation(x, [], scale, offset, epsilon=EPSILON, activation="quick_gelu")
+    first, second = y.numpy().astype("float64")[0, :, :, 0], y.numpy()[0, :, :, 1].astype("float64")
+    values = x.numpy().astype("float64")[0, :, :, 0] - mean.numpy()[0]
+    wanted, derivative = activate(values * 300 / np.sqrt(variance.numpy()[0] + EPSILON), "quick_gelu")
+    np.testing.assert_allclose(first, wanted, rtol=1e-5 if dtype == "float32" else 2**-7, atol=2e-4)
+    assert np.isnan(second).all()
+    assert np.isfinite(first).all()
+    gradient = tape.gradient(y, offset).numpy()
+    np.testing.assert_allclose(gradient[0], derivative.sum(), rtol=1e-4)
+
+
 def test_an_empty_batch_has_no_outputs(operation):
-    _, y, *_ = operation(np.zeros((0, 2, 2, 3), "f"), [], np.ones(3, "f"), np.zeros(3, "f"), epsilon=EPSILON, relu=True)
+    _, y, *_ = operation(
+        np.zeros((0, 2, 2, 3), "f"), [], np.ones(3, "f"), np.zeros(3, "f"), epsilon=EPSILON, activation="relu"
+    )
     assert y.shape == (0, 2, 2, 3)
 
 
@@ -118,7 +153,7 @@ def test_inputs_that_do_not_fit_are_an_error(operation, addends, scale, offset):
     import tensorflow as tf
 
     with pytest.raises(tf.errors.InvalidArgumentError, match="batch normalization"):
-        operation(np.zeros((2, 2, 2, 3), "f"), addends, scale, offset, epsilon=EPSILON, relu=True)
+        operation(np.zeros((2, 2, 2, 3), "f"), addends, scale, offset, epsilon=EPSILON, activation="relu")
 
 
 def test_results_do_not_depend_on_the_number_of_cores(operation):
@@ -130,7 +165,7 @@ def test_results_do_not_depend_on_the_number_of_cores(operation):
     def results():
         with tf.GradientTape() as tape:
             tape.watch(sources := [x, scale, offset])
-            sums, y, mean, variance = operation(x, addends, scale, offset, epsilon=EPSILON, relu=True)
+            sums, y, mean, variance = operation(x, addends, scale, offset, epsilon=EPSILON, activation="relu")
         gradients = tape.gradient([*sums, y], sources, weights)
         return [tensor.numpy() for tensor in (*sums, y, mean, variance, *gradients)]
 
