@@ -297,7 +297,8 @@ def print_table(out, plot_file=None):
     for (width, size), (other_width, other_size) in (
         ((2, 1), (1, 3)), ((2, 3), (4, 1)), ((4, 3), (8, 1)), ((1, 3), (1, 1)), ((2, 3), (2, 1)), ((4, 3), (4, 1)),
     ):  # fmt: skip
-        if width not in results or other_width not in results or results[width]["log_probs"].shape[1] < size:
+        members = {width: result["log_probs"].shape[1] for width, result in results.items()}
+        if members.get(width, 0) < size or members.get(other_width, 0) < other_size:
             continue
         sides = ((results[width], size), (results[other_width], other_size))
         mean, low, high = paired_difference(*sides)

@@ -392,8 +392,10 @@ def _check_same_layers(models):
 
 
 def _structure(model):
-    """Return the config of a model with its layers numbered, so that equal networks compare equal."""
-    names = {layer.name: f"layer_{index}" for index, layer in enumerate([model, *model._flatten_layers()])}
+    """Return the config of a model with its layers and operations numbered, so that equal networks compare equal."""
+    layers = [model, *model._flatten_layers()]
+    operations = [operation for layer in layers for operation in getattr(layer, "operations", ())]
+    names = {named.name: f"layer_{index}" for index, named in enumerate([*layers, *operations])}
 
     def normalize(value):
         if isinstance(value, dict):
