@@ -36,6 +36,7 @@ class ImageTransform:
     method: str = "bilinear"
 
     def __post_init__(self):
+        object.__setattr__(self, "size", tuple(self.size))
         if len(self.size) != 2 or min(self.size) < 1:
             raise RecipeError(f"size must be height and width, 1 or more pixels each. Received: size={self.size}")
         if self.padding is not None and self.padding < 0:

@@ -89,20 +89,13 @@ def read_files(files: EncodedImages) -> tuple[InMemoryImages, dict[int, str]]:
         The images, black where a file cannot be decoded, and the problem of each such file by its index.
     """
     array = np.zeros((len(files), *files.shape), np.uint8)
-    signature = [tf.TensorSpec([None], tf.string)]
-    # A lambda: TensorFlow's warnings would print the bound method with the list of all files.
-    decode = tf.function(lambda contents: files.decode(contents), input_signature=signature)
-
-    def decode_batch(contents):
-        with tf.device("CPU:0"):
-            return decode(tf.constant(contents, tf.string, shape=[len(contents)]))
 
     def read_chunk(start):
         indices = _chunk_indices(files, start)
         contents, problems = zip(*(_read_file(files, index) for index in indices), strict=True)
         try:
             if not any(problems):
-                array[start : start + CHUNK_SIZE] = decode_batch(contents)
+                array[start : start + CHUNK_SIZE] = files.decode(contents)
                 return problems
         except tf.errors.InvalidArgumentError:  # does not name the file
             pass
@@ -111,7 +104,7 @@ def read_files(files: EncodedImages) -> tuple[InMemoryImages, dict[int, str]]:
             for problem, index, content in zip(problems, indices, contents, strict=True)
         ]
         valid = [position for position, problem in enumerate(problems) if problem is None]
-        array[[start + position for position in valid]] = decode_batch([contents[position] for position in valid])
+        array[[start + position for position in valid]] = files.decode([contents[position] for position in valid])
         return problems
 
     problems = _check_chunks(files, read_chunk)

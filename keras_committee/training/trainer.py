@@ -13,8 +13,8 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Iterator
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import keras
@@ -124,11 +124,17 @@ class _Trainer:
         self._block_stats = BlockStats(state.model)
         self._epoch_steps = _EpochSteps(recipe, state, strategy, self._block_stats)
         self._traced_step: Callable | None = None
+        self._batches: Iterator = iter(())
+        self._stream_position = (-1, -1)  # seed and step of the next of the batches
         self._predictor = Predictor(state.model)
         self._checkpoints = Checkpoints(member_dir.state, read_only=not host_group.is_chief)
         self._log = MemberLog(member_dir, reporter.note)
         self._data_fingerprint = splits.train.fingerprint()
         self._last_save, self._num_rollbacks = (-1, time.monotonic()), 0  # step and time of the last checkpoint
+
+    @cached_property
+    def _validation_batches(self) -> tf.data.Dataset:
+        return self._splits.validation.batches(self._splits.batch_size)
 
     @property
     def is_done(self) -> bool:
@@ -174,15 +180,14 @@ class _Trainer:
         self._host_group.assert_in_sync(state.step, self._data_fingerprint, state.model)
         take_step = self._epoch_steps.begin_epoch(epoch)
         seed = self._recipe.seed + self._index + _ROLLBACK_SEED_STRIDE * state.rollbacks
-        stream = partial(
-            self._splits.stream, seed, state.step, epoch_end - state.step, batch_augment=self._recipe.batch_augment
-        )
-        batches, last_step_end = iter(distribute(stream, self._strategy)), None
+        if (seed, state.step) != self._stream_position:
+            self._batches = self._open_stream(seed, state.step)
+        last_step_end = None
         is_new, self._traced_step = take_step is not self._traced_step, take_step
         self._reporter.on_phase(self._index, epoch + 1, "tracing" if is_new else "training")
         while state.step < epoch_end:
             with self._shutdown.mask_signals(enabled=state.step != self._last_save[0]), profiler.step():
-                results = take_step(*next(batches))
+                results = take_step(*next(self._batches))
                 self._record_step(results)
             if last_step_end is None and is_new:
                 self._reporter.on_phase(self._index, epoch + 1, "training")
@@ -191,6 +196,13 @@ class _Trainer:
             with self._shutdown.mask_signals(), self._host_group.in_sync(self._shutdown, NonFiniteError):
                 self._after_step()
             last_step_end = time.monotonic()
+        self._stream_position = (seed, state.step)
+
+    def _open_stream(self, seed: int, step: int) -> Iterator:
+        """Return the batches from `step` to the end of the training; pipelines of single epochs cost traces."""
+        steps = self._recipe.epochs * self._splits.steps_per_epoch - step
+        stream = partial(self._splits.stream, seed, step, steps, batch_augment=self._recipe.batch_augment)
+        return iter(distribute(stream, self._strategy))
 
     def _record_step(self, results) -> None:
         loss, num_correct, gradients = (result.numpy() for result in results)
@@ -220,10 +232,10 @@ class _Trainer:
 
     def _validate(self) -> None:
         """Predict the validation split, log the epoch and save."""
-        state, batch_size = self._state, self._splits.batch_size
+        state = self._state
         self._reporter.on_phase(self._index, len(state.history) + 1, "validating")
         with self._shutdown.mask_signals():
-            batches = self._shutdown.check_each(self._splits.validation.batches(batch_size))
+            batches = self._shutdown.check_each(self._validation_batches)
             with state.ema.swapped_in() if state.ema else contextlib.nullcontext():
                 log_probs = self._predictor(batches)
                 weights = state.weights() if self._recipe.restore_best else None
