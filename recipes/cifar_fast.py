@@ -22,6 +22,7 @@ def recipe(
     activation="quick_gelu",
     label_smoothing=0.2,
     bias_multiplier=64.0,
+    whitening_epochs=3,
     lookahead=True,
     pad=2,
     flip="alternate",
@@ -34,9 +35,10 @@ def recipe(
     """The arguments are the recipe parameters: `--set name=value`, typed by these defaults.
 
     `widths` are the channels of the groups. `learning_rate` is the highest rate, for batches of 1,024;
-    `bias_multiplier` is how much larger the rate of the biases is. `survival` is p_L of stochastic depth, 0 for none.
-    `pad` is the largest shift of an image; `flip` is "alternate", "random" or "none". `data_dir` replaces the download.
-    Member `i` is trained under `seed + i`.
+    `bias_multiplier` is how much larger the rate of the batch normalizations' biases is. The biases of the whitening
+    are trained in the first `whitening_epochs` only, which then saves the gradient of the first convolution's inputs;
+    0 trains them throughout. `survival` is p_L of stochastic depth, 0 for none. `pad` is the largest shift of an image;
+    `flip` is "alternate", "random" or "none". `data_dir` replaces the download. Member `i` is trained under `seed + i`.
     """
 
     def member(index):  # built under seed + index, so that members start from different weights
@@ -52,6 +54,9 @@ def recipe(
         rate = schedules.triangular(steps, learning_rate * batch_size / 1024)
         return keras.optimizers.SGD(rate, momentum=0.85, nesterov=True)
 
+    def freeze_whitening(epoch):
+        return ["*"] if epoch < whitening_epochs else ["group_*", "block_*", "batch_normalization*", "dense*"]
+
     return Recipe(
         data=data.cifar10(
             batch_size,
@@ -65,8 +70,9 @@ def recipe(
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         label_smoothing=label_smoothing,
-        learning_rate_multipliers={"*/beta": bias_multiplier, "whitening/bias": bias_multiplier},
+        learning_rate_multipliers={"*/beta": bias_multiplier},
         lookahead=schedules.Lookahead(period=5, start=0.0, end=0.95**5, power=3.0) if lookahead else None,
+        trainable_layers=freeze_whitening if whitening_epochs else None,
         precision=precision,
         seed=seed,
     )

@@ -17,6 +17,7 @@ from keras_committee.models.resolution import with_input_size
 from keras_committee.models.sampling import mc_stochastic_depth
 from keras_committee.models.saved_model import from_saved_model
 from keras_committee.models.speed_net import speed_net
+from keras_committee.models.views import with_views
 from keras_committee.models.wide_resnet import wide_resnet
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "speed_net",
     "wide_resnet",
     "with_input_size",
+    "with_views",
     "wrap_model",
 ]

@@ -87,7 +87,7 @@ def speed_net(
     x = _ACTIVATIONS[activation]()(x)
     for index, filters in enumerate(widths):
         pooling = keras.layers.MaxPooling2D(2)
-        x = sequential([_convolution(filters, l2), pooling, *_normalized(activation)], x)
+        x = sequential([_convolution(filters, l2, f"group_{index + 1}_conv"), pooling, *_normalized(activation)], x)
         branch = [
             _convolution(filters, l2, f"block_{index + 1}_conv"),
             *_normalized(activation, in_branch=survival is not None),
@@ -105,7 +105,7 @@ def speed_net(
     return keras.Model(image, logits, name=name or "speed_net_" + "_".join(map(str, widths)))
 
 
-def _convolution(filters, l2, name=None):
+def _convolution(filters, l2, name):
     return keras.layers.Conv2D(
         filters, 3, padding="same", use_bias=False, kernel_initializer=PartialIdentity(_torch_uniform()),
         kernel_regularizer=_regularizer(l2), name=name,
