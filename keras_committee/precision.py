@@ -6,15 +6,14 @@ without AMX bfloat16 was slower than float32, 638 against 844 images/s of WRN-16
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
+from keras_committee.cpu_info import cpu_info
 from keras_committee.errors import RecipeError
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 _MIN_COMPUTE_CAPABILITY = (8, 0)  # NVIDIA's first GPUs with tensor cores for bfloat16
 EXPORT_PRECISIONS = ("auto", "float32", "bfloat16")
 BFLOAT16_HARDWARE = "a CPU with AMX (amx_bf16), or a GPU of compute capability 8.0 or higher"
-_CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +57,13 @@ class Device:
         return f"training in {precision}: {self.reason}." if is_auto and is_new else ""
 
 
+def export_precision(precision: str) -> str:
+    """Return the precision in which `export --precision PRECISION` computes here if the accuracy permits it."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if training_device().has_bfloat16 else "float32"
+
+
 def training_device() -> Device:
     """Return the GPUs that Keras' backend uses, or the CPU if there are none."""
     import keras
@@ -87,12 +93,9 @@ def cpu_device() -> Device:
     return Device(True, has_amx, f"the CPU has {'' if has_amx else 'no '}AMX")
 
 
-def cpu_has_amx(cpu_info: Path = _CPU_INFO) -> bool:
+def cpu_has_amx() -> bool:
     """Return whether the CPU multiplies matrices in bfloat16 (AMX), which TensorFlow's kernels then use."""
-    try:
-        return "amx_bf16" in cpu_info.read_text().split()
-    except (OSError, ValueError):
-        return False
+    return "amx_bf16" in cpu_info("flags").split()
 
 
 def _jax_device() -> Device:

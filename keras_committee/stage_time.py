@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_FEW = 2  # measured numbers of images, the smallest ones
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimedGraph:
@@ -39,7 +41,9 @@ class StageTimeModel:
 
     Members of a stage run side by side, on idle cores; their time is the sum of their times alone, multiplied by a
     factor that was measured for each number of members. A later stage also gathers its images and scatters its outputs;
-    the fixed part of that may be negative, since the time of a graph alone includes that of a request.
+    the fixed part of that may be negative, since the time of a graph alone includes that of a request. Time grows more
+    steeply over the first images, so the time of later stages, which few images reach, follows the two smallest
+    measured numbers of images.
 
     Args:
         graphs: Each architecture alone, groups of members, and one graph of two stages. Only the first are required.
@@ -49,7 +53,9 @@ class StageTimeModel:
     def __init__(self, graphs: Sequence[TimedGraph], batch_size: int):
         self.graphs, self.batch_size = tuple(graphs), batch_size
         one_stage = [graph for graph in graphs if not graph.second_stage]
-        self._alone = {graph.architectures[0]: _fit(graph) for graph in one_stage if len(graph.architectures) == 1}
+        alone = [graph for graph in one_stage if len(graph.architectures) == 1]
+        self._alone = {graph.architectures[0]: _fit_through_last(graph) for graph in alone}
+        self._alone_for_few = {graph.architectures[0]: _fit(graph, _FEW) for graph in alone}
         groups = [graph for graph in one_stage if len(graph.architectures) > 1]
         ratios = {len(graph.architectures): self._time_ratio(graph) for graph in groups}
         self._ratios = {1: 1.0, **dict(sorted(ratios.items()))}
@@ -58,7 +64,7 @@ class StageTimeModel:
 
     def stage(self, architectures: Sequence[str], *, is_first: bool = True) -> LinearTime:
         """Return the time of a stage of members of these architectures."""
-        time = self._sum(architectures)
+        time = self._sum(architectures, self._alone if is_first else self._alone_for_few)
         ratio = float(np.interp(len(architectures), list(self._ratios), list(self._ratios.values())))
         overhead = LinearTime(0.0, 0.0) if is_first else self._later_stage
         return LinearTime(
@@ -70,27 +76,30 @@ class StageTimeModel:
         time = self.stage(architectures)
         return time.fixed / self.batch_size + time.per_row
 
-    def _sum(self, architectures):
-        return sum((self._alone[each] for each in architectures), LinearTime(0.0, 0.0))
+    def _sum(self, architectures, times):
+        return sum((times[each] for each in architectures), LinearTime(0.0, 0.0))
 
     def _time_ratio(self, graph):
-        # Of the largest number of images, whose time differs least from call to call.
-        time = self._sum(graph.architectures)
+        # Of the largest number of images, that of a request.
+        time = self._sum(graph.architectures, self._alone)
         return graph.milliseconds[-1] / (time.fixed + time.per_row * graph.rows[-1])
 
     def _overhead(self, graph):
-        one_stage = self.stage(graph.architectures) + self.stage(graph.second_stage)
-        rest = [
-            measured - one_stage.fixed - one_stage.per_row * rows
-            for rows, measured in zip(graph.rows, graph.milliseconds, strict=True)
-        ]
-        per_row = max(0.0, (rest[-1] - rest[0]) / (graph.rows[-1] - graph.rows[0]))
-        return LinearTime(float(np.mean(np.array(rest) - per_row * np.array(graph.rows))), per_row)
+        both = _fit(graph, _FEW)
+        alone = self._sum([*graph.architectures, *graph.second_stage], self._alone_for_few)
+        return LinearTime(both.fixed - alone.fixed, both.per_row - alone.per_row)
 
 
-def _fit(graph: TimedGraph) -> LinearTime:
-    """Return the line of least relative squares, neither part of it negative."""
-    rows, times = np.array(graph.rows, float), np.array(graph.milliseconds)
+def _fit_through_last(graph: TimedGraph) -> LinearTime:
+    """Return the fitted line, scaled so that it has the measured time of the largest number of images."""
+    time = _fit(graph)
+    scale = graph.milliseconds[-1] / (time.fixed + time.per_row * graph.rows[-1])
+    return LinearTime(scale * time.fixed, scale * time.per_row)
+
+
+def _fit(graph: TimedGraph, points: int | None = None) -> LinearTime:
+    """Return the line of least relative squares through the first points, neither part of it negative."""
+    rows, times = np.array(graph.rows[:points], float), np.array(graph.milliseconds[:points])
     columns = np.stack([1 / times, rows / times], axis=1)
     (fixed, per_row), *_ = np.linalg.lstsq(columns, np.ones(len(times)), rcond=None)
     if fixed < 0:

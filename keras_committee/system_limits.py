@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-_CPU_INFO = Path("/proc/cpuinfo")
+from keras_committee.cpu_info import cpu_info
+
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _CGROUP_FILE = Path("/proc/self/cgroup")
 
@@ -22,14 +23,9 @@ def usable_core_count() -> int:
     return max(1, math.ceil(min(len(usable_cores()), cpu_quota())))
 
 
-def processor_name(cpu_info: Path = _CPU_INFO) -> str:
+def processor_name() -> str:
     """Return the name of the model of the CPU; that of its architecture where it is unknown."""
-    try:
-        lines = cpu_info.read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return cpu_info("model name") or platform.machine()
 
 
 def has_nvidia_driver() -> bool:

@@ -2,14 +2,16 @@
 
 import pathlib
 import signal
+from functools import partial
 
 import keras
 import pytest
 
 from keras_committee import precision
+from keras_committee.cpu_info import cpu_info
 from keras_committee.errors import Interrupted, RecipeError
 from keras_committee.models.building import build_member
-from keras_committee.precision import Device, cpu_has_amx, gpu_device
+from keras_committee.precision import Device, gpu_device
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.signals import GracefulShutdown, TrainingStopped
@@ -47,11 +49,12 @@ def create(tmp_path):
     ("content", "has_amx"),
     [("flags\t: fpu amx_bf16 amx_tile\n", True), ("flags\t: fpu avx512_bf16 amx_tile\n", False), (None, False)],
 )
-def test_a_cpu_with_amx_has_its_flag_in_cpuinfo(content, has_amx, tmp_path):
+def test_a_cpu_with_amx_has_its_flag_in_cpuinfo(content, has_amx, tmp_path, monkeypatch):
     file = tmp_path / "cpuinfo"
     if content is not None:
         file.write_text(content)
-    assert cpu_has_amx(file) == has_amx
+    monkeypatch.setattr(precision, "cpu_info", partial(cpu_info, file=file))
+    assert precision.cpu_has_amx() == has_amx
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from keras_committee.cli.serving_config import serving_config
 from keras_committee.cli.step_display import make_display
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError, ResourceError
+from keras_committee.huge_pages import restart_with_huge_pages
 from keras_committee.progress import use_display
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.tables import print_text
@@ -50,7 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0 on success, 2 for a usage error, 130 for Ctrl-C, or the `exit_code` of the `CommitteeError`.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        arguments = sys.argv[1:]
+        if arguments[:1] == ["train"]:
+            restart_with_huge_pages()
     protect_standard_streams()
     # TensorFlow's C++ log prints a banner and, without a GPU, warnings; real failures raise Python exceptions, too.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -20,6 +20,7 @@ from keras_committee.cli.options import (
 )
 from keras_committee.cli.output import print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.keras_config import loading_backend
+from keras_committee.precision import EXPORT_PRECISIONS, export_precision
 from keras_committee.progress import step
 from keras_committee.run import lock_runs
 from keras_committee.tables import print_selection, print_text
@@ -66,6 +67,13 @@ _LATENCY = "latency"
     show_default="32 with --cascade, else 1",
 )
 @click.option(
+    "--precision",
+    type=click.Choice(EXPORT_PRECISIONS),
+    help="Precision of the export whose time is measured for a cascade. auto: bfloat16 if this machine multiplies "
+    "matrices in it.",
+    show_default="float32",
+)
+@click.option(
     "--search-method", type=click.Choice(SEARCH_METHODS), default="auto", show_default=True, help="Search algorithm."
 )
 @click.option(
@@ -103,6 +111,7 @@ def select(
     min_accuracy: float | None,
     objective: str,
     batch_size: int | None,
+    precision: str | None,
     search_method: str,
     head: str,
     cascade: bool,
@@ -121,6 +130,8 @@ def select(
     by_time = bool(max_latency) or objective == _LATENCY
     if batch_size and not by_time:
         raise click.UsageError("--batch-size requires --max-latency or --objective latency.")
+    if precision and not (by_time and cascade):
+        raise click.UsageError("--precision requires --cascade and --max-latency or --objective latency.")
     batch_size = batch_size or (32 if cascade else 1)
     with reserve_stdout_for_json(as_json), lock_runs(runs, overrides) as opened:
         file = Path(out) if out else opened[0].path / "selection.json"
@@ -129,11 +140,12 @@ def select(
         with loading_backend():
             from keras_committee import evaluation
 
+        compute_precision = export_precision(precision or "float32") if by_time and cascade else "float32"
         pool = evaluation.load_pool(opened, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights)
         max_cost = max_mflops or max_latency or math.inf
         metric = "accuracy" if objective == _LATENCY else objective
         goal = evaluation.Objective(metric=metric, max_cost=max_cost, min_accuracy=min_accuracy or 0.0)
-        time_model = _measure_stages(pool, batch_size) if cascade and by_time else None
+        time_model = _measure_stages(pool, batch_size, compute_precision) if cascade and by_time else None
         with step(f"selecting a {'cascade' if cascade else 'committee'}"):
             if cascade:
                 selection = evaluation.select_cascade(
@@ -149,7 +161,7 @@ def select(
                     pool, goal, file, search_method=search_method, head=head, latencies=latencies
                 )
         if time_model is not None:
-            selection.report["cascade"]["latency"] |= _measure_cascade(pool, selection)
+            selection.report["cascade"]["latency"] |= _measure_cascade(pool, selection, compute_precision)
         selection.write(file)
         opened[0].append_event("selected", kind=selection.kind, members=len(selection.members), file=str(file))
     document = {"file": str(file), "kind": selection.kind, **dataclasses.asdict(selection)}
@@ -201,18 +213,18 @@ def _load_models(members):
     return [loaded[file] for file in files]
 
 
-def _measure_stages(pool, batch_size: int) -> "StageTimeModel":
+def _measure_stages(pool, batch_size: int, precision: str) -> "StageTimeModel":
     """Measure the time of exported graphs of the pool's members on this machine."""
     from keras_committee.export import graph_time
     from keras_committee.stage_time import StageTimeModel
 
     members = pool.with_known_costs().members
     models = _load_models([(member.run, member.index) for member in members])
-    graphs = graph_time.measure_stages(models, [member.architecture for member in members], batch_size)
+    graphs = graph_time.measure_stages(models, [member.architecture for member in members], batch_size, precision)
     return StageTimeModel(graphs, batch_size)
 
 
-def _measure_cascade(pool, selection) -> dict[str, Any]:
+def _measure_cascade(pool, selection, precision: str) -> dict[str, Any]:
     """Measure the selected cascade and its committee; return the times in milliseconds per image, and the machine."""
     from keras_committee.export import graph_time
 
@@ -224,12 +236,12 @@ def _measure_cascade(pool, selection) -> dict[str, Any]:
     continuing = [later / max(share, 1e-9) for share, later in itertools.pairwise(shares)]
     sizes = [stage.members for stage in selection.stages]
     measured, committee_measured = graph_time.measure_cascade(
-        *(models, sizes, continuing, committee, report["latency"]["batch_size"])
+        *(models, sizes, continuing, committee, report["latency"]["batch_size"], precision)
     )
     return {
         "measured_ms": measured,
         "committee_measured_ms": committee_measured,
-        "precision": "float32",
+        "precision": precision,
         "machine": graph_time.describe_machine(),
     }
 
@@ -237,7 +249,7 @@ def _measure_cascade(pool, selection) -> dict[str, Any]:
 def _print_latency(latency: dict[str, Any]) -> None:
     machine = latency["machine"]
     print_text(
-        f"Measured in batches of {latency['batch_size']} on {machine['cores']} cores:"
+        f"Measured in batches of {latency['batch_size']} in {latency['precision']} on {machine['cores']} cores:"
         f" {latency['measured_ms']:.3g} ms per image (predicted {latency['predicted_ms']['validation']:.3g}),"
         f" the best committee {latency['committee_measured_ms']:.3g} ms"
         f" (predicted {latency['committee_predicted_ms']:.3g}):"
@@ -262,7 +274,13 @@ def _print_summary(document: dict, runs: tuple[str, ...], file: Path) -> None:
         f"Searched {report['candidates']:,} committees ({report['method']}), Pareto optimal: {len(report['front'])}."
     )
     print_text(f"Details: {file}")
-    print_next_steps("export", runs[0], "--selection", str(file))
+    print_next_steps("export", runs[0], "--selection", str(file), *_export_precision_arguments(report))
+
+
+def _export_precision_arguments(report: dict) -> list[str]:
+    """Return the arguments of `export` for the precision whose time was measured; none for the default."""
+    precision = report.get("cascade", {}).get("latency", {}).get("precision", "float32")
+    return [] if precision == "float32" else ["--precision", precision]
 
 
 def _percentage_points(difference: dict[str, float]) -> str:

@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
+from keras_committee.cpu_info import cpu_info
+
 _SOURCE = Path(__file__).with_name("batch_norm.c")
 # Without errno and traps, and with vectors of the full width, the loops become SIMD code.
 _CPU_FLAGS = ("-march=native", "-mprefer-vector-width=512") if platform.machine() == "x86_64" else ("-mcpu=native",)
@@ -24,7 +26,6 @@ _FLAGS = ("-O3", *_CPU_FLAGS, "-fno-math-errno", "-fno-trapping-math", "-fPIC", 
 _COMPILER_TIMEOUT_SECONDS = 120
 
 
-@functools.cache
 def batch_norm_kernels() -> ModuleType | None:
     """Return the module with `keras_committee_batch_norm`, differentiable; None if it is not available here.
 
@@ -106,16 +107,9 @@ def _library_folder():
 
 def _fingerprint(compiler: str, tensorflow_version: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout
-    parts = [_SOURCE.read_text(), " ".join(_FLAGS), tensorflow_version, version, _cpu_features()]
+    parts = [_SOURCE.read_text(), " ".join(_FLAGS), tensorflow_version, version, platform.machine()]
+    parts.append(cpu_info("flags", "Features"))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _cpu_features() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _compile(compiler: str, tensorflow_folder: Path, library: Path) -> None:

@@ -254,11 +254,9 @@ typedef struct {
   ChunkFunction normalize[2], gradient_sums[2], input_gradient[2];
 } Activation;
 
-#define PASSES(activation)                                                 \
-  {normalize_##activation##_float, normalize_##activation##_bfloat16},     \
-      {gradient_sums_##activation##_float, gradient_sums_##activation##_bfloat16}, { \
-    input_gradient_##activation##_float, input_gradient_##activation##_bfloat16 \
-  }
+#define PASS_OF(name, activation) {name##_##activation##_float, name##_##activation##_bfloat16}
+#define PASSES(activation) \
+  PASS_OF(normalize, activation), PASS_OF(gradient_sums, activation), PASS_OF(input_gradient, activation)
 
 static const Activation activations[] = {{"linear", -INFINITY, PASSES(clipped)},
                                          {"relu", 0.0f, PASSES(clipped)},

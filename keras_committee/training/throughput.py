@@ -218,8 +218,6 @@ class _Process:
     """A process of `throughput_worker`, bound to its share of the machine."""
 
     def __init__(self, spec: dict[str, Any], share: DeviceShare, folder: Path):
-        # A single member on a CPU is trained by this process, in its environment.
-        environment = supervisor.worker_environment(share) if spec["threads"] or share.gpus else os.environ
         self._pipe, writer = os.pipe()
         self._buffer = b""
         file, log = tempfile.mkstemp(dir=folder)
@@ -230,7 +228,7 @@ class _Process:
                     "keras_committee.training.throughput_worker",
                     {**spec, "messages": writer},
                     # Graph functions that TensorFlow converts are files in TMPDIR until Python ends.
-                    {**environment, "TMPDIR": str(folder)},
+                    {**supervisor.worker_environment(share), "TMPDIR": str(folder)},
                     output,
                 )
         except BaseException:

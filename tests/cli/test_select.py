@@ -82,9 +82,10 @@ def test_a_run_given_twice_is_rejected(predicted, capfd):
 
 @pytest.mark.slow
 def test_a_cascade_by_measured_time_is_measured_beside_its_committee(predicted, capfd):
-    assert main(["select", "runs/tiny", "--cascade", "--objective", "latency", "--batch-size", "4"]) == 0
+    options = ["--objective", "latency", "--batch-size", "4", "--precision", "bfloat16"]
+    assert main(["select", "runs/tiny", "--cascade", *options]) == 0
     latency = Selection.read(predicted / "selection.json").report["cascade"]["latency"]
-    assert latency["batch_size"] == 4
+    assert (latency["batch_size"], latency["precision"]) == (4, "bfloat16")
     assert all(latency[name] > 0 for name in ("measured_ms", "committee_measured_ms", "committee_predicted_ms"))
     assert latency["machine"]["cores"] >= 1
     assert {len(graph["rows"]) for graph in latency["graphs"]} == {3}

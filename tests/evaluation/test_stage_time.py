@@ -41,10 +41,18 @@ def test_a_stage_takes_the_measured_time_of_its_members_and_of_its_images():
     assert times.committee_ms(["a", "a"]) == pytest.approx(1.2 * (2.0 / 32 + 0.5))
 
 
+def test_a_later_stage_takes_the_time_of_few_images():
+    alone = TimedGraph(architectures=("a",), rows=ROWS, milliseconds=(3.0, 6.5, 14.0))
+    both = TimedGraph(architectures=("a",), second_stage=("a",), rows=ROWS, milliseconds=(5.5, 12.5, 27.0))
+    times = StageTimeModel([alone, both], 32)
+    assert dataclasses.astuple(times.stage(["a"], is_first=False)) == pytest.approx((2.0, 0.5))  # 12.5 - 6.5 = 6 for 8
+    assert times.committee_ms(["a"]) == pytest.approx(14.0 / 32)
+
+
 def test_a_graph_that_takes_no_longer_for_more_images_is_fitted_without_negative_parts():
     falling = TimedGraph(architectures=("a",), rows=ROWS, milliseconds=(4.0, 3.0, 2.0))
     steep = TimedGraph(architectures=("a",), rows=ROWS, milliseconds=(1.0, 10.0, 60.0))
-    assert StageTimeModel([falling], 32).stage(["a"]) == LinearTime(3.0, 0.0)
+    assert StageTimeModel([falling], 32).stage(["a"]) == LinearTime(2.0, 0.0)
     assert StageTimeModel([steep], 32).stage(["a"]).fixed == 0.0
 
 

@@ -195,8 +195,6 @@ def test_without_kernels_the_layer_computes_the_same(monkeypatch, tmp_path, vari
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(variable, value)
     monkeypatch.setattr(kernels, "_load", kernels._load.__wrapped__)
-    monkeypatch.setattr(kernels, "batch_norm_kernels", kernels.batch_norm_kernels.__wrapped__)
-    monkeypatch.setattr("keras_committee.layers.normalization.batch_norm_kernels", kernels.batch_norm_kernels)
     assert kernels.batch_norm_kernels() is None
     assert reason in kernels.kernels_unavailable_reason()
     np.testing.assert_allclose(layer(x, training=True).numpy(), with_kernels, rtol=1e-5, atol=1e-5)

@@ -7,8 +7,7 @@ import pytest
 
 from keras_committee.run import Run
 from keras_committee.training import TrainingOptions, supervisor
-from keras_committee.training.devices import DeviceShare
-from keras_committee.training.supervisor import Exit, LocalBackend, worker_environment
+from keras_committee.training.supervisor import Exit, LocalBackend
 
 
 @pytest.fixture
@@ -49,20 +48,3 @@ def test_a_worker_that_ended_just_before_it_is_stopped_keeps_its_exit_code(start
     backend.stop(attempt)
     assert wait_for_exit(backend).fields == {"code": 7}
     backend.close()
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (None, "glibc.malloc.hugetlb=1"),
-        ("glibc.malloc.top_pad=4096", "glibc.malloc.top_pad=4096:glibc.malloc.hugetlb=1"),
-        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
-    ],
-)
-def test_a_worker_on_a_cpu_has_huge_pages_unless_they_are_turned_off(monkeypatch, before, after):
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    if before is not None:
-        monkeypatch.setenv("GLIBC_TUNABLES", before)
-    assert worker_environment(DeviceShare((0,), ()))["GLIBC_TUNABLES"] == after
-    with_gpu = worker_environment(DeviceShare((0,), (1, 2)))
-    assert (with_gpu["CUDA_VISIBLE_DEVICES"], with_gpu.get("GLIBC_TUNABLES")) == ("1,2", before)

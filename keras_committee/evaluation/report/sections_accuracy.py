@@ -178,7 +178,7 @@ def cascade_sentence(cascade: SelectedCommittee) -> str:
         f"{format_percent(first['rate'], 0)} of the images exit after {first_members}{_accuracy_note(first)},"
         f" {format_percent(last['rate'], 0)} after all {last_members}{_accuracy_note(last)}."
     )
-    return f"{text} {_selected_sentence(cascade)}"
+    return f"{text} {_selected_sentence(cascade)}{_latency_sentence(cascade.latency)}"
 
 
 def _best_committee_sentence(architecture: Series) -> str:
@@ -219,6 +219,18 @@ def _selected_sentence(committee: SelectedCommittee) -> str:
         f"The {committee.name} ({_member_list(committee)}) reaches {accuracy} at {cost} on average"
         f" and {format_mflops(committee.worst_mflops)} at most: {verdict} all its members on every image, with"
         f" {committee.full['mflops'] / committee.mflops:.1f} times fewer multiply-adds."
+    )
+
+
+def _latency_sentence(latency: dict[str, Any] | None) -> str:
+    if latency is None:
+        return ""
+    machine = latency["machine"]
+    return (
+        f" In {latency['precision']} and batches of {latency['batch_size']} it took {latency['measured_ms']:.3g} ms per"
+        f" image on {count_with_noun(machine['cores'], 'core')} of {machine['processor']} (predicted:"
+        f" {latency['predicted_ms']['validation']:.3g} ms), the best committee {latency['committee_measured_ms']:.3g}"
+        f" ms: {latency['committee_measured_ms'] / latency['measured_ms']:.2f} times as fast."
     )
 
 
