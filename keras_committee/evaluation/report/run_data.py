@@ -270,6 +270,7 @@ class SelectedCommittee:
         scores: Accuracy, NLL, ECE and Brier score.
         exits: For each stage of a cascade: members, rate, accuracy, nll, ece; the last three None if no image exits.
         full: Scores and MFLOPs if all members always run.
+        latency: What `select` measured of a cascade, as in `report.cascade.latency` of the selection file; or None.
     """
 
     name: str
@@ -281,6 +282,7 @@ class SelectedCommittee:
     exits: tuple[dict[str, Any], ...] = ()
     one_stage: bool = False
     full: dict[str, float] = dataclasses.field(default_factory=dict)
+    latency: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -525,7 +527,12 @@ def _score_selection(
     result = simulate_cascade(member_predictions, config)
     exits = tuple(dataclasses.asdict(stage_exit) for stage_exit in result.exits)
     return SelectedCommittee(
-        **fields, mflops=result.mflops, worst_mflops=result.worst_mflops, scores=result.scores, exits=exits
+        **fields,
+        mflops=result.mflops,
+        worst_mflops=result.worst_mflops,
+        scores=result.scores,
+        exits=exits,
+        latency=selection.report.get("cascade", {}).get("latency"),
     )
 
 

@@ -135,6 +135,15 @@ def test_the_cascade_sentence_reports_exits_and_savings():
         " and one b) reaches 84.0 % at 20.0 MFLOPs on average and 50.0 MFLOPs at most: 0.02 points below all its"
         " members on every image, with 2.5 times fewer multiply-adds."
     )
+    latency = {
+        "batch_size": 32, "precision": "bfloat16", "measured_ms": 0.5, "committee_measured_ms": 0.9,
+        "predicted_ms": {"validation": 0.46}, "machine": {"cores": 2, "processor": "Xeon"},
+    }  # fmt: skip
+    measured = dataclasses.replace(selected, latency=latency)
+    assert sections_accuracy.cascade_sentence(measured).removeprefix(sections_accuracy.cascade_sentence(selected)) == (
+        " In bfloat16 and batches of 32 it took 0.5 ms per image on two cores of Xeon (predicted: 0.46 ms), the best"
+        " committee 0.9 ms: 1.80 times as fast."
+    )
 
 
 def selection(*weights, stages=None):
@@ -147,7 +156,11 @@ def selection(*weights, stages=None):
 
 def test_a_selected_cascade_is_scored_on_the_predictions_of_the_report(tmp_path):
     stages = (Stage(members=1, threshold=0.6), Stage(members=2, threshold=None))
-    selection("third-0", "first-1", stages=stages).write(tmp_path / "selection.json")
+    latency = {"measured_ms": 0.5}
+    chosen = dataclasses.replace(
+        selection("third-0", "first-1", stages=stages), report={"cascade": {"latency": latency}}
+    )
+    chosen.write(tmp_path / "selection.json")
     runs = [run_data("first", ["small", "small"], [10.0, 10.0]), run_data("third", ["large"], [25.0], seed=3)]
     [selected] = load_report_data(runs, "test", [tmp_path / "selection.json"]).selected
     correct, costs = [], []
@@ -164,6 +177,7 @@ def test_a_selected_cascade_is_scored_on_the_predictions_of_the_report(tmp_path)
     assert selected.scores["accuracy"] == pytest.approx(np.mean(correct))
     assert selected.mflops == pytest.approx(np.mean(costs))
     assert selected.exits[0]["rate"] == pytest.approx(np.mean(np.array(costs) == 10.0))
+    assert selected.latency == latency
 
 
 def test_a_selection_with_a_member_of_another_run_raises(tmp_path):
