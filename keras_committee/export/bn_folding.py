@@ -13,7 +13,6 @@ the layers around it can compute it:
 Every other normalization stays. The rules read the graph only through `LayerGraph`; `InferenceModel` applies the plan.
 """
 
-import collections
 import dataclasses
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from keras import ops
 
 from keras_committee.flops.counting import has_graph
+from keras_committee.layers.layer_graph import LayerGraph, layer_calls
 
 # Largest offset of a sum in absolute value. An activation with this offset loses 32 * 2**-24 = 2e-6 to rounding. The
 # largest offset of 65 such normalizations in four trained WRN-16-1 and one WRN-16-2 is 4.
@@ -52,52 +52,13 @@ class FoldPlan:
     shifts: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-class LayerGraph:
-    """All layer calls of a model and of the models nested in it.
-
-    Args:
-        model: Functional or Sequential model.
-
-    Attributes:
-        nodes: Keras' node of each call.
+def layer_graph(model: keras.Model) -> LayerGraph:
+    """Return all layer calls of a model and of the models nested in it.
 
     Raises:
         ValueError: If the model is not a graph of layers.
     """
-
-    def __init__(self, model: keras.Model):
-        graphs = list(_nested_graphs(model, set()))
-        self.nodes = [node for graph in graphs for node in _nodes(graph)]
-        self._call_counts = collections.Counter(id(node.operation) for node in self.nodes)
-        self._producers = {id(tensor): node for node in self.nodes for tensor in node.outputs}
-        self._consumers = collections.defaultdict(list)
-        for node in self.nodes:
-            for tensor in node.input_tensors:
-                self._consumers[id(tensor)].append(node)
-        for tensor in (tensor for graph in graphs for tensor in graph.outputs):
-            self._consumers[id(tensor)].append(None)
-
-    def producer(self, tensor: Any) -> Any:
-        """Return the node whose output is `tensor`; None for an input of a model."""
-        return self._producers.get(id(tensor))
-
-    def consumers(self, tensor: Any) -> list:
-        """Return the nodes that read `tensor`, and None if it is also an output of a model."""
-        return self._consumers[id(tensor)]
-
-    def used_once(self, layer: Any) -> bool:
-        """Whether the layer is called exactly once."""
-        return self._call_counts[id(layer)] == 1
-
-    def is_replaceable(self, layer: Any) -> bool:
-        """Whether the output of the layer's only call depends on its kernel and bias alone, without an activation."""
-        return is_linear(layer) and self.used_once(layer) and layer.activation is keras.activations.linear
-
-    def is_plain_norm(self, node: Any) -> bool:
-        """Whether the node is the only call of a batch normalization over the last axis."""
-        layer = node.operation
-        normalizes_last_axis = is_norm(layer) and layer.axis in (-1, len(node.input_tensors[0].shape) - 1)
-        return normalizes_last_axis and self.used_once(layer)
+    return LayerGraph(_nested_graphs(model, set()))
 
 
 def fold_batch_norms(graph: LayerGraph) -> FoldPlan:
@@ -105,7 +66,7 @@ def fold_batch_norms(graph: LayerGraph) -> FoldPlan:
     plan = FoldPlan(dict(_foldable_norms(graph)))
     offsets = {}  # by id of a sum's output
     for node in graph.nodes:
-        if graph.is_plain_norm(node) and id(node.operation) not in plan.folded:
+        if _is_plain_norm(graph, node) and id(node.operation) not in plan.folded:
             _split_norm(graph, node, plan, offsets)
     for node in graph.nodes:
         _compensate_offset(graph, node, plan, offsets)
@@ -148,21 +109,29 @@ def _nested_graphs(model, seen):
         return
     seen.add(id(graph))
     yield graph
-    for node in _nodes(graph):
+    for node in layer_calls(graph):
         if has_graph(node.operation):
             yield from _nested_graphs(node.operation, seen)
 
 
-def _nodes(graph):
-    return [node for nodes in graph._nodes_by_depth.values() for node in nodes if not node.is_input]
+def _is_replaceable(graph, layer):
+    """Whether the output of the layer's only call depends on its kernel and bias alone, without an activation."""
+    return is_linear(layer) and graph.used_once(layer) and layer.activation is keras.activations.linear
+
+
+def _is_plain_norm(graph, node):
+    """Whether the node is the only call of a batch normalization over the last axis."""
+    layer = node.operation
+    normalizes_last_axis = is_norm(layer) and layer.axis in (-1, len(node.input_tensors[0].shape) - 1)
+    return normalizes_last_axis and graph.used_once(layer)
 
 
 def _foldable_norms(graph):
     """Yield each normalization that alone reads the output of a linear layer, with that layer."""
-    for node in filter(graph.is_plain_norm, graph.nodes):
+    for node in (node for node in graph.nodes if _is_plain_norm(graph, node)):
         tensor = node.input_tensors[0]
         producer = graph.producer(tensor)
-        if producer is not None and graph.is_replaceable(producer.operation) and len(graph.consumers(tensor)) == 1:
+        if producer is not None and _is_replaceable(graph, producer.operation) and len(graph.consumers(tensor)) == 1:
             yield id(node.operation), producer.operation
 
 
@@ -214,7 +183,7 @@ def _can_add_offset(graph, tensor, norm, plan):
     """Whether a constant can be added to `tensor` where it is computed, and subtracted by every other consumer."""
     producer = graph.producer(tensor)
     can_add = producer is not None and (
-        graph.is_replaceable(producer.operation) or _compensating_layer(graph, producer, plan) is not None
+        _is_replaceable(graph, producer.operation) or _compensating_layer(graph, producer, plan) is not None
     )
     other_consumers = [node for node in graph.consumers(tensor) if node is None or node.operation is not norm]
     return can_add and all(
@@ -230,7 +199,7 @@ def _compensating_layer(graph, node, plan):
     for tensor in reversed(node.input_tensors):
         producer = graph.producer(tensor)
         layer = None if producer is None else plan.folded.get(id(producer.operation), producer.operation)
-        if layer is not None and graph.is_replaceable(layer) and graph.consumers(tensor) == [node]:
+        if layer is not None and _is_replaceable(graph, layer) and graph.consumers(tensor) == [node]:
             return layer
     return None
 

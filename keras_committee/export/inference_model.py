@@ -14,11 +14,11 @@ import tensorflow as tf
 from keras import ops
 
 from keras_committee.export.bn_folding import (
-    LayerGraph,
     fold_batch_norms,
     functional_graph,
     is_linear,
     is_norm,
+    layer_graph,
     scale_and_shift,
     to_float64,
 )
@@ -92,7 +92,7 @@ class InferenceModel:
         return functools.partial(_run_in_float32, operation) if self._in_bfloat16 else operation
 
     def _build_replacements(self):
-        graph = LayerGraph(self._model)
+        graph = layer_graph(self._model)
         plan = fold_batch_norms(graph)
         float32_layers = logits_layers(graph, self._model) if self._in_bfloat16 else set()
         norms = {id(node.operation): node.operation for node in graph.nodes if is_norm(node.operation)}

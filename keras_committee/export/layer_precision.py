@@ -10,9 +10,10 @@ from typing import Any
 
 import keras
 
-from keras_committee.export.bn_folding import LayerGraph, functional_graph, is_linear, is_norm
+from keras_committee.export.bn_folding import functional_graph, is_linear, is_norm, layer_graph
 from keras_committee.flops.counting import has_graph
 from keras_committee.layers import StochasticDepth
+from keras_committee.layers.layer_graph import LayerGraph
 
 # TensorFlow fuses the first two into the convolution before them. The others copy, choose or multiply once.
 _LAYERS_BETWEEN = (
@@ -66,7 +67,7 @@ def compute_in_float32(model: keras.Model) -> None:
 def computing_in_bfloat16(models: Sequence[keras.Model]) -> Iterator[None]:
     """Let Keras models compute as their export in bfloat16 does, and in float32 again at the end."""
     for model in models:
-        float32_layers = logits_layers(LayerGraph(model), model)
+        float32_layers = logits_layers(layer_graph(model), model)
         for layer in model._flatten_layers():
             in_bfloat16 = is_linear(layer) or is_norm(layer) or rounds_once(layer) or isinstance(layer, StochasticDepth)
             if in_bfloat16 and id(layer) not in float32_layers:
