@@ -37,7 +37,7 @@ import numpy as np
 import tensorflow as tf
 from interleaved.summary import summarize
 
-from keras_committee import data
+from keras_committee import data, huge_pages
 from keras_committee.precision import cpu_has_amx
 
 BATCH = 128
@@ -55,13 +55,15 @@ SIDE_BY_SIDE = f"{len(CORES)} processes side by side"
 class Worker:
     """A process that takes training steps on request."""
 
-    def __init__(self, script, python=sys.executable, **spec):
+    def __init__(self, script, python=sys.executable, *, environment=None, **spec):
+        self._environment = environment
         self._command = [python, str(FOLDER / script), json.dumps({"batch": BATCH, **spec})]
         self._process = None
 
     def start(self):
         """Start the process and wait until it is warm."""
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, env=self._environment)
         self.receive()
 
     def send(self, line):
@@ -130,7 +132,7 @@ def keras_contenders(**spec):
         }.items()
     ]
     for place, groups in core_groups().items():
-        options = {"precisions": PRECISIONS, **spec}
+        options = {"precisions": PRECISIONS, "environment": huge_pages.environment(), **spec}  # as in `train`
         members = [
             Worker("keras_worker.py", kind="member", member=index, cores=cores, **options)
             for index, cores in enumerate(groups)

@@ -14,6 +14,7 @@ STACKED = json.loads((ROOT / "docs/results/stacked.json").read_text())
 TRAINING = json.loads((ROOT / "docs/results/training.json").read_text())["runs"]
 PRECISION = json.loads((ROOT / "docs/results/precision.json").read_text())["accuracy"]
 BFLOAT16 = json.loads((ROOT / "docs/results/serving_bfloat16.json").read_text())
+DEPTH = json.loads((ROOT / "docs/results/stochastic_depth.json").read_text())["runs"]
 COMMITTEES = [(width, size) for width in ("1", "2", "4") for size in (1, 3, 8)]
 
 
@@ -54,6 +55,21 @@ def test_the_cascades_of_the_results(width, position):
     numbers = [f"{cascade['threshold']:.2f}", f"{cascade['mflops']:.0f}"]
     numbers += [f"{100 * cascade[name]:.2f} %" for name in ("accuracy", "committee_accuracy")]
     assert [cell.strip() for cell in line.strip("|").split("|")][1:] == [*numbers, f"{saving:.2f} times"]
+
+
+@pytest.mark.parametrize("row", FIGURE["mixed"])
+def test_the_mixed_committees_of_the_results(row):
+    lines = RESULTS.read_text().split("| within MFLOPs")[1].split("\n\n")[0].splitlines()
+    text = next(line for line in lines if line.startswith(f"| {row['budget']:.0f} |"))
+    names = [
+        ", ".join(f"{count} x -{width}" for width, count in row[side]["members"].items() if count)
+        for side in ("pure", "mixed")
+    ]
+    accuracies = [f"{100 * row[side]['accuracy']:.2f} %" for side in ("pure", "mixed")]
+    low, high = row["interval"]
+    assert [cell.strip() for cell in text.strip("|").split("|")][1:] == [
+        names[0], accuracies[0], names[1], accuracies[1], f"{row['points']:+.2f} [{low:+.2f}, {high:+.2f}]",
+    ]  # fmt: skip
 
 
 def test_the_comparisons_of_the_results():
@@ -103,6 +119,23 @@ def test_the_goals_of_the_training_speed():
             [goal for goal in run["goals"] if "bfloat16" in goal["name"] and word in goal["name"]] for run in TRAINING
         ]
         assert cells(RESULTS, first_words)[1:3] == [f"{goal['value']:.2f}" for [goal] in goals]
+
+
+@pytest.mark.parametrize(
+    ("first_words", "name", "with_huge_pages"),
+    [
+        ('`mode="batch"`, a dropped block', "ours, batch", True),
+        ('`mode="batch"`, before', "ours, batch", False),
+        ("with gradients and gates per block in TensorBoard, before", "ours, batch, with block statistics", False),
+        ('`mode="subset"`, before', "ours, subset", False),
+        ('`mode="sample"`, before', "ours, sample", False),
+    ],
+)
+def test_the_step_times_of_stochastic_depth_with_the_kernels(first_words, name, with_huge_pages):
+    runs = [run for run in DEPTH if run["huge_pages"] == with_huge_pages]
+    rows = [row for run in runs for row in run["rows"] if row["name"] == name]
+    numbers = [f"{row['ratio_at_expected_depth']:.2f}" for row in rows]
+    assert cells(RESULTS, first_words)[1:] == [*numbers, "", ""][:4]
 
 
 @pytest.mark.parametrize("name", PRECISION)
