@@ -244,6 +244,50 @@ def plot(results, document, file):
     figure.savefig(file, dpi=150)
 
 
+def mixed_rows(results):
+    """Return for some budgets the best committee of one width and the best of mixed widths, and their difference.
+
+    Both are chosen on the validation images among committees of the first members of each width, and compared on the
+    test images by a paired bootstrap. The largest sum of log-probabilities is the class of the geometric mean.
+    """
+    widths = sorted(results)
+    members = [range(results[width]["log_probs"].shape[1] + 1) for width in widths]
+
+    def log_prob_sum(split, counts):
+        chosen = zip(widths, counts, strict=True)
+        return sum(results[width][split][:, :count].sum(axis=1) for width, count in chosen)
+
+    def hits(split, labels, counts):
+        return log_prob_sum(split, counts).argmax(axis=1) == results[widths[0]][labels]
+
+    costs = {
+        counts: sum(count * results[width]["mflops"] for width, count in zip(widths, counts, strict=True))
+        for counts in itertools.product(*members)
+        if any(counts)
+    }
+    accuracies = {counts: hits("validation_log_probs", "validation_labels", counts).mean() for counts in costs}
+    rng, rows = np.random.default_rng(0), []
+    for width, size in itertools.product(widths, (1, 3, 8)):
+        budget = size * results[width]["mflops"] * 1.0001
+        affordable = [counts for counts, cost in costs.items() if cost <= budget]
+        pure = [counts for counts in affordable if sum(map(bool, counts)) == 1]
+        mixed = [counts for counts in affordable if sum(map(bool, counts)) > 1]
+        if not mixed:
+            continue
+        row = {"budget": budget / 1.0001}
+        sides = []
+        for name, candidates in (("pure", pure), ("mixed", mixed)):
+            best = max(candidates, key=lambda counts: (accuracies[counts], -costs[counts]))
+            sides.append(hits("log_probs", "labels", best))
+            members_of = dict(zip(map(str, widths), best, strict=True))
+            row[name] = {"members": members_of, "mflops": costs[best], "accuracy": float(sides[-1].mean())}
+        difference = sides[1].astype(float) - sides[0]
+        draws = [difference[rng.integers(0, len(difference), len(difference))].mean() for _ in range(2_000)]
+        row |= {"points": 100 * difference.mean(), "interval": (100 * np.percentile(draws, [2.5, 97.5])).tolist()}
+        rows.append(row)
+    return rows
+
+
 def paired_difference(first, second, draws=1000):
     """Return the mean difference of accuracies in points and its 95 % interval, over subsets and images.
 
@@ -306,6 +350,16 @@ def print_table(out, plot_file=None):
         name = f"{size} x WRN-16-{width} against {other_size} x WRN-16-{other_width}"
         document["comparisons"].append({"name": name, "points": mean, "interval": [low, high], "cost_ratio": cost})
         print(f"{name}: {mean:+.2f} points [{low:+.2f}, {high:+.2f}] at {cost:.0%} of the multiply-adds")
+    document["mixed"] = mixed_rows(results) if len(results) > 1 else []
+    for row in document["mixed"]:
+        members = {
+            name: ", ".join(f"{n} x -{w}" for w, n in row[name]["members"].items() if n) for name in ("pure", "mixed")
+        }
+        print(
+            f"within {row['budget']:.0f} MFLOPs: {members['pure']} {row['pure']['accuracy']:.2%}; {members['mixed']} "
+            f"{row['mixed']['accuracy']:.2%}: {row['points']:+.2f} points [{row['interval'][0]:+.2f}, "
+            f"{row['interval'][1]:+.2f}]"
+        )
     (out / "figure1.json").write_text(json.dumps(document, indent=1) + "\n")
     if plot_file:
         plot(results, document, plot_file)

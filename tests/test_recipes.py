@@ -16,6 +16,7 @@ from keras_committee.recipe_file import RecipeFile
 ROOT = pathlib.Path(__file__).parent.parent
 # Parameters that make each recipe small enough for a test.
 SMALL = {
+    "cifar_fast": ("widths=4-4-4", "members=1", "batch_size=32", "data_dir={cifar}"),
     "cifar_stochastic_depth": ("depth=8", "members=1", "batch_size=32", "data_dir={cifar}"),
     "cifar_wrn": ("width=1", "depth=10", "members=1", "batch_size=32", "data_dir={cifar}"),
     "digits_wrn": (),

@@ -78,6 +78,7 @@ def train(name, arguments):
         "members": arguments.seeds,
         "data_dir": str(arguments.data),
         "precision": "mixed_bfloat16",
+        "whitening_epochs": 0,  # a stack trains all layers throughout
     }
     without = parameters.pop("without", None)
     if arguments.quick:
