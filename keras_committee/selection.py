@@ -129,6 +129,8 @@ class Selection:
         confidence: One of `layers.CONFIDENCE_MEASURES`.
         report: Objective, budget, validation and test scores, and Pareto front of the selection.
         promise: What `calibrate` promised of the answers of this committee or cascade; None before.
+        reference: How the outputs are distributed on validation images, see `tfserving.drift.reference_distribution`; None
+            if it is unknown.
 
     Raises:
         ValueError: If `members` is empty, or weights, stages or thresholds of sets do not match the members or classes.
@@ -142,6 +144,7 @@ class Selection:
     confidence: str = "max_probability"
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
     promise: Promise | None = None
+    reference: dict[str, Any] | None = None
 
     def __post_init__(self):
         if not self.members:
@@ -213,7 +216,7 @@ class Selection:
         if isinstance(document, dict) and document.get("format") != _FORMAT:
             raise ValueError(f"its format must be {_FORMAT}. Received: {document.get('format')!r}")
         if isinstance(document, dict):
-            document.setdefault("promise", None)  # files of versions without promises
+            document = {"promise": None, "reference": None, **document}  # files of versions without them
         fields = _validated("", document, _SELECTION_SCHEMA)
         members = [_validated(f"members[{i}]", item, _MEMBER_SCHEMA) for i, item in enumerate(fields["members"])]
         fields["members"] = tuple(SelectedMember(**member) for member in members)
@@ -297,7 +300,9 @@ _SELECTION_SCHEMA = {
     "stages": (_is_null_or(_is_list_of(lambda _: True)), "null or a list"),
     "confidence": _STRING,
     "report": (lambda value: isinstance(value, dict), "an object"),
-    "promise": (_is_null_or(lambda value: isinstance(value, dict)), "null or an object"),
+    **dict.fromkeys(
+        ("promise", "reference"), (_is_null_or(lambda value: isinstance(value, dict)), "null or an object")
+    ),
 }
 _NUMBER = (_is_number, "a finite number")
 _PROMISE_SCHEMA = {
@@ -312,7 +317,7 @@ _SET_SCHEMA = {
     "penalty": _NUMBER,
     "free_ranks": _COUNT,
 }
-_ACCEPTANCE_SCHEMA = dict.fromkeys(("max_risk", "certainty", "threshold"), _NUMBER)
+_ACCEPTANCE_SCHEMA = {**dict.fromkeys(("max_risk", "certainty", "threshold"), _NUMBER)}
 _MEMBER_SCHEMA = {
     **dict.fromkeys(("run", "weights", "name"), _STRING),
     **dict.fromkeys(("index", "parameters"), _COUNT),

@@ -89,8 +89,26 @@ def print_evaluation(result: dict[str, Any]) -> None:
         committees,
         f"Means over the subsets of the members, and the standard deviation over them. {_interval_note(result)}",
     )
+    _print_selective(result)
     _print_classes(result)
     _print_confusion_matrix(result)
+
+
+def _print_selective(result: dict[str, Any]) -> None:
+    """Print how many answers can be accepted at an error rate."""
+    names = ("aurc", "coverage_at_1_percent_risk", "coverage_at_5_percent_risk")
+
+    def cells(scores: dict[str, Any]) -> list[str]:
+        aurc, *coverages = (scores[name] for name in names)
+        return [f"{aurc:.5f}", *(f"{100 * coverage:.1f} %" for coverage in coverages)]
+
+    rows = [[f"member {member['index']}", *cells(member)] for member in result["members"]]
+    for committee in result["committees"][1:]:
+        rows.append([f"committee of {committee['size']}", *cells({name: committee[name]["mean"] for name in names})])
+    if "selected" in result:
+        rows.append([f"selected {result['selected']['kind']}", *cells(result["selected"])])
+    note = "AURC: mean error rate over all numbers of most confident answers. "
+    print_table(["", "AURC", "accepted at 1 % error", "accepted at 5 % error"], rows, note)
 
 
 def print_selection(selection: dict[str, Any]) -> None:

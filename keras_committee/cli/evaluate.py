@@ -25,6 +25,7 @@ from keras_committee.tables import print_evaluation, print_text
 @split_option
 @min_members_option
 @allow_duplicate_weights_option
+@click.option("--label-errors", is_flag=True, help="List the images whose label is probably wrong.")
 @click.option("--measure-latency", is_flag=True, help="Measure the latency of each member on 1 and 32 images.")
 @json_option
 @standard_options
@@ -34,6 +35,7 @@ def evaluate(
     split: str | None,
     min_members: int | None,
     allow_duplicate_weights: bool,
+    label_errors: bool,
     measure_latency: bool,
     as_json: bool,
 ) -> None:
@@ -54,6 +56,7 @@ def evaluate(
             min_members=min_members,
             allow_duplicate_weights=allow_duplicate_weights,
             measure_latency=measure_latency,
+            label_errors=label_errors,
         )
     if as_json:
         print_json(result)
@@ -62,6 +65,9 @@ def evaluate(
     misclassified = result["misclassified"]
     file = Path(run, "evaluation.json")
     print_text(f"Misclassified images, {misclassified['images']:,}: {Path(run, misclassified['file'])}")
+    if found := result.get("label_errors"):
+        note = "" if found["out_of_sample"] else ", of which few are found, as the members were trained on these images"
+        print_text(f"Images with a suspicious label, {found['images']:,}: {Path(run, found['file'])}{note}")
     print_text(f"Evaluated on {result['examples']:,} {result['split']} examples. Details: {file}")
     next_command = "select" if len(result["members"]) > 1 else "report"  # one member leaves nothing to select
     print_next_steps(next_command, run, *forwarded_options(min_members, allow_duplicate_weights))

@@ -204,6 +204,8 @@ class SimulationResult:
         worst_mflops: MFLOPs of an image for which every reachable stage runs.
         exits: One per stage.
         scores: Accuracy, NLL, ECE and Brier score over all examples.
+        confidence: float32 `(examples,)`, of the committee at the exit.
+        correct: bool `(examples,)`.
     """
 
     probabilities: np.ndarray
@@ -212,11 +214,18 @@ class SimulationResult:
     worst_mflops: float
     exits: tuple[ExitStats, ...]
     scores: dict[str, float]
+    confidence: np.ndarray
+    correct: np.ndarray
 
     def summary(self) -> dict[str, Any]:
         """Return the scalar results, for JSON."""
         exits = [dataclasses.asdict(stage_exit) for stage_exit in self.exits]
-        return {**self.scores, "mflops": self.mflops, "worst_mflops": self.worst_mflops, "exits": exits}
+        costs = {"mflops": self.mflops, "worst_mflops": self.worst_mflops}
+        return {**self.scores, **self.selective_metrics(), **costs, "exits": exits}
+
+    def selective_metrics(self) -> dict[str, float]:
+        """Return `metrics.selective_metrics` by the confidence at the exit."""
+        return metrics.selective_metrics(self.confidence, self.correct)
 
 
 def simulate_cascade(predictions: MemberPredictions, config: CascadeConfig) -> SimulationResult:
@@ -244,6 +253,8 @@ def simulate_cascade(predictions: MemberPredictions, config: CascadeConfig) -> S
         worst_mflops=costs[max_members_used(config.sizes, config.thresholds)],
         exits=tuple(_exit_stats(size, members_used == size, probabilities, labels) for size in config.sizes),
         scores=metrics.classification_metrics(probabilities, labels),
+        confidence=outputs["confidence"],
+        correct=probabilities.argmax(axis=1) == labels,
     )
 
 

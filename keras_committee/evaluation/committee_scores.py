@@ -13,6 +13,7 @@ import numpy as np
 from keras_committee.aggregation import HEADS, head_inputs, head_output
 from keras_committee.metrics.calibration import ECE_BINS, equal_width_bins
 from keras_committee.metrics.scores import MIN_PROBABILITY
+from keras_committee.metrics.selective import SELECTIVE_METRICS, selective_metrics
 
 SCORE_NAMES = ("accuracy", "nll", "ece", "brier")
 
@@ -75,6 +76,21 @@ def scores(
     chunks = [multiplicities[start : start + _COMMITTEES_PER_CHUNK] for start in starts]
     parts = [_mean_scores(log_probabilities, labels, chunk, head) for chunk in chunks]
     return {score: np.concatenate([part[score] for part in parts]) for score in SCORE_NAMES}
+
+
+def selective_scores(
+    log_probabilities: np.ndarray, labels: np.ndarray, multiplicities: np.ndarray, head: str
+) -> dict[str, np.ndarray]:
+    """Return `metrics.selective_metrics` of each committee, float64 `(committees,)` by name.
+
+    The confidence is the largest probability. Arguments and errors as for `scores`.
+    """
+    rows = []
+    for start in range(0, len(multiplicities), _COMMITTEES_PER_CHUNK):
+        chunk = multiplicities[start : start + _COMMITTEES_PER_CHUNK]
+        part = per_example_scores(log_probabilities, labels, chunk, head)
+        rows += [selective_metrics(*committee) for committee in zip(part.confidence, part.correct, strict=True)]
+    return {name: np.array([row[name] for row in rows]) for name in SELECTIVE_METRICS}
 
 
 def per_example_scores(

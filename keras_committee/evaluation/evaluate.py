@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from keras_committee import aggregation, costs, metrics
-from keras_committee.errors import pluralize
-from keras_committee.evaluation.committee_scores import SCORE_NAMES, scores, subset_multiplicities
+from keras_committee.errors import RunError, pluralize
+from keras_committee.evaluation.committee_scores import SCORE_NAMES, scores, selective_scores, subset_multiplicities
 from keras_committee.evaluation.latency import measure_latencies
 from keras_committee.evaluation.member_info import load_member_info
 from keras_committee.evaluation.pool import check_no_duplicate_weights
@@ -26,13 +26,16 @@ from keras_committee.evaluation.predictions import (
 from keras_committee.evaluation.training_summary import kept_epochs
 from keras_committee.files import write_file, write_record
 from keras_committee.layers import GeometricMean, head_name, subset_head
+from keras_committee.metrics.selective import SELECTIVE_METRICS
 from keras_committee.models.loading import load_member
 from keras_committee.progress import track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.selection import Selection
 
 MIN_CLASSES_FOR_TOP_5 = 11  # among fewer, five of them are a large part
 _MAX_CLASSES_OF_MATRIX = 20  # a larger confusion matrix is not legible
+_CURVE_POINTS = 100  # of a risk-coverage curve
 _MAX_SUBSETS = 1000  # of one size: all committees of twelve members; larger numbers are sampled
 
 
@@ -44,10 +47,12 @@ def evaluate(
     min_members: int | None = None,
     allow_duplicate_weights: bool = False,
     measure_latency: bool = False,
+    label_errors: bool = False,
 ) -> dict:
     """Evaluate members and committees of every size on a split, and write `evaluation.json` to the run folder.
 
-    The misclassified images are listed in `misclassified.csv` beside it, see `write_misclassified`.
+    The misclassified images are listed in `misclassified.csv` beside it, see `write_misclassified`, and with
+    `label_errors` those whose label is probably wrong in `label_errors.csv`.
 
     The scores of a committee size are means over all subsets of the members of that size, or over 1,000 random ones
     where there are more. `mflops` is 2 x multiply-adds / 1e6 for one image, summed over the members of a committee;
@@ -59,6 +64,11 @@ def evaluate(
     `confusion_matrix`, with at most 20 classes, the number of examples of each true class (rows) with each predicted
     class (columns). With more than ten classes there is a `top_5_accuracy` of each member, and of the committee.
 
+    Members and committees have `aurc`, the area under the risk-coverage curve, and `coverage_at_1_percent_risk` and
+    `coverage_at_5_percent_risk`, the largest fraction of answers with at most this error rate, by confidence.
+    `risk_coverage` is the curve of the committee of all members. `selected` has the scores of the committee or cascade
+    in `selection.json` of the run folder, by its own confidence, if all its members are those of the run.
+
     Args:
         run: The run folder.
         recipe: Its recipe.
@@ -66,6 +76,7 @@ def evaluate(
         min_members: As in `load_or_compute_predictions`. `missing` in the result lists the members without a model.
         allow_duplicate_weights: Accept members with identical weights.
         measure_latency: Measure the latency of each member, too: `"latency"` in milliseconds.
+        label_errors: List the images whose label is probably wrong, see `write_label_errors`.
 
     Returns:
         The content of `evaluation.json`.
@@ -85,7 +96,8 @@ def evaluate(
         _add_latencies(run, members)
     probabilities = np.exp(predictions.log_probabilities)
     committee = aggregation.combine(subset_head(head, predictions.members), predictions.log_probabilities)
-    misclassified = write_misclassified(run, getattr(splits, split), predictions, committee)
+    examples = getattr(splits, split)
+    misclassified = write_misclassified(run, examples, predictions, committee)
     result = {
         "recipe": run.recipe_file().name,
         "split": split,
@@ -99,15 +111,39 @@ def evaluate(
             for size in range(1, len(members) + 1)
         ],
         "diversity": diversity(probabilities, predictions.labels),
+        "risk_coverage": risk_coverage(committee, predictions.labels),
         "uncertainty": mean_uncertainty(probabilities, committee.argmax(axis=1) == predictions.labels),
         "per_class": per_class_scores(committee, predictions.labels, predictions.classes),
         **_confusion_matrix(committee, predictions.labels),
         **top_5_accuracy(committee, predictions.labels),
         "misclassified": misclassified,
+        **_selected_scores(run, predictions),
+        **({"label_errors": write_label_errors(run, split, examples, predictions, committee)} if label_errors else {}),
     }
     write_record(run.path / "evaluation.json", result)
     run.append_event("evaluated", split=split, examples=len(predictions.labels))
     return result
+
+
+def _selected_scores(run: Run, predictions: SplitPredictions) -> dict[str, Any]:
+    """Return `{"selected"}`, the scores of `selection.json`; nothing without one, or with members of other runs."""
+    try:
+        selection = Selection.read(run.path / "selection.json")
+        columns = [predictions.weight_hashes.index(member.weights) for member in selection.members]
+    except (RunError, ValueError):
+        return {}
+    temperatures = np.array([member.temperature for member in selection.members], np.float32)
+    log_probs = predictions.log_probabilities[:, columns] / temperatures[:, None]
+    outputs, labels = aggregation.selected_outputs(selection, log_probs), predictions.labels
+    probabilities = outputs["probabilities"]
+    return {
+        "selected": {
+            "kind": selection.kind,
+            "members": [predictions.members[column] for column in columns],
+            **metrics.classification_metrics(probabilities, labels),
+            **metrics.selective_metrics(outputs["confidence"], probabilities.argmax(axis=1) == labels),
+        }
+    }
 
 
 def per_class_scores(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -126,6 +162,19 @@ def per_class_scores(probabilities: np.ndarray, labels: np.ndarray, classes: Seq
             classes, matrix.sum(axis=1), precision, recall, strict=True
         )
     ]
+
+
+def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+    """Return the risk-coverage curve of a committee at 100 coverages: lists `coverage`, `risk` and `threshold`.
+
+    Args:
+        probabilities: Floats `(examples, classes)`; the largest one is the confidence.
+        labels: Integers `(examples,)`.
+    """
+    curve = metrics.risk_coverage_curve(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    points = np.unique(np.searchsorted(curve.coverage, np.arange(1, _CURVE_POINTS + 1) / _CURVE_POINTS - 1e-9))
+    columns = {"coverage": curve.coverage, "risk": curve.risk, "threshold": curve.thresholds}
+    return {name: values[points].tolist() for name, values in columns.items()}
 
 
 def _confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[list[int]]]:
@@ -177,6 +226,45 @@ def write_misclassified(
     return {"file": file.name, "images": len(wrong)}
 
 
+def write_label_errors(
+    run: Run, split: str, examples: Any, predictions: SplitPredictions, committee: np.ndarray
+) -> dict[str, Any]:
+    """Write the images whose label is probably wrong to `label_errors.csv` of the run folder.
+
+    They are those of `metrics.label_errors`, the most suspicious first. A row has the index in the split, the name as
+    in `write_misclassified`, label and suggested class, the probabilities of both by the committee, and the margin.
+
+    Args:
+        run: The run folder.
+        split: Name of the split. Members have memorized wrong labels of `"train"`, so few of these are found.
+        examples: The split.
+        predictions: The members' predictions on it.
+        committee: Probabilities `(examples, classes)` of the committee of all members.
+
+    Returns:
+        `file`, the name of the file; `images`, their number; and `out_of_sample`, whether the members were not trained
+        on the split.
+    """
+    found, labels, classes = (
+        metrics.label_errors(committee, predictions.labels),
+        predictions.labels,
+        predictions.classes,
+    )
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(
+        ["index", "image", "label", "suggested_class", "label_probability", "suggested_probability", "margin"]
+    )
+    for index, suggested, margin in zip(found.indices.tolist(), found.suggested.tolist(), found.margins, strict=True):
+        label = int(labels[index])
+        probabilities = (f"{committee[index, column]:.4f}" for column in (label, suggested))
+        names = examples.images.name(index), classes[label], classes[suggested]
+        writer.writerow([index, *names, *probabilities, f"{margin:.4f}"])
+    file = run.path / "label_errors.csv"
+    write_file(file, table.getvalue().encode(errors="surrogateescape"))
+    return {"file": file.name, "images": len(found.indices), "out_of_sample": split != "train"}
+
+
 def most_certain_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the indices of the misclassified examples, by descending probability of the predicted class."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
@@ -219,13 +307,20 @@ def _score_subsets(predictions: SplitPredictions, subsets: list[tuple[int, ...]]
     name, weights = aggregation.resolve_head(subset_head(head, predictions.members))
     if isinstance(name, str):
         multiplicities = subset_multiplicities(subsets, log_probs.shape[1], weights)
-        subset_scores = scores(log_probs, labels, multiplicities, name)
-        return {score: subset_scores[score].tolist() for score in SCORE_NAMES}
-    rows = [
-        metrics.classification_metrics(aggregation.combine(head, log_probs[:, list(subset)]), labels)
-        for subset in subsets
-    ]
-    return {score: [row[score] for row in rows] for score in SCORE_NAMES}
+        parts = (function(log_probs, labels, multiplicities, name) for function in (scores, selective_scores))
+        return {score: values.tolist() for part in parts for score, values in part.items()}
+    outputs = (aggregation.combine(head, log_probs[:, list(subset)]) for subset in subsets)
+    rows = [_all_scores(probabilities, labels) for probabilities in outputs]
+    return {score: [row[score] for row in rows] for score in (*SCORE_NAMES, *SELECTIVE_METRICS)}
+
+
+def _all_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return the scores of one member or committee; its confidence is the largest probability."""
+    correct = probabilities.argmax(axis=1) == labels
+    return {
+        **metrics.classification_metrics(probabilities, labels),
+        **metrics.selective_metrics(probabilities.max(axis=1), correct),
+    }
 
 
 def _summary_statistics(values: list[float]) -> dict:
@@ -265,7 +360,7 @@ def _member_results(
 
 def _member_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Return the scores of a member in `evaluation.json`."""
-    scores = metrics.classification_metrics(probabilities, labels)
+    scores = _all_scores(probabilities, labels)
     return {
         **scores,
         "accuracy_interval": metrics.accuracy_interval(scores["accuracy"], len(labels)),

@@ -15,9 +15,9 @@ import numpy as np
 from keras_committee import aggregation, metrics
 from keras_committee.errors import DataError, RecipeError, RunError
 from keras_committee.evaluation.pool import Pool, load_whole_pool
-from keras_committee.evaluation.select import to_selection_members
+from keras_committee.evaluation.select import to_selection_members, with_reference
 from keras_committee.layers import GeometricMean, subset_head
-from keras_committee.metrics.selective import CERTAINTY, min_selective_examples
+from keras_committee.metrics.selective import CERTAINTY, SelectiveThreshold, min_selective_examples
 from keras_committee.run import Run
 from keras_committee.selection import AcceptanceRule, Promise, Selection, SetRule
 
@@ -82,24 +82,25 @@ def make_promise(
     elif selection.report.get("division") != choose.division:
         raise RunError(_chosen_with_all_message(runs, file, choose))
     columns = _columns(selection, whole, file)
-    rules = {
-        "split": "validation",
-        "examples": len(promise.labels["validation"]),
-        "chosen_on": len(choose.labels["validation"]),
-        "sets": fit_sets(selection, choose, promise, columns, goal),
-    }
     fitted = _fit_acceptance(selection, promise, columns, goal)
-    if fitted is not None:
-        rules["acceptance"] = AcceptanceRule(max_risk=goal.max_risk, certainty=CERTAINTY, threshold=fitted.threshold)
-    selection = dataclasses.replace(selection, promise=Promise(**rules))
+    promised = Promise(
+        split="validation",
+        examples=len(promise.labels["validation"]),
+        chosen_on=len(choose.labels["validation"]),
+        sets=fit_sets(selection, choose, promise, columns, goal),
+        acceptance=fitted
+        and AcceptanceRule(max_risk=float(goal.max_risk or 0), certainty=CERTAINTY, threshold=fitted.threshold),
+    )
+    selection = dataclasses.replace(selection, promise=promised)
     result = {
-        **dataclasses.asdict(selection.promise),
+        **dataclasses.asdict(promised),
         "coverage_interval": None if goal.coverage is None else _coverage_interval(promise, goal),
         "acceptance_fit": fitted and {name: getattr(fitted, name) for name in ("coverage", "risk", "risk_bound")},
         "test": _measure(selection, whole, columns),
         "notes": _notes(runs),
     }
     selection = dataclasses.replace(selection, report={**selection.report, "promise": result})
+    selection = with_reference(selection, promise)
     selection.write(file)
     for run in runs:
         run.append_event("promised", file=str(file), coverage=goal.coverage, max_risk=goal.max_risk)
@@ -124,7 +125,7 @@ def fit_sets(
     if goal.coverage is None:
         return None
     probabilities, labels = _answers(selection, promise, columns)["probabilities"], promise.labels["validation"]
-    regularization = {}
+    regularization: dict[str, Any] = {}
     if goal.method == "raps":
         chosen = _answers(selection, choose, columns)["probabilities"]
         regularization = _choose_regularization(chosen, choose.labels["validation"], goal.coverage)
@@ -148,14 +149,14 @@ def _choose_regularization(probabilities: np.ndarray, labels: np.ndarray, covera
     return {"penalty": min(_PENALTIES, key=mean_size), "free_ranks": free_ranks}
 
 
-def _true_class_scores(
-    method: str, probabilities: np.ndarray, labels: np.ndarray, **regularization: float
-) -> np.ndarray:
+def _true_class_scores(method: str, probabilities: np.ndarray, labels: np.ndarray, **regularization: Any) -> np.ndarray:
     return aggregation.conformity(method, probabilities, **regularization)[np.arange(len(labels)), labels]
 
 
-def _fit_acceptance(selection: Selection, promise: Pool, columns: Sequence[int], goal: PromiseGoal):
-    """Return the `metrics.SelectiveThreshold` of the risk; None where none is requested. Raises RecipeError."""
+def _fit_acceptance(
+    selection: Selection, promise: Pool, columns: Sequence[int], goal: PromiseGoal
+) -> SelectiveThreshold | None:
+    """Return the threshold of the risk; None where none is requested. Raises RecipeError."""
     if goal.max_risk is None:
         return None
     outputs, labels = _answers(selection, promise, columns), promise.labels["validation"]

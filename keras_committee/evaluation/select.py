@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_committee import metrics
+from keras_committee import aggregation, metrics
 from keras_committee.costs import format_cost, to_document
 from keras_committee.errors import RecipeError
 from keras_committee.evaluation import committee_scores
@@ -44,6 +44,7 @@ from keras_committee.metrics.intervals import few_images_note
 from keras_committee.models.loading import load_member
 from keras_committee.selection import SelectedMember, Selection
 from keras_committee.stage_time import StageTimeModel
+from keras_committee.tfserving.drift import reference_distribution
 
 
 def select(
@@ -79,13 +80,14 @@ def select(
     selector = CommitteeSelector(pool, objective, head, latencies)
     chosen = selector.choose(search_method)
     members, weights = members_and_weights(pool, chosen, head, out)
-    return Selection(
+    selection = Selection(
         members=members,
         head=head if weights is None else "weighted_geometric_mean",
         weights=weights,
         classes=pool.classes,
         report=selector.report(chosen) | {"notes": [*notes, *_few_images_notes(pool, "committee")]},
     )
+    return with_reference(selection, pool)
 
 
 def select_cascade(
@@ -130,7 +132,7 @@ def select_cascade(
     config = search_cascade(predictions["validation"], objective=objective.metric, **bounds)
     if config is None:
         raise RecipeError(_infeasible_message(pool, objective, time_model))
-    return Selection(
+    selection = Selection(
         members=to_selection_members(pool, config.order, out),
         head=head,
         classes=pool.classes,
@@ -139,6 +141,27 @@ def select_cascade(
         report=_cascade_report(selector, committee, config, predictions, bounds, objective)
         | {"notes": [*notes, *_one_stage_notes(config), *_few_images_notes(pool, "cascade")]},
     )
+    return with_reference(selection, pool)
+
+
+def with_reference(selection: Selection, pool: Pool) -> Selection:
+    """Return the selection with the distribution of its outputs on the validation images of a pool.
+
+    Served answers are compared with it: all but those of `predict_members`, for which all members of a cascade run.
+    """
+    hashes = [member.weights_hash for member in pool.members]
+    columns = [hashes.index(member.weights) for member in selection.members]
+    temperatures = np.array([member.temperature for member in selection.members], np.float32)
+    log_probs = pool.predictions["validation"][:, columns] / temperatures[:, None]
+    outputs = aggregation.selected_outputs(selection, log_probs)
+    outputs["class_id"] = outputs["probabilities"].argmax(axis=1)
+    categories = {"members_used": True, "class_id": False, "set_size": True}
+    reference = {
+        "split": "validation",
+        "signatures": ["serving_default", "predict_bytes", "predict_members_bytes"],
+        **reference_distribution(outputs, ["confidence"], categories),
+    }
+    return dataclasses.replace(selection, reference=reference)
 
 
 def _unknown_cost_notes(pool: Pool, *, excluded: bool) -> list[str]:

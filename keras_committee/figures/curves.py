@@ -164,6 +164,28 @@ def robustness_curves(severities: Mapping[int, tuple[float, float]], width: floa
     return figure
 
 
+def risk_coverage_curves(curves: Mapping[str, Curve], width: float) -> Figure:
+    """Plot the error rate among the most confident answers over the fraction of answers that are accepted.
+
+    Args:
+        curves: Coverage and risk by the name of the predictor.
+        width: In inches.
+    """
+    figure = Figure((width, 3.1))
+    axes = figure.subplots()
+    for index, (name, curve) in enumerate(curves.items()):
+        coverage, risk = (100 * np.asarray(values) for values in curve)
+        axes.plot(coverage, risk, color=color(index), linewidth=1.6, label=name)
+    for percent in (1, 5):
+        axes.axhline(percent, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    _set_title(axes, "error rate among accepted answers, %")
+    axes.set_xlabel("accepted answers, %")
+    axes.set_xlim(0, 101)
+    axes.set_ylim(0, None)
+    axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
 def _two_panels(width: float) -> tuple[Figure, Sequence[Axes]]:
     narrow = width <= NARROW_INCHES
     figure = Figure((width, 5.2 if narrow else 3.1))

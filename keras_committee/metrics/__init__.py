@@ -16,6 +16,7 @@ from keras_committee.metrics.diversity import (
     q_statistic,
 )
 from keras_committee.metrics.intervals import accuracy_interval
+from keras_committee.metrics.label_errors import label_errors
 from keras_committee.metrics.scores import (
     accuracy,
     brier,
@@ -30,6 +31,7 @@ from keras_committee.metrics.selective import (
     coverage_at_risk,
     risk_coverage_curve,
     risk_upper_bound,
+    selective_metrics,
     selective_threshold,
 )
 from keras_committee.metrics.uncertainty import entropy, uncertainty_decomposition
@@ -53,6 +55,7 @@ __all__ = [
     "entropy",
     "error_correlation",
     "fpr_at_tpr",
+    "label_errors",
     "log_ambiguity",
     "min_conformal_examples",
     "nll",
@@ -61,6 +64,7 @@ __all__ = [
     "reliability_curve",
     "risk_coverage_curve",
     "risk_upper_bound",
+    "selective_metrics",
     "selective_threshold",
     "top_k_accuracy",
     "uncertainty_decomposition",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+SELECTIVE_METRICS = ("aurc", "coverage_at_1_percent_risk", "coverage_at_5_percent_risk")
 CERTAINTY = 0.95  # with which a risk is promised
 
 
@@ -88,6 +89,15 @@ def coverage_at_risk(confidence: np.ndarray, correct: np.ndarray, risk: float) -
     """Return the largest fraction of the most confident answers with at most this error rate; 0 if there is none."""
     curve = risk_coverage_curve(confidence, correct)
     return float(curve.coverage[curve.risk <= risk].max(initial=0.0))
+
+
+def selective_metrics(confidence: np.ndarray, correct: np.ndarray) -> dict[str, float]:
+    """Return `aurc`, and `coverage_at_1_percent_risk` and `coverage_at_5_percent_risk`, see `coverage_at_risk`."""
+    return {
+        "aurc": aurc(confidence, correct),
+        "coverage_at_1_percent_risk": coverage_at_risk(confidence, correct, 0.01),
+        "coverage_at_5_percent_risk": coverage_at_risk(confidence, correct, 0.05),
+    }
 
 
 def risk_upper_bound(errors: int, examples: int, certainty: float = CERTAINTY) -> float:

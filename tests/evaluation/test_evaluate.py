@@ -14,12 +14,12 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from keras_committee import metrics
+from keras_committee import aggregation, cli, metrics
 from keras_committee.data.images import ImageFiles, InMemoryImages
 from keras_committee.data.preprocessing import ImageTransform
 from keras_committee.data.splits import Split
 from keras_committee.errors import IncompleteError, RecipeError, RunError, VerificationError
-from keras_committee.evaluation import evaluate, load_or_compute_predictions, predictions
+from keras_committee.evaluation import evaluate, load_or_compute_predictions, load_pool, predictions
 from keras_committee.evaluation.evaluate import (
     diversity,
     mean_uncertainty,
@@ -29,9 +29,12 @@ from keras_committee.evaluation.evaluate import (
     write_misclassified,
 )
 from keras_committee.evaluation.predictions import SplitPredictions
+from keras_committee.evaluation.select import to_selection_members
 from keras_committee.files import read_record
 from keras_committee.layers import GeometricMean, WeightedGeometricMean
+from keras_committee.metrics.selective import SELECTIVE_METRICS
 from keras_committee.run import Run
+from keras_committee.selection import Selection, Stage
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +60,17 @@ def test_the_document_has_the_keys_of_its_contract(evaluated):
     assert read_record(run.path / "evaluation.json") == result
     assert list(result) == [
         "recipe", "split", "examples", "classes", "head", "members", "missing", "committees",
-        "diversity", "uncertainty", "per_class", "confusion_matrix", "misclassified",
+        "diversity", "risk_coverage", "uncertainty", "per_class", "confusion_matrix", "misclassified",
     ]  # fmt: skip
     assert (result["recipe"], result["split"], result["examples"], result["classes"]) == ("tiny", "test", 360, 10)
     assert result["head"] == "geometric_mean"
     assert [list(member) for member in result["members"]] == [
-        ["index", "name", "parameters", "mflops", "accuracy", "nll", "ece", "brier", "accuracy_interval", "epoch",
-         "epochs"]
+        ["index", "name", "parameters", "mflops", "accuracy", "nll", "ece", "brier", *SELECTIVE_METRICS,
+         "accuracy_interval", "epoch", "epochs"]
     ] * 3  # fmt: skip
     assert [(member["epoch"], member["epochs"]) for member in result["members"]] == [(2, 2)] * 3
     assert [list(committee) for committee in result["committees"]] == [
-        ["size", "mflops", "accuracy_interval", "accuracy", "nll", "ece", "brier"]
+        ["size", "mflops", "accuracy_interval", "accuracy", "nll", "ece", "brier", *SELECTIVE_METRICS]
     ] * 3
     assert list(result["committees"][0]["nll"]) == ["mean", "std", "min", "max", "subsets"]
     assert set(result["diversity"]) == {
@@ -86,16 +89,20 @@ def test_parameters_and_mflops_of_a_member_are_those_of_its_layers(evaluated):
 def test_committees_are_the_means_over_all_their_subsets(evaluated):
     _, _, result, computed = evaluated
     for size in (1, 2, 3):
-        accuracies, losses = [], []
+        accuracies, losses, areas = [], [], []
         for subset in itertools.combinations(range(3), size):
             probabilities = geometric_mean(computed.log_probabilities[:, list(subset)])
             accuracies.append((probabilities.argmax(axis=1) == computed.labels).mean())
             losses.append(-np.log(probabilities[np.arange(360), computed.labels]).mean())
+            order = np.argsort(-probabilities.max(axis=1), kind="stable")
+            wrong = (probabilities.argmax(axis=1) != computed.labels)[order]
+            areas.append((wrong.cumsum() / np.arange(1, 361)).mean())
         committee = result["committees"][size - 1]
         assert committee["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
         assert committee["accuracy"]["std"] == pytest.approx(np.std(accuracies))
         assert committee["accuracy"]["min"] == pytest.approx(min(accuracies))
         assert committee["nll"]["max"] == pytest.approx(max(losses), rel=1e-4)
+        assert committee["aurc"]["mean"] == pytest.approx(np.mean(areas), rel=1e-4)
         assert committee["nll"]["subsets"] == math.comb(3, size)
         assert committee["mflops"] == pytest.approx(size * result["members"][0]["mflops"])
 
@@ -110,6 +117,29 @@ def test_a_subset_of_a_weighted_committee_keeps_its_proportions(evaluated):
     assert result["accuracy"]["min"] == pytest.approx(min(accuracies))
     assert result["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
     assert result["mflops"] == pytest.approx((3 + 5 + 6) / 3)
+
+
+def test_a_selected_cascade_is_evaluated_by_its_own_confidence(copied):
+    run, recipe = copied
+    pool = load_pool([run])
+    stages = (Stage(members=1, threshold=0.3), Stage(members=3, threshold=None))
+    file = run.path / "selection.json"
+    members = to_selection_members(pool, (2, 0, 1), file)
+    Selection(members=members, head="geometric_mean", classes=pool.classes, stages=stages, confidence="margin").write(
+        file
+    )
+    result = evaluate(run, recipe)
+    selected, curve = result["selected"], result["risk_coverage"]
+    outputs = aggregation.run_cascade(
+        "geometric_mean", pool.predictions["test"][:, [2, 0, 1]], (1, 3), (0.3,), "margin"
+    )
+    correct = outputs["probabilities"].argmax(axis=1) == pool.labels["test"]
+    assert (selected["kind"], selected["members"]) == ("cascade", [2, 0, 1])
+    assert selected["accuracy"] == pytest.approx(correct.mean())
+    assert selected["aurc"] == pytest.approx(metrics.aurc(outputs["confidence"], correct))
+    assert curve["coverage"][-1] == 1
+    assert curve["risk"][-1] == pytest.approx(1 - result["committees"][-1]["accuracy"]["mean"])
+    assert (curve["threshold"], len(curve["coverage"])) == (sorted(curve["threshold"], reverse=True), 100)
 
 
 def test_members_predict_once(evaluated, monkeypatch):
@@ -266,6 +296,25 @@ def test_a_misclassified_image_has_the_name_of_its_file(copied):
     split = Split(images=InMemoryImages(np.zeros((3, 8, 8, 3)), files), labels=labels)
     assert write_misclassified(run, split, predictions, np.exp(log_probs[:, 0]))["images"] == 1
     assert (run.path / "misclassified.csv").read_text().splitlines()[1] == '1,c/1.png,c,"a,b",0.6000,0.4000,1'
+
+
+def test_suspicious_labels_are_listed_with_the_suggested_class(copied, capsys):
+    run, _ = copied
+    assert cli.main(["evaluate", str(run.path), "--label-errors"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    computed = load_or_compute_predictions(run, run.recipe())
+    committee = geometric_mean(computed.log_probabilities)
+    found = metrics.label_errors(committee.astype(np.float32), computed.labels)
+    rows = list(csv.DictReader((run.path / "label_errors.csv").read_text().splitlines()))
+    assert [int(row["index"]) for row in rows] == found.indices.tolist()
+    assert [row["suggested_class"] for row in rows] == [computed.classes[k] for k in found.suggested]
+    first = rows[0]
+    assert float(first["label_probability"]) == pytest.approx(
+        committee[found.indices[0], int(first["label"])], abs=1e-4
+    )
+    assert f"Images with a suspicious label, {len(rows)}: {run.path}/label_errors.csv Evaluated on" in text
+    block = read_record(run.path / "evaluation.json")["label_errors"]
+    assert block == {"file": "label_errors.csv", "images": len(rows), "out_of_sample": True}
 
 
 def test_precision_and_recall_of_every_class(evaluated):

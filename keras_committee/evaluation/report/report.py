@@ -19,6 +19,7 @@ from keras_committee.evaluation.report.layout import Section, count_with_noun, f
 from keras_committee.evaluation.report.run_data import (
     ReportData,
     RunData,
+    SelectedCommittee,
     best_committee,
     load_report_data,
     load_run_data,
@@ -36,6 +37,7 @@ from keras_committee.figures.style import (
     Picture,
 )
 from keras_committee.files import translate_os_errors, utc_timestamp, write_file
+from keras_committee.metrics.selective import SELECTIVE_METRICS, selective_metrics
 from keras_committee.progress import track
 from keras_committee.run import Run
 from keras_committee.summaries import hparams_summary, image_summary
@@ -98,7 +100,7 @@ def write_report(
     pictures = {picture.name: picture.png() for picture in track(drawn, f"drawing {len(drawn)} figures", len(drawn))}
     for name, content in pictures.items():
         write_file(out / f"{name}.png", content)
-    write_tensorboard(out / "tensorboard", pictures, run_data)
+    write_tensorboard(out / "tensorboard", pictures, run_data, report_data.selected)
     write_file(out / "index.html", page.encode())  # last, because it marks the report as complete
     return Report(
         page=out / "index.html",
@@ -122,9 +124,11 @@ def build_sections(
         sections_accuracy.members_section(report_data.members, report_data.split, len(report_data.labels)),
         sections_predictions.reliability_section(report_data),
         sections_runs.calibration_section(report_data.runs),
+        sections_predictions.selective_section(report_data),
         sections_predictions.diversity_section(report_data),
         disagreements[0] if disagreements else None,
         sections_predictions.confusion_section(report_data),
+        sections_predictions.label_errors_section(report_data),
         sections_runs.robustness_section(report_data.runs),
         sections_runs.training_curves_section(report_data.runs),
         sections_runs.depth_section(report_data.runs),
@@ -166,13 +170,16 @@ def render_page(
     )
 
 
-def write_tensorboard(folder: Path, pictures: Mapping[str, bytes], runs: Sequence[RunData]) -> None:
-    """Write the figures, and for each run its recipe parameters and the scores of its whole committee.
+def write_tensorboard(
+    folder: Path, pictures: Mapping[str, bytes], runs: Sequence[RunData], selected: Sequence[SelectedCommittee] = ()
+) -> None:
+    """Write the figures, the scores of the selections, and for each run its parameters and those of its committee.
 
     Args:
         folder: Target folder; event files of an earlier report there are replaced.
         pictures: Content of PNG files, by name.
         runs: The runs.
+        selected: The selections.
 
     Raises:
         ResourceError: If the files cannot be written.
@@ -180,7 +187,8 @@ def write_tensorboard(folder: Path, pictures: Mapping[str, bytes], runs: Sequenc
     with translate_os_errors(folder):
         for stale_file in folder.rglob(f"*{_EVENT_FILE_SUFFIX}"):
             stale_file.unlink()
-        _write_events(folder, [image_summary(f"report/{name}", content) for name, content in pictures.items()])
+        images = [image_summary(f"report/{name}", content) for name, content in pictures.items()]
+        _write_events(folder, [*images, *map(_selection_summary, selected)])
         for run in runs:
             summaries = [hparams_summary(run.parameters, run.name), _committee_summary(run)]
             _write_events(folder / run.name.replace("/", "-").strip("-."), summaries)
@@ -261,6 +269,17 @@ def _write_events(folder: Path, summaries: Sequence[Summary]) -> None:
 
 def _committee_summary(run: RunData) -> Summary:
     committee = run.evaluation["committees"][-1]
-    values = {name: committee[name]["mean"] for name in _METRICS}
+    values = {name: committee[name]["mean"] for name in (*_METRICS, *SELECTIVE_METRICS)}
     values |= {} if committee["mflops"] is None else {"mflops": committee["mflops"]}
-    return Summary(value=[Summary.Value(tag=f"committee/{name}", simple_value=value) for name, value in values.items()])
+    return _scalars("committee", values)
+
+
+def _selection_summary(selected: SelectedCommittee) -> Summary:
+    values = {name: selected.scores[name] for name in _METRICS}
+    if selected.confidence is not None and selected.correct is not None:
+        values |= selective_metrics(selected.confidence, selected.correct)
+    return _scalars(f"selected/{selected.name}", values)
+
+
+def _scalars(group: str, values: Mapping[str, float]) -> Summary:
+    return Summary(value=[Summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in values.items()])

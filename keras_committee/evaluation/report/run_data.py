@@ -171,6 +171,7 @@ def is_current(evaluation: dict[str, Any], predictions: SplitPredictions, split:
         )
         matches = matches and [row["index"] for row in evaluation["members"]] == list(predictions.members)
         matches = matches and len(evaluation["committees"]) == len(predictions.members)
+        matches = matches and all("aurc" in row for row in evaluation["members"])
     except (KeyError, TypeError):  # written by another version or program
         return False
     if not matches:
@@ -270,6 +271,8 @@ class SelectedCommittee:
         scores: Accuracy, NLL, ECE and Brier score.
         exits: For each stage of a cascade: members, rate, accuracy, nll, ece; the last three None if no image exits.
         full: Scores and MFLOPs if all members always run.
+        confidence: float32 `(examples,)`, of each answer.
+        correct: bool `(examples,)`, whether each answer is correct.
         latency: What `select` measured of a cascade, as in `report.cascade.latency` of the selection file; or None.
     """
 
@@ -282,6 +285,8 @@ class SelectedCommittee:
     exits: tuple[dict[str, Any], ...] = ()
     one_stage: bool = False
     full: dict[str, float] = dataclasses.field(default_factory=dict)
+    confidence: np.ndarray | None = None
+    correct: np.ndarray | None = None
     latency: dict[str, Any] | None = None
 
 
@@ -517,7 +522,15 @@ def _score_selection(
     }
     if selection.stages is None or one_stage:
         scores = {name: value for name, value in full.items() if name != "mflops"}
-        return SelectedCommittee(**fields, mflops=full["mflops"], worst_mflops=full["mflops"], scores=scores)
+        probabilities = member_predictions.probabilities(all_members)
+        return SelectedCommittee(
+            **fields,
+            mflops=full["mflops"],
+            worst_mflops=full["mflops"],
+            scores=scores,
+            confidence=member_predictions.confidences(all_members, selection.confidence),
+            correct=probabilities.argmax(axis=1) == member_predictions.labels,
+        )
     config = CascadeConfig(
         order=all_members,
         sizes=tuple(stage.members for stage in selection.stages),
@@ -531,6 +544,8 @@ def _score_selection(
         mflops=result.mflops,
         worst_mflops=result.worst_mflops,
         scores=result.scores,
+        confidence=result.confidence,
+        correct=result.correct,
         exits=exits,
         latency=selection.report.get("cascade", {}).get("latency"),
     )

@@ -13,9 +13,9 @@ from keras_committee.data.validation import name_unreadable_images
 from keras_committee.evaluation.evaluate import MIN_CLASSES_FOR_TOP_5, most_certain_errors
 from keras_committee.evaluation.report.layout import Block, Section, Table, format_percent, format_points
 from keras_committee.evaluation.report.run_data import ReportData
-from keras_committee.figures.curves import reliability_data, reliability_diagrams
+from keras_committee.figures.curves import reliability_data, reliability_diagrams, risk_coverage_curves
 from keras_committee.figures.matrices import MAX_LABELED_ROWS, confusion_heatmap, heatmap, image_gallery
-from keras_committee.figures.style import Picture
+from keras_committee.figures.style import SERIES_COLORS, Picture
 
 MAX_SHOWN = 12
 _MAX_CLASS_ROWS = 20
@@ -50,6 +50,100 @@ def reliability_section(report_data: ReportData) -> Section:
     description = text + " Members are blue, their committee is orange; on the dashed line confidence equals accuracy."
     block = Block(sentence=description, pictures=(picture,), table=table)
     return Section(name="reliability", title="Reliability", blocks=(block,))
+
+
+def selective_section(report_data: ReportData) -> Section:
+    """Error rate of the most confident answers of members, committees and selections, and what was promised of them."""
+    answers = _answers(report_data)
+    committees = {name: answer for name, answer in answers.items() if not name.startswith("member ")}
+    text = " ".join(_selective_sentence(name, *answer) for name, answer in committees.items())
+    picture = Picture(
+        "risk-coverage",
+        text,
+        lambda width: risk_coverage_curves({name: _curve(*answers[name]) for name in _drawn(answers)}, width),
+    )
+    rows = []
+    for name, answer in answers.items():
+        scores = metrics.selective_metrics(*answer)
+        coverages = (format_percent(scores[f"coverage_at_{percent}_percent_risk"]) for percent in (1, 5))
+        rows.append((name, f"{scores['aurc']:.5f}", *coverages))
+    table = Table(
+        columns=("predictor", "AURC", "accepted at 1 % error", "accepted at 5 % error"),
+        rows=tuple(rows),
+        note="AURC: the area under the curve, the mean error rate over all numbers of most confident answers. The"
+        " thresholds are chosen on the same images; `keras-committee calibrate --max-risk` promises an error rate.",
+    )
+    blocks = [Block(sentence=text, pictures=(picture,), table=table), *_promise_blocks(report_data)]
+    return Section(name="selective", title="Accepted answers", blocks=tuple(blocks))
+
+
+def _answers(report_data: ReportData) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return confidence and correctness of the answers of each member, series and selection, by name."""
+    labels = report_data.labels
+    probabilities = {
+        f"member {name}": np.exp(report_data.predictions[:, index])
+        for index, name in enumerate(short_names(report_data))
+    }
+    probabilities |= {
+        f"all {one.name}": output
+        for one, output in zip(report_data.series, report_data.series_predictions, strict=True)
+        if len(one.members) > 1
+    }
+    answers = {name: (values.max(axis=1), values.argmax(axis=1) == labels) for name, values in probabilities.items()}
+    return answers | {
+        one.name: (one.confidence, one.correct)
+        for one in report_data.selected
+        if one.confidence is not None and one.correct is not None
+    }
+
+
+def _drawn(answers: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
+    """Return the names of the curves: the first member, and all committees, as far as there are colors."""
+    return [next(iter(answers)), *(name for name in answers if not name.startswith("member "))][: len(SERIES_COLORS)]
+
+
+def _curve(confidence: np.ndarray, correct: np.ndarray) -> tuple[list[float], list[float]]:
+    curve = metrics.risk_coverage_curve(confidence, correct)
+    points = np.unique(np.searchsorted(curve.coverage, np.linspace(0.02, 1, 99) - 1e-9))
+    return curve.coverage[points].tolist(), curve.risk[points].tolist()
+
+
+def _selective_sentence(name: str, confidence: np.ndarray, correct: np.ndarray) -> str:
+    scores = metrics.selective_metrics(confidence, correct)
+    coverages = [format_percent(scores[f"coverage_at_{percent}_percent_risk"]) for percent in (1, 5)]
+    return f"Of the answers of {name}, {coverages[0]} can be accepted at an error rate of 1 %, {coverages[1]} at 5 %."
+
+
+def _promise_blocks(report_data: ReportData) -> list[Block]:
+    """Return a block for each run with a promise."""
+    blocks = []
+    for run in report_data.runs:
+        promise = run.other_results.get("calibration", {}).get("promise")
+        if promise is not None:
+            title = "Promise" + (f", {run.name}" if len(report_data.runs) > 1 else "")
+            blocks.append(Block(sentence=_promise_sentence(promise), title=title))
+    return blocks
+
+
+def _promise_sentence(promise: dict) -> str:
+    test, parts = promise["test"], []
+    if sets := promise["sets"]:
+        of_class = " of the images of each class" if len(sets["thresholds"]) > 1 else ""
+        parts.append(
+            f"{sets['method'].upper()} prediction sets hold the true class{of_class} with a probability of at least"
+            f" {format_percent(sets['coverage'])}; on {test['examples']:,} test images it was"
+            f" {format_percent(test['coverage'], 2)}, with {test['mean_set_size']:.2f} classes per set."
+        )
+    if acceptance := promise["acceptance"]:
+        risk = "" if test["risk"] is None else f", with an error rate of {format_percent(test['risk'], 2)}"
+        parts.append(
+            f"Answers with a confidence of at least {acceptance['threshold']:.4g} have an error rate of at most"
+            f" {format_percent(acceptance['max_risk'])} with a certainty of"
+            f" {format_percent(acceptance['certainty'], 0)};"
+            f" on {test['examples']:,} test images {format_percent(test['accepted'])} were accepted{risk}."
+        )
+    images = f"{promise['examples']:,} {promise['split']} images that nothing was chosen with"
+    return " ".join([*parts, f"Promised on {images}."])
 
 
 def diversity_section(report_data: ReportData) -> Section | None:
@@ -259,6 +353,47 @@ def disagreements_section(report_data: ReportData) -> tuple[Section, tuple[Disag
         blocks=(Block(sentence=text, pictures=(picture,)),),
     )
     return section, examples
+
+
+def label_errors_section(report_data: ReportData) -> Section | None:
+    """Images whose label is probably wrong; None if there are none."""
+    predictions, labels, classes = report_data.committee_predictions, report_data.labels, report_data.classes
+    found = metrics.label_errors(predictions, labels)
+    if not len(found.indices):
+        return None
+    shown = found.indices[:MAX_SHOWN]
+    images = report_data.runs[0].examples.images
+    rows = tuple(
+        (
+            images.name(index),
+            classes[labels[index]],
+            classes[suggested],
+            *(format_percent(float(predictions[index, column])) for column in (labels[index], suggested)),
+        )
+        for index, suggested in zip(shown.tolist(), found.suggested.tolist(), strict=False)
+    )
+    count = len(found.indices)
+    text = (
+        f"{count:,} of {len(labels):,} {report_data.split} images are confidently of another class than their label, by"
+        " the committee of all members. The most suspicious are shown: check their labels before you blame the members."
+    )
+    if report_data.split == "train":
+        text += " The members were trained on these images and have learned wrong labels, so few of them are found."
+    pictures = [np.asarray(image) for image in _load_images(report_data, shown)]
+    captions = [[f"{row[2]} {row[4]}"] for row in rows]
+    gallery = Picture(
+        "label-errors",
+        text,
+        lambda width: image_gallery(pictures, [f"labeled {row[1]}" for row in rows], captions, width),
+    )
+    table = Table(
+        columns=("image", "label", "suggested class", "probability of the label", "of the suggestion"),
+        rows=rows,
+        first_numeric_column=3,
+        note="`keras-committee evaluate --label-errors` writes all of them to label_errors.csv.",
+    )
+    block = Block(sentence=text, pictures=(gallery,), table=table)
+    return Section(name="label-errors", title="Suspicious labels", blocks=(block,))
 
 
 def short_names(report_data: ReportData) -> list[str]:

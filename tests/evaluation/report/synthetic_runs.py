@@ -4,8 +4,7 @@ import pathlib
 
 import numpy as np
 
-from keras_committee import metrics
-from keras_committee.evaluation.evaluate import score_committees_of_size
+from keras_committee.evaluation.evaluate import _all_scores, score_committees_of_size
 from keras_committee.evaluation.predictions import SplitPredictions
 from keras_committee.evaluation.report.run_data import RunData, StochasticDepthStats
 from keras_committee.layers import GeometricMean
@@ -51,7 +50,7 @@ def evaluation_of(predictions, names, costs):
         "head": "geometric_mean",
         "members": [
             {"index": index, "name": name, "parameters": 1000 * (1 + int(cost or 0)), "mflops": cost}
-            | metrics.classification_metrics(probabilities[:, index], predictions.labels)
+            | _all_scores(probabilities[:, index], predictions.labels)
             for index, (name, cost) in enumerate(zip(names, costs, strict=True))
         ],
         "missing": [],

@@ -110,6 +110,8 @@ def test_tensorboard_reads_figures_parameters_and_scores(written):
     evaluation = read_record(written.path / "evaluation.json")
     [accuracy] = run.Scalars("committee/accuracy")
     assert accuracy.value == pytest.approx(evaluation["committees"][-1]["accuracy"]["mean"])
+    [aurc] = run.Scalars("committee/aurc")
+    assert aurc.value == pytest.approx(evaluation["committees"][-1]["aurc"]["mean"])
 
 
 def test_a_second_report_replaces_the_first_without_predicting_again(written, monkeypatch, capsys):

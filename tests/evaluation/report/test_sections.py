@@ -23,7 +23,12 @@ from keras_committee.evaluation.report.run_data import (
     load_report_data,
     pareto_front,
 )
-from keras_committee.evaluation.report.sections_predictions import rank_by_disagreement
+from keras_committee.evaluation.report.sections_predictions import (
+    _promise_sentence,
+    label_errors_section,
+    rank_by_disagreement,
+    selective_section,
+)
 from keras_committee.selection import SelectedMember, Selection, Stage
 
 
@@ -178,6 +183,15 @@ def test_a_selected_cascade_is_scored_on_the_predictions_of_the_report(tmp_path)
     assert selected.mflops == pytest.approx(np.mean(costs))
     assert selected.exits[0]["rate"] == pytest.approx(np.mean(np.array(costs) == 10.0))
     assert selected.latency == latency
+    assert selected.correct.mean() == pytest.approx(np.mean(correct))
+    data = load_report_data(runs, "test", [tmp_path / "selection.json"])
+    rows = {row[0]: row for row in selective_section(data).blocks[0].table.rows}
+    scores = metrics.selective_metrics(selected.confidence, selected.correct)
+    assert rows["cascade"][1:3] == (f"{scores['aurc']:.5f}", f"{100 * scores['coverage_at_1_percent_risk']:.1f} %")
+    committee = np.exp(data.predictions[:, :2]).prod(axis=1) ** 0.5
+    committee /= committee.sum(axis=1, keepdims=True)
+    aurc = metrics.aurc(committee.max(axis=1), committee.argmax(axis=1) == LABELS)
+    assert rows["all small"][1] == f"{aurc:.5f}"
 
 
 def test_a_selection_with_a_member_of_another_run_raises(tmp_path):
@@ -194,6 +208,36 @@ def test_an_evaluation_of_other_predictions_is_outdated():
     other = dataclasses.replace(one.predictions, log_probabilities=log_probabilities(2, 1.2, seed=8))
     assert not is_current(one.evaluation, other, "test", "geometric_mean")
     assert not is_current({"members": [{}]}, one.predictions, "test", "geometric_mean")
+
+
+def test_the_most_suspicious_labels_are_shown(report_data):
+    labels = report_data.labels.copy()
+    labels[:40] = (labels[:40] + 1) % 3
+    report_data = dataclasses.replace(report_data, labels=labels)
+    found = metrics.label_errors(report_data.committee_predictions, labels)
+    block = label_errors_section(report_data).blocks[0]
+    assert block.sentence.startswith(f"{len(found.indices)} of {EXAMPLES} test images are confidently of another class")
+    assert [row[0] for row in block.table.rows] == [f"<b>{index}</b>.png" for index in found.indices[:12]]
+    assert block.table.rows[0][2] == report_data.classes[found.suggested[0]]
+    assert (
+        "have learned wrong labels"
+        in label_errors_section(dataclasses.replace(report_data, split="train")).blocks[0].sentence
+    )
+
+
+def test_the_promise_of_a_run_is_reported_with_what_was_observed():
+    promise = {
+        "split": "validation", "examples": 90, "chosen_on": 90, "notes": [],
+        "sets": {"coverage": 0.9, "method": "aps", "thresholds": [0.2, 0.3, 0.1]},
+        "acceptance": {"max_risk": 0.05, "certainty": 0.95, "threshold": 0.875},
+        "test": {"examples": 360, "coverage": 0.9125, "mean_set_size": 1.25, "accepted": 0.75, "risk": 0.0123},
+    }  # fmt: skip
+    assert _promise_sentence(promise) == (
+        "APS prediction sets hold the true class of the images of each class with a probability of at least 90.0 %; on"
+        " 360 test images it was 91.25 %, with 1.25 classes per set. Answers with a confidence of at least 0.875 have"
+        " an error rate of at most 5.0 % with a certainty of 95 %; on 360 test images 75.0 % were accepted, with an"
+        " error rate of 1.23 %. Promised on 90 validation images that nothing was chosen with."
+    )
 
 
 def test_examples_are_ranked_by_the_entropy_of_predicted_classes():
