@@ -1,6 +1,7 @@
 # Sets up .venv first, with Python 3.13, 3.12 or 3.11, whichever is found first; PYTHON=path selects another.
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# By file, so that fixtures of a module are made once; pytest-xdist 3.8 ignores groups under pytest 9.2.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test check lint types fast tests jax full-matrix docs bench audit packages lock clean

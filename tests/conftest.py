@@ -19,16 +19,13 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect the full resume matrix by default; under `--dist loadgroup` keep files together, slow ones first."""
+    """Deselect the full resume matrix by default; put the files with slow tests first."""
     if "full_matrix" not in config.getoption("markexpr", ""):
         matrix = [item for item in items if item.get_closest_marker("full_matrix")]
         items[:] = [item for item in items if item not in matrix]
         config.hook.pytest_deselected(items=matrix)
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow_files)  # stable: a long file at the end would leave a worker idle
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
 
 
 def _two_devices():

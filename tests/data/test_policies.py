@@ -109,6 +109,7 @@ def test_every_operation_of_randaugment_equals_model_garden_to_the_last_bit(magn
     np.testing.assert_array_equal(graph(data.randaugment(1, magnitude), images, draws), np.stack(expected))
 
 
+@pytest.mark.slow  # 51 operations; the fast tests have one layer of each
 def test_a_second_layer_follows_the_first():
     images = tf.constant(textured_images(2))
     draws = data.randaugment(2).draw(np.random.default_rng(3), 2)

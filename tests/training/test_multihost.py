@@ -28,8 +28,6 @@ TINY = "tests/recipes/tiny.py"
 OVERRIDES = ["members=1", "epochs=8", "batch_size=64"]
 TIMEOUT = 100  # seconds that any host may take; the machine may be busy
 
-pytestmark = pytest.mark.xdist_group("hosts")
-
 # The command line with one thread per host, and with timeouts that have no option.
 HOST = """
 import functools, json, sys

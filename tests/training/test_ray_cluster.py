@@ -16,8 +16,6 @@ from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.training import connect, train_committee
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 GATED = Path(__file__).parents[1] / "recipes" / "gated.py"
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 TIMEOUT = 120.0  # seconds for anything on a busy machine
