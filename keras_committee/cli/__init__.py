@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     if arguments is None:
         arguments = sys.argv[1:]
-        if arguments[:1] == ["train"]:
+        if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
             restart_with_huge_pages()
     protect_standard_streams()
     # TensorFlow's C++ log prints a banner and, without a GPU, warnings; real failures raise Python exceptions, too.
