@@ -34,7 +34,6 @@ from keras_committee.cli.serving_config import serving_config
 from keras_committee.cli.step_display import make_display
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError, ResourceError
-from keras_committee.huge_pages import restart_with_huge_pages
 from keras_committee.progress import use_display
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.tables import print_text
@@ -51,16 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0 on success, 2 for a usage error, 130 for Ctrl-C, or the `exit_code` of the `CommitteeError`.
     """
-    if arguments is None:
-        arguments = sys.argv[1:]
-        if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
-            restart_with_huge_pages()
+    is_program = arguments is None
+    arguments = sys.argv[1:] if arguments is None else arguments
     protect_standard_streams()
     # TensorFlow's C++ log prints a banner and, without a GPU, warnings; real failures raise Python exceptions, too.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Its Python log warns of retracing when several models predict, each of them once.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    settings = {"debug": False, "command": shlex.join(["keras-committee", *arguments])}
+    command = shlex.join(["keras-committee", *arguments])
+    settings = {"debug": False, "command": command, "is_program": is_program}
     try:
         code = cli.main(arguments, prog_name="keras-committee", standalone_mode=False, obj=settings) or 0
         if error := stdout_error():

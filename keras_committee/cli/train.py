@@ -17,6 +17,7 @@ from keras_committee.cli.output import (
 )
 from keras_committee.errors import DataError, RecipeError, RunError
 from keras_committee.files import expand_home
+from keras_committee.huge_pages import restart_with_huge_pages
 from keras_committee.keras_config import loading_backend, select_backend
 from keras_committee.recipe import Recipe
 from keras_committee.recipe_file import RecipeFile
@@ -104,6 +105,8 @@ def train(
     recipe_file = RecipeFile.read(recipe)
     parameters = recipe_file.resolve(list(overrides))
     _check_data_dir(parameters)
+    if settings["is_program"]:
+        restart_with_huge_pages()
     if stacked:
         _prepare_stack(strategy != "auto", ray_address, workers != "auto", deterministic, profile_steps)
     run_dir = run_dir or str(default_run_path(recipe_file, smoke=smoke))
