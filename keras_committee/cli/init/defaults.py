@@ -15,7 +15,7 @@ WANTED_HELD_OUT = 100  # images of a split: fewer decide little, see the interva
 _IMAGE_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
 _MAX_WIDE_RESNET_SIZE = 64
 _MAX_FINE_TUNING_SIZE_ON_CPU = 160  # half of the cost at 224 pixels
-_MIN_STRIDED_STEM_SIZE = 64
+_MIN_STRIDED_SIZE = 64
 _FEW_IMAGES = 2_000  # too few for an EfficientNet from random weights, on any machine
 _MIN_STEPS_PER_EPOCH = 8  # batch normalization averages its statistics over about ten steps
 # The shares of the two splits. Where they give fewer than 100 images the validation split gets up to a fifth, too; more
@@ -41,6 +41,7 @@ class _Kind:
         images_seen: Training images over all epochs that determine the number of epochs.
         epochs: Fewest and most epochs.
         frozen_epochs: Number of first epochs that train only the logits.
+        widths: Channels of the groups of layers, for a speed net.
         bytes_per_pixel: Memory of an image in a training step, estimated from the activations and rounded up.
     """
 
@@ -51,14 +52,15 @@ class _Kind:
     images_seen: int
     epochs: tuple[int, int]
     frozen_epochs: int = 0
+    widths: tuple[int, ...] = ()
     bytes_per_pixel: int
 
 
 _KINDS = {
-    # WRN-10-2. On two cores with AMX 240 photographs take minutes; docs/guides/own-images.md has the accuracy.
+    # A speed net. On two cores with AMX 240 photographs take minutes; docs/guides/own-images.md has the accuracy.
     "small": _Kind(
-        members=2, max_size=96, max_batch_size=32, rate=0.8, images_seen=100_000, epochs=(15, 100),
-        bytes_per_pixel=4_000,
+        members=2, max_size=96, max_batch_size=32, rate=0.4, images_seen=100_000, epochs=(15, 200),
+        widths=(32, 64, 128), bytes_per_pixel=4_000,
     ),
     "wide_resnet": _Kind(  # WRN-16-2 or WRN-16-4; CIFAR-10 in 44 epochs
         members=4, max_size=64, max_batch_size=128, rate=0.1, images_seen=2_000_000, epochs=(10, 200),
@@ -120,8 +122,9 @@ class RecipeDefaults:
         size: Side of the images, in pixels.
         size_why: Reason for it.
         width: Width of a wide ResNet.
+        widths: Channels of the groups of layers of a speed net.
         variant: Variant of an EfficientNet.
-        stem_stride: Stride of the first convolution of a small network.
+        patch_stride: Stride of the first convolution of a speed net.
         batch_size: Images per training step.
         batch_why: Reason for it.
         epochs: Number of epochs.
@@ -139,8 +142,9 @@ class RecipeDefaults:
     size: int
     size_why: str
     width: int
+    widths: tuple[int, ...]
     variant: str
-    stem_stride: int
+    patch_stride: int
     batch_size: int
     batch_why: str
     epochs: int
@@ -157,12 +161,7 @@ class RecipeDefaults:
         if self.kind in ("efficientnet", "pretrained"):
             pretrained = " with pretrained weights" if self.kind == "pretrained" else ""
             return f"EfficientNet-{self.variant.upper()}{pretrained}"
-        return f"WRN-{self.depth}-{self.width}"
-
-    @property
-    def depth(self) -> int:
-        """Depth of a wide ResNet."""
-        return 10 if self.kind == "small" else 16
+        return f"WRN-16-{self.width}" if self.kind == "wide_resnet" else f"a speed net {self.widths}"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -193,16 +192,16 @@ def choose_defaults(stats: ImageStats, machine: Machine) -> RecipeDefaults:
         members=settings.members,
         size=size,
         size_why=size_why,
-        width=2 if kind == "small" or splits.num_training < SMALL_DATASET_SIZE else 4,
+        width=2 if splits.num_training < SMALL_DATASET_SIZE else 4,
+        widths=settings.widths,
         variant="b0" if machine.weights is None else machine.weights.variant,
-        stem_stride=2 if size >= _MIN_STRIDED_STEM_SIZE else 1,
+        patch_stride=2 if size >= _MIN_STRIDED_SIZE else 1,
         batch_size=batch_size,
         batch_why=batch_why,
         epochs=min(max_epochs, max(min_epochs, round(settings.images_seen / splits.num_training))),
         frozen_epochs=settings.frozen_epochs,
         learning_rate=float(f"{settings.rate * batch_size / 128:.2g}"),
-        crops_files=kind in ("small", "pretrained")
-        and _MIN_STRIDED_STEM_SIZE <= stats.median_side <= _MAX_DECODED_SIDE,
+        crops_files=kind in ("small", "pretrained") and _MIN_STRIDED_SIZE <= stats.median_side <= _MAX_DECODED_SIDE,
         splits=splits,
         imbalance_warning=_imbalance_warning(stats),
         rare_warning=_rare_warning(stats),

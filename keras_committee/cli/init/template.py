@@ -67,7 +67,7 @@ _SPLIT_FOLDERS_TEMPLATE = "            split_folders={},  # {}\n"
 _FIRST_LABEL_TEMPLATE = "            first_label={},  # label of the first class in the records\n"
 
 _CAPACITY_TEMPLATES = {
-    "small": "    width={width},  # of the network; 4 takes about three times as long",
+    "small": "    widths={widths},  # channels of the groups of layers; more take longer",
     "wide_resnet": "    width={width},  # of the network; 2 for few images, 4 for {few:,} and more",
     "efficientnet": '    variant="{variant}",  # to "b7", each larger than the one before',
     "pretrained": '    variant="{variant}",  # of the network, that of the weights\n    {weights}',
@@ -75,9 +75,9 @@ _CAPACITY_TEMPLATES = {
 
 _NETWORK_TEMPLATES = {
     "small": """\
-        # WRN-10: {kind_why}.
-        options = {{"image_shape": (size, size, 3), "stem_stride": {stem_stride}, "l2": 2.5e-4}}
-        return models.wide_resnet(10, width, classes={classes}, **options)""",
+        # A speed net: {kind_why}. The first layer whitens the images.
+        options = {{"image_shape": (size, size, 3), "patch_stride": {patch_stride}, "l2": 2.5e-3}}
+        return models.speed_net(widths, classes={classes}, **options)""",
     "wide_resnet": """\
         shape = (size, size, 3)  # a WRN suits images of up to 64 pixels
         return models.wide_resnet(16, width, classes={classes}, image_shape=shape, l2=2.5e-4)""",
@@ -99,6 +99,13 @@ _FROZEN_OPTIMIZER = """\
         if frozen_steps:  # new logits on the frozen network tolerate a higher rate
             rate = schedules.SequentialSchedule(10 * learning_rate, frozen_steps, rate)
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)"""
+_TRIANGULAR_OPTIMIZER = """\
+        rate = schedules.triangular(steps, learning_rate)
+        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)"""
+_SMALL_OPTIONS = """\
+        label_smoothing=0.2,  # against overconfidence with few images
+        ema_momentum=0.99,  # the averages of the last 100 steps: those of batch normalization vary with few images
+"""
 _LABEL_SMOOTHING = "        label_smoothing=0.1,  # against overconfidence with few images\n"
 _FROZEN_OPTIONS = """\
         trainable_layers=lambda epoch: ["logits"] if epoch < frozen_epochs else ["*"],
@@ -140,22 +147,24 @@ def render_recipe(
 def _network_parts(stats: ImageStats, defaults: RecipeDefaults, weights: PretrainedWeights | None) -> dict[str, str]:
     """Return the parts that depend on the network."""
     frozen_epochs = defaults.frozen_epochs
-    few = defaults.kind in ("small", "pretrained")
+    options = {"small": _SMALL_OPTIONS, "pretrained": _LABEL_SMOOTHING + _FROZEN_OPTIONS}
+    optimizers = {"small": _TRIANGULAR_OPTIMIZER, "pretrained": _FROZEN_OPTIMIZER}
     return {
         "capacity": _CAPACITY_TEMPLATES[defaults.kind].format(
             width=defaults.width,
+            widths=defaults.widths,
             few=SMALL_DATASET_SIZE,
             variant=defaults.variant,
             weights="" if weights is None else _format_argument("weights", weights.source),
         ),
         "network": _NETWORK_TEMPLATES[defaults.kind].format(
-            classes=len(stats.class_counts), stem_stride=defaults.stem_stride, kind_why=defaults.kind_why
+            classes=len(stats.class_counts), patch_stride=defaults.patch_stride, kind_why=defaults.kind_why
         ),
         "frozen_epochs": f"    frozen_epochs={frozen_epochs},  # first, in which only the logits train\n"
         if frozen_epochs
         else "",
-        "optimizer": _FROZEN_OPTIMIZER if frozen_epochs else _OPTIMIZER,
-        "options": (_LABEL_SMOOTHING if few else "") + (_FROZEN_OPTIONS if frozen_epochs else ""),
+        "optimizer": optimizers.get(defaults.kind, _OPTIMIZER),
+        "options": options.get(defaults.kind, ""),
     }
 
 
