@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,8 +129,8 @@ class Selection:
         confidence: One of `layers.CONFIDENCE_MEASURES`.
         report: Objective, budget, validation and test scores, and Pareto front of the selection.
         promise: What `calibrate` promised of the answers of this committee or cascade; None before.
-        reference: How the outputs are distributed on validation images, see `tfserving.drift.reference_distribution`; None
-            if it is unknown.
+        reference: How the outputs are distributed on validation images, see `tfserving.drift.reference_distribution`;
+            None if it is unknown.
 
     Raises:
         ValueError: If `members` is empty, or weights, stages or thresholds of sets do not match the members or classes.
@@ -317,7 +317,7 @@ _SET_SCHEMA = {
     "penalty": _NUMBER,
     "free_ranks": _COUNT,
 }
-_ACCEPTANCE_SCHEMA = {**dict.fromkeys(("max_risk", "certainty", "threshold"), _NUMBER)}
+_ACCEPTANCE_SCHEMA = dict.fromkeys(("max_risk", "certainty", "threshold"), _NUMBER)
 _MEMBER_SCHEMA = {
     **dict.fromkeys(("run", "weights", "name"), _STRING),
     **dict.fromkeys(("index", "parameters"), _COUNT),
@@ -327,7 +327,7 @@ _MEMBER_SCHEMA = {
 _STAGE_SCHEMA = {"members": _COUNT, "threshold": (_is_null_or(_is_number), "null or a finite number")}
 
 
-def _validated(location: str, document: Any, schema: dict[str, tuple[Callable[[Any], bool], str]]) -> dict[str, Any]:
+def _validated(location: str, document: Any, schema: Mapping[str, tuple[Callable[[Any], bool], str]]) -> dict[str, Any]:
     """Return the values of the keys of `schema` in `document`.
 
     Args:

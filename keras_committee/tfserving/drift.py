@@ -237,8 +237,8 @@ def _compare_categories(
     counts = np.bincount(np.searchsorted(known, values), minlength=len(known))
     result: dict[str, float] = {"images": len(values)}
     groups = _groups(expected)
-    grouped = (np.bincount(groups, weights=each) for each in (expected, counts))
-    result["psi"] = population_stability_index(*grouped, examples)
+    expected_groups, count_groups = (np.bincount(groups, weights=each) for each in (expected, counts))
+    result["psi"] = population_stability_index(expected_groups, count_groups, examples)
     if is_ordered:
         distance = float(np.abs(np.cumsum(counts / counts.sum()) - np.cumsum(expected)).max())
         result["ks_p_value"] = ks_p_value(distance, len(values), examples)
