@@ -29,6 +29,7 @@ from keras_committee.selection import Selection
 from keras_committee.tables import print_table
 
 _CONNECT_SECONDS, _RESPONSE_SECONDS = 5.0, 30.0
+_PROMISED = ("prediction_set", "accepted")  # outputs that a promise adds
 _MAX_IMAGES_READ = 512  # kept in memory at the same time
 
 
@@ -290,7 +291,19 @@ def _format_prediction(
         "members_used": int(prediction["members_used"]),
         "agreement": float(prediction["agreement"]) if "agreement" in prediction else None,
         "mutual_information": float(prediction["mutual_information"]),
+        **_format_promise(class_names, prediction),
     }
+
+
+def _format_promise(class_names: tuple[str, ...], prediction: dict[str, Any]) -> dict[str, Any]:
+    """Return the prediction set, by descending probability, and whether the answer is accepted, where promised."""
+    promised = {}
+    if "prediction_set" in prediction:
+        ranked = (-prediction["probabilities"]).argsort(kind="stable").tolist()
+        promised["prediction_set"] = [class_names[index] for index in ranked if prediction["prediction_set"][index]]
+    if "accepted" in prediction:
+        promised["accepted"] = bool(prediction["accepted"])
+    return promised
 
 
 def _write_csv(file: Path, predictions: list[dict[str, Any]], unreadable: list[dict[str, str]]) -> None:
@@ -298,12 +311,14 @@ def _write_csv(file: Path, predictions: list[dict[str, Any]], unreadable: list[d
     ranks = ["", *(f"_{rank + 1}" for rank in range(1, max((len(row["top"]) for row in predictions), default=1)))]
     top_columns = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
     outputs = ["confidence", "members_used", "agreement", "mutual_information"]
+    outputs += [name for name in _PROMISED if predictions and name in predictions[0]]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *top_columns, *outputs, "problem"])
     for row in predictions:
         top = [value for best in row["top"] for value in (best["class"], best["probability"])]
-        writer.writerow([row["image"], *top, *(row[name] for name in outputs), ""])
+        values = (" ".join(row[name]) if name == "prediction_set" else row[name] for name in outputs)
+        writer.writerow([row["image"], *top, *values, ""])
     for row in unreadable:
         writer.writerow([row["image"], *[""] * (len(top_columns) + len(outputs)), row["problem"]])
     write_file(file, text.getvalue().encode(errors="backslashreplace"))
@@ -315,6 +330,17 @@ def _print_predictions(predictions: list[dict[str, Any]], top: int) -> None:
         classes = ", ".join(f"{best['class']} {best['probability']:.1%}" for best in prediction["top"])
         agreement = "-" if prediction["agreement"] is None else f"{prediction['agreement']:.0%}"
         members_used = str(prediction["members_used"])
-        rows.append([prediction["image"], classes, f"{prediction['confidence']:.3f}", members_used, agreement])
+        promised = [_show_promised(prediction[name]) for name in _PROMISED if name in prediction]
+        cells = [prediction["image"], classes, f"{prediction['confidence']:.3f}", members_used, agreement]
+        rows.append([*cells, *promised])
     if rows:
-        print_table(["image", "class" if top == 1 else "classes", "confidence", "members used", "agreement"], rows)
+        columns = [name.replace("_", " ") for name in _PROMISED if name in predictions[0]]
+        title = "class" if top == 1 else "classes"
+        print_table(["image", title, "confidence", "members used", "agreement", *columns], rows)
+
+
+def _show_promised(value: list[str] | bool) -> str:
+    """Format a prediction set, or whether the answer is accepted."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) or "none"

@@ -18,7 +18,7 @@ from keras_committee.models.predict import Predictor
 from keras_committee.progress import track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run, open_selected_runs, selected_data_infos
-from keras_committee.selection import SelectedMember, Selection, Stage
+from keras_committee.selection import Promise, SelectedMember, Selection, Stage
 
 
 class CommitteePredictor:
@@ -33,6 +33,7 @@ class CommitteePredictor:
         classes: Names of the classes, in label order.
         recorded_transforms: For each member the image transform that its run recorded, see `Run.data_info`;
             None where there is none: the member receives the whole image.
+        promise: As in `Selection`.
 
     Attributes:
         classes: As given.
@@ -51,11 +52,12 @@ class CommitteePredictor:
         confidence_measure: str,
         classes: Sequence[str],
         recorded_transforms: Sequence[dict[str, Any] | None] | None = None,
+        promise: Promise | None = None,
     ):
         transforms = _resolve_transforms(models, recorded_transforms or [None] * len(models))
         self.classes, self.transforms = tuple(classes), tuple(dict.fromkeys(transforms))
         self._head, self._weights = aggregation.resolve_head(head)
-        self._confidence_measure = confidence_measure
+        self._confidence_measure, self._promise = confidence_measure, promise
         self._stages = stages or [Stage(members=len(models), threshold=None)]
         predictors = {id(model): Predictor(model) for model in models}
         self._members = [
@@ -104,6 +106,7 @@ class CommitteePredictor:
             selection.confidence,
             selection.classes,
             [info.transform for info in data_infos],
+            selection.promise,
         )
 
     def predict(self, images: np.ndarray | Mapping[ImageTransform, np.ndarray]) -> dict[str, np.ndarray]:
@@ -116,7 +119,8 @@ class CommitteePredictor:
         Returns:
             `probabilities` float32 `(images, classes)`, and of shape `(images,)`: `confidence` float32 in [0, 1],
             `agreement` float32, the fraction of the members that ran whose top class is the committee's,
-            `mutual_information` float64 in nats, and `members_used` int32.
+            `mutual_information` float64 in nats, and `members_used` int32. With a promise also the outputs that it
+            adds, see `aggregation.selected_outputs`.
 
         Raises:
             VerificationError: If the outputs of a member are not one finite number per class.
@@ -133,7 +137,8 @@ class CommitteePredictor:
             return aggregation.stage_outputs(self._head, logits[pending], size, self._confidence_measure, self._weights)
 
         thresholds = [stage.threshold for stage in self._stages[:-1]]
-        return aggregation.first_confident(num_images, sizes, thresholds, outputs_of)
+        outputs = aggregation.first_confident(num_images, sizes, thresholds, outputs_of)
+        return {**outputs, **aggregation.promised_outputs(self._promise, outputs)}
 
     def _predict_member(
         self, index: int, images_by_transform: Mapping[ImageTransform, np.ndarray], pending: np.ndarray

@@ -24,6 +24,7 @@ from keras_committee.export.inference_model import InferenceModel
 from keras_committee.image_header import MAX_PIXELS
 from keras_committee.layers import Resize
 from keras_committee.layers.heads import log_softmax
+from keras_committee.layers.prediction_sets import promised_outputs
 from keras_committee.models.cascade import is_confident, stage_outputs
 from keras_committee.selection import Selection, Stage
 
@@ -46,10 +47,12 @@ class ServingCommittee:
         classes: Names of the classes.
         predict: Function of float32 raw pixels `(batch, height, width, channels)`. Returns a dictionary of
             `probabilities` float32 `(batch, classes)` and, each `(batch,)`, `class_id` int32, `label` string,
-            `confidence` float32, `mutual_information` float32 in nats, and `members_used` int32. An empty batch has
-            empty outputs.
+            `confidence` float32, `mutual_information` float32 in nats, and `members_used` int32. A selection with a
+            promise adds `prediction_set` bool `(batch, classes)` and `set_size` int32 `(batch,)`, or `accepted` bool
+            `(batch,)`, or all. An empty batch has empty outputs.
         predict_all: Like `predict`, but all members run. Also returns `member_probabilities` float32
-            `(batch, members, classes)`.
+            `(batch, members, classes)`. The promise of a cascade does not hold for all its members, so they have no
+            such outputs.
         predict_encoded: Like `predict`, for the contents of JPEG or PNG files, string `(batch,)`. Also returns `valid`
             bool `(batch,)`, False if a file cannot be decoded; its other outputs are then meaningless. Later stages
             of a cascade decode only the images that reach them.
@@ -93,7 +96,7 @@ class ServingCommittee:
         logits = self._member_logits(images, None, len(self._models))
         probabilities = tf.exp(log_softmax(self._apply_temperature(logits)))
         outputs = {**self._aggregate(logits), "member_probabilities": probabilities}
-        return self._format_outputs(outputs, tf.shape(image)[0])
+        return self._format_outputs(outputs, tf.shape(image)[0], has_promise=self._selection.stages is None)
 
     def _predict_members_encoded(self, image_bytes):
         batch_size = tf.shape(image_bytes)[0]
@@ -177,11 +180,12 @@ class ServingCommittee:
         temperatures = np.array([member.temperature for member in members], np.float32)
         return logits if (temperatures == 1).all() else logits / temperatures[:, None]
 
-    def _format_outputs(self, outputs, batch_size):
-        """Add `class_id` and `label`, and remove the row that pads an empty batch."""
+    def _format_outputs(self, outputs, batch_size, has_promise=True):
+        """Add `class_id`, `label` and the outputs of the promise, and remove the row that pads an empty batch."""
         class_id = tf.argmax(outputs["probabilities"], axis=-1, output_type=tf.int32)
         label = tf.gather(tf.constant(self.classes), class_id)
-        outputs = {**outputs, "class_id": class_id, "label": label}
+        promised = promised_outputs(self._selection.promise, outputs) if has_promise else {}
+        outputs = {**outputs, "class_id": class_id, "label": label, **promised}
         return {name: value[:batch_size] for name, value in outputs.items()}
 
 

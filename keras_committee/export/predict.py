@@ -17,6 +17,7 @@ from keras_committee.tfserving.versions import find_versions, list_versions
 BATCH_SIZE = 64
 PredictFn = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
+_PROMISED_OUTPUTS = ("prediction_set", "set_size", "accepted")
 _OUTPUTS = ("probabilities", "confidence", "mutual_information", "members_used", "valid")
 _MISSING_SIGNATURE_CODES = ("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION")  # differs between servers
 
@@ -65,7 +66,8 @@ class ExportedCommittee:
 
         Returns:
             `probabilities` `(images, classes)`, and arrays `(images,)`: `confidence`, `mutual_information`,
-            `members_used` and `valid`. Rows that are not `valid` could not be decoded.
+            `members_used` and `valid`. Rows that are not `valid` could not be decoded. A model with a promise also has
+            `prediction_set` `(images, classes)` and `set_size`, or `accepted`.
 
         Raises:
             ExportError: If the model has no such signature, or it has other outputs.
@@ -79,7 +81,8 @@ class ExportedCommittee:
             raise ExportError(
                 f"{self._name} was not exported by keras-committee: predict_bytes does not return {', '.join(missing)}."
             )
-        return {name: np.concatenate([batch[name] for batch in batches]) for name in _OUTPUTS}
+        names = [name for name in (*_OUTPUTS, *_PROMISED_OUTPUTS) if name in batches[0]]
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
 
     def class_names(self, content: bytes, count: int) -> tuple[str, ...]:
         """Return the names of the classes from `classify`, or "class 0", "class 1", ... if the model lacks it.

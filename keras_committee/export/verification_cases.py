@@ -37,6 +37,12 @@ _MIN_MARGIN = 1e-4  # closer to a tie or to a threshold than this, rounding in f
 _ROUNDING_FACTOR = 4.0
 _ENCODED_SIGNATURES = ("predict_bytes", "classify")  # the signatures for encoded images that have warm-up requests
 _INVALID_IMAGE = b"not an image"
+_OUTPUT_DTYPES = {
+    **dict.fromkeys(("probabilities", "confidence", "mutual_information"), np.float32),
+    **dict.fromkeys(("members_used", "set_size"), np.int32),
+    **dict.fromkeys(("prediction_set", "accepted"), bool),
+}
+_NUM_JITTERS = 8
 _MAX_REQUEST_BYTES = 4 * 1024**2  # of a warm-up request: at 224x224 only encoded images fit in the larger batches
 
 
@@ -114,7 +120,9 @@ def expected_outputs(
     predictions = cases.predictions
     default_outputs = _add_class_and_label(_cascade_outputs(predictions, selection), selection)
     bytes_outputs = _add_class_and_label(_cascade_outputs(cases.preprocessed_predictions, selection), selection)
-    all_member_outputs = _add_class_and_label(_committee_outputs(predictions, selection), selection)
+    all_member_outputs = default_outputs  # the promise of a cascade does not hold for all its members
+    if selection.stages is not None:
+        all_member_outputs = _add_class_and_label(_committee_outputs(predictions, selection), selection)
     num_classes = len(selection.classes)
     invalid_outputs = {"probabilities": np.float32(1 / num_classes), "class_id": -1, "label": b"", "valid": False}
     valid_outputs = {**bytes_outputs, "valid": np.ones(len(predictions), bool)}
@@ -233,6 +241,7 @@ def _is_unambiguous(predictions, exact_predictions, selection):
         selection: The selection.
     """
     unambiguous = _exceeds_rounding(_margin(predictions), _margin(exact_predictions)).all(axis=1)
+    unambiguous &= _keeps_promised_outputs(predictions, exact_predictions, selection)
     if selection.head == "majority_vote":  # counts exactly: its ties and confidences do not depend on rounding
         return unambiguous
     for stage in _stages(selection, predictions):
@@ -245,6 +254,22 @@ def _is_unambiguous(predictions, exact_predictions, selection):
                 *(np.abs(each["confidence"] - stage.threshold) for each in (outputs, exact_outputs))
             )
     return unambiguous
+
+
+def _keeps_promised_outputs(predictions, exact_predictions, selection):
+    """Return on which examples random errors of the size of rounding change no output of the promise, bool."""
+    if selection.promise is None:
+        return np.ones(len(predictions), bool)
+    names = ("prediction_set", "accepted")
+    outputs = _cascade_outputs(predictions, selection)
+    size, rng = max(_MIN_MARGIN, _rounding_bound(predictions, exact_predictions)), np.random.default_rng(21)
+    keeps = np.ones(len(predictions), bool)
+    for _ in range(_NUM_JITTERS):
+        errors = rng.uniform(-size, size, predictions.shape).astype(np.float32)
+        others = _cascade_outputs(predictions + errors, selection)
+        for name in [name for name in names if name in outputs]:
+            keeps &= (others[name] == outputs[name]).reshape(len(predictions), -1).all(axis=1)
+    return keeps
 
 
 def _stages(selection, predictions):
@@ -266,15 +291,8 @@ def _margin(values):
 
 
 def _cascade_outputs(predictions, selection):
-    """Return the outputs of the cascade, or of all members if the selection has no stages."""
-    if selection.stages is None:
-        return _committee_outputs(predictions, selection)
-    sizes = [stage.members for stage in selection.stages]
-    thresholds = [stage.threshold for stage in selection.stages[:-1]]
-    outputs = aggregation.run_cascade(
-        selection.head, predictions, sizes, thresholds, selection.confidence, selection.weights
-    )
-    return _exported_outputs(outputs)
+    """Return the outputs of the cascade, or of all members if there are no stages, with those of the promise."""
+    return _exported_outputs(aggregation.selected_outputs(selection, predictions))
 
 
 def _committee_outputs(predictions, selection):
@@ -286,8 +304,7 @@ def _committee_outputs(predictions, selection):
 
 
 def _exported_outputs(outputs):
-    names = ("probabilities", "confidence", "mutual_information", "members_used")
-    return {name: np.asarray(outputs[name], np.int32 if name == "members_used" else np.float32) for name in names}
+    return {name: outputs[name].astype(dtype) for name, dtype in _OUTPUT_DTYPES.items() if name in outputs}
 
 
 def _add_class_and_label(outputs, selection):

@@ -1,9 +1,10 @@
 """Prediction sets and acceptance of a committee's answers, computed with `keras.ops`.
 
-The definition in NumPy is `aggregation.conformity`, `aggregation.prediction_sets` and `aggregation.accepts`.
+The definition in NumPy is in `aggregation`, under the same names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from keras import ops
 
@@ -51,3 +52,23 @@ def prediction_sets(method: str, probabilities, thresholds: Sequence[float], pen
 def accepts(confidence, threshold: float):
     """Return which answers are accepted: a boolean tensor `(batch,)`. A confidence equal to the threshold suffices."""
     return ops.greater_equal(confidence, ops.cast(threshold, "float32"))
+
+
+def promised_outputs(promise: Any, outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the outputs that a promise adds to the others: tensors by name; none for None.
+
+    Args:
+        promise: A `selection.Promise` or None.
+        outputs: `"probabilities"` float32 `(batch, classes)` and `"confidence"` float32 `(batch,)`.
+
+    Returns:
+        `"prediction_set"` bool `(batch, classes)` and `"set_size"` int32 `(batch,)` where sets are promised,
+        `"accepted"` bool `(batch,)` where a risk is promised.
+    """
+    added = {}
+    if promise is not None and promise.sets is not None:
+        added["prediction_set"] = prediction_sets(probabilities=outputs["probabilities"], **promise.sets.rule())
+        added["set_size"] = ops.sum(ops.cast(added["prediction_set"], "int32"), axis=-1)
+    if promise is not None and promise.acceptance is not None:
+        added["accepted"] = accepts(outputs["confidence"], promise.acceptance.threshold)
+    return added

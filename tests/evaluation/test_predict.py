@@ -16,7 +16,7 @@ from keras_committee.data import center_crop, resize
 from keras_committee.errors import IncompleteError, RecipeError, VerificationError
 from keras_committee.evaluation.predict import CommitteePredictor
 from keras_committee.layers import WeightedGeometricMean
-from keras_committee.selection import SelectedMember, Selection, Stage
+from keras_committee.selection import AcceptanceRule, Promise, SelectedMember, Selection, SetRule, Stage
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +204,31 @@ def test_predict_prints_classes_confidence_members_and_agreement(trained, pictur
     cells = [cell.strip() for cell in row.split("│")]
     assert cells[2].endswith("%")
     assert cells[4:6] == ["1", "100%"]
+
+
+def test_predict_prints_the_promised_outputs_of_a_selection(trained, pictures, tmp_path, capsys):
+    promise = Promise(
+        split="validation",
+        examples=9,
+        chosen_on=9,
+        sets=SetRule(coverage=0.9, method="aps", thresholds=(0.5,)),
+        acceptance=AcceptanceRule(max_risk=0.1, certainty=0.95, threshold=0.999),
+    )
+    file, csv_file = choose(trained[0], tmp_path / "s.json", promise=promise), tmp_path / "rows.csv"
+    command = ["predict", str(trained[0].path), str(pictures / "a.png"), "--selection", str(file), "--top", "10"]
+    assert cli.main([*command, "--json"]) == 0
+    [prediction] = json.loads(capsys.readouterr().out)["predictions"]
+    expected, before = [], 0.0
+    for top in prediction["top"]:
+        expected += [top["class"]] * (1 - before >= 0.5)
+        before += top["probability"]
+    assert (prediction["prediction_set"], prediction["accepted"]) == (expected, False)
+    assert cli.main([*command, "--csv", str(csv_file)]) == 0
+    [row] = csv.DictReader(csv_file.read_text().splitlines())
+    assert (row["prediction_set"].split(), row["accepted"]) == (expected, "False")
+    assert cli.main(command) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if "a.png" in line)
+    assert [cell.strip() for cell in row.split("│")][6:8] == [", ".join(expected), "no"]
 
 
 def test_the_images_of_a_folder_become_the_rows_of_a_csv_file(trained, pictures, digits, tmp_path, capsys, monkeypatch):

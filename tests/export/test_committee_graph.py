@@ -6,8 +6,10 @@ import pytest
 import tensorflow as tf
 from committees import CLASSES, SHAPE, choose, dense
 
+from keras_committee import aggregation
 from keras_committee.export.committee_graph import ServingCommittee, build_signatures, mutual_information
 from keras_committee.export.inference_model import InferenceModel
+from keras_committee.selection import Promise, SetRule
 
 MEMBERS = 4
 
@@ -71,6 +73,20 @@ def test_a_cascade_that_stops_at_once_or_never_gives_one_committee(networks, ima
     outputs = ServingCommittee(networks, selection, SHAPE).predict(images)
     assert set(outputs["members_used"].numpy()) == {used}
     assert_like(outputs, dense(logits, selection))
+
+
+@pytest.mark.parametrize(("method", "thresholds"), [("lac", (0.3,)), ("aps", (0.4, 0.5, 0.2)), ("raps", (0.35,))])
+def test_a_committee_has_the_outputs_of_its_promise_in_every_signature(networks, images, logits, method, thresholds):
+    rule = SetRule(coverage=0.9, method=method, thresholds=thresholds, penalty=0.1, free_ranks=1)
+    promise = Promise(split="validation", examples=9, chosen_on=9, sets=rule)
+    selection = choose(MEMBERS, confidence="margin", promise=promise)
+    expected = aggregation.selected_outputs(selection, logits)
+    committee = ServingCommittee(networks, selection, SHAPE)
+    for outputs in (committee.predict(images), committee.predict_all(images)):
+        np.testing.assert_array_equal(outputs["prediction_set"], expected["prediction_set"])
+        np.testing.assert_array_equal(outputs["set_size"], expected["set_size"])
+        assert "accepted" not in outputs
+    assert len(set(expected["set_size"])) > 1
 
 
 def test_later_members_run_for_uncertain_images_only(networks, images, logits):

@@ -17,6 +17,7 @@ from keras_committee.export import export
 from keras_committee.export.export import publish_committee
 from keras_committee.export.publish import publish, staging, taken_versions
 from keras_committee.models import log_probabilities
+from keras_committee.selection import AcceptanceRule, Promise, SetRule
 from keras_committee.tfserving.session import Session
 from keras_committee.tfserving.tf_protocol import StatusError
 
@@ -27,6 +28,11 @@ OUTPUTS = {
     "confidence": ("float32", (None,)),
     "mutual_information": ("float32", (None,)),
     "members_used": ("int32", (None,)),
+}
+PROMISED = {
+    "prediction_set": ("bool", (None, 3)),
+    "set_size": ("int32", (None,)),
+    "accepted": ("bool", (None,)),
 }
 MEMBERS = 3
 
@@ -43,7 +49,14 @@ def selection(members, images):
     parts = [choose(count, temperatures=temperatures[:count]) for count in (1, 2)]
     logits = logits_of(members, images)
     thresholds = [float(np.median(dense(logits[:, : len(p.members)], p)["confidence"])) + 1e-3 for p in parts]
-    return choose(MEMBERS, temperatures=temperatures, thresholds=thresholds)
+    promise = Promise(
+        split="validation",
+        examples=40,
+        chosen_on=39,
+        sets=SetRule(coverage=0.9, method="aps", thresholds=(0.45, 0.3, 0.6)),
+        acceptance=AcceptanceRule(max_risk=0.1, certainty=0.95, threshold=thresholds[1] + 0.05),
+    )
+    return choose(MEMBERS, temperatures=temperatures, thresholds=thresholds, promise=promise)
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +96,14 @@ def test_the_signatures_are_the_five_with_named_batch_first_tensors(session):
     }
     image = {"image": ("float32", (None, *SHAPE))}
     assert found == {
-        "serving_default": [image, OUTPUTS],
+        "serving_default": [image, OUTPUTS | PROMISED],
         "predict_members": [image, {**OUTPUTS, "member_probabilities": ("float32", (None, MEMBERS, 3))}],
-        "predict_bytes": [{"image_bytes": ("string", (None,))}, {**OUTPUTS, "valid": ("bool", (None,))}],
+        "predict_bytes": [{"image_bytes": ("string", (None,))}, {**OUTPUTS, **PROMISED, "valid": ("bool", (None,))}],
         "predict_members_bytes": [
             {"image_bytes": ("string", (None,))},
             {
                 **OUTPUTS,
+                **PROMISED,
                 "valid": ("bool", (None,)),
                 "member_probabilities": ("float32", (None, MEMBERS, 3)),
             },
@@ -110,6 +124,14 @@ def test_the_cascade_computes_the_definition(session, members, selection, images
     np.testing.assert_allclose(outputs["probabilities"], expected["probabilities"], atol=1e-5)
     np.testing.assert_allclose(outputs["confidence"], expected["confidence"], atol=1e-5)
     assert [label.decode() for label in outputs["label"]] == [CLASSES[i] for i in expected["class_id"]]
+    sets = [
+        [1 - sum(p for p in row if p > row[k]) >= t for k, t in enumerate((0.45, 0.3, 0.6))]
+        for row in expected["probabilities"]
+    ]
+    np.testing.assert_array_equal(outputs["prediction_set"], sets)
+    np.testing.assert_array_equal(outputs["set_size"], np.sum(sets, axis=1))
+    threshold = selection.promise.acceptance.threshold
+    np.testing.assert_array_equal(outputs["accepted"], expected["confidence"] >= threshold)
 
 
 def test_the_images_of_these_tests_need_all_stages(members, selection, images):
@@ -146,9 +168,10 @@ def test_encoded_images_are_resized_as_in_training_and_others_are_marked_invalid
     np.testing.assert_allclose(with_members["member_probabilities"][:2], members, atol=1e-6)  # on the same pixels
     assert not with_members["member_probabilities"][2:].any()
     np.testing.assert_allclose(with_members["probabilities"], outputs["probabilities"], atol=1e-6)
-    for name in ("class_id", "label", "members_used", "valid"):
+    for name in ("class_id", "label", "members_used", "valid", *PROMISED):
         np.testing.assert_array_equal(with_members[name], outputs[name])
-    assert set(outputs["members_used"][2:]) == {0}
+    for name in ("members_used", "set_size", "accepted", "prediction_set"):
+        assert not outputs[name][2:].any()
 
 
 def test_classify_scores_examples_and_gives_zeros_to_invalid_ones(session, images):
@@ -161,7 +184,7 @@ def test_classify_scores_examples_and_gives_zeros_to_invalid_ones(session, image
 
 def test_an_empty_batch_has_empty_outputs(session):
     outputs = session.run("predict_bytes", {"image_bytes": np.array([], object)})
-    assert {name: len(value) for name, value in outputs.items()} == dict.fromkeys([*OUTPUTS, "valid"], 0)
+    assert {name: len(value) for name, value in outputs.items()} == dict.fromkeys([*OUTPUTS, *PROMISED, "valid"], 0)
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 8, 3), (2, 8, 6, 1), (8, 6, 3)])
@@ -185,6 +208,9 @@ def test_the_manifest_describes_the_committee(version):
     assert manifest["image"] == {"height": 8, "width": 6, "channels": 3}
     assert [member["temperature"] for member in manifest["members"]] == [0.7, 1.0, 1.4]
     assert manifest["kind"] == "cascade"
+    promise = manifest["promise"]
+    assert [promise[name] for name in ("split", "examples", "chosen_on")] == ["validation", 40, 39]
+    assert (promise["sets"]["coverage"], promise["acceptance"]["max_risk"]) == (0.9, 0.1)
     assert manifest["verified"]["largest_difference"] <= 1e-5
     assert manifest["warmup"]["requests"] == 4 * 3 * 2  # signatures, batch sizes, fewest and most members
     assert set(manifest["versions"]) == {"keras-committee", "keras", "tensorflow"}

@@ -1,10 +1,13 @@
 """Which verification cases rounding could change, and which warm-up requests are written."""
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 from committees import choose
 
 from keras_committee.export.verification_cases import VerificationCases, write_warmup
+from keras_committee.selection import AcceptanceRule, Promise, SetRule
 from keras_committee.tfserving.tf_protocol import WARMUP_FILE
 
 
@@ -16,6 +19,18 @@ def test_examples_near_a_threshold_or_a_tie_are_ambiguous():
     assert cases.unambiguous(choose(2)).images.tolist() == [0, 1, 3]
     other = VerificationCases(np.arange(4), predictions, predictions[::-1])
     assert other.unambiguous(choose(2)).images.tolist() == [0, 3]  # a tie as pixels or as encoded images
+
+
+def test_examples_whose_set_or_acceptance_rounding_may_change_are_ambiguous():
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.5, 0.3, 0.2], [0.9, 0.08, 0.02]], np.float32)
+    predictions = np.log(probabilities)[:, None]
+    cases = VerificationCases(np.arange(4), predictions, predictions)
+    sets = SetRule(coverage=0.9, method="lac", thresholds=(0.2001,))
+    acceptance = AcceptanceRule(max_risk=0.1, certainty=0.95, threshold=0.600005)
+    promise = Promise(split="validation", examples=9, chosen_on=9, sets=sets, acceptance=acceptance)
+    assert cases.unambiguous(choose(1, promise=promise)).images.tolist() == [0, 2, 3]
+    promise = dataclasses.replace(promise, sets=dataclasses.replace(sets, thresholds=(0.200005,)))
+    assert cases.unambiguous(choose(1, promise=promise)).images.tolist() == [3]
 
 
 def test_warmup_requests_above_4_mib_are_left_out(tmp_path):
