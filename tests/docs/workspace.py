@@ -73,7 +73,8 @@ def fill_workspace(folder: Path) -> list[list[str]]:
         f"train recipes/cifar_wrn.py --run runs/{name} --workers 1 --set seed={10 * seed} --set members=2".split()
         for seed, name in enumerate(RUNS)
     ]
-    commands += [["select", "runs/cifar_wrn", "--cascade"], ["export", "runs/cifar_wrn"]]
+    commands += [["select", "runs/cifar_wrn", "--cascade"]]
+    commands += [["export", "runs/cifar_wrn", "--selection", "runs/cifar_wrn/selection.json"]]
     assert [main(command) for command in commands] == [0] * len(commands)
     for index, name in enumerate(("a", "b")):
         (folder / "theirs").mkdir(exist_ok=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
+import numpy as np
 import pytest
 import yaml
 
-from keras_committee.tfserving import config
+from keras_committee.tfserving import config, drift
 from keras_committee.tfserving.config import METRICS_PATH, ServedModel, ServerConfig
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -115,6 +116,7 @@ def test_prometheus_accepts_its_file(tmp_path, change, accepted):
     if promtool is None:
         pytest.skip("promtool is not installed; it is a part of Debian's package prometheus")
     file = tmp_path / "prometheus.yml"
+    shutil.copy(DEPLOY / "alerts.yml", tmp_path)
     file.write_text(f"{(DEPLOY / 'prometheus.yml').read_text()}\n{change}\n")
     done = subprocess.run([promtool, "check", "config", str(file)], capture_output=True, text=True, timeout=60)
     assert (done.returncode == 0) == accepted, done.stderr
@@ -181,8 +183,21 @@ def test_prometheus_scrapes_the_path_and_port_of_the_server():
     (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     assert job["metrics_path"] == monitoring.prometheus_config.path == METRICS_PATH
     assert job["static_configs"] == [{"targets": [f"serving:{both_flags()[0]['rest_api_port']}"]}]
+    mounts = dict(volume.split(":")[:2] for volume in compose()["prometheus"]["volumes"])
+    assert {mounts["./prometheus.yml"], mounts["./alerts.yml"]} == {
+        f"/etc/prometheus/{name}.yml" for name in ("prometheus", "alerts")
+    }
     annotations = kubernetes("Deployment")["spec"]["template"]["metadata"]["annotations"]
     assert annotations["prometheus.io/path"] == METRICS_PATH
+
+
+def test_the_alerts_are_on_metrics_of_the_server():
+    (group,) = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
+    names = {name for rule in group["rules"] for name in re.findall(r"keras_committee_\w+", rule["expr"])}
+    monitor = drift.DriftMonitor(drift.reference_distribution({"confidence": np.arange(9)}, ["confidence"], {}))
+    monitor.add({"confidence": np.arange(100)})
+    published = {line.partition("{")[0] for line in monitor.render({})}
+    assert names == published
 
 
 @pytest.mark.parametrize("kind", ["Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"])

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_committee.errors import CommitteeError, RecipeError, ResourceError
+from keras_committee.errors import CommitteeError, DataError, RecipeError, ResourceError
 from keras_committee.tfserving.config import METRICS_PATH, lint_models, parse_models
+from keras_committee.tfserving.drift import DriftMonitor, MonitoredSession, read_reference
 from keras_committee.tfserving.server import grpc, rest
 from keras_committee.tfserving.server.batching import BatchedSession, BatchingParameters
 from keras_committee.tfserving.server.limits import Limits
@@ -245,8 +246,14 @@ def _poll_config_file(file: Path, poll_seconds: float, manager: Manager) -> Iter
 
 
 def _load_session(folder: Path, batching: BatchingParameters | None) -> Any:
+    """Load a version. Its answers are compared with the reference distribution, if its manifest has one."""
     session = load_version(folder)
-    return session if batching is None else BatchedSession(session, batching)
+    session = session if batching is None else BatchedSession(session, batching)
+    try:
+        return MonitoredSession(session, DriftMonitor.from_version(folder)) if read_reference(folder) else session
+    except DataError as error:
+        _log.warning("the answers of %s are compared with no reference: %s", folder, error)
+        return session
 
 
 def _has_versions(config: ModelConfig) -> bool:

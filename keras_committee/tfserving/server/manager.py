@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from keras_committee.tfserving.drift import DriftMonitor, MonitoredSession
 from keras_committee.tfserving.server.loading import load_version
 from keras_committee.tfserving.tf_protocol import StatusError
 from keras_committee.tfserving.versions import NAME_RULE, FolderState, find_versions, folder_state, is_valid_name
@@ -258,6 +259,14 @@ class Manager:
         if version is None:
             return statuses
         return [status for status in statuses if status.version == version]
+
+    def drift_monitors(self) -> list[tuple[str, int, DriftMonitor]]:
+        """Return model, version and monitor of each available version whose answers are compared with a reference."""
+        return [
+            (servable.name, servable.version, servable.session.monitor)
+            for servable in self._all_servables()
+            if isinstance(servable.session, MonitoredSession)
+        ]
 
     def names(self) -> list[str]:
         """Return the names of the configured models."""

@@ -21,6 +21,7 @@ from starlette.routing import Mount
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from keras_committee.tfserving.config import METRICS_PATH
+from keras_committee.tfserving.drift import render_drift
 from keras_committee.tfserving.server import json_output, page
 from keras_committee.tfserving.server.limits import Limits, check_body
 from keras_committee.tfserving.server.manager import Manager
@@ -82,7 +83,7 @@ def start(
     allow_open_files(limits.max_connections + _MAX_REFUSED + _OTHER_FILES)
     socket, executor = listen(*address), BoundedExecutor(limits, num_threads)
     handlers = RestHandlers(manager, limits, metrics)
-    api: Any = _ApiApp(handlers, limits, metrics, executor, metrics_path)
+    api: Any = _ApiApp(handlers, limits, metrics, executor, metrics_path, manager)
     if enable_cors_support:
         api = _with_cors_headers(api)
     app = Starlette(routes=[*page.routes(manager, limits), Mount("/", app=api)])
@@ -176,10 +177,16 @@ class _ApiApp:
     """
 
     def __init__(
-        self, handlers: RestHandlers, limits: Limits, metrics: Metrics, executor: BoundedExecutor, metrics_path: str
+        self,
+        handlers: RestHandlers,
+        limits: Limits,
+        metrics: Metrics,
+        executor: BoundedExecutor,
+        metrics_path: str,
+        manager: Manager,
     ):
         self._handlers, self._limits, self._metrics = handlers, limits, metrics
-        self._executor, self._metrics_path = executor, metrics_path
+        self._executor, self._metrics_path, self._manager = executor, metrics_path, manager
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         request = Request(scope, receive)
@@ -226,7 +233,8 @@ class _ApiApp:
 
     def _metrics_response(self, path: str) -> Response:
         if path == self._metrics_path:
-            return Response(self._metrics.render(), media_type="text/plain")
+            text = self._metrics.render() + render_drift(self._manager.drift_monitors())
+            return Response(text, media_type="text/plain")
         return Response(f"Unexpected path: {path}. Should be {self._metrics_path}", 400, media_type="text/plain")
 
     async def _handle_post(self, request: Request, route: Route) -> str:
