@@ -113,6 +113,7 @@ KINDS: list[tuple[str, Callable[[list[str], Path], None]]] = [
     (r"keras-committee train .*--strategy multiworker.*", parse),  # run by tests/training/test_multihost.py
     (r"keras-committee train .*--ray-address auto.*", parse),  # run by tests/training/test_ray_cluster.py
     (r"python benchmarks/.*", check_benchmark),
+    (r"keras-committee calibrate .*--max-risk .*", parse),  # needs more images; run by tests/evaluation/test_promise.py
     (r"keras-committee serve .*", run_server),
     (r"keras-committee .*", run),
     (r"srun keras-committee .*", run_srun),
