@@ -126,8 +126,11 @@ def test_members_of_constant_depth_have_no_columns_for_it(capsys):
     assert "expected" not in text
 
 
+SELECTIVE = {"aurc": 0.06789, "coverage_at_1_percent_risk": 0.125, "coverage_at_5_percent_risk": 0.875}
+
+
 def test_an_evaluation_has_members_latencies_and_committees(capsys):
-    scores = {"accuracy": 0.7139, "nll": 0.4629, "ece": 0.0234, "brier": 0.31}
+    scores = {"accuracy": 0.7139, "nll": 0.4629, "ece": 0.0234, "brier": 0.31, **SELECTIVE}
     interval = {"accuracy_interval": {"low": 0.5761, "high": 0.8212}}
     latency = [{"batch": 8, "lower": 1.25, "median": 1.5, "upper": 2.75}]
     spread = {name: {"mean": value, "std": 0.0099} for name, value in scores.items()}
@@ -151,6 +154,8 @@ def test_an_evaluation_has_members_latencies_and_committees(capsys):
     assert "1 wrn_16_1 8 1.25 1.50 2.75" in lines
     assert "2 6 106.61 0.7139 [0.576, 0.821] 0.0099 0.4629 0.0234" in lines
     assert "4 1 106.61 0.7139 [0.576, 0.821] - 0.4629 0.0234" in lines  # no deviation over one subset
+    assert "member 1 0.06789 12.5 % 87.5 %" in lines
+    assert "committee of 4 0.06789 12.5 % 87.5 %" in lines
     assert "cat 1,024 0.7500 0.5000" in lines
     assert "dog 0 0.0000 -" in lines
     assert sum("95 % interval over the 48 test images." in line for line in lines) == 2
@@ -180,7 +185,7 @@ def test_the_epochs_kept_are_named():
 
 
 def test_of_many_classes_the_hardest_are_printed_and_members_have_a_top_5_accuracy(capsys):
-    scores = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "accuracy_interval": {"low": 0.4, "high": 0.6}}
+    scores = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "accuracy_interval": {"low": 0.4, "high": 0.6}, **SELECTIVE}
     rows = [{"class": f"c{k}", "examples": 3, "precision": 0.5, "recall": (k * 7 % 30) / 30} for k in range(30)]
     result = {"members": [{**MEMBER, **scores, "top_5_accuracy": 0.875}], "committees": [], "per_class": rows}
     tables.print_evaluation(

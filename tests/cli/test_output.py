@@ -17,7 +17,9 @@ from keras_committee.run import Run
 
 TINY = pathlib.Path(__file__).parents[1] / "recipes" / "tiny.py"
 RUN_DIR = "runs/my pets' run"
-SCORES = dict.fromkeys(["accuracy", "nll", "ece", "brier"], 0.7)
+SCORES = dict.fromkeys(
+    ["accuracy", "nll", "ece", "brier", "aurc", "coverage_at_1_percent_risk", "coverage_at_5_percent_risk"], 0.7
+)
 MEMBER = {
     "index": 0,
     "name": "a",

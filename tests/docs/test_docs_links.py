@@ -28,8 +28,8 @@ THEIRS = re.compile(r"(keras_cv|official|orbit|timm|torchensemble)/|drop_path\.p
 OTHERS = {
     "--allow_version_labels_for_unavailable_models", "--model_config_file_poll_wait_seconds", "--from-file", "--help",
     "--tensorflow_inter_op_parallelism", "--tensorflow_intra_op_parallelism", "--tensorflow_session_parallelism",
-    "--bfloat16", "--mixed_precision", "--ours", "--quick", "--resume", "--signature_def", "--target", "--trained",
-    "--width",
+    "--bfloat16", "--cnn-images", "--mixed_precision", "--ours", "--quick", "--resume", "--signature_def", "--target",
+    "--trained", "--width",
 }  # fmt: skip
 
 
