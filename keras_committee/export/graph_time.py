@@ -163,10 +163,7 @@ def _random_images(models: Sequence[keras.Model], count: int) -> np.ndarray:
 
 
 def _predict_members(models: Sequence[keras.Model], images: np.ndarray, precision: str) -> np.ndarray:
-    """Return the log-probabilities of the exported members, `(examples, members, classes)`.
-
-    Keras would leave this process in a state in which the graphs take a tenth more time.
-    """
+    """Return the log-probabilities of the exported members, `(examples, members, classes)`."""
     with tempfile.TemporaryDirectory() as folder:
         save_committee(_selection(models), models, Path(folder), precision=precision)
         with Session.load(folder) as session:

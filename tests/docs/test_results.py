@@ -1,5 +1,6 @@
 """The tables of README and docs/results.md have the numbers of the recorded results."""
 
+import importlib.util
 import json
 import pathlib
 
@@ -15,6 +16,9 @@ TRAINING = json.loads((ROOT / "docs/results/training.json").read_text())["runs"]
 PRECISION = json.loads((ROOT / "docs/results/precision.json").read_text())["accuracy"]
 BFLOAT16 = json.loads((ROOT / "docs/results/serving_bfloat16.json").read_text())
 DEPTH = json.loads((ROOT / "docs/results/stochastic_depth.json").read_text())["runs"]
+specification = importlib.util.spec_from_file_location("tables", ROOT / "docs/results/tables.py")
+tables = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(tables)
 COMMITTEES = [(width, size) for width in ("1", "2", "4") for size in (1, 3, 8)]
 
 
@@ -152,3 +156,23 @@ def test_the_interval_of_their_difference():
     difference = 100 * (np.mean(PRECISION["mixed_bfloat16"]) - np.mean(PRECISION["float32"]))
     text = " ".join(RESULTS.read_text().split())
     assert f"{difference:.2f} points above float32, with a 95 % interval of {low:.2f} to +{high:.2f}" in text
+
+
+@pytest.mark.parametrize("make", [tables.committees, tables.cascades])
+def test_the_tables_of_the_speed_nets_are_those_of_their_files(make):
+    assert make("cifar_fast") in RESULTS.read_text()
+
+
+def test_the_speed_nets_of_the_front_page():
+    folder = ROOT / "docs/results/cifar_fast"
+    committee = json.loads((folder / "evaluation.json").read_text())["committees"][-1]
+    cascade = json.loads((folder / "selection.json").read_text())["report"]
+    scores = [(committee["mflops"], committee["accuracy"]["mean"], committee["nll"]["mean"])]
+    scores.append((cascade["mflops"], *(cascade["test"][name]["value"] for name in ("accuracy", "nll"))))
+    for (mflops, accuracy, nll), title in zip(scores, ("4 members of", "cascade of them"), strict=True):
+        text = cells(README, title)
+        assert [text[1].removesuffix(" (mean)"), *text[2:4]] == [
+            f"{mflops:.0f}",
+            f"{100 * accuracy:.2f} %",
+            f"{nll:.3f}",
+        ]
