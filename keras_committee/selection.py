@@ -317,7 +317,7 @@ _SET_SCHEMA = {
     "penalty": _NUMBER,
     "free_ranks": _COUNT,
 }
-_ACCEPTANCE_SCHEMA = dict.fromkeys(("max_risk", "certainty", "threshold"), _NUMBER)
+_ACCEPTANCE_SCHEMA = {"max_risk": _NUMBER, "certainty": _NUMBER, "threshold": _NUMBER}
 _MEMBER_SCHEMA = {
     **dict.fromkeys(("run", "weights", "name"), _STRING),
     **dict.fromkeys(("index", "parameters"), _COUNT),

@@ -6,7 +6,7 @@ Members do not interact: each has its own batches, its own random numbers and it
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -147,8 +147,8 @@ class StackedProgram:
         members = len(indices)
         factors = jnp.ones(members) if rate_factors is None else jnp.asarray(rate_factors, "float32")
         batches = (jnp.asarray(indices, "int32"), jnp.asarray(draws, "int32"))
-        state, results = self._epoch_fn(state, images, labels, *batches, factors)
-        return state, *map(np.asarray, results)
+        state, (losses, num_correct, gradients) = self._epoch_fn(state, images, labels, *batches, factors)
+        return state, np.asarray(losses), np.asarray(num_correct), np.asarray(gradients)
 
     def log_probabilities(self, state: StackedState, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
         """Return the members' log-probabilities, float32 `(members, examples, classes)`.
@@ -217,7 +217,8 @@ class StackedProgram:
             state, indices, draws, factor = arguments
 
             def step(state, batch):
-                return self._step(state, padded, labels, *batch, factor)
+                batch_indices, batch_draws = batch
+                return self._step(state, padded, labels, batch_indices, batch_draws, factor)
 
             state, (losses, num_correct, gradients) = lax.scan(step, state, (indices, draws))
             return state, (losses, num_correct, gradients.mean(axis=0))
@@ -352,7 +353,7 @@ def read_images(padded: jax.Array, indices: jax.Array, draws: jax.Array, augment
     return jnp.where(draws[:, 2, None, None, None] == 1, crops[:, :, ::-1], crops)
 
 
-def _one_member(function, in_axes=0):
+def _one_member(function: Callable, in_axes: Any = 0) -> Callable:
     """Stand in for `jax.vmap` where there is one member: a conditional of a vmapped function computes both branches."""
     del in_axes
     return function
