@@ -71,12 +71,12 @@ class LayerFactory:
         he = keras.initializers.VarianceScaling(2.0, self.fan_mode, "untruncated_normal")
         return keras.layers.Conv2D(
             filters, size, stride, padding="same", use_bias=False, kernel_initializer=he,
-            kernel_regularizer=self._l2_regularizer(), name=name,
+            kernel_regularizer=l2_regularizer(self.l2), name=name,
         )  # fmt: skip
 
     def norm(self, synchronized: bool | None = None) -> keras.layers.Layer:
         """Return a batch normalization with the momentum and epsilon of the papers' code."""
-        decay = self._l2_regularizer()
+        decay = l2_regularizer(self.l2)
         return BatchNormalization(
             momentum=0.9, epsilon=1e-5, gamma_regularizer=decay, beta_regularizer=decay, synchronized=synchronized
         )
@@ -103,14 +103,16 @@ class LayerFactory:
 
     def logits(self, x, classes: int):
         """Return float32 logits `(batch, classes)`: global average pooling and a dense layer."""
-        decay = self._l2_regularizer()
+        decay = l2_regularizer(self.l2)
         dense = keras.layers.Dense(
             classes, kernel_regularizer=decay, bias_regularizer=decay, dtype="float32", name="logits"
         )
         return dense(keras.layers.GlobalAveragePooling2D()(x))
 
-    def _l2_regularizer(self):
-        return keras.regularizers.L2(self.l2) if self.l2 else None
+
+def l2_regularizer(factor: float) -> keras.regularizers.Regularizer | None:
+    """Return the penalty `factor * sum(w^2)`, or None for 0."""
+    return keras.regularizers.L2(factor) if factor else None
 
 
 def resolve_survival(num_blocks: int, survival: float | Sequence[float] | None) -> tuple[float | None, ...]:

@@ -10,7 +10,7 @@ import keras
 from keras_committee.input_scaling import IMAGENET_MEAN, IMAGENET_STD
 from keras_committee.layers.normalization import BatchNormalization
 from keras_committee.layers.stochastic_depth import StochasticDepth
-from keras_committee.models.blocks import normalize_pixels, resolve_survival
+from keras_committee.models.blocks import l2_regularizer, normalize_pixels, resolve_survival
 
 # Width, depth, resolution in pixels, dropout before the logits.
 _VARIANTS = types.MappingProxyType(
@@ -166,7 +166,7 @@ class _EfficientNetLayers:
         return keras.layers.Dense(
             classes,
             kernel_initializer=initializer,
-            kernel_regularizer=self._l2_regularizer(),
+            kernel_regularizer=l2_regularizer(self.l2),
             dtype="float32",
             name="logits",
         )(x)
@@ -178,7 +178,7 @@ class _EfficientNetLayers:
             x = self._bn_swish(expanded, f"{block.name}expand_", synchronized)
         depthwise = keras.layers.DepthwiseConv2D(
             block.kernel, block.stride, padding="same", use_bias=False, depthwise_initializer=_he_normal(),
-            depthwise_regularizer=self._l2_regularizer(), name=f"{block.name}dwconv",
+            depthwise_regularizer=l2_regularizer(self.l2), name=f"{block.name}dwconv",
         )  # fmt: skip
         x = self._squeeze_and_excite(block, self._bn_swish(depthwise(x), block.name, synchronized), filters)
         x = self._convolution(block.channels_out, 1, f"{block.name}project_conv")(x)
@@ -195,7 +195,7 @@ class _EfficientNetLayers:
     def _convolution(self, filters, kernel, name, stride=1, use_bias=False, activation=None):
         return keras.layers.Conv2D(
             filters, kernel, stride, padding="same", use_bias=use_bias, activation=activation,
-            kernel_initializer=_he_normal(), kernel_regularizer=self._l2_regularizer(), name=name,
+            kernel_initializer=_he_normal(), kernel_regularizer=l2_regularizer(self.l2), name=name,
         )  # fmt: skip
 
     def _bn_swish(self, x, prefix, synchronized):
@@ -205,9 +205,6 @@ class _EfficientNetLayers:
 
     def _batch_norm(self, name, synchronized):
         return BatchNormalization(synchronized=synchronized, name=name)
-
-    def _l2_regularizer(self):
-        return keras.regularizers.L2(self.l2) if self.l2 else None
 
 
 def _he_normal():

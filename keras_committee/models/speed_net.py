@@ -12,6 +12,7 @@ from keras_committee.models.blocks import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     LayerFactory,
+    l2_regularizer,
     normalize_pixels,
     resolve_survival,
     sequential,
@@ -98,7 +99,7 @@ def speed_net(
         classes,
         use_bias=False,
         kernel_initializer=_torch_uniform(),
-        kernel_regularizer=_regularizer(l2),
+        kernel_regularizer=l2_regularizer(l2),
         dtype="float32",
     )
     logits = keras.layers.Rescaling(logit_scale, dtype="float32", name="logits")(dense(x))
@@ -108,7 +109,7 @@ def speed_net(
 def _convolution(filters, l2, name):
     return keras.layers.Conv2D(
         filters, 3, padding="same", use_bias=False, kernel_initializer=PartialIdentity(_torch_uniform()),
-        kernel_regularizer=_regularizer(l2), name=name,
+        kernel_regularizer=l2_regularizer(l2), name=name,
     )  # fmt: skip
 
 
@@ -120,7 +121,3 @@ def _normalized(activation, in_branch=False):
 def _torch_uniform():
     """Return the uniform initialization over +-sqrt(1 / fan-in), PyTorch's default."""
     return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
-
-
-def _regularizer(l2):
-    return keras.regularizers.L2(l2) if l2 else None

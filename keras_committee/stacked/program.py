@@ -306,7 +306,7 @@ class StackedProgram:
             return []
         step = iterations.astype("float32")
         decay = jnp.minimum(jnp.float32(self._ema_momentum or 0.0), (1.0 + step) / (10.0 + step))
-        values = [*weights, *(variables[index] for index in self._statistics)]
+        values = self._averaged_arrays(weights, variables)
         return [average - (average - value) * (1.0 - decay) for average, value in zip(averages, values, strict=True)]
 
     def _predict(self, weights, variables, batches):

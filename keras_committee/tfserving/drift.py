@@ -200,12 +200,11 @@ def render_drift(monitors: Iterable[tuple[str, int, DriftMonitor]]) -> str:
     ]
     if not lines:
         return ""
-    types = [f"# TYPE keras_committee_drift_{metric} gauge" for metric in ("images", "psi", "ks_p_value")]
-    text = ""
-    for kind in types:
-        metric = kind.split()[2]
-        text += "\n".join([kind, *(line for line in lines if line.startswith(f"{metric}{{"))]) + "\n"
-    return text
+    text = []
+    for metric in ("images", "psi", "ks_p_value"):
+        name = f"keras_committee_drift_{metric}"
+        text += [f"# TYPE {name} gauge", *(line for line in lines if line.startswith(f"{name}{{"))]
+    return "\n".join(text) + "\n"
 
 
 def _compare(reference: Mapping[str, Any], values: np.ndarray, examples: int) -> dict[str, float]:
