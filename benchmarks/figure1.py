@@ -268,13 +268,13 @@ def mixed_rows(results):
     accuracies = {counts: hits("validation_log_probs", "validation_labels", counts).mean() for counts in costs}
     rng, rows = np.random.default_rng(0), []
     for width, size in itertools.product(widths, (1, 3, 8)):
-        budget = size * results[width]["mflops"] * 1.0001
-        affordable = [counts for counts, cost in costs.items() if cost <= budget]
+        budget = size * results[width]["mflops"]
+        affordable = [counts for counts, cost in costs.items() if cost <= budget * 1.0001]  # but for rounding
         pure = [counts for counts in affordable if sum(map(bool, counts)) == 1]
         mixed = [counts for counts in affordable if sum(map(bool, counts)) > 1]
         if not mixed:
             continue
-        row = {"budget": budget / 1.0001}
+        row = {"budget": budget}
         sides = []
         for name, candidates in (("pure", pure), ("mixed", mixed)):
             best = max(candidates, key=lambda counts: (accuracies[counts], -costs[counts]))
@@ -338,10 +338,10 @@ def print_table(out, plot_file=None):
                 f"cascade of {row['size']} x WRN-16-{width:<3}{row['mflops']:>6.0f} MFLOPs {row['accuracy']:>8.2%}  "
                 f"committee {row['committee_accuracy']:.2%}, {row['size'] / row['members_used']:.2f} times the cost"
             )
+    members = {width: result["log_probs"].shape[1] for width, result in results.items()}
     for (width, size), (other_width, other_size) in (
         ((2, 1), (1, 3)), ((2, 3), (4, 1)), ((4, 3), (8, 1)), ((1, 3), (1, 1)), ((2, 3), (2, 1)), ((4, 3), (4, 1)),
     ):  # fmt: skip
-        members = {width: result["log_probs"].shape[1] for width, result in results.items()}
         if members.get(width, 0) < size or members.get(other_width, 0) < other_size:
             continue
         sides = ((results[width], size), (results[other_width], other_size))

@@ -10,11 +10,13 @@ with `--part I/N`. Accuracy is that of the last epoch.
 """
 
 import argparse
+import contextlib
 import fcntl
 import json
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -85,11 +87,10 @@ def train(name, arguments):
         parameters |= {"widths": "4-4-4", "batch_size": 64, "epochs": 1}
     file = RecipeFile.read(RECIPE)
     recipe = file.build(file.resolve([f"{key}={value}" for key, value in parameters.items()]), smoke=arguments.quick)
-    restore = replace_part(without)
     splits = recipe.data.load()
     members = list(range(recipe.members))
-    _, program = stacked_train.build_program(recipe, members, splits, "sequential")
-    restore()
+    with without_part(without):
+        _, program = stacked_train.build_program(recipe, members, splits, "sequential")
     state, seconds = program.initial_state(), []
     images, labels = jnp.asarray(splits.train.images.numpy()), jnp.asarray(splits.train.labels)
     steps = splits.steps_per_epoch
@@ -109,19 +110,17 @@ def train(name, arguments):
     return result | {"epoch_seconds": float(np.median(seconds[1:] or seconds)), "epochs": recipe.epochs}
 
 
-def replace_part(without):
-    """Take a part out of the networks built from now on; return a function that puts it back."""
+def without_part(name):
+    """Build networks without a part inside the block."""
     from keras_committee.layers import PartialIdentity, PatchWhitening
 
-    if without == "whitening":
-        owner, name, value = PatchWhitening, "adapt", lambda self, images: None
-    elif without == "identity":
-        owner, name, value = PartialIdentity, "__call__", lambda self, shape, dtype=None: self.remainder(shape, dtype)
-    else:
-        return lambda: None
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    return lambda: setattr(owner, name, original)
+    if name == "whitening":
+        return mock.patch.object(PatchWhitening, "adapt")
+    if name == "identity":
+        return mock.patch.object(
+            PartialIdentity, "__call__", lambda self, shape, dtype=None: self.remainder(shape, dtype)
+        )
+    return contextlib.nullcontext()
 
 
 def append(file, result):
