@@ -23,7 +23,7 @@ def environment() -> dict[str, str]:
 
 
 def restart_with_huge_pages() -> None:
-    """Start this program anew with huge pages, in the same process; return where that would change nothing."""
+    """Restart this program with huge pages, in the same process; return where that would change nothing."""
     is_set = _TUNABLE in os.environ.get(_VARIABLE, "")
     if is_set or sys.gettrace() is not None or not _depends_on_request():
         return

@@ -1,4 +1,4 @@
-"""Training has huge pages: workers from their start, a single member in a program that is started anew."""
+"""Training has huge pages: workers from their start, a single member in a program that restarts itself."""
 
 import os
 import sys
@@ -31,7 +31,7 @@ def test_a_worker_on_a_cpu_has_huge_pages_unless_they_are_turned_off(monkeypatch
     ("setting", "library", "tunables", "restarts"),
     [
         ("always [madvise] never", "glibc 2.36", "", 1),
-        ("always [madvise] never", "glibc 2.36", "glibc.malloc.hugetlb=1", 0),  # the program that was started anew
+        ("always [madvise] never", "glibc 2.36", "glibc.malloc.hugetlb=1", 0),  # the program that was restarted
         ("always [madvise] never", "glibc 2.31", "", 0),
         ("always [madvise] never", None, "", 0),
         ("[always] madvise never", "glibc 2.36", "", 0),

@@ -38,7 +38,7 @@ def committees(name: str) -> str:
 def cascades(name: str) -> str:
     """Return the table of the cascades that `select` found, each beside its committee."""
     lines = [
-        "| cascade | members asked: images | MFLOPs (mean) | test accuracy | its committee | multiply-adds saved | "
+        "| cascade | members run: images | MFLOPs (mean) | test accuracy | its committee | multiply-adds saved | "
         "times the images/s |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]

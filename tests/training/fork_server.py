@@ -140,7 +140,7 @@ def _run(order: dict, fds: list[int]) -> None:
         os.chdir(order["cwd"])
         os.environ.clear()
         os.environ.update(order["env"])
-        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")  # a fork cannot start its program anew
+        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")  # a fork cannot restart its program
         if order["nested"]:
             _fork_workers()
         code = _run_program(order["args"][1:])
