@@ -217,33 +217,6 @@ def cascade_rows(result):
     return rows
 
 
-def plot(results, document, file):
-    """Draw accuracy against multiply-adds."""
-    from matplotlib.figure import Figure
-
-    from keras_committee.figures.style import BACKGROUND, SERIES_COLORS
-
-    figure = Figure(figsize=(7, 4.4), layout="constrained", facecolor=BACKGROUND)
-    axes = figure.add_subplot()
-    axes.set_prop_cycle(color=SERIES_COLORS)
-    for width in results:
-        rows = document["widths"][width]["rows"]
-        cost, accuracy = [row["mflops"] for row in rows], np.array([100 * row["accuracy"] for row in rows])
-        (line,) = axes.plot(cost, accuracy, "o-", markersize=4, label=f"WRN-16-{width}, 1 to {len(rows)} members")
-        deviation = np.array([100 * row["std"] for row in rows])
-        axes.fill_between(cost, accuracy - deviation, accuracy + deviation, color=line.get_color(), alpha=0.15)
-        cascades = document["widths"][width]["cascades"]
-        points = [row["mflops"] for row in cascades], [100 * row["accuracy"] for row in cascades]
-        axes.plot(*points, "^", color=line.get_color(), markersize=7, markerfacecolor="none")
-    axes.plot([], [], "^", color="gray", markerfacecolor="none", label="cascades of 2, 4 and 8 members (mean cost)")
-    axes.set_xscale("log")
-    axes.set_xlabel("MFLOPs per image (2 x multiply-adds / 1e6)")
-    axes.set_ylabel("test accuracy, %")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(file, dpi=150)
-
-
 def mixed_rows(results):
     """Return for some budgets the best committee of one width and the best of mixed widths, and their difference.
 
@@ -315,7 +288,7 @@ def paired_difference(first, second, draws=1000):
     return float(mean), float(low), float(high)
 
 
-def print_table(out, plot_file=None):
+def print_table(out):
     """Print accuracy against cost, cascades, and the paper's comparisons; write them to `figure1.json`."""
     results = load_results(out)
     document = {"widths": {}, "comparisons": []}
@@ -361,8 +334,6 @@ def print_table(out, plot_file=None):
             f"{row['interval'][1]:+.2f}]"
         )
     (out / "figure1.json").write_text(json.dumps(document, indent=1) + "\n")
-    if plot_file:
-        plot(results, document, plot_file)
 
 
 def parse_arguments():
@@ -386,9 +357,6 @@ def parse_arguments():
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which training stops cleanly")
     parser.add_argument("--plan", type=float, metavar="MINUTES", help="measure a few steps and print what fits")
     parser.add_argument("--quick", action="store_true", help="two small members for a few steps, to try the script")
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the figure, a PNG, when all widths are finished"
-    )
     parser.add_argument("--table", action="store_true", help="print the table of the finished widths only")
     return parser.parse_args()
 
@@ -397,7 +365,7 @@ def main():
     started, arguments = time.monotonic(), parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.table:
-        print_table(arguments.out, arguments.plot)
+        print_table(arguments.out)
         return 0
     select_backend("jax")
     if arguments.plan:
@@ -409,7 +377,7 @@ def main():
         if not train_width(arguments, width, members, started + arguments.budget):
             print(f"The time is used up. To resume: the same command again, with --out {arguments.out}.")
             return 1
-    print_table(arguments.out, arguments.plot)
+    print_table(arguments.out)
     return 0
 
 

@@ -22,11 +22,11 @@ def recipe(
     widths="64-256-256",
     activation="quick_gelu",
     label_smoothing=0.2,
-    bias_multiplier=64.0,
+    bias_multiplier=1.0,
     whitening_epochs=3,
     lookahead=True,
     pad=2,
-    flip="alternate",
+    flip="random",
     survival=0.0,
     validation=5_000,
     precision="auto",
@@ -36,10 +36,11 @@ def recipe(
     """The arguments are the recipe parameters: `--set name=value`, typed by these defaults.
 
     `widths` are the channels of the groups. `learning_rate` is the highest rate, for batches of 1,024;
-    `bias_multiplier` is how much larger the rate of the batch normalizations' biases is. The biases of the whitening
-    are trained in the first `whitening_epochs` only, which then saves the gradient of the first convolution's inputs;
-    0 trains them throughout. `survival` is p_L of stochastic depth, 0 for none. `pad` is the largest shift of an image;
-    `flip` is "alternate", "random" or "none". `data_dir` replaces the download. Member `i` is trained under `seed + i`.
+    `bias_multiplier` is how much larger the rate of the batch normalizations' biases is (64 in the paper, without a
+    gain here). The biases of the whitening are trained in the first `whitening_epochs` only, which then saves the
+    gradient of the first convolution's inputs; 0 trains them throughout. `survival` is p_L of stochastic depth, 0 for
+    none. `pad` is the largest shift of an image; `flip` is "random", "alternate" or "none". `data_dir` replaces the
+    download. Member `i` is trained under `seed + i`.
     """
 
     def member(index):  # built under seed + index, so that members start from different weights
@@ -71,7 +72,7 @@ def recipe(
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         label_smoothing=label_smoothing,
-        learning_rate_multipliers={"*/beta": bias_multiplier},
+        learning_rate_multipliers={"*/beta": bias_multiplier} if bias_multiplier != 1 else None,
         lookahead=schedules.Lookahead(period=5, start=0.0, end=0.95**5, power=3.0) if lookahead else None,
         trainable_layers=freeze_whitening if whitening_epochs else None,
         precision=precision,

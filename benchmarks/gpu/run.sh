@@ -20,6 +20,9 @@ has() { [[ " $steps " == *" $1 "* ]]; }
 if compgen -G "$carried/whl/*.whl" >/dev/null && [ ! -d "$work/site" ]; then
     python3 -m pip install --quiet --no-index --no-deps --no-compile --target "$work/site" "$carried"/whl/*.whl || exit 1
 fi
+# The package runs from its folder; its commands read its version from the metadata of an installed one.
+metadata=$work/site/keras_committee-0.dist-info
+mkdir -p "$metadata" && printf 'Metadata-Version: 2.1\nName: keras-committee\nVersion: 0\n' >"$metadata/METADATA"
 export PYTHONPATH="$work/site:$PWD" PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL=3 XLA_PYTHON_CLIENT_PREALLOCATE=false
 data=$work/cifar10.npz
 [ -e "$data" ] || python3 benchmarks/gpu/decode_cifar.py "$carried/cifar10-jpeg.tar.xz" "$data" || exit 1
@@ -64,9 +67,11 @@ if has depth; then for survival in 1.0 0.5; do log "depth $survival" depth "$sur
 if has figure; then log figure figure "${WIDTHS:-1:8,2:6,4:4}" "${EPOCHS:-20}" & fi
 wait
 
-# Runs whose weights fit into the answer whole; of the others journal, history and the predictions of all members.
-cp "$work"/figure1/*.npz "$work"/figure1/*.json "$work"/*.jsonl "$out" 2>/dev/null
-[ -d "$work/depth" ] && tar -czf "$out/depth.tar.gz" -C "$work/depth" --exclude=stacked --exclude=validation .
+# Few files: what carries them back may limit their number.
+cp "$work"/figure1/*.json "$work"/*.jsonl "$out" 2>/dev/null
+[ -d "$work/figure1" ] && tar -cf "$out/predictions.tar" -C "$work/figure1" --exclude=runs --exclude="*.json" .
+# Whole, with the state to resume from, in parts of 15 MB.
+[ -d "$work/depth" ] && tar -cz -C "$work/depth" --exclude=validation . | split -b 15M - "$out/depth.tar.gz."
 if [ -d "$work/figure1/runs" ]; then
     tar -czf "$out/wrn_16_1.tar.gz" -C "$work/figure1/runs" --exclude=stacked --exclude=validation wrn_16_1
     tar -czf "$out/runs.tar.gz" -C "$work/figure1/runs" --exclude=stacked --exclude=model.keras --exclude=predictions \

@@ -1,16 +1,142 @@
-"""The tables of docs/results.md that come from run folders.
+"""The tables of docs/results.md that come from recorded results.
 
-    python docs/results/tables.py cifar_fast
+    python docs/results/tables.py
 
 A folder beside this file holds `evaluation.json`, the `selection*.json` files and `history/<member>.jsonl` of a run, as
-the commands wrote them, without its weights.
+the commands wrote them, without its weights; `figure1*.json` are written by `benchmarks/figure1.py`, `levers.jsonl` by
+`benchmarks/gpu/speed_net.py`.
 """
 
 import json
-import sys
 from pathlib import Path
 
+import numpy as np
+
 RESULTS = Path(__file__).parent
+
+
+def figure1_committees(name: str) -> str:
+    """Return the table of the committees of each width: the sizes 1, 2, 3 and the largest."""
+    lines = [
+        "| committee | MFLOPs | test accuracy, mean ± std over subsets | arithmetic mean | NLL | ECE |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for width, result in _figure1(name)["widths"].items():
+        rows = result["rows"]
+        for row in (row for row in rows if row["size"] in (1, 2, 3, len(rows))):
+            subsets = f" ({row['subsets']} subsets)" if row["subsets"] > 1 and row["size"] > 1 else ""
+            deviation = f" ± {100 * row['std']:.2f}" if row["subsets"] > 1 else ""
+            arithmetic = _percent(row["arithmetic_accuracy"]) if row["size"] > 1 else ""
+            lines.append(
+                f"| {row['size']} x WRN-16-{width}{subsets} | {row['mflops']:.0f} | "
+                f"{100 * row['accuracy']:.2f}{deviation} % | {arithmetic} | {row['nll']:.3f} | {row['ece']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def figure1_comparisons(*names: str) -> str:
+    """Return the table of the differences between committees, one column for each file."""
+    documents = [_figure1(name) for name in names]
+    epochs = [document["widths"]["1"]["epochs"] for document in documents]
+    columns = "".join(f" after {count} epochs, points |" for count in epochs)
+    lines = [f"| difference in accuracy |{columns} multiply-adds |", f"| --- |{' ---: |' * len(names)} ---: |"]
+    for rows in zip(*(document["comparisons"] for document in documents), strict=True):
+        cells = "".join(f" {_interval(row)} |" for row in rows)
+        lines.append(f"| {rows[0]['name']} |{cells} {100 * rows[0]['cost_ratio']:.0f} % |")
+    return "\n".join(lines)
+
+
+def figure1_cascades(name: str) -> str:
+    """Return the table of the cascades of each width."""
+    lines = [
+        "| cascade of equal members | threshold | MFLOPs (mean) | test accuracy | its committee "
+        "| multiply-adds saved |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for width, result in _figure1(name)["widths"].items():
+        for row in result["cascades"]:
+            saving = row["size"] / row["members_used"]
+            lines.append(
+                f"| {row['size']} x WRN-16-{width} | {row['threshold']:.2f} | {row['mflops']:.0f} | "
+                f"{_percent(row['accuracy'])} | {_percent(row['committee_accuracy'])} | {saving:.2f} times |"
+            )
+    return "\n".join(lines)
+
+
+def figure1_mixed(name: str) -> str:
+    """Return the table of mixed widths against one width at equal cost."""
+    lines = [
+        "| within MFLOPs | one width | test accuracy | mixed widths | test accuracy | mixed minus one width, points |",
+        "| ---: | --- | ---: | --- | ---: | ---: |",
+    ]
+    for row in sorted(_figure1(name)["mixed"], key=lambda row: row["budget"]):
+        cells = []
+        for side in ("pure", "mixed"):
+            members = (f"{count} x -{width}" for width, count in row[side]["members"].items() if count)
+            cells += [", ".join(members), _percent(row[side]["accuracy"])]
+        lines.append(f"| {row['budget']:.0f} | {' | '.join(cells)} | {_interval(row)} |")
+    return "\n".join(lines)
+
+
+def levers() -> str:
+    """Return the table of the parts of the speed net: accuracy with the part changed, and the difference.
+
+    The interval of the difference is 1.96 standard errors of the seeds on both sides.
+    """
+    rows = [json.loads(line) for line in (RESULTS / "cifar_fast/levers.jsonl").read_text().splitlines()]
+    base = next(np.array(row["test"]) for row in rows if row["variant"] == "all")
+    lines = [
+        "| variant | test accuracy, mean ± std | committee of the three | difference to all, points |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for row in sorted(rows, key=lambda row: (row["variant"] != "all", -np.mean(row["test"]))):
+        test = np.array(row["test"])
+        error = np.sqrt(test.var(ddof=1) / len(test) + base.var(ddof=1) / len(base))
+        difference = "" if row["variant"] == "all" else f"{100 * (test.mean() - base.mean()):+.2f} ± {196 * error:.2f}"
+        lines.append(
+            f"| {row['variant']} | {100 * test.mean():.2f} ± {100 * test.std(ddof=1):.2f} % | "
+            f"{_percent(row['test_committee'])} | {difference} |"
+        )
+    return "\n".join(lines)
+
+
+def gradients(constant: str, stochastic: str) -> str:
+    """Return the table of the gradients of the blocks, stochastic depth relative to constant depth.
+
+    Each ratio is the geometric mean over the blocks of a third of the network and over the epochs that both sides have.
+    """
+    sides = [_histories(name) for name in (constant, stochastic)]
+    common = min(len(history) for side in sides for history in side)
+    depth = len(sides[0][0][0]["mean_abs_gradients"])
+    thirds = [range(start, start + depth // 3) for start in range(0, depth, depth // 3)]
+    header = " | ".join(f"blocks {third[0] + 1} to {third[-1] + 1}" for third in thirds)
+    lines = [f"| epochs | seed | {header} |", "| --- | ---: |" + " ---: |" * len(thirds)]
+    for first, last in ((1, 20), (21, common)):
+        for seed in range(len(sides[0])):
+            logs = [
+                np.log([row["mean_abs_gradients"] for row in side[seed][first - 1 : last]]).mean(axis=0)
+                for side in sides
+            ]
+            ratios = " | ".join(f"{np.exp((logs[1] - logs[0])[third].mean()):.2f}" for third in thirds)
+            lines.append(f"| {first} to {last} | {seed} | {ratios} |")
+    return "\n".join(lines)
+
+
+def epochs(*names: str, chosen: tuple[int, ...]) -> str:
+    """Return the table of the validation scores of two runs at some epochs, a cell for each run: its members."""
+    runs = [_histories(name) for name in names]
+    lines = [
+        "| epoch |" + "".join(f" {name.replace('_', ' ')}: accuracy | ECE |" for name in names),
+        "| ---: |" + " ---: | ---: |" * len(names),
+    ]
+    for epoch in chosen:
+        cells = []
+        for run in runs:
+            rows = [history[epoch - 1] for history in run if len(history) >= epoch]
+            cells.append(", ".join(_percent(row["validation_accuracy"]) for row in rows))
+            cells.append(", ".join(f"{row['validation_ece']:.3f}" for row in rows))
+        lines.append(f"| {epoch} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def committees(name: str) -> str:
@@ -57,10 +183,40 @@ def cascades(name: str) -> str:
     return "\n".join(lines)
 
 
+def all_tables() -> list[str]:
+    """Return every table, in the order of the page."""
+    resnets = "resnet_56_constant", "resnet_56_stochastic"
+    return [
+        figure1_committees("figure1"),
+        figure1_comparisons("figure1", "figure1_16_epochs"),
+        figure1_cascades("figure1"),
+        figure1_mixed("figure1"),
+        levers(),
+        committees("cifar_fast"),
+        cascades("cifar_fast"),
+        committees("cifar_fast_mirrored"),
+        epochs(*resnets, chosen=(10, 20, 29, 40)),
+        gradients(*resnets),
+    ]
+
+
+def _figure1(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _histories(name: str) -> list[list[dict]]:
+    files = sorted((RESULTS / name / "history").glob("*.jsonl"))
+    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+
+
+def _interval(row: dict) -> str:
+    low, high = row["interval"]
+    return f"{row['points']:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
 if __name__ == "__main__":
-    for folder in sys.argv[1:]:
-        print(committees(folder), cascades(folder), sep="\n\n")
+    print(*all_tables(), sep="\n\n")
