@@ -8,6 +8,8 @@ import ast
 import dataclasses
 import functools
 import math
+import numbers
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +20,7 @@ from keras_committee.files import expand_home
 from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, folder_kind
 from keras_committee.keras_config import load_keras, use_standard_config
 from keras_committee.recipe import Recipe, check_field
+from keras_committee.recipe_function import function_source
 from keras_committee.recipe_source import MODULES_FOLDER, RecipeImporter, RecipeModules, decode, parse
 from keras_committee.shard_files import matching_shards, split_shards
 
@@ -77,16 +80,35 @@ class RecipeFile:
                 "pass its path."
             )
         path = expand_home(path)
-        content = _read_bytes(path)
+        return cls._parse(path, _read_bytes(path), name or path.stem)
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Recipe]) -> Self:
+        """Return the recipe file of a function, which may be defined in a module, a script or a notebook.
+
+        The file is the source of the function, with the imports and definitions that it uses.
+
+        Args:
+            function: Returns the recipe; its arguments are the recipe parameters.
+
+        Raises:
+            RecipeError: If its source is not available, it uses a value that cannot be written to a file, or it is no
+                valid recipe.
+        """
+        source = function_source(function)
+        return cls._parse(source.path, source.content, source.name)
+
+    @classmethod
+    def _parse(cls, path: Path, content: bytes, name: str) -> Self:
         tree = parse(path, content)
         function = _find_recipe_function(path, tree)
         defaults = _literal_defaults(path, function)
         modules, values = RecipeModules.find(path, tree), _recipe_values(tree, function)
         docstring, unchanged = ast.get_docstring(tree) or "", set(defaults) - _assigned_names(function)
-        fields = {name: value.id for name, value in values.items() if isinstance(value, ast.Name)}
-        fields = {name: parameter for name, parameter in fields.items() if parameter in unchanged}
-        folders = {name: parameter for name, parameter in _data_folder(values) if parameter in unchanged}
-        return cls(path, name or path.stem, content, docstring, defaults, modules, fields, folders)
+        fields = {field: value.id for field, value in values.items() if isinstance(value, ast.Name)}
+        fields = {field: parameter for field, parameter in fields.items() if parameter in unchanged}
+        folders = {reader: parameter for reader, parameter in _data_folder(values) if parameter in unchanged}
+        return cls(path, name, content, docstring, defaults, modules, fields, folders)
 
     def files(self) -> dict[str, bytes]:
         """Return the files to record, by path relative to the run folder: the recipe and the modules beside it."""
@@ -102,15 +124,17 @@ class RecipeFile:
 
         Args:
             overrides: Strings `"name=value"`, converted to the type of the default, of which the last one for a name
-                wins; or a mapping of names to values of the right type.
+                wins; or a mapping of names to values, whose type must be that of the default. An integer in place of
+                a float, and a `Path` in place of a string, are converted.
 
         Raises:
             RecipeError: If a parameter is unknown, a value does not have the type of the default, or the `Recipe` will
                 reject it, as far as that is known without executing the file.
         """
-        values = dict(overrides) if isinstance(overrides, Mapping) else dict(map(self._parse_override, overrides))
-        for name in values:
-            self._require_parameter(name)
+        if isinstance(overrides, Mapping):
+            values = {name: self._checked(name, value) for name, value in overrides.items()}
+        else:
+            values = dict(map(self._parse_override, overrides))
         parameters = self.defaults | values
         for field, name in self.fields.items():
             check_field(field, parameters[name])
@@ -187,12 +211,31 @@ class RecipeFile:
             raise RecipeError(f"{self.path} has no parameter {name!r}.{suggestion}\n{self._parameters_line()}")
 
     def _convert(self, name: str, text: str) -> Any:
-        default = self.defaults[name]
         try:
-            return _parse_value(text, default)
+            return _parse_value(text, self.defaults[name])
         except _PARSE_ERRORS as error:
-            expected = f"{_TYPE_NAMES[type(default)]}, like its default {default!r}"
-            raise RecipeError(f"{self.path}: parameter {name!r} must be {expected}. Received: {text!r}") from error
+            raise self._invalid_value(name, text) from error
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """Return a value of a parameter that was given in Python, of the type of its default."""
+        self._require_parameter(name)
+        default = self.defaults[name]
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if isinstance(value, numbers.Number) and (item := getattr(value, "item", None)):  # of NumPy
+            value = item()
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if isinstance(default, tuple | list) and isinstance(value, tuple | list):
+            value = type(default)(value)
+        if not _is_json_value(value) or (default is not None and type(value) is not type(default)):
+            raise self._invalid_value(name, value)
+        return value
+
+    def _invalid_value(self, name: str, value: Any) -> RecipeError:
+        default = self.defaults[name]
+        types = "None, a bool, int, float, string, tuple or list" if default is None else _TYPE_NAMES[type(default)]
+        expected = f"{types}, like its default {default!r}"
+        return RecipeError(f"{self.path}: parameter {name!r} must be {expected}. Received: {value!r}")
 
     def _parameters_line(self) -> str:
         listing = ", ".join(f"{name}={default!r}" for name, default in self.defaults.items())
@@ -336,6 +379,7 @@ _DATA_PATHS = {
     "imagenet_records": _PathArgument("directory", True, split_shards),
     "tfrecords": _PathArgument("train", True, _check_shards),
     "tfds": _PathArgument("data_dir", False, _check_exists),
+    "npz": _PathArgument("path", True, _check_exists),
     "cifar10": _PathArgument("directory", False, _check_exists),
     "cifar100": _PathArgument("directory", False, _check_exists),
 }

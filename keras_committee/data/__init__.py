@@ -4,6 +4,7 @@ A data function such as `cifar10(128, validation=5_000)` returns a description; 
 `DataConfig.load()`.
 """
 
+from keras_committee.data.arrays import arrays, npz
 from keras_committee.data.augment import Compose, PadCropFlip, compose, pad_crop_flip
 from keras_committee.data.cifar import cifar10, cifar100
 from keras_committee.data.dataset import DataConfig
@@ -30,6 +31,7 @@ __all__ = [
     "RandomResizedCrop",
     "Split",
     "Splits",
+    "arrays",
     "autoaugment",
     "center_crop",
     "cifar10",
@@ -41,6 +43,7 @@ __all__ = [
     "image_folder",
     "imagenet_records",
     "mixup",
+    "npz",
     "pad_crop_flip",
     "randaugment",
     "random_resized_crop",

@@ -4,13 +4,13 @@ import dataclasses
 import os
 import re
 import warnings
-import zipfile
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_committee.data import validation as checks
+from keras_committee.data.arrays import read_npz
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
 from keras_committee.data.image_folder import ClassFolders
@@ -143,7 +143,7 @@ def _delete_bad_download(name, expected_hash):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CifarArrayFile:
-    """Reader of an .npz file. Pickled arrays are rejected, since loading one can run any code.
+    """Reader of an .npz file.
 
     Args:
         name: `"cifar10"` or `"cifar100"`.
@@ -157,12 +157,9 @@ class CifarArrayFile:
     hint: str = "Fix the arrays listed above (or change the sizes in the recipe), then run the command again."
 
     def find(self) -> ReadResult:
-        try:
-            with open(self.path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                missing = [name for name in _ARRAY_NAMES if name not in file]
-                arrays = {name: file[name] for name in _ARRAY_NAMES if name in file}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.name}: cannot read {self.path} ({error}).\nUse {_ACCEPTED_FORMATS}.") from error
+        named = read_npz(self.path, f"Use {_ACCEPTED_FORMATS}.")
+        missing = [name for name in _ARRAY_NAMES if name not in named]
+        arrays = {name: named[name] for name in _ARRAY_NAMES if name in named}
         raise_if_problems(
             str(self.path), [f"{name}: the array is missing" for name in missing], f"Use {_ACCEPTED_FORMATS}."
         )
