@@ -52,6 +52,8 @@ class Listing:
         split_folders: The folder of each split, relative to the root folder; empty if every folder is a class.
         notes: One sentence for each decision between two plausible layouts.
         skipped: The other files in the class folders, such as `cat/notes.txt`, sorted; without hidden files.
+        problems_hint: What to do about the problems.
+        classes_hint: The same, if there are fewer than two classes.
     """
 
     classes: tuple[str, ...]
@@ -60,11 +62,13 @@ class Listing:
     split_folders: dict[str, str]
     notes: list[str]
     skipped: list[str]
+    problems_hint: str = _PROBLEMS_HINT
+    classes_hint: str = _CLASSES_HINT
 
     @property
     def hint(self) -> str:
         """What to do about the problems."""
-        return _PROBLEMS_HINT if len(self.classes) > 1 else _CLASSES_HINT
+        return self.problems_hint if len(self.classes) > 1 else self.classes_hint
 
     @property
     def warnings(self) -> list[str]:
@@ -190,6 +194,17 @@ def show_difference(name: str, others: Iterable[str]) -> str:
     return f" ({name!a} is missing; there is {', '.join(alike)})" if alike else ""
 
 
+def lookalikes(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the classes that no reader of a report could tell apart, by what they look like.
+
+    They have the same letters in two Unicode forms.
+    """
+    by_form: dict[str, list[str]] = {}
+    for name in names:
+        by_form.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    return {form: alike for form, alike in by_form.items() if len(alike) > 1}
+
+
 def distinguish(name: str, other: str) -> tuple[str, str]:
     """Return two different names as they are; with quotes and escapes if they look alike as in `show_difference`."""
     return (ascii(name), ascii(other)) if _appearance(name) == _appearance(other) else (name, other)
@@ -302,15 +317,10 @@ def _check_level(directory: Path, class_names: Sequence[str]) -> None:
 
 
 def _lookalike_problems(prefix: str, names: Sequence[str]) -> list[str]:
-    """Find classes that no reader of a report could tell apart: the same letters in two Unicode forms."""
-    by_form: dict[str, list[str]] = {}
-    for name in names:
-        by_form.setdefault(unicodedata.normalize("NFC", name), []).append(name)
     return [
         f"{prefix}{form}: {len(alike)} folders have this name, in different Unicode forms: "
         f"{', '.join(map(ascii, alike))}; rename or merge them"
-        for form, alike in by_form.items()
-        if len(alike) > 1
+        for form, alike in lookalikes(names).items()
     ]
 
 

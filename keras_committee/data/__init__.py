@@ -11,14 +11,27 @@ from keras_committee.data.dataset import DataConfig
 from keras_committee.data.digits import digits
 from keras_committee.data.image_folder import image_folder
 from keras_committee.data.mix import CutMix, Mixup, cutmix, mixup
-from keras_committee.data.policies import AutoAugment, KerasRandAugment, RandAugment, autoaugment, randaugment
+from keras_committee.data.policies import (
+    AugMix,
+    AutoAugment,
+    KerasRandAugment,
+    RandAugment,
+    TrivialAugment,
+    augmix,
+    autoaugment,
+    randaugment,
+    trivialaugment,
+)
 from keras_committee.data.preprocessing import ImageTransform, center_crop, decode_image, resize, resize_image
 from keras_committee.data.random_crop import RandomResizedCrop, random_resized_crop
+from keras_committee.data.random_erasing import RandomErasing, random_erasing
 from keras_committee.data.splits import Split, Splits
+from keras_committee.data.table import table
 from keras_committee.data.tfds import tfds
 from keras_committee.data.tfrecords import imagenet_records, tfrecords
 
 __all__ = [
+    "AugMix",
     "AutoAugment",
     "Compose",
     "CutMix",
@@ -28,10 +41,13 @@ __all__ = [
     "Mixup",
     "PadCropFlip",
     "RandAugment",
+    "RandomErasing",
     "RandomResizedCrop",
     "Split",
     "Splits",
+    "TrivialAugment",
     "arrays",
+    "augmix",
     "autoaugment",
     "center_crop",
     "cifar10",
@@ -46,9 +62,12 @@ __all__ = [
     "npz",
     "pad_crop_flip",
     "randaugment",
+    "random_erasing",
     "random_resized_crop",
     "resize",
     "resize_image",
+    "table",
     "tfds",
     "tfrecords",
+    "trivialaugment",
 ]

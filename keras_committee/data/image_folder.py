@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_committee.class_folders import UNREADABLE_HINT, check_split_folders, list_images
+from keras_committee.class_folders import UNREADABLE_HINT, Listing, check_split_folders, list_images
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
 from keras_committee.data.images import ImageFiles
@@ -96,26 +96,32 @@ class ClassFolders:
 
     def find(self) -> ReadResult:
         listing = list_images(self.directory, self.classes, self.split_folders)
-        splits = {
-            split_name: self._make_split(images, listing.classes) for split_name, images in listing.splits.items()
-        }
-        return ReadResult(
-            classes=listing.classes,
-            problems=listing.problems,
-            notes=listing.notes,
-            warnings=listing.warnings,
-            hint=listing.hint,
-            **splits,
-        )
+        return read_listing(listing, self.directory, self.transform, require_exact_size=self.require_exact_size)
 
-    def _make_split(self, images, classes):
-        """Make a split of the images of each class, ordered by class and name."""
-        names = [name for class_name in classes for name in images.get(class_name, ())]
-        labels = [label for label, class_name in enumerate(classes) for _ in images.get(class_name, ())]
-        files = ImageFiles(
-            root=self.directory,
-            names=tuple(names),
-            transform=self.transform,
-            require_exact_size=self.require_exact_size,
-        )
+
+def read_listing(
+    listing: Listing, root: Path, transform: ImageTransform, *, require_exact_size: bool = False
+) -> ReadResult:
+    """Return the examples of a listing, ordered by class and name.
+
+    Args:
+        listing: The images, relative to `root`.
+        root: The folder of the images.
+        transform: The transform from a file's image to one of the split's.
+        require_exact_size: As in `ImageFiles`.
+    """
+
+    def make_split(images):
+        names = [name for class_name in listing.classes for name in images.get(class_name, ())]
+        labels = [label for label, class_name in enumerate(listing.classes) for _ in images.get(class_name, ())]
+        files = ImageFiles(root=root, names=tuple(names), transform=transform, require_exact_size=require_exact_size)
         return Split(images=files, labels=np.array(labels, np.int32))
+
+    return ReadResult(
+        classes=listing.classes,
+        problems=listing.problems,
+        notes=listing.notes,
+        warnings=listing.warnings,
+        hint=listing.hint,
+        **{split_name: make_split(images) for split_name, images in listing.splits.items()},
+    )
