@@ -1,4 +1,4 @@
-"""AutoAugment and RandAugment with the operations of Model Garden or of Keras.
+"""AutoAugment, RandAugment, TrivialAugment and AugMix with the operations of Model Garden or of Keras.
 
 Model Garden and Keras draw inside the graph, so that a resumed stream could not repeat their draws. Their policies and
 operations are used here, while every random choice is drawn beforehand.
@@ -34,6 +34,10 @@ _DRAWS_PER_STEP = 4  # operation, whether its argument is negative, row, column
 _MAX_LEVEL = 10.0
 _GRAY_FILL = [128] * 3  # Model Garden's fill color
 _MAX_BRANCHES = 8
+_TRIVIAL_LEVELS = 31  # strengths of TrivialAugment, 0 to 30
+_AUGMIX_CHAINS = 3
+_AUGMIX_DEPTH = 3
+_AUGMIX_MIN_LEVEL = 0.1
 
 
 def autoaugment(policy: str = "v0", *, cutout_const: float = 100.0, translate_const: float = 250.0) -> "AutoAugment":
@@ -66,6 +70,25 @@ def randaugment(
         raise RecipeError(f"randaugment: source must be one of {', '.join(sources)}. Received: source={source!r}")
     strength = {} if magnitude is None else {"magnitude": magnitude}
     return sources[source](layers=layers, **strength)
+
+
+def trivialaugment(*, max_translation: float = 32.0) -> "TrivialAugment":
+    """Apply one random operation of random strength to each image; see `TrivialAugment`.
+
+    Args:
+        max_translation: Largest translation, in pixels; use less for images smaller than 224.
+    """
+    return TrivialAugment(max_translation=max_translation)
+
+
+def augmix(severity: float = 3.0, *, all_operations: bool = False) -> "AugMix":
+    """Mix three chains of random operations into each image; see `AugMix`.
+
+    Args:
+        severity: Largest level of the operations, above 0.1 and at most 10.
+        all_operations: Whether color, contrast, brightness and sharpness are among the operations.
+    """
+    return AugMix(severity=severity, all_operations=all_operations)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,6 +272,167 @@ class KerasRandAugment:
         return operation
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrivialAugment:
+    """One of 14 operations for each image, the identity among them, at one of 31 strengths; nothing to tune.
+
+    The wide ranges of the paper: rotations up to 135 degrees, shears up to 0.99, brightness, color, contrast and
+    sharpness from 0.01 to 1.99, posterization to 8 to 2 bits, solarization from 255 to 0. Empty corners are gray.
+
+    Args:
+        max_translation: Largest translation, in pixels, 0 or more; use less for images smaller than 224.
+
+    Raises:
+        RecipeError: If the translation is negative, or Model Garden is not installed.
+
+    Source: Müller & Hutter 2021, arXiv:2103.10158, table 5; operations of Model Garden 2.20.
+    """
+
+    max_translation: float = 32.0
+
+    def __post_init__(self):
+        if self.max_translation < 0:
+            raise RecipeError(
+                f"trivialaugment: max_translation must be 0 or more pixels. Received: {self.max_translation!r}"
+            )
+        _require_model_garden("trivialaugment")
+
+    def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
+        """Draw operation, strength 0 to 30, and 1 where its argument is negative: int32 `(examples, 3)`."""
+        return rng.integers(0, [len(self._arguments), _TRIVIAL_LEVELS, 2], size=(examples, 3), dtype=np.int32)
+
+    def apply(self, images, draws):
+        """Augment uint8 images of three channels."""
+        _check_rgb(images, "trivialaugment")
+
+        def augment_image(image, row):
+            amount = tf.cast(row[1], tf.float32) / (_TRIVIAL_LEVELS - 1)
+            return self._operation_switch(row[0], image, amount, row[2] == 1)
+
+        return _map_images(augment_image, images, draws)
+
+    @property
+    def _arguments(self):
+        """Argument of each operation at an amount of 0 to 1; `sign` is 1 or -1."""
+        enhancement = lambda amount, sign: 1.0 + sign * 0.99 * amount  # noqa: E731
+        translation = lambda amount, sign: sign * tf.floor(self.max_translation * amount)  # noqa: E731
+        return {
+            "Identity": None,
+            "ShearX": lambda amount, sign: sign * 0.99 * amount,
+            "ShearY": lambda amount, sign: sign * 0.99 * amount,
+            "TranslateX": translation,
+            "TranslateY": translation,
+            "Rotate": lambda amount, sign: sign * 135.0 * amount,
+            "Brightness": enhancement,
+            "Color": enhancement,
+            "Contrast": enhancement,
+            "Sharpness": enhancement,
+            "Posterize": lambda amount, sign: 8.0 - tf.round(6.0 * amount),
+            "Solarize": lambda amount, sign: 255.0 * (1.0 - amount),
+            "AutoContrast": None,
+            "Equalize": None,
+        }
+
+    @functools.cached_property
+    def _operation_switch(self):
+        return _branch_switch([_make_scaled_operation(*pair) for pair in self._arguments.items()])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugMix:
+    """The image mixed with three chains of one to three random operations each.
+
+    The weights of the chains are drawn from a Dirichlet distribution, the share of the chains from a Beta distribution,
+    both uniform. Keras' own `AugMix` draws its operations once, when the graph is built; here they are drawn for each
+    image. The consistency loss of the paper is not part of it.
+
+    Args:
+        severity: Largest level of the operations, above 0.1 and at most 10; each level is uniform from 0.1 on.
+        all_operations: Whether color, contrast, brightness and sharpness are among the operations. The paper leaves
+            them out where robustness to such corruptions is measured.
+
+    Raises:
+        RecipeError: If the severity is out of range, or Model Garden is not installed.
+
+    Source: Hendrycks et al. 2020, arXiv:1912.02781, section 3; operations of Model Garden 2.20.
+    """
+
+    severity: float = 3.0
+    all_operations: bool = False
+
+    def __post_init__(self):
+        if not _AUGMIX_MIN_LEVEL < self.severity <= _MAX_LEVEL:
+            raise RecipeError(
+                f"augmix: severity must be above {_AUGMIX_MIN_LEVEL} and at most 10. Received: {self.severity!r}"
+            )
+        _require_model_garden("augmix")
+
+    def draw(self, rng: np.random.Generator, examples: int) -> np.ndarray:
+        """Draw operations and weights: int32 `(examples, 31)`.
+
+        The columns: for each step of each chain the number of its operation (0 is the identity), its level in
+        `POSITION_SCALE` parts of 10, and 1 where its argument is negative; then the weights of the chains and the share
+        of the chains in the image, in `POSITION_SCALE` parts of 1.
+        """
+        steps = (examples, _AUGMIX_CHAINS, _AUGMIX_DEPTH)
+        depths = rng.integers(1, _AUGMIX_DEPTH + 1, size=steps[:2])
+        numbers = rng.integers(1, len(self._arguments(1.0)), size=steps)
+        numbers[np.arange(_AUGMIX_DEPTH) >= depths[..., None]] = 0
+        levels = rng.uniform(_AUGMIX_MIN_LEVEL, self.severity, size=steps) / _MAX_LEVEL
+        columns = np.stack([numbers, _in_parts(levels), rng.integers(2, size=steps)], axis=-1)
+        weights = rng.dirichlet([1.0] * _AUGMIX_CHAINS, size=examples)
+        shares = np.column_stack([weights, rng.beta(1.0, 1.0, size=examples)])
+        return np.concatenate([columns.reshape(examples, 3 * _AUGMIX_CHAINS * _AUGMIX_DEPTH), _in_parts(shares)], 1)
+
+    def apply(self, images, draws):
+        """Augment uint8 images of three channels."""
+        _check_rgb(images, "augmix")
+        operations = self._operation_switch(images.shape)
+
+        def augment_image(image, row):
+            shares = tf.cast(row[-_AUGMIX_CHAINS - 1 :], tf.float32) / POSITION_SCALE
+            steps, mixed = tf.reshape(row[: -_AUGMIX_CHAINS - 1], (_AUGMIX_CHAINS, _AUGMIX_DEPTH, 3)), 0.0
+            for chain in range(_AUGMIX_CHAINS):
+                varied = image
+                for step in range(_AUGMIX_DEPTH):
+                    number, level, negative = tf.unstack(steps[chain, step])
+                    varied = operations(number, varied, tf.cast(level, tf.float32) / POSITION_SCALE, negative == 1)
+                mixed += shares[chain] * tf.cast(varied, tf.float32)
+            mixed = (1.0 - shares[-1]) * tf.cast(image, tf.float32) + shares[-1] * mixed
+            return tf.cast(tf.clip_by_value(tf.round(mixed), 0.0, 255.0), tf.uint8)
+
+        return _map_images(augment_image, images, draws)
+
+    def _arguments(self, side):
+        """Argument of each operation at an amount of 0 to 1, a tenth of its level; `side` of the image in pixels."""
+        translation = lambda amount, sign: sign * tf.floor(side / 3 * amount)  # noqa: E731
+        arguments = {
+            "Identity": None,
+            "AutoContrast": None,
+            "Equalize": None,
+            "Posterize": lambda amount, sign: 4.0 - tf.floor(4.0 * amount),
+            "Rotate": lambda amount, sign: sign * tf.floor(30.0 * amount),
+            "Solarize": lambda amount, sign: 256.0 - tf.floor(256.0 * amount),
+            "ShearX": lambda amount, sign: sign * 0.3 * amount,
+            "ShearY": lambda amount, sign: sign * 0.3 * amount,
+            "TranslateX": translation,
+            "TranslateY": translation,
+        }
+        enhanced = ("Color", "Contrast", "Brightness", "Sharpness") if self.all_operations else ()
+        return arguments | dict.fromkeys(enhanced, lambda amount, sign: 0.1 + 1.8 * amount)
+
+    @functools.cached_property
+    def _operation_switch(self):
+        """Cached for each shape: otherwise the stream of every epoch would trace all operations again."""
+
+        @functools.cache
+        def switch(shape):
+            arguments = self._arguments(min(shape[1:3]))
+            return _branch_switch([_make_scaled_operation(*pair) for pair in arguments.items()])
+
+        return lambda shape: switch(tuple(shape))
+
+
 class FixedSeedGenerator(keras.random.SeedGenerator):
     """A `SeedGenerator` that starts from a given tensor and needs no variable.
 
@@ -321,6 +505,58 @@ class _ModelGardenOperations:
                 image, *position, *arguments * 2, _GRAY_FILL
             )
         return lambda image, negative, position: function(image, *arguments)
+
+
+def _make_scaled_operation(name: str, argument: Callable | None) -> Callable:
+    """Return a function of one uint8 image, an amount of 0 to 1, and whether the argument is negative.
+
+    Args:
+        name: Name of the operation.
+        argument: Function of the amount and of the sign, 1 or -1, that returns the argument; None for operations
+            without one.
+    """
+    garden = import_model_garden()
+
+    def posterize(image, bits):
+        shift = tf.cast(8.0 - bits, tf.uint8)
+        return tf.bitwise.left_shift(tf.bitwise.right_shift(image, shift), shift)
+
+    def solarize(image, threshold):
+        return tf.where(tf.cast(image, tf.float32) < threshold, image, 255 - image)
+
+    def blend(degenerate):  # Model Garden's own needs a factor that is known when the graph is built
+        def operation(image, factor):
+            start = tf.cast(degenerate(image), tf.float32)
+            blended = start + factor * (tf.cast(image, tf.float32) - start)
+            return tf.cast(tf.clip_by_value(blended, 0.0, 255.0), tf.uint8)
+
+        return operation
+
+    operations = {
+        "Identity": tf.identity,
+        "AutoContrast": garden.autocontrast,
+        "Equalize": garden.equalize,
+        "Rotate": functools.partial(garden.wrapped_rotate, replace=_GRAY_FILL),
+        "ShearX": functools.partial(garden.shear_x, replace=_GRAY_FILL),
+        "ShearY": functools.partial(garden.shear_y, replace=_GRAY_FILL),
+        "TranslateX": functools.partial(garden.translate_x, replace=_GRAY_FILL),
+        "TranslateY": functools.partial(garden.translate_y, replace=_GRAY_FILL),
+        "Posterize": posterize,
+        "Solarize": solarize,
+        "Brightness": blend(tf.zeros_like),
+        "Color": blend(garden.grayscale),
+        "Contrast": garden.contrast,
+        "Sharpness": blend(lambda image: garden.sharpness(image, 0.0)),
+    }
+    operation = operations[name]
+    if argument is None:
+        return lambda image, amount, negative: operation(image)
+    return lambda image, amount, negative: operation(image, argument(amount, tf.where(negative, -1.0, 1.0)))
+
+
+def _in_parts(fractions: np.ndarray) -> np.ndarray:
+    """Return fractions of 0 to 1 in `POSITION_SCALE` parts, int32."""
+    return np.minimum(fractions * POSITION_SCALE, POSITION_SCALE - 1).astype(np.int32)
 
 
 def import_model_garden():

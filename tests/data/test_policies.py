@@ -1,4 +1,4 @@
-"""AutoAugment and RandAugment equal Model Garden's and Keras' operations, and draw as defined."""
+"""The policies equal Model Garden's and Keras' operations, and draw as defined."""
 
 import itertools
 
@@ -153,8 +153,14 @@ def test_signs_are_even_and_centers_uniform(augment):
 
 @pytest.mark.parametrize(
     "augment",
-    [data.autoaugment(CHEAP), data.randaugment(), data.randaugment(source="keras")],
-    ids=["auto", "rand", "keras"],
+    [
+        data.autoaugment(CHEAP),
+        data.randaugment(),
+        data.randaugment(source="keras"),
+        data.trivialaugment(),
+        data.augmix(),
+    ],
+    ids=["auto", "rand", "keras", "trivial", "augmix"],
 )
 def test_draws_are_a_pure_function_of_the_generator(augment):
     first, again, other = (augment.draw(np.random.default_rng(seed), 50) for seed in (3, 3, 4))
@@ -187,7 +193,7 @@ def test_a_strength_out_of_range_is_refused(layers, magnitude, source):
         data.randaugment(layers, magnitude, source=source)
 
 
-@pytest.mark.parametrize("make", [data.autoaugment, data.randaugment])
+@pytest.mark.parametrize("make", [data.autoaugment, data.randaugment, data.trivialaugment, data.augmix])
 def test_without_model_garden_the_error_names_the_extra(make, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r'not installed.*\n  pip install "keras-committee\[model-garden\]"'):
@@ -195,7 +201,9 @@ def test_without_model_garden_the_error_names_the_extra(make, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "augment", [data.autoaugment(), data.randaugment(), data.randaugment(source="keras")], ids=["auto", "rand", "keras"]
+    "augment",
+    [data.autoaugment(), data.randaugment(), data.randaugment(source="keras"), data.trivialaugment(), data.augmix()],
+    ids=["auto", "rand", "keras", "trivial", "augmix"],
 )
 def test_gray_images_are_refused_before_anything_is_read(augment):
     images = tf.data.Dataset.from_tensors((textured_images(2)[..., :1], np.zeros((2, 8), np.int32)))
@@ -258,3 +266,109 @@ def test_operations_are_equally_likely_and_a_seed_gives_several_numbers():
     np.testing.assert_allclose(counts / 22_000, 1 / 11, atol=0.01)
     seeds = FixedSeedGenerator(tf.constant([3, 5]))
     assert [seeds.next().numpy().tolist() for _ in range(3)] == [[3, 5], [3, 6], [3, 7]]
+
+
+GRAY = [128] * 3
+
+
+def trivial_operation(image, number, level, sign):
+    """The definition of table 5, with arguments that are Python numbers."""
+    garden, strength = import_model_garden(), level / 30
+    enhanced = 1 + sign * 0.99 * strength
+    operations = [
+        lambda: tf.constant(image),
+        lambda: garden.shear_x(image, sign * 0.99 * strength, GRAY),
+        lambda: garden.shear_y(image, sign * 0.99 * strength, GRAY),
+        lambda: garden.translate_x(image, sign * int(4 * strength), GRAY),
+        lambda: garden.translate_y(image, sign * int(4 * strength), GRAY),
+        lambda: garden.wrapped_rotate(image, sign * 135 * strength, GRAY),
+        lambda: garden.brightness(image, enhanced),
+        lambda: garden.color(image, enhanced),
+        lambda: garden.contrast(image, enhanced),
+        lambda: garden.sharpness(image, enhanced),
+        lambda: garden.posterize(image, np.uint8(8 - round(level / 5))),
+        lambda: tf.where(tf.cast(image, tf.float32) < 255 - 8.5 * level, image, 255 - image),
+        lambda: garden.autocontrast(image),
+        lambda: garden.equalize(image),
+    ]
+    return operations[number]().numpy()
+
+
+@pytest.mark.slow  # 14 operations
+def test_every_operation_of_trivialaugment_equals_its_definition():
+    chosen = list(itertools.product(range(14), (0, 13, 29), (0, 1)))
+    images = textured_images(len(chosen))
+    varied = graph(data.trivialaugment(max_translation=4), images, chosen)
+    expected = [
+        trivial_operation(tf.constant(image), number, level, -1 if negative else 1)
+        for image, (number, level, negative) in zip(images, chosen, strict=True)
+    ]
+    assert np.abs(varied.astype(int) - expected).max() <= 1  # float32 and Python numbers before rounding down
+    changed = (varied != images).any(axis=(1, 2, 3))
+    assert all(is_changed for is_changed, (number, level, _) in zip(changed, chosen, strict=True) if number * level)
+
+
+def test_trivialaugment_draws_each_operation_and_strength_equally_often():
+    draws = data.trivialaugment().draw(np.random.default_rng(0), 42_000)
+    for column, values in enumerate((14, 31, 2)):
+        np.testing.assert_allclose(np.bincount(draws[:, column], minlength=values) / 42_000, 1 / values, atol=0.015)
+
+
+def augmix_loop(image, draws, policy):
+    """The definition: three chains, one operation after another, mixed in floating point."""
+    garden, steps, shares = import_model_garden(), draws[:27].reshape(3, 3, 3), draws[27:] / POSITION_SCALE
+    side, mixed = min(image.shape[:2]), np.zeros(image.shape)
+    for chain, weight in zip(steps, shares, strict=False):
+        varied = tf.constant(image)
+        for number, parts, negative in chain:
+            level, sign = parts / POSITION_SCALE * 10, -1 if negative else 1
+            operations = [
+                lambda x: x,
+                garden.autocontrast,
+                garden.equalize,
+                lambda x, level=level: garden.posterize(x, np.uint8(4 - int(4 * level / 10))),
+                lambda x, level=level, sign=sign: garden.wrapped_rotate(x, sign * int(30 * level / 10), GRAY),
+                lambda x, level=level: garden.solarize(x, 256 - int(256 * level / 10)),
+                lambda x, level=level, sign=sign: garden.shear_x(x, sign * 0.3 * level / 10, GRAY),
+                lambda x, level=level, sign=sign: garden.shear_y(x, sign * 0.3 * level / 10, GRAY),
+                lambda x, level=level, sign=sign: garden.translate_x(x, sign * int(side / 3 * level / 10), GRAY),
+                lambda x, level=level, sign=sign: garden.translate_y(x, sign * int(side / 3 * level / 10), GRAY),
+            ]
+            varied = operations[number](varied)
+        mixed += weight * varied.numpy()
+    return (1 - shares[3]) * image + shares[3] * mixed
+
+
+@pytest.mark.slow  # 9 operations, nine times in the graph
+def test_augmix_equals_the_loop_over_its_chains():
+    augment = data.augmix(severity=9)
+    draws, images = augment.draw(np.random.default_rng(6), 40), textured_images(40)
+    varied = graph(augment, images, draws)
+    expected = np.stack([augmix_loop(image, row, augment) for image, row in zip(images, draws, strict=True)])
+    assert np.abs(varied - expected).max() <= 0.51
+    assert (varied != images).any(axis=(1, 2, 3)).mean() > 0.8
+
+
+def test_augmix_draws_chains_of_one_to_three_operations_and_uniform_shares():
+    draws = data.augmix(severity=3).draw(np.random.default_rng(0), 20_000)
+    steps, shares = draws[:, :27].reshape(-1, 3, 3), draws[:, 27:] / POSITION_SCALE
+    depths = (steps[..., 0] > 0).sum(axis=1)
+    np.testing.assert_allclose(np.bincount(depths) / len(depths), [0, 1 / 3, 1 / 3, 1 / 3], atol=0.01)
+    numbers = steps[..., 0][steps[..., 0] > 0]
+    np.testing.assert_allclose(np.bincount(numbers)[1:] / len(numbers), 1 / 9, atol=0.01)
+    levels = steps[..., 1] / POSITION_SCALE * 10
+    np.testing.assert_allclose(np.quantile(levels, [0, 0.5, 1]), [0.1, 1.55, 3.0], atol=0.03)
+    np.testing.assert_allclose(shares[:, :3].sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.quantile(shares[:, 3], [0.2, 0.7]), [0.2, 0.7], atol=0.02)
+    assert data.augmix(all_operations=True).draw(np.random.default_rng(0), 500)[:, 0].max() == 13
+
+
+@pytest.mark.parametrize("severity", [0.1, 10.5])
+def test_a_severity_out_of_range_is_refused(severity):
+    with pytest.raises(RecipeError, match=rf"severity must be above 0.1 and at most 10\. Received: {severity}"):
+        data.augmix(severity)
+
+
+def test_a_negative_translation_is_refused():
+    with pytest.raises(RecipeError, match=r"0 or more pixels\. Received: -1"):
+        data.trivialaugment(max_translation=-1)
