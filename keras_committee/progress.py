@@ -1,6 +1,7 @@
 """Progress of long work: what is done now, for a display.
 
-Nothing is displayed unless a program installs a display, as the command line does. A step costs nothing then.
+Nothing is displayed unless a program installs a display, as the command line and the functions of
+`keras_committee.api` do. A step costs nothing then.
 """
 
 import contextlib
@@ -45,7 +46,13 @@ class HiddenDisplay:
         pass
 
 
-_current: ContextVar[Display] = ContextVar("progress_display", default=HiddenDisplay())  # noqa: B039 - has no state
+_NO_DISPLAY = HiddenDisplay()
+_current: ContextVar[Display] = ContextVar("progress_display", default=_NO_DISPLAY)
+
+
+def has_display() -> bool:
+    """Return whether a display was installed, also one that hides the steps."""
+    return _current.get() is not _NO_DISPLAY
 
 
 @contextlib.contextmanager

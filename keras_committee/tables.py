@@ -1,11 +1,15 @@
-"""Tables of members and committees for the terminal."""
+"""Tables of members and committees for terminals, files and notebooks."""
 
+import contextlib
+import dataclasses
+import html
+import io
 import math
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -22,6 +26,75 @@ _QUARTILES = ("lower", "median", "upper")
 _EDGE_WIDTH = 4  # characters that the outer border adds to a table
 _HARD_BLANK = "\ue000"  # of private use: stands for a blank at which no line ends
 _SEPARATOR_WIDTH = 3  # a line and two blanks between two columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        columns: Titles of the columns.
+        rows: Cells of each row, one per column.
+        note: Sentence below the table, ending with a blank.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    @property
+    def footer(self) -> str:
+        """The note and, if there is a column "MFLOPs", the definition of MFLOPs."""
+        return f"{self.note}{_MFLOPS_NOTE if 'MFLOPs' in self.columns else ''}".strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Aligned:
+    """Lines of text whose characters are aligned, which are never wrapped."""
+
+    text: str
+
+
+Block = Table | Aligned | str  # a string is a paragraph
+
+
+def print_blocks(blocks: Iterable[Block]) -> None:
+    """Print tables and paragraphs to stdout, as `print_table` and `print_text` do."""
+    for block in blocks:
+        if isinstance(block, Table):
+            print_table(block.columns, block.rows, block.note)
+        elif isinstance(block, Aligned):
+            click.echo(block.text)
+        else:
+            print_text(block)
+
+
+def format_blocks(blocks: Iterable[Block]) -> str:
+    """Return what `print_blocks` prints to a file."""
+    with io.StringIO() as stream, contextlib.redirect_stdout(stream):
+        print_blocks(blocks)
+        return stream.getvalue().rstrip()
+
+
+def blocks_to_html(blocks: Iterable[Block]) -> str:
+    """Return tables and paragraphs as HTML, for a notebook; all text is escaped."""
+    return "\n".join(part for block in blocks for part in _html_parts(block))
+
+
+def _html_parts(block: Block) -> Iterator[str]:
+    if isinstance(block, Table):
+        yield "<table>\n<thead>" + _html_row("th", block.columns) + "</thead>\n<tbody>"
+        yield from (_html_row("td", row) for row in block.rows)
+        yield "</tbody>\n</table>"
+        yield from (f"<p><small>{html.escape(text)}</small></p>" for text in [block.footer] if text)
+    elif isinstance(block, Aligned):
+        yield f"<pre>{html.escape(block.text)}</pre>"
+    elif text := block.strip():
+        yield f"<p>{html.escape(text)}</p>"
+
+
+def _html_row(tag: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def print_members(members: list[dict[str, Any]]) -> None:
@@ -45,11 +118,16 @@ def print_members(members: list[dict[str, Any]]) -> None:
         "inference with batch 1. "
     )
     print_table([*columns, "training memory", "inference memory"], rows, note)
-    _print_unknown_costs(members)
+    print_blocks(_unknown_costs(members))
 
 
 def print_evaluation(result: dict[str, Any]) -> None:
-    """Print the members, the committees of each size, and the classes.
+    """Print the `evaluation_blocks`."""
+    print_blocks(evaluation_blocks(result))
+
+
+def evaluation_blocks(result: dict[str, Any]) -> Iterator[Block]:
+    """Yield tables of the members, the committees of each size, and the classes.
 
     Args:
         result: The content of `evaluation.json`.
@@ -69,9 +147,9 @@ def print_evaluation(result: dict[str, Any]) -> None:
     ]
     last_columns = ["top-5", "NLL"] if has_top_5 else ["NLL", "ECE"]  # more would not fit 80 columns
     note = _interval_note(result) + _epochs_note(result["members"])
-    print_table(["member", "name", "MFLOPs", "accuracy", *last_columns], members, note)
-    _print_unknown_costs(result["members"])
-    _print_latency(result["members"])
+    yield Table(["member", "name", "MFLOPs", "accuracy", *last_columns], members, note)
+    yield from _unknown_costs(result["members"])
+    yield from _latency_tables(result["members"])
     committees = [
         [
             str(committee["size"]),
@@ -84,18 +162,18 @@ def print_evaluation(result: dict[str, Any]) -> None:
         ]
         for committee in result["committees"]
     ]
-    print_table(
+    yield Table(
         ["size", "subsets", "MFLOPs", "accuracy", "std", "NLL", "ECE"],
         committees,
         f"Means over the subsets of the members, and the standard deviation over them. {_interval_note(result)}",
     )
-    _print_selective(result)
-    _print_classes(result)
-    _print_confusion_matrix(result)
+    yield _selective_table(result)
+    yield _class_table(result)
+    yield from _confusion_matrix(result)
 
 
-def _print_selective(result: dict[str, Any]) -> None:
-    """Print how many answers can be accepted at an error rate."""
+def _selective_table(result: dict[str, Any]) -> Table:
+    """Return how many answers can be accepted at an error rate."""
     names = ("aurc", "coverage_at_1_percent_risk", "coverage_at_5_percent_risk")
 
     def cells(scores: dict[str, Any]) -> list[str]:
@@ -108,11 +186,16 @@ def _print_selective(result: dict[str, Any]) -> None:
     if "selected" in result:
         rows.append([f"selected {result['selected']['kind']}", *cells(result["selected"])])
     note = "AURC: mean error rate over all numbers of most confident answers. "
-    print_table(["", "AURC", "accepted at 1 % error", "accepted at 5 % error"], rows, note)
+    return Table(["", "AURC", "accepted at 1 % error", "accepted at 5 % error"], rows, note)
 
 
 def print_selection(selection: dict[str, Any]) -> None:
-    """Print the selection, the best member and, for a cascade, the best committee, with the members of each.
+    """Print the `selection_blocks`."""
+    print_blocks(selection_blocks(selection))
+
+
+def selection_blocks(selection: dict[str, Any]) -> Iterator[Block]:
+    """Yield the selection, the best member and, for a cascade, the best committee, with the members of each.
 
     Args:
         selection: The content of `selection.json`.
@@ -130,16 +213,21 @@ def print_selection(selection: dict[str, Any]) -> None:
         f"Selected on {examples['validation']:,} validation images; [95 % interval] over the {examples['test']:,} test "
         "images. "
     )
-    print_table(columns, rows, note)
+    yield Table(columns, rows, note)
     for name, committee in committees.items():
-        print_text(f"{name}: {_format_names(committee['members'])}")
-    click.echo()
+        yield f"{name}: {_format_names(committee['members'])}"
+    yield ""
     for note in report.get("notes", ()):
-        print_text(f"{note}\n")
+        yield f"{note}\n"
 
 
 def print_training(members: list[dict[str, Any]]) -> None:
-    """Print the members at the end of training.
+    """Print the `training_table`."""
+    print_blocks([training_table(members)])
+
+
+def training_table(members: list[dict[str, Any]]) -> Table:
+    """Return the members at the end of training.
 
     Args:
         members: The result of `evaluation.training_summary`.
@@ -155,7 +243,7 @@ def print_training(members: list[dict[str, Any]]) -> None:
         for member in members
     ]
     columns = ["member", "epoch kept", "validation accuracy", "validation NLL", "time"]
-    print_table(columns, rows, "Accuracy with its 95 % interval over the images. ")
+    return Table(columns, rows, "Accuracy with its 95 % interval over the images. ")
 
 
 def print_search(members: list[dict[str, Any]]) -> None:
@@ -203,7 +291,7 @@ def format_duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:
     """Print a table, followed by `note` and, if there is a column "MFLOPs", the definition of MFLOPs.
 
     Where a table is wider than the terminal, its titles are wrapped between words; if that is not enough, it is printed
@@ -215,9 +303,9 @@ def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> No
         note: Sentence below the table, ending with a blank.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False, force_jupyter=False)
     widths = _column_widths(columns, rows)
     if not sys.stdout.isatty():
         console.width = _table_width(widths) + _EDGE_WIDTH
@@ -228,13 +316,13 @@ def print_table(columns: list[str], rows: list[list[str]], note: str = "") -> No
         click.echo("\n".join(_wrap_rows(columns, rows, console.width)))
     else:
         show_edge = _table_width(widths) + _EDGE_WIDTH <= console.width
-        table = Table(show_edge=show_edge, pad_edge=show_edge)
+        table = RichTable(show_edge=show_edge, pad_edge=show_edge)
         for column, width in zip(columns, widths, strict=True):
             table.add_column(column, width=width)
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    if footer := f"{note}{_MFLOPS_NOTE if 'MFLOPs' in columns else ''}".strip():
+    if footer := Table(columns, rows, note).footer:
         print_text(f"{footer}\n")
 
 
@@ -300,7 +388,7 @@ def _wrap_command(prose: str, command: str, width: int) -> list[str]:
     return [*lines, current]
 
 
-def _column_widths(titles: list[str], rows: list[list[str]]) -> list[int]:
+def _column_widths(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
     return [max(map(_display_width, cells)) for cells in zip(titles, *rows, strict=True)]
 
 
@@ -313,10 +401,10 @@ def _member_cells(member: dict[str, Any]) -> list[str]:
     return [str(member["index"]), member["name"], f"{member['parameters']:,}", format_cost(member["mflops"])]
 
 
-def _print_unknown_costs(members: list[dict[str, Any]]) -> None:
+def _unknown_costs(members: list[dict[str, Any]]) -> Iterator[str]:
     named = [(f"member {member['index']} ({member['name']})", member.get("uncounted", [])) for member in members]
     if note := unknown_cost_note(named):
-        print_text(f"{note}\n")
+        yield f"{note}\n"
 
 
 def _stochastic_depth_cells(member: dict[str, Any]) -> list[str]:
@@ -334,14 +422,14 @@ def _format_bytes(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-def _print_latency(members: list[dict[str, Any]]) -> None:
+def _latency_tables(members: list[dict[str, Any]]) -> Iterator[Table]:
     rows = [
         [str(member["index"]), member["name"], str(timing["batch"]), *(f"{timing[name]:.2f}" for name in _QUARTILES)]
         for member in members
         for timing in member.get("latency", ())
     ]
     if rows:
-        print_table(["member", "name", "images", "lower quartile", "median", "upper quartile"], rows, "Milliseconds. ")
+        yield Table(["member", "name", "images", "lower quartile", "median", "upper quartile"], rows, "Milliseconds. ")
 
 
 def format_accuracy(accuracy: float, interval: dict[str, float]) -> str:
@@ -357,7 +445,7 @@ def _interval_note(result: dict[str, Any]) -> str:
     return f"Accuracy with its 95 % interval over the {result['examples']:,} {result['split']} images. "
 
 
-def _print_classes(result: dict[str, Any]) -> None:
+def _class_table(result: dict[str, Any]) -> Table:
     classes, head = result["per_class"], result["head"].replace("_", " ")
     note = f"Of the committee of all members ({head})"
     if "top_5_accuracy" in result:
@@ -370,22 +458,22 @@ def _print_classes(result: dict[str, Any]) -> None:
         [row["class"], f"{row['examples']:,}", *(_format_optional(row[score]) for score in ("precision", "recall"))]
         for row in classes
     ]
-    print_table(["class", "images", "precision", "recall"], rows, f"{note}. ")
+    return Table(["class", "images", "precision", "recall"], rows, f"{note}. ")
 
 
-def _print_confusion_matrix(result: dict[str, Any]) -> None:
-    """Print the percentages of each true class, those of correct predictions in brackets; few classes only."""
+def _confusion_matrix(result: dict[str, Any]) -> Iterator[Block]:
+    """Yield the percentages of each true class, those of correct predictions in brackets; few classes only."""
     matrix, names = result.get("confusion_matrix"), [row["class"] for row in result["per_class"]]
     if matrix is None or len(names) > _MAX_MATRIX_COLUMNS:
         return
     labels = [f"{index} {name}" for index, name in enumerate(names)]
     width = max(_MIN_LABEL_WIDTH, min(max(map(_display_width, labels)), 80 - _MATRIX_CELL_WIDTH * len(names)))
-    print_text("Confusion matrix: % of each true class (row) by predicted class (column)")
-    click.echo(" " * width + "".join(f"{index} ".rjust(_MATRIX_CELL_WIDTH) for index in range(len(names))))
+    yield "Confusion matrix: % of each true class (row) by predicted class (column)"
+    lines = [" " * width + "".join(f"{index} ".rjust(_MATRIX_CELL_WIDTH) for index in range(len(names)))]
     for row, label in enumerate(labels):
         cells = [_matrix_cell(count, sum(matrix[row]), row == column) for column, count in enumerate(matrix[row])]
-        click.echo((_fit(label, width) + "".join(cells)).rstrip())
-    click.echo()
+        lines.append((_fit(label, width) + "".join(cells)).rstrip())
+    yield Aligned("\n".join([*lines, ""]))
 
 
 def _matrix_cell(count: int, total: int, is_diagonal: bool) -> str:
@@ -456,7 +544,7 @@ def _display_width(text: str) -> int:
     return cell_len(text)
 
 
-def _wrap_rows(columns: list[str], rows: list[list[str]], width: int) -> Iterator[str]:
+def _wrap_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
     """Yield the lines of one paragraph per row, wrapped only between cells."""
     for row in rows:
         title = f"{columns[0]} {row[0]}".strip()

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from keras_committee.cli.step_display import LineDisplay, make_display
-from keras_committee.progress import step, track, use_display
+from keras_committee.progress import has_display, step, track, use_display
+from keras_committee.step_display import LineDisplay, displayed, make_display
 
 
 class Recorder:
@@ -82,3 +82,18 @@ def test_on_a_terminal_a_long_text_leaves_room_for_the_bar_and_the_time(monkeypa
     lines = [re.sub(r"\x1b\[[\d;?]*\w", "", line) for line in re.split(r"[\r\n]+", terminal.getvalue())]
     assert any(re.match(r"\S loading folder/.*\.\.\. .*0:00:00", line) for line in lines)
     assert max(map(len, lines)) <= 80
+
+
+def test_a_function_displays_its_steps_unless_its_caller_does(capsys):
+    @displayed
+    def work(text):
+        with step(text):
+            return has_display()
+
+    recorder = Recorder()
+    with use_display(recorder):
+        assert work("hidden")
+    assert work("shown")
+    assert not has_display()
+    assert recorder.calls == [("hidden", None), ("hidden", "end")]
+    assert capsys.readouterr().err == "shown\n"

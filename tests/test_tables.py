@@ -165,7 +165,7 @@ def test_an_evaluation_has_members_latencies_and_committees(capsys):
 def test_a_confusion_matrix_has_its_diagonal_in_brackets_and_fits_80_columns(capsys):
     names = ["cat", "a dog with a name that is far too long for a column of so narrow a table", "hen"]
     result = {"per_class": [{"class": name} for name in names], "confusion_matrix": [[9, 1, 0], [1, 200, 0], [0] * 3]}
-    tables._print_confusion_matrix(result)
+    tables.print_blocks(tables._confusion_matrix(result))
     header, *lines = capsys.readouterr().out.splitlines()[1:-1]
     assert header.split() == ["0", "1", "2"]
     assert " ".join(lines[0].split()) == "0 cat [90] 10"
@@ -284,3 +284,22 @@ def test_an_unknown_cost_is_named_with_the_layers_that_cannot_be_counted(capsys)
     note = lines.index("note: the cost is unknown, as some layers cannot be counted:")
     assert lines[note + 1] == "member 1 (wrn_16_1): 'rows' (LSTM), 'mix' (Mix)"
     assert lines[note + 2].startswith("To count a layer, define `multiply_adds(input_shape, output_shape)` on it.")
+
+
+def test_blocks_are_escaped_html_in_a_notebook_and_plain_text_in_a_representation():
+    blocks = [
+        tables.Table(["name", "MFLOPs"], [["<b>", "2.0"]], "Of one. "),
+        "a & b\n",
+        "",
+        tables.Aligned("1 <\n 2"),
+    ]
+    assert tables.blocks_to_html(blocks) == (
+        "<table>\n<thead><tr><th>name</th><th>MFLOPs</th></tr></thead>\n<tbody>\n"
+        "<tr><td>&lt;b&gt;</td><td>2.0</td></tr>\n</tbody>\n</table>\n"
+        "<p><small>Of one. MFLOPs: 2 x multiply-adds / 1e6, for one image.</small></p>\n"
+        "<p>a &amp; b</p>\n<pre>1 &lt;\n 2</pre>"
+    )
+    lines = [" ".join(re.sub("[│┃]", " ", line).split()) for line in tables.format_blocks(blocks).splitlines()]
+    assert lines[1] == "name MFLOPs"
+    assert lines[3] == "<b> 2.0"
+    assert lines[5:] == ["Of one. MFLOPs: 2 x multiply-adds / 1e6, for one image.", "", "a & b", "", "", "1 <", "2"]

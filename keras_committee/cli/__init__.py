@@ -31,11 +31,11 @@ from keras_committee.cli.search import search
 from keras_committee.cli.select import select
 from keras_committee.cli.serve import serve
 from keras_committee.cli.serving_config import serving_config
-from keras_committee.cli.step_display import make_display
 from keras_committee.cli.train import train
 from keras_committee.errors import CommitteeError, ResourceError
 from keras_committee.progress import use_display
 from keras_committee.recipe_file import RecipeFile
+from keras_committee.step_display import make_display
 from keras_committee.tables import print_text
 
 __all__ = ["cli", "main"]

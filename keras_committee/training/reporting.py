@@ -16,6 +16,7 @@ from keras_committee.errors import pluralize
 from keras_committee.progress import HiddenDisplay, use_display
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.step_display import NotebookOutput, in_notebook
 from keras_committee.tables import wrap_text
 from keras_committee.training.failsafe import Failsafe
 from keras_committee.training.tensorboard import CommitteeTensorBoard
@@ -84,7 +85,7 @@ class Reporter(Protocol):
 
 
 class Monitor:
-    """Displays a committee in training: bars on a terminal, log lines elsewhere, TensorBoard always.
+    """Displays a committee in training: bars on a terminal or in a notebook, log lines elsewhere, TensorBoard always.
 
     There is one bar for the committee and one for each member in training. If the display fails, training continues
     with a warning, see `Failsafe`. All events of members are written to the journal here, by the owner of the run
@@ -101,7 +102,7 @@ class Monitor:
         self._run, self._recipe, self._failsafe = run, recipe, Failsafe(self.note)
         self._tensorboard = CommitteeTensorBoard(run, recipe, splits)
         self._steps_per_member = recipe.epochs * splits.steps_per_epoch
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, force_jupyter=False)
         # FORCE_COLOR makes Rich take a log for a terminal, and a dumb one cannot go back over what it has shown.
         self._is_interactive = self._console.is_interactive and self._console.file.isatty()
         self._progress = ProgressBars(recipe.data.batch_size, console=self._console, disable=not self._is_interactive)
@@ -110,6 +111,7 @@ class Monitor:
         )
         self._member_tasks: dict[int, TaskID] = {}
         self._last_log_time: dict[int, float] = {}
+        self._notebook = NotebookOutput() if in_notebook() else None
         self._hidden = contextlib.ExitStack()
 
     def __enter__(self) -> "Monitor":
@@ -123,6 +125,8 @@ class Monitor:
     def __exit__(self, *_) -> None:
         with self._failsafe(_PROGRESS):
             self._progress.stop()
+            if self._notebook:
+                self._notebook.clear()
         self._hidden.close()
 
     def on_member_begin(self, index: int) -> None:
@@ -149,7 +153,8 @@ class Monitor:
         with self._failsafe(_PROGRESS):
             epoch_text = f"{epoch}/{self._recipe.epochs}"
             self._progress.update(self._member_tasks[index], epoch=epoch_text, phase=phase)
-            if not self._is_interactive and phase == "tracing":
+            self._show_in_notebook()
+            if self._prints_lines and phase == "tracing":
                 self._last_log_time[index] = time.monotonic()
                 self.note(f"member {index}  epoch {epoch_text}  tracing the training step")
 
@@ -158,7 +163,8 @@ class Monitor:
         with self._failsafe(_PROGRESS):
             self._progress.advance(self._committee_task, steps)
             self._progress.advance(self._member_tasks[index], steps)
-            if not self._is_interactive:
+            self._show_in_notebook()
+            if self._prints_lines:
                 self._print_steps(index)
 
     def on_epoch_end(self, index: int, row: dict[str, Any]) -> None:
@@ -173,7 +179,8 @@ class Monitor:
                 validation=f"{row['validation_accuracy']:.2%}",
                 phase="training",
             )
-            if not self._is_interactive and self._is_line_due(index, row["epoch"]):
+            self._show_in_notebook()
+            if self._prints_lines and self._is_line_due(index, row["epoch"]):
                 self.note(self._log_line(index, row))
 
     def event(self, index: int, name: str, text: str, **fields: Any) -> None:
@@ -186,6 +193,14 @@ class Monitor:
         with contextlib.suppress(OSError, ValueError):
             text = wrap_text(text, self._console.width) if self._is_interactive else text
             self._console.print(text, soft_wrap=True, markup=False)
+
+    @property
+    def _prints_lines(self) -> bool:
+        return not self._is_interactive and self._notebook is None
+
+    def _show_in_notebook(self) -> None:
+        if self._notebook:
+            self._notebook.show(lambda: self._progress.make_tasks_table(self._progress.tasks))
 
     def _print_steps(self, index: int) -> None:
         """Print the steps of an epoch that takes long."""
