@@ -18,6 +18,41 @@ _WEIGHTED_HEAD = "weighted_geometric_mean"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """A changed image, which a network predicts in place of the image itself: mirrored, shifted, or both.
+
+    Attributes:
+        mirror: Whether the image is mirrored left to right.
+        shift: Pixels by which the image is shifted down and to the right, then mirrored; negative: up and to the left.
+            Its borders are reflected.
+    """
+
+    mirror: bool = False
+    shift: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join([*(["mirrored"] if self.mirror else []), *([f"shift {self.shift:+d}"] if self.shift else [])])
+
+    @property
+    def file_name(self) -> str:
+        """The name of the view in file names, such as `"mirrored_shift+1"`."""
+        return str(self).replace(", ", "_").replace(" ", "")
+
+
+def views_to_try(*, mirror: bool, shifts: int) -> tuple[View, ...]:
+    """Return the views of an image beside the image itself.
+
+    Args:
+        mirror: Whether to mirror.
+        shifts: Pixels of the shifts up and to the left, and down and to the right; 0 for none.
+    """
+    mirrored_or_not = (False, True) if mirror else (False,)
+    pixels = (0, -shifts, shifts) if shifts else (0,)
+    views = [View(mirror=mirrored, shift=shift) for mirrored in mirrored_or_not for shift in pixels]
+    return tuple(view for view in views if view != View())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectedMember:
     """One member of the selection.
 
@@ -29,6 +64,8 @@ class SelectedMember:
         parameters: Number of trainable weights.
         mflops: 2 x multiply-adds / 1e6 for one image; None if unknown.
         temperature: Divisor of its logits, applied first.
+        view: The view of the image that it predicts; None for the image itself. Members of different views share the
+            weights of one `model.keras`.
     """
 
     run: str
@@ -38,6 +75,7 @@ class SelectedMember:
     parameters: int
     mflops: float | None
     temperature: float = 1.0
+    view: View | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,8 +256,7 @@ class Selection:
         if isinstance(document, dict):
             document = {"promise": None, "reference": None, **document}  # files of versions without them
         fields = _validated("", document, _SELECTION_SCHEMA)
-        members = [_validated(f"members[{i}]", item, _MEMBER_SCHEMA) for i, item in enumerate(fields["members"])]
-        fields["members"] = tuple(SelectedMember(**member) for member in members)
+        fields["members"] = tuple(_member_from_document(i, item) for i, item in enumerate(fields["members"]))
         if fields["stages"] is not None:
             stages = [_validated(f"stages[{i}]", item, _STAGE_SCHEMA) for i, item in enumerate(fields["stages"])]
             fields["stages"] = tuple(Stage(**stage) for stage in stages)
@@ -256,6 +293,16 @@ def check_stages(stages: Sequence[int], thresholds: Sequence[float | None], memb
             f"thresholds must hold one number for each of the {len(stages)} stages except the last. "
             f"Received: {list(thresholds)}"
         )
+
+
+def _member_from_document(position: int, document: Any) -> SelectedMember:
+    location = f"members[{position}]"
+    if isinstance(document, dict):
+        document = {"view": None, **document}  # files of versions without views
+    fields = _validated(location, document, _MEMBER_SCHEMA)
+    if fields["view"] is not None:
+        fields["view"] = View(**_validated(f"{location}.view", fields["view"], _VIEW_SCHEMA))
+    return SelectedMember(**fields)
 
 
 def _promise_from_document(document: Any) -> Promise:
@@ -323,6 +370,11 @@ _MEMBER_SCHEMA = {
     **dict.fromkeys(("index", "parameters"), _COUNT),
     "mflops": (_is_null_or(_is_number), "null or a finite number"),
     "temperature": (lambda value: _is_number(value) and value > 0, "a finite number above 0"),
+    "view": (lambda _: True, "null or an object"),
+}
+_VIEW_SCHEMA = {
+    "mirror": (lambda value: isinstance(value, bool), "true or false"),
+    "shift": (lambda value: isinstance(value, int) and _is_number(value), "an integer"),
 }
 _STAGE_SCHEMA = {"members": _COUNT, "threshold": (_is_null_or(_is_number), "null or a finite number")}
 

@@ -9,7 +9,16 @@ import operator
 import pytest
 
 from keras_committee.errors import RunError
-from keras_committee.selection import AcceptanceRule, Promise, SelectedMember, Selection, SetRule, Stage
+from keras_committee.selection import (
+    AcceptanceRule,
+    Promise,
+    SelectedMember,
+    Selection,
+    SetRule,
+    Stage,
+    View,
+    views_to_try,
+)
 
 MEMBERS = tuple(
     SelectedMember(
@@ -53,6 +62,27 @@ def test_a_selection_of_a_version_without_promises_is_read(tmp_path):
     CASCADE.write(file)
     edit(file, [], lambda document: document.pop("promise"))
     assert Selection.read(file) == dataclasses.replace(CASCADE, promise=None)
+
+
+def test_views_are_read_back_and_a_selection_of_a_version_without_them_is_read(tmp_path):
+    file = tmp_path / "selection.json"
+    viewed = dataclasses.replace(MEMBERS[1], view=View(mirror=True, shift=-2))
+    dataclasses.replace(CASCADE, members=(MEMBERS[0], viewed, MEMBERS[2])).write(file)
+    assert Selection.read(file).members[1] == viewed
+    edit(file, ["members", 0], lambda member: member.pop("view"))
+    assert Selection.read(file).members == (MEMBERS[0], viewed, MEMBERS[2])
+    edit_message = r"members\[1\]\.view\.shift must be an integer\. Received: 0\.5"
+    file.write_text(file.read_text().replace('"shift": -2', '"shift": 0.5'))
+    with pytest.raises(RunError, match=edit_message):
+        Selection.read(file)
+
+
+def test_the_views_to_try():
+    assert views_to_try(mirror=True, shifts=0) == (View(mirror=True),)
+    assert [str(view) for view in views_to_try(mirror=True, shifts=2)] == [
+        "shift -2", "shift +2", "mirrored", "mirrored, shift -2", "mirrored, shift +2",
+    ]  # fmt: skip
+    assert [view.file_name for view in views_to_try(mirror=False, shifts=1)] == ["shift-1", "shift+1"]
 
 
 def test_thresholds_of_sets_for_other_classes_are_an_error():

@@ -23,6 +23,7 @@ from keras_committee.keras_config import loading_backend
 from keras_committee.precision import EXPORT_PRECISIONS, export_precision
 from keras_committee.progress import step
 from keras_committee.run import lock_runs
+from keras_committee.selection import View, views_to_try
 from keras_committee.tables import print_selection, print_text
 
 if TYPE_CHECKING:
@@ -93,6 +94,13 @@ _LATENCY = "latency"
     help="Largest accuracy loss allowed for the cascade, in percentage points.",
 )
 @click.option(
+    "--views",
+    metavar="VIEW[,VIEW]",
+    callback=lambda _context, _parameter, value: _parse_views(value),
+    help="Let each member also compete on views of the image: mirror, shifts[=PIXELS].",
+    show_default="the image alone",
+)
+@click.option(
     "--out",
     type=HomePath(),
     metavar="FILE",
@@ -116,6 +124,7 @@ def select(
     head: str,
     cascade: bool,
     max_accuracy_drop: float | None,
+    views: tuple[View, ...],
     out: str | None,
     min_members: int | None,
     allow_duplicate_weights: bool,
@@ -141,7 +150,9 @@ def select(
             from keras_committee import evaluation
 
         compute_precision = export_precision(precision or "float32") if by_time and cascade else "float32"
-        pool = evaluation.load_pool(opened, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights)
+        pool = evaluation.load_pool(
+            opened, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights, views=views
+        )
         max_cost = max_mflops or max_latency or math.inf
         metric = "accuracy" if objective == _LATENCY else objective
         goal = evaluation.Objective(metric=metric, max_cost=max_cost, min_accuracy=min_accuracy or 0.0)
@@ -170,6 +181,17 @@ def select(
         return
     print_selection(document)
     _print_summary(document, runs, file)
+
+
+def _parse_views(text: str | None) -> tuple[View, ...]:
+    """Return the views of `--views`, such as `mirror,shifts=2`. Raises click.BadParameter."""
+    if text is None:
+        return ()
+    names = dict(part.strip().partition("=")[::2] for part in text.split(","))
+    pixels = names.pop("shifts", None)
+    if names not in ({}, {"mirror": ""}) or not (pixels or "1").isdecimal() or int(pixels or 1) < 1:
+        raise click.BadParameter(f"must be mirror, shifts or shifts=PIXELS, or both with a comma. Received: {text!r}.")
+    return views_to_try(mirror=bool(names), shifts=0 if pixels is None else int(pixels or 1))
 
 
 def _check_options(max_mflops, max_latency, min_accuracy, objective, cascade, max_accuracy_drop) -> None:
@@ -204,13 +226,12 @@ def _check_options(max_mflops, max_latency, min_accuracy, objective, cascade, ma
 
 
 def _load_models(members):
-    """Return the models of the members, each file loaded once."""
-    from keras_committee.export.export_members import load_exportable
+    """Return the models of pool members, each file loaded once."""
+    from keras_committee.export.export_members import load_models
     from keras_committee.member_dir import MemberDir
 
-    files = [MemberDir(run, index).model for run, index in members]
-    loaded = {file: load_exportable(file) for file in dict.fromkeys(files)}
-    return [loaded[file] for file in files]
+    files = [MemberDir(member.run, member.index).model for member in members]
+    return load_models(files, [member.view for member in members])
 
 
 def _measure_stages(pool, batch_size: int, precision: str) -> "StageTimeModel":
@@ -219,7 +240,7 @@ def _measure_stages(pool, batch_size: int, precision: str) -> "StageTimeModel":
     from keras_committee.stage_time import StageTimeModel
 
     members = pool.with_known_costs().members
-    models = _load_models([(member.run, member.index) for member in members])
+    models = _load_models(members)
     graphs = graph_time.measure_stages(models, [member.architecture for member in members], batch_size, precision)
     return StageTimeModel(graphs, batch_size)
 
@@ -229,9 +250,8 @@ def _measure_cascade(pool, selection, precision: str) -> dict[str, Any]:
     from keras_committee.export import graph_time
 
     report = selection.report["cascade"]
-    runs = {member.weights_hash: (member.run, member.index) for member in pool.members}
-    models = _load_models([runs[member.weights] for member in selection.members])
-    committee = _load_models([(Path(member["run"]), member["index"]) for member in report["committee"]["members"]])
+    models = _load_models([pool.members[position] for position in pool.positions(selection.members)])
+    committee = _load_models([pool.members[pool.position_of(entry)] for entry in report["committee"]["members"]])
     shares = report["latency"]["shares"]
     continuing = [later / max(share, 1e-9) for share, later in itertools.pairwise(shares)]
     sizes = [stage.members for stage in selection.stages]

@@ -20,6 +20,7 @@ from keras_committee.evaluation.pool import check_no_duplicate_weights
 from keras_committee.evaluation.predictions import (
     SplitPredictions,
     load_or_compute_predictions,
+    predict_split,
     preload,
     resolve_split,
 )
@@ -117,7 +118,7 @@ def evaluate(
         **_confusion_matrix(committee, predictions.labels),
         **top_5_accuracy(committee, predictions.labels),
         "misclassified": misclassified,
-        **_selected_scores(run, predictions),
+        **_selected_scores(run, predictions, splits, split),
         **({"label_errors": write_label_errors(run, split, examples, predictions, committee)} if label_errors else {}),
     }
     write_record(run.path / "evaluation.json", result)
@@ -125,21 +126,26 @@ def evaluate(
     return result
 
 
-def _selected_scores(run: Run, predictions: SplitPredictions) -> dict[str, Any]:
+def _selected_scores(run: Run, predictions: SplitPredictions, splits: Any, split: str) -> dict[str, Any]:
     """Return `{"selected"}`, the scores of `selection.json`; nothing without one, or with members of other runs."""
     try:
         selection = Selection.read(run.path / "selection.json")
         columns = [predictions.weight_hashes.index(member.weights) for member in selection.members]
     except (RunError, ValueError):
         return {}
+    members = [predictions.members[column] for column in columns]
+    views = [member.view for member in selection.members]
     temperatures = np.array([member.temperature for member in selection.members], np.float32)
-    log_probs = predictions.log_probabilities[:, columns] / temperatures[:, None]
+    log_probs = predictions.log_probabilities[:, columns]
+    if any(views):
+        log_probs = predict_split(run, members, splits, split, views).log_probabilities
+    log_probs = log_probs / temperatures[:, None]
     outputs, labels = aggregation.selected_outputs(selection, log_probs), predictions.labels
     probabilities = outputs["probabilities"]
     return {
         "selected": {
             "kind": selection.kind,
-            "members": [predictions.members[column] for column in columns],
+            "members": members,
             **metrics.classification_metrics(probabilities, labels),
             **metrics.selective_metrics(outputs["confidence"], probabilities.argmax(axis=1) == labels),
         }

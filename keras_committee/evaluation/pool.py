@@ -1,10 +1,12 @@
 """Pool of members from one or more runs, with their predictions on the same examples."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from keras_committee.files import file_hash
 from keras_committee.progress import track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.selection import SelectedMember, View
 from keras_committee.split_sizes import divide_for_promise
 
 
@@ -32,7 +35,8 @@ class PoolMember:
         parameters: Number of trainable weights.
         mflops: 2 x multiply-adds / 1e6 for one image; None if unknown.
         uncounted: Layers whose cost is unknown.
-        architecture: Hash of its layers; members of one architecture differ in their weights only.
+        architecture: Hash of its layers; members of one architecture differ in their weights or views only.
+        view: The view of the image that it predicts; None for the image itself.
     """
 
     run: Path
@@ -43,6 +47,7 @@ class PoolMember:
     mflops: float | None
     architecture: str
     uncounted: tuple[str, ...] = ()
+    view: View | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,7 @@ class Pool:
     """Members of one or more runs with the same classes and examples.
 
     Attributes:
-        members: The members, in the order of the runs and of the indices in each.
+        members: The members, in the order of the runs, of the indices in each, and of the views of each.
         classes: Names of the classes, in label order.
         predictions: For each split float32 log-probabilities `(examples, members, classes)`.
         labels: For each split int32 `(examples,)`.
@@ -84,6 +89,21 @@ class Pool:
         )
         return choose, promise
 
+    def positions(self, members: Iterable[SelectedMember]) -> list[int]:
+        """Return the position of each selected member in the pool. Raises KeyError with a member that is not in it."""
+        positions: dict[tuple[str, View | None], int] = {}
+        for position, member in enumerate(self.members):
+            positions.setdefault((member.weights_hash, member.view), position)
+        members = list(members)
+        if unknown := [member for member in members if (member.weights, member.view) not in positions]:
+            raise KeyError(unknown[0])
+        return [positions[member.weights, member.view] for member in members]
+
+    def position_of(self, entry: Mapping[str, Any]) -> int:
+        """Return the position of the member of an `entry` of a selection's report, with `run`, `index` and `view`."""
+        key = entry["run"], entry["index"], entry.get("view") and View(**entry["view"])
+        return [(str(member.run), member.index, member.view) for member in self.members].index(key)
+
     @property
     def mflops(self) -> np.ndarray:
         """MFLOPs of each member: float64 `(members,)`; infinite if unknown."""
@@ -105,7 +125,9 @@ class Pool:
     def unknown_cost_note(self) -> str:
         """Return a note on the members of unknown cost, or ""."""
         return costs.unknown_cost_note(
-            (f"{member.run} member {member.index} ({member.name})", member.uncounted) for member in self.members
+            (f"{member.run} member {member.index} ({member.name})", member.uncounted)
+            for member in self.members
+            if member.view is None
         )
 
 
@@ -115,6 +137,7 @@ def load_pool(
     *,
     min_members: int | None = None,
     allow_duplicate_weights: bool = False,
+    views: Sequence[View] = (),
 ) -> Pool:
     """Return the pool of all members of `runs`, with their predictions on `splits`.
 
@@ -126,15 +149,19 @@ def load_pool(
         splits: Names from `"train"`, `"validation"` and `"test"`.
         min_members: Accept incomplete runs with at least this many members; None requires all members.
         allow_duplicate_weights: Accept members with identical weights.
+        views: Views of the image with which each member takes part once more, as a member of the same weights.
 
     Raises:
-        RecipeError: If a run is given twice, a split has no examples, or classes or channels differ.
+        RecipeError: If a run is given twice, a split has no examples, classes or channels differ, or a shift of `views`
+            is as large as the image.
         IncompleteError: If a run has too few members.
         RunError: If a member does not contain its classes and image transform, or a file is damaged.
         DataError: If data cannot be read, or the examples of the runs differ.
         VerificationError: If a member's predictions are not finite, or two members have identical weights.
     """
-    pool = load_whole_pool(runs, splits, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights)
+    pool = load_whole_pool(
+        runs, splits, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights, views=views
+    )
     return pool.divided()[0] if "validation" in splits and any(run.is_divided() for run in runs) else pool
 
 
@@ -144,14 +171,15 @@ def load_whole_pool(
     *,
     min_members: int | None = None,
     allow_duplicate_weights: bool = False,
+    views: Sequence[View] = (),
 ) -> Pool:
     """Return the pool of `load_pool` with the whole validation split, also where it is divided."""
     _check_duplicates(runs)
     recipes = [run.recipe() for run in runs]
     indices = [run.available_members(recipe.members, min_members) for run, recipe in zip(runs, recipes, strict=True)]
-    pool_members = _load_pool_members(runs, indices, allow_duplicate_weights)
+    pool_members = _load_pool_members(runs, indices, allow_duplicate_weights, views)
     predictions_per_run = [
-        _predict_splits(run, members, recipe, splits)
+        _predict_splits(run, members, recipe, splits, views)
         for run, members, recipe in zip(runs, indices, recipes, strict=True)
     ]
     predictions = {
@@ -188,7 +216,7 @@ def _check_duplicates(runs: Sequence[Run]) -> None:
 
 
 def _load_pool_members(
-    runs: Sequence[Run], indices: Sequence[Sequence[int]], allow_duplicate_weights: bool
+    runs: Sequence[Run], indices: Sequence[Sequence[int]], allow_duplicate_weights: bool, views: Sequence[View]
 ) -> tuple[PoolMember, ...]:
     """Return the members, after checking that their classes, channels and weights allow one committee."""
     run_and_index = [(run, index) for run, members in zip(runs, indices, strict=True) for index in members]
@@ -204,11 +232,26 @@ def _load_pool_members(
         ]
         weight_hashes = {name: info.weights for name, info in zip(display_names, member_infos, strict=True)}
         check_no_duplicate_weights(weight_hashes, str(runs[0].path) if len(runs) == 1 else "the pool")
-    return tuple(_pool_member(run, index, info) for (run, index), info in zip(run_and_index, member_infos, strict=True))
+    for name, info in zip(names, member_infos, strict=True):
+        _check_shifts(name, info, views)
+    return tuple(
+        _pool_member(run, index, info, view)
+        for (run, index), info in zip(run_and_index, member_infos, strict=True)
+        for view in (None, *views)
+    )
+
+
+def _check_shifts(name: str, info: MemberInfo, views: Sequence[View]) -> None:
+    """Raise RecipeError if a shift is as large as the image."""
+    size = min((side for side in info.input_shape[:2] if side is not None), default=math.inf)
+    shift = max((abs(view.shift) for view in views), default=0)
+    if shift >= size:
+        height, width = info.input_shape[:2]
+        raise RecipeError(f"images of {height}x{width}, as {name} takes, cannot be shifted by {shift} pixels.")
 
 
 def _predict_splits(
-    run: Run, members: Sequence[int], recipe: Recipe, split_names: Sequence[str]
+    run: Run, members: Sequence[int], recipe: Recipe, split_names: Sequence[str], views: Sequence[View]
 ) -> dict[str, SplitPredictions]:
     splits = recipe.data.load()
     empty_splits = [split for split in split_names if not len(getattr(splits, split))]
@@ -218,23 +261,26 @@ def _predict_splits(
             f"the data of {run.path} have no {empty_splits[0]} split.\n  {use.get(empty_splits[0], 'It is needed')}: "
             f"set `{empty_splits[0]}` of the recipe's data to a count or a fraction, in a new run."
         )
-    return {split: predict_split(run, members, splits, split) for split in split_names}
+    indices_and_views = [(index, view) for index in members for view in (None, *views)]
+    indices, member_views = zip(*indices_and_views, strict=True)
+    return {split: predict_split(run, indices, splits, split, member_views) for split in split_names}
 
 
 def _concatenate_members(predictions: Iterable[SplitPredictions]) -> np.ndarray:
     return np.concatenate([run_predictions.log_probabilities for run_predictions in predictions], axis=1)
 
 
-def _pool_member(run: Run, index: int, info: MemberInfo) -> PoolMember:
+def _pool_member(run: Run, index: int, info: MemberInfo, view: View | None) -> PoolMember:
     return PoolMember(
         run=run.path,
         index=index,
         weights_hash=file_hash(run.member(index).model),
-        name=info.name,
+        name=info.name if view is None else f"{info.name} ({view})",
         parameters=info.parameters,
         mflops=info.mflops,
         architecture=info.architecture,
         uncounted=info.uncounted,
+        view=view,
     )
 
 

@@ -15,6 +15,7 @@ from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, subset_head
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import Predictor
+from keras_committee.models.views import view_models
 from keras_committee.progress import track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run, open_selected_runs, selected_data_infos
@@ -96,10 +97,13 @@ class CommitteePredictor:
         files = [run.member(member.index).model for run, member in zip(runs, members, strict=True)]
         selected = list(zip(files, members, strict=True))
         tracked = track(selected, f"loading {pluralize(len(files), 'member')}", len(files))
-        models = {path: _load_selected_member(path, member) for path, member in tracked}
+        networks: dict[Path, keras.Model] = {}
+        for path, member in tracked:
+            networks[path] = networks.get(path) or _load_selected_member(path, member)
+        models = view_models([networks[path] for path in files], [member.view for member in members])
         data_infos = selected_data_infos(selection, runs)
         return cls(
-            [models[path] for path in files],
+            models,
             [member.temperature for member in members],
             selection.head_layer(),
             selection.stages,

@@ -20,9 +20,11 @@ from keras_committee.errors import DataError, VerificationError, pluralize
 from keras_committee.files import file_hash, read_checked, translate_os_errors, write_checked
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import log_probabilities
+from keras_committee.models.views import ViewModel
 from keras_committee.progress import step, track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
+from keras_committee.selection import View
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class SplitPredictions:
     """Predictions of all members on one split.
 
     Attributes:
-        members: Indices of the members, ascending.
+        members: Indices of the members, ascending; those given to `predict_split`.
         log_probabilities: float32 `(examples, members, classes)`.
         labels: int32 `(examples,)`.
         classes: Names of the classes.
@@ -85,8 +87,17 @@ def resolve_split(split: str | None, data: Sequence[Splits]) -> str:
     return split or ("test" if all(len(splits.test) for splits in data) else "validation")
 
 
-def predict_split(run: Run, members: Sequence[int], splits: Splits, split: str) -> SplitPredictions:
+def predict_split(
+    run: Run, members: Sequence[int], splits: Splits, split: str, views: Sequence[View | None] | None = None
+) -> SplitPredictions:
     """Return the predictions of some members on a split of loaded data.
+
+    Args:
+        run: The run folder.
+        members: Indices of the members. One index may be given with several views.
+        splits: The loaded data.
+        split: Name of the split.
+        views: For each of them the view of the image that it predicts; None for the images themselves.
 
     Raises:
         DataError: If the split has no examples, or an image cannot be read.
@@ -103,9 +114,10 @@ def predict_split(run: Run, members: Sequence[int], splits: Splits, split: str) 
     data_fingerprint = examples.fingerprint()
     weight_hashes = [file_hash(run.member(index).model) for index in members]
     text = f"predicting {len(examples):,} {split} images with {pluralize(len(members), 'member')}"
+    sources = list(zip(members, views or [None] * len(members), weight_hashes, strict=True))
     predictions = [
-        _load_or_predict_member(run, index, split, examples, weights_hash + data_fingerprint)
-        for index, weights_hash in track(list(zip(members, weight_hashes, strict=True)), text, len(members))
+        _load_or_predict_member(run, index, view, split, examples, weights_hash + data_fingerprint)
+        for index, view, weights_hash in track(sources, text, len(members))
     ]
     for index, log_probs in zip(members, predictions, strict=True):
         _check_predictions(run, index, log_probs, len(splits.classes))
@@ -193,15 +205,18 @@ def _check_predictions(run: Run, index: int, log_probs: np.ndarray, num_classes:
         )
 
 
-def _load_or_predict_member(run: Run, index: int, split: str, examples: Split, source: str) -> np.ndarray:
-    folder, name = _cache_entry(run, index, split)
+def _load_or_predict_member(
+    run: Run, index: int, view: View | None, split: str, examples: Split, source: str
+) -> np.ndarray:
+    folder, name = _cache_entry(run, index, split, view)
     log_probs = load_if_current(folder, name, source)
     if log_probs is None:
         with name_unreadable_images(examples):
             with step(f"member {index}: loading"):
                 model = load_member(run.member(index).model)
+                model = model if view is None else ViewModel(model, view)
             batches = examples.batches(256)
-            text = f"member {index}: {len(examples):,} {split} images"
+            text = f"member {index}: {len(examples):,} {split} images{f' ({view})' if view else ''}"
             log_probs = log_probabilities(model, track(batches, text, len(examples), size=lambda batch: len(batch[0])))
         store(folder, name, source, log_probs)
     if len(log_probs) != len(examples):
@@ -209,9 +224,9 @@ def _load_or_predict_member(run: Run, index: int, split: str, examples: Split, s
     return log_probs
 
 
-def _cache_entry(run: Run, index: int, split: str) -> tuple[Path, str]:
+def _cache_entry(run: Run, index: int, split: str, view: View | None = None) -> tuple[Path, str]:
     """Return the folder and the name under which the predictions of a member are stored."""
-    return run.path / "predictions" / split, f"{index:02d}"
+    return run.path / "predictions" / split, f"{index:02d}{f'_{view.file_name}' if view else ''}"
 
 
 def _array_path(folder: Path, name: str, source: str) -> Path:

@@ -72,7 +72,8 @@ def make_promise(
         RunError: If the selection was chosen with all validation images, or its members are not those of the runs.
         RecipeError: If no threshold meets the risk, or the head of the recipe is no head of `layers`.
     """
-    whole = load_whole_pool(runs, min_members=min_members, allow_duplicate_weights=True)
+    views = dict.fromkeys(member.view for member in selection.members if member.view) if selection is not None else {}
+    whole = load_whole_pool(runs, min_members=min_members, allow_duplicate_weights=True, views=tuple(views))
     choose, promise = whole.divided()
     _check_sizes(promise, goal)
     for run in runs:
@@ -201,14 +202,14 @@ def _all_members(run: Run, pool: Pool, file: Path) -> Selection:
 
 def _columns(selection: Selection, pool: Pool, file: Path) -> list[int]:
     """Return the members of the selection among those of the pool. Raises RunError."""
-    hashes = [member.weights_hash for member in pool.members]
-    for member in selection.members:
-        if member.weights not in hashes:
-            raise RunError(
-                f"{file} has member {member.index} of {member.run}, whose weights (sha256 {member.weights[:12]}) "
-                f"belong to no member of the run.\n  Select again: keras-committee select {member.run}"
-            )
-    return [hashes.index(member.weights) for member in selection.members]
+    try:
+        return pool.positions(selection.members)
+    except KeyError as error:
+        member = error.args[0]
+        raise RunError(
+            f"{file} has member {member.index} of {member.run}, whose weights (sha256 {member.weights[:12]}) "
+            f"belong to no member of the run.\n  Select again: keras-committee select {member.run}"
+        ) from None
 
 
 def _check_sizes(promise: Pool, goal: PromiseGoal) -> None:

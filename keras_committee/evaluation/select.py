@@ -42,6 +42,7 @@ from keras_committee.evaluation.pool import Pool
 from keras_committee.member_dir import MemberDir
 from keras_committee.metrics.intervals import few_images_note
 from keras_committee.models.loading import load_member
+from keras_committee.models.views import view_models
 from keras_committee.selection import SelectedMember, Selection
 from keras_committee.stage_time import StageTimeModel
 from keras_committee.tfserving.drift import reference_distribution
@@ -149,8 +150,7 @@ def with_reference(selection: Selection, pool: Pool) -> Selection:
 
     Served answers are compared with it: all but those of `predict_members`, for which all members of a cascade run.
     """
-    hashes = [member.weights_hash for member in pool.members]
-    columns = [hashes.index(member.weights) for member in selection.members]
+    columns = pool.positions(selection.members)
     temperatures = np.array([member.temperature for member in selection.members], np.float32)
     log_probs = pool.predictions["validation"][:, columns] / temperatures[:, None]
     outputs = aggregation.selected_outputs(selection, log_probs)
@@ -187,7 +187,9 @@ def _one_stage_notes(config: CascadeConfig) -> list[str]:
 
 def member_latencies(pool: Pool, batch_size: int = 1) -> list[float]:
     """Return the median milliseconds per image of each member in batches of this size, in interleaved rounds."""
-    models = [load_member(MemberDir(member.run, member.index).model) for member in pool.members]
+    files = [MemberDir(member.run, member.index).model for member in pool.members]
+    networks = {file: load_member(file) for file in dict.fromkeys(files)}
+    models = view_models([networks[file] for file in files], [member.view for member in pool.members])
     return [measured.median / batch_size for (measured,) in measure_latencies(models, batch_sizes=(batch_size,))]
 
 
@@ -289,13 +291,12 @@ class CommitteeSelector:
     def member_entry(self, index: int, multiplicity: int) -> dict[str, Any]:
         """Return the description of one member of a committee."""
         member = self.pool.members[index]
-        return {"run": str(member.run), "index": member.index, "name": member.name, "share": int(multiplicity)}
+        view = {} if member.view is None else {"view": dataclasses.asdict(member.view)}
+        return {"run": str(member.run), "index": member.index, "name": member.name, "share": int(multiplicity), **view}
 
     def single_member_multiplicities(self, entry: dict[str, Any]) -> np.ndarray:
         """Return the multiplicities of the committee of the one member of `entry`, see `member_entry`."""
-        return np.array(
-            [(str(member.run), member.index) == (entry["run"], entry["index"]) for member in self.pool.members], int
-        )
+        return np.eye(len(self.pool.members), dtype=np.int64)[self.pool.position_of(entry)]
 
     def _budget(self) -> dict[str, float | None]:
         max_cost = float(self.objective.max_cost) if np.isfinite(self.objective.max_cost) else None
@@ -357,6 +358,7 @@ def to_selection_members(pool: Pool, indices: Sequence[int], out: Path) -> tuple
             name=member.name,
             parameters=member.parameters,
             mflops=member.mflops,
+            view=member.view,
         )
         for member in (pool.members[index] for index in indices)
     )

@@ -20,7 +20,7 @@ from keras_committee.data.preprocessing import (
     image_size_from_header,
     resize,
 )
-from keras_committee.export.inference_model import InferenceModel
+from keras_committee.export.inference_model import InferenceModel, InferenceView
 from keras_committee.image_header import MAX_PIXELS
 from keras_committee.layers import Resize
 from keras_committee.layers.heads import log_softmax
@@ -35,7 +35,8 @@ class ServingCommittee:
     """The traced committee. Each network is traced once and called by every signature.
 
     Args:
-        models: One for each member of the selection. A repeated member has the same network each time.
+        models: One for each member of the selection. A repeated member has the same one each time, and views of a
+            network share its variables.
         selection: Temperatures, head (the layer that combines the members' predictions), weights, stages, confidence
             and classes.
         image_shape: `(height, width, channels)` of the images.
@@ -63,7 +64,7 @@ class ServingCommittee:
 
     def __init__(
         self,
-        models: Sequence[InferenceModel],
+        models: Sequence[InferenceModel | InferenceView],
         selection: Selection,
         image_shape: tuple[int, int, int],
         transforms: Sequence[ImageTransform] | None = None,

@@ -23,8 +23,9 @@ from keras_committee.errors import ExportError, RecipeError, ResourceError, RunE
 from keras_committee.export import export_members, publish, verification_cases, verify
 from keras_committee.export.accuracy_loss import AccuracyCheck, AccuracyLossError, check_accuracy
 from keras_committee.export.committee_graph import ServingCommittee, build_signatures
-from keras_committee.export.inference_model import InferenceModel
+from keras_committee.export.inference_model import InferenceModel, InferenceView
 from keras_committee.files import expand_home, file_hash, read_record, translate_os_errors, utc_timestamp, write_record
+from keras_committee.models.views import ViewModel
 from keras_committee.precision import BFLOAT16_HARDWARE, EXPORT_PRECISIONS, training_device
 from keras_committee.progress import step
 from keras_committee.run import Run
@@ -299,12 +300,17 @@ def _translate_write_errors(path: Path) -> Iterator[None]:
 
 
 def _inference_models(models, precision):
-    """Return one `InferenceModel` for each model; a repeated model has the same one."""
-    inference_models: dict[int, InferenceModel] = {}
+    """Return one `InferenceModel` for each model; a repeated model has the same one, views share their network's."""
+    networks: dict[int, InferenceModel] = {}
+    by_model: dict[int, InferenceModel | InferenceView] = {}
     for model in models:
-        if id(model) not in inference_models:
-            inference_models[id(model)] = InferenceModel(model, f"member_{len(inference_models):02d}", precision)
-    return [inference_models[id(model)] for model in models]
+        network = model.network if isinstance(model, ViewModel) else model
+        if id(network) not in networks:
+            networks[id(network)] = InferenceModel(network, f"member_{len(networks):02d}", precision)
+        if id(model) not in by_model:
+            shared = networks[id(network)]
+            by_model[id(model)] = InferenceView(shared, model.view) if isinstance(model, ViewModel) else shared
+    return [by_model[id(model)] for model in models]
 
 
 def _node_problems(node):

@@ -14,8 +14,9 @@ from keras_committee.export.layer_precision import compute_in_float32
 from keras_committee.files import file_hash
 from keras_committee.layers import GeometricMean, WeightedGeometricMean, get_head, head_name, subset_head
 from keras_committee.models.loading import load_member
+from keras_committee.models.views import view_models
 from keras_committee.run import Run, open_selected_runs, selected_data_infos
-from keras_committee.selection import SelectedMember, Selection
+from keras_committee.selection import SelectedMember, Selection, View
 
 TransformConfig = dict[str, Any] | None  # the image transform that a run recorded; see `Run.data_info`
 
@@ -75,8 +76,14 @@ def selected_models(selection: Selection, folder: Path) -> tuple[list[keras.Mode
     for file, member in zip(files, selection.members, strict=True):
         _check_selected(file, member)
     data_infos = selected_data_infos(selection, runs)
+    models = load_models(files, [member.view for member in selection.members])
+    return models, [info.transform for info in data_infos]
+
+
+def load_models(files: Sequence[Path], views: Sequence[View | None]) -> list[keras.Model]:
+    """Load members, each file once, and return the model of each for its view. Raises as `load_exportable`."""
     loaded = {file: load_exportable(file) for file in dict.fromkeys(files)}
-    return [loaded[file] for file in files], [info.transform for info in data_infos]
+    return view_models([loaded[file] for file in files], views)
 
 
 def load_exportable(file: Path) -> keras.Model:

@@ -26,6 +26,8 @@ from keras_committee.export.layer_precision import is_exact_activation, logits_l
 from keras_committee.flops.counting import has_graph
 from keras_committee.layers import StochasticDepth
 from keras_committee.models import fold_stochastic_depth
+from keras_committee.models.views import view_of
+from keras_committee.selection import View
 
 _IDENTITY_LAYERS = (keras.layers.Dropout, keras.layers.SpatialDropout2D, keras.layers.Identity)
 
@@ -147,6 +149,24 @@ class InferenceModel:
         name = name if name not in self._created_variables else f"{name}_{len(self._created_variables)}"
         self._created_variables[name] = tf.Variable(value.astype(dtype.as_numpy_dtype), trainable=False, name=name)
         return self._created_variables[name]
+
+
+class InferenceView:
+    """A member on one view of the image, with the variables of the member that it is a view of.
+
+    Args:
+        member: The member.
+        view: The view.
+
+    Call arguments and returns: as `InferenceModel`.
+    """
+
+    def __init__(self, member: InferenceModel, view: View):
+        self._member, self._view = member, view
+        self.variables = member.variables
+
+    def __call__(self, image):
+        return self._member(view_of(image, self._view))
 
 
 def _without_stochastic_depth(model):

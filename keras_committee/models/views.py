@@ -1,7 +1,44 @@
-"""One network on several views of an image: mirrored and shifted."""
+"""Views of an image, mirrored and shifted: one network on a view, and on several at once."""
+
+from collections.abc import Sequence
 
 import keras
 from keras import ops
+
+from keras_committee.selection import View, views_to_try
+
+
+class ViewModel(keras.Model):
+    """A network on one view of the image. It shares the layers and the weights of the network.
+
+    It is made where it is used and never saved: a selection records the view.
+
+    Args:
+        network: Functional model from one image `(batch, height, width, channels)` to logits `(batch, classes)`.
+        view: The view.
+
+    Raises:
+        ValueError: If the shift is as large as the image.
+    """
+
+    def __init__(self, network: keras.Model, view: View):
+        image = _image_input(network)
+        super().__init__(image, network(view_of(image, view)), name=f"{network.name}_view")
+        self.view = view
+
+    @property
+    def network(self) -> keras.Model:
+        """The network, without the view."""
+        return next(layer for layer in self.layers if isinstance(layer, keras.Model))
+
+
+def view_models(networks: Sequence[keras.Model], views: Sequence[View | None]) -> list[keras.Model]:
+    """Return for each network its `ViewModel`, or the network itself for the view None; equal pairs share one model."""
+    models: dict[tuple[int, View | None], keras.Model] = {}
+    for network, view in zip(networks, views, strict=True):
+        if (id(network), view) not in models:
+            models[id(network), view] = network if view is None else ViewModel(network, view)
+    return [models[id(network), view] for network, view in zip(networks, views, strict=True)]
 
 
 def with_views(model: keras.Model, *, mirror: bool = True, shifts: int = 0, name: str | None = None) -> keras.Model:
@@ -25,21 +62,41 @@ def with_views(model: keras.Model, *, mirror: bool = True, shifts: int = 0, name
 
     Source: Jordan 2024, arXiv:2404.00498, the code of the paper ("multi-crop" test-time augmentation).
     """
-    height, width, channels = model.input_shape[1:]
-    if not 0 <= shifts < min(height, width):
-        raise ValueError(f"shifts must be 0 or more pixels, fewer than those of the image. Received: {shifts=}")
+    if shifts < 0:
+        raise ValueError(f"shifts must be 0 or more pixels. Received: {shifts=}")
     if not (mirror or shifts):
         raise ValueError("There is no view beside the image. Set mirror=True, or shifts to 1 or more pixels.")
-    image = keras.Input((height, width, channels), dtype=model.inputs[0].dtype, name="image")
-    views, weights = [image], [1.0]
-    if shifts:
-        padded = ops.pad(image, ((0, 0), (shifts, shifts), (shifts, shifts), (0, 0)), mode="reflect")
-        far = 2 * shifts
-        views += [padded[:, :height, :width], padded[:, far : far + height, far : far + width]]
-        weights = [0.5, 0.25, 0.25]
-    if mirror:
-        views += [ops.flip(view, axis=2) for view in views]
-        weights = [weight / 2 for weight in [*weights, *weights]]
-    logits = [model(view) * weight for view, weight in zip(views, weights, strict=True)]
+    image = _image_input(model)
+    views = (View(), *views_to_try(mirror=mirror, shifts=shifts))
+    weights = [(1.0 if not shifts else 0.25 if view.shift else 0.5) / (2 if mirror else 1) for view in views]
+    logits = [model(view_of(image, view)) * weight for view, weight in zip(views, weights, strict=True)]
     outputs = keras.layers.Add(dtype="float32", name="mean_logits")(logits)
     return keras.Model(image, outputs, name=name or f"{model.name}_views")
+
+
+def view_of(image, view: View | None):
+    """Return a view of images, a tensor of the same shape.
+
+    Args:
+        image: Tensor `(batch, height, width, channels)`.
+        view: The view; None for the image itself.
+
+    Raises:
+        ValueError: If the shift is as large as the image.
+    """
+    if view is None:
+        return image
+    if view.shift:
+        pixels = abs(view.shift)
+        if any(size is not None and pixels >= size for size in image.shape[1:3]):
+            raise ValueError(
+                f"shifts must be fewer pixels than the image has. Received: shifts={pixels}, an image of "
+                f"{image.shape[1]}x{image.shape[2]}"
+            )
+        image = ops.pad(image, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode="reflect")
+        image = image[:, : -2 * pixels, : -2 * pixels] if view.shift > 0 else image[:, 2 * pixels :, 2 * pixels :]
+    return ops.flip(image, axis=2) if view.mirror else image
+
+
+def _image_input(network: keras.Model):
+    return keras.Input(network.input_shape[1:], dtype=network.inputs[0].dtype, name="image")

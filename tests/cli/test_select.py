@@ -1,13 +1,21 @@
 """`keras-committee select`: the table, the JSON document and the exit codes."""
 
 import json
+import pathlib
 import shutil
 
+import numpy as np
 import pytest
 
+from keras_committee import aggregation
 from keras_committee.cli import main
+from keras_committee.evaluation import load_pool
+from keras_committee.evaluation.select import to_selection_members
+from keras_committee.models import log_probabilities
+from keras_committee.models.loading import load_member
 from keras_committee.run import Run
-from keras_committee.selection import Selection
+from keras_committee.selection import Selection, Stage, View
+from keras_committee.tfserving.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +66,36 @@ def test_select_a_cascade_prints_its_cost_against_the_best_committee(predicted, 
     assert f"with {report['times_cheaper']['value']:.2f} times fewer multiply-adds" in printed
 
 
+def test_views_compete_as_members_of_the_same_weights(predicted, capfd):
+    assert main(["select", "runs/tiny", "--views", "mirror", "--objective", "nll"]) == 0
+    assert "Searched 63 committees (exhaustive)" in capfd.readouterr().out
+    run, mirrored = Run.open(predicted), View(mirror=True)
+    pool = load_pool([run], views=[mirrored])
+    assert [(member.index, member.view) for member in pool.members] == [
+        (0, None), (0, mirrored), (1, None), (1, mirrored), (2, None), (2, mirrored),
+    ]  # fmt: skip
+    assert pool.members[1].name == f"{pool.members[0].name} (mirrored)"
+    assert pool.members[1].mflops == pool.members[0].mflops
+    assert pool.positions(Selection.read(predicted / "selection.json").members)
+    images = np.concatenate([images for images, _ in run.recipe().data.load().test.batches(64).as_numpy_iterator()])
+    expected = log_probabilities(load_member(run.member(0).model), [images[:, :, ::-1]])
+    np.testing.assert_allclose(pool.predictions["test"][:, 1], expected, atol=1e-5)
+    assert len(list((predicted / "predictions" / "test").glob("*.npy"))) == 6  # stored
+
+
+@pytest.mark.parametrize("text", ["flip", "mirror,shifts=0", "mirror=2", "shifts=-1", ""])
+def test_unknown_views_are_a_usage_error(predicted, capfd, text):
+    assert main(["select", "runs/tiny", "--views", text]) == 2
+    assert (
+        f"must be mirror, shifts or shifts=PIXELS, or both with a comma. Received: '{text}'." in capfd.readouterr().err
+    )
+
+
+def test_a_shift_as_large_as_the_image_is_an_error(predicted, capfd):
+    assert main(["select", "runs/tiny", "--views", "shifts=32"]) == 2
+    assert "images of 32x32, as runs/tiny member 0 takes, cannot be shifted by 32 pixels" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("head", ["arithmetic_mean", "majority_vote"])
 def test_select_uses_the_named_head(predicted, capfd, head):
     assert main(["select", "runs/tiny", "--head", head, "--search-method", "greedy", "--json"]) == 0
@@ -97,3 +135,40 @@ def test_a_budget_of_measured_time(predicted, capfd):
     document = json.loads(capfd.readouterr().out)
     assert document["report"]["budget"]["max_latency_ms"] == 60000
     assert 0 < document["report"]["latency_ms"] < 60000
+
+
+@pytest.mark.slow
+def test_a_cascade_of_views_is_promised_evaluated_reported_and_served(predicted, capfd):
+    run, view, file = Run.open(predicted), View(mirror=True, shift=1), predicted / "selection.json"
+    assert main(["calibrate", "runs/tiny", "--coverage", "0.8"]) == 0  # divides the validation split
+    pool = load_pool([run], views=[view])
+    stages = (Stage(members=1, threshold=0.3), Stage(members=2, threshold=0.4), Stage(members=4, threshold=None))
+    selection = Selection(
+        members=to_selection_members(pool, [0, 1, 2, 5], file),
+        head="geometric_mean",
+        classes=pool.classes,
+        stages=stages,
+        report={"division": dict(pool.division)},
+    )
+    selection.write(file)
+    assert main(["calibrate", "runs/tiny", "--coverage", "0.8"]) == 0
+    assert main(["evaluate", "runs/tiny"]) == 0
+    assert main(["report", "runs/tiny", "--selection", str(file)]) == 0
+    assert main(["export", "runs/tiny", "--selection", str(file), "--out", "served"]) == 0
+    log_probs = load_pool([run], views=[view]).predictions["test"][:, [0, 1, 2, 5]]
+    promised = Selection.read(file)
+    assert [member.view for member in promised.members] == [None, view, None, view]
+    expected = aggregation.selected_outputs(promised, log_probs)
+    assert len(set(expected["members_used"])) == 3
+    test = run.recipe().data.load().test
+    accuracy = (expected["probabilities"].argmax(axis=1) == test.labels).mean()
+    assert json.loads((predicted / "evaluation.json").read_text())["selected"]["accuracy"] == pytest.approx(accuracy)
+    assert f"{100 * accuracy:.2f}" in (predicted / "report" / "index.html").read_text()
+    images = np.concatenate([images for images, _ in test.batches(64).as_numpy_iterator()])
+    with Session.load("served/1") as session:
+        served = session.run("serving_default", {"image": images.astype(np.float32)})
+    for name in ("prediction_set", "set_size", "members_used"):
+        np.testing.assert_array_equal(served[name], expected[name])
+    np.testing.assert_allclose(served["probabilities"], expected["probabilities"], atol=1e-5)
+    manifest = json.loads(pathlib.Path("served/1/committee.json").read_text())
+    assert [member["view"] for member in manifest["members"]] == 2 * [None, {"mirror": True, "shift": 1}]

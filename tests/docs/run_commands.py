@@ -114,6 +114,7 @@ KINDS: list[tuple[str, Callable[[list[str], Path], None]]] = [
     (r"keras-committee train .*--ray-address auto.*", parse),  # run by tests/training/test_ray_cluster.py
     (r"python benchmarks/.*", check_benchmark),
     (r"keras-committee calibrate .*--max-risk .*", parse),  # needs more images; run by tests/evaluation/test_promise.py
+    (r"keras-committee select .*--views .*", parse),  # run by tests/cli/test_select.py
     (r"keras-committee serve .*", run_server),
     (r"keras-committee .*", run),
     (r"srun keras-committee .*", run_srun),

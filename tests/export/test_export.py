@@ -14,10 +14,11 @@ from tensorflow.core.protobuf import saved_model_pb2
 from keras_committee.data.preprocessing import decode_image, resize_image
 from keras_committee.errors import ExportError
 from keras_committee.export import export
-from keras_committee.export.export import publish_committee
+from keras_committee.export.export import publish_committee, save_committee
 from keras_committee.export.publish import publish, staging, taken_versions
 from keras_committee.models import log_probabilities
-from keras_committee.selection import AcceptanceRule, Promise, SetRule
+from keras_committee.models.views import view_models
+from keras_committee.selection import AcceptanceRule, Promise, SetRule, View
 from keras_committee.tfserving.session import Session
 from keras_committee.tfserving.tf_protocol import StatusError
 
@@ -113,6 +114,34 @@ def test_the_signatures_are_the_five_with_named_batch_first_tensors(session):
             {"classes": ("string", (None, 3)), "scores": ("float32", (None, 3))},
         ],
     }
+
+
+def test_views_share_the_weights_of_their_network(members, images, tmp_path):
+    views = [None, View(mirror=True), None, View(mirror=True, shift=1)]
+    models = view_models([members[0], members[0], members[1], members[1]], views)
+    shifted = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")[:, :-2, :-2]
+    seen = [images, images[:, :, ::-1], images, shifted[:, :, ::-1]]
+    logits = np.concatenate([logits_of([members[i // 2]], each) for i, each in enumerate(seen)], axis=1)
+    temperatures = [0.7, 1.3, 1.0, 2.0]
+    first = [dense(logits[:, :size], choose(size, temperatures=temperatures[:size])) for size in (1, 2, 3)]
+    thresholds = [float(np.quantile(each["confidence"], 0.7)) + 1e-3 for each in first]
+    selection = choose(4, thresholds=thresholds, temperatures=temperatures)
+    save_committee(selection, models, tmp_path / "views")
+    variables = tf.train.list_variables(str(tmp_path / "views" / "variables" / "variables"))
+    kernels = [shape for name, shape in variables if "kernel" in name]
+    assert sorted(kernels) == sorted(
+        2 * [list(layer.kernel.shape) for layer in members[0].layers if hasattr(layer, "kernel")]
+    )
+    expected = dense(logits, selection)
+    assert len(set(expected["members_used"])) >= 3
+    with Session.load(tmp_path / "views") as session:
+        for name, inputs in {
+            "serving_default": {"image": images.astype(np.float32)},
+            "predict_bytes": {"image_bytes": contents(images)},
+        }.items():
+            outputs = session.run(name, inputs)
+            np.testing.assert_array_equal(outputs["members_used"], expected["members_used"])
+            np.testing.assert_allclose(outputs["probabilities"], expected["probabilities"], atol=2e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 33])

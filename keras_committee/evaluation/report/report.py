@@ -92,7 +92,9 @@ def write_report(
         VerificationError: If predictions are invalid, or two members of a run have identical weights.
         ResourceError: If the report cannot be written.
     """
-    run_data = load_run_data(runs, split, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights)
+    run_data = load_run_data(
+        runs, split, selections, min_members=min_members, allow_duplicate_weights=allow_duplicate_weights
+    )
     report_data = load_report_data(run_data, run_data[0].evaluation["split"], selections)
     sections, examples = build_sections(report_data)
     page = render_page(report_data, sections, examples)

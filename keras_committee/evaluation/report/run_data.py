@@ -18,6 +18,7 @@ from keras_committee.evaluation.pool import require_equal_classes, require_equal
 from keras_committee.evaluation.predictions import (
     SplitPredictions,
     load_or_compute_predictions,
+    predict_split,
     preload,
     resolve_split,
 )
@@ -33,7 +34,7 @@ from keras_committee.layers import (
 from keras_committee.models.loading import load_member
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
-from keras_committee.selection import Selection
+from keras_committee.selection import SelectedMember, Selection, View
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ class RunData:
         other_results: Content of `calibration.json` and `robustness.json`, if present.
         examples: Split of the report, with its images.
         restore_best: As in `Recipe`.
+        view_predictions: Log-probabilities `(examples, classes)` of members on the views of selections, by the hash of
+            the weights and the view.
     """
 
     name: str
@@ -80,10 +83,16 @@ class RunData:
     other_results: dict[str, dict[str, Any]]
     examples: Any
     restore_best: str | None = None
+    view_predictions: dict[tuple[str, View], np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def load_run_data(
-    runs: Sequence[Run], split: str | None, *, min_members: int | None = None, allow_duplicate_weights: bool = False
+    runs: Sequence[Run],
+    split: str | None,
+    selections: Sequence[Path] = (),
+    *,
+    min_members: int | None = None,
+    allow_duplicate_weights: bool = False,
 ) -> list[RunData]:
     """Load the data of each run once; missing predictions and evaluations are computed and stored in the run folder.
 
@@ -92,6 +101,7 @@ def load_run_data(
     Args:
         runs: At least one run.
         split: As in `evaluate`; None uses `"validation"` if one of the runs has no test split.
+        selections: Files of selections, whose members may predict views.
         min_members: As in `evaluate`.
         allow_duplicate_weights: As in `evaluate`.
 
@@ -112,7 +122,24 @@ def load_run_data(
     ]
     require_equal_classes({data.name: data.predictions.classes for data in run_data})
     require_equal_examples({data.name: data.predictions for data in run_data}, split)
-    return run_data
+    members = [member for file in selections for member in Selection.read(file).members if member.view is not None]
+    return [
+        dataclasses.replace(data, view_predictions=_predict_views(run, data, members, splits, split))
+        for run, data, (_, splits) in zip(runs, run_data, loaded, strict=True)
+    ]
+
+
+def _predict_views(
+    run: Run, data: RunData, members: Sequence[SelectedMember], splits: Any, split: str
+) -> dict[tuple[str, View], np.ndarray]:
+    """Return the predictions of those of the members that are members of the run, for their views."""
+    indices = dict(zip(data.predictions.weight_hashes, data.predictions.members, strict=True))
+    keys = list(dict.fromkeys((member.weights, member.view) for member in members if member.weights in indices))
+    if not keys:
+        return {}
+    views = [view for _, view in keys]
+    predictions = predict_split(run, [indices[weights] for weights, _ in keys], splits, split, views)
+    return dict(zip(keys, np.moveaxis(predictions.log_probabilities, 1, 0), strict=True))
 
 
 def _load_splits_once(run: Run, data_cache: list[tuple[Any, Recipe, Any]]) -> tuple[Recipe, Any]:
@@ -499,12 +526,17 @@ def _score_selection(
 ) -> SelectedCommittee:
     """Score the selection in file `path` on the predictions of this report."""
     selection = Selection.read(path)
+    views = {key: log_probs for run in runs for key, log_probs in run.view_predictions.items()}
     indices = _member_indices(path, selection, runs)
+    log_probs = [
+        predictions[:, index] if member.view is None else views[member.weights, member.view]
+        for index, member in zip(indices, selection.members, strict=True)
+    ]
     temperatures = np.array([member.temperature for member in selection.members], np.float32)
     head = get_head(selection.head, **({"weights": list(selection.weights)} if selection.weights else {}))
     costs = [from_document(member.mflops) for member in selection.members]
     member_predictions = MemberPredictions(
-        predictions[:, indices] / temperatures[:, None], runs[0].predictions.labels, costs, head
+        np.stack(log_probs, axis=1) / temperatures[:, None], runs[0].predictions.labels, costs, head
     )
     all_members = tuple(range(len(indices)))
     full = {
