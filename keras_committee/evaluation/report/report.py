@@ -16,6 +16,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from keras_committee.evaluation.report import sections_accuracy, sections_predictions, sections_runs
 from keras_committee.evaluation.report.layout import Section, count_with_noun, format_percent
+from keras_committee.evaluation.report.model_card import render_model_card
 from keras_committee.evaluation.report.run_data import (
     ReportData,
     RunData,
@@ -42,6 +43,7 @@ from keras_committee.progress import track
 from keras_committee.run import Run
 from keras_committee.summaries import hparams_summary, image_summary
 
+MODEL_CARD_FILE = "README.md"  # as on the Hugging Face hub
 _EVENT_FILE_SUFFIX = ".report"
 _METRICS = ("accuracy", "nll", "ece", "brier")
 
@@ -55,12 +57,14 @@ class Report:
         pictures: PNG files of the figures.
         tensorboard: Folder of the event files.
         sentences: Description of each section, by section name.
+        drawings: The figures.
     """
 
     page: Path
     pictures: tuple[Path, ...]
     tensorboard: Path
     sentences: dict[str, str]
+    drawings: tuple[Picture, ...]
 
 
 def write_report(
@@ -71,6 +75,7 @@ def write_report(
     split: str | None = None,
     min_members: int | None = None,
     allow_duplicate_weights: bool = False,
+    model_card: bool = False,
 ) -> Report:
     """Write `index.html`, the figures as PNG files and `tensorboard/` to the folder `out`.
 
@@ -83,6 +88,7 @@ def write_report(
         split: `"train"`, `"validation"` or `"test"`; None uses `"test"`, or `"validation"` if a run has no test split.
         min_members: As in `load_or_compute_predictions`.
         allow_duplicate_weights: Whether members may have identical weights.
+        model_card: Whether to write `README.md`, too; see `model_card.render_model_card`.
 
     Raises:
         IncompleteError: If a run has too few members.
@@ -103,12 +109,15 @@ def write_report(
     for name, content in pictures.items():
         write_file(out / f"{name}.png", content)
     write_tensorboard(out / "tensorboard", pictures, run_data, report_data.selected)
+    if model_card:
+        write_file(out / MODEL_CARD_FILE, render_model_card(report_data).encode())
     write_file(out / "index.html", page.encode())  # last, because it marks the report as complete
     return Report(
         page=out / "index.html",
         pictures=tuple(out / f"{name}.png" for name in pictures),
         tensorboard=out / "tensorboard",
         sentences={section.name: " ".join(block.sentence for block in section.blocks) for section in sections},
+        drawings=tuple(drawn),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_committee import aggregation, flops, metrics
+from keras_committee.choices import SPLITS
 from keras_committee.costs import from_document, to_document
 from keras_committee.errors import RunError
 from keras_committee.evaluation.cascade import CascadeConfig, MemberPredictions, simulate_cascade
@@ -63,6 +64,8 @@ class RunData:
         depth_stats: None for members of constant depth.
         other_results: Content of `calibration.json` and `robustness.json`, if present.
         examples: Split of the report, with its images.
+        data_name: Name of the data set.
+        split_sizes: Number of examples of each split that has some.
         restore_best: As in `Recipe`.
         view_predictions: Log-probabilities `(examples, classes)` of members on the views of selections, by the hash of
             the weights and the view.
@@ -82,6 +85,8 @@ class RunData:
     depth_stats: StochasticDepthStats | None
     other_results: dict[str, dict[str, Any]]
     examples: Any
+    data_name: str
+    split_sizes: dict[str, int]
     restore_best: str | None = None
     view_predictions: dict[tuple[str, View], np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -181,6 +186,8 @@ def _load_run(
         depth_stats=_load_depth_stats(run, histories),
         other_results={name: document for name, document in other_results.items() if document is not None},
         examples=getattr(splits, split),
+        data_name=recipe.data.name,
+        split_sizes={name: len(getattr(splits, name)) for name in SPLITS if len(getattr(splits, name))},
         restore_best=recipe.restore_best,
     )
 

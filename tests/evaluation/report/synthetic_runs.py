@@ -17,6 +17,8 @@ LABELS = np.arange(EXAMPLES, dtype=np.int32) * 7 % 3
 class GrayImages:
     """Gray images whose brightness is their index; a split and its images in one."""
 
+    image_shape = (8, 8, 3)
+
     def __init__(self, indices):
         self.indices = np.asarray(indices)
         self.images = self
@@ -97,6 +99,8 @@ def run_data(name, names, costs, *, skill=1.2, seed=1, depth=None, other_results
         anytime_accuracy=([1, 2, 3], [0.5, 0.62, 0.71]),
         other_results=other_results or {},
         examples=GrayImages(range(EXAMPLES)),
+        data_name="synthetic",
+        split_sizes={"train": 5_000, "test": EXAMPLES},
         depth_stats=StochasticDepthStats(num_blocks=9, expected_depth=6.9, expected_flops_reduction=0.21)
         if depth
         else None,
