@@ -26,12 +26,28 @@ def read_image(path: str | Path, transform: ImageTransform) -> np.ndarray:
 
 def read_image_with_transforms(path: str | Path, transforms: Sequence[ImageTransform]) -> list[np.ndarray]:
     """Apply several transforms to one file, which is decoded once; see `read_image`."""
+    content = read_image_bytes(path)
+    try:
+        return decode_with_transforms(content, transforms)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def decode_with_transforms(content: bytes, transforms: Sequence[ImageTransform]) -> list[np.ndarray]:
+    """Apply several transforms to the contents of a JPEG or PNG file, which is decoded once.
+
+    Returns:
+        For each transform uint8 `(height, width, 3)`.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
     try:
         with tf.device("CPU:0"):
-            pixels = decode_image(read_image_bytes(path))
+            pixels = decode_image(content)
             return [transform.apply(pixels).numpy() for transform in transforms]
     except tf.errors.InvalidArgumentError as error:
-        raise DataError(f"{path}: damaged or cut off, it cannot be decoded") from error
+        raise DataError("damaged or cut off, it cannot be decoded") from error
 
 
 def read_image_folder(folder: Path, max_images: int, transform: ImageTransform) -> np.ndarray:

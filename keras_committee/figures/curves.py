@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from keras_committee import metrics
 from keras_committee.figures.style import (
+    FOREGROUND,
     MUTED,
     NARROW_INCHES,
     Label,
@@ -183,6 +184,31 @@ def risk_coverage_curves(curves: Mapping[str, Curve], width: float) -> Figure:
     axes.set_xlim(0, 101)
     axes.set_ylim(0, None)
     axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def accuracy_front(
+    front: Sequence[tuple[float, float]], selected: tuple[float, float], name: str, width: float
+) -> Figure:
+    """Plot accuracy over MFLOPs (logarithmic): the Pareto front as a line, what was selected as a star.
+
+    Args:
+        front: MFLOPs and accuracy of each point, by ascending cost; NaN where a cost is unknown.
+        selected: Those of the selected committee or cascade.
+        name: Label of the selected one.
+        width: In inches.
+    """
+    figure = Figure((width, 3.1))
+    axes = figure.subplots()
+    costs, accuracies = np.array([*front, selected]).T
+    axes.plot(costs[:-1], 100 * accuracies[:-1], "o-", color=color(0), linewidth=1.6, markersize=4, label="committees")
+    axes.plot(costs[-1:], 100 * accuracies[-1:], "*", color=FOREGROUND, markersize=14, label=f"selected {name}")
+    _set_title(axes, "validation accuracy, %")
+    axes.set_xlabel("MFLOPs for one image, logarithmic")
+    axes.set_xscale("log")
+    if np.isfinite(costs).any():
+        set_log_ticks(axes.xaxis, *axes.get_xlim())
+    axes.legend(frameon=False, loc="lower right")
     return figure
 
 

@@ -22,6 +22,8 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from keras_committee.step_display import in_notebook
+
 FOREGROUND, MUTED, GRID_LINE, BACKGROUND = "#16202a", "#5a6672", "#dfe4e8", "#fffffe"
 PARETO_FRONT = "#d2dbe3"  # a broad line behind everything
 # Distinguishable with the common kinds of color blindness, and by the shapes of MARKERS.
@@ -101,6 +103,12 @@ class Picture:
             )
         return content.getvalue()
 
+    def figure(self, width: float = WIDE_INCHES) -> Figure:
+        """Return the Matplotlib figure, which a notebook shows as the last value of a cell."""
+        _show_figures_in_notebook()
+        with _plot_style(self.name):
+            return freeze_layout(self.draw(width))
+
     def svg(self, width: float) -> str:
         """Return SVG for an HTML page: text stays text, colors are CSS variables, nothing is loaded."""
         salt = f"{self.name}-{width}"
@@ -108,6 +116,17 @@ class Picture:
             content = io.StringIO()
             freeze_layout(self.draw(width)).savefig(content, format="svg")
         return _prepare_inline_svg(content.getvalue())
+
+
+def _show_figures_in_notebook() -> None:
+    """Let IPython draw figures that no `pyplot` made, as it draws the others."""
+    if in_notebook():
+        from IPython.core.getipython import get_ipython  # a notebook has it  # pyright: ignore[reportMissingImports]
+        from IPython.core.pylabtools import select_figure_formats  # pyright: ignore[reportMissingImports]
+
+        shell: Any = get_ipython()
+        if Figure not in shell.display_formatter.formatters["image/png"].type_printers:
+            select_figure_formats(shell, {"png"})
 
 
 def freeze_layout(figure: Figure) -> Figure:
