@@ -9,6 +9,7 @@ read.
 """
 
 import dataclasses
+import functools
 import hashlib
 
 import numpy as np
@@ -18,6 +19,7 @@ from keras_committee.data.images import EncodedImages, InMemoryImages
 from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.data.mix import BatchMix, mix_targets
 from keras_committee.data.preprocessing import ImageTransform
+from keras_committee.data.resampling import Resampling, balanced_order
 from keras_committee.errors import DataError
 from keras_committee.split_sizes import full_batches
 
@@ -86,6 +88,9 @@ class Splits:
         test: The test split.
         batch_size: Examples per training step, over all devices.
         augment: Augmentation of the training images, or None.
+        resampling: Which training examples each member sees; None: all of them.
+        is_balanced: Whether each epoch has equally many examples of each class; see `balanced_order`.
+        member: Index of the member whose examples `stream` reads; None reads all.
     """
 
     classes: tuple[str, ...]
@@ -94,18 +99,41 @@ class Splits:
     test: Split
     batch_size: int
     augment: Augmentation | None = None
+    resampling: Resampling | None = None
+    is_balanced: bool = False
+    member: int | None = None
+
+    def for_member(self, index: int) -> "Splits":
+        """Return the same data, of which `stream` reads the training examples of member `index`."""
+        return dataclasses.replace(self, member=index)
+
+    @functools.cached_property
+    def training_rows(self) -> np.ndarray:
+        """The training examples that the member sees, with repetitions: int64 `(rows,)`."""
+        if self.resampling is None or self.member is None:
+            return np.arange(len(self.train))
+        return self.resampling.rows(self.train.labels, self.member)
+
+    def training_fingerprint(self) -> str:
+        """Return the fingerprint of the training split, and of the examples that the member sees, if not all."""
+        fingerprint = self.train.fingerprint()
+        if self.resampling is None or self.member is None:
+            return fingerprint
+        return hashlib.sha256(fingerprint.encode() + self.training_rows.astype("<i8").tobytes()).hexdigest()
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of full batches in one epoch.
+        """Number of full batches in one epoch, the same for all members.
 
         Raises:
             DataError: If there are fewer training examples than one batch.
         """
-        steps = full_batches(len(self.train), self.batch_size)
+        examples = len(self.train) if self.resampling is None else self.resampling.epoch_size(len(self.train))
+        steps = full_batches(examples, self.batch_size)
         if steps == 0:
+            whose = "" if self.resampling is None else " of a member"
             raise DataError(
-                f"{len(self.train)} training examples do not fill one batch of {self.batch_size}. "
+                f"{examples} training examples{whose} do not fill one batch of {self.batch_size}. "
                 "Choose a smaller batch_size or provide more data."
             )
         return steps
@@ -176,15 +204,23 @@ class Splits:
     def _iter_epochs(self, seed, first_step, steps):
         """Yield, for each epoch over the examples, their order, int64 `(n,)`, and draws in that order, int32 `(n, k)`.
 
-        The draws are a table over the examples, so that the draws of an example do not depend on the order. The first
-        epoch begins at `first_step`; the last one is whole.
+        The draws are a table over the examples, so that the draws of an example do not depend on the order. A repeated
+        example has several rows of it. With balanced classes the table is over the order, for the same reason. The
+        first epoch begins at `first_step`; the last one is whole.
         """
-        num_examples = len(self.train)
+        rows = self.training_rows
+        num_examples = len(rows)
         first_position, end_position = first_step * self.batch_size, (first_step + steps) * self.batch_size
         for epoch in range(first_position // num_examples, -(-end_position // num_examples)):
             start = max(0, first_position - epoch * num_examples)
-            order = np.random.default_rng((seed, epoch, 0)).permutation(num_examples)[start:]
-            yield order, draw_epoch(self.augment, seed, epoch, num_examples)[order]
+            rng = np.random.default_rng((seed, epoch, 0))
+            draws = draw_epoch(self.augment, seed, epoch, num_examples)
+            if self.is_balanced:
+                order = balanced_order(self.train.labels[rows], rng)
+            else:
+                order = rng.permutation(num_examples)
+                draws = draws[order]
+            yield rows[order][start:], draws[start:]
 
     def _index_batches(self, seed, first_step, steps):
         """Return batches of example indices, int64 `(batch,)`, and of their draws, int32 `(batch, k)`."""
