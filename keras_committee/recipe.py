@@ -58,6 +58,14 @@ class Recipe:
             `{"*/beta": 64.0}` for the offsets of batch normalizations; see `schedules.multiply_learning_rates`. None
             trains all weights at one rate.
         lookahead: `schedules.Lookahead(...)` or None. Slow weights that the optimizer's are pulled back to.
+        class_weight: Weights of the loss by class: `"balanced"`, the inverse of their share of the training split; a
+            mapping from names or numbers of classes to numbers above 0, the others having 1; or None. The loss of a
+            mixed target is weighted by its mean over the classes.
+        sampling: `"balanced"` or None. Balanced, every epoch has equally many examples of each class: those of a rare
+            class repeatedly, of a frequent one a part that changes from epoch to epoch.
+        resample: `"bootstrap"`, `"kfold"` or None. Trains each member on a random part of the training split: as many
+            examples, drawn with replacement; or all but one of as many folds as there are members. `evaluate` has the
+            accuracy on what the members did not see; see `data.resampling`.
 
     Raises:
         RecipeError: If a field has the wrong type or is out of range.
@@ -85,6 +93,9 @@ class Recipe:
     learning_rate_scale: Callable[[int], float] | None = None
     learning_rate_multipliers: Mapping[str, float] | None = None
     lookahead: Any = None
+    class_weight: str | Mapping[Any, float] | None = None
+    sampling: str | None = None
+    resample: str | None = None
 
     def __post_init__(self):
         for field in _RULES:
@@ -96,6 +107,12 @@ class Recipe:
             f"an integer that divides the batch size of {batch_size}",
         )
         self._require("patience", self.patience is None or self.restore_best is not None, "None without `restore_best`")
+        self._require("members", self.resample != "kfold" or self.members > 1, 'at least 2 with `resample="kfold"`')
+        self._require(
+            "loss",
+            self.class_weight is None or hasattr(self.loss, "get_config"),
+            "a Keras loss with `class_weight`, which calls it with `sample_weight`",
+        )
 
     def for_smoke_run(self) -> Self:
         """Return a reduced copy that checks whether the recipe runs: two members, one epoch, four batches per split.
@@ -172,6 +189,15 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a dict from patterns of weight paths to numbers above 0",
     ),
     "lookahead": _optional(lambda value: callable(getattr(value, "share", None)), "`schedules.Lookahead(...)`"),
+    "class_weight": _optional(
+        lambda value: (
+            value == "balanced"
+            or (isinstance(value, Mapping) and all(_is_between(weight, 0, math.inf) for weight in value.values()))
+        ),
+        '"balanced", a dict from classes to numbers above 0',
+    ),
+    "sampling": _optional(lambda value: value == "balanced", '"balanced"'),
+    "resample": _optional(lambda value: value in ("bootstrap", "kfold"), '"bootstrap", "kfold"'),
     "restore_best": _optional(lambda value: value in _BEST_EPOCH_SCORES, f"one of {', '.join(_BEST_EPOCH_SCORES)}"),
     "patience": _optional(lambda value: _is_count(value, 1), "an integer of 1 or more"),
 }

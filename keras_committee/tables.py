@@ -167,6 +167,7 @@ def evaluation_blocks(result: dict[str, Any]) -> Iterator[Block]:
         committees,
         f"Means over the subsets of the members, and the standard deviation over them. {_interval_note(result)}",
     )
+    yield from _out_of_fold_text(result)
     yield _selective_table(result)
     yield _class_table(result)
     yield from _confusion_matrix(result)
@@ -443,6 +444,14 @@ def _format_optional_interval(accuracy: float, interval: dict[str, float] | None
 
 def _interval_note(result: dict[str, Any]) -> str:
     return f"Accuracy with its 95 % interval over the {result['examples']:,} {result['split']} images. "
+
+
+def _out_of_fold_text(result: dict[str, Any]) -> Iterator[str]:
+    if unseen := result.get("out_of_fold"):
+        images = f"{unseen['images']:,} of {unseen['training_images']:,} training images"
+        accuracy = format_accuracy(unseen["accuracy"], unseen["accuracy_interval"])
+        members = f"{unseen['members_per_image']:.1f} members that were not trained on it (mean)"
+        yield f"Out-of-fold accuracy {accuracy} on {images}, each predicted by the {members}."
 
 
 def _class_table(result: dict[str, Any]) -> Table:

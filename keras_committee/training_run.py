@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import keras
 
 from keras_committee.data import Splits, validation
+from keras_committee.data.resampling import Resampling, class_weights
 from keras_committee.errors import RecipeError, pluralize
 from keras_committee.member_dir import DataInfo
 from keras_committee.models.outputs import classify_outputs, noise_images
@@ -43,16 +44,34 @@ def load_training_data(recipe: Recipe) -> Splits:
 
     Raises:
         DataError: If the data is invalid.
-        RecipeError: If there is no validation split.
+        RecipeError: If there is no validation split, or `class_weight` has an unknown class.
     """
-    splits = recipe.data.load()
+    splits = load_splits(recipe)
     if not len(splits.validation):
         raise RecipeError(
             f"{recipe.data.name} has no validation split. Set its `validation` to a number of examples or a fraction."
         )
+    class_weights(recipe.class_weight, splits.train.labels, splits.classes)  # raises for an unknown class
     if duplicates_text := validation.duplicates_warning(splits):
         logging.getLogger(__name__).warning("%s: %s", recipe.data.name, duplicates_text)
     return splits
+
+
+def load_splits(recipe: Recipe) -> Splits:
+    """Load the data of a recipe for training: with the examples that each member sees.
+
+    Raises:
+        DataError: If the data is invalid.
+    """
+    return with_sampling(recipe, recipe.data.load())
+
+
+def with_sampling(recipe: Recipe, splits: Splits) -> Splits:
+    """Return splits of which each member of a recipe sees the training examples, and as often, as it defines."""
+    resampling = None
+    if recipe.resample is not None:
+        resampling = Resampling(method=recipe.resample, members=recipe.members, seed=recipe.seed)
+    return dataclasses.replace(splits, resampling=resampling, is_balanced=recipe.sampling == "balanced")
 
 
 def record_start(run: Run, recipe: Recipe, splits: Splits, missing: Sequence[int], workers: int) -> str:
@@ -78,7 +97,9 @@ def record_start(run: Run, recipe: Recipe, splits: Splits, missing: Sequence[int
         workers=workers,
         smoke=run.smoke,
         precision=recipe.precision,
+        restore_best=recipe.restore_best,
         data=fingerprint,
+        **({} if splits.resampling is None else {"resampling": dataclasses.asdict(splits.resampling)}),
         **dataclasses.asdict(data_info(splits)),
     )
     return fingerprint

@@ -72,6 +72,11 @@ def fields(**changed):
         ),
         ("patience", 3, r"Recipe\(patience=\.\.\.\) must be None without `restore_best`\. Received: 3"),
         ("initial_weights", 7, r"Recipe\(initial_weights=\.\.\.\) must be a path, .*, or None\. Received: 7"),
+        ("class_weight", "inverse", r"must be \"balanced\", a dict from classes to numbers above 0, or None"),
+        ("class_weight", {"cat": 0}, r"Recipe\(class_weight=\.\.\.\) must be .* Received: \{'cat': 0\}"),
+        ("class_weight", "balanced", r"Recipe\(loss=\.\.\.\) must be a Keras loss with `class_weight`"),
+        ("sampling", "random", r"Recipe\(sampling=\.\.\.\) must be \"balanced\", or None\. Received: 'random'"),
+        ("resample", "folds", r"Recipe\(resample=\.\.\.\) must be \"bootstrap\", \"kfold\", or None"),
         ("trainable_layers", ["logits"], r"Recipe\(trainable_layers=\.\.\.\) must be a function of the epoch, or None"),
     ],
 )
@@ -107,9 +112,18 @@ def test_valid_training_options_are_accepted():
         "trainable_layers": lambda epoch: ["*"],
         "learning_rate_multipliers": {"*/beta": 64},
         "lookahead": schedules.Lookahead(),
+        "loss": KerasObject(),
+        "class_weight": {"cat": 2, 1: 0.5},
+        "sampling": "balanced",
+        "resample": "kfold",
     }
     recipe = Recipe(**fields(**options))
     assert {name: getattr(recipe, name) for name in options} == options
+
+
+def test_one_member_has_no_folds():
+    with pytest.raises(RecipeError, match=r"Recipe\(members=\.\.\.\) must be at least 2 with `resample=.kfold.`"):
+        Recipe(**fields(members=1, resample="kfold"))
 
 
 def test_patience_must_be_positive():

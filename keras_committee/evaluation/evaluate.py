@@ -16,6 +16,7 @@ from keras_committee.errors import RunError, pluralize
 from keras_committee.evaluation.committee_scores import SCORE_NAMES, scores, selective_scores, subset_multiplicities
 from keras_committee.evaluation.latency import measure_latencies
 from keras_committee.evaluation.member_info import load_member_info
+from keras_committee.evaluation.out_of_fold import OutOfFold, predict_out_of_fold
 from keras_committee.evaluation.pool import check_no_duplicate_weights
 from keras_committee.evaluation.predictions import (
     SplitPredictions,
@@ -70,6 +71,10 @@ def evaluate(
     `risk_coverage` is the curve of the committee of all members. `selected` has the scores of the committee or cascade
     in `selection.json` of the run folder, by its own confidence, if all its members are those of the run.
 
+    With `Recipe(resample=...)`, `out_of_fold` has the scores on the training images, each of which is predicted by the
+    committee of the members that were not trained on it; see `predict_out_of_fold`. So are suspicious labels of the
+    split `"train"`.
+
     Args:
         run: The run folder.
         recipe: Its recipe.
@@ -99,6 +104,7 @@ def evaluate(
     committee = aggregation.combine(subset_head(head, predictions.members), predictions.log_probabilities)
     examples = getattr(splits, split)
     misclassified = write_misclassified(run, examples, predictions, committee)
+    unseen = predict_out_of_fold(run, predictions.members, splits, head)
     result = {
         "recipe": run.recipe_file().name,
         "split": split,
@@ -119,8 +125,10 @@ def evaluate(
         **top_5_accuracy(committee, predictions.labels),
         "misclassified": misclassified,
         **_selected_scores(run, predictions, splits, split),
-        **({"label_errors": write_label_errors(run, split, examples, predictions, committee)} if label_errors else {}),
+        **({"out_of_fold": unseen.scores()} if unseen else {}),
     }
+    if label_errors:
+        result["label_errors"] = _find_label_errors(run, split, examples, predictions, committee, unseen)
     write_record(run.path / "evaluation.json", result)
     run.append_event("evaluated", split=split, examples=len(predictions.labels))
     return result
@@ -232,8 +240,29 @@ def write_misclassified(
     return {"file": file.name, "images": len(wrong)}
 
 
+def _find_label_errors(
+    run: Run,
+    split: str,
+    examples: Any,
+    predictions: SplitPredictions,
+    committee: np.ndarray,
+    unseen: OutOfFold | None,
+) -> dict[str, Any]:
+    """Write the label errors of a split; those of the training split by the members that did not see an image."""
+    if split == "train" and unseen is not None:
+        unseen_predictions = predictions.subset(unseen.rows)
+        found = write_label_errors(run, split, examples, unseen_predictions, unseen.probabilities, unseen.rows)
+        return found | {"out_of_sample": True, "checked": len(unseen.rows)}
+    return write_label_errors(run, split, examples, predictions, committee)
+
+
 def write_label_errors(
-    run: Run, split: str, examples: Any, predictions: SplitPredictions, committee: np.ndarray
+    run: Run,
+    split: str,
+    examples: Any,
+    predictions: SplitPredictions,
+    committee: np.ndarray,
+    rows: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Write the images whose label is probably wrong to `label_errors.csv` of the run folder.
 
@@ -246,6 +275,7 @@ def write_label_errors(
         examples: The split.
         predictions: The members' predictions on it.
         committee: Probabilities `(examples, classes)` of the committee of all members.
+        rows: Indices in the split of the examples of `predictions`; None: all of them in order.
 
     Returns:
         `file`, the name of the file; `images`, their number; and `out_of_sample`, whether the members were not trained
@@ -264,8 +294,9 @@ def write_label_errors(
     for index, suggested, margin in zip(found.indices.tolist(), found.suggested.tolist(), found.margins, strict=True):
         label = int(labels[index])
         probabilities = (f"{committee[index, column]:.4f}" for column in (label, suggested))
-        names = examples.images.name(index), classes[label], classes[suggested]
-        writer.writerow([index, *names, *probabilities, f"{margin:.4f}"])
+        row = index if rows is None else int(rows[index])
+        names = examples.images.name(row), classes[label], classes[suggested]
+        writer.writerow([row, *names, *probabilities, f"{margin:.4f}"])
     file = run.path / "label_errors.csv"
     write_file(file, table.getvalue().encode(errors="surrogateescape"))
     return {"file": file.name, "images": len(found.indices), "out_of_sample": split != "train"}

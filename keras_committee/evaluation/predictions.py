@@ -138,6 +138,7 @@ class PreloadedData:
 
     splits: Splits
     batch_size: int
+    name: str
 
     def load(self) -> Splits:
         return self.splits
@@ -146,7 +147,7 @@ class PreloadedData:
 def preload(recipe: Recipe) -> tuple[Recipe, Splits]:
     """Load the data of a recipe; return the recipe with `PreloadedData`, and the splits. Raises DataError."""
     splits: Any = recipe.data.load()
-    return dataclasses.replace(recipe, data=PreloadedData(splits, recipe.data.batch_size)), splits
+    return dataclasses.replace(recipe, data=PreloadedData(splits, recipe.data.batch_size, recipe.data.name)), splits
 
 
 def load_if_current(folder: Path, name: str, source: str) -> np.ndarray | None:
@@ -221,6 +222,29 @@ def _load_or_predict_member(
         store(folder, name, source, log_probs)
     if len(log_probs) != len(examples):
         raise RuntimeError(f"member {index} made {len(log_probs)} predictions on {len(examples)} examples")
+    return log_probs
+
+
+def predict_examples(run: Run, index: int, name: str, examples: Split, num_classes: int) -> np.ndarray:
+    """Return the log-probabilities of one member on any examples, from the cache where they are current.
+
+    Args:
+        run: The run folder.
+        index: Index of the member.
+        name: Name of these examples in the cache.
+        examples: The examples.
+        num_classes: Number of classes of the data.
+
+    Returns:
+        float32 `(examples, classes)`.
+
+    Raises:
+        DataError: If an image cannot be read.
+        VerificationError: If the output of the member is not one finite number per class.
+    """
+    source = file_hash(run.member(index).model) + examples.fingerprint()
+    log_probs = _load_or_predict_member(run, index, None, name, examples, source)
+    _check_predictions(run, index, log_probs, num_classes)
     return log_probs
 
 

@@ -1,4 +1,6 @@
-"""Label smoothing of training targets, on every backend."""
+"""Label smoothing of training targets, and weights of their classes, on every backend."""
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -20,3 +22,19 @@ def smooth_labels(targets, num_classes: int, loss: keras.losses.Loss, smoothing:
     if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
         loss = keras.losses.CategoricalCrossentropy(from_logits=loss.from_logits, reduction=loss.reduction)
     return probabilities * (1.0 - smoothing) + smoothing / num_classes, loss
+
+
+def weigh_examples(targets, class_weights) -> dict[str, Any]:
+    """Return `{"sample_weight"}`, float32 `(batch,)`, the argument of a Keras loss; nothing without class weights.
+
+    Args:
+        targets: Labels, int32 `(batch,)`, or probabilities, float32 `(batch, classes)`, which are weighted by their mean
+            over the classes.
+        class_weights: Float32 `(classes,)`, or None.
+    """
+    if class_weights is None:
+        return {}
+    weights = ops.convert_to_tensor(class_weights, "float32")
+    if len(targets.shape) == 1:
+        return {"sample_weight": ops.take(weights, targets)}
+    return {"sample_weight": ops.sum(ops.cast(targets, "float32") * weights, axis=-1)}

@@ -20,7 +20,7 @@ from keras_committee.data.augment import PadCropFlip
 from keras_committee.layers.heads import log_softmax
 from keras_committee.layers.normalization import moving_statistics
 from keras_committee.models.blocks import block_kernels
-from keras_committee.models.label_smoothing import smooth_labels
+from keras_committee.models.label_smoothing import smooth_labels, weigh_examples
 from keras_committee.schedules import Lookahead
 from keras_committee.stacked.convolution import use_packed_convolutions
 
@@ -68,6 +68,7 @@ class StackedProgram:
         lookahead: As in `Recipe`.
         steps: Total number of training steps, for `lookahead`.
         packed_channels: Largest number of channels of a group of several members, with `"packed"`.
+        class_weights: Weight of the loss of each class, float32 `(classes,)`; None is 1 for all.
 
     Raises:
         ValueError: If the mode is unknown, or the layers of the models differ.
@@ -87,6 +88,7 @@ class StackedProgram:
         lookahead: Lookahead | None = None,
         steps: int = 1,
         packed_channels: int = 128,
+        class_weights: np.ndarray | None = None,
     ):
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}. Received: mode={mode!r}")
@@ -94,6 +96,7 @@ class StackedProgram:
         self._models, self._model, self._mode = list(models), models[0], mode
         self._loss, self._label_smoothing, self._augment = loss, label_smoothing, augment
         self._global_clipnorm, self._ema_momentum = global_clipnorm, ema_momentum
+        self._class_weights = class_weights
         self._optimizer = optimizer
         optimizer.learning_rate = self._rate = _MemberRate(optimizer._learning_rate)
         optimizer.build(self._model.trainable_variables)
@@ -256,7 +259,7 @@ class StackedProgram:
         )
         logits = logits.astype("float32")
         smoothed, loss_fn = smooth_labels(targets, logits.shape[-1], self._loss, self._label_smoothing)
-        loss = loss_fn(smoothed, logits) + sum(penalties)
+        loss = loss_fn(smoothed, logits, **weigh_examples(targets, self._class_weights)) + sum(penalties)
         return loss, (variables, jnp.sum(jnp.argmax(logits, axis=-1) == targets))
 
     def _mean_abs_gradients(self, gradients):

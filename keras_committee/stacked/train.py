@@ -22,6 +22,7 @@ from keras_committee import metrics
 from keras_committee.checkpoints import Checkpoint, Checkpoints, with_saved_dtype
 from keras_committee.data.augment import PadCropFlip
 from keras_committee.data.images import InMemoryImages
+from keras_committee.data.resampling import class_weights
 from keras_committee.data.splits import Splits
 from keras_committee.errors import DivergedError, IncompleteError, RecipeError, RunError, pluralize
 from keras_committee.evaluation.predictions import store_member_predictions
@@ -125,6 +126,9 @@ class _Stack:
     def __init__(self, run, recipe, group, splits, fingerprint, options, shutdown, note):
         self._run, self._recipe, self._group, self._splits = run, recipe, group, splits
         self._data_fingerprint, self._options, self._shutdown, self._note = fingerprint, options, shutdown, note
+        if splits.resampling is not None:  # with other members, the same ones would see other images
+            self._data_fingerprint = f"{fingerprint} {splits.resampling}"
+        self._member_splits = [splits.for_member(index) for index in group]
         self._checkpoints = Checkpoints(run.stacked_state)
         self._models, self._program = build_program(recipe, group, splits, options.mode)
         self._blocks = stochastic_depth_blocks(self._models[0])
@@ -194,7 +198,8 @@ class _Stack:
         self._set_survival()
         runs_before = self._program.values_of(self._state, [block.run_count for block in self._blocks])
         batches = [
-            self._splits.batch_indices(self._recipe.seed + index, self._epoch * steps, steps) for index in self._group
+            member.batch_indices(self._recipe.seed + index, self._epoch * steps, steps)
+            for index, member in zip(self._group, self._member_splits, strict=True)
         ]
         indices, draws = (np.stack(arrays) for arrays in zip(*batches, strict=True))
         self._state, losses, num_correct, gradients = self._program.train_epoch(
@@ -382,7 +387,7 @@ def build_program(
         models.append(build_member(recipe, index))
         check_fit(models[-1], splits, index)
         check(models[-1], index, registered)
-    _adapt_layers(models, splits)
+    _adapt_layers(models, [splits.for_member(index) for index in members])
     steps = recipe.epochs * splits.steps_per_epoch
     try:
         program = StackedProgram(
@@ -396,6 +401,7 @@ def build_program(
             ema_momentum=recipe.ema_momentum,
             lookahead=recipe.lookahead,
             steps=steps,
+            class_weights=class_weights(recipe.class_weight, splits.train.labels, splits.classes),
         )
     except ValueError as error:
         raise RecipeError(
@@ -406,16 +412,17 @@ def build_program(
     return models, program
 
 
-def _adapt_layers(models, splits):
-    """Adapt the layers of all members to the same training images."""
+def _adapt_layers(models, member_splits):
+    """Adapt the layers of each member to the training images that it sees: where all see the same, only once."""
     if not layers_to_adapt(models[0]):
         return
-    adapt_layers(
-        models[0], splits.train.images.numpy()[adaptation_examples(len(splits.train), splits.train.image_shape)]
-    )
-    for model in models[1:]:
-        for target, source in zip(layers_to_adapt(model), layers_to_adapt(models[0]), strict=True):
-            target.set_weights(source.get_weights())
+    for model, splits in zip(models, member_splits, strict=True):
+        if splits.resampling is None and model is not models[0]:
+            for target, source in zip(layers_to_adapt(model), layers_to_adapt(models[0]), strict=True):
+                target.set_weights(source.get_weights())
+            continue
+        rows = splits.training_rows
+        adapt_layers(model, splits.train.images.numpy()[rows[adaptation_examples(len(rows), splits.train.image_shape)]])
 
 
 def _rate_factors(recipe: Recipe, group: Sequence[int]) -> np.ndarray:

@@ -21,6 +21,7 @@ from keras_committee.training.multihost import HostGroup, read_cluster
 from keras_committee.training.reporting import Phase, TrainingOptions
 from keras_committee.training.temp_dir import own_temp_dir
 from keras_committee.training.trainer import train_member
+from keras_committee.training_run import load_splits
 
 _FILE_SYNC_SECONDS = 60.0  # for the chief's files to appear on a network file system
 
@@ -108,7 +109,7 @@ def _train_all(
     shutdown: GracefulShutdown,
     options: TrainingOptions,
 ) -> None:
-    splits, reporter = recipe.data.load(), StderrReporter()
+    splits, reporter = load_splits(recipe), StderrReporter()
     while (index := host_group.next_member(shutdown)) is not None:
         try:
             train_member(recipe, index, splits, run.member(index), tf_strategy, reporter, shutdown, options, host_group)

@@ -67,6 +67,8 @@ def make_repeated_step(recipe: Recipe, index: int, splits: data.Splits, strategy
     Of all epochs the middle one is chosen, for recipes in which layers or survival probabilities depend on the epoch.
     """
     tf_strategy = make_strategy(strategy, splits.batch_size)
+    if recipe.class_weight is not None:  # by names that random images do not have; the step is the same
+        recipe = dataclasses.replace(recipe, class_weight="balanced")
     step = untrained_step(recipe, index, splits, tf_strategy, recipe.epochs // 2)
     stream = partial(splits.stream, recipe.seed, 0, _NUM_BATCHES, batch_augment=recipe.batch_augment)
     batches = itertools.cycle(list(distribute(stream, tf_strategy)))

@@ -8,7 +8,7 @@ from keras_committee.errors import RecipeError
 from keras_committee.layers.fusion import fused_layers
 from keras_committee.layers.survival import stochastic_depth_blocks
 from keras_committee.models.blocks import block_kernels
-from keras_committee.models.label_smoothing import smooth_labels
+from keras_committee.models.label_smoothing import smooth_labels, weigh_examples
 from keras_committee.training.devices import uses_xla
 from keras_committee.training.ema import SlowWeights, WeightEMA
 
@@ -64,6 +64,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     ema: WeightEMA | None = None,
     slow_weights: SlowWeights | None = None,
+    class_weights: np.ndarray | None = None,
 ):
     """Return a function of one global batch, `(images, targets)`, that updates the currently trainable weights.
 
@@ -85,6 +86,8 @@ def make_train_step(
             arXiv:1512.00567, section 7).
         ema: Moving averages to update after the weights, or None.
         slow_weights: Slow weights of Lookahead to update after the weights and before the averages, or None.
+        class_weights: Weight of the loss of each class, float32 `(classes,)`, as in Keras' `fit`: the mean over the
+            batch is not divided by their sum. None is 1 for all.
 
     Raises:
         RecipeError: When traced, if a replica's batch cannot be divided into `gradient_accumulation_steps` equal parts.
@@ -102,7 +105,8 @@ def make_train_step(
             logits = tf.cast(model(images, training=True), tf.float32)
             smoothed_targets, loss_fn = smooth_labels(targets, logits.shape[-1], loss, label_smoothing)
             # Keras divides `loss` by the replicas already; the penalties are the same on each and must be, too.
-            objective = (loss_fn(smoothed_targets, logits) + sum(model.losses) / replicas) / gradient_accumulation_steps
+            data_loss = loss_fn(smoothed_targets, logits, **weigh_examples(targets, class_weights))
+            objective = (data_loss + sum(model.losses) / replicas) / gradient_accumulation_steps
             scaled_loss = optimizer.scale_loss(objective)
         gradients = tape.gradient(scaled_loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         num_correct = tf.math.count_nonzero(tf.equal(tf.argmax(logits, axis=-1), _class_indices(targets)))

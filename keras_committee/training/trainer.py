@@ -24,6 +24,7 @@ import tensorflow as tf
 from keras_committee import metrics
 from keras_committee.checkpoints import Checkpoints
 from keras_committee.data import Splits
+from keras_committee.data.resampling import class_weights
 from keras_committee.data.validation import name_unreadable_images
 from keras_committee.errors import DivergedError, RecipeError, RunError, VerificationError, pluralize
 from keras_committee.files import expand_home
@@ -116,20 +117,21 @@ class _Trainer:
     """The training of one member, in the order of its methods."""
 
     def __init__(self, recipe, index, splits, member_dir, strategy, reporter, shutdown, options, host_group):
+        splits = splits.for_member(index)
         self._recipe, self._index, self._splits, self._member_dir = recipe, index, splits, member_dir
         self._strategy, self._reporter, self._shutdown, self._options = strategy, reporter, shutdown, options
         self._host_group = host_group
         self._registered = registered_names()
         self._state = state = _build_member(recipe, index, splits, strategy)
         self._block_stats = BlockStats(state.model)
-        self._epoch_steps = _EpochSteps(recipe, state, strategy, self._block_stats)
+        self._epoch_steps = _EpochSteps(recipe, state, strategy, self._block_stats, splits)
         self._traced_step: Callable | None = None
         self._batches: Iterator = iter(())
         self._stream_position = (-1, -1)  # seed and step of the next of the batches
         self._predictor = Predictor(state.model)
         self._checkpoints = Checkpoints(member_dir.state, read_only=not host_group.is_chief)
         self._log = MemberLog(member_dir, reporter.note)
-        self._data_fingerprint = splits.train.fingerprint()
+        self._data_fingerprint = splits.training_fingerprint()
         self._last_save, self._num_rollbacks = (-1, time.monotonic()), 0  # step and time of the last checkpoint
 
     @cached_property
@@ -169,7 +171,8 @@ class _Trainer:
         model, train = self._state.model, self._splits.train
         if self._recipe.initial_weights is not None or not layers_to_adapt(model):
             return
-        examples = train.subset(adaptation_examples(len(train), train.image_shape))
+        rows = self._splits.training_rows
+        examples = train.subset(rows[adaptation_examples(len(rows), train.image_shape)])
         images = [images.numpy() for images, _ in examples.batches(self._splits.batch_size)]
         adapt_layers(model, np.concatenate(images))
 
@@ -367,8 +370,16 @@ def _member_check() -> MemberCheck:
 class _EpochSteps:
     """The training step of each epoch, traced again only if other layers train than in the epoch before."""
 
-    def __init__(self, recipe: Recipe, state: MemberState, strategy: tf.distribute.Strategy, block_stats: BlockStats):
+    def __init__(
+        self,
+        recipe: Recipe,
+        state: MemberState,
+        strategy: tf.distribute.Strategy,
+        block_stats: BlockStats,
+        splits: Splits,
+    ):
         self._recipe, self._state, self._strategy, self._block_stats = recipe, state, strategy, block_stats
+        self._class_weights = class_weights(recipe.class_weight, splits.train.labels, splits.classes)
         self._freezer = LayerFreezer(state.model, recipe.trainable_layers, recipe.epochs)
         self._step: Callable | None = None
         self._trainable_patterns: tuple[str, ...] = ()
@@ -398,6 +409,7 @@ class _EpochSteps:
             label_smoothing=recipe.label_smoothing,
             ema=state.ema,
             slow_weights=state.slow_weights,
+            class_weights=self._class_weights,
         )
 
 
@@ -431,7 +443,7 @@ def untrained_step(
 ) -> Callable[..., tuple]:
     """Return the training step of member `index` in an epoch, untrained and without checkpoints, to measure it."""
     state = _build_member(recipe, index, splits, strategy)
-    return _EpochSteps(recipe, state, strategy, BlockStats(state.model)).begin_epoch(epoch)
+    return _EpochSteps(recipe, state, strategy, BlockStats(state.model), splits).begin_epoch(epoch)
 
 
 def copy_weights(initial_weights: str | Callable[[int], str] | None, model: keras.Model, index: int) -> None:

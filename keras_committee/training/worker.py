@@ -20,6 +20,7 @@ from keras_committee.training.devices import enable_determinism, make_strategy, 
 from keras_committee.training.reporting import Phase, Reporter, TrainingOptions
 from keras_committee.training.temp_dir import own_temp_dir
 from keras_committee.training.trainer import train_member
+from keras_committee.training_run import load_splits
 
 _STEP_REPORT_SECONDS = 0.2  # between two messages about steps
 
@@ -71,7 +72,7 @@ def train_one(
     with own_temp_dir(run):
         recipe = run.recipe()
         tf_strategy = make_strategy(strategy, recipe.data.batch_size)
-        splits, member_dir = recipe.data.load(), run.member(index)
+        splits, member_dir = load_splits(recipe), run.member(index)
         with translate_oom(index):
             train_member(recipe, index, splits, member_dir, tf_strategy, reporter, shutdown, options)
 

@@ -34,5 +34,6 @@ def recipe(members=3, epochs=2, seed=7, precision="float32", width=8, odd=0, fli
         learning_rate_multipliers={"*/beta": 8.0},
         label_smoothing=0.1,
         global_clipnorm=1.0,
+        class_weight={"3": 2.0, 1: 0.5},
         learning_rate_scale=lambda index: 1 / (1 + index),
     )

@@ -47,13 +47,14 @@ def train_alone(recipe, splits, index):
     optimizer.build(model.trainable_variables)
     multiply_learning_rates(optimizer, model.trainable_variables, recipe.learning_rate_multipliers)
     statistics = [i for i, v in enumerate(model.non_trainable_variables) if v.name.startswith("moving_")]
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, reduction=None)
+    class_weights = np.array([1.0, 0.5, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], "float32")
 
     @jax.jit
-    def step(weights, variables, state, images, targets):
+    def step(weights, variables, state, images, targets, example_weights):
         def objective(weights):
             logits, new, penalties = model.stateless_call(weights, variables, images, training=True, return_losses=True)
-            return loss(targets, logits) + sum(penalties), new
+            return jnp.mean(example_weights * loss(targets, logits)) + sum(penalties), new
 
         (value, variables), gradients = jax.value_and_grad(objective, has_aux=True)(weights)
         norm = jnp.sqrt(sum(jnp.vdot(gradient, gradient) for gradient in gradients))
@@ -68,8 +69,9 @@ def train_alone(recipe, splits, index):
     for number, (batch, rows) in enumerate(zip(indices, draws, strict=True), start=1):
         images = np.pad(splits.train.images.numpy()[batch], ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
         crops = np.stack([image[y : y + 32, x : x + 32] for image, (y, x, _) in zip(images, rows, strict=True)])
-        targets = np.eye(10, dtype="float32")[splits.train.labels[batch]] * 0.9 + 0.01
-        weights, variables, state, value = step(weights, variables, state, crops.astype("float32"), targets)
+        labels = splits.train.labels[batch]
+        targets, inputs = np.eye(10, dtype="float32")[labels] * 0.9 + 0.01, crops.astype("float32")
+        weights, variables, state, value = step(weights, variables, state, inputs, targets, class_weights[labels])
         losses.append(float(value))
         if number % 3 == 0:  # Lookahead, from its definition
             share, fast = 0.2 + 0.6 * number / total, [*weights, *(variables[i] for i in statistics)]

@@ -12,6 +12,7 @@ if keras.backend.backend() != "jax":
 
 from keras_committee import data
 from keras_committee.checkpoints import Checkpoints
+from keras_committee.data.resampling import Resampling
 from keras_committee.errors import DivergedError, IncompleteError, Interrupted, RecipeError, RunError
 from keras_committee.models.loading import load_member
 from keras_committee.models.predict import log_probabilities
@@ -141,6 +142,22 @@ def test_if_every_member_diverges_the_error_is_another(tmp_path):
 def test_what_a_stack_does_not_offer_is_refused(tmp_path, field, value):
     with pytest.raises(RecipeError, match=rf"--stacked does not support Recipe\({field}="):
         train(tmp_path / "run", change={field: value})
+
+
+def test_each_member_reads_its_own_examples(tmp_path, monkeypatch):
+    read = []
+
+    def train_epoch(program, state, images, labels, indices, draws, factors):
+        read.append(indices)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module.StackedProgram, "train_epoch", train_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", change={"resample": "kfold"})
+    labels, resampling = data.digits(64).load().train.labels, Resampling(method="kfold", members=3, seed=7)
+    assert read[0].shape == (3, 13, 64)
+    for index in range(3):
+        assert set(read[0][index].ravel()) <= set(resampling.rows(labels, index))
 
 
 def test_another_augmentation_is_refused(tmp_path):

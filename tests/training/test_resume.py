@@ -21,6 +21,7 @@ from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training import TrainingOptions
 from keras_committee.training.devices import make_strategy
 from keras_committee.training.trainer import train_member
+from keras_committee.training_run import with_sampling
 
 KILLED_TRAINING = pathlib.Path(__file__).with_name("killed_training.py")
 FAULTY = pathlib.Path(__file__).parents[1] / "recipes" / "faulty.py"
@@ -98,6 +99,11 @@ MATRIX = {
     },
     "learning_rate_multipliers": {"learning_rate_multipliers": {"*/beta": 8.0, "logits/*": 0.5}},
     "lookahead": {"lookahead": schedules.Lookahead(period=3, start=0.2, end=0.8), "ema_momentum": 0.9},
+    "class_weight": {"class_weight": {"3": 4.0, 1: 0.25}, "label_smoothing": 0.1},
+    "class_weight, balanced": {"class_weight": "balanced", "batch_augment": data.mixup(0.4)},
+    "sampling": {"sampling": "balanced"},
+    "resample": {"resample": "bootstrap"},
+    "resample, kfold": {"resample": "kfold", "members": 3, "sampling": "balanced"},
     "learning_rate_scale": {"learning_rate_scale": lambda index: 0.5 ** (index + 1)},
 }
 NO_OPTIONS = {"members", "epochs", "head", "seed"}
@@ -144,7 +150,7 @@ def digits():
 
 def train(made, digits, member_dir, shutdown, strategy=None, on_step=lambda: None):
     """Train or resume until `shutdown` stops it; return whether it finished, and its events."""
-    splits, reporter = dataclasses.replace(digits, augment=made.data.augment), EventLog(on_step)
+    splits, reporter = with_sampling(made, dataclasses.replace(digits, augment=made.data.augment)), EventLog(on_step)
     strategy = strategy or make_strategy("single", BATCH)
     try:
         train_member(made, 0, splits, member_dir, strategy, reporter, shutdown, TrainingOptions())
@@ -172,6 +178,9 @@ COMBINED = {
     "precision": "mixed_bfloat16",  # elsewhere float32
     "ema_momentum": 0.9,
     "restore_best": "nll",
+    "resample": "bootstrap",
+    "sampling": "balanced",
+    "class_weight": {"3": 2.0},
     "trainable_layers": lambda epoch: [["logits"], ["*"], ["block", "logits"]][epoch],
     "optimizer": lambda steps: keras.optimizers.Adam(schedules.cosine(steps, 0.01, warmup_steps=4)),
 }

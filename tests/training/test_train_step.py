@@ -117,6 +117,28 @@ def test_mixed_targets_are_trained_on_and_a_hit_is_their_larger_part(strategy):
     assert hits == ((images.reshape(8, -1) @ kernel + bias).argmax(axis=1) == labels).sum()
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_class_weights_multiply_the_loss_of_each_example(strategy, mixed):
+    images, labels = a_batch()
+    weights = np.array([0.5, 1.0, 3.0, 0.25, 2.0], np.float32)
+    targets = mix_targets(labels, 0.7, 5).numpy() if mixed else labels
+    (kernel, bias), (new_kernel, new_bias), objective, _ = stepped(
+        targets, images, strategy, label_smoothing=0.2, gradient_accumulation_steps=2, class_weights=weights
+    )
+    shares = (targets if mixed else np.eye(5)[labels]).astype("float64")
+    z = images.reshape(8, -1) @ kernel.astype("float64") + bias
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    loss, error = 0.02 * float((kernel**2).sum()), np.zeros((8, 5))
+    for row in range(8):
+        weight = sum(share * weights[label] for label, share in enumerate(shares[row]))
+        smoothed = 0.8 * shares[row] + 0.2 / 5
+        loss -= weight * (smoothed * np.log(p[row])).sum() / 8
+        error[row] = weight * (p[row] - smoothed) / 8
+    assert objective == pytest.approx(loss, rel=1e-5)
+    np.testing.assert_allclose(new_kernel, kernel - RATE * (images.reshape(8, -1).T @ error + 0.04 * kernel), atol=1e-5)
+    np.testing.assert_allclose(new_bias, bias - RATE * error.sum(axis=0), atol=1e-5)
+
+
 def test_a_batch_that_has_no_equal_parts_is_refused():
     images, labels = a_batch(6)
     with pytest.raises(RecipeError, match="batch of 6 on one device cannot be divided into 4 equal parts"):
