@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".avif")
 SPLIT_SPELLINGS = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation", "dev"),
@@ -54,7 +54,7 @@ def folder_kind(folder: Path) -> FolderKind | None:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return the JPEG and PNG files of a folder and its subfolders, sorted, without hidden ones."""
+    """Return the image files of a folder and its subfolders, sorted, without hidden ones."""
     return sorted(
         path
         for path in folder.rglob("*")

@@ -380,6 +380,7 @@ _DATA_PATHS = {
     "tfrecords": _PathArgument("train", True, _check_shards),
     "tfds": _PathArgument("data_dir", False, _check_exists),
     "table": _PathArgument("path", True, _check_exists),
+    "hf": _PathArgument("path", True, _check_exists),
     "npz": _PathArgument("path", True, _check_exists),
     "cifar10": _PathArgument("directory", False, _check_exists),
     "cifar100": _PathArgument("directory", False, _check_exists),

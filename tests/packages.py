@@ -45,6 +45,8 @@ COMMANDS = {
     ],
     "model-garden": ["python {extras}/model_garden_autoaugment.py"],
     "datasets": ["python {extras}/tfds_folder.py"],
+    "parquet": ["python {extras}/parquet_table.py"],
+    "hf": ["python {extras}/hf_folder.py"],
     "profile": ["python {extras}/profiler_page.py"],
 }
 

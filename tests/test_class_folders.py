@@ -164,12 +164,13 @@ def test_unicode_forms_of_one_name_are_told_apart(write):
 
 
 def test_every_problem_is_listed(write):
-    root = write("train/cat/1.png", "train/dog/2.gif", "train/dog/old/3.png", "test/cat/4.png", "test/fox/5.png")
+    root = write("train/cat/1.png", "train/dog/2.tif", "train/dog/old/3.png", "test/cat/4.png", "test/fox/5.png")
     assert list_images(root, classes=5).problems == [
         "train/fox: there is no such folder, but another split has the class",
         "test/dog: there is no such folder, but another split has the class",
         "3 class folders, expected 5",
-        "train/dog/2.gif: not supported, images end in .jpg, .jpeg, .png; convert or rename it",
+        "train/dog/2.tif: not supported, images end in .jpg, .jpeg, .png, .webp, .bmp, .gif, .avif; "
+        "convert or rename it",
         "train/dog/old/: folders inside a class folder are not supported",
         "train/dog/: the class has no images",
     ]
@@ -228,12 +229,12 @@ def test_files_that_are_not_images_are_skipped_and_counted(write):
     assert list_images(root).warnings[0].endswith("dog/0.xml, dog/1.xml, dog/2.xml, dog/3.xml and 6 more")
 
 
-@pytest.mark.parametrize("name", ["2.WEBP", "2.jfif", "unnamed"])
+@pytest.mark.parametrize("name", ["2.TIFF", "2.jfif", "unnamed"])
 def test_images_under_other_names_are_problems(write, name):
     root = write("cat/1.png", f"cat/{name}")
     (root / "cat" / name).write_bytes(b"\xff\xd8\xff\xe0")
     assert list_images(root).problems == [
-        f"cat/{name}: not supported, images end in .jpg, .jpeg, .png; convert or rename it"
+        f"cat/{name}: not supported, images end in .jpg, .jpeg, .png, .webp, .bmp, .gif, .avif; convert or rename it"
     ]
 
 

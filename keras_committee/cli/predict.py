@@ -86,10 +86,10 @@ def predict(
 ) -> None:
     """Classify images with a run, an exported model or a server.
 
-    Each IMAGE is a JPEG or PNG file of any size, or a folder that contains such files, also in its subfolders.
-    RUN_OR_MODEL_DIR is a run folder or an exported model, such as saved_models/NAME. Prints the top classes, the
-    confidence of the committee, the number of members that ran, and the share of them that agree. If an image is
-    unreadable, the others are still classified and the exit code is 3.
+    Each IMAGE is an image file of any size (JPEG, PNG, WebP, BMP, GIF or AVIF), or a folder that contains such files,
+    also in its subfolders. RUN_OR_MODEL_DIR is a run folder or an exported model, such as saved_models/NAME. Prints the
+    top classes, the confidence of the committee, the number of members that ran, and the share of them that agree. If
+    an image is unreadable, the others are still classified and the exit code is 3.
     """
     paths = source_and_images if url else source_and_images[1:]
     if not paths:
@@ -138,7 +138,7 @@ def _find_images(paths: Iterable[Path]) -> tuple[Path, ...]:
     for path in paths:
         found = find_images(path) if path.is_dir() else [path]
         if not found:
-            raise DataError(f"{path} contains no JPEG or PNG images. No image was classified.")
+            raise DataError(f"{path} contains no images. No image was classified.")
         images |= dict.fromkeys(found)
     return tuple(images)
 

@@ -9,6 +9,7 @@ from keras_committee.data.augment import Compose, PadCropFlip, compose, pad_crop
 from keras_committee.data.cifar import cifar10, cifar100
 from keras_committee.data.dataset import DataConfig
 from keras_committee.data.digits import digits
+from keras_committee.data.huggingface import hf
 from keras_committee.data.image_folder import image_folder
 from keras_committee.data.mix import CutMix, Mixup, cutmix, mixup
 from keras_committee.data.policies import (
@@ -56,6 +57,7 @@ __all__ = [
     "cutmix",
     "decode_image",
     "digits",
+    "hf",
     "image_folder",
     "imagenet_records",
     "mixup",

@@ -28,7 +28,7 @@ def image_folder(
     skip_bad: int = 0,
     split_folders: Mapping[str, str] | None = None,
 ) -> DataConfig:
-    """JPEG and PNG images in one folder per class; the sorted folder names are the classes.
+    """JPEG, PNG, WebP, BMP, GIF and AVIF images in one folder per class; the sorted folder names are the classes.
 
     Two layouts are supported: `directory/<class>/...`, from which a test split is held out, and
     `directory/train/<class>/...` next to `directory/test/<class>/...`. A folder `val` next to both is the validation

@@ -16,8 +16,9 @@ from typing import Self
 import numpy as np
 
 from keras_committee.data.lazy_tensorflow import tf
-from keras_committee.data.preprocessing import ImageTransform, decode_image
+from keras_committee.data.preprocessing import ImageTransform, decode_image, has_magic
 from keras_committee.data.random_crop import RandomResizedCrop
+from keras_committee.image_header import JPEG_MAGIC, PNG_MAGIC, to_jpeg_or_png
 
 _TAIL_BYTES = 1024
 
@@ -121,7 +122,7 @@ class EncodedImages(abc.ABC):
 
     @abc.abstractmethod
     def read(self, index: int) -> bytes:
-        """Read one encoded image. Raises OSError."""
+        """Read one image, encoded as JPEG or PNG. Raises OSError, or DataError if it is in no supported format."""
 
     @abc.abstractmethod
     def head_and_tail(self, index: int) -> tuple[bytes, bytes]:
@@ -212,16 +213,26 @@ class ImageFiles(EncodedImages):
         return dataclasses.replace(self, names=tuple(self.names[i] for i in indices))
 
     def make_read_fn(self) -> Callable:
-        """Return a graph function from int64 indices `(batch,)` to the contents of the files, string `(batch,)`."""
+        """Return a graph function from int64 indices `(batch,)` to JPEGs and PNGs, string `(batch,)`; see `read`."""
         with tf.device("CPU:0"):
             paths = tf.constant([str(self.root / name) for name in self.names], dtype=tf.string)
-        return lambda indices: tf.map_fn(tf.io.read_file, tf.gather(paths, indices))
+
+        def read_one(path):
+            content = tf.io.read_file(path)
+            return tf.cond(
+                has_magic(content, JPEG_MAGIC) | has_magic(content, PNG_MAGIC),
+                lambda: content,
+                lambda: tf.ensure_shape(tf.numpy_function(to_jpeg_or_png, [content], tf.string, stateful=False), ()),
+            )
+
+        return lambda indices: tf.map_fn(read_one, tf.gather(paths, indices))
 
     def name(self, index: int) -> str:
         return self.names[index]
 
     def read(self, index: int) -> bytes:
-        return (self.root / self.names[index]).read_bytes()
+        """Read a JPEG or PNG as it is, another format as a PNG of its pixels. Raises OSError, or DataError."""
+        return to_jpeg_or_png((self.root / self.names[index]).read_bytes())
 
     def head_and_tail(self, index: int) -> tuple[bytes, bytes]:
         with open(self.root / self.names[index], "rb") as file:

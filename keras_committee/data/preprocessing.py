@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from keras_committee.data.lazy_tensorflow import tf
 from keras_committee.errors import RecipeError
+from keras_committee.image_header import JPEG_MAGIC, PNG_MAGIC
 
 RESIZE_METHODS = ("bilinear", "bicubic")
-PNG_MAGIC, JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # first bytes of the files
 _JPEG_CROP_MARGIN = 2  # columns
 
 

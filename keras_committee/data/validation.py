@@ -14,10 +14,11 @@ import numpy as np
 
 from keras_committee.data.images import EncodedImages, InMemoryImages
 from keras_committee.data.lazy_tensorflow import tf
-from keras_committee.data.preprocessing import JPEG_MAGIC, PNG_MAGIC, decode_image
+from keras_committee.data.preprocessing import decode_image
 from keras_committee.data.splits import Split, Splits
-from keras_committee.errors import ResourceError, raise_if_problems
+from keras_committee.errors import DataError, ResourceError, raise_if_problems
 from keras_committee.files import write_file
+from keras_committee.image_header import JPEG_MAGIC, PNG_MAGIC
 from keras_committee.progress import track
 
 CHUNK_SIZE = 256  # files per task of a thread
@@ -225,6 +226,8 @@ def _read_file(files, index):
         contents = files.read(index)
     except OSError as error:
         return None, f"{files.name(index)}: cannot be read ({error.strerror})"
+    except DataError as error:
+        return None, f"{files.name(index)}: {error}"
     problem = _detect_format(contents)[1]
     return contents, problem and f"{files.name(index)}: {problem}"
 

@@ -300,14 +300,14 @@ def test_B01_a_missing_folder_is_named(write_images, capsys):
 def test_B05_all_problems_of_the_folders_are_listed(write_images, capsys):
     write_images({"pets/train/cat": 3, "pets/train/emu": 0, "pets/test/cat": 2, "pets/test/fox": 1})
     pathlib.Path("pets/train/cat/001.png").write_bytes(b"")
-    pathlib.Path("pets/train/cat/002.png").write_bytes(b"GIF89a")
+    pathlib.Path("pets/train/cat/002.png").write_bytes(b"no image")
     assert main(["init", "mine.py", "--from", "image-folder", "pets"]) == 3
     err = capsys.readouterr().err
     assert "error: image_folder('pets'): 5 problems in the data\n" in err
     assert "  train/fox: there is no such folder, but another split has the class\n" in err
     assert "  train/emu/: the class has no images\n" in err
     assert "  train/cat/001.png: the file is empty\n" in err
-    assert "  train/cat/002.png: neither a JPEG nor a PNG file\n" in err
+    assert "  train/cat/002.png: not a JPEG, PNG, WebP, BMP, GIF or AVIF file\n" in err
 
 
 @pytest.mark.parametrize(

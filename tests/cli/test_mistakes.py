@@ -124,7 +124,7 @@ EARLY = [
     ("init mine.py --from image-folder none", 3, "none: 1 problem in the data"),
     ("init mine.py --from image-folder images/cat", 3, "Did you mean 'images'?"),
     ("init mine.py --from image-folder runs/a", 3, "it is a run folder."),
-    ("init mine.py --from image-folder bad", 3, "2 problems", "dog/: ", "a.png: neither a JPEG nor", "skip_bad=N"),
+    ("init mine.py --from image-folder bad", 3, "2 problems", "dog/: ", "a.png: not a JPEG, PNG", "skip_bad=N"),
     ("import tiny.py images/cat/00.png", 2, "00.png is not a .keras file. No run was changed.", "model.save("),
     ("import tiny.py broken.keras --run runs/a", 8, "broken.keras cannot be loaded: it is not a complete .keras arch"),
     ("import tiny.py empty.keras --input-scaling 0..2", 2, "'--input-scaling': expected 0..255, 0..1"),
@@ -167,7 +167,7 @@ EARLY = [
 ]  # fmt: skip
 MISTAKES = [
     *EARLY,
-    ("predict --url http://127.0.0.1:1/m bad/dog/b.txt", 3, "1 of 1 images cannot be read; none", "neither a JPEG nor"),
+    ("predict --url http://127.0.0.1:1/m bad/dog/b.txt", 3, "1 of 1 images cannot be read; none", "not a JPEG, PNG"),
     ("train tiny.py --run runs/held", 4, "run folder runs/held is in use by pid"),
     ("train tiny.py --strategy multiworker", 2, "TF_CONFIG", '"cluster": {"worker": ["10.0.0.1:4321"'),
     ("train pets.py", 3, "cat/04.png: damaged", "dog/17.png: damaged"),

@@ -177,23 +177,23 @@ def test_a_negative_number_of_images_to_skip_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10**9])
-def test_B03_content_that_is_no_jpeg_or_png_is_named(write_images, noise, encoded, memory_limit):
+def test_B03_content_that_is_no_image_is_named(write_images, noise, encoded, memory_limit):
     root = write_images(SPLIT)
-    (root / "train/cat/0000.png").write_bytes(encoded(noise(8, 8), "GIF"))
+    (root / "train/cat/0000.png").write_bytes(encoded(noise(8, 8), "TIFF"))
     (root / "train/cat/0001.png").write_bytes(b"hello, this is text")
     (root / "train/cat/0002.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"train/cat/0000\.png: a GIF file; only JPEG and PNG are supported") as caught:
+    with pytest.raises(DataError, match=r"train/cat/0000\.png: not a JPEG, PNG, WebP, BMP, GIF or AVIF file") as caught:
         load(root, memory_limit=memory_limit)
-    assert "train/cat/0001.png: neither a JPEG nor a PNG file" in str(caught.value)
+    assert "train/cat/0001.png: not a JPEG, PNG, WebP, BMP, GIF or AVIF file" in str(caught.value)
     assert "train/cat/0002.png: the file is empty" in str(caught.value)
 
 
 def test_B03_other_image_formats_and_inner_folders_are_named(write_images):
     root = write_images(SPLIT)
-    (root / "train/cat/0000.webp").write_bytes(b"x")
+    (root / "train/cat/0000.heic").write_bytes(b"x")
     (root / "train/cat/more").mkdir()
     with pytest.raises(
-        DataError, match=r"train/cat/0000\.webp: not supported, images end in \.jpg, \.jpeg, \.png"
+        DataError, match=r"train/cat/0000\.heic: not supported, images end in \.jpg, \.jpeg, \.png"
     ) as caught:
         load(root)
     assert "train/cat/more/: folders inside a class folder" in str(caught.value)
@@ -215,7 +215,7 @@ def test_B03_other_files_are_skipped_with_one_warning(write_images, caplog):
     ("options", "damage", "hint"),
     [
         ({"validation": 999}, None, "\nChoose a smaller batch_size, validation or test in the recipe."),
-        ({}, ("train/cat/0000.gif", b""), "\nFix or remove what is listed above, then run the command again."),
+        ({}, ("train/cat/0000.tif", b""), "\nFix or remove what is listed above, then run the command again."),
         ({}, ("train/cat/0000.png", b""), "(in the recipe, skip_bad=N skips up to N unreadable images)"),
     ],
 )

@@ -15,6 +15,7 @@ from keras_committee import cli
 from keras_committee.data import center_crop, resize
 from keras_committee.errors import IncompleteError, RecipeError, VerificationError
 from keras_committee.evaluation.predict import CommitteePredictor
+from keras_committee.image_header import NO_IMAGE
 from keras_committee.layers import WeightedGeometricMean
 from keras_committee.selection import AcceptanceRule, Promise, SelectedMember, Selection, SetRule, Stage
 
@@ -191,7 +192,7 @@ def test_predict_as_json_answers_the_good_names_the_bad_and_exits_with_3(trained
     assert [best["class"] for best in first["top"]] == [str(k) for k in np.argsort(-wanted)[:2]]
     assert first["top"][0]["probability"] == pytest.approx(wanted.max(), abs=1e-5)
     assert list(first) == ["image", "top", "confidence", "members_used", "agreement", "mutual_information"]
-    assert document["unreadable"] == [{"image": images[1], "problem": f"{images[1]}: neither a JPEG nor a PNG file"}]
+    assert document["unreadable"] == [{"image": images[1], "problem": f"{images[1]}: {NO_IMAGE}"}]
     assert "error: 1 of 3 images cannot be read; the others are classified:\n" in err
 
 
@@ -243,7 +244,7 @@ def test_the_images_of_a_folder_become_the_rows_of_a_csv_file(trained, pictures,
     assert (rows[0]["class"], rows[0]["class_2"]) == (str(first), str(second))
     assert float(rows[0]["probability_2"]) == pytest.approx(probabilities[second], abs=1e-5)
     assert (rows[0]["members_used"], rows[0]["problem"]) == ("3", "")
-    assert (rows[2]["class"], rows[2]["problem"]) == ("", f"{pictures}/bad.png: neither a JPEG nor a PNG file")
+    assert (rows[2]["class"], rows[2]["problem"]) == ("", f"{pictures}/bad.png: {NO_IMAGE}")
     assert cli.main(["predict", run, str(pictures), "--csv", str(file)]) == 2
     assert f"{file} already exists. No image was classified." in capsys.readouterr().err
 
@@ -252,7 +253,7 @@ def test_a_folder_without_images_is_refused(trained, tmp_path, capsys):
     (tmp_path / ".thumbnails").mkdir()
     (tmp_path / ".thumbnails" / "a.png").touch()
     assert cli.main(["predict", str(trained[0].path), str(tmp_path)]) == 3
-    assert f"{tmp_path} contains no JPEG or PNG images. No image was classified." in capsys.readouterr().err
+    assert f"{tmp_path} contains no images. No image was classified." in capsys.readouterr().err
 
 
 def test_where_no_picture_can_be_read_nobody_is_asked(trained, pictures, capsys):

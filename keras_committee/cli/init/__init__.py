@@ -1,4 +1,4 @@
-"""`keras-committee init`: write a recipe for a folder of images."""
+"""`keras-committee init`: write a recipe for the images of a user."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from keras_committee.cli.init.image_stats import ImageStats
     from keras_committee.training.num_workers import Estimate
 
-_SOURCE_TYPE = (click.Choice(["image-folder", "tfrecords"]), HomePath(path_type=Path))
+_SOURCE_TYPE = (click.Choice(["image-folder", "table", "tfrecords", "hf", "arrays"]), HomePath(path_type=Path))
 
 
 def _refuse_folder(context: click.Context, parameter: click.Parameter, file: Path) -> Path:
@@ -38,8 +38,8 @@ def _refuse_folder(context: click.Context, parameter: click.Parameter, file: Pat
     nargs=2,
     type=_SOURCE_TYPE,
     required=True,
-    metavar="image-folder|tfrecords PATH",
-    help="Format and folder of the images.",
+    metavar="FORMAT PATH",
+    help="image-folder, table, tfrecords, hf or arrays, and the folder or file of the images.",
 )
 @split_folders_option
 @click.option(
@@ -60,10 +60,12 @@ def init(
     measure: bool,
     as_json: bool,
 ) -> None:
-    """Write a recipe for a folder of images.
+    """Write a recipe for your images.
 
-    FILE is the recipe to write, such as recipes/mine.py. PATH holds one folder per class, optionally below `train`,
-    `val` and `test` folders, or the TFRecord files that `keras-committee make-tfrecords` writes. Image size, network,
+    FILE is the recipe to write, such as recipes/mine.py. The images are at PATH: for image-folder in one folder per
+    class, optionally below `train`, `val` and `test` folders; for table in the files that a CSV or Parquet file lists
+    with their labels; for tfrecords in the files that `keras-committee make-tfrecords` writes; for hf in a Hugging Face
+    data set that `save_to_disk` wrote; for arrays in an .npz file with x_train and y_train. Image size, network,
     batch size and number of epochs are chosen from the images, the machine and the pretrained weights at hand; comments
     in the recipe explain each choice.
     """
@@ -140,11 +142,20 @@ def _collect_stats(source_format: str, path: Path, split_folders: dict[str, str]
         return collect_image_stats(path, split_folders)
     if split_folders is not None:
         raise click.BadParameter("is for --from image-folder only", param_hint="'--split-folders'")
+    if source_format == "table":
+        from keras_committee.cli.init.image_stats import collect_table_stats
+
+        return collect_table_stats(path)
+    if source_format != "tfrecords":
+        with loading_backend():
+            from keras_committee.cli.init import split_stats
+
+        return split_stats.collect_hf_stats(path) if source_format == "hf" else split_stats.collect_array_stats(path)
     if folder_kind(path) in (FolderKind.IMAGES, FolderKind.CLASS):
         raise DataError(f"{path} is not a folder of TFRecord files: it contains images. Use --from image-folder PATH.")
     split_shards(path)  # raises before TensorFlow is loaded
     with loading_backend():
-        from keras_committee.cli.init.tfrecord_stats import collect_tfrecord_stats
+        from keras_committee.cli.init.split_stats import collect_tfrecord_stats
 
     return collect_tfrecord_stats(path)
 

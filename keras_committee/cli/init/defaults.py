@@ -201,7 +201,9 @@ def choose_defaults(stats: ImageStats, machine: Machine) -> RecipeDefaults:
         epochs=min(max_epochs, max(min_epochs, round(settings.images_seen / splits.num_training))),
         frozen_epochs=settings.frozen_epochs,
         learning_rate=float(f"{settings.rate * batch_size / 128:.2g}"),
-        crops_files=kind in ("small", "pretrained") and _MIN_STRIDED_SIZE <= stats.median_side <= _MAX_DECODED_SIDE,
+        crops_files=stats.source != "arrays"
+        and kind in ("small", "pretrained")
+        and _MIN_STRIDED_SIZE <= stats.median_side <= _MAX_DECODED_SIDE,
         splits=splits,
         imbalance_warning=_imbalance_warning(stats),
         rare_warning=_rare_warning(stats),

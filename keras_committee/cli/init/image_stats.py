@@ -1,14 +1,14 @@
-"""Statistics of the images in class folders, from file headers only."""
+"""Statistics of the images in class folders and tables, from file headers only."""
 
 import dataclasses
 import statistics
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from keras_committee.class_folders import UNREADABLE_HINT, class_count_problems, list_images
-from keras_committee.errors import raise_if_problems
+from keras_committee.class_folders import UNREADABLE_HINT, Listing, class_count_problems, list_images
+from keras_committee.errors import DataError, raise_if_problems
+from keras_committee.image_tables import TableColumns, list_table
 
 _MAX_IMAGES_OPENED = 2_000  # headers, evenly spread over the files: enough for a median
 
@@ -24,6 +24,7 @@ class ImageStats:
         median_side: Median of the images' shorter side, in pixels.
         first_label: Label of the first class in TFRecords; None for class folders.
         split_folders: Folder of each split, to be stated in the recipe; None if the names of the folders state it.
+        source: Format of the images, as `--from` names it.
         notes: One sentence for each decision between two plausible layouts, and one about skipped files.
     """
 
@@ -33,6 +34,7 @@ class ImageStats:
     median_side: int
     first_label: int | None = None
     split_folders: Mapping[str, str] | None = None
+    source: str = "image-folder"
     notes: Sequence[str] = ()
 
     @property
@@ -56,17 +58,34 @@ def collect_image_stats(directory: Path, split_folders: Mapping[str, str] | None
         DataError: If folders are invalid or headers unreadable. Lists every problem, as training does.
     """
     listing = list_images(directory, split_folders=split_folders)
-    names = [name for split in listing.splits.values() for images in split.values() for name in images]
-    sides, unreadable = shorter_sides({name: directory / name for name in subsample(names)})
+    if split_folders is None and listing.notes:
+        split_folders = listing.split_folders
+    stats = _stats_of_listing(listing, directory, f"image_folder({str(directory)!r})")
+    return dataclasses.replace(stats, split_folders=split_folders)
+
+
+def collect_table_stats(path: Path) -> ImageStats:
+    """List the images of a CSV or Parquet file, as `data.table` does, and read the headers of some.
+
+    Raises:
+        DataError: If the table is invalid or headers unreadable. Lists every problem, as training does.
+        RecipeError: If a package that reads Parquet is missing.
+    """
+    listing = list_table(path, path.parent, TableColumns())
+    return dataclasses.replace(_stats_of_listing(listing, path.parent, f"table({str(path)!r})"), source="table")
+
+
+def _stats_of_listing(listing: Listing, root: Path, name: str) -> ImageStats:
+    names = [image for split in listing.splits.values() for images in split.values() for image in images]
+    sides, unreadable = shorter_sides({image: root / image for image in subsample(names)})
     class_problems = [] if listing.problems else class_count_problems(listing.classes)
     problems = [*listing.problems, *class_problems, *unreadable]
-    raise_if_problems(f"image_folder({str(directory)!r})", problems, UNREADABLE_HINT if unreadable else listing.hint)
+    raise_if_problems(name, problems, UNREADABLE_HINT if unreadable else listing.hint)
     return ImageStats(
         class_counts={name: sum(len(split[name]) for split in listing.splits.values()) for name in listing.classes},
         training_counts={name: len(images) for name, images in listing.splits["train"].items()},
         held_out=tuple(split for split in ("validation", "test") if split in listing.splits),
         median_side=round(statistics.median(sides)),
-        split_folders=split_folders if split_folders is not None or not listing.notes else listing.split_folders,
         notes=[*listing.notes, *listing.warnings],
     )
 
@@ -84,15 +103,11 @@ def shorter_sides(images: Mapping[str, Path | BinaryIO]) -> tuple[list[int], lis
 
 
 def _shorter_side(file: Path | BinaryIO) -> tuple[int, str]:
-    from PIL import Image, UnidentifiedImageError
+    from keras_committee.image_header import image_size
 
+    if isinstance(file, Path) and file.is_file() and not file.stat().st_size:
+        return 0, "the file is empty"
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=("JPEG", "PNG")) as image:
-            return min(image.size), ""
-    except UnidentifiedImageError:
-        empty = isinstance(file, Path) and not file.stat().st_size
-        return 0, "the file is empty" if empty else "neither a JPEG nor a PNG file"
-    except Image.DecompressionBombError:
-        return 0, "too large"
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged headers
-        return 0, f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        return min(image_size(file)), ""
+    except DataError as error:
+        return 0, str(error)

@@ -10,6 +10,14 @@ from keras_committee.cli.init.image_stats import ImageStats
 from keras_committee.cli.init.pretrained_weights import PretrainedWeights
 
 _MAX_LINE_LENGTH = 120
+# For each format the data function, the name of its path in the recipe, and what a split has of its own.
+_SOURCES = {
+    "image-folder": ("image_folder", "data_dir", "folder"),
+    "tfrecords": ("imagenet_records", "data_dir", "shards"),
+    "table": ("table", "data_file", "rows"),
+    "hf": ("hf", "data_dir", "split"),
+    "arrays": ("npz", "data_file", "arrays"),
+}
 
 _RECIPE_TEMPLATE = '''"""{title}
 
@@ -31,7 +39,7 @@ def recipe(
 {frozen_epochs}    batch_size={batch_size},  # {batch_why}; less if a GPU runs out of memory
     learning_rate={learning_rate},  # scale it with the batch size
     size={size},  # pixels; {size_why}
-    {data_dir}
+    {data_path}
     precision="auto",  # bfloat16 where the machine multiplies matrices in it, else float32
     seed=0,
 ):
@@ -45,7 +53,7 @@ def recipe(
 
 {warning}    return Recipe(
         data=data.{reader}(
-            data_dir,
+            {path_name},
             batch_size,
             size=(size, size),
 {first_label}{split_folders}            validation={validation},  # {validation_why}
@@ -114,7 +122,7 @@ _FROZEN_OPTIONS = """\
 
 
 def render_recipe(
-    stats: ImageStats, defaults: RecipeDefaults, weights: PretrainedWeights | None, data_dir: Path, command: str
+    stats: ImageStats, defaults: RecipeDefaults, weights: PretrainedWeights | None, data_path: Path, command: str
 ) -> str:
     """Return the source of a recipe.
 
@@ -122,19 +130,21 @@ def render_recipe(
         stats: Statistics of the images.
         defaults: Values of its parameters.
         weights: Pretrained weights, if `defaults` are for these.
-        data_dir: Folder of the images.
+        data_path: Folder or file of the images.
         command: The command that trains the recipe.
     """
     names = ("members", "epochs", "batch_size", "batch_why", "learning_rate", "size", "size_why")
+    reader, path_name, _ = _SOURCES[stats.source]
     return _RECIPE_TEMPLATE.format(
         title=f"A committee of {_spell(defaults.members)} for {stats.num_images:,} images of"
         f" {len(stats.class_counts)} classes.",
         command=command.replace("\\", "\\\\").replace('"', '\\"'),
         epochs_why=f"{defaults.splits.num_training:,} training images in {defaults.steps_per_epoch:,} batches,"
         f" {defaults.num_images_seen:,} images seen in total",
-        data_dir=_format_argument("data_dir", str(data_dir)),
+        data_path=_format_argument(path_name, str(data_path)),
+        path_name=path_name,
         warning=_format_comment(defaults.imbalance_warning) + _format_comment(defaults.rare_warning),
-        reader="image_folder" if stats.first_label is None else "imagenet_records",
+        reader=reader,
         first_label="" if stats.first_label is None else _FIRST_LABEL_TEMPLATE.format(stats.first_label),
         split_folders=_format_split_folders(stats.split_folders),
         **_network_parts(stats, defaults, weights),
@@ -213,7 +223,7 @@ def _format_argument(name: str, value: str) -> str:
 def _split_reason(fraction: float, count: int, whole: int, split: str, stats: ImageStats) -> str:
     """Return what `fraction` amounts to: `count` of `whole` images."""
     if not fraction:
-        return f"{split} has its own {'folder' if stats.first_label is None else 'shards'}"
+        return f"{split} has its own {_SOURCES[stats.source][2]}"
     if isinstance(fraction, int):
         return f"one training image of each class, {count:,} of {whole:,} images"
     return f"{count:,} of {whole:,} images{'' if count >= WANTED_HELD_OUT else '; more would leave few to train on'}"

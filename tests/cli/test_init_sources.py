@@ -1,5 +1,6 @@
-"""`keras-committee init` on TFRecord files: the same statistics as for the folders that they were written from."""
+"""`keras-committee init` on other formats: the same statistics as for the folders that they were made from."""
 
+import csv
 import pathlib
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from keras_committee.cli import main
 from keras_committee.cli.init.image_stats import collect_image_stats
-from keras_committee.cli.init.tfrecord_stats import collect_tfrecord_stats
+from keras_committee.cli.init.split_stats import collect_tfrecord_stats
 from keras_committee.data.record_writer import write_tfrecords
 from keras_committee.errors import DataError
 from keras_committee.recipe_file import RecipeFile
@@ -73,6 +74,52 @@ def test_a_written_recipe_reads_the_shards(shards, capsys):
     file = RecipeFile.read("mine.py")
     loaded = file.build(file.resolve([])).data.load()
     assert (loaded.classes, len(loaded.test), file.defaults["data_dir"]) == (("cat", "dog"), 4, "shards")
+
+
+@pytest.fixture
+def sources(shards):
+    """A table, arrays and a Hugging Face data set of the images in `pets`, resized to 33 x 33 pixels for the arrays."""
+    datasets, parts, arrays = pytest.importorskip("datasets"), {}, {}
+    paths = sorted(pathlib.Path("pets").glob("*/*/*.png"))
+    with open("pets.csv", "w", newline="") as file:
+        rows = [[str(path), path.parent.name, path.parent.parent.name] for path in paths]
+        csv.writer(file).writerows([["file_name", "label", "split"], *rows])
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    for split in ("train", "val"):
+        own = [path for path in paths if path.parent.parent.name == split]
+        columns = {"image": list(map(str, own)), "label": [path.parent.name for path in own]}
+        parts[split] = datasets.Dataset.from_dict(columns, features=features)
+        arrays[f"x_{split}"] = np.stack([PIL.Image.open(path).resize((33, 33)) for path in own])
+        arrays[f"y_{split}"] = np.array(columns["label"])
+    datasets.DatasetDict(parts).save_to_disk("saved")
+    np.savez("pets.npz", **arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "path", "reader", "own"),
+    [("table", "pets.csv", "table", "rows"), ("hf", "saved", "hf", "split"), ("arrays", "pets.npz", "npz", "arrays")],
+)
+def test_a_written_recipe_reads_the_source(sources, capsys, source, path, reader, own):
+    assert main(["init", "mine.py", "--from", source, path]) == 0
+    assert "Found 15 images of 2 classes" in capsys.readouterr().out
+    text = pathlib.Path("mine.py").read_text()
+    assert f"data=data.{reader}(\n" in text
+    assert f"test=0.0,  # test has its own {own}\n" in text
+    shape = [sys.executable, "-m", "ruff", "format", "--isolated", "--check", *RUFF, "mine.py"]
+    assert subprocess.run(shape, capture_output=True).returncode == 0
+    file = RecipeFile.read("mine.py")
+    assert (list(file.data_folders), file.defaults[file.data_folders[reader]]) == ([reader], path)
+    loaded = file.build(file.resolve([])).data.load()
+    folders = collect_image_stats(pathlib.Path("pets"))
+    assert (loaded.classes, len(loaded.test)) == (tuple(folders.class_counts), 4)
+    assert len(loaded.train) + len(loaded.validation) == 11
+
+
+def test_a_missing_table_is_named_before_tensorflow_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine.py", "--from", "table", "absent.csv"]) == 3
+    assert "absent.csv: the table cannot be read (No such file or directory)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

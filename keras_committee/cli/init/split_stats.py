@@ -1,8 +1,9 @@
-"""Statistics of the images in TFRecord files.
+"""Statistics of the images in TFRecord files, Hugging Face data sets and arrays.
 
-Every file is read once, with its checksums verified. Training reuses the index that this writes.
+Every TFRecord file is read once, with its checksums verified. Training reuses the index that this writes.
 """
 
+import dataclasses
 import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,10 @@ import numpy as np
 
 from keras_committee.class_folders import class_count_problems
 from keras_committee.cli.init.image_stats import ImageStats, shorter_sides, subsample
+from keras_committee.data.arrays import ArrayFile
+from keras_committee.data.dataset import ReadResult
+from keras_committee.data.huggingface import SavedDataset
+from keras_committee.data.images import EncodedImages
 from keras_committee.data.preprocessing import resize
 from keras_committee.data.record_index import Fields, load_or_build_index
 from keras_committee.data.tfrecords import ShardFolder, read_records_json
@@ -29,17 +34,35 @@ def collect_tfrecord_stats(directory: Path) -> ImageStats:
     """
     first_label = _first_label(directory)
     found = ShardFolder(directory=directory, transform=resize(1), first_label=first_label).find()
+    stats = _stats_of_splits(found, f"imagenet_records({str(directory)!r})", "tfrecords")
+    return dataclasses.replace(stats, first_label=first_label)
+
+
+def collect_hf_stats(path: Path) -> ImageStats:
+    """Read the Hugging Face data set that `data.hf` reads. Raises as `collect_tfrecord_stats`."""
+    found = SavedDataset(path=path, transform=resize(1)).find()
+    return _stats_of_splits(found, f"hf({str(path)!r})", "hf")
+
+
+def collect_array_stats(path: Path) -> ImageStats:
+    """Read the `.npz` file that `data.npz` reads. Raises as `collect_tfrecord_stats`."""
+    found = ArrayFile(path=path, size=None, classes=None).find()
+    raise_if_problems(f"npz({str(path)!r})", found.problems, _HINT)
+    return _stats_of_splits(found, f"npz({str(path)!r})", "arrays")
+
+
+def _stats_of_splits(found: ReadResult, name: str, source: str) -> ImageStats:
     splits = {"train": found.train, "validation": found.validation, "test": found.test}
     available = {name: split for name, split in splits.items() if split is not None}
     sides, unreadable = _sample_sides(available)
     problems = [*class_count_problems(found.classes), *unreadable]
-    raise_if_problems(f"imagenet_records({str(directory)!r})", problems, _HINT)
+    raise_if_problems(name, problems, _HINT)
     return ImageStats(
         class_counts=_class_counts(found.classes, list(available.values())),
         training_counts=_class_counts(found.classes, [found.train]),
         held_out=tuple(name for name in ("validation", "test") if name in available),
         median_side=round(statistics.median(sides)),
-        first_label=first_label,
+        source=source,
         notes=found.notes,
     )
 
@@ -57,6 +80,9 @@ def _first_label(directory: Path) -> int:
 def _sample_sides(splits: Mapping[str, Any]) -> tuple[list[int], list[str]]:
     sides, problems = [], []
     for split in splits.values():
+        if not isinstance(split.images, EncodedImages):
+            sides.append(min(split.image_shape[:2]))
+            continue
         files = {name: io.BytesIO(content) for name, content in _sample_contents(split)}
         split_sides, split_problems = shorter_sides(files)
         sides, problems = sides + split_sides, problems + split_problems
