@@ -28,8 +28,8 @@ def weigh_examples(targets, class_weights) -> dict[str, Any]:
     """Return `{"sample_weight"}`, float32 `(batch,)`, the argument of a Keras loss; nothing without class weights.
 
     Args:
-        targets: Labels, int32 `(batch,)`, or probabilities, float32 `(batch, classes)`, which are weighted by their mean
-            over the classes.
+        targets: Labels, int32 `(batch,)`, or probabilities, float32 `(batch, classes)`, which have the mean weight of
+            their classes.
         class_weights: Float32 `(classes,)`, or None.
     """
     if class_weights is None:
