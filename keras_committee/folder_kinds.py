@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".avif")
+# The file of a version that its runtime loads, by the format of the export.
+MODEL_FILES = {"saved-model": "saved_model.pb", "onnx": "model.onnx", "litert": "model.tflite", "openvino": "model.xml"}
 SPLIT_SPELLINGS = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation", "dev"),
@@ -30,12 +32,13 @@ class FolderKind(enum.Enum):
     VERSION = "one version of an exported model"
     MODEL = "an exported model"
     MODELS = "a folder of exported models"
+    CONVERTED = "a model for another runtime than TF Serving"
     SHARDS = "a folder of TFRecord files"
     CLASS = "a folder of images without class folders"
     IMAGES = "a folder of images"
 
 
-_MODELS = (FolderKind.VERSION, FolderKind.MODEL, FolderKind.MODELS)
+_MODELS = (FolderKind.VERSION, FolderKind.MODEL, FolderKind.MODELS, FolderKind.CONVERTED)
 
 
 def folder_kind(folder: Path) -> FolderKind | None:
@@ -44,6 +47,7 @@ def folder_kind(folder: Path) -> FolderKind | None:
         FolderKind.RUN: _is_run,
         FolderKind.VERSION: _is_version,
         FolderKind.MODEL: _is_model,
+        FolderKind.CONVERTED: lambda folder: _converted_format(folder) is not None,
         FolderKind.RUNS: lambda folder: any(map(_is_run, _folders(folder))),
         FolderKind.MODELS: lambda folder: any(map(_is_model, _folders(folder))),
         FolderKind.SHARDS: _has_shards,
@@ -51,6 +55,11 @@ def folder_kind(folder: Path) -> FolderKind | None:
         FolderKind.IMAGES: _has_class_folders,
     }
     return next((kind for kind, is_kind in kinds.items() if is_kind(folder)), None)
+
+
+def version_format(folder: Path) -> str | None:
+    """Return the format of the version in `folder`, a key of `MODEL_FILES`, from the names of files; None if none."""
+    return next((name for name, file in MODEL_FILES.items() if (folder / file).is_file()), None)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -103,7 +112,8 @@ def _suggestions(folder: Path, kind: FolderKind | None, wanted: FolderKind) -> I
 
 def _owner(folder: Path) -> Path | None:
     """Return the run or exported model that `folder` is or belongs to."""
-    return next((path for path in [folder, *folder.parents][:_MAX_LEVELS] if _is_run(path) or _is_model(path)), None)
+    candidates = [folder, *folder.parents][:_MAX_LEVELS]
+    return next((path for path in candidates if _is_run(path) or _is_model(path) or _is_converted_model(path)), None)
 
 
 def _next_step(folder: Path, kind: FolderKind | None, wanted: tuple[FolderKind, ...]) -> str:
@@ -121,6 +131,12 @@ def _next_step(folder: Path, kind: FolderKind | None, wanted: tuple[FolderKind, 
         return "Put the images of each class into a folder of its own, and name the folder that contains these folders."
     if kind is FolderKind.RUN and FolderKind.MODEL in wanted:
         return f"To export it, run: keras-committee export {path}"
+    if kind is FolderKind.CONVERTED and FolderKind.MODEL in wanted:
+        name = _converted_format(folder)
+        return (
+            f"It was exported with --format {name}; only that runtime, and `keras-committee predict {path} IMAGE`, can "
+            "load it. For TF Serving, export the run without --format."
+        )
     if kind is FolderKind.RUN and not wanted:
         return _resume_command(folder)
     return "Name the run that it was exported from." if kind in _MODELS and FolderKind.RUN in wanted else ""
@@ -144,6 +160,16 @@ def _is_version(folder: Path) -> bool:
 
 def _is_model(folder: Path) -> bool:
     return any(re.fullmatch(r"[0-9]+", path.name) and _is_version(path) for path in _folders(folder))
+
+
+def _converted_format(folder: Path) -> str | None:
+    """Return the format of a version, or of a model with numbered versions, if it is another than the SavedModel."""
+    versions = [folder, *(path for path in _folders(folder) if re.fullmatch(r"[0-9]+", path.name))]
+    return next((name for name in map(version_format, versions) if name not in (None, "saved-model")), None)
+
+
+def _is_converted_model(folder: Path) -> bool:
+    return version_format(folder) is None and _converted_format(folder) is not None
 
 
 def _has_shards(folder: Path) -> bool:

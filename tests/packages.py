@@ -44,6 +44,14 @@ COMMANDS = {
         "keras-committee evaluate imported",
     ],
     "model-garden": ["python {extras}/model_garden_autoaugment.py"],
+    **{
+        name: [
+            TRAIN,
+            f"keras-committee export run --format {name} --out model",
+            "python {extras}/predict_export.py model",
+        ]
+        for name in ("onnx", "litert", "openvino")
+    },
     "datasets": ["python {extras}/tfds_folder.py"],
     "parquet": ["python {extras}/parquet_table.py"],
     "hf": ["python {extras}/hf_folder.py"],

@@ -7,6 +7,7 @@ import pytest
 from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, folder_kind
 
 RUN, MODEL, IMAGES = FolderKind.RUN, FolderKind.MODEL, FolderKind.IMAGES
+CONVERTED = "it is a model for another runtime than TF Serving"
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +16,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = [
         *(f"runs/{run}/{name}" for run in ("a", "b") for name in ("recipe.py", "parameters.json", "members/00/state")),
+        *("onnx_models/a/1/model.onnx", "openvino_models/d/2/model.xml"),
         *("saved_models/a/1/saved_model.pb", "saved_models/c/007/saved_model.pb", "saved_models/a/1/variables/x"),
         *(
             "pets/train/cat/1.png",
@@ -39,6 +41,8 @@ def project(tmp_path, monkeypatch):
         ("saved_models/a/1", FolderKind.VERSION),
         ("saved_models/c", MODEL),
         ("saved_models", FolderKind.MODELS),
+        ("onnx_models/a", FolderKind.CONVERTED),
+        ("openvino_models/d/2", FolderKind.CONVERTED),
         ("records", FolderKind.SHARDS),
         ("pets/train/cat", FolderKind.CLASS),
         ("pets/train", IMAGES),
@@ -68,6 +72,15 @@ def test_every_kind_is_recognized(project, name, kind):
         ),
         ("c", MODEL, "there is no such folder. Did you mean 'saved_models/c'?"),
         ("pets/train/cat", IMAGES, "it is a folder of images without class folders. Did you mean 'pets/train'?"),
+        ("onnx_models/a", MODEL, f"{CONVERTED}. Did you mean 'saved_models/a'?"),
+        ("onnx_models/a/1", RUN, f"{CONVERTED}. Did you mean 'runs/a'?"),
+        (
+            "openvino_models/d",
+            MODEL,
+            f"{CONVERTED}. It was exported with --format openvino; only that runtime, and `keras-committee predict "
+            "openvino_models/d IMAGE`, can load it. For TF Serving, export the run without --format.",
+        ),
+        ("openvino_models/d", RUN, f"{CONVERTED}. Name the run that it was exported from."),
         ("runs/a", RUN, ""),
         ("empty", RUN, ""),
         ("none", MODEL, ""),

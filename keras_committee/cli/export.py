@@ -1,4 +1,4 @@
-"""`keras-committee export`: export a committee as a SavedModel for TF Serving."""
+"""`keras-committee export`: export a committee for TF Serving or another runtime."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from keras_committee.cli.options import (
 )
 from keras_committee.cli.output import command_line, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.costs import HOW_TO_COUNT
-from keras_committee.export import publish
+from keras_committee.export import formats, publish
 from keras_committee.files import expand_home, read_record
 from keras_committee.keras_config import loading_backend
 from keras_committee.precision import EXPORT_PRECISIONS
@@ -26,7 +26,22 @@ from keras_committee.tables import print_text
 @click.command()
 @runs_argument
 @moved_data_option
-@click.option("--out", type=HomePath(), metavar="DIR", help="Model folder.", show_default="saved_models/RUN")
+@click.option(
+    "--out",
+    type=HomePath(),
+    metavar="DIR",
+    help="Model folder.",
+    show_default="saved_models/RUN, or such as onnx_models/RUN",
+)
+@click.option(
+    "--format",
+    "model_format",
+    type=click.Choice(formats.FORMATS),
+    default=formats.SAVED_MODEL,
+    show_default=True,
+    help="saved-model: for TF Serving. onnx, litert, openvino: from raw pixels to predictions in float32, for ONNX "
+    "Runtime, LiteRT or OpenVINO.",
+)
 @click.option(
     "--selection",
     type=HomePath(),
@@ -58,19 +73,21 @@ def export(
     runs: tuple[str, ...],
     overrides: tuple[str, ...],
     out: str | None,
+    model_format: str,
     selection: str | None,
     min_members: int | None,
     precision: str,
     max_accuracy_drop: float,
     as_json: bool,
 ) -> None:
-    """Export a committee as a SavedModel for TF Serving.
+    """Export a committee for TF Serving or another runtime.
 
     The committee has the members of all RUNs, or those of --selection. Before the new version appears in the model
     folder, its predictions are verified against the Keras members in a separate process.
     """
     opened = [Run.open(run) for run in runs]
-    publish.check_target(expand_home(out) if out else publish.default_model_dir(opened[0].path))
+    model_dir = expand_home(out) if out else publish.default_model_dir(opened[0].path, model_format)
+    publish.check_target(model_dir, model_format, precision)
     if selection:
         Selection.read(selection)
     else:
@@ -89,13 +106,15 @@ def export(
             min_members=min_members,
             precision=precision,
             max_accuracy_drop=max_accuracy_drop,
+            format=model_format,
         )
     manifest = read_record(version / "committee.json")
     if as_json:
         print_json({"version": str(version), **manifest})
         return
     print_text(_format_summary(version, manifest))
-    print_next_steps("serve", str(version.parent))
+    if model_format == formats.SAVED_MODEL:
+        print_next_steps("serve", str(version.parent))
 
 
 def _format_precision(precision: dict) -> list[str]:
@@ -115,22 +134,40 @@ def _format_precision(precision: dict) -> list[str]:
 
 
 def _format_summary(version: Path, manifest: dict) -> str:
-    model = version.parent
     count = len(manifest["members"])
     verified = manifest["verified"]
     unknown = dict.fromkeys(member["name"] for member in manifest["members"] if member["mflops"] is None)
     note = f"note: the cost of {', '.join(unknown)} is unknown, as some layers cannot be counted. {HOW_TO_COUNT}"
+    is_saved_model = manifest["model_format"] == formats.SAVED_MODEL
+    runtime = "" if is_saved_model else f" in {verified['runtime']}"
+    difference = f"{verified['largest_difference']:.1e}"
     return "\n".join(
         [
             f"Exported a {manifest['kind']} of {count} member{'' if count == 1 else 's'} to {version}",
-            f"Verified {verified['outputs']} outputs; largest difference {verified['largest_difference']:.1e}.",
+            f"Verified {verified['outputs']} outputs{runtime}; largest difference {difference}.",
             *_format_precision(manifest["precision"]),
-            "To classify an image, with the export or with the server:",
-            f"  {command_line('predict', str(model), 'IMAGE')}",
-            # As an argument of curl, a large image would be too long for the system.
-            """  echo '{"signature_name": "predict_bytes", "instances":' \\""",
-            """    '[{"b64": "'$(base64 -w0 IMAGE)'"}]}' |""",
-            f"    curl -d @- http://127.0.0.1:8501/v1/models/{model.name}:predict",
+            *(_format_requests(version.parent) if is_saved_model else _format_call(version, manifest)),
             *([note] if unknown else []),
         ]
     )
+
+
+def _format_requests(model: Path) -> list[str]:
+    return [
+        "To classify an image, with the export or with the server:",
+        f"  {command_line('predict', str(model), 'IMAGE')}",
+        # As an argument of curl, a large image would be too long for the system.
+        """  echo '{"signature_name": "predict_bytes", "instances":' \\""",
+        """    '[{"b64": "'$(base64 -w0 IMAGE)'"}]}' |""",
+        f"    curl -d @- http://127.0.0.1:8501/v1/models/{model.name}:predict",
+    ]
+
+
+def _format_call(version: Path, manifest: dict) -> list[str]:
+    height, width, channels = (manifest["image"][name] for name in ("height", "width", "channels"))
+    return [
+        "To classify an image:",
+        f"  {command_line('predict', str(version.parent), 'IMAGE')}",
+        f"In Python, for float32 pixels (images, {height}, {width}, {channels}) from 0 to 255:",
+        *(f"  {line}" for line in formats.python_call(manifest["model_format"], version)),
+    ]

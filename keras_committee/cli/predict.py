@@ -20,7 +20,7 @@ from keras_committee.cli.options import (
 from keras_committee.cli.output import print_json, print_message, reserve_stdout_for_json
 from keras_committee.errors import DataError, RecipeError, RunError
 from keras_committee.files import write_file
-from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, find_images
+from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, find_images, folder_kind
 from keras_committee.image_header import check_image_header
 from keras_committee.keras_config import loading_backend
 from keras_committee.progress import step, track
@@ -175,11 +175,11 @@ def _find_source(source: Path, selection: Path | None, min_members: int | None) 
     That function returns one from image paths to the class names, the predictions and the unreadable images.
     """
     if _is_export(source):
-        if selection is not None or min_members:
-            raise RecipeError(
-                f"{source} is an exported committee; --selection and --allow-incomplete apply to runs only."
-            )
+        _refuse_run_options(source, selection, min_members)
         return partial(_load_export, source)
+    if folder_kind(source) is FolderKind.CONVERTED:
+        _refuse_run_options(source, selection, min_members)
+        return partial(_load_converted, source)
     if explanation := explain_wrong_folder(source, FolderKind.RUN, FolderKind.MODEL):
         raise RunError(f"{source} is not a run folder or an exported model: {explanation}")
     run = Run.open(source)
@@ -188,6 +188,18 @@ def _find_source(source: Path, selection: Path | None, min_members: int | None) 
     else:
         _check_selection_uses_run(selection, run)
     return partial(_load_run, run, selection, min_members)
+
+
+def _refuse_run_options(source: Path, selection: Path | None, min_members: int | None) -> None:
+    if selection is not None or min_members:
+        raise RecipeError(f"{source} is an exported committee; --selection and --allow-incomplete apply to runs only.")
+
+
+def _load_converted(folder: Path) -> Callable:
+    with step(f"loading {folder}"), loading_backend():
+        from keras_committee.export.predict import ConvertedCommittee
+
+        return partial(_predict_with_run, ConvertedCommittee(folder))
 
 
 def _load_export(folder: Path) -> Callable:

@@ -89,6 +89,41 @@ class ServingCommittee:
         self.predict_encoded = _trace(self._predict_encoded, bytes_spec)
         self.predict_members_encoded = _trace(self._predict_members_encoded, bytes_spec)
 
+    @property
+    def num_stages(self) -> int:
+        """Number of stages of the cascade; 1 for a committee."""
+        return len(self._stages)
+
+    def run_stage(self, index: int, image, logits=None) -> dict[str, Any]:
+        """Run one stage alone, for a converter that does not carry over the condition between the stages.
+
+        Args:
+            index: Index of the stage.
+            image: float32 raw pixels `(batch, height, width, channels)`.
+            logits: float32 `(batch, members, classes)`, `all_logits` of the stage before; None for the first.
+
+        Returns:
+            `probabilities`, `confidence`, `mutual_information` and `members_used` as from `predict`, of the committee
+            of the members that have run; `all_logits`, their logits; and, but for the last stage, `stops` bool
+            `(batch,)`.
+        """
+        stage = self._stages[index]
+        images = _images_from_pixels(tf.clip_by_value(image, 0.0, 255.0))
+        logits = self._member_logits(images, logits, stage.members)
+        outputs = self._aggregate(logits)
+        if stage.threshold is None:
+            return {**outputs, "all_logits": logits}
+        stops = is_confident(outputs, stage.threshold)
+        return {**outputs, "all_logits": logits, "stops": stops}
+
+    def logits_shape(self, index: int) -> tuple[int | None, int, int]:
+        """Return the shape of the argument `logits` of `run_stage`."""
+        return None, self._stages[index - 1].members, len(self.classes)
+
+    def finish(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs of `predict` from those of the stage at which each image stops."""
+        return self._format_outputs(outputs, tf.shape(outputs["probabilities"])[0])
+
     def _image_spec(self, size):
         return tf.TensorSpec((None, *size, self.image_shape[2]), tf.float32, name="image")
 
@@ -243,7 +278,8 @@ def mutual_information(logits, weights: np.ndarray):
     log_probs = log_softmax(logits)  # the head computes the same, so TensorFlow evaluates it once
     probabilities = tf.exp(log_probs)
     mean_probabilities = tf.reduce_sum(probabilities * weights[:, None], 1)
-    negative_mean_entropy = tf.reduce_sum(tf.reduce_sum(probabilities * log_probs, -1) * weights, 1)
+    # One sum over both axes: of two nested ones, OpenVINO 2026.4 returns the wrong value for more than one image.
+    negative_mean_entropy = tf.reduce_sum(probabilities * log_probs * weights[:, None], [1, 2])
     # 0 log 0 is 0. `tf.math.xlogy` has no equivalent in ONNX.
     log_mean = tf.math.log(tf.maximum(mean_probabilities, np.finfo(np.float32).tiny))
     entropy_of_mean = -tf.reduce_sum(mean_probabilities * log_mean, -1)

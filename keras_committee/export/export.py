@@ -20,9 +20,10 @@ import tensorflow as tf
 
 from keras_committee.data.preprocessing import ImageTransform
 from keras_committee.errors import ExportError, RecipeError, ResourceError, RunError
-from keras_committee.export import export_members, publish, verification_cases, verify
+from keras_committee.export import export_members, formats, publish, verification_cases, verify
 from keras_committee.export.accuracy_loss import AccuracyCheck, AccuracyLossError, check_accuracy
 from keras_committee.export.committee_graph import ServingCommittee, build_signatures
+from keras_committee.export.conversion import convert
 from keras_committee.export.inference_model import InferenceModel, InferenceView
 from keras_committee.files import expand_home, file_hash, read_record, translate_os_errors, utc_timestamp, write_record
 from keras_committee.models.views import ViewModel
@@ -59,12 +60,14 @@ def export(
     min_members: int | None = None,
     precision: str = "float32",
     max_accuracy_drop: float = DEFAULT_MAX_ACCURACY_DROP,
+    format: str = formats.SAVED_MODEL,  # noqa: A002 - as in `keras.Model.export`
 ) -> Path:
-    """Publish a committee or cascade as the next version of a model for TF Serving.
+    """Publish a committee or cascade as the next version of a model for TF Serving or for another runtime.
 
     Args:
         runs: One run folder, or several whose members form one committee.
-        out: Model folder. None is `saved_models/NAME`, with the name of the first run folder.
+        out: Model folder. None is `saved_models/NAME`, with the name of the first run folder; in another format such
+            as `onnx_models/NAME`.
         selection: Which members to combine and how: the path of a `selection.json`, or a `Selection` whose `run` paths
             are relative to the first run folder. None combines all members with the head of their recipe.
         image_size: Height and width for members that accept any size. None uses the size in the run's data.
@@ -73,6 +76,7 @@ def export(
             if this machine multiplies matrices in it and the accuracy permits it.
         max_accuracy_drop: In bfloat16, the largest loss of accuracy against float32 in percentage points: the upper end
             of its 95 % interval on the validation images must be below.
+        format: One of `formats.FORMATS`. Formats other than `"saved-model"` compute in float32.
 
     Returns:
         The folder of the new version.
@@ -85,9 +89,9 @@ def export(
     """
     items = [runs] if isinstance(runs, str | Path | Run) else runs
     opened = [item if isinstance(item, Run) else Run.open(item) for item in items]
-    model_dir = expand_home(out) if out is not None else publish.default_model_dir(opened[0].path)
-    publish.check_target(model_dir)
+    model_dir = expand_home(out) if out is not None else publish.default_model_dir(opened[0].path, format)
     _check_precision(precision, max_accuracy_drop)
+    publish.check_target(model_dir, format, precision)
     with contextlib.ExitStack() as locks:
         for run in {run.path.resolve(): run for run in opened}.values():
             locks.enter_context(run.lock(shared=True))
@@ -97,7 +101,9 @@ def export(
         version_dir = _publish_in_precision(
             precision,
             lambda: _accuracy_check(opened, shape, max_accuracy_drop),
-            functools.partial(publish_committee, exported, models, model_dir, transforms=transforms, runs=opened),
+            functools.partial(
+                publish_committee, exported, models, model_dir, transforms=transforms, runs=opened, model_format=format
+            ),
         )
         for run in opened:
             run.append_event("exported", version=str(version_dir.resolve()), members=len(exported.members))
@@ -113,6 +119,7 @@ def publish_committee(
     runs: Sequence[Run] = (),
     accuracy_check: AccuracyCheck | None = None,
     precision_reason: str = "the default",
+    model_format: str = formats.SAVED_MODEL,
 ) -> Path:
     """Save, verify and publish a committee of models as the next version in `model_dir`.
 
@@ -124,6 +131,7 @@ def publish_committee(
         runs: Runs whose parameters and metrics the manifest records.
         accuracy_check: Compute in bfloat16, and require that it loses no more accuracy. None computes in float32.
         precision_reason: Why the committee computes in this precision, for the manifest.
+        model_format: One of `formats.FORMATS`.
 
     Returns:
         The folder of the new version.
@@ -136,12 +144,19 @@ def publish_committee(
     with publish.staging(model_dir) as staging_dir:
         version_dir = staging_dir / "version"
         with _translate_write_errors(version_dir):
-            signatures = save_committee(selection, models, version_dir, transforms, precision)
-            check_ops(version_dir)
+            if model_format == formats.SAVED_MODEL:
+                signatures = save_committee(selection, models, version_dir, transforms, precision)
+                check_ops(version_dir)
+            else:
+                convert(_serving_committee(selection, models, transforms, precision), model_format, version_dir)
+                signatures = ["serving_default"]
             cases_file = staging_dir / "cases.npz"
-            verification = _verify(selection, models, transforms, signatures, version_dir, cases_file, precision)
+            verification = _verify(
+                selection, models, transforms, signatures, version_dir, cases_file, precision, model_format
+            )
             shape = export_members.image_shape(models, transforms)
             manifest = _build_manifest(selection, shape, transforms, signatures, runs, verification)
+            manifest["model_format"] = model_format
             manifest["precision"] = {
                 "compute": precision,
                 "reason": precision_reason,
@@ -149,7 +164,8 @@ def publish_committee(
                 "accuracy": accuracy_check
                 and check_accuracy(version_dir, selection, models, transforms, shape[:2], accuracy_check),
             }
-            files = {"saved_model.pb": file_hash(version_dir / "saved_model.pb")}
+            hashed = [version_dir / "saved_model.pb"] if model_format == formats.SAVED_MODEL else version_dir.iterdir()
+            files = {file.name: file_hash(file) for file in sorted(hashed)}
             write_record(version_dir / "committee.json", {**manifest, "files": files})
         return publish.publish(model_dir, version_dir)
 
@@ -175,12 +191,7 @@ def save_committee(
         ExportError: If a model cannot be exported.
     """
     transforms = transforms or export_members.resolve_transforms(models, [None] * len(models))
-    try:
-        committee = ServingCommittee(
-            _inference_models(models, precision), selection, export_members.image_shape(models, transforms), transforms
-        )
-    except ValueError as error:
-        raise ExportError(f"the committee cannot be exported: {error}") from error
+    committee = _serving_committee(selection, models, transforms, precision)
     root = _CheckpointRoot(name="committee")
     root.members = committee.variables
     signatures = build_signatures(committee)
@@ -225,6 +236,16 @@ class _CheckpointRoot(tf.Module):
     members: list[dict[str, tf.Variable]]
 
 
+def _serving_committee(selection, models, transforms, precision) -> ServingCommittee:
+    """Trace the committee. Raises ExportError if a model cannot be exported."""
+    try:
+        return ServingCommittee(
+            _inference_models(models, precision), selection, export_members.image_shape(models, transforms), transforms
+        )
+    except ValueError as error:
+        raise ExportError(f"the committee cannot be exported: {error}") from error
+
+
 @step("loading the members")
 def _load_members(runs, selection, min_members):
     """Return the selection, its models and their recorded image transforms."""
@@ -247,6 +268,9 @@ def _publish_in_precision(precision, make_check, publish_fn):
     """Call `publish_fn` for the precision; `"auto"` that loses too much accuracy, or cannot be checked, is float32."""
     if precision == "float32":
         return publish_fn()
+    model_format = publish_fn.keywords["model_format"]
+    if model_format != formats.SAVED_MODEL:
+        return publish_fn(precision_reason=f"the format {model_format} has no other precision")
     if precision == "bfloat16":
         return publish_fn(accuracy_check=make_check(), precision_reason="requested")
     device = training_device()
@@ -337,8 +361,10 @@ def _has_cpu_kernel(op):
 
 
 @step("predicting verification images with the members")
-def _verify(selection, models, transforms, signatures, version_dir, cases_file, precision) -> dict[str, Any]:
-    """Write the warm-up requests of the version and compare its outputs with Keras; see `verify.verify`."""
+def _verify(
+    selection, models, transforms, signatures, version_dir, cases_file, precision, model_format
+) -> dict[str, Any]:
+    """Write the warm-up requests of a SavedModel and compare the outputs with Keras; see `verify.verify`."""
     shape = export_members.image_shape(models, transforms)
     all_cases = verification_cases.compute_verification_cases(models, selection, transforms, shape, precision)
     cases = all_cases.unambiguous(selection)
@@ -351,10 +377,13 @@ def _verify(selection, models, transforms, signatures, version_dir, cases_file, 
         raise ExportError(
             "verification failed: predictions on all test images are too close to ties. Nothing was published."
         )
-    verification_cases.write_warmup(version_dir, cases, selection, signatures)
+    if model_format == formats.SAVED_MODEL:
+        verification_cases.write_warmup(version_dir, cases, selection, signatures)
     inputs = verification_cases.verification_inputs(cases.images, signatures)
     tolerances = verification_cases.output_tolerances(all_cases, selection)
     outputs = verification_cases.expected_outputs(cases, selection, signatures)
+    if model_format != formats.SAVED_MODEL and not formats.CONVERTED_FORMATS[model_format].has_strings:
+        del outputs["serving_default"]["label"]
     verify.write_cases(cases_file, inputs, outputs, tolerances)
     return verify.check_outputs(version_dir, cases_file)
 
@@ -367,6 +396,7 @@ def _build_manifest(selection, shape, transforms, signatures, runs, verification
     - `files`, added later: SHA-256 of the graph, which contains the class names and has no checksum of its own.
     - `metrics`: what `evaluate` measured for each run, or null.
     - `report`: what `select` measured.
+    - `model_format`, added later: the format of the export.
     - `precision`, added later: the precision, its reason, the hardware on which it is fast, and the loss of accuracy.
     """
     selection_fields = dataclasses.asdict(selection)
@@ -387,7 +417,11 @@ def _build_manifest(selection, shape, transforms, signatures, runs, verification
         "versions": {name: importlib.metadata.version(name) for name in ("keras-committee", "keras", "tensorflow")},
         "signatures": sorted(signatures),
         "warmup": {"requests": verification["warmup"], "batch_sizes": list(verification_cases.BATCH_SIZES)},
-        "verified": {"largest_difference": verification["difference"], "outputs": verification["outputs"]},
+        "verified": {
+            "largest_difference": verification["difference"],
+            "outputs": verification["outputs"],
+            "runtime": verification["runtime"],
+        },
     }
 
 

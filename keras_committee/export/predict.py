@@ -1,13 +1,15 @@
-"""Predictions of an exported committee for encoded images, from its folder or through a server."""
+"""Predictions of an exported committee for images, from its folder or through a server."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
-from keras_committee.errors import ExportError
+from keras_committee.errors import ExportError, RecipeError
+from keras_committee.export import formats
 from keras_committee.files import file_hash, read_problem, read_record
+from keras_committee.folder_kinds import version_format
 from keras_committee.tfserving.client import Client
 from keras_committee.tfserving.messages import Example
 from keras_committee.tfserving.python_session import load_session
@@ -98,6 +100,64 @@ class ExportedCommittee:
                 raise
             return tuple(f"class {number}" for number in range(count))
         return tuple(name.decode() for name in names.tolist())
+
+
+class ConvertedCommittee:
+    """An export in another format than the SavedModel, in its runtime.
+
+    Args:
+        folder: Folder of the model or of one version; of a model the newest version is loaded.
+
+    Attributes:
+        classes: Names of the classes.
+        transforms: The image transform by which an image becomes the input, alone in a tuple.
+
+    Raises:
+        RecipeError: If a package is missing, or the members see image files in several ways or with other than three
+            channels; the message names the call of the runtime.
+        ExportError: If the version is damaged or cannot be loaded.
+    """
+
+    def __init__(self, folder: Path):
+        from keras_committee.data.preprocessing import ImageTransform
+
+        if version_format(folder) is None:
+            folder = find_versions(folder)[list_versions(folder)[-1]]
+        name = version_format(folder)
+        if name not in formats.CONVERTED_FORMATS:
+            raise ExportError(f"{folder} has no version in another format than the SavedModel.")
+        formats.check_packages(name)
+        _verify_graph(folder)
+        try:
+            manifest = read_record(folder / "committee.json", may_be_edited=True)
+            transforms = [ImageTransform.from_dict(config) for config in manifest["transforms"]]
+            self.classes, channels = tuple(manifest["labels"]), manifest["image"]["channels"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ExportError(
+                f"{folder / 'committee.json'} is missing or damaged: {read_problem(error)}.\n"
+                "  Export again: keras-committee export RUN"
+            ) from error
+        self.transforms = tuple(dict.fromkeys(transforms))
+        if len(self.transforms) > 1 or channels != 3:
+            call = "\n  ".join(formats.python_call(name, folder))
+            raise RecipeError(
+                f"the members of {folder} see image files in several ways or with {channels} channels; its input is "
+                f"pixels of one size. Prepare the pixels, and call:\n  {call}"
+            )
+        try:
+            self._run = formats.load(folder)
+        except Exception as error:  # runtimes raise errors of many kinds
+            raise ExportError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+    def predict(self, images: Mapping[Any, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs for raw pixels `(images, height, width, 3)`, one row per image; see `Format`.
+
+        Args:
+            images: uint8 or float32 raw pixels by image transform, for each of `transforms`.
+        """
+        pixels = images[self.transforms[0]].astype(np.float32)
+        batches = [self._run(pixels[start : start + BATCH_SIZE]) for start in range(0, len(pixels), BATCH_SIZE)]
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _verify_graph(folder: Path) -> None:

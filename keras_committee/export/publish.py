@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from keras_committee.errors import ExportError, InUseError, RecipeError
+from keras_committee.export import formats
 from keras_committee.files import file_lock, fsync_dir, read_record, translate_os_errors, write_record
 from keras_committee.tfserving.versions import MAX_VERSION, NAME_RULE, is_valid_name, parse_version
 
@@ -24,9 +25,10 @@ _STAGING_PREFIX = ".staging-"
 _LOCK_TIMEOUT = 60.0  # seconds, for another export to get its number
 
 
-def default_model_dir(run: Path) -> Path:
-    """Return the model folder of a run, `saved_models/NAME`."""
-    return Path("saved_models") / run.resolve().name
+def default_model_dir(run: Path, model_format: str = formats.SAVED_MODEL) -> Path:
+    """Return the model folder of a run, `saved_models/NAME`, or in another format such as `onnx_models/NAME`."""
+    home = "saved_models" if model_format == formats.SAVED_MODEL else f"{model_format}_models"
+    return Path(home) / run.resolve().name
 
 
 def check_name(model_dir: Path) -> None:
@@ -38,15 +40,22 @@ def check_name(model_dir: Path) -> None:
         )
 
 
-def check_target(model_dir: Path) -> None:
+def check_target(model_dir: Path, model_format: str = formats.SAVED_MODEL, precision: str = "float32") -> None:
     """Raise if a model cannot be exported to this folder, before it is loaded.
 
+    Args:
+        model_dir: The folder.
+        model_format: One of `formats.FORMATS`.
+        precision: The requested precision.
+
     Raises:
-        RecipeError: If its name cannot be the name of a model, or the package that writes warm-up requests is missing.
+        RecipeError: If its name cannot be the name of a model, it has versions in another format, a package of the
+            format is missing, or the format has no such precision.
         ResourceError: If the folder cannot be written.
     """
     check_name(model_dir)
-    if importlib.util.find_spec("tensorflow_serving") is None:
+    formats.check_format(model_format, precision)
+    if model_format == formats.SAVED_MODEL and importlib.util.find_spec("tensorflow_serving") is None:
         raise RecipeError('warm-up requests require tensorflow-serving-api.\n  pip install "keras-committee[serving]"')
     with translate_os_errors(model_dir):
         existing = next(path for path in (model_dir, *model_dir.absolute().parents) if path.exists())
@@ -54,6 +63,7 @@ def check_target(model_dir: Path) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(existing))
         if not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
+        formats.check_no_other_format(model_dir, model_format)
 
 
 @contextlib.contextmanager

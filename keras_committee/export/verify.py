@@ -1,10 +1,11 @@
-"""Verification of a SavedModel against the Keras committee, in a fresh process without Keras.
+"""Verification of an export against the Keras committee, in a fresh process without Keras.
 
     python -m keras_committee.export.verify FOLDER CASES.npz
 
 loads FOLDER as TF Serving does, replays its warm-up requests, runs every signature on the inputs in CASES.npz, compares
-the outputs with those of the Keras members, and prints a JSON document `{"difference", "outputs", "warmup",
-"problems"}`.
+the outputs with those of the Keras members, and prints a JSON document `{"difference", "outputs", "warmup", "runtime",
+"problems"}`. An export in another format than the SavedModel runs in its own runtime, without TensorFlow, in batches of
+several sizes.
 """
 
 import json
@@ -16,10 +17,13 @@ from typing import Any
 import numpy as np
 
 from keras_committee.errors import ExportError
+from keras_committee.export import formats
+from keras_committee.folder_kinds import version_format
 from keras_committee.progress import step
 
 TOLERANCE = 1e-5  # absolute, in float32: oneDNN's kernels differ from those of Keras in the last digits
 _BLOCKED_IMPORTS = ("keras", "tf_keras", "jax", "torch")
+_BATCH_SIZES = (48, 1, 5)  # of the formats without warm-up requests; a converter may have lost the size of the batch
 
 
 @step("verifying the export in another process")
@@ -106,33 +110,70 @@ def verify(folder: Path, cases_file: Path) -> dict[str, Any]:
 
     Returns:
         `difference`, the largest absolute difference of floats; `outputs` and `warmup`, the numbers of compared outputs
-        and of replayed requests; `problems`, one line for each mismatch.
+        and of replayed requests; `runtime`, its name and version; `problems`, one line for each mismatch.
 
     Raises:
         StatusError: If the version cannot be loaded, or a request fails.
     """
+    inputs, outputs = read_cases(cases_file, "in"), read_cases(cases_file, "out")
+    tolerances = read_cases(cases_file, "tolerance").get("any", {})
+    comparison = _Comparison({name: float(tolerance) for name, tolerance in tolerances.items()})
+    model_format = version_format(folder) or formats.SAVED_MODEL
+    num_replayed = 0
+    if model_format == formats.SAVED_MODEL:
+        num_replayed = _run_saved_model(folder, inputs, outputs, comparison)
+    else:
+        _run_converted(folder, inputs["serving_default"]["image"], outputs["serving_default"], comparison)
+    return {
+        "difference": max(comparison.differences),
+        "outputs": sum(len(signature_outputs) for signature_outputs in outputs.values()),
+        "warmup": num_replayed,
+        "runtime": formats.runtime_version(model_format),
+        "problems": comparison.problems,
+    }
+
+
+class _Comparison:
+    """Comparison of several dictionaries of outputs; collects the differences of floats and the problems."""
+
+    def __init__(self, tolerances: dict[str, float]):
+        self.differences, self.problems = [0.0], []
+        self._tolerances = tolerances
+
+    def add(self, title: str, actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+        for name in sorted(set(actual) | set(expected)):
+            if name not in actual or name not in expected:
+                self.problems.append(f"{title}: output {name} is {'missing' if name in expected else 'unexpected'}")
+                continue
+            difference, problem = compare(actual[name], expected[name], self._tolerances.get(name, TOLERANCE))
+            self.differences.append(difference)
+            self.problems += [f"{title}: {name} {problem}"] if problem else []
+
+
+def _run_saved_model(folder, inputs, outputs, comparison) -> int:
+    """Compare all signatures, and return the number of replayed requests."""
     from keras_committee.tfserving.server.loading import replay
     from keras_committee.tfserving.session import Session
 
-    differences, problems = [0.0], []
     with Session.load(folder) as session:
         num_replayed = replay(session, folder)
-        inputs, outputs = read_cases(cases_file, "in"), read_cases(cases_file, "out")
-        tolerances = read_cases(cases_file, "tolerance").get("any", {})
         for signature, expected in outputs.items():
-            actual = session.run(signature, inputs[signature])
-            for name in sorted(set(actual) | set(expected)):
-                if name not in actual or name not in expected:
-                    problems.append(f"{signature}: output {name} is {'missing' if name in expected else 'unexpected'}")
-                    continue
-                difference, problem = compare(actual[name], expected[name], float(tolerances.get(name, TOLERANCE)))
-                differences.append(difference)
-                problems += [f"{signature}: {name} {problem}"] if problem else []
-    num_outputs = sum(len(signature_outputs) for signature_outputs in outputs.values())
-    return {"difference": max(differences), "outputs": num_outputs, "warmup": num_replayed, "problems": problems}
+            comparison.add(signature, session.run(signature, inputs[signature]), expected)
+    return num_replayed
+
+
+def _run_converted(folder, images, expected, comparison):
+    """Compare the outputs for the images in batches of each size."""
+    run = formats.load(folder)
+    for batch_size in _BATCH_SIZES:
+        batches = [run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+        actual = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        comparison.add(f"batches of {batch_size}", actual, expected)
 
 
 if __name__ == "__main__":
     for module_name in _BLOCKED_IMPORTS:
         sys.modules[module_name] = None  # type: ignore[assignment] - makes its import fail
+    if version_format(Path(sys.argv[1])) in formats.CONVERTED_FORMATS:
+        sys.modules["tensorflow"] = None  # type: ignore[assignment]
     print(json.dumps(verify(Path(sys.argv[1]), Path(sys.argv[2]))))
