@@ -231,6 +231,7 @@ def run_cascade(
     measure: str = "max_probability",
     weights: Sequence[float] | np.ndarray | None = None,
     dtype: DTypeLike = np.float32,
+    lower_thresholds: Sequence[float | None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the `stage_outputs` of a cascade whose members have all predicted every example.
 
@@ -242,14 +243,15 @@ def run_cascade(
         measure: One of `layers.CONFIDENCE_MEASURES`.
         weights: As in `combine`.
         dtype: As in `stage_outputs`.
+        lower_thresholds: As in `first_confident`.
 
-    Source: Wang et al. 2021, arXiv:2012.01988, section 4.
+    Source: Wang et al. 2021, arXiv:2012.01988, section 4; windows: Xia & Bouganis 2023, arXiv:2303.08010, section 3.
     """
 
     def outputs_of(size: int, examples: np.ndarray) -> dict[str, np.ndarray]:
         return stage_outputs(head, log_probs[examples], size, measure, weights, dtype)
 
-    return first_confident(len(log_probs), stages, thresholds, outputs_of)
+    return first_confident(len(log_probs), stages, thresholds, outputs_of, lower_thresholds)
 
 
 def selected_outputs(selection: Any, log_probs: np.ndarray) -> dict[str, np.ndarray]:
@@ -268,7 +270,10 @@ def selected_outputs(selection: Any, log_probs: np.ndarray) -> dict[str, np.ndar
     else:
         sizes = [stage.members for stage in selection.stages]
         thresholds = [stage.threshold for stage in selection.stages[:-1]]
-        outputs = run_cascade(selection.head, log_probs, sizes, thresholds, *arguments)
+        lower_thresholds = selection.lower_thresholds()
+        outputs = run_cascade(
+            selection.head, log_probs, sizes, thresholds, *arguments, lower_thresholds=lower_thresholds
+        )
     return {**outputs, **promised_outputs(selection.promise, outputs)}
 
 
@@ -288,11 +293,12 @@ def first_confident(
     stages: Sequence[int],
     thresholds: Sequence[float | None],
     outputs_of: Callable[[int, np.ndarray], dict[str, np.ndarray]],
+    lower_thresholds: Sequence[float | None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return, for each example, the outputs of the first stage that is confident enough; of the last where none is.
 
     A stage sees only the examples that no earlier stage has answered. It answers where its confidence is at least its
-    threshold, compared in float32 as in the models.
+    threshold, or below its lower threshold, compared in float32 as in the models.
 
     Args:
         num_examples: Number of examples.
@@ -300,13 +306,18 @@ def first_confident(
         thresholds: One float for each stage but the last.
         outputs_of: Function of a number of members and of the examples' indices that returns arrays
             `(len(indices), ...)` by name, `"confidence"` among them.
+        lower_thresholds: One float for each stage but the last, or None for a stage that has none; None for no stage.
     """
     pending, parts = np.arange(num_examples), []
-    for size, threshold in zip(stages, (*thresholds, None), strict=True):
+    lower_thresholds = [None] * len(thresholds) if lower_thresholds is None else lower_thresholds
+    windows = zip((*lower_thresholds, None), (*thresholds, None), strict=True)
+    for size, (lower_threshold, threshold) in zip(stages, windows, strict=True):
         outputs = outputs_of(size, pending)
         answered = np.ones(len(pending), bool)
         if threshold is not None:
             answered = accepts(outputs["confidence"], threshold)
+        if lower_threshold is not None:
+            answered |= outputs["confidence"].astype(np.float32) < np.float32(lower_threshold)
         parts.append((pending[answered], {name: values[answered] for name, values in outputs.items()}))
         pending = pending[~answered]
         if not len(pending):

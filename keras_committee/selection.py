@@ -15,6 +15,7 @@ from keras_committee.files import expand_home, read_problem, read_record, write_
 _FORMAT = 1
 _MAX_SHOWN_CHARS = 60  # of an invalid value in an error message
 _WEIGHTED_HEAD = "weighted_geometric_mean"
+_THRESHOLDS = ("threshold", "lower_threshold")  # of a stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,10 +87,13 @@ class Stage:
         members: Number of members that have run at the end of the stage.
         threshold: The cascade stops here if the confidence of these members is at least this; None for the last stage,
             which always stops.
+        lower_threshold: It also stops here if the confidence is below this, as an answer that is rejected whatever the
+            later members add; None: it does not.
     """
 
     members: int
     threshold: float | None
+    lower_threshold: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,15 +208,21 @@ class Selection:
             )
 
     def _check_stages(self, stages: tuple[Stage, ...]) -> None:
-        thresholds = [stage.threshold for stage in stages]
-        check_stages([stage.members for stage in stages], thresholds[:-1], len(self.members))
-        if thresholds[-1] is not None:
-            raise ValueError(f"the last stage must have no threshold. Received: {thresholds[-1]}")
+        thresholds, lower_thresholds = ([getattr(stage, name) for stage in stages] for name in _THRESHOLDS)
+        check_stages([stage.members for stage in stages], thresholds[:-1], len(self.members), lower_thresholds[:-1])
+        last = next((each[-1] for each in (thresholds, lower_thresholds) if each and each[-1] is not None), None)
+        if last is not None:
+            raise ValueError(f"the last stage must have no threshold. Received: {last}")
 
     @property
     def kind(self) -> str:
         """ "committee" or "cascade"."""
         return "committee" if self.stages is None else "cascade"
+
+    def lower_thresholds(self) -> tuple[float, ...] | None:
+        """Return the lower threshold of each stage but the last, 0 for a stage without one; None without any."""
+        lower_thresholds = [stage.lower_threshold for stage in (self.stages or ())[:-1]]
+        return tuple(lower or 0.0 for lower in lower_thresholds) if any(lower_thresholds) else None
 
     def head_layer(self) -> Any:
         """Return a new head for all members.
@@ -258,8 +268,7 @@ class Selection:
         fields = _validated("", document, _SELECTION_SCHEMA)
         fields["members"] = tuple(_member_from_document(i, item) for i, item in enumerate(fields["members"]))
         if fields["stages"] is not None:
-            stages = [_validated(f"stages[{i}]", item, _STAGE_SCHEMA) for i, item in enumerate(fields["stages"])]
-            fields["stages"] = tuple(Stage(**stage) for stage in stages)
+            fields["stages"] = tuple(_stage_from_document(i, item) for i, item in enumerate(fields["stages"]))
         if fields["weights"] is not None:
             fields["weights"] = tuple(fields["weights"])
         fields["classes"] = tuple(fields["classes"])
@@ -274,17 +283,24 @@ class Selection:
         check_confidence(self.confidence)
 
 
-def check_stages(stages: Sequence[int], thresholds: Sequence[float | None], members: int) -> None:
+def check_stages(
+    stages: Sequence[int],
+    thresholds: Sequence[float | None],
+    members: int,
+    lower_thresholds: Sequence[float | None] | None = None,
+) -> None:
     """Check the stages of a cascade.
 
     Args:
         stages: Number of members that have run at the end of each stage; increasing, the last one is `members`.
         thresholds: Confidence at which the cascade stops, for each stage except the last.
         members: Number of members of the cascade.
+        lower_thresholds: Confidence below which the cascade stops, too, for each stage except the last, or None for it;
+            None for no such stage.
 
     Raises:
-        ValueError: If `stages` does not increase from 1 or more to `members`, or `thresholds` is not one number for
-            each stage except the last.
+        ValueError: If `stages` does not increase from 1 or more to `members`, `thresholds` is not one number for each
+            stage except the last, or `lower_thresholds` is not one number up to the threshold, or None, for each.
     """
     if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1 or stages[-1] != members:
         raise ValueError(f"stages must increase from 1 or more to all {members} members. Received: {list(stages)}")
@@ -293,6 +309,20 @@ def check_stages(stages: Sequence[int], thresholds: Sequence[float | None], memb
             f"thresholds must hold one number for each of the {len(stages)} stages except the last. "
             f"Received: {list(thresholds)}"
         )
+    lower_thresholds = [None] * len(thresholds) if lower_thresholds is None else lower_thresholds
+    if len(lower_thresholds) != len(thresholds) or not all(
+        lower is None or lower <= upper for lower, upper in zip(lower_thresholds, thresholds, strict=True)
+    ):
+        raise ValueError(
+            f"lower_thresholds must hold None, or a number up to the threshold, for each of the {len(stages)} stages "
+            f"except the last. Received: {list(lower_thresholds)}, with the thresholds {list(thresholds)}"
+        )
+
+
+def _stage_from_document(position: int, document: Any) -> Stage:
+    if isinstance(document, dict):
+        document = {"lower_threshold": None, **document}  # files of versions without windows
+    return Stage(**_validated(f"stages[{position}]", document, _STAGE_SCHEMA))
 
 
 def _member_from_document(position: int, document: Any) -> SelectedMember:
@@ -376,7 +406,7 @@ _VIEW_SCHEMA = {
     "mirror": (lambda value: isinstance(value, bool), "true or false"),
     "shift": (lambda value: isinstance(value, int) and _is_number(value), "an integer"),
 }
-_STAGE_SCHEMA = {"members": _COUNT, "threshold": (_is_null_or(_is_number), "null or a finite number")}
+_STAGE_SCHEMA = {"members": _COUNT, **dict.fromkeys(_THRESHOLDS, (_is_null_or(_is_number), "null or a finite number"))}
 
 
 def _validated(location: str, document: Any, schema: Mapping[str, tuple[Callable[[Any], bool], str]]) -> dict[str, Any]:

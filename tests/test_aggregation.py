@@ -208,6 +208,31 @@ def test_a_cascade_is_the_loop_over_examples_and_stages(seed, measure, head, low
         np.testing.assert_allclose(outputs[name], [row[name] for row in expected], atol=1e-6)
 
 
+@pytest.mark.parametrize("measure", ["max_probability", "margin"])
+def test_a_cascade_with_windows_passes_on_the_examples_inside_them_only(measure):
+    logits, stages = some_log_probs(9, examples=60).astype(np.float32), (1, 2, 4)
+    thresholds, lower_thresholds = (0.6, 0.5), (0.35, None)
+    outputs = aggregation.run_cascade(
+        "geometric_mean", logits, stages, thresholds, measure, lower_thresholds=lower_thresholds
+    )
+    for example in range(60):
+        for size, upper, lower in zip(stages, (*thresholds, 0), (*lower_thresholds, None), strict=True):
+            row = logits[example : example + 1, :size]
+            probabilities = aggregation.combine("geometric_mean", row)
+            confidence = aggregation.confidence(measure, probabilities, row)[0]
+            inside = confidence < np.float32(upper) and (lower is None or confidence >= np.float32(lower))
+            if not inside:
+                break
+        assert (outputs["members_used"][example], outputs["confidence"][example]) == (size, pytest.approx(confidence))
+    assert set(outputs["members_used"]) == {1, 2, 4}
+    assert (outputs["confidence"][outputs["members_used"] == 1] < 0.35).any()
+    tensor = keras.ops.convert_to_tensor(logits)
+    keras_stages = [cascade.stage_outputs(tensor, size, measure, get_head("geometric_mean")) for size in stages]
+    expected = cascade.first_confident(keras_stages, thresholds, lower_thresholds)
+    for name in ("probabilities", "members_used", "confidence"):
+        np.testing.assert_allclose(outputs[name], keras.ops.convert_to_numpy(expected[name]), atol=2e-6)
+
+
 @pytest.mark.parametrize("measure", CONFIDENCE_MEASURES)
 @pytest.mark.parametrize("head", aggregation.HEADS)
 def test_a_cascade_is_that_of_the_keras_model(measure, head):

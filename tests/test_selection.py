@@ -64,6 +64,25 @@ def test_a_selection_of_a_version_without_promises_is_read(tmp_path):
     assert Selection.read(file) == dataclasses.replace(CASCADE, promise=None)
 
 
+def test_windows_are_read_back_and_a_selection_of_a_version_without_them_is_read(tmp_path):
+    file = tmp_path / "selection.json"
+    stages = (Stage(members=1, threshold=0.7, lower_threshold=0.25), Stage(members=3, threshold=None))
+    windowed = dataclasses.replace(CASCADE, stages=stages)
+    windowed.write(file)
+    assert Selection.read(file) == windowed
+    assert (windowed.lower_thresholds(), CASCADE.lower_thresholds()) == ((0.25,), None)
+    edit(file, ["stages", 0], lambda stage: stage.pop("lower_threshold"))
+    assert Selection.read(file) == CASCADE
+
+
+def test_a_window_that_ends_before_it_begins_is_an_error():
+    stages = (Stage(members=1, threshold=0.2, lower_threshold=0.3), Stage(members=3, threshold=None))
+    with pytest.raises(ValueError, match=r"up to the threshold, for each .* Received: \[0\.3\], with .* \[0\.2\]"):
+        dataclasses.replace(CASCADE, stages=stages)
+    with pytest.raises(ValueError, match=r"the last stage must have no threshold\. Received: 0\.1"):
+        dataclasses.replace(CASCADE, stages=(stages[0], Stage(members=3, threshold=None, lower_threshold=0.1))[1:])
+
+
 def test_views_are_read_back_and_a_selection_of_a_version_without_them_is_read(tmp_path):
     file = tmp_path / "selection.json"
     viewed = dataclasses.replace(MEMBERS[1], view=View(mirror=True, shift=-2))

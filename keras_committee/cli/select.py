@@ -94,6 +94,13 @@ _LATENCY = "latency"
     help="Largest accuracy loss allowed for the cascade, in percentage points.",
 )
 @click.option(
+    "--max-risk",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="X",
+    help="With --cascade: count only the answers that can be accepted at this error rate, and pass on only images near "
+    "that decision.",
+)
+@click.option(
     "--views",
     metavar="VIEW[,VIEW]",
     callback=lambda _context, _parameter, value: _parse_views(value),
@@ -124,6 +131,7 @@ def select(
     head: str,
     cascade: bool,
     max_accuracy_drop: float | None,
+    max_risk: float | None,
     views: tuple[View, ...],
     out: str | None,
     min_members: int | None,
@@ -136,6 +144,8 @@ def select(
     95 % confidence intervals.
     """
     _check_options(max_mflops, max_latency, min_accuracy, objective, cascade, max_accuracy_drop)
+    if max_risk is not None and (not cascade or min_accuracy or objective not in ("accuracy", _LATENCY)):
+        raise click.UsageError("--max-risk requires --cascade, without --min-accuracy and --objective nll or brier.")
     by_time = bool(max_latency) or objective == _LATENCY
     if batch_size and not by_time:
         raise click.UsageError("--batch-size requires --max-latency or --objective latency.")
@@ -165,6 +175,7 @@ def select(
                     head=head,
                     max_accuracy_drop=max_accuracy_drop or 0.0,
                     time_model=time_model,
+                    max_risk=max_risk,
                 )
             else:
                 latencies = evaluation.member_latencies(pool, batch_size) if by_time else None
@@ -277,6 +288,14 @@ def _print_latency(latency: dict[str, Any]) -> None:
     )
 
 
+def _print_coverage(cascade: dict[str, Any]) -> None:
+    print_text(
+        f"At an error rate of {100 * cascade['max_risk']:g} %, {100 * cascade['coverage']['test']:.1f} % of the test"
+        f" answers can be accepted, of the best committee's {100 * cascade['committee_coverage']['test']:.1f} %. To"
+        f" promise the error rate: calibrate --max-risk {cascade['max_risk']:g}."
+    )
+
+
 def _print_summary(document: dict, runs: tuple[str, ...], file: Path) -> None:
     report = document["report"]
     gain = report["best_member"]["gain"]["accuracy"]
@@ -287,6 +306,8 @@ def _print_summary(document: dict, runs: tuple[str, ...], file: Path) -> None:
             f"Test accuracy compared with the best committee: {_percentage_points(difference)}, with"
             f" {cost_ratio['value']:.2f} times fewer multiply-adds [{cost_ratio['low']:.2f}, {cost_ratio['high']:.2f}]."
         )
+    if "max_risk" in report.get("cascade", {}):
+        _print_coverage(report["cascade"])
     if "latency" in report.get("cascade", {}):
         _print_latency(report["cascade"]["latency"])
     print_text(f"Diversity: {report['diversity']['statement']}")

@@ -33,36 +33,43 @@ class CascadeConfig:
         sizes: Number of members at the end of each stage, ascending; the last is the length of `order`.
         thresholds: One float for each stage but the last. A stage answers where the confidence is at least this.
         confidence: One of `layers.CONFIDENCE_MEASURES`.
+        lower_thresholds: One float for each stage but the last, at most its threshold. A stage also answers where the
+            confidence is below this; None for no stage.
 
     Raises:
-        ValueError: If the sizes do not ascend to the length of the order, or the number of thresholds is wrong.
+        ValueError: If the sizes do not ascend to the length of the order, the number of thresholds is wrong, or a lower
+            threshold is above the threshold.
     """
 
     order: tuple[int, ...]
     sizes: tuple[int, ...]
     thresholds: tuple[float, ...]
     confidence: str = "max_probability"
+    lower_thresholds: tuple[float, ...] | None = None
 
     def __post_init__(self):
         check_confidence(self.confidence)
-        check_stages(self.sizes, self.thresholds, len(self.order))
+        check_stages(self.sizes, self.thresholds, len(self.order), self.lower_thresholds)
 
     def without_unused_stages(self) -> "CascadeConfig":
         """Return the same cascade without stages that no example reaches and stages that answer no example."""
-        end = max_members_used(self.sizes, self.thresholds)
-        pairs = zip(self.sizes, self.thresholds, strict=False)
-        kept = [(size, threshold) for size, threshold in pairs if size < end and threshold < NO_EXIT]
+        end = max_members_used(self.sizes, self.thresholds, self.lower_thresholds)
+        rows = zip(self.sizes, self.thresholds, self.lower_thresholds or self.thresholds, strict=False)
+        has_windows = self.lower_thresholds is not None
+        kept = [row for row in rows if row[0] < end and (row[1] < NO_EXIT or (has_windows and row[2] > 0))]
         return dataclasses.replace(
             self,
             order=self.order[:end],
-            sizes=(*(size for size, _ in kept), end),
-            thresholds=tuple(threshold for _, threshold in kept),
+            sizes=(*(size for size, *_ in kept), end),
+            thresholds=tuple(threshold for _, threshold, _ in kept),
+            lower_thresholds=tuple(lower for *_, lower in kept) if has_windows else None,
         )
 
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages of a `Selection`."""
-        pairs = zip(self.sizes, (*self.thresholds, None), strict=True)
-        return tuple(Stage(members=size, threshold=threshold) for size, threshold in pairs)
+        lower_thresholds = [low or None for low in self.lower_thresholds or [0.0] * len(self.thresholds)]
+        rows = zip(self.sizes, (*self.thresholds, None), (*lower_thresholds, None), strict=True)
+        return tuple(Stage(members=size, threshold=high, lower_threshold=low) for size, high, low in rows)
 
 
 class MemberPredictions:
@@ -243,14 +250,16 @@ def simulate_cascade(predictions: MemberPredictions, config: CascadeConfig) -> S
         }
 
     labels = predictions.labels
-    outputs = aggregation.first_confident(len(labels), config.sizes, config.thresholds, outputs_of)
+    outputs = aggregation.first_confident(
+        len(labels), config.sizes, config.thresholds, outputs_of, config.lower_thresholds
+    )
     probabilities, members_used = outputs["probabilities"], outputs["members_used"]
     costs = {size: predictions.cost(config.order[:size]) for size in config.sizes}
     return SimulationResult(
         probabilities=probabilities,
         members_used=members_used,
         mflops=float(np.mean([costs[used] for used in members_used.tolist()])),
-        worst_mflops=costs[max_members_used(config.sizes, config.thresholds)],
+        worst_mflops=costs[max_members_used(config.sizes, config.thresholds, config.lower_thresholds)],
         exits=tuple(_exit_stats(size, members_used == size, probabilities, labels) for size in config.sizes),
         scores=metrics.classification_metrics(probabilities, labels),
         confidence=outputs["confidence"],
@@ -258,9 +267,15 @@ def simulate_cascade(predictions: MemberPredictions, config: CascadeConfig) -> S
     )
 
 
-def max_members_used(sizes: Sequence[int], thresholds: Sequence[float]) -> int:
-    """Return the most members that an image may need: a stage with a threshold of 0 or less answers every image."""
-    return next((size for size, threshold in zip(sizes, thresholds, strict=False) if threshold <= 0), sizes[-1])
+def max_members_used(
+    sizes: Sequence[int], thresholds: Sequence[float], lower_thresholds: Sequence[float] | None = None
+) -> int:
+    """Return the most members that an image may need.
+
+    A stage with a threshold of 0 or less answers every image, and so does one whose lower threshold is as high.
+    """
+    rows = zip(sizes, thresholds, lower_thresholds or [0.0] * len(thresholds), strict=False)
+    return next((size for size, threshold, lower in rows if threshold <= lower), sizes[-1])
 
 
 def _exit_stats(size: int, mask: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> ExitStats:

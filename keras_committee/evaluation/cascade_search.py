@@ -4,8 +4,11 @@ The order of members within a stage does not matter, so the search is over the m
 are few such orders all are evaluated; otherwise two starting points, cheap members first and accurate members first,
 are improved by exchanging two members. Every order is evaluated on a coarse grid of thresholds; the thresholds of the
 best ones are then refined.
+
+A cascade for accepted answers (`max_risk`) has a window of confidence at each stage instead of a threshold.
 """
 
+import dataclasses
 import heapq
 import itertools
 import math
@@ -22,6 +25,7 @@ from keras_committee.evaluation.cascade import (
     simulate_cascade,
 )
 from keras_committee.layers import CONFIDENCE_MEASURES
+from keras_committee.metrics import coverage_at_risk
 
 _GRID_CELLS = 2**18  # combinations of thresholds in the histogram
 _COARSE_GRID_CELLS = 2**12  # the same for the grid on which every order is evaluated
@@ -29,6 +33,8 @@ _MAX_COARSE_THRESHOLDS = 64  # per stage there
 _MAX_DESCENT_ROUNDS = 5  # rounds in which each threshold moves once
 _MAX_MEMBER_ORDERS = 300  # of one partition; more are searched locally
 _NUM_REFINED = 24  # candidates whose thresholds are refined
+_COARSE_WINDOWS = (10, 10, 1)  # bounds per stage, acceptance thresholds, rounds in which each window moves once
+_FINE_WINDOWS = (64, 64, 4)
 
 
 def search_cascade(
@@ -37,6 +43,7 @@ def search_cascade(
     target: float | None = None,
     max_cost: float | None = None,
     objective: str = "accuracy",
+    max_risk: float | None = None,
 ) -> CascadeConfig | None:
     """Return the best cascade over orders, stages, confidence measures and thresholds.
 
@@ -45,14 +52,22 @@ def search_cascade(
         target: Minimize the mean cost at this quality: the lowest accuracy, or the highest NLL or Brier score.
         max_cost: Optimize the objective at this mean cost, in the unit of `predictions`.
         objective: `"accuracy"`, `"nll"` or `"brier"`.
+        max_risk: The objective is the fraction of the answers that can be accepted at this error rate, see
+            `metrics.coverage_at_risk`, and a stage passes on the images in a window of confidence only: those far from
+            the decision are accepted or rejected at once. None for an objective over all answers.
 
     Returns:
-        The cascade; None where none reaches the target or stays within the cost.
+        The cascade; None where none reaches the target or stays within the cost, or no answer can be accepted.
 
     Raises:
         ValueError: Unless exactly one of `target` and `max_cost` is given.
+
+    Source: windows: Xia & Bouganis 2023, arXiv:2303.08010, section 3.
     """
-    search = _CascadeSearch(predictions, goal_from_target(target, max_cost, objective), objective)
+    if max_risk is None:
+        search = _CascadeSearch(predictions, goal_from_target(target, max_cost, objective), objective)
+    else:
+        search = _WindowSearch(predictions, goal_from_target(target, max_cost, "accuracy"), max_risk)
     num_members = len(predictions.mflops)
     partitions = stage_partitions(num_members)
     if predictions.time_model is not None:
@@ -74,7 +89,7 @@ def evaluate_cascade(
         config: The cascade.
         validation: The predictions that it was fitted to.
         test: Predictions on examples that nothing was fitted to.
-        **bounds: `target` or `max_cost`, and `objective`, as in `search_cascade`.
+        **bounds: `target` or `max_cost`, `objective` and `max_risk`, as in `search_cascade`.
 
     Returns:
         `{"validation", "cross_fitted", "test"}`: `SimulationResult.summary` for validation and test; accuracy and
@@ -219,6 +234,7 @@ class FittedThresholds(NamedTuple):
     thresholds: tuple[float, ...]
     score: float
     cost: float
+    lower_thresholds: tuple[float, ...] | None = None
 
 
 def fit_thresholds(stages: StageOutcomes, goal: CascadeGoal, cells: int = _GRID_CELLS) -> FittedThresholds | None:
@@ -238,6 +254,124 @@ def fit_thresholds(stages: StageOutcomes, goal: CascadeGoal, cells: int = _GRID_
     return fitted
 
 
+def fit_windows(
+    stages: StageOutcomes,
+    last_confidence: np.ndarray,
+    goal: CascadeGoal,
+    max_risk: float,
+    effort: tuple[int, int, int] = _FINE_WINDOWS,
+) -> FittedThresholds | None:
+    """Return windows of confidence by coordinate descent from the whole committee; see `search_cascade`.
+
+    An answer is accepted where the confidence at the exit reaches one threshold, that of the largest fraction with at
+    most the error rate `max_risk`. For a given threshold, the numbers of accepted and of wrong accepted answers are
+    sums over the images, so the cumulative sums of one histogram hold every window.
+
+    Args:
+        stages: Outcomes of the stages; a score above 0 is a correct answer.
+        last_confidence: Confidence of the last stage, floats `(examples,)`.
+        goal: Goal whose score is the fraction of accepted answers.
+        max_risk: The error rate.
+        effort: Number of bounds that are tried per stage, number of acceptance thresholds, and number of rounds.
+
+    Returns:
+        The windows, with the fraction of accepted answers as their score; None where none meets the goal, or no answer
+        can be accepted.
+    """
+    num_bounds, num_thresholds, rounds = effort
+    confidences = np.stack([*stages.confidences, last_confidence])
+    correct = np.stack(stages.scores) > 0
+    windows = [(0.0, NO_EXIT)] * len(stages.confidences)
+    for _ in range(rounds):
+        previous = list(windows)
+        for stage in range(len(windows)):
+            change = _WindowChange(confidences, windows, stage, num_bounds)
+            coverage = change.coverage(confidences, ~correct, max_risk, num_thresholds)
+            best = goal.best(coverage, change.costs(stages))
+            windows[stage] = windows[stage] if best is None else change.window(best)
+        if windows == previous:
+            break
+    exits = _exit_stages(confidences, windows)
+    examples = np.arange(len(last_confidence))
+    coverage = coverage_at_risk(confidences[exits, examples], correct[exits, examples], max_risk)
+    cost = float(sum(stages.mean_cost(stage, (exits >= stage).mean()) for stage in range(len(stages.costs))))
+    if not coverage or goal.best(np.array([coverage]), np.array([cost])) is None:
+        return None
+    lower_thresholds, thresholds = zip(*windows, strict=True) if windows else ((), ())
+    return FittedThresholds(tuple(thresholds), coverage, cost, tuple(lower_thresholds))
+
+
+def _exit_stages(confidences: np.ndarray, windows: Sequence[tuple[float, float]], first: int = 0) -> np.ndarray:
+    """Return for each example the stage that answers it, if it reaches the stage `first`."""
+    exits = np.full(confidences.shape[1], len(windows))
+    for stage in range(len(windows) - 1, first - 1, -1):
+        lower, upper = np.float32(windows[stage])
+        exits[(confidences[stage] < lower) | (confidences[stage] >= upper)] = stage
+    return exits
+
+
+class _WindowChange:
+    """The windows that one stage may have while the other stages keep theirs.
+
+    Args:
+        confidences: Floats `(stages, examples)`.
+        windows: Lower and upper bound of each stage but the last.
+        stage: Index of the stage.
+        num_bounds: Number of bounds to try.
+    """
+
+    def __init__(self, confidences: np.ndarray, windows: Sequence[tuple[float, float]], stage: int, num_bounds: int):
+        self._stage, self._grid = stage, _threshold_grid(confidences[stage], num_bounds, power=1)
+        self._lower, self._upper = np.triu_indices(len(self._grid.thresholds))
+        self._exits = _exit_stages(confidences, windows)
+        self._reached = self._exits >= stage
+        self._exits_if_passed_on = np.where(self._reached, _exit_stages(confidences, windows, stage + 1), self._exits)
+
+    def window(self, index: int) -> tuple[float, float]:
+        """Return the window with this index."""
+        thresholds = self._grid.thresholds
+        return float(thresholds[self._lower[index]]), float(thresholds[self._upper[index]])
+
+    def costs(self, stages: StageOutcomes) -> np.ndarray:
+        """Return the mean cost with each window, floats `(windows,)`."""
+        costs = np.zeros(len(self._lower))
+        for stage in range(len(stages.costs)):
+            share = (self._exits >= stage).mean()
+            if stage > self._stage:
+                share = self._means(np.zeros(len(self._exits)), self._reached & (self._exits_if_passed_on >= stage))
+            costs += stages.mean_cost(stage, share)
+        return costs
+
+    def coverage(
+        self, confidences: np.ndarray, is_wrong: np.ndarray, max_risk: float, num_thresholds: int
+    ) -> np.ndarray:
+        """Return the fraction of accepted answers with each window by the best of some thresholds, floats `(windows,)`.
+
+        Args:
+            confidences: Floats `(stages, examples)`.
+            is_wrong: Whether the answer of each stage is wrong, bool `(stages, examples)`.
+            max_risk: Highest error rate among accepted answers.
+            num_thresholds: Number of thresholds to try.
+        """
+        examples = np.arange(confidences.shape[1])
+        exits = (np.where(self._reached, self._stage, self._exits), self._exits_if_passed_on)
+        values = [confidences[stages, examples] for stages in exits]
+        wrong_values = [is_wrong[stages, examples] for stages in exits]
+        coverage = np.zeros(len(self._lower))
+        for threshold in np.quantile(np.concatenate(values), np.arange(num_thresholds) / num_thresholds):
+            accepted = [each >= threshold for each in values]
+            wrong = self._means(*(each & is_wrong for each, is_wrong in zip(accepted, wrong_values, strict=True)))
+            fractions = self._means(*accepted)
+            coverage = np.maximum(coverage, np.where(wrong <= max_risk * fractions + 1e-12, fractions, 0.0))
+        return coverage
+
+    def _means(self, at_exit: np.ndarray, if_passed_on: np.ndarray) -> np.ndarray:
+        """Return for each window the mean over the examples, of which those in the window are passed on."""
+        differences = np.where(self._reached, if_passed_on.astype(np.float64) - at_exit, 0.0)
+        sums = np.bincount(self._grid.continues, differences, len(self._grid.thresholds)).cumsum()
+        return at_exit.mean() + (sums[self._upper] - sums[self._lower]) / len(at_exit)
+
+
 class _ThresholdGrid(NamedTuple):
     """Thresholds of one stage, ascending, and for each example the index of the first at which it continues."""
 
@@ -249,14 +383,15 @@ def _thresholds_per_stage(num_thresholds: int, cells: int) -> int:
     return max(2, int(cells ** (1 / max(1, num_thresholds)) + 1e-9))
 
 
-def _threshold_grid(confidences: np.ndarray, max_thresholds: int) -> _ThresholdGrid:
+def _threshold_grid(confidences: np.ndarray, max_thresholds: int, power: int = 2) -> _ThresholdGrid:
     """Return at most `max_thresholds` thresholds: 0, `NO_EXIT`, and midpoints between distinct confidences.
 
-    The grid is denser at low confidences: most examples are easy, so the useful thresholds lie there.
+    With a `power` above 1 the grid is denser at low confidences: most examples are easy, so the useful thresholds of a
+    cascade over all answers lie there.
     """
     midpoints = _midpoints(np.unique(confidences))
     if len(midpoints) > max_thresholds - 2:
-        ranks = np.linspace(0, 1, max_thresholds)[1:-1] ** 2 * len(confidences)
+        ranks = np.linspace(0, 1, max_thresholds)[1:-1] ** power * len(confidences)
         quantiles = np.sort(confidences)[ranks.astype(int)]
         midpoints = np.unique(midpoints[np.clip(np.searchsorted(midpoints, quantiles) - 1, 0, None)])
     thresholds = np.concatenate([[0.0], midpoints, [NO_EXIT]])
@@ -369,16 +504,23 @@ def _cross_validated(
     target: float | None = None,
     max_cost: float | None = None,
     objective: str = "accuracy",
+    max_risk: float | None = None,
 ) -> dict[str, float] | None:
+    goal = goal_from_target(target, max_cost, "accuracy" if max_risk else objective)
     shuffled = np.random.default_rng(0).permutation(len(validation.labels))
     halves = [validation.subset(half) for half in np.array_split(shuffled, 2)]
     results = []
     for fit_half, test_half in (halves, halves[::-1]):
         stages = stage_outcomes_from_predictions(fit_half, config.order, config.sizes, config.confidence, objective)
-        fitted_thresholds = fit_thresholds(stages, goal_from_target(target, max_cost, objective))
-        if fitted_thresholds is None:
+        if max_risk is None:
+            fitted = fit_thresholds(stages, goal)
+        else:
+            fitted = fit_windows(stages, fit_half.confidences(config.order, config.confidence), goal, max_risk)
+        if fitted is None:
             return None
-        refitted_config = CascadeConfig(**{**vars(config), "thresholds": fitted_thresholds.thresholds})
+        refitted_config = dataclasses.replace(
+            config, thresholds=fitted.thresholds, lower_thresholds=fitted.lower_thresholds
+        )
         results.append(simulate_cascade(test_half, refitted_config))
     half_weights = [len(half.labels) / len(validation.labels) for half in halves[::-1]]
     return {
@@ -455,6 +597,9 @@ class _CascadeSearch:
         grids = [self._grid(order[:size], measure, max_thresholds) for size in sizes[:-1]]
         return _fit_on_grid(self._stage_outcomes(order, sizes, measure), self.goal, grids)
 
+    def _fit_finely(self, order: tuple[int, ...], sizes: tuple[int, ...], measure: str) -> FittedThresholds | None:
+        return fit_thresholds(self._stage_outcomes(order, sizes, measure), self.goal)
+
     def _grid(self, members: tuple[int, ...], measure: str, max_thresholds: int) -> _ThresholdGrid:
         key = (*sorted(members), measure, max_thresholds)
         if key not in self._grids:
@@ -467,15 +612,14 @@ class _CascadeSearch:
         all_candidates = itertools.chain.from_iterable(self._candidates.values())
         fitted_configs = []
         for candidate in heapq.nsmallest(_NUM_REFINED, all_candidates, key=self._sort_key):
-            fitted = fit_thresholds(
-                self._stage_outcomes(candidate.order, candidate.sizes, candidate.confidence), self.goal
-            )
+            fitted = self._fit_finely(candidate.order, candidate.sizes, candidate.confidence)
             if fitted:
                 config = CascadeConfig(
                     order=candidate.order,
                     sizes=candidate.sizes,
                     thresholds=fitted.thresholds,
                     confidence=candidate.confidence,
+                    lower_thresholds=fitted.lower_thresholds,
                 )
                 fitted_configs.append((self._sort_key(fitted), config))
         return min(fitted_configs, key=lambda pair: pair[0])[1].without_unused_stages() if fitted_configs else None
@@ -488,6 +632,26 @@ class _CascadeSearch:
 
     def _is_better(self, candidate: _Candidate | None, best: _Candidate | None) -> bool:
         return candidate is not None and (best is None or self._sort_key(candidate) < self._sort_key(best))
+
+
+class _WindowSearch(_CascadeSearch):
+    """The cascades evaluated so far for accepted answers, with a window of confidence at each stage."""
+
+    def __init__(self, predictions: MemberPredictions, goal: CascadeGoal, max_risk: float):
+        super().__init__(predictions, goal, "accuracy")
+        self._max_risk = max_risk
+
+    def _fit_coarse(self, order: tuple[int, ...], sizes: tuple[int, ...], measure: str) -> FittedThresholds | None:
+        return self._fit(order, sizes, measure, _COARSE_WINDOWS)
+
+    def _fit_finely(self, order: tuple[int, ...], sizes: tuple[int, ...], measure: str) -> FittedThresholds | None:
+        return self._fit(order, sizes, measure, _FINE_WINDOWS)
+
+    def _fit(self, order, sizes, measure, effort) -> FittedThresholds | None:
+        last_confidence = self.predictions.confidences(order, measure)
+        return fit_windows(
+            self._stage_outcomes(order, sizes, measure), last_confidence, self.goal, self._max_risk, effort
+        )
 
 
 def _same_stage(one: int, other: int, sizes: Sequence[int]) -> bool:

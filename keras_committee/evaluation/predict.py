@@ -141,7 +141,8 @@ class CommitteePredictor:
             return aggregation.stage_outputs(self._head, logits[pending], size, self._confidence_measure, self._weights)
 
         thresholds = [stage.threshold for stage in self._stages[:-1]]
-        outputs = aggregation.first_confident(num_images, sizes, thresholds, outputs_of)
+        lower_thresholds = [stage.lower_threshold for stage in self._stages[:-1]]
+        outputs = aggregation.first_confident(num_images, sizes, thresholds, outputs_of, lower_thresholds)
         return {**outputs, **aggregation.promised_outputs(self._promise, outputs)}
 
     def _predict_member(

@@ -100,6 +100,7 @@ def select_cascade(
     head: str = "geometric_mean",
     max_accuracy_drop: float = 0.0,
     time_model: StageTimeModel | None = None,
+    max_risk: float | None = None,
 ) -> Selection:
     """Return the best cascade of a pool.
 
@@ -114,6 +115,9 @@ def select_cascade(
         max_accuracy_drop: Largest loss of accuracy against the best committee, in percentage points.
         time_model: Time of the stages, for a cascade by measured time. Then stages may begin with several members side
             by side.
+        max_risk: Select a cascade for accepted answers: instead of its accuracy counts the fraction of its answers that
+            can be accepted at this error rate, and it passes on only images near the decision; see `search_cascade`.
+            Its target is the fraction of the best committee.
 
     Raises:
         RecipeError: If no cascade meets the goal, or the pool is too large for the search method.
@@ -130,9 +134,11 @@ def select_cascade(
         for split in ("validation", "test")
     }
     bounds = _search_bounds(objective, selector, committee, max_accuracy_drop)
+    if max_risk is not None:
+        bounds = _selective_bounds(bounds, predictions["validation"], committee, max_risk, max_accuracy_drop)
     config = search_cascade(predictions["validation"], objective=objective.metric, **bounds)
     if config is None:
-        raise RecipeError(_infeasible_message(pool, objective, time_model))
+        raise RecipeError(_infeasible_message(pool, objective, time_model, bounds))
     selection = Selection(
         members=to_selection_members(pool, config.order, out),
         head=head,
@@ -375,6 +381,42 @@ def members_and_weights(
     return to_selection_members(pool, indices.tolist(), out), tuple(weights.tolist())
 
 
+def _selective_bounds(
+    bounds: dict[str, Any], predictions: MemberPredictions, committee: np.ndarray, max_risk: float, max_drop: float
+) -> dict[str, Any]:
+    """Return the goal of `search_cascade` for accepted answers. Raises RecipeError where the committee has none."""
+    coverage = _committee_coverage(predictions, committee, max_risk)
+    if not coverage:
+        raise RecipeError(
+            f"however few of the answers of the best committee are accepted, their error rate is above {max_risk:g} on "
+            f"the {len(predictions.labels):,} validation images.\n  Raise --max-risk, or train better members."
+        )
+    goal = bounds if "max_cost" in bounds else {"target": coverage - max_drop / 100}
+    return {**goal, "max_risk": max_risk}
+
+
+def _committee_coverage(predictions: MemberPredictions, committee: np.ndarray, max_risk: float) -> float:
+    """Return the fraction of the answers of a committee that can be accepted at this error rate."""
+    members = np.repeat(np.arange(len(committee)), committee).tolist()
+    correct = predictions.probabilities(members).argmax(axis=1) == predictions.labels
+    return metrics.coverage_at_risk(predictions.confidences(members, "max_probability"), correct, max_risk)
+
+
+def _coverage_report(
+    committee: np.ndarray,
+    predictions: dict[str, MemberPredictions],
+    results: dict[str, SimulationResult],
+    max_risk: float,
+) -> dict[str, Any]:
+    """Return the fraction of the answers that can be accepted at an error rate, of cascade and committee."""
+    coverage = {
+        split: metrics.coverage_at_risk(result.confidence, result.correct, max_risk)
+        for split, result in results.items()
+    }
+    of_committee = {split: _committee_coverage(each, committee, max_risk) for split, each in predictions.items()}
+    return {"max_risk": max_risk, "coverage": coverage, "committee_coverage": of_committee}
+
+
 def _search_bounds(
     objective: Objective, selector: CommitteeSelector, committee: np.ndarray, max_accuracy_drop: float
 ) -> dict[str, Any]:
@@ -386,7 +428,14 @@ def _search_bounds(
     return {"target": selector.summary(committee)["validation"][objective.metric] - max_accuracy_drop / 100}
 
 
-def _infeasible_message(pool: Pool, objective: Objective, time_model: StageTimeModel | None) -> str:
+def _infeasible_message(
+    pool: Pool, objective: Objective, time_model: StageTimeModel | None, bounds: dict[str, Any]
+) -> str:
+    if "max_risk" in bounds and "target" in bounds:
+        return (
+            f"no cascade of {len(pool.members)} members accepts {100 * bounds['target']:.1f} % of the validation "
+            f"answers at an error rate of {bounds['max_risk']:g}.\n  Raise --max-accuracy-drop or --max-risk."
+        )
     if math.isfinite(objective.max_cost) and time_model is not None:
         times = [time_model.committee_ms([member.architecture]) for member in pool.members]
         fastest = pool.members[int(np.argmin(times))]
@@ -418,7 +467,7 @@ def _cascade_report(
 ) -> dict[str, Any]:
     """Return the report of a committee, with the mean MFLOPs on test, and the comparison of cascade and committee."""
     committee_report, committee_summary = selector.report(committee), selector.summary(committee)
-    time_model = predictions["test"].time_model
+    time_model, max_risk = predictions["test"].time_model, bounds.get("max_risk")
     results = {split: simulate_cascade(split_predictions, config) for split, split_predictions in predictions.items()}
     scores = {
         split: committee_scores.per_example_scores_from_probabilities(
@@ -449,6 +498,7 @@ def _cascade_report(
             "target": bounds.get("target"),
             "cost": "mflops" if time_model is None else "latency",
             **latency,
+            **({} if max_risk is None else _coverage_report(committee, predictions, results, max_risk)),
             **evaluate_cascade(
                 config, predictions["validation"], predictions["test"], objective=objective.metric, **bounds
             ),

@@ -141,18 +141,8 @@ def _exact_predictor(models, selection) -> Callable[[list[np.ndarray]], np.ndarr
 
 def _run_committee(predictions, selection):
     """Return `class_id` and `members_used` of the committee or cascade, `(examples,)` each."""
-    if selection.stages is None:
-        probabilities = aggregation.combine(selection.head, predictions, selection.weights)
-        return {"class_id": probabilities.argmax(-1), "members_used": np.full(len(predictions), predictions.shape[1])}
-    outputs = aggregation.run_cascade(
-        selection.head,
-        predictions,
-        [stage.members for stage in selection.stages],
-        [stage.threshold for stage in selection.stages[:-1]],
-        selection.confidence,
-        selection.weights,
-    )
-    return {"class_id": np.asarray(outputs["probabilities"]).argmax(-1), "members_used": outputs["members_used"]}
+    outputs = aggregation.selected_outputs(selection, predictions)
+    return {"class_id": outputs["probabilities"].argmax(-1), "members_used": outputs["members_used"]}
 
 
 def _explain_loss(interval, predictions, selection, check) -> str:

@@ -2,7 +2,7 @@
 
 The members of a cascade stage run only for the images at which no earlier stage has stopped. The outputs are those of
 the definition in `models.cascade`: each image gets the outputs of the first stage whose confidence reaches its
-threshold.
+threshold, or is below its lower threshold.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -174,7 +174,7 @@ class ServingCommittee:
         outputs = self._aggregate(logits)
         if stage.threshold is None:
             return outputs
-        uncertain = tf.where(~is_confident(outputs, stage.threshold))
+        uncertain = tf.where(~is_confident(outputs, stage.threshold, stage.lower_threshold))
 
         def run_later_stages():
             later_outputs = self._run_cascade(

@@ -249,10 +249,10 @@ def _is_unambiguous(predictions, exact_predictions, selection):
             _committee_outputs(array[:, : stage.members], selection) for array in (predictions, exact_predictions)
         )
         unambiguous &= _exceeds_rounding(*(_margin(each["probabilities"]) for each in (outputs, exact_outputs)))
-        if stage.threshold is not None and selection.confidence != "agreement":
-            unambiguous &= _exceeds_rounding(
-                *(np.abs(each["confidence"] - stage.threshold) for each in (outputs, exact_outputs))
-            )
+        for threshold in (stage.threshold, stage.lower_threshold):
+            if threshold is not None and selection.confidence != "agreement":
+                distances = (np.abs(each["confidence"] - threshold) for each in (outputs, exact_outputs))
+                unambiguous &= _exceeds_rounding(*distances)
     return unambiguous
 
 

@@ -24,6 +24,10 @@ class Cascade(CommitteeModel):
     at least `thresholds[s]`, and otherwise continues; the last stage always predicts. Thresholds of 0 make the cascade
     the committee of the first stage, thresholds above 1 the whole committee.
 
+    With `lower_thresholds` it also stops where the confidence is below that of the stage. Only images whose confidence
+    lies in the window between both are passed on: where an answer is accepted or rejected by its confidence, those near
+    the decision.
+
     Args:
         members: As in `Ensemble`, in the order in which they run.
         thresholds: One float for each stage but the last.
@@ -33,6 +37,8 @@ class Cascade(CommitteeModel):
         head: As in `Ensemble`. The members of a stage are combined by `layers.subset_head` of it.
         temperatures: As in `Ensemble`.
         image_size: As in `Ensemble`. With `with_input_size`, one network can run at two resolutions.
+        lower_thresholds: One float for each stage but the last, at most its threshold, or None for a stage without one.
+            None for no stage.
         name: Name of the model.
         **kwargs: Other arguments of `keras.Model`.
 
@@ -48,13 +54,13 @@ class Cascade(CommitteeModel):
 
     Raises:
         ValueError: As `Ensemble`, or if the stages do not increase to all members, or if there is not one threshold for
-            each stage but the last.
+            each stage but the last, or a lower threshold is above it.
 
     Example:
         >>> cascade = Cascade([small, with_input_size(large, (24, 24)), large], (0.8, 0.6), image_size="largest")
         >>> cascade.predict(images)["members_used"]
 
-    Source: Wang et al. 2021, arXiv:2012.01988, section 4.
+    Source: Wang et al. 2021, arXiv:2012.01988, section 4; windows: Xia & Bouganis 2023, arXiv:2303.08010, section 3.
     """
 
     def __init__(
@@ -66,15 +72,17 @@ class Cascade(CommitteeModel):
         head: keras.layers.Layer | None = None,
         temperatures: Sequence[float] | None = None,
         image_size: ImageSize = None,
+        lower_thresholds: Sequence[float | None] | None = None,
         name: str | None = None,
         **kwargs,
     ):
         stages = list(range(1, len(members) + 1) if stages is None else stages)
         check_confidence(confidence)
-        check_stages(stages, thresholds, len(members))
+        check_stages(stages, thresholds, len(members), lower_thresholds)
 
         def combine(logits, head):
-            return first_confident([stage_outputs(logits, size, confidence, head) for size in stages], thresholds)
+            outputs = [stage_outputs(logits, size, confidence, head) for size in stages]
+            return first_confident(outputs, thresholds, lower_thresholds)
 
         super().__init__(
             members,
@@ -84,6 +92,8 @@ class Cascade(CommitteeModel):
             combine=combine,
             config={
                 "thresholds": [float(threshold) for threshold in thresholds],
+                "lower_thresholds": lower_thresholds
+                and [None if low is None else float(low) for low in lower_thresholds],
                 "stages": stages,
                 "confidence": confidence,
             },
@@ -115,27 +125,37 @@ def stage_outputs(logits, size: int, measure: str, head: keras.layers.Layer) -> 
     }
 
 
-def is_confident(outputs: Mapping[str, Any], threshold: float):
+def is_confident(outputs: Mapping[str, Any], threshold: float, lower_threshold: float | None = None):
     """Return for each image whether the cascade stops: a boolean tensor `(batch,)`.
 
     Args:
         outputs: Outputs of a stage, as `stage_outputs` returns them.
         threshold: Threshold of the stage. A confidence equal to it suffices; NaN does not.
+        lower_threshold: Confidence below which the cascade stops, too; None for none.
     """
-    return ops.greater_equal(outputs["confidence"], ops.cast(threshold, "float32"))
+    reached = ops.greater_equal(outputs["confidence"], ops.cast(threshold, "float32"))
+    if lower_threshold is None:
+        return reached
+    return ops.logical_or(reached, ops.less(outputs["confidence"], ops.cast(lower_threshold, "float32")))
 
 
-def first_confident(stages: Sequence[Mapping[str, Any]], thresholds: Sequence[float]) -> dict[str, Any]:
+def first_confident(
+    stages: Sequence[Mapping[str, Any]],
+    thresholds: Sequence[float],
+    lower_thresholds: Sequence[float | None] | None = None,
+) -> dict[str, Any]:
     """Return for each image the outputs of the first stage that is confident enough, or else of the last.
 
     Args:
         stages: Outputs of each stage in order, as `stage_outputs` returns them: tensors `(batch,)` or
             `(batch, classes)`.
         thresholds: One number for each stage but the last.
+        lower_thresholds: As in `Cascade`.
     """
     *earlier_stages, outputs = stages
-    for stage, threshold in reversed(list(zip(earlier_stages, thresholds, strict=True))):
-        stops = is_confident(stage, threshold)
+    lower_thresholds = [None] * len(thresholds) if lower_thresholds is None else lower_thresholds
+    for stage, *window in reversed(list(zip(earlier_stages, thresholds, lower_thresholds, strict=True))):
+        stops = is_confident(stage, *window)
         outputs = {
             name: ops.where(stops if len(later.shape) == 1 else ops.expand_dims(stops, 1), stage[name], later)
             for name, later in outputs.items()

@@ -83,6 +83,12 @@ def test_views_compete_as_members_of_the_same_weights(predicted, capfd):
     assert len(list((predicted / "predictions" / "test").glob("*.npy"))) == 6  # stored
 
 
+@pytest.mark.parametrize("others", [[], ["--cascade", "--min-accuracy", "0.5"], ["--cascade", "--objective", "nll"]])
+def test_a_risk_needs_a_cascade_without_another_goal(predicted, capfd, others):
+    assert main(["select", "runs/tiny", "--max-risk", "0.1", *others]) == 2
+    assert "--max-risk requires --cascade, without --min-accuracy" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["flip", "mirror,shifts=0", "mirror=2", "shifts=-1", ""])
 def test_unknown_views_are_a_usage_error(predicted, capfd, text):
     assert main(["select", "runs/tiny", "--views", text]) == 2
@@ -142,7 +148,13 @@ def test_a_cascade_of_views_is_promised_evaluated_reported_and_served(predicted,
     run, view, file = Run.open(predicted), View(mirror=True, shift=1), predicted / "selection.json"
     assert main(["calibrate", "runs/tiny", "--coverage", "0.8"]) == 0  # divides the validation split
     pool = load_pool([run], views=[view])
-    stages = (Stage(members=1, threshold=0.3), Stage(members=2, threshold=0.4), Stage(members=4, threshold=None))
+    first = np.exp(pool.predictions["validation"][:, 0]).max(axis=1)
+    lower, upper = (float(bound) for bound in np.quantile(first, [0.2, 0.7]))
+    stages = (
+        Stage(members=1, threshold=upper, lower_threshold=lower),
+        Stage(members=2, threshold=upper),
+        Stage(members=4, threshold=None),
+    )
     selection = Selection(
         members=to_selection_members(pool, [0, 1, 2, 5], file),
         head="geometric_mean",
@@ -151,7 +163,7 @@ def test_a_cascade_of_views_is_promised_evaluated_reported_and_served(predicted,
         report={"division": dict(pool.division)},
     )
     selection.write(file)
-    assert main(["calibrate", "runs/tiny", "--coverage", "0.8"]) == 0
+    assert main(["calibrate", "runs/tiny", "--coverage", "0.8", "--max-risk", "0.6"]) == 0
     assert main(["evaluate", "runs/tiny"]) == 0
     assert main(["report", "runs/tiny", "--selection", str(file)]) == 0
     assert main(["export", "runs/tiny", "--selection", str(file), "--out", "served"]) == 0
@@ -160,6 +172,8 @@ def test_a_cascade_of_views_is_promised_evaluated_reported_and_served(predicted,
     assert [member.view for member in promised.members] == [None, view, None, view]
     expected = aggregation.selected_outputs(promised, log_probs)
     assert len(set(expected["members_used"])) == 3
+    assert ((expected["members_used"] == 1) & (expected["confidence"] < lower)).any()
+    assert 0 < expected["accepted"].mean() < 1
     test = run.recipe().data.load().test
     accuracy = (expected["probabilities"].argmax(axis=1) == test.labels).mean()
     assert json.loads((predicted / "evaluation.json").read_text())["selected"]["accuracy"] == pytest.approx(accuracy)
@@ -167,7 +181,7 @@ def test_a_cascade_of_views_is_promised_evaluated_reported_and_served(predicted,
     images = np.concatenate([images for images, _ in test.batches(64).as_numpy_iterator()])
     with Session.load("served/1") as session:
         served = session.run("serving_default", {"image": images.astype(np.float32)})
-    for name in ("prediction_set", "set_size", "members_used"):
+    for name in ("prediction_set", "set_size", "members_used", "accepted"):
         np.testing.assert_array_equal(served[name], expected[name])
     np.testing.assert_allclose(served["probabilities"], expected["probabilities"], atol=1e-5)
     manifest = json.loads(pathlib.Path("served/1/committee.json").read_text())

@@ -115,6 +115,8 @@ KINDS: list[tuple[str, Callable[[list[str], Path], None]]] = [
     (r"python benchmarks/.*", check_benchmark),
     (r"keras-committee calibrate .*--max-risk .*", parse),  # needs more images; run by tests/evaluation/test_promise.py
     (r"keras-committee select .*--views .*", parse),  # run by tests/cli/test_select.py
+    (r"keras-committee select .*--max-risk .*", parse),  # needs better members; run by tests/evaluation/test_select.py
+    (r"keras-committee select .*--views .*", parse),  # run by tests/cli/test_select.py
     (r"keras-committee serve .*", run_server),
     (r"keras-committee .*", run),
     (r"srun keras-committee .*", run_srun),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_committee import metrics
-from keras_committee.evaluation.cascade import CascadeConfig, MemberPredictions, simulate_cascade
+from keras_committee.evaluation.cascade import NO_EXIT, CascadeConfig, MemberPredictions, simulate_cascade
 from keras_committee.layers import CONFIDENCE_MEASURES, ArithmeticMean, MajorityVote, WeightedGeometricMean
 from keras_committee.selection import Stage
 
@@ -48,6 +48,15 @@ def test_each_example_stops_where_its_confidence_suffices():
     np.testing.assert_allclose(run.probabilities, probabilities, rtol=1e-5)
     np.testing.assert_array_equal(run.members_used, used)
     assert set(used) == {1, 2, 4}
+
+
+def test_stages_that_no_example_leaves_or_passes_are_left_out_with_their_windows():
+    full = CascadeConfig(
+        order=(0, 1, 2, 3), sizes=(1, 2, 3, 4), thresholds=(NO_EXIT, NO_EXIT, 0.5), lower_thresholds=(0.0, 0.2, 0.5)
+    )
+    kept = full.without_unused_stages()
+    assert (kept.order, kept.sizes, kept.thresholds, kept.lower_thresholds) == ((0, 1, 2), (2, 3), (NO_EXIT,), (0.2,))
+    assert kept.stages() == (Stage(members=2, threshold=NO_EXIT, lower_threshold=0.2), Stage(members=3, threshold=None))
 
 
 def test_the_cost_is_that_of_the_members_used():

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from keras_committee.evaluation import cascade_search
@@ -15,6 +15,7 @@ from keras_committee.evaluation.cascade_search import (
     count_member_orders,
     evaluate_cascade,
     fit_thresholds,
+    fit_windows,
     goal_from_target,
     member_orders,
     search_cascade,
@@ -22,6 +23,7 @@ from keras_committee.evaluation.cascade_search import (
     stage_partitions,
 )
 from keras_committee.layers import CONFIDENCE_MEASURES
+from keras_committee.metrics import coverage_at_risk
 
 MFLOPS = (2.0, 7.0, 3.0, 5.0)
 
@@ -217,3 +219,63 @@ def test_validation_and_test_stand_side_by_side():
     assert results["test"] == simulate_cascade(test, plan).summary()
     assert set(results["cross_fitted"]) == {"accuracy", "mflops"}
     assert evaluate_cascade(plan, validation, test, target=0.99)["cross_fitted"] is None
+
+
+def selective_outcome(given_stages, last_confidence, window, max_risk):
+    """Fraction of accepted answers and cost of a cascade of two stages, by the slow loop."""
+    answers, cost = [], 0.0
+    for example in range(len(last_confidence)):
+        confidence = given_stages.confidences[0][example]
+        inside = window[0] <= confidence < window[1]
+        cost += given_stages.costs[int(inside)]
+        score = given_stages.scores[int(inside)][example]
+        answers.append((last_confidence[example] if inside else confidence, score > 0))
+    coverages = [0.0]
+    for threshold, _ in answers:
+        accepted = [is_correct for confidence, is_correct in answers if confidence >= threshold]
+        if accepted.count(False) <= max_risk * len(accepted):
+            coverages.append(len(accepted) / len(answers))
+    return max(coverages), cost / len(answers)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 500), max_risk=st.sampled_from([0.1, 0.3]), target=st.sampled_from([None, 0.2, 0.4]))
+def test_the_window_of_two_stages_is_the_best_of_all(seed, max_risk, target):
+    given_stages = stages(seed, levels=6, count=2)
+    last_confidence = np.random.default_rng(seed + 1).integers(0, 7, 30).astype("float32") / 7
+    goal = CascadeGoal(target) if target else CascadeGoal(max_cost=3.1)
+    bounds = [0.0, *(np.arange(1, 6) / 6 - 0.05), 2.0]
+    windows = [pair for pair in itertools.product(bounds, bounds) if pair[0] <= pair[1]]
+    outcomes = np.array([selective_outcome(given_stages, last_confidence, pair, max_risk) for pair in windows])
+    best = goal.best(outcomes[:, 0], outcomes[:, 1])
+    assume(best is not None and outcomes[best, 0])
+    found = fit_windows(given_stages, last_confidence, goal, max_risk, (64, 400, 3))
+    assert (found.score, found.cost) == pytest.approx(tuple(outcomes[best]))
+    window = found.lower_thresholds[0], found.thresholds[0]
+    assert selective_outcome(given_stages, last_confidence, window, max_risk) == pytest.approx(
+        (found.score, found.cost)
+    )
+
+
+def test_there_is_no_window_where_the_goal_is_out_of_reach_or_no_answer_can_be_accepted():
+    given_stages, last_confidence = stages(0, levels=6, count=2), np.linspace(0, 1, 30, dtype="float32")
+    assert fit_windows(given_stages, last_confidence, CascadeGoal(0.99), 0.1) is None
+    assert fit_windows(given_stages, last_confidence, CascadeGoal(max_cost=1.9), 0.3) is None
+    wrong = given_stages._replace(scores=[np.zeros(30, "float32")] * 2)
+    assert fit_windows(wrong, last_confidence, CascadeGoal(max_cost=9.0), 0.3) is None
+
+
+def test_a_cascade_for_accepted_answers_accepts_as_many_as_its_committee_at_a_lower_cost():
+    predictions = member_predictions(examples=400)
+    members = tuple(range(4))
+    correct = predictions.probabilities(members).argmax(axis=1) == predictions.labels
+    target = coverage_at_risk(predictions.confidences(members, "max_probability"), correct, 0.05)
+    found = search_cascade(predictions, target=target, max_risk=0.05)
+    run = simulate_cascade(predictions, found)
+    assert coverage_at_risk(run.confidence, run.correct, 0.05) >= target > 0.2
+    assert run.mflops < 0.8 * 17.0
+    assert any(found.lower_thresholds)  # rejected at once
+    plain = search_cascade(predictions, target=float(correct.mean()))
+    assert plain.lower_thresholds is None
+    crossed = evaluate_cascade(found, predictions, predictions, target=target, max_risk=0.05)
+    assert crossed["validation"]["mflops"] == pytest.approx(run.mflops)

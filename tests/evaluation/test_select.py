@@ -231,6 +231,33 @@ def test_a_budget_bounds_the_mean_cost_and_an_accuracy_is_the_target():
     assert enough.report["cascade"]["validation"]["accuracy"] >= 0.6
 
 
+def test_a_cascade_for_accepted_answers_has_windows_and_accepts_as_many_as_the_committee(tmp_path):
+    selection = select_cascade(CASCADE_POOL, Objective(), Path("x.json"), max_risk=0.1)
+    report = selection.report["cascade"]
+    for split, images in (("validation", 400), ("test", 300)):
+        outputs = aggregation.selected_outputs(selection, _in_order(selection, split))
+        correct = outputs["probabilities"].argmax(axis=1) == CASCADE_POOL.labels[split]
+        assert report["coverage"][split] == metrics.coverage_at_risk(outputs["confidence"], correct, 0.1)
+        assert len(correct) == images
+    members = [member["index"] for member in report["committee"]["members"]]
+    probabilities = aggregation.combine("geometric_mean", CASCADE_POOL.predictions["test"][:, members])
+    correct = probabilities.argmax(axis=1) == CASCADE_POOL.labels["test"]
+    assert report["committee_coverage"]["test"] == metrics.coverage_at_risk(probabilities.max(axis=1), correct, 0.1)
+    assert report["coverage"]["validation"] >= report["committee_coverage"]["validation"] == report["target"] > 0.1
+    assert report["validation"]["mflops"] < report["committee"]["mflops"]
+    assert any(stage.lower_threshold for stage in selection.stages)
+    selection.write(tmp_path / "selection.json")
+    assert Selection.read(tmp_path / "selection.json") == selection
+    within = select_cascade(CASCADE_POOL, Objective(max_cost=1.5), Path("x.json"), max_risk=0.1)
+    assert within.report["cascade"]["validation"]["mflops"] <= 1.5
+    with pytest.raises(RecipeError, match=r"their error rate is above 1e-06 on the 400 validation images"):
+        select_cascade(synthetic_pool(strengths=(0, 0), mflops=(1, 1)), Objective(), Path("x.json"), max_risk=1e-6)
+
+
+def _in_order(selection, split):
+    return CASCADE_POOL.predictions[split][:, [member.index for member in selection.members]]
+
+
 def test_an_unreachable_goal_is_rejected():
     with pytest.raises(
         RecipeError, match=r"mean budget of 0\.5 MFLOPs is too small: the cheapest member, 0 \(net_1\.0\)"

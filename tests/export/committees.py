@@ -32,12 +32,14 @@ def stir(model, seed):
             variable.assign(rng.uniform(*ranges[variable.name], variable.shape))
 
 
-def choose(count, *, head="geometric_mean", temperatures=None, thresholds=None, **fields):
+def choose(count, *, head="geometric_mean", temperatures=None, thresholds=None, lower_thresholds=None, **fields):
     """Return a selection of members 0, 1, ...; with `thresholds` a cascade of one more member at each stage."""
     temperatures = temperatures or [1.0] * count
     stages = None
     if thresholds is not None:
-        stages = tuple(Stage(members=i + 1, threshold=t) for i, t in enumerate([*thresholds, None]))
+        lowers = [*(lower_thresholds or [None] * len(thresholds)), None]
+        rows = enumerate(zip([*thresholds, None], lowers, strict=True))
+        stages = tuple(Stage(members=i + 1, threshold=t, lower_threshold=low) for i, (t, low) in rows)
     members = tuple(
         SelectedMember(run="run", index=i, weights="", name=f"m{i}", parameters=0, mflops=0.0, temperature=t)
         for i, t in enumerate(temperatures)
@@ -59,6 +61,8 @@ def _one(logits, selection):
         combined = _combine(used, selection)
         confidence = _confidence(selection.confidence, combined, used)
         if stage.threshold is None or confidence >= stage.threshold:
+            break
+        if stage.lower_threshold is not None and confidence < stage.lower_threshold:
             break
     return {
         "probabilities": combined,

@@ -67,6 +67,18 @@ def test_a_cascade_of_four_stages_equals_the_dense_definition(networks, images, 
     assert_like(ServingCommittee(networks, selection, SHAPE).predict(images), expected)
 
 
+def test_a_cascade_with_windows_runs_later_members_inside_them_only(networks, images, logits):
+    temperatures = [0.7, 1.0, 2.2, 1.3]
+    thresholds = find_thresholds("max_probability", logits, temperatures)
+    first = dense(logits[:, :1], choose(1, temperatures=temperatures[:1]))["confidence"]
+    lower = float(np.quantile(first, 0.3))
+    selection = choose(4, thresholds=thresholds, temperatures=temperatures, lower_thresholds=[lower, None, None])
+    expected = dense(logits, selection)
+    assert set(expected["members_used"][first < lower]) == {1}
+    assert len(set(expected["members_used"])) >= 3
+    assert_like(ServingCommittee(networks, selection, SHAPE).predict(images), expected)
+
+
 @pytest.mark.parametrize(("threshold", "used"), [(0.0, 1), (1.1, MEMBERS)])
 def test_a_cascade_that_stops_at_once_or_never_gives_one_committee(networks, images, logits, threshold, used):
     selection = choose(MEMBERS, thresholds=[threshold] * 3)

@@ -38,6 +38,22 @@ def outputs(model, batch=None):
     }
 
 
+def test_a_model_with_windows_is_the_simulation_also_after_saving(tmp_path):
+    models = members()
+    model = Cascade(models, (0.6, 0.45), lower_thresholds=(0.42, None), temperatures=(0.7, 1.9, 1.2))
+    plan = CascadeConfig(order=(0, 1, 2), sizes=(1, 2, 3), thresholds=(0.6, 0.45), lower_thresholds=(0.42, 0.0))
+    run = simulate_cascade(predictions(models, temperatures=(0.7, 1.9, 1.2)), plan)
+    model.save(tmp_path / "cascade.keras")
+    for each in (model, keras.saving.load_model(tmp_path / "cascade.keras")):
+        out = outputs(each)
+        np.testing.assert_array_equal(out["members_used"], run.members_used)
+        np.testing.assert_allclose(out["probabilities"], run.probabilities, rtol=1e-5, atol=1e-6)
+    assert ((run.members_used == 1) & (run.confidence < 0.42)).any()
+    assert len(set(run.members_used)) > 1
+    with pytest.raises(ValueError, match="lower_thresholds must hold None, or a number up to the threshold"):
+        Cascade(models, (0.6, 0.45), lower_thresholds=(0.7, None))
+
+
 def predictions(models, head="geometric_mean", temperatures=(1.0, 1.0, 1.0)):
     logits = (
         np.stack([keras.ops.convert_to_numpy(m(images())) for m in models], axis=1) / np.array(temperatures)[:, None]

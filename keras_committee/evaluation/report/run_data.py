@@ -574,6 +574,7 @@ def _score_selection(
         order=all_members,
         sizes=tuple(stage.members for stage in selection.stages),
         thresholds=tuple(stage.threshold for stage in selection.stages if stage.threshold is not None),
+        lower_thresholds=selection.lower_thresholds(),
         confidence=selection.confidence,
     )
     result = simulate_cascade(member_predictions, config)
