@@ -4,30 +4,81 @@ The public names are imported on first use: `import keras_committee` alone loads
 """
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keras_committee import data, flops, layers, metrics, models, schedules
+    from keras_committee.api import (
+        ExportedModel,
+        Predictions,
+        Run,
+        SelectedCommittee,
+        export,
+        load_export,
+        report,
+        select,
+        train,
+    )
     from keras_committee.errors import CommitteeError
     from keras_committee.models import Ensemble
-    from keras_committee.recipe import Recipe
+    from keras_committee.recipe import Recipe, Teacher
 
     __version__: str
 
 __all__ = [
     "CommitteeError",
     "Ensemble",
+    "ExportedModel",
+    "Predictions",
     "Recipe",
+    "Run",
+    "SelectedCommittee",
+    "Teacher",
     "__version__",
     "data",
+    "export",
     "flops",
     "layers",
+    "load_export",
     "metrics",
     "models",
+    "report",
     "schedules",
+    "select",
+    "train",
 ]
 
-_HOMES = {"CommitteeError": "errors", "Ensemble": "models", "Recipe": "recipe"}
+_API = (
+    "ExportedModel",
+    "Predictions",
+    "Run",
+    "SelectedCommittee",
+    "export",
+    "load_export",
+    "report",
+    "select",
+    "train",
+)
+_HOMES = {
+    "CommitteeError": "errors",
+    "Ensemble": "models",
+    "Recipe": "recipe",
+    "Teacher": "recipe",
+    **dict.fromkeys(_API, "api"),
+}
+
+
+class _Package(types.ModuleType):
+    """This package, whose `export` is the function also after its subpackage of that name was imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name == "export" and isinstance(value, types.ModuleType)):  # set by the import system
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -6,9 +6,10 @@ The lines go to stderr.
 import contextlib
 import dataclasses
 import functools
+import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import click
@@ -24,14 +25,29 @@ _ELAPSED_WIDTH, _BAR_WIDTH = 12, 20  # spinner and time, bar and slash of the co
 
 
 def displayed(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Let a function display its steps, unless its caller does."""
+    """Let a function display its steps, unless its caller does. TensorFlow logs only errors meanwhile."""
 
     @functools.wraps(function)
     def wrapper(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        with contextlib.nullcontext() if has_display() else use_display(make_display()):
+        with _errors_of_tensorflow_only(), contextlib.nullcontext() if has_display() else use_display(make_display()):
             return function(*args, **kwargs)
 
     return wrapper
+
+
+@contextlib.contextmanager
+def _errors_of_tensorflow_only() -> Iterator[None]:
+    """Hide what TensorFlow logs below the cell of a notebook: that it traces again, and which files it writes."""
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger = logging.getLogger("tensorflow")  # whose level TensorFlow sets when it is imported
+    logger.addFilter(is_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_error)
 
 
 def make_display() -> Display:

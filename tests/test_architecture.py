@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "keras_committee"
 
 # `--help` and a mistyped option answer at once because nothing here loads a heavy library at import.
 LIGHT = (
-    "keras_committee", "choices", "class_folders", "errors", "files", "image_header", "member_dir", "metrics", "recipe",
-    "input_scaling", "keras_archive", "keras_config", "progress", "recipe_file", "recipe_function", "recipe_source",
+    "keras_committee", "api", "choices", "class_folders", "errors", "files", "image_header", "member_dir", "metrics",
+    "recipe", "input_scaling", "keras_archive", "keras_config", "progress", "recipe_file", "recipe_function", "recipe_source",
     "run", "selection", "step_display", "cpu_info", "huge_pages", "shard_files", "split_sizes", "summaries",
     "system_limits", "tables", "search", "search.budget", "search.search_space", "export", "export.formats",
     "export.predict", "export.publish", "tfserving", "tfserving.client", "tfserving.config", "tfserving.messages",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from keras_committee import api
 from keras_committee.cli.options import (
     allow_duplicate_weights_option,
     json_option,
@@ -14,9 +15,7 @@ from keras_committee.cli.options import (
     standard_options,
 )
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
-from keras_committee.keras_config import loading_backend
-from keras_committee.run import lock_runs
-from keras_committee.tables import print_evaluation, print_text
+from keras_committee.tables import print_blocks, print_text
 
 
 @click.command()
@@ -43,25 +42,19 @@ def evaluate(
 
     Scores every member of RUN and its committees of every size. The result is written to RUN/evaluation.json.
     """
-    with reserve_stdout_for_json(as_json), lock_runs([run], overrides) as (opened,):
-        opened.require_members(min_members)
-        with loading_backend():
-            from keras_committee import evaluation
-
-        recipe = opened.recipe()
-        result = evaluation.evaluate(
-            opened,
-            recipe,
+    with reserve_stdout_for_json(as_json):
+        result = api.Run(run).evaluate(
             split=split,
-            min_members=min_members,
+            allow_incomplete=min_members,
             allow_duplicate_weights=allow_duplicate_weights,
-            measure_latency=measure_latency,
             label_errors=label_errors,
+            measure_latency=measure_latency,
+            moved_data=overrides,
         )
     if as_json:
-        print_json(result)
+        print_json(result.document)
         return
-    print_evaluation(result)
+    print_blocks(result.blocks())
     misclassified = result["misclassified"]
     file = Path(run, "evaluation.json")
     print_text(f"Misclassified images, {misclassified['images']:,}: {Path(run, misclassified['file'])}")

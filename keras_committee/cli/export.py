@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from keras_committee import api
 from keras_committee.cli.options import (
     HomePath,
     json_option,
@@ -14,13 +15,9 @@ from keras_committee.cli.options import (
 )
 from keras_committee.cli.output import command_line, print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.costs import HOW_TO_COUNT
-from keras_committee.export import formats, publish
-from keras_committee.files import expand_home, read_record
-from keras_committee.keras_config import loading_backend
+from keras_committee.export import formats
 from keras_committee.precision import EXPORT_PRECISIONS
-from keras_committee.run import Run, lock_runs
-from keras_committee.selection import Selection
-from keras_committee.tables import print_text
+from keras_committee.tables import print_blocks, print_text
 
 
 @click.command()
@@ -85,71 +82,33 @@ def export(
     The committee has the members of all RUNs, or those of --selection. Before the new version appears in the model
     folder, its predictions are verified against the Keras members in a separate process.
     """
-    opened = [Run.open(run) for run in runs]
-    model_dir = expand_home(out) if out else publish.default_model_dir(opened[0].path, model_format)
-    publish.check_target(model_dir, model_format, precision)
-    if selection:
-        Selection.read(selection)
-    else:
-        for run in opened:
-            run.require_members(min_members)
     with reserve_stdout_for_json(as_json):
-        with lock_runs(runs, overrides, shared=not overrides, reads_data=precision == "bfloat16"):
-            pass
-        with loading_backend():
-            from keras_committee.export.export import export as export_committee
-
-        version = export_committee(
-            opened,
-            out,
-            selection,
-            min_members=min_members,
+        result = api.export(
+            runs,
+            out=out,
+            selection=selection,
+            format=model_format,
             precision=precision,
             max_accuracy_drop=max_accuracy_drop,
-            format=model_format,
+            allow_incomplete=min_members,
+            moved_data=overrides,
         )
-    manifest = read_record(version / "committee.json")
     if as_json:
-        print_json({"version": str(version), **manifest})
+        print_json(result.document)
         return
-    print_text(_format_summary(version, manifest))
+    print_blocks(result.blocks())
+    print_text("\n".join(_format_usage(result.path, result.document)))
     if model_format == formats.SAVED_MODEL:
-        print_next_steps("serve", str(version.parent))
+        print_next_steps("serve", str(result.path.parent))
 
 
-def _format_precision(precision: dict) -> list[str]:
-    """Return lines on the precision of an export; none for the default."""
-    if precision["accuracy"] is None:
-        is_default = precision["reason"] == "the default"
-        return [] if is_default else [f"Computes in {precision['compute']}: {precision['reason']}."]
-    accuracy, drop = precision["accuracy"], precision["accuracy"]["drop"]
-    changed = accuracy["stops_changed"]
-    stops = "" if changed is None else f" {100 * changed:.1f} % of them use another number of members."
-    return [
-        f"Computes in bfloat16 ({precision['reason']}), which is fast on {precision['hardware']}.",
-        f"Accuracy on {accuracy['examples']:,} validation images: {100 * accuracy['accuracy']:.2f} %, in float32 "
-        f"{100 * accuracy['float32_accuracy']:.2f} %; the loss is {drop['value']:.2f} points, 95 % interval "
-        f"{drop['low']:.2f} to {drop['high']:.2f}.{stops}",
-    ]
-
-
-def _format_summary(version: Path, manifest: dict) -> str:
-    count = len(manifest["members"])
-    verified = manifest["verified"]
+def _format_usage(version: Path, manifest: dict) -> list[str]:
+    """Return how to classify an image, and which costs are unknown."""
     unknown = dict.fromkeys(member["name"] for member in manifest["members"] if member["mflops"] is None)
     note = f"note: the cost of {', '.join(unknown)} is unknown, as some layers cannot be counted. {HOW_TO_COUNT}"
     is_saved_model = manifest["model_format"] == formats.SAVED_MODEL
-    runtime = "" if is_saved_model else f" in {verified['runtime']}"
-    difference = f"{verified['largest_difference']:.1e}"
-    return "\n".join(
-        [
-            f"Exported a {manifest['kind']} of {count} member{'' if count == 1 else 's'} to {version}",
-            f"Verified {verified['outputs']} outputs{runtime}; largest difference {difference}.",
-            *_format_precision(manifest["precision"]),
-            *(_format_requests(version.parent) if is_saved_model else _format_call(version, manifest)),
-            *([note] if unknown else []),
-        ]
-    )
+    usage = _format_requests(version.parent) if is_saved_model else _format_call(version, manifest)
+    return [*usage, *([note] if unknown else [])]
 
 
 def _format_requests(model: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Every Python block of the documentation runs."""
 
+import linecache
 import re
 
 import keras
@@ -40,7 +41,10 @@ def ports(workspace):
 @pytest.fixture
 def folder(workspace, tmp_path, monkeypatch):
     write_images(tmp_path)
-    (tmp_path / "saved_models").symlink_to(workspace[0] / "saved_models")
+    (tmp_path / "recipes").symlink_to(workspace[0] / "recipes")
+    (tmp_path / "saved_models").mkdir()  # in which a block may export further models
+    for model in (workspace[0] / "saved_models").iterdir():
+        (tmp_path / "saved_models" / model.name).symlink_to(model)
     monkeypatch.chdir(tmp_path)
 
 
@@ -53,7 +57,8 @@ def test_the_blocks_compile():
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_a_block_runs(block, names, ports, folder):
     text = re.sub(r"(127\.0\.0\.1):(850[01])", lambda found: f"{found[1]}:{ports[found[2]]}", block.text)
-    namespace = dict(names)
+    namespace = {**names, "__name__": str(block)}
+    linecache.cache[str(block)] = (len(text), None, text.splitlines(keepends=True), str(block))
     exec(compile(text, str(block), "exec"), namespace)
     recipes = [namespace["recipe"]() for name in namespace if name == "recipe"]
     assert [len(recipe.data.load().classes) for recipe in recipes] == [5] * len(recipes)

@@ -10,7 +10,7 @@ import yaml
 from pages import ROOT
 
 import keras_committee
-from keras_committee import data, flops, layers, metrics, models, schedules
+from keras_committee import api, data, flops, layers, metrics, models, schedules
 from keras_committee.cli import cli
 
 PACKAGES = {"data": data, "flops": flops, "layers": layers, "metrics": metrics, "models": models}
@@ -36,6 +36,7 @@ def public_names():
         "keras_committee.schedules.WarmUp",
         "keras_committee.Recipe",
         "keras_committee.tfserving.client.Client",
+        *(f"keras_committee.api.{name}" for name in api.__all__),
     }
 
 
@@ -66,6 +67,14 @@ def test_a_link_to_a_test_opens_its_source(site):
 
 
 @pytest.mark.slow
+def test_a_notebook_is_a_page_with_its_outputs(site):
+    page = (site / "notebooks/digits.html").read_text()
+    assert page.count("<table>") >= 8
+    assert page.count('src="data:image/png;base64,') >= 4
+    assert 'href="../notebooks/digits.html"' in (site / "guides/python.html").read_text()
+
+
+@pytest.mark.slow
 def test_the_search_covers_the_guides(site):
     index = (site / "search/search_index.json").read_text()
     assert "guides/cascade.html" in index
@@ -74,6 +83,7 @@ def test_the_search_covers_the_guides(site):
 
 def test_every_page_and_every_recipe_is_in_the_navigation():
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    pages |= {f"notebooks/{page.stem}.md" for page in (ROOT / "docs/notebooks").glob("*.ipynb")}
     settings = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.SafeLoader)
     assert set(re.findall(r"[\w/-]+\.md", str(settings["nav"]))) == pages
     shown = (ROOT / "docs/reference/recipes.md").read_text()

@@ -234,7 +234,7 @@ def test_predict_prints_the_promised_outputs_of_a_selection(trained, pictures, t
 
 def test_the_images_of_a_folder_become_the_rows_of_a_csv_file(trained, pictures, digits, tmp_path, capsys, monkeypatch):
     file, run = tmp_path / "out.csv", str(trained[0].path)
-    monkeypatch.setattr(sys.modules["keras_committee.cli.predict"], "_MAX_IMAGES_READ", 2)
+    monkeypatch.setattr(sys.modules["keras_committee.api.predictions"], "_MAX_IMAGES_READ", 2)
     assert cli.main(["predict", run, str(pictures), str(pictures / "a.png"), "--top", "2", "--csv", str(file)]) == 3
     assert capsys.readouterr().out == f"Classified 2 of 3 images. Wrote {file}.\n"
     rows = list(csv.DictReader(file.read_text().splitlines()))

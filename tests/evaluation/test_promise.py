@@ -176,6 +176,6 @@ def test_answers_that_are_often_wrong_allow_no_promise_of_a_risk():
         (["--selection", "a.json"], "--selection requires --coverage or --max-risk"),
     ],
 )
-def test_options_without_their_promise_are_an_error(options, message, capsys):
-    assert cli.main(["calibrate", "runs/none", *options]) == 2
+def test_options_without_their_promise_are_an_error(trained, options, message, capsys):
+    assert cli.main(["calibrate", str(trained[0].path), *options]) == 2
     assert message in capsys.readouterr().err
