@@ -13,12 +13,12 @@ PACKAGE = Path(__file__).parents[1] / "keras_committee"
 # `--help` and a mistyped option answer at once because nothing here loads a heavy library at import.
 LIGHT = (
     "keras_committee", "api", "choices", "class_folders", "errors", "files", "image_header", "member_dir", "metrics",
-    "recipe", "input_scaling", "keras_archive", "keras_config", "progress", "recipe_file", "recipe_function", "recipe_source",
-    "run", "selection", "step_display", "cpu_info", "huge_pages", "shard_files", "split_sizes", "summaries",
-    "system_limits", "tables", "search", "search.budget", "search.search_space", "export", "export.formats",
-    "export.predict", "export.publish", "tfserving", "tfserving.client", "tfserving.config", "tfserving.messages",
-    "tfserving.python_session", "tfserving.versions", "cli", "cli.calibrate", "cli.completion", "cli.describe",
-    "cli.doctor", "cli.doctor.checks", "cli.evaluate", "cli.export", "cli.import_models", "cli.init",
+    "recipe", "input_scaling", "keras_archive", "keras_config", "progress", "recipe_file", "recipe_function",
+    "recipe_source", "run", "selection", "step_display", "cpu_info", "huge_pages", "shard_files", "split_sizes",
+    "summaries", "system_limits", "tables", "search", "search.budget", "search.search_space", "export",
+    "export.formats", "export.predict", "export.publish", "tfserving", "tfserving.client", "tfserving.config",
+    "tfserving.messages", "tfserving.python_session", "tfserving.versions", "cli", "cli.calibrate", "cli.completion",
+    "cli.describe", "cli.doctor", "cli.doctor.checks", "cli.evaluate", "cli.export", "cli.import_models", "cli.init",
     "cli.init.defaults", "cli.init.image_stats", "cli.init.pretrained_weights", "cli.init.template",
     "cli.make_tfrecords", "cli.options", "cli.output", "cli.predict", "cli.report", "cli.robustness", "cli.search",
     "cli.select", "cli.serve", "cli.serving_config", "cli.train",
