@@ -195,6 +195,7 @@ def all_tables() -> list[str]:
         committees("cifar_fast"),
         cascades("cifar_fast"),
         committees("cifar_fast_mirrored"),
+        committees("cifar10_small"),
         epochs(*resnets, chosen=(10, 20, 29, 40)),
         gradients(*resnets),
     ]
