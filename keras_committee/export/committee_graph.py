@@ -113,7 +113,7 @@ class ServingCommittee:
         outputs = self._aggregate(logits)
         if stage.threshold is None:
             return {**outputs, "all_logits": logits}
-        stops = is_confident(outputs, stage.threshold)
+        stops = is_confident(outputs, stage.threshold, stage.lower_threshold)
         return {**outputs, "all_logits": logits, "stops": stops}
 
     def logits_shape(self, index: int) -> tuple[int | None, int, int]:

@@ -152,7 +152,7 @@ def test_a_cascade_of_views_is_promised_evaluated_reported_and_served(predicted,
     lower, upper = (float(bound) for bound in np.quantile(first, [0.2, 0.7]))
     stages = (
         Stage(members=1, threshold=upper, lower_threshold=lower),
-        Stage(members=2, threshold=upper),
+        Stage(members=2, threshold=lower),
         Stage(members=4, threshold=None),
     )
     selection = Selection(
@@ -173,11 +173,11 @@ def test_a_cascade_of_views_is_promised_evaluated_reported_and_served(predicted,
     expected = aggregation.selected_outputs(promised, log_probs)
     assert len(set(expected["members_used"])) == 3
     assert ((expected["members_used"] == 1) & (expected["confidence"] < lower)).any()
-    assert 0 < expected["accepted"].mean() < 1
+    assert expected["accepted"].any()
     test = run.recipe().data.load().test
     accuracy = (expected["probabilities"].argmax(axis=1) == test.labels).mean()
     assert json.loads((predicted / "evaluation.json").read_text())["selected"]["accuracy"] == pytest.approx(accuracy)
-    assert f"{100 * accuracy:.2f}" in (predicted / "report" / "index.html").read_text()
+    assert f"{accuracy:.4f}" in (predicted / "report" / "index.html").read_text()
     images = np.concatenate([images for images, _ in test.batches(64).as_numpy_iterator()])
     with Session.load("served/1") as session:
         served = session.run("serving_default", {"image": images.astype(np.float32)})
