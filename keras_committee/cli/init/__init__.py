@@ -39,7 +39,7 @@ def _refuse_folder(context: click.Context, parameter: click.Parameter, file: Pat
     type=_SOURCE_TYPE,
     required=True,
     metavar="FORMAT PATH",
-    help="image-folder, table, tfrecords, hf or arrays, and the folder or file of the images.",
+    help="Format of the images (image-folder, table, tfrecords, hf or arrays), and their folder or file.",
 )
 @split_folders_option
 @click.option(
