@@ -82,14 +82,7 @@ class MemberDir:
         Raises:
             RunError: If the file is damaged.
         """
-        try:
-            with zipfile.ZipFile(self.model) as archive:
-                if _DATA_INFO_ENTRY not in archive.namelist():
-                    return None
-                fields = parse_record(archive.read(_DATA_INFO_ENTRY))
-            return DataInfo(classes=tuple(fields["classes"]), transform=fields["transform"])
-        except (*_DAMAGED_ARCHIVE, KeyError) as error:
-            raise damaged_model_error(self.model, error) from error
+        return read_data_info(self.model)
 
     @property
     def history(self) -> Path:
@@ -150,6 +143,22 @@ class MemberDir:
         """
         with file_lock(self.path / "lock", f"member {self.index} of {self.run}"):
             yield
+
+
+def read_data_info(file: Path) -> DataInfo | None:
+    """Return the description of the data in a `.keras` file; None if it has none.
+
+    Raises:
+        RunError: If the file is damaged.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if _DATA_INFO_ENTRY not in archive.namelist():
+                return None
+            fields = parse_record(archive.read(_DATA_INFO_ENTRY))
+        return DataInfo(classes=tuple(fields["classes"]), transform=fields["transform"])
+    except (*_DAMAGED_ARCHIVE, KeyError) as error:
+        raise damaged_model_error(file, error) from error
 
 
 def damaged_model_error(file: Path, error: Exception) -> RunError:

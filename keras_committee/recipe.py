@@ -12,6 +12,44 @@ _BEST_EPOCH_SCORES = ("accuracy", "nll")
 _SMOKE_BATCHES = 4
 
 
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained committee, or a network, that the members of a recipe learn from, and how: `Recipe(teacher=...)`.
+
+    The student's loss is `(1 - weight) * loss + weight * temperature**2 * H(q, p)`: its own loss, and the cross-entropy
+    from the teacher's probabilities q to the student's p. Both are softened by the temperature T: p is softmax(z / T)
+    of the student's logits z, and q is the teacher's probabilities to the power of 1 / T, normalized. The factor T^2
+    keeps the size of the gradient. The teacher predicts the images of each training step as the student receives them,
+    augmented and mixed.
+
+    Args:
+        path: A run folder, whose members are combined by the head of its recipe; an exported committee or network; or a
+            `.keras` file, of raw pixels and the classes in the order of the data.
+        temperature: Float > 0. A higher one shows more of the differences between improbable classes.
+        weight: Float in (0, 1]. Share of the teacher in the loss; at 1 the labels have no influence.
+
+    Raises:
+        RecipeError: If an argument has the wrong type or is out of range.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531, section 2; predictions for the student's own views: Beyer et al. 2022,
+    arXiv:2106.05237.
+    """
+
+    path: str
+    temperature: float = dataclasses.field(default=2.0, kw_only=True)
+    weight: float = dataclasses.field(default=0.9, kw_only=True)
+
+    def __post_init__(self):
+        rules = {
+            "path": (isinstance(self.path, str) and self.path != "", "a path, as a string"),
+            "temperature": (_is_between(self.temperature, 0, math.inf), "a number above 0"),
+            "weight": (self.weight == 1 or _is_between(self.weight, 0, 1), "a number above 0 and at most 1"),
+        }
+        for name, (is_valid, expected) in rules.items():
+            if not is_valid:
+                raise RecipeError(f"Teacher({name}=...) must be {expected}. Received: {getattr(self, name)!r}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The definition of one training run.
@@ -58,6 +96,8 @@ class Recipe:
             `{"*/beta": 64.0}` for the offsets of batch normalizations; see `schedules.multiply_learning_rates`. None
             trains all weights at one rate.
         lookahead: `schedules.Lookahead(...)` or None. Slow weights that the optimizer's are pulled back to.
+        teacher: `Teacher(...)`, or its path alone, such as `"runs/cifar_fast"`. Members learn from the answers of this
+            trained committee besides the labels. None is no teacher.
         class_weight: Weights of the loss by class: `"balanced"`, the inverse of their share of the training split; a
             mapping from names or numbers of classes to numbers above 0, the others having 1; or None. The loss of a
             mixed target is weighted by its mean over the classes.
@@ -93,6 +133,7 @@ class Recipe:
     learning_rate_scale: Callable[[int], float] | None = None
     learning_rate_multipliers: Mapping[str, float] | None = None
     lookahead: Any = None
+    teacher: Any = None
     class_weight: str | Mapping[Any, float] | None = None
     sampling: str | None = None
     resample: str | None = None
@@ -113,6 +154,8 @@ class Recipe:
             self.class_weight is None or hasattr(self.loss, "get_config"),
             "a Keras loss with `class_weight`, which calls it with `sample_weight`",
         )
+        if isinstance(self.teacher, str):
+            object.__setattr__(self, "teacher", Teacher(self.teacher))
 
     def for_smoke_run(self) -> Self:
         """Return a reduced copy that checks whether the recipe runs: two members, one epoch, four batches per split.
@@ -189,6 +232,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a dict from patterns of weight paths to numbers above 0",
     ),
     "lookahead": _optional(lambda value: callable(getattr(value, "share", None)), "`schedules.Lookahead(...)`"),
+    "teacher": _optional(
+        lambda value: isinstance(value, Teacher) or (isinstance(value, str) and value != ""),
+        "a path, `Teacher(path, temperature=2.0)`",
+    ),
     "class_weight": _optional(
         lambda value: (
             value == "balanced"

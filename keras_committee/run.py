@@ -65,6 +65,7 @@ def open_run(
     allow_config_change: bool = False,
     shared: bool = False,
     record_last: bool = False,
+    check: Callable[["Run", Recipe], object] | None = None,
 ) -> Iterator[tuple["Run", Recipe]]:
     """Create or continue the run of a recipe, lock its folder, and build the recipe.
 
@@ -80,6 +81,7 @@ def open_run(
         allow_config_change: Whether to continue a run whose recipe or parameters differ.
         shared: Whether other processes may share the folder, each training other members.
         record_last: Whether changes of a run that has members are recorded when the `with` block ends without an error.
+        check: Function of the run and of the built recipe that raises an error before the folder is made or changed.
 
     Yields:
         The run and its recipe. The lock is held until the `with` block ends.
@@ -100,7 +102,9 @@ def open_run(
     run._require_acceptable(given)
     recipe_file.require_data_folders(parameters)
     built = recipe_file.build(parameters, smoke=smoke)
-    with run._locked_record(given, _paths_in(built.data), last=record_last):
+    if check is not None:
+        check(run, built)
+    with run._locked_record(given, _compared_paths(built), last=record_last):
         yield run, built
 
 
@@ -210,10 +214,10 @@ class Run:
         """Record recipe, parameters and environment in a new folder, or check those of an existing one.
 
         Three changes leave the members the same and are always accepted and recorded: more members, another path of the
-        data (the images are compared), and other comments or layout of the recipe. Everything is accepted while no
-        member is finished or has checkpoints, and in the folder of a smoke run, whose members are then trained again.
-        Damaged or missing files of the record are restored if the given recipe and parameters are those that the run
-        recorded.
+        data or of the teacher (their contents are compared), and other comments or layout of the recipe. Everything is
+        accepted while no member is finished or has checkpoints, and in the folder of a smoke run, whose members are
+        then trained again. Damaged or missing files of the record are restored if the given recipe and parameters are
+        those that the run recorded.
 
         Args:
             path: The run folder.
@@ -302,6 +306,50 @@ class Run:
             precision = recorded if is_auto else precision
         line = device.explain(precision, is_new=is_new, is_auto=is_auto) if device else ""
         return dataclasses.replace(recipe, precision=precision), line
+
+    def require_teacher(self, record: Mapping[str, str], *, restart: bool = False) -> None:
+        """Check that a teacher is the one that the members of the run learned from, wherever it is now.
+
+        Args:
+            record: As for `record_teacher`.
+            restart: Whether the unfinished members will be trained from the start.
+
+        Raises:
+            RunError: If its weights differ.
+        """
+        environment = self._environment_or_none() or {}
+        recorded = environment.get("teacher")
+        has_learned = bool(self.finished_members()) if restart else self.has_members()
+        if recorded and has_learned and not environment["smoke"] and recorded["weights"] != record["weights"]:
+            raise RunError(
+                f"the teacher in {record['path']} is not the one that the members of {self.path} learned from: the "
+                f"SHA-256 of its weights is {record['weights'][:12]}, not {recorded['weights'][:12]}, which was in "
+                f"{recorded['path']}.\n  The members are kept. Restore that teacher or set its path, or train in a new "
+                f"folder: --run {shlex.quote(str(self._free_path()))}"
+            )
+
+    def record_teacher(self, record: Mapping[str, str]) -> None:
+        """Record the teacher of the members that are trained from now on. The caller holds the lock of the folder.
+
+        Args:
+            record: Absolute `"path"` of the teacher, and SHA-256 of its `"weights"`.
+
+        Raises:
+            RunError: If members learned from another one, or the record of the run is damaged.
+            ResourceError: If it cannot be written.
+        """
+        with self._record_lock():
+            self.require_teacher(record)
+            if (environment := self.environment()).get("teacher") != record:
+                write_record(self.path / "environment.json", {**environment, "teacher": dict(record)})
+
+    def restore_best(self) -> str | None:
+        """Return the score by which the epoch of each member was chosen, see `Recipe`.
+
+        A run of an earlier version did not record it; its recipe is executed.
+        """
+        recorded = next((event for event in reversed(self._readable_events()) if "restore_best" in event), None)
+        return recorded["restore_best"] if recorded else self.recipe().restore_best
 
     def environment(self) -> dict[str, Any]:
         """Return versions, machine, command, seed and smoke flag of the first start.
@@ -957,6 +1005,12 @@ def _names_data(old: Mapping[str, Any], new: Mapping[str, Any], name: str, data_
     if data_paths is None:
         return _exists(path)
     return any(data_path == path or data_path.startswith(path.rstrip(os.sep) + os.sep) for data_path in data_paths)
+
+
+def _compared_paths(recipe: Recipe) -> set[str]:
+    """Return the paths in a recipe whose contents are compared, so that they may be moved: of data and teacher."""
+    teacher = {os.path.abspath(expand_home(recipe.teacher.path))} if recipe.teacher else set()
+    return _paths_in(recipe.data) | teacher
 
 
 def _exists(path: str) -> bool:

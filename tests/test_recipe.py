@@ -6,7 +6,7 @@ import pytest
 
 from keras_committee import schedules
 from keras_committee.errors import RecipeError
-from keras_committee.recipe import Recipe
+from keras_committee.recipe import Recipe, Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,8 @@ def fields(**changed):
         ),
         ("patience", 3, r"Recipe\(patience=\.\.\.\) must be None without `restore_best`\. Received: 3"),
         ("initial_weights", 7, r"Recipe\(initial_weights=\.\.\.\) must be a path, .*, or None\. Received: 7"),
+        ("teacher", 7, r"Recipe\(teacher=\.\.\.\) must be a path, .*, or None\. Received: 7"),
+        ("teacher", "", r"Recipe\(teacher=\.\.\.\) must be a path, .*, or None\. Received: ''"),
         ("class_weight", "inverse", r"must be \"balanced\", a dict from classes to numbers above 0, or None"),
         ("class_weight", {"cat": 0}, r"Recipe\(class_weight=\.\.\.\) must be .* Received: \{'cat': 0\}"),
         ("class_weight", "balanced", r"Recipe\(loss=\.\.\.\) must be a Keras loss with `class_weight`"),
@@ -112,6 +114,7 @@ def test_valid_training_options_are_accepted():
         "trainable_layers": lambda epoch: ["*"],
         "learning_rate_multipliers": {"*/beta": 64},
         "lookahead": schedules.Lookahead(),
+        "teacher": Teacher("runs/a", temperature=4, weight=1),
         "loss": KerasObject(),
         "class_weight": {"cat": 2, 1: 0.5},
         "sampling": "balanced",
@@ -124,6 +127,24 @@ def test_valid_training_options_are_accepted():
 def test_one_member_has_no_folds():
     with pytest.raises(RecipeError, match=r"Recipe\(members=\.\.\.\) must be at least 2 with `resample=.kfold.`"):
         Recipe(**fields(members=1, resample="kfold"))
+
+
+def test_the_path_of_a_teacher_is_enough():
+    assert Recipe(**fields(teacher="runs/a")).teacher == Teacher("runs/a", temperature=2.0, weight=0.9)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"path": None}, r"Teacher\(path=\.\.\.\) must be a path, as a string\. Received: None"),
+        ({"temperature": 0}, r"Teacher\(temperature=\.\.\.\) must be a number above 0\. Received: 0"),
+        ({"weight": 0.0}, r"Teacher\(weight=\.\.\.\) must be a number above 0 and at most 1\. Received: 0\.0"),
+        ({"weight": 1.2}, r"Teacher\(weight=\.\.\.\) .* Received: 1\.2"),
+    ],
+)
+def test_an_invalid_argument_of_a_teacher_is_an_error_with_its_name_and_value(argument, message):
+    with pytest.raises(RecipeError, match=message):
+        Teacher(**{"path": "runs/a", **argument})
 
 
 def test_patience_must_be_positive():

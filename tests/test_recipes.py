@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_committee import models
 from keras_committee.cli import cli, main
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
@@ -18,6 +19,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
     "cifar_fast": ("widths=4-4-4", "members=1", "batch_size=32", "data_dir={cifar}"),
     "cifar_stochastic_depth": ("depth=8", "members=1", "batch_size=32", "data_dir={cifar}"),
+    "cifar_student": ("teacher={teacher}", "widths=4-4-4", "batch_size=32", "data_dir={cifar}"),
     "cifar_wrn": ("width=1", "depth=10", "members=1", "batch_size=32", "data_dir={cifar}"),
     "digits_wrn": (),
     "finetune_efficientnet": ("weights=none", "members=1", "resolution=32", "batch_size=8", "data_dir={photos}"),
@@ -55,6 +57,14 @@ def photos(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A network of `models.speed_net`, untrained."""
+    file = tmp_path_factory.mktemp("teacher") / "teacher.keras"
+    models.speed_net([4, 4, 4], classes=10).save(file)
+    return file
+
+
 def test_every_recipe_is_tested():
     assert {file.stem for file in (ROOT / "recipes").glob("*.py")} == set(SMALL)
 
@@ -71,9 +81,9 @@ def test_the_recipe_of_the_demo_builds_a_member_and_its_optimizer():
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # the large recipes take up to a minute
 @pytest.mark.parametrize("name", SMALL)
-def test_a_recipe_trains_and_evaluates_a_committee(name, cifar, photos, tmp_path, capsys):
-    run = str(tmp_path / "run")
-    overrides = [word for value in SMALL[name] for word in ("--set", value.format(cifar=cifar, photos=photos))]
+def test_a_recipe_trains_and_evaluates_a_committee(name, cifar, photos, teacher, tmp_path, capsys):
+    run, paths = str(tmp_path / "run"), {"cifar": cifar, "photos": photos, "teacher": teacher}
+    overrides = [word for value in SMALL[name] for word in ("--set", value.format(**paths))]
     options = ["--smoke", "--workers", "1", "--run", run]
     assert main(["train", str(ROOT / "recipes" / f"{name}.py"), *options, *overrides]) == 0
     capsys.readouterr()

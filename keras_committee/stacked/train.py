@@ -317,6 +317,7 @@ def _check_supported(recipe: Recipe) -> None:
         "restore_best": recipe.restore_best is not None,
         "initial_weights": recipe.initial_weights is not None,
         "trainable_layers": recipe.trainable_layers is not None,
+        "teacher": recipe.teacher is not None,
         "precision": recipe.precision == "mixed_float16",
     }
     if fields := [field for field, is_used in unsupported.items() if is_used]:

@@ -18,6 +18,7 @@ from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 from keras_committee.signals import GracefulShutdown
 from keras_committee.training.devices import choose_num_workers, enable_determinism, make_strategy, translate_oom
+from keras_committee.training.distillation import check_teacher
 from keras_committee.training.lease import release
 from keras_committee.training.multihost import SingleHost, make_host_group
 from keras_committee.training.num_workers import choose_measured
@@ -163,6 +164,8 @@ def _train_missing(
     tf_strategy = make_strategy(strategy, recipe.data.batch_size) if in_process else None
     host_group.on_strategy_created(tf_strategy)
     splits = load_training_data(recipe)
+    if (teacher := check_teacher(recipe, run, splits)) is not None:
+        run.record_teacher(teacher)
     if is_automatic:
         num_workers, reason = choose_measured(run, recipe, splits, missing, strategy, options)
         if num_workers == 1:  # only now, as a strategy takes the GPUs

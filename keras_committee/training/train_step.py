@@ -10,6 +10,7 @@ from keras_committee.layers.survival import stochastic_depth_blocks
 from keras_committee.models.blocks import block_kernels
 from keras_committee.models.label_smoothing import smooth_labels, weigh_examples
 from keras_committee.training.devices import uses_xla
+from keras_committee.training.distillation import Distillation
 from keras_committee.training.ema import SlowWeights, WeightEMA
 
 
@@ -64,6 +65,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     ema: WeightEMA | None = None,
     slow_weights: SlowWeights | None = None,
+    distillation: Distillation | None = None,
     class_weights: np.ndarray | None = None,
 ):
     """Return a function of one global batch, `(images, targets)`, that updates the currently trainable weights.
@@ -86,6 +88,7 @@ def make_train_step(
             arXiv:1512.00567, section 7).
         ema: Moving averages to update after the weights, or None.
         slow_weights: Slow weights of Lookahead to update after the weights and before the averages, or None.
+        distillation: What is learned from a teacher, or None.
         class_weights: Weight of the loss of each class, float32 `(classes,)`, as in Keras' `fit`: the mean over the
             batch is not divided by their sum. None is 1 for all.
 
@@ -100,12 +103,15 @@ def make_train_step(
 
     def compute_gradients(images, targets):
         """Return loss, correct predictions and gradients of a part of a replica's batch; the parts add up."""
+        soft_targets = distillation.soft_targets(images) if distillation else None
         with tf.GradientTape(watch_accessed_variables=False) as tape:  # frozen layers are not even recorded
             tape.watch([weight.value for weight in weights])
             logits = tf.cast(model(images, training=True), tf.float32)
             smoothed_targets, loss_fn = smooth_labels(targets, logits.shape[-1], loss, label_smoothing)
-            # Keras divides `loss` by the replicas already; the penalties are the same on each and must be, too.
             data_loss = loss_fn(smoothed_targets, logits, **weigh_examples(targets, class_weights))
+            if distillation:
+                data_loss = distillation.loss(data_loss, soft_targets, logits, loss)
+            # Keras divides `loss` by the replicas already; the penalties are the same on each and must be, too.
             objective = (data_loss + sum(model.losses) / replicas) / gradient_accumulation_steps
             scaled_loss = optimizer.scale_loss(objective)
         gradients = tape.gradient(scaled_loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
@@ -124,7 +130,8 @@ def make_train_step(
         optimizer.apply(gradients, weights)
         return objective, num_correct, block_gradients
 
-    xla = uses_xla(strategy) and all(layer.supports_jit for layer in model._flatten_layers())
+    supports_xla = all(layer.supports_jit for layer in model._flatten_layers())
+    xla = uses_xla(strategy) and supports_xla and (distillation is None or distillation.supports_xla)
 
     @tf.function(jit_compile=xla, reduce_retracing=True)
     def step(images, targets):

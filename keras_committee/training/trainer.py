@@ -44,6 +44,7 @@ from keras_committee.recipe import Recipe
 from keras_committee.schedules import scale_learning_rate
 from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training.devices import distribute
+from keras_committee.training.distillation import Distillation, load_distillation
 from keras_committee.training.ema import SlowWeights, WeightEMA
 from keras_committee.training.freezing import LayerFreezer
 from keras_committee.training.member_check import make_member_check
@@ -121,10 +122,12 @@ class _Trainer:
         self._recipe, self._index, self._splits, self._member_dir = recipe, index, splits, member_dir
         self._strategy, self._reporter, self._shutdown, self._options = strategy, reporter, shutdown, options
         self._host_group = host_group
+        # Before the names are registered and the seed is set: it belongs to no member.
+        self._distillation = load_distillation(recipe.teacher, splits, strategy)
         self._registered = registered_names()
         self._state = state = _build_member(recipe, index, splits, strategy)
         self._block_stats = BlockStats(state.model)
-        self._epoch_steps = _EpochSteps(recipe, state, strategy, self._block_stats, splits)
+        self._epoch_steps = _EpochSteps(recipe, state, strategy, self._block_stats, splits, self._distillation)
         self._traced_step: Callable | None = None
         self._batches: Iterator = iter(())
         self._stream_position = (-1, -1)  # seed and step of the next of the batches
@@ -377,8 +380,10 @@ class _EpochSteps:
         strategy: tf.distribute.Strategy,
         block_stats: BlockStats,
         splits: Splits,
+        distillation: Distillation | None,
     ):
         self._recipe, self._state, self._strategy, self._block_stats = recipe, state, strategy, block_stats
+        self._distillation = distillation
         self._class_weights = class_weights(recipe.class_weight, splits.train.labels, splits.classes)
         self._freezer = LayerFreezer(state.model, recipe.trainable_layers, recipe.epochs)
         self._step: Callable | None = None
@@ -409,6 +414,7 @@ class _EpochSteps:
             label_smoothing=recipe.label_smoothing,
             ema=state.ema,
             slow_weights=state.slow_weights,
+            distillation=self._distillation,
             class_weights=self._class_weights,
         )
 
@@ -442,8 +448,10 @@ def untrained_step(
     recipe: Recipe, index: int, splits: Splits, strategy: tf.distribute.Strategy, epoch: int
 ) -> Callable[..., tuple]:
     """Return the training step of member `index` in an epoch, untrained and without checkpoints, to measure it."""
+    distillation = load_distillation(recipe.teacher, splits, strategy)
     state = _build_member(recipe, index, splits, strategy)
-    return _EpochSteps(recipe, state, strategy, BlockStats(state.model), splits).begin_epoch(epoch)
+    steps = _EpochSteps(recipe, state, strategy, BlockStats(state.model), splits, distillation)
+    return steps.begin_epoch(epoch)
 
 
 def copy_weights(initial_weights: str | Callable[[int], str] | None, model: keras.Model, index: int) -> None:

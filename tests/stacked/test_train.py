@@ -135,6 +135,7 @@ def test_if_every_member_diverges_the_error_is_another(tmp_path):
         ("gradient_accumulation_steps", 2),
         ("restore_best", "accuracy"),
         ("initial_weights", "runs/other"),
+        ("teacher", "runs/other"),
         ("trainable_layers", lambda epoch: ["*"]),
         ("precision", "mixed_float16"),
     ],

@@ -105,6 +105,13 @@ MATRIX = {
     "resample": {"resample": "bootstrap"},
     "resample, kfold": {"resample": "kfold", "members": 3, "sampling": "balanced"},
     "learning_rate_scale": {"learning_rate_scale": lambda index: 0.5 ** (index + 1)},
+    "teacher": {"teacher": "network"},  # replaced by a file
+    "teacher, bfloat16 with mixup": {
+        "teacher": "network",
+        "precision": "mixed_bfloat16",
+        "batch_augment": data.mixup(0.4),
+        "gradient_accumulation_steps": 2,
+    },
 }
 NO_OPTIONS = {"members", "epochs", "head", "seed"}
 
@@ -270,6 +277,10 @@ def options_of(row, digits, tmp_path):
     if "initial_weights" in options:
         train(recipe(epochs=1, seed=77), digits, MemberDir(tmp_path / "initial", 0), GracefulShutdown())
         options["initial_weights"] = str(tmp_path / "initial")
+    if "teacher" in options:
+        keras.utils.set_random_seed(78)
+        network().save(tmp_path / "teacher.keras")
+        options["teacher"] = str(tmp_path / "teacher.keras")
     return options
 
 

@@ -14,6 +14,7 @@ from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.training import train_committee
 from keras_committee.training.devices import make_strategy
+from keras_committee.training.distillation import Distillation
 from keras_committee.training.train_step import BlockStats, make_train_step
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -115,6 +116,35 @@ def test_mixed_targets_are_trained_on_and_a_hit_is_their_larger_part(strategy):
     assert objective == pytest.approx(loss, rel=1e-5)
     np.testing.assert_allclose(new_kernel, kernel - RATE * kernel_gradient, atol=1e-5)
     assert hits == ((images.reshape(8, -1) @ kernel + bias).argmax(axis=1) == labels).sum()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_student_learns_from_labels_and_from_softened_answers_for_the_same_images(strategy, mixed):
+    images, labels = a_batch()
+    targets = mix_targets(labels, 0.7, 5).numpy() if mixed else labels
+    with strategy.scope():
+        teacher = keras.Sequential([keras.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(5)])
+    teacher.set_weights([np.random.default_rng(8).normal(size=weight.shape) for weight in teacher.weights])
+    temperature, weight = 3.0, 0.7
+    distillation = Distillation(teacher, temperature, weight)
+    (kernel, bias), (new_kernel, new_bias), objective, _ = stepped(
+        targets, images, strategy, label_smoothing=0.2, gradient_accumulation_steps=2, distillation=distillation
+    )
+
+    def softened(kernel, bias):
+        p = np.exp((images.reshape(8, -1) @ kernel.astype("float64") + bias) / temperature)
+        return p / p.sum(axis=1, keepdims=True)
+
+    one_hot = targets if mixed else np.eye(5)[labels]
+    loss, kernel_gradient, bias_gradient = written(kernel, bias, images, 0.8 * one_hot + 0.2 / 5)
+    penalty, student, target = 0.02 * (kernel**2).sum(), softened(kernel, bias), softened(*teacher.get_weights())
+    # Hinton et al. 2015, section 2: the gradient of T^2 H(q, p) to the logits is T (p - q).
+    crossentropy = temperature**2 * -(target * np.log(student)).sum(axis=1).mean()
+    error = temperature * (student - target) / 8
+    assert objective == pytest.approx(0.3 * (loss - penalty) + 0.7 * crossentropy + penalty, rel=1e-5)
+    kernel_step = 0.3 * (kernel_gradient - 0.04 * kernel) + 0.7 * images.reshape(8, -1).T @ error + 0.04 * kernel
+    np.testing.assert_allclose(new_kernel, kernel - RATE * kernel_step, atol=1e-5)
+    np.testing.assert_allclose(new_bias, bias - RATE * (0.3 * bias_gradient + 0.7 * error.sum(axis=0)), atol=1e-5)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
