@@ -17,12 +17,12 @@ _AS_TRAINING = {  # the events of a member that begin and end its training, as t
 }
 
 
-def training_summary(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
+def training_summary(run: Run, restore_best: str | None) -> list[dict[str, Any]]:
     """Return how each finished member was trained; members without a history, such as imported ones, are left out.
 
     Args:
         run: The run folder.
-        recipe: Its recipe.
+        restore_best: As in its `Recipe`.
 
     Returns:
         Of each member `index`; `epoch`, whose weights were kept, and `epochs`, the number trained;
@@ -46,7 +46,7 @@ def training_summary(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
             "seconds": member_seconds(events, index),
         }
         for index, rows in histories.items()
-        if rows and (kept := kept_epoch(rows, recipe.restore_best))
+        if rows and (kept := kept_epoch(rows, restore_best))
     ]
 
 
@@ -74,7 +74,8 @@ def kept_epochs(run: Run, recipe: Recipe) -> dict[int, dict[str, int]]:
     """Return `epoch` and `epochs` of each member in `training_summary`; nothing if a history is damaged."""
     try:
         return {
-            row["index"]: {name: row[name] for name in ("epoch", "epochs")} for row in training_summary(run, recipe)
+            row["index"]: {name: row[name] for name in ("epoch", "epochs")}
+            for row in training_summary(run, recipe.restore_best)
         }
     except RunError:  # the weights do not depend on it
         return {}
