@@ -21,7 +21,7 @@ def draw(figure1: dict, evaluation: dict, selection: dict) -> Figure:
     Args:
         figure1: `figure1.json` of `benchmarks/figure1.py`.
         evaluation: `evaluation.json` of the speed nets.
-        selection: `selection.json` of their cascade.
+        selection: Selection file of their cascade.
     """
     figure = Figure(figsize=(7, 4.6), layout="constrained", facecolor=BACKGROUND)
     axes = figure.add_subplot()
@@ -55,7 +55,7 @@ def _draw_committees(axes, committees, cascades, label):
 
 
 def main(file: str) -> None:
-    names = "figure1.json", "cifar_fast/evaluation.json", "cifar_fast/selection.json"
+    names = "figure1.json", "cifar_fast/evaluation.json", "cifar_fast/selection_with_views.json"
     draw(*(json.loads((RESULTS / name).read_text()) for name in names)).savefig(file, dpi=150)
 
 
