@@ -161,6 +161,25 @@ def committees(name: str) -> str:
     return "\n".join(lines)
 
 
+def student(name: str, teacher: str) -> str:
+    """Return the table of a student beside a member and the committee of its teacher."""
+    own, theirs = (json.loads((RESULTS / run / "evaluation.json").read_text()) for run in (name, teacher))
+    rows = {
+        "mean member of the committee": theirs["committees"][0],
+        "student": own["committees"][0],
+        f"committee of {theirs['committees'][-1]['size']}, its teacher": theirs["committees"][-1],
+    }
+    lines = ["| network | MFLOPs | test accuracy | NLL | ECE |", "| --- | ---: | ---: | ---: | ---: |"]
+    for title, row in rows.items():
+        accuracy = row["accuracy"]
+        deviation = f" ± {100 * accuracy['std']:.2f}" if accuracy["subsets"] > 1 else ""
+        lines.append(
+            f"| {title} | {row['mflops']:.0f} | {100 * accuracy['mean']:.2f}{deviation} % | {row['nll']['mean']:.3f} | "
+            f"{row['ece']['mean']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
 def cascades(name: str) -> str:
     """Return the table of the cascades that `select` found, each beside its committee."""
     lines = [
@@ -195,6 +214,8 @@ def all_tables() -> list[str]:
         committees("cifar_fast"),
         cascades("cifar_fast"),
         committees("cifar_fast_mirrored"),
+        student("cifar_student", "cifar_fast"),
+        cascades("cifar_student"),
         committees("cifar10_small"),
         epochs(*resnets, chosen=(10, 20, 29, 40)),
         gradients(*resnets),
