@@ -6,8 +6,8 @@
 
 The last command puts the student in front of its teachers: they see only the images of which it is not sure.
 
-Expected: 90.2 % on CIFAR-10 (JPEG q75) with 5,000 images left out for validation, where a member of `cifar_fast` without a
-teacher reaches 89.6 %.
+Expected: 90.2 % on CIFAR-10 (JPEG q75) with 5,000 images left out for validation, where a member of `cifar_fast`
+without a teacher reaches 89.6 %.
 Source: Hinton et al. 2015, arXiv:1503.02531; the network: Jordan 2024, arXiv:2404.00498.
 """
 
