@@ -311,7 +311,8 @@ def check_stages(
         )
     lower_thresholds = [None] * len(thresholds) if lower_thresholds is None else lower_thresholds
     if len(lower_thresholds) != len(thresholds) or not all(
-        lower is None or lower <= upper for lower, upper in zip(lower_thresholds, thresholds, strict=True)
+        lower is None or (upper is not None and lower <= upper)
+        for lower, upper in zip(lower_thresholds, thresholds, strict=True)
     ):
         raise ValueError(
             f"lower_thresholds must hold None, or a number up to the threshold, for each of the {len(stages)} stages "

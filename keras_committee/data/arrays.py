@@ -77,7 +77,7 @@ def arrays(
         pairs[split_name], counts[split_name] = (value[0], value[1]), 0
     reader = MemoryArrays(
         pairs={name: (np.asarray(images), np.asarray(labels)) for name, (images, labels) in pairs.items()},
-        size=None if size is None else tuple(size),
+        size=None if size is None else (size[0], size[1]),
         classes=None if classes is None else tuple(classes),
     )
     return DataConfig(
@@ -118,7 +118,7 @@ def npz(
     """
     reader = ArrayFile(
         path=expand_home(path),
-        size=None if size is None else tuple(size),
+        size=None if size is None else (size[0], size[1]),
         classes=None if classes is None else tuple(classes),
     )
     return DataConfig(

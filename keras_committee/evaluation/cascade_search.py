@@ -305,7 +305,7 @@ def _exit_stages(confidences: np.ndarray, windows: Sequence[tuple[float, float]]
     """Return for each example the stage that answers it, if it reaches the stage `first`."""
     exits = np.full(confidences.shape[1], len(windows))
     for stage in range(len(windows) - 1, first - 1, -1):
-        lower, upper = np.float32(windows[stage])
+        lower, upper = map(np.float32, windows[stage])
         exits[(confidences[stage] < lower) | (confidences[stage] >= upper)] = stage
     return exits
 

@@ -154,8 +154,8 @@ def first_confident(
     """
     *earlier_stages, outputs = stages
     lower_thresholds = [None] * len(thresholds) if lower_thresholds is None else lower_thresholds
-    for stage, *window in reversed(list(zip(earlier_stages, thresholds, lower_thresholds, strict=True))):
-        stops = is_confident(stage, *window)
+    for stage, upper, lower in reversed(list(zip(earlier_stages, thresholds, lower_thresholds, strict=True))):
+        stops = is_confident(stage, upper, lower)
         outputs = {
             name: ops.where(stops if len(later.shape) == 1 else ops.expand_dims(stops, 1), stage[name], later)
             for name, later in outputs.items()

@@ -274,8 +274,9 @@ def _architecture(file: Path) -> dict[str, Any]:
 def _input_shape(config: dict[str, Any]) -> tuple[int, ...] | None:
     """Return the image shape of a serialized functional or Sequential model, or None."""
     shape = _end_layer(config, "input_layers", 0).get("batch_shape")
-    is_known = isinstance(shape, list) and len(shape) == 4 and None not in shape[1:]
-    return tuple(shape[1:]) if is_known else None
+    if isinstance(shape, list) and len(shape) == 4 and None not in shape[1:]:
+        return tuple(shape[1:])
+    return None
 
 
 def _output_size(config: dict[str, Any]) -> int | None:

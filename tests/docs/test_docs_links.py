@@ -23,13 +23,13 @@ MADE_FILES = {
     "recipes/my_images.py", "recipe_modules/", "keras.json", "notes.txt",
 }  # fmt: skip
 # Files of other libraries, in the sources of docs/comparison.md.
-THEIRS = re.compile(r"(keras_cv|official|orbit|timm|torchensemble)/|drop_path\.py|train\.py")
+THEIRS = re.compile(r"(keras_cv|src/torch_uncertainty|official|orbit|timm|torchensemble)/|drop_path\.py|train\.py")
 # Options of other programs.
 OTHERS = {
     "--allow_version_labels_for_unavailable_models", "--model_config_file_poll_wait_seconds", "--from-file", "--help",
     "--tensorflow_inter_op_parallelism", "--tensorflow_intra_op_parallelism", "--tensorflow_session_parallelism",
-    "--bfloat16", "--cnn-images", "--mixed_precision", "--ours", "--quick", "--resume", "--signature_def", "--target",
-    "--trained", "--width",
+    "--bfloat16", "--cnn-images", "--images", "--mixed_precision", "--ours", "--quick", "--resume", "--signature_def",
+    "--target", "--test", "--trained", "--width",
 }  # fmt: skip
 
 

@@ -127,7 +127,7 @@ def load_run_data(
     ]
     require_equal_classes({data.name: data.predictions.classes for data in run_data})
     require_equal_examples({data.name: data.predictions for data in run_data}, split)
-    members = [member for file in selections for member in Selection.read(file).members if member.view is not None]
+    members = [member for file in selections for member in Selection.read(file).members]
     return [
         dataclasses.replace(data, view_predictions=_predict_views(run, data, members, splits, split))
         for run, data, (_, splits) in zip(runs, run_data, loaded, strict=True)
@@ -137,9 +137,11 @@ def load_run_data(
 def _predict_views(
     run: Run, data: RunData, members: Sequence[SelectedMember], splits: Any, split: str
 ) -> dict[tuple[str, View], np.ndarray]:
-    """Return the predictions of those of the members that are members of the run, for their views."""
+    """Return the predictions of those of the members that predict a view and are members of the run."""
     indices = dict(zip(data.predictions.weight_hashes, data.predictions.members, strict=True))
-    keys = list(dict.fromkeys((member.weights, member.view) for member in members if member.weights in indices))
+    keys = list(
+        dict.fromkeys((member.weights, member.view) for member in members if member.view and member.weights in indices)
+    )
     if not keys:
         return {}
     views = [view for _, view in keys]
