@@ -36,8 +36,8 @@ from keras_committee.tables import print_blocks, print_text
     type=click.Choice(formats.FORMATS),
     default=formats.SAVED_MODEL,
     show_default=True,
-    help="saved-model: for TF Serving. onnx, litert, openvino: from raw pixels to predictions in float32, for ONNX "
-    "Runtime, LiteRT or OpenVINO.",
+    help="Format: saved-model for TF Serving; onnx, litert and openvino, from raw pixels to predictions in float32, "
+    "for ONNX Runtime, LiteRT and OpenVINO.",
 )
 @click.option(
     "--selection",

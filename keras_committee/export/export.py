@@ -104,6 +104,7 @@ def export(
             functools.partial(
                 publish_committee, exported, models, model_dir, transforms=transforms, runs=opened, model_format=format
             ),
+            format,
         )
         for run in opened:
             run.append_event("exported", version=str(version_dir.resolve()), members=len(exported.members))
@@ -264,11 +265,10 @@ def _check_precision(precision, max_accuracy_drop):
         raise RecipeError(f"max_accuracy_drop must be above 0 and at most 100 points. Received: {max_accuracy_drop}")
 
 
-def _publish_in_precision(precision, make_check, publish_fn):
+def _publish_in_precision(precision, make_check, publish_fn, model_format=formats.SAVED_MODEL):
     """Call `publish_fn` for the precision; `"auto"` that loses too much accuracy, or cannot be checked, is float32."""
     if precision == "float32":
         return publish_fn()
-    model_format = publish_fn.keywords["model_format"]
     if model_format != formats.SAVED_MODEL:
         return publish_fn(precision_reason=f"the format {model_format} has no other precision")
     if precision == "bfloat16":

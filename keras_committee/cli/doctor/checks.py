@@ -40,6 +40,11 @@ EXTRA_PURPOSES = {
     "ray": "`train --ray-address`",
     "search": "`search`",
     "datasets": "recipes that read TensorFlow Datasets",
+    "parquet": "`data.table` of a Parquet file",
+    "hf": "`data.hf`, Hugging Face data sets on disk",
+    "onnx": "`export --format onnx`",
+    "litert": "`export --format litert`",
+    "openvino": "`export --format openvino`",
     "profile": "the profile page of TensorBoard",
     "jax": "`train --stacked`",
 }
