@@ -202,6 +202,50 @@ def cascades(name: str) -> str:
     return "\n".join(lines)
 
 
+def prediction_sets(name: str) -> str:
+    """Return the table of promised against observed coverage: one row for each promise and selection."""
+    rows = json.loads((RESULTS / name / "promises.json").read_text())["rows"]
+    lines = [
+        "| promised | sets of | LAC: observed | classes per set | APS: observed | classes per set | RAPS: observed | "
+        "classes per set |",
+        "| ---: | --- | --- | ---: | --- | ---: | --- | ---: |",
+    ]
+    for promised in dict.fromkeys(each["promised"] for each in rows[0]["sets"]):
+        for row in rows:
+            by_method = {each["method"]: each for each in row["sets"] if each["promised"] == promised}
+            cells = (
+                f"{each['observed']:.4f} [{each['interval']['low']:.3f}, {each['interval']['high']:.3f}] | "
+                f"{each['mean_set_size']:.2f}"
+                for each in (by_method[method] for method in ("lac", "aps", "raps"))
+            )
+            lines.append(f"| {promised:g} | {row['name'].replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def accepted_answers(name: str) -> str:
+    """Return the table of the answers that can be accepted, and of what was promised: one row for each selection."""
+    rows = json.loads((RESULTS / name / "promises.json").read_text())["rows"]
+    lines = [
+        "| | MFLOPs (mean) | test accuracy | AURC | accepted at 1 % error | at 5 % | promised 1 %: accepted, error | "
+        "promised 5 %: accepted, error |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
+    for row in rows:
+        found = [f"{100 * each['coverage_at_risk']:.1f} %" for each in row["accepted"]]
+        promised = [
+            f"{100 * each['accepted']:.1f} %, {100 * each['risk']:.2f} "
+            f"[{100 * each['risk_interval']['low']:.2f}, {100 * each['risk_interval']['high']:.2f}] %"
+            if "threshold" in each
+            else "none"
+            for each in row["accepted"]
+        ]
+        lines.append(
+            f"| {row['name'].replace('_', ' ')} | {row['mflops']:.0f} | {_percent(row['accuracy'])} | "
+            f"{row['aurc']:.4f} | {' | '.join([*found, *promised])} |"
+        )
+    return "\n".join(lines)
+
+
 def all_tables() -> list[str]:
     """Return every table, in the order of the page."""
     resnets = "resnet_56_constant", "resnet_56_stochastic"
@@ -214,6 +258,8 @@ def all_tables() -> list[str]:
         committees("cifar_fast"),
         cascades("cifar_fast"),
         committees("cifar_fast_mirrored"),
+        prediction_sets("cifar_fast"),
+        accepted_answers("cifar_fast"),
         student("cifar_student", "cifar_fast"),
         cascades("cifar_student"),
         committees("cifar10_small"),
