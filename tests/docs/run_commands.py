@@ -114,7 +114,9 @@ KINDS: list[tuple[str, Callable[[list[str], Path], None]]] = [
     (r"keras-committee train .*--ray-address auto.*", parse),  # run by tests/training/test_ray_cluster.py
     (r"python benchmarks/.*", check_benchmark),
     (r"keras-committee calibrate .*--max-risk .*", parse),  # needs more images; run by tests/evaluation/test_promise.py
-    (r"keras-committee select .*--views .*", parse),  # run by tests/cli/test_select.py
+    (r"keras-committee train .*--stacked.*", parse),  # run by tests/stacked/test_command.py
+    # Runs of an hour, which no test has; the same commands run on others.
+    (r"keras-committee (calibrate|import|select|export) .*runs/(cifar_fast|cifar_student|cifar10_small).*", parse),
     (r"keras-committee select .*--max-risk .*", parse),  # needs better members; run by tests/evaluation/test_select.py
     (r"keras-committee select .*--views .*", parse),  # run by tests/cli/test_select.py
     (r"keras-committee serve .*", run_server),

@@ -79,6 +79,8 @@ def fill_workspace(folder: Path) -> list[list[str]]:
     for index, name in enumerate(("a", "b")):
         (folder / "theirs").mkdir(exist_ok=True)
         shutil.copy(folder / f"runs/wrn-16-1/members/0{index}/model.keras", folder / f"theirs/{name}.keras")
+    for shipped in ("saved_models/cifar10_small", "docs/examples"):
+        shutil.copytree(ROOT / shipped, folder / shipped)
     for version in ("3", "4"):
         shutil.copytree(folder / "saved_models/cifar_wrn/1", folder / "saved_models/committee" / version)
     return [["keras-committee", *command] for command in commands]
