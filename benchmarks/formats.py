@@ -5,12 +5,14 @@
 
 The committee and a cascade of the same members are exported in each format, and verified. Rounds are interleaved: in
 each, every export runs for half a second at each batch size; rates are medians over the rounds. The cascade stops at
-its first member for every image, so its rate at batch 1 shows whether the runtime leaves out the other members.
+its first member for every image, so its rate at batch 1 shows whether the runtime leaves out the other members; "-"
+where the runtime cannot run it.
 """
 
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +25,7 @@ import tensorflow as tf
 from interleaved.summary import summarize
 
 from keras_committee import models
+from keras_committee.errors import ExportError
 from keras_committee.export import formats
 from keras_committee.export.export import publish_committee
 from keras_committee.selection import SelectedMember, Selection, Stage
@@ -89,22 +92,24 @@ def measure(folder, rounds, seconds):
     images = rng.uniform(0, 255, (max(BATCH_SIZES), 32, 32, 3)).astype(np.float32)
     runs, rows = {}, {}
     for name in formats.FORMATS:
-        versions = {
-            "committee": publish_committee(selection(), members, folder / name, model_format=name),
-            "cascade": publish_committee(selection([0.0, 0.0]), members, folder / f"{name}_cascade", model_format=name),
-        }
+        versions = {"committee": publish_committee(selection(), members, folder / name, model_format=name)}
+        try:
+            cascade = publish_committee(selection([0.0, 0.0]), members, folder / f"{name}_cascade", model_format=name)
+        except ExportError as error:  # the runtime cannot run it, and nothing was published
+            print(f"{name}: {error}", file=sys.stderr)
+        else:
+            versions["cascade"] = cascade
         verified = {
             kind: json.loads((path / "committee.json").read_text())["verified"] for kind, path in versions.items()
         }
         rows[name] = {
             "megabytes": megabytes(versions["committee"]),
-            "cascade_megabytes": megabytes(versions["cascade"]),
             "difference": max(each["largest_difference"] for each in verified.values()),
             "runtime": verified["committee"]["runtime"],
         }
         runs |= {(name, kind): load(path) for kind, path in versions.items()}
     cases = [(name, "committee", size) for name in formats.FORMATS for size in BATCH_SIZES]
-    cases += [(name, "cascade", 1) for name in formats.FORMATS]
+    cases += [(name, "cascade", 1) for name in formats.FORMATS if (name, "cascade") in runs]
     for name, kind, size in cases:
         rate(runs[name, kind], images[:size], seconds / 2)  # warms up
     rates = {case: [] for case in cases}
@@ -130,10 +135,11 @@ def table(document):
     titles = ("format", "runtime", "MB", "batch 1", "batch 32", "cascade, one member", "largest difference")
     lines = [f"| {' | '.join(titles)} |", "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
     for row in document["rows"]:
-        rates = [row[label]["median"] for label in ("committee, batch 1", "committee, batch 32", "cascade, batch 1")]
+        labels = ("committee, batch 1", "committee, batch 32", "cascade, batch 1")
+        rates = [f"{row[label]['median']:,.0f}" if label in row else "-" for label in labels]
         lines.append(
             f"| `{row['name']}` | {row['runtime']} | {row['megabytes']:.2f} | "
-            + " | ".join(f"{value:,.0f}" for value in rates)
+            + " | ".join(rates)
             + f" | {row['difference']:.1e} |"
         )
     return "\n".join(lines)
