@@ -33,7 +33,7 @@ _SYSTEM_NAMES = (
     "$recycle.bin",
 )
 # Images in formats that are not supported: they were meant to be used, so skipping them would lose examples.
-_OTHER_IMAGE_SUFFIXES = (*(".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".ppm", ".tif", ".tiff"),)
+_OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".ppm", ".tif", ".tiff")
 _IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8")
 _MAX_LISTED_FILES = 5
 

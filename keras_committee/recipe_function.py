@@ -1,6 +1,6 @@
 """Source of a recipe that is given as a function: its definition, with the imports and definitions that it uses.
 
-A run records its recipe as a file, so that worker processes and later commands can build it anew. The file of a
+A run records its recipe as a file, so that worker processes and later commands can build it again. The file of a
 function is made of its source; what the function refers to in its module or notebook is imported, copied or, for plain
 values, written out.
 """

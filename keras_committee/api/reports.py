@@ -98,7 +98,7 @@ def report(
         for run in opened:
             run.require_members(allow_incomplete)
         with loading_backend():
-            from keras_committee.evaluation.report import write_report
+            from keras_committee.evaluation.report import MODEL_CARD_FILE, write_report
 
         written = write_report(
             opened,
@@ -111,7 +111,7 @@ def report(
         )
     document = {
         "report": str(written.page),
-        **({"model_card": str(folder / "README.md")} if model_card else {}),
+        **({"model_card": str(folder / MODEL_CARD_FILE)} if model_card else {}),
         "runs": [str(path) for path in paths],
         "figures": [str(figure) for figure in written.pictures],
         "tensorboard": str(written.tensorboard),

@@ -30,6 +30,7 @@ from keras_committee.run import Run as RunFolder
 from keras_committee.run import lock_runs
 from keras_committee.selection import Selection, View, views_to_try
 from keras_committee.step_display import displayed
+from keras_committee.tfserving.versions import MANIFEST_FILE
 
 if TYPE_CHECKING:
     from keras_committee.stage_time import StageTimeModel
@@ -197,7 +198,7 @@ def export(
         precision=precision,
         max_accuracy_drop=max_accuracy_drop,
     )
-    return Export({"version": str(version), **read_record(version / "committee.json")}, version)
+    return Export({"version": str(version), **read_record(version / MANIFEST_FILE)}, version)
 
 
 def parse_views(views: str | Iterable[str]) -> tuple[View, ...]:

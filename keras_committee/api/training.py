@@ -189,7 +189,7 @@ def _recipe_file(recipe: RecipeSource) -> RecipeFile:
     if isinstance(recipe, Recipe):
         raise RecipeError(
             "train takes a function that returns the Recipe, or the path of a file with one: the run folder records "
-            "its source, with which worker processes and later commands build the recipe anew. Received: a Recipe.\n"
+            "its source, from which worker processes and later commands build the recipe again. Received: a Recipe.\n"
             "  Put it into a function: def recipe(members=4): return Recipe(...)"
         )
     return RecipeFile.from_function(recipe)

@@ -17,7 +17,7 @@ from keras_committee.files import read_record
 from keras_committee.folder_kinds import FolderKind, explain_wrong_folder, folder_kind
 from keras_committee.precision import cpu_device, tensorflow_device
 from keras_committee.tables import print_text
-from keras_committee.tfserving.versions import find_versions
+from keras_committee.tfserving.versions import MANIFEST_FILE, find_versions
 
 _EXISTING_FILE = HomePath(exists=True, dir_okay=False)
 
@@ -198,7 +198,7 @@ def _warn_of_slow_precision(model_dir: Path) -> None:
     versions = find_versions(model_dir)
     newest = versions[max(versions)] if versions else model_dir
     try:
-        manifest = read_record(newest / "committee.json", may_be_edited=True)
+        manifest = read_record(newest / MANIFEST_FILE, may_be_edited=True)
     except (OSError, ValueError):  # of another program, or damaged
         return
     precision = manifest.get("precision", {})

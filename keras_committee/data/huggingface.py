@@ -3,9 +3,9 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from keras_committee.class_folders import SPLIT_SPELLINGS, assign_splits, split_
 from keras_committee.data import validation as checks
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
-from keras_committee.data.images import EncodedImages, user_cache_paths
-from keras_committee.data.lazy_tensorflow import tf
+from keras_committee.data.images import BatchedImages, user_cache_paths
 from keras_committee.data.preprocessing import ImageTransform, resolve_transform
 from keras_committee.data.splits import Split
 from keras_committee.errors import DataError, RecipeError, raise_if_problems
@@ -156,7 +155,7 @@ class SavedDataset:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class ArrowImages(EncodedImages):
+class ArrowImages(BatchedImages):
     """Encoded images in a column of a memory-mapped data set.
 
     Args:
@@ -178,21 +177,6 @@ class ArrowImages(EncodedImages):
     rows: np.ndarray
     transform: ImageTransform
     require_exact_size: bool = False
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def subset(self, indices: np.ndarray) -> Self:
-        return dataclasses.replace(self, rows=self.rows[indices])
-
-    def make_read_fn(self) -> Callable:
-        """Return a graph function from int64 indices `(batch,)` to JPEGs and PNGs, string `(batch,)`."""
-
-        def read(indices):
-            contents = tf.numpy_function(self.read_batch, [indices], tf.string, stateful=False)
-            return tf.ensure_shape(contents, indices.shape)
-
-        return read
 
     def read_batch(self, indices: np.ndarray) -> np.ndarray:
         """Read the images at `indices`: bytes `(batch,)` of dtype object. Raises OSError or DataError."""

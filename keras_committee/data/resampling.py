@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_committee.errors import RecipeError, did_you_mean
 
-# The third number of a seed tells independent draws apart; 0 to 3 belong to order, augmentation, mixing and flips.
+# The third number of a seed separates independent draws; 0 to 3 belong to order, augmentation, mixing and flips.
 _BOOTSTRAP, _FOLDS = 4, 5
 
 

@@ -9,15 +9,14 @@ import os
 import resource
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from keras_committee.class_folders import assign_splits
 from keras_committee.data.augment import Augmentation
 from keras_committee.data.dataset import DataConfig, ReadResult
-from keras_committee.data.images import EncodedImages, user_cache_paths
-from keras_committee.data.lazy_tensorflow import tf
+from keras_committee.data.images import BatchedImages, user_cache_paths
 from keras_committee.data.preprocessing import ImageTransform, resolve_transform
 from keras_committee.data.record_index import Fields, RecordIndex, load_or_build_index
 from keras_committee.data.splits import Split
@@ -312,7 +311,7 @@ def _class_names_from_examples(indices: Sequence[RecordIndex], first_label: int)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class TFRecordImages(EncodedImages):
+class TFRecordImages(BatchedImages):
     """Encoded images in TFRecord shards.
 
     Args:
@@ -326,26 +325,6 @@ class TFRecordImages(EncodedImages):
     rows: np.ndarray
     transform: ImageTransform
     require_exact_size: bool = False
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def subset(self, indices: np.ndarray) -> Self:
-        return dataclasses.replace(self, rows=self.rows[indices])
-
-    def make_read_fn(self) -> Callable:
-        """Return a graph function from int64 indices `(batch,)` to the encoded images, string `(batch,)`.
-
-        Calls Python once per batch, which read 30,000 to 54,000 images of 10 kB per second from the page cache.
-        `FixedLengthRecordDataset`, which stays in C++ but opens a file for each record, read 900 to 1,500, and
-        `TFRecordDataset`, in the order of the file, 16,000 to 90,000 (two cores, shared with other work).
-        """
-
-        def read(indices):
-            contents = tf.numpy_function(self.read_batch, [indices], tf.string, stateful=False)
-            return tf.ensure_shape(contents, indices.shape)
-
-        return read
 
     def read_batch(self, indices: np.ndarray) -> np.ndarray:
         """Read the encoded images at `indices`: bytes `(batch,)` of dtype object.

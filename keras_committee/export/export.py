@@ -32,6 +32,7 @@ from keras_committee.progress import step
 from keras_committee.run import Run
 from keras_committee.selection import Selection
 from keras_committee.split_sizes import divide_for_promise
+from keras_committee.tfserving.versions import MANIFEST_FILE
 
 DEFAULT_MAX_ACCURACY_DROP = 0.2  # percentage points
 
@@ -167,7 +168,7 @@ def publish_committee(
             }
             hashed = [version_dir / "saved_model.pb"] if model_format == formats.SAVED_MODEL else version_dir.iterdir()
             files = {file.name: file_hash(file) for file in sorted(hashed)}
-            write_record(version_dir / "committee.json", {**manifest, "files": files})
+            write_record(version_dir / MANIFEST_FILE, {**manifest, "files": files})
         return publish.publish(model_dir, version_dir)
 
 

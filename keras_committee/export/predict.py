@@ -14,7 +14,7 @@ from keras_committee.tfserving.client import Client
 from keras_committee.tfserving.messages import Example
 from keras_committee.tfserving.python_session import load_session
 from keras_committee.tfserving.tf_protocol import StatusError
-from keras_committee.tfserving.versions import find_versions, list_versions
+from keras_committee.tfserving.versions import MANIFEST_FILE, find_versions, list_versions
 
 BATCH_SIZE = 64
 PredictFn = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
@@ -129,7 +129,7 @@ class ConvertedCommittee:
         formats.check_packages(name)
         _verify_graph(folder)
         try:
-            manifest = read_record(folder / "committee.json", may_be_edited=True)
+            manifest = read_record(folder / MANIFEST_FILE, may_be_edited=True)
             transforms = [ImageTransform.from_dict(config) for config in manifest["transforms"]]
             self.classes, channels = tuple(manifest["labels"]), manifest["image"]["channels"]
         except (OSError, ValueError, KeyError) as error:
@@ -162,7 +162,7 @@ class ConvertedCommittee:
 
 def _verify_graph(folder: Path) -> None:
     """Raise ExportError if the graph of a version is not the one that was exported. Its variables have checksums."""
-    manifest = folder / "committee.json"
+    manifest = folder / MANIFEST_FILE
     if not manifest.exists():  # of another program
         return
     try:

@@ -19,8 +19,8 @@ import numpy as np
 from keras_committee.errors import DataError
 from keras_committee.files import read_problem, read_record
 from keras_committee.tfserving.tf_protocol import DEFAULT_SIGNATURE
+from keras_committee.tfserving.versions import MANIFEST_FILE
 
-MANIFEST_FILE = "committee.json"
 MIN_IMAGES = 100  # of fewer answers nothing is published
 
 _MAX_VALUES = 1000  # of a number in the reference; of more, evenly spaced order statistics are kept

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from keras_committee.errors import RecipeError
 
 MAX_VERSION = 2**63 - 1  # versions are int64
+MANIFEST_FILE = "committee.json"  # of an export, inside a version folder
 NAME_RULE = "1 to 128 of A-Z a-z 0-9 _ . -, and no leading dot"
 
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,128}")

@@ -25,7 +25,7 @@ from keras_committee.models.external import from_keras_file
 from keras_committee.models.loading import load_member
 from keras_committee.recipe import Recipe, Teacher
 from keras_committee.run import Run
-from keras_committee.tfserving.versions import find_versions
+from keras_committee.tfserving.versions import MANIFEST_FILE, find_versions
 from keras_committee.training_run import finished_and_missing
 
 _SIGNATURE = "predict_members"  # of an export: all members run, whatever the stages of a cascade
@@ -201,7 +201,7 @@ def _find_run(path: Path) -> _Found:
 
 
 def _find_export(path: Path) -> _Found:
-    manifest_file = path / "committee.json"
+    manifest_file = path / MANIFEST_FILE
     if not manifest_file.is_file():
         raise RecipeError(
             f"Recipe(teacher=...): {path} was not exported by keras-committee: it has no committee.json.\n"

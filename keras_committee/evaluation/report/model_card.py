@@ -9,7 +9,7 @@ import jinja2
 
 import keras_committee
 from keras_committee.evaluation.report.layout import format_significant
-from keras_committee.evaluation.report.run_data import ReportData
+from keras_committee.evaluation.report.run_data import ReportData, committee_name
 from keras_committee.metrics import accuracy_interval
 
 _METRICS = {"accuracy": "accuracy", "nll": "negative log-likelihood", "ece": "expected calibration error"}
@@ -56,8 +56,7 @@ def _rows(report_data: ReportData) -> list[dict[str, Any]]:
     for series in report_data.series:
         for committee in dict.fromkeys((0, len(series.committees) - 1)):
             document = series.committees[committee]
-            size = document["size"]
-            name = series.name if size == 1 and not series.mixed else f"{size} x {series.name}"
+            name = committee_name(document["size"], series)
             rows.append(_row(name, document["mflops"], {key: document[key]["mean"] for key in _METRICS}, report_data))
     for selected in report_data.selected:
         rows.append(_row(selected.name, selected.mflops, {key: selected.scores[key] for key in _METRICS}, report_data))

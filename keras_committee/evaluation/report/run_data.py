@@ -350,7 +350,7 @@ def cost_points(series: Sequence[Series], selected: Sequence[SelectedCommittee])
     """Return a point per committee size, the mean over its subsets, and per selection, where the cost is known."""
     points = [
         CostPoint(
-            name=_committee_name(committee["size"], architecture),
+            name=committee_name(committee["size"], architecture),
             mflops=committee["mflops"],
             accuracy=committee["accuracy"]["mean"],
         )
@@ -382,7 +382,8 @@ def best_committee(series: Sequence[Series]) -> tuple[Series, dict[str, Any]] | 
     return min(committees, key=lambda pair: (-pair[1]["accuracy"]["mean"], pair[1]["mflops"]), default=None)
 
 
-def _committee_name(size: int, series: Series) -> str:
+def committee_name(size: int, series: Series) -> str:
+    """Return the name of a committee of a series: "3 x small", or "small" for a single member."""
     return series.name if size == 1 and not series.mixed else f"{size} x {series.name}"
 
 
