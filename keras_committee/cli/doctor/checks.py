@@ -45,6 +45,9 @@ EXTRA_PURPOSES = {
     "onnx": "`export --format onnx`",
     "litert": "`export --format litert`",
     "openvino": "`export --format openvino`",
+    "mlflow": "`--track mlflow`",
+    "wandb": "`--track wandb`",
+    "kerashub": "KerasHub's image classifiers as members",
     "profile": "the profile page of TensorBoard",
     "jax": "`train --stacked`",
 }
