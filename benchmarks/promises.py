@@ -18,7 +18,6 @@ import numpy as np
 
 from keras_committee import aggregation, metrics
 from keras_committee.choices import SET_METHODS
-from keras_committee.evaluation.calibration import fit_temperature
 from keras_committee.evaluation.pool import Pool, load_whole_pool
 from keras_committee.evaluation.promise import PromiseGoal, fit_sets
 from keras_committee.evaluation.select import to_selection_members
@@ -65,25 +64,21 @@ def plain_committees(choose: Pool, with_temperatures: bool) -> dict[str, Selecti
         members = to_selection_members(choose, indices, Path("selection.json"))
         found[name] = Selection(members=members, head="geometric_mean", classes=choose.classes)
         if with_temperatures:
-            scaled = tuple(
-                dataclasses.replace(member, temperature=fit_temperature(log_probs[:, index], labels))
-                for index, member in zip(indices, members, strict=True)
-            )
+            scaled = to_selection_members(choose.with_temperatures(), indices, Path("selection.json"))
             found[f"{name}, temperatures"] = dataclasses.replace(found[name], members=scaled)
     return found
 
 
 def measure(name: str, selection: Selection, whole: Pool, choose: Pool, promise: Pool, coverages) -> dict:
     """Return the sets of every method and coverage, and the accepted answers, of one selection on the test split."""
-    columns = whole.positions(selection.members)
-    test, labels = answers(selection, whole, columns, "test"), whole.labels["test"]
-    held_out, held_out_labels = answers(selection, promise, columns, "validation"), promise.labels["validation"]
+    test, labels = whole.outputs(selection, "test"), whole.labels["test"]
+    held_out, held_out_labels = promise.outputs(selection, "validation"), promise.labels["validation"]
     correct = test["probabilities"].argmax(axis=1) == labels
     costs = np.cumsum([member.mflops for member in selection.members])
     sets = []
     for coverage in coverages:
         for method in SET_METHODS:
-            rule = fit_sets(selection, choose, promise, columns, PromiseGoal(coverage=coverage, method=method))
+            rule = fit_sets(selection, choose, promise, PromiseGoal(coverage=coverage, method=method))
             promised = Promise(split="validation", examples=1, chosen_on=1, sets=rule)
             outputs = aggregation.promised_outputs(promised, test)
             covered = float(outputs["prediction_set"][np.arange(len(labels)), labels].mean())
@@ -123,12 +118,6 @@ def measure(name: str, selection: Selection, whole: Pool, choose: Pool, promise:
         "sets": sets,
         "accepted": accepted,
     }
-
-
-def answers(selection: Selection, pool: Pool, columns, split: str) -> dict[str, np.ndarray]:
-    """Return the outputs of the selection on a split."""
-    temperatures = np.array([member.temperature for member in selection.members], np.float32)
-    return aggregation.selected_outputs(selection, pool.predictions[split][:, columns] / temperatures[:, None])
 
 
 if __name__ == "__main__":

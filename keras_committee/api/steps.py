@@ -54,6 +54,7 @@ def select(
     search_method: str = "auto",
     head: str = "geometric_mean",
     views: str | Iterable[str] = (),
+    temperatures: bool = False,
     out: str | Path | None = None,
     allow_incomplete: int | None = None,
     allow_duplicate_weights: bool = False,
@@ -79,6 +80,8 @@ def select(
         search_method: One of `choices.SEARCH_METHODS`.
         head: Layer that combines the members' predictions, one of `choices.SELECTION_HEADS`.
         views: Let each member also compete on views of the image: `"mirror"`, `"shifts"` or `"shifts=PIXELS"`, or both.
+        temperatures: Divide the logits of each member by its temperature, fitted on the validation split as by
+            `Run.calibrate`.
         out: Write the selection to this file; None is `selection.json` in the first run.
         allow_incomplete: As in `Run.evaluate`.
         allow_duplicate_weights: As in `Run.evaluate`.
@@ -112,6 +115,8 @@ def select(
             max_cost=max_mflops or max_latency or math.inf,
             min_accuracy=min_accuracy or 0.0,
         )
+        if temperatures:
+            pool = pool.with_temperatures()
         time_model = _measure_stages(pool, batch_size, compute_precision) if cascade and by_time else None
         with step(f"selecting a {'cascade' if cascade else 'committee'}"):
             if cascade:

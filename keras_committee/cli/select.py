@@ -98,6 +98,9 @@ _LATENCY = "latency"
     show_default="the image alone",
 )
 @click.option(
+    "--temperatures", is_flag=True, help="Divide each member's logits by its temperature, as calibrate fits it."
+)
+@click.option(
     "--out",
     type=HomePath(),
     metavar="FILE",
@@ -123,6 +126,7 @@ def select(
     max_accuracy_drop: float | None,
     max_risk: float | None,
     views: str | None,
+    temperatures: bool,
     out: str | None,
     min_members: int | None,
     allow_duplicate_weights: bool,
@@ -148,6 +152,7 @@ def select(
             search_method=search_method,
             head=head,
             views=() if views is None else views,
+            temperatures=temperatures,
             out=out,
             allow_incomplete=min_members,
             allow_duplicate_weights=allow_duplicate_weights,

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 
-from keras_committee import costs
+from keras_committee import aggregation, costs
 from keras_committee.class_folders import distinguish
 from keras_committee.errors import DataError, RecipeError, VerificationError, pluralize
+from keras_committee.evaluation.calibration import fit_temperature
 from keras_committee.evaluation.member_info import MemberInfo, load_member_info
 from keras_committee.evaluation.predictions import SplitPredictions, predict_split
 from keras_committee.files import file_hash
 from keras_committee.progress import track
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
-from keras_committee.selection import SelectedMember, View
+from keras_committee.selection import SelectedMember, Selection, View
 from keras_committee.split_sizes import divide_for_promise
 
 
@@ -37,6 +39,7 @@ class PoolMember:
         uncounted: Layers whose cost is unknown.
         architecture: Hash of its layers; members of one architecture differ in their weights or views only.
         view: The view of the image that it predicts; None for the image itself.
+        temperature: Divisor of its logits, by which its predictions in the pool are divided already.
     """
 
     run: Path
@@ -48,6 +51,7 @@ class PoolMember:
     architecture: str
     uncounted: tuple[str, ...] = ()
     view: View | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,32 @@ class Pool:
         if unknown := [member for member in members if (member.weights, member.view) not in positions]:
             raise KeyError(unknown[0])
         return [positions[member.weights, member.view] for member in members]
+
+    def outputs(self, selection: Selection, split: str) -> dict[str, np.ndarray]:
+        """Return the outputs of a selection on a split, see `aggregation.selected_outputs`.
+
+        Raises:
+            KeyError: With a member that is not in the pool.
+        """
+        positions = self.positions(selection.members)
+        pairs = zip(selection.members, positions, strict=True)
+        divisors = [member.temperature / self.members[position].temperature for member, position in pairs]
+        log_probs = self.predictions[split][:, positions] / np.array(divisors, np.float32)[:, None]
+        return aggregation.selected_outputs(selection, log_probs)
+
+    def with_temperatures(self) -> "Pool":
+        """Return the pool whose members have temperatures, fitted on the validation split as by `calibrate`."""
+        log_probs, labels = self.predictions["validation"], self.labels["validation"]
+        temperatures = [fit_temperature(log_probs[:, position], labels) for position in range(len(self.members))]
+        divisors = np.array(temperatures, np.float32)[:, None]
+        return dataclasses.replace(
+            self,
+            members=tuple(
+                dataclasses.replace(member, temperature=temperature)
+                for member, temperature in zip(self.members, temperatures, strict=True)
+            ),
+            predictions={split: log_softmax(each / divisors, axis=-1) for split, each in self.predictions.items()},
+        )
 
     def position_of(self, entry: Mapping[str, Any]) -> int:
         """Return the position of the member of an `entry` of a selection's report, with `run`, `index` and `view`."""

@@ -82,13 +82,13 @@ def make_promise(
         selection = _all_members(runs[0], choose, file)
     elif selection.report.get("division") != choose.division:
         raise RunError(_chosen_with_all_message(runs, file, choose))
-    columns = _columns(selection, whole, file)
-    fitted = _fit_acceptance(selection, promise, columns, goal)
+    _check_members(selection, whole, file)
+    fitted = _fit_acceptance(selection, promise, goal)
     promised = Promise(
         split="validation",
         examples=len(promise.labels["validation"]),
         chosen_on=len(choose.labels["validation"]),
-        sets=fit_sets(selection, choose, promise, columns, goal),
+        sets=fit_sets(selection, choose, promise, goal),
         acceptance=fitted
         and AcceptanceRule(max_risk=float(goal.max_risk or 0), certainty=CERTAINTY, threshold=fitted.threshold),
     )
@@ -97,7 +97,7 @@ def make_promise(
         **dataclasses.asdict(promised),
         "coverage_interval": None if goal.coverage is None else _coverage_interval(promise, goal),
         "acceptance_fit": fitted and {name: getattr(fitted, name) for name in ("coverage", "risk", "risk_bound")},
-        "test": _measure(selection, whole, columns),
+        "test": _measure(selection, whole),
         "notes": _notes(runs),
     }
     selection = dataclasses.replace(selection, report={**selection.report, "promise": result})
@@ -108,9 +108,7 @@ def make_promise(
     return selection, result
 
 
-def fit_sets(
-    selection: Selection, choose: Pool, promise: Pool, columns: Sequence[int], goal: PromiseGoal
-) -> SetRule | None:
+def fit_sets(selection: Selection, choose: Pool, promise: Pool, goal: PromiseGoal) -> SetRule | None:
     """Return the rule of prediction sets of a coverage, or None where none is requested.
 
     The penalty and the free ranks of RAPS are chosen with the images to choose with, as by its authors: the free ranks
@@ -120,15 +118,14 @@ def fit_sets(
         selection: The selection.
         choose: Pool with the images to choose with.
         promise: Pool with the images to make the promise on.
-        columns: The members of the selection among those of the pools.
         goal: The coverage and the method.
     """
     if goal.coverage is None:
         return None
-    probabilities, labels = _answers(selection, promise, columns)["probabilities"], promise.labels["validation"]
+    probabilities, labels = promise.outputs(selection, "validation")["probabilities"], promise.labels["validation"]
     regularization: dict[str, Any] = {}
     if goal.method == "raps":
-        chosen = _answers(selection, choose, columns)["probabilities"]
+        chosen = choose.outputs(selection, "validation")["probabilities"]
         regularization = _choose_regularization(chosen, choose.labels["validation"], goal.coverage)
     scores = _true_class_scores(goal.method, probabilities, labels, **regularization)
     groups = [labels == label for label in range(probabilities.shape[1])] if goal.per_class else [slice(None)]
@@ -154,13 +151,11 @@ def _true_class_scores(method: str, probabilities: np.ndarray, labels: np.ndarra
     return aggregation.conformity(method, probabilities, **regularization)[np.arange(len(labels)), labels]
 
 
-def _fit_acceptance(
-    selection: Selection, promise: Pool, columns: Sequence[int], goal: PromiseGoal
-) -> SelectiveThreshold | None:
+def _fit_acceptance(selection: Selection, promise: Pool, goal: PromiseGoal) -> SelectiveThreshold | None:
     """Return the threshold of the risk; None where none is requested. Raises RecipeError."""
     if goal.max_risk is None:
         return None
-    outputs, labels = _answers(selection, promise, columns), promise.labels["validation"]
+    outputs, labels = promise.outputs(selection, "validation"), promise.labels["validation"]
     correct = outputs["probabilities"].argmax(axis=1) == labels
     fitted = metrics.selective_threshold(outputs["confidence"], correct, goal.max_risk)
     if fitted is not None:
@@ -174,12 +169,6 @@ def _fit_acceptance(
         "was made.\n"
         "  Raise --max-risk, or use more validation images or better members, in a new run."
     )
-
-
-def _answers(selection: Selection, pool: Pool, columns: Sequence[int], split: str = "validation") -> dict[str, Any]:
-    """Return the outputs of the selection on a split of the pool; see `aggregation.selected_outputs`."""
-    temperatures = np.array([member.temperature for member in selection.members], np.float32)
-    return aggregation.selected_outputs(selection, pool.predictions[split][:, columns] / temperatures[:, None])
 
 
 def _all_members(run: Run, pool: Pool, file: Path) -> Selection:
@@ -200,10 +189,10 @@ def _all_members(run: Run, pool: Pool, file: Path) -> Selection:
     )
 
 
-def _columns(selection: Selection, pool: Pool, file: Path) -> list[int]:
-    """Return the members of the selection among those of the pool. Raises RunError."""
+def _check_members(selection: Selection, pool: Pool, file: Path) -> None:
+    """Raise RunError if a member of the selection is not in the pool."""
     try:
-        return pool.positions(selection.members)
+        pool.positions(selection.members)
     except KeyError as error:
         member = error.args[0]
         raise RunError(
@@ -267,9 +256,9 @@ def _coverage_interval(promise: Pool, goal: PromiseGoal) -> dict[str, float]:
     return metrics.coverage_interval(examples, float(goal.coverage or 0))
 
 
-def _measure(selection: Selection, pool: Pool, columns: Sequence[int]) -> dict[str, Any]:
+def _measure(selection: Selection, pool: Pool) -> dict[str, Any]:
     """Return the block `test`."""
-    outputs, labels = _answers(selection, pool, columns, "test"), pool.labels["test"]
+    outputs, labels = pool.outputs(selection, "test"), pool.labels["test"]
     result: dict[str, Any] = {"examples": len(labels)}
     if "prediction_set" in outputs:
         covered = outputs["prediction_set"][np.arange(len(labels)), labels]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_committee import aggregation, metrics
+from keras_committee import metrics
 from keras_committee.costs import format_cost, to_document
 from keras_committee.errors import RecipeError
 from keras_committee.evaluation import committee_scores
@@ -156,10 +156,7 @@ def with_reference(selection: Selection, pool: Pool) -> Selection:
 
     Served answers are compared with it: all but those of `predict_members`, for which all members of a cascade run.
     """
-    columns = pool.positions(selection.members)
-    temperatures = np.array([member.temperature for member in selection.members], np.float32)
-    log_probs = pool.predictions["validation"][:, columns] / temperatures[:, None]
-    outputs = aggregation.selected_outputs(selection, log_probs)
+    outputs = pool.outputs(selection, "validation")
     outputs["class_id"] = outputs["probabilities"].argmax(axis=1)
     categories = {"members_used": True, "class_id": False, "set_size": True}
     reference = {
@@ -364,6 +361,7 @@ def to_selection_members(pool: Pool, indices: Sequence[int], out: Path) -> tuple
             name=member.name,
             parameters=member.parameters,
             mflops=member.mflops,
+            temperature=member.temperature,
             view=member.view,
         )
         for member in (pool.members[index] for index in indices)

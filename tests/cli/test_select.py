@@ -50,8 +50,10 @@ def test_select_writes_the_selection_and_prints_the_next_command(copied, capfd):
 
 def test_select_a_cascade_as_one_json_document_elsewhere(predicted, tmp_path, capfd):
     file = tmp_path / "elsewhere" / "cascade.json"
-    assert main(["select", "runs/tiny", "--cascade", "--max-accuracy-drop", "1", "--json", "--out", str(file)]) == 0
+    options = ["--cascade", "--max-accuracy-drop", "1", "--temperatures", "--json", "--out", str(file)]
+    assert main(["select", "runs/tiny", *options]) == 0
     document = json.loads(capfd.readouterr().out)
+    assert all(member["temperature"] not in (1, None) for member in document["members"])
     assert (document["file"], document["kind"]) == (str(file), "cascade")
     assert document["report"] == Selection.read(file).report
     assert {member["run"] for member in document["members"]} == {"../runs/tiny"}

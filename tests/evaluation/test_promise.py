@@ -51,9 +51,9 @@ def test_a_division_depends_on_the_fingerprint_and_the_number_of_images_only():
 @pytest.mark.parametrize("method", ["lac", "aps", "raps"])
 def test_sets_of_a_cascade_are_fitted_to_the_second_part_and_cover_as_promised(method):
     choose, promised = POOL.divided()
-    selection, columns = cascade(), range(5)
+    selection = cascade()
     goal = PromiseGoal(coverage=0.9, method=method)
-    rule = promise.fit_sets(selection, choose, promised, columns, goal)
+    rule = promise.fit_sets(selection, choose, promised, goal)
     outputs = aggregation.run_cascade(
         "geometric_mean", promised.predictions["validation"], (1, 3, 5), (0.8, 0.6), "margin"
     )
@@ -61,15 +61,15 @@ def test_sets_of_a_cascade_are_fitted_to_the_second_part_and_cover_as_promised(m
     sets = aggregation.prediction_sets(probabilities=outputs["probabilities"], **rule.rule())
     excluded = int((~sets[np.arange(800), labels]).sum())
     assert excluded == 79  # floor(801 * 0.1) - 1 scores lie below the 80th lowest
-    assert promise.fit_sets(selection, promised, promised, columns, dataclasses.replace(goal, method="lac")) == (
-        promise.fit_sets(selection, choose, promised, columns, dataclasses.replace(goal, method="lac"))
+    assert promise.fit_sets(selection, promised, promised, dataclasses.replace(goal, method="lac")) == (
+        promise.fit_sets(selection, choose, promised, dataclasses.replace(goal, method="lac"))
     )
 
 
 def test_a_promise_per_class_has_a_threshold_for_each_class():
     choose, promised = POOL.divided()
     goal = PromiseGoal(coverage=0.9, per_class=True)
-    rule = promise.fit_sets(cascade(), choose, promised, range(5), goal)
+    rule = promise.fit_sets(cascade(), choose, promised, goal)
     outputs = aggregation.selected_outputs(cascade(), promised.predictions["validation"])
     for label, threshold in enumerate(rule.thresholds):
         of_class = promised.labels["validation"] == label
@@ -157,7 +157,7 @@ def test_what_cannot_be_promised_is_refused_with_the_number_of_images(run, tmp_p
 
 def test_answers_that_are_often_wrong_allow_no_promise_of_a_risk():
     _, promised = POOL.divided()
-    fitted = promise._fit_acceptance(cascade(), promised, range(5), PromiseGoal(max_risk=0.45))
+    fitted = promise._fit_acceptance(cascade(), promised, PromiseGoal(max_risk=0.45))
     outputs = aggregation.selected_outputs(cascade(), promised.predictions["validation"])
     correct = outputs["probabilities"].argmax(axis=1) == promised.labels["validation"]
     assert fitted == metrics.selective_threshold(outputs["confidence"], correct, 0.45)

@@ -11,6 +11,7 @@ from pools import synthetic_pool
 from keras_committee import aggregation, metrics
 from keras_committee.errors import RecipeError
 from keras_committee.evaluation import select_cascade
+from keras_committee.evaluation.calibration import fit_temperature
 from keras_committee.evaluation.committee_scores import per_example_scores
 from keras_committee.evaluation.committee_search import Candidates, Objective, compare_architectures, search_committees
 from keras_committee.evaluation.select import CommitteeSelector, members_and_weights, select, to_selection_members
@@ -214,6 +215,24 @@ def test_the_cascade_is_as_good_as_the_committee_on_validation_and_cheaper(casca
     assert versus["difference"]["accuracy"]["value"] == pytest.approx(gap)
     cascade.write(tmp_path / "selection.json")
     assert Selection.read(tmp_path / "selection.json") == cascade
+
+
+def test_temperatures_are_those_of_calibrate_and_the_scores_those_of_the_scaled_members():
+    selection = select_cascade(CASCADE_POOL.with_temperatures(), Objective(metric="nll"), Path("x.json"))
+    log_probs, labels = CASCADE_POOL.predictions, CASCADE_POOL.labels
+    temperatures = [
+        fit_temperature(log_probs["validation"][:, m.index], labels["validation"]) for m in selection.members
+    ]
+    assert [member.temperature for member in selection.members] == temperatures
+    assert len({round(temperature, 2) for temperature in temperatures}) > 1
+    scaled = _in_order(selection, "test") / np.float32(temperatures)[:, None]
+    outputs = aggregation.selected_outputs(selection, scaled)
+    reported = selection.report["test"]["nll"]["value"]
+    assert reported == pytest.approx(metrics.classification_metrics(outputs["probabilities"], labels["test"])["nll"])
+    for pool in (CASCADE_POOL, CASCADE_POOL.with_temperatures()):
+        same = pool.outputs(selection, "test")
+        np.testing.assert_allclose(same["probabilities"], outputs["probabilities"], atol=1e-5)
+        np.testing.assert_array_equal(same["members_used"], outputs["members_used"])
 
 
 def test_an_allowed_accuracy_drop_costs_no_more(cascade):
