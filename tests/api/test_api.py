@@ -193,6 +193,7 @@ def test_predictions_of_a_run_are_those_of_its_members(run, trained, images, tmp
     assert cells(repr(predictions[:2] and run.predict(images[:1])))[0][0] == "0"
 
 
+@pytest.mark.slow
 def test_the_export_predicts_as_the_selection_does(run, cascade, exported, images):
     model = kc.load_export(exported.path.parent)
     served, kept = model.predict(images[:40]), run.predict(images[:40], selection=cascade)

@@ -81,9 +81,8 @@ def graph(augment, images, draws):
     return next(pairs.map(augment.apply).as_numpy_iterator())
 
 
-@pytest.mark.parametrize(
-    "policy", [CHEAP, *(pytest.param(name, marks=pytest.mark.slow) for name in POLICIES if name != CHEAP)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", POLICIES)
 def test_every_sub_policy_equals_model_garden_to_the_last_bit(policy, monkeypatch):
     augment, chosen = data.autoaugment(policy), list(cases(policy))
     numbers, images = augment._tables()[0], textured_images(len(chosen))
@@ -94,7 +93,8 @@ def test_every_sub_policy_equals_model_garden_to_the_last_bit(policy, monkeypatc
     assert (varied != images).any(axis=(1, 2, 3)).mean() > 0.5
 
 
-@pytest.mark.parametrize("magnitude", [7, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("magnitude", [7, 10])
 def test_every_operation_of_randaugment_equals_model_garden_to_the_last_bit(magnitude, monkeypatch):
     chosen = list(itertools.product(range(17), (False, True), [(2, 7), (11, 4)]))
     images, expected = textured_images(len(chosen)), []

@@ -195,6 +195,7 @@ def test_the_signatures_of_pixels_use_no_operation_that_onnx_and_tensorflow_lite
     assert ops & {"Xlogy", "BitwiseAnd", "Bitcast", "Unpack"} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "kind", "first_threshold"), [("geometric_mean", "entropy", 0.6), ("majority_vote", "margin", 1.1)]
 )

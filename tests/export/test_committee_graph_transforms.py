@@ -65,6 +65,7 @@ def session(version):
         yield session
 
 
+@pytest.mark.slow
 def test_a_cascade_of_resolutions_computes_the_definition_for_encoded_images(session, selection, contents, logits):
     outputs = session.run("predict_bytes", {"image_bytes": contents})
     expected = dense(logits, selection)
@@ -76,6 +77,7 @@ def test_a_cascade_of_resolutions_computes_the_definition_for_encoded_images(ses
     assert outputs["valid"].all()
 
 
+@pytest.mark.slow
 def test_pixels_have_the_largest_size_and_are_resized_as_by_the_keras_cascade(session, selection, members):
     images = np.random.default_rng(1).uniform(0, 255, (40, 2, 3, 3)).repeat(7, axis=1).repeat(4, axis=2)
     thresholds = [stage.threshold for stage in selection.stages[:-1]]
@@ -89,6 +91,7 @@ def test_pixels_have_the_largest_size_and_are_resized_as_by_the_keras_cascade(se
     assert all_members["member_probabilities"].shape == (40, 3, 3)
 
 
+@pytest.mark.slow
 def test_invalid_images_are_marked_at_every_stage_and_an_empty_batch_is_empty(session, contents):
     mixed = np.array([b"text", contents[0], b"", contents[1][:90]], object)
     outputs = session.run("predict_bytes", {"image_bytes": mixed})
@@ -100,6 +103,7 @@ def test_invalid_images_are_marked_at_every_stage_and_an_empty_batch_is_empty(se
     assert {len(value) for value in empty.values()} == {0}
 
 
+@pytest.mark.slow
 def test_the_manifest_lists_the_transform_of_each_member(version):
     manifest = json.loads((version / "committee.json").read_text())
     assert manifest["image"] == {"height": 14, "width": 12, "channels": 3}
@@ -112,6 +116,7 @@ def test_the_manifest_lists_the_transform_of_each_member(version):
     assert manifest["warmup"]["requests"] == 4 * 2 * 3  # signatures, fewest and most members, batch sizes
 
 
+@pytest.mark.slow
 def test_a_later_stage_decodes_only_the_images_that_reach_it(members, selection, contents, logits, monkeypatch):
     decoded, decode = [], committee_graph._decode_images
 

@@ -220,6 +220,7 @@ def raises_runtime_error():
     raise RuntimeError("Could not determine home directory.")
 
 
+@pytest.mark.slow
 def test_a_compilation_leaves_the_library_alone_in_its_folder(monkeypatch, tmp_path):
     import tensorflow as tf
 

@@ -39,6 +39,7 @@ def start_search(tmp_path, images, monkeypatch):
     return start
 
 
+@pytest.mark.slow
 def test_a_search_spends_its_budget_and_continues_with_a_larger_one(start_search):
     first = start_search(1)
     assert [Path(run).name for run in first["runs"]] == ["member-000"]

@@ -165,6 +165,7 @@ def test_a_run_is_not_its_own_teacher(trained, digits):
             check_teacher(student(recipe, teacher), run, digits)
 
 
+@pytest.mark.slow
 def test_a_student_keeps_its_teacher_wherever_it_is_moved_and_takes_no_other(trained, tmp_path, capsys):
     teacher, run = tmp_path / "teacher", Run(tmp_path / "student")
     shutil.copytree(trained[0].path, teacher)

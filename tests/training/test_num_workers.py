@@ -178,6 +178,7 @@ def started(short, monkeypatch):
     return processes
 
 
+@pytest.mark.slow
 def test_members_side_by_side_and_one_at_a_time_are_measured_and_nothing_remains(workload, started, tmp_path):
     result = measure_throughput(workload("pass"), [2, 1])
     assert result.failures == {}

@@ -274,6 +274,7 @@ def test_a_block_without_a_kernel_has_the_gradient_zero():
     assert BlockStats(model).mean_abs_gradients(gradients, model.trainable_variables).numpy().tolist() == [0.0, 0.25]
 
 
+@pytest.mark.slow
 def test_survival_changes_over_the_epochs_and_the_observed_depth_with_it(tmp_path):
     recipe = Recipe(
         data=data.digits(64),
