@@ -419,6 +419,24 @@ class Run:
             raise IncompleteError(message)
         return finished
 
+    def require_member(self, index: int) -> None:
+        """Check that a member is finished.
+
+        Raises:
+            IncompleteError: If it is not finished.
+            RecipeError: If the run has no such member.
+        """
+        finished = self.finished_members()
+        if index in finished:
+            return
+        listing = f"Finished members: {', '.join(map(str, finished)) or 'none'}."
+        if not 0 <= index < self.recipe().members:
+            raise RecipeError(f"{self.path} has no member {index}. {listing}")
+        raise IncompleteError(
+            f"member {index} of {self.path} is not trained. {listing}\n"
+            f"  To resume, run: {self.environment()['command']}"
+        )
+
     def require_members(self, min_members: int | None = None) -> None:
         """Raise as `available_members`, before the recipe is executed, if its file shows how many members there are."""
         if parameter := self.recipe_file().fields.get("members"):

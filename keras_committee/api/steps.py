@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from keras_committee.api.options import (
     MovedData,
@@ -18,7 +18,7 @@ from keras_committee.api.options import (
     set_options,
 )
 from keras_committee.api.results import Export, SelectedCommittee
-from keras_committee.api.run import Runs, run_paths
+from keras_committee.api.run import Run, Runs, run_paths
 from keras_committee.choices import OBJECTIVES, SEARCH_METHODS, SELECTION_HEADS
 from keras_committee.errors import RecipeError
 from keras_committee.export import formats, publish
@@ -147,7 +147,9 @@ def export(
     *,
     out: str | Path | None = None,
     selection: str | Path | SelectedCommittee | None = None,
+    member: int | Literal["best"] | None = None,
     format: str = formats.SAVED_MODEL,  # noqa: A002 - as in `keras.Model.export`
+    input_dtype: str = "float32",
     precision: str = "float32",
     max_accuracy_drop: float = 0.2,
     allow_incomplete: int | None = None,
@@ -160,10 +162,15 @@ def export(
 
     Args:
         runs: One run, or several whose members form one committee; a `Run` or the path of its folder.
-        out: Model folder; None is `saved_models/RUN`, or such as `onnx_models/RUN`.
+        out: Model folder; None is `saved_models/RUN`, or such as `onnx_models/RUN`; of one member
+            `saved_models/RUN_member_0`.
         selection: A result of `select`, or its file; None combines all members.
+        member: Index of the only member to export, whether or not the others are trained; `"best"` is the one of the
+            highest validation accuracy.
         format: `"saved-model"`, or `"onnx"`, `"litert"` or `"openvino"` for another runtime, from raw pixels to
             predictions in float32.
+        input_dtype: `"float32"` or `"uint8"`, of the pixels that a model for another runtime takes. A SavedModel has a
+            signature for each.
         precision: Precision of convolutions and matrix products: `"float32"`, `"bfloat16"`, or `"auto"`: bfloat16 if
             this machine multiplies matrices in it and the accuracy permits it.
         max_accuracy_drop: In bfloat16, publish only if the upper end of the 95 % interval of the accuracy lost against
@@ -178,15 +185,20 @@ def export(
         RunError, RecipeError, IncompleteError: If the runs do not form a committee.
     """
     check_choice("format", format, formats.FORMATS)
+    check_choice("input_dtype", input_dtype, formats.INPUT_DTYPES)
     check_choice("precision", precision, EXPORT_PRECISIONS)
     require("max_accuracy_drop", between(max_accuracy_drop, 0, 100.0001), "above 0 and at most 100", max_accuracy_drop)
     paths, overrides, file = run_paths(runs), set_options(moved_data), selection_path(selection)
+    _check_member(member, file, paths, allow_incomplete)
     opened = [RunFolder.open(path) for path in paths]
-    model_dir = expand_home(out) if out else publish.default_model_dir(opened[0].path, format)
-    publish.check_target(model_dir, format, precision)
+    index = _best_member(opened[0]) if member == "best" else member
+    if index is not None:
+        opened[0].require_member(index)
+    model_dir = expand_home(out) if out else publish.default_model_dir(opened[0].path, format, index)
+    publish.check_target(model_dir, format, precision, input_dtype)
     if file:
         Selection.read(file)
-    else:
+    elif index is None:
         for run in opened:
             run.require_members(allow_incomplete)
     with lock_runs(paths, overrides, shared=not overrides, reads_data=precision == "bfloat16"):
@@ -198,12 +210,36 @@ def export(
         opened,
         out,
         file,
+        member=index,
         format=format,
+        input_dtype=input_dtype,
         min_members=allow_incomplete,
         precision=precision,
         max_accuracy_drop=max_accuracy_drop,
     )
     return Export({"version": str(version), **read_record(version / MANIFEST_FILE)}, version)
+
+
+def _check_member(member: int | str | None, selection: Path | None, runs: list[str], min_members: int | None) -> None:
+    is_index = isinstance(member, int) and not isinstance(member, bool)
+    require("member", member in (None, "best") or is_index, "the index of a member, or best", member)
+    check_conflicts(
+        {
+            "--member cannot be combined with --selection": member is not None and selection,
+            "--member takes one run": member is not None and len(runs) > 1,
+            "--member cannot be combined with --allow-incomplete": member is not None and min_members,
+        }
+    )
+
+
+def _best_member(run: RunFolder) -> int:
+    """Return the finished member of the highest validation accuracy, of equal ones that of the lowest loss."""
+    rows = {row["index"]: row for row in Run(run.path).training}
+    finished = run.finished_members()
+    if not finished or (unknown := [index for index in finished if index not in rows]):
+        listing = f"members {', '.join(map(str, unknown))} have no training history" if finished else "none is trained"
+        raise RecipeError(f"the best member of {run.path} is unknown: {listing}.\n  Name one by its index: --member N")
+    return max(finished, key=lambda index: (rows[index]["validation_accuracy"], -rows[index]["validation_nll"]))
 
 
 def parse_views(views: str | Iterable[str]) -> tuple[View, ...]:

@@ -1,6 +1,7 @@
 """`keras-committee export`: export a committee for TF Serving or another runtime."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -20,6 +21,19 @@ from keras_committee.precision import EXPORT_PRECISIONS
 from keras_committee.tables import print_blocks, print_text
 
 
+class _Member(click.ParamType):
+    """Index of a member, or "best"."""
+
+    name = "member"
+
+    def convert(self, value, param, ctx):
+        if value == "best" or isinstance(value, int):
+            return value
+        if not value.isdecimal():
+            self.fail(f"must be the index of a member, or best. Received: {value!r}")
+        return int(value)
+
+
 @click.command()
 @runs_argument
 @moved_data_option
@@ -28,7 +42,7 @@ from keras_committee.tables import print_blocks, print_text
     type=HomePath(),
     metavar="DIR",
     help="Model folder.",
-    show_default="saved_models/RUN, or such as onnx_models/RUN",
+    show_default="saved_models/RUN, or such as onnx_models/RUN; of one member saved_models/RUN_member_N",
 )
 @click.option(
     "--format",
@@ -46,7 +60,20 @@ from keras_committee.tables import print_blocks, print_text
     help="Selection file written by `select`.",
     show_default="all members",
 )
+@click.option(
+    "--member",
+    type=_Member(),
+    metavar="N|best",
+    help="Export one member alone: its index, or best for the one of the highest validation accuracy.",
+)
 @min_members_option
+@click.option(
+    "--input-dtype",
+    type=click.Choice(formats.INPUT_DTYPES),
+    default="float32",
+    show_default=True,
+    help="Type of the pixels that a model in onnx, litert or openvino takes. A saved-model has a signature for each.",
+)
 @click.option(
     "--precision",
     type=click.Choice(EXPORT_PRECISIONS),
@@ -72,22 +99,26 @@ def export(
     out: str | None,
     model_format: str,
     selection: str | None,
+    member: int | Literal["best"] | None,
     min_members: int | None,
+    input_dtype: str,
     precision: str,
     max_accuracy_drop: float,
     as_json: bool,
 ) -> None:
     """Export a committee for TF Serving or another runtime.
 
-    The committee has the members of all RUNs, or those of --selection. Before the new version appears in the model
-    folder, its predictions are verified against the Keras members in a separate process.
+    The committee has the members of all RUNs, those of --selection, or one --member. Before the new version appears in
+    the model folder, its predictions are verified against the Keras members in a separate process.
     """
     with reserve_stdout_for_json(as_json):
         result = api.export(
             runs,
             out=out,
             selection=selection,
+            member=member,
             format=model_format,
+            input_dtype=input_dtype,
             precision=precision,
             max_accuracy_drop=max_accuracy_drop,
             allow_incomplete=min_members,
@@ -127,6 +158,6 @@ def _format_call(version: Path, manifest: dict) -> list[str]:
     return [
         "To classify an image:",
         f"  {command_line('predict', str(version.parent), 'IMAGE')}",
-        f"In Python, for float32 pixels (images, {height}, {width}, {channels}) from 0 to 255:",
+        f"In Python, for {manifest['image']['dtype']} pixels (images, {height}, {width}, {channels}) from 0 to 255:",
         *(f"  {line}" for line in formats.python_call(manifest["model_format"], version)),
     ]

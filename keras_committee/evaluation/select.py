@@ -161,7 +161,7 @@ def with_reference(selection: Selection, pool: Pool) -> Selection:
     categories = {"members_used": True, "class_id": False, "set_size": True}
     reference = {
         "split": "validation",
-        "signatures": ["serving_default", "predict_bytes", "predict_members_bytes"],
+        "signatures": ["serving_default", "predict_uint8", "predict_bytes", "predict_members_bytes"],
         **reference_distribution(outputs, ["confidence"], categories),
     }
     return dataclasses.replace(selection, reference=reference)

@@ -206,6 +206,9 @@ class ServingCommittee:
         """Return the outputs of the committee of the members in `logits`."""
         num_members = logits.shape[1]
         logits = self._apply_temperature(logits)
+        if num_members == 1 and self._selection.head != "majority_vote":  # any mean of one member is its softmax
+            outputs = stage_outputs(logits, 1, self._selection.confidence, _softmax_of_one)
+            return {**outputs, "mutual_information": tf.zeros_like(outputs["confidence"])}
         return {
             **stage_outputs(logits, num_members, self._selection.confidence, self._head),
             "mutual_information": mutual_information(logits, _member_weights(self._selection, num_members)),
@@ -228,6 +231,7 @@ class ServingCommittee:
 def build_signatures(committee: ServingCommittee) -> dict[str, Any]:
     """Return the functions to save, by signature.
 
+    `predict_uint8` is `serving_default` for pixels of a quarter of the bytes, with the same answers to the last bit.
     `predict_bytes`, `predict_members_bytes` and `classify` exist for three channels only, because encoded images are
     decoded to RGB.
     """
@@ -236,6 +240,9 @@ def build_signatures(committee: ServingCommittee) -> dict[str, Any]:
     def predict(image):
         outputs = committee.predict(tf.ensure_shape(image, (None, *committee.image_shape)))
         return {name: outputs[name] for name in outputs if name != "member_probabilities"}
+
+    def predict_uint8(image):
+        return predict(tf.cast(image, tf.float32))
 
     def predict_members(image):
         return dict(committee.predict_all(tf.ensure_shape(image, (None, *committee.image_shape))))
@@ -251,7 +258,11 @@ def build_signatures(committee: ServingCommittee) -> dict[str, Any]:
         scores = tf.where(outputs["valid"][:, None], outputs["probabilities"], 0.0)
         return {"classes": tf.broadcast_to(tf.constant([committee.classes]), tf.shape(scores)), "scores": scores}
 
-    functions = {"serving_default": _trace(predict, image_spec), "predict_members": _trace(predict_members, image_spec)}
+    functions = {
+        "serving_default": _trace(predict, image_spec),
+        "predict_uint8": _trace(predict_uint8, tf.TensorSpec(image_spec.shape, tf.uint8, name="image")),
+        "predict_members": _trace(predict_members, image_spec),
+    }
     if committee.image_shape[2] == 3:
         bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
         functions["predict_bytes"] = _trace(predict_bytes, bytes_spec)
@@ -284,6 +295,10 @@ def mutual_information(logits, weights: np.ndarray):
     log_mean = tf.math.log(tf.maximum(mean_probabilities, np.finfo(np.float32).tiny))
     entropy_of_mean = -tf.reduce_sum(mean_probabilities * log_mean, -1)
     return tf.maximum(entropy_of_mean + negative_mean_entropy, 0.0)
+
+
+def _softmax_of_one(logits):
+    return tf.exp(log_softmax(logits[:, 0]))
 
 
 def resize_pixels(image, transforms: Iterable[ImageTransform]) -> ImagesByTransform:

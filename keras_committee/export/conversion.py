@@ -24,11 +24,11 @@ _BOOL = 9  # onnx.TensorProto.BOOL
 _STAGE_OUTPUTS = ("probabilities", "confidence", "mutual_information", "members_used")
 
 
-def convert(committee: ServingCommittee, name: str, folder: Path) -> None:
+def convert(committee: ServingCommittee, name: str, folder: Path, input_dtype: str = "float32") -> None:
     """Write a committee to `folder` in a format of `CONVERTED_FORMATS`, with a batch of any size.
 
-    Its input is `image`, float32 raw pixels. Its outputs are those of `ServingCommittee.predict` without the members'
-    predictions; `label` only where the runtime returns strings.
+    Its input is `image`, raw pixels in a dtype of `INPUT_DTYPES`. Its outputs are those of `ServingCommittee.predict`
+    without the members' predictions; `label` only where the runtime returns strings.
 
     Raises:
         ExportError: If the converter fails.
@@ -38,7 +38,7 @@ def convert(committee: ServingCommittee, name: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     with step(f"converting the committee to {fmt.title}"):
         try:
-            converters[name](committee, folder / fmt.file)
+            converters[name](committee, input_dtype, folder / fmt.file)
         except Exception as error:  # converters raise errors of many kinds
             cause = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ExportError(
@@ -47,28 +47,28 @@ def convert(committee: ServingCommittee, name: str, folder: Path) -> None:
             ) from error
 
 
-def _convert_to_litert(committee, file):
-    with _saved_model(committee, has_strings=True) as folder:
+def _convert_to_litert(committee, input_dtype, file):
+    with _saved_model(committee, input_dtype, has_strings=True) as folder:
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
         file.write_bytes(converter.convert())
 
 
-def _convert_to_openvino(committee, file):
+def _convert_to_openvino(committee, input_dtype, file):
     import openvino
 
     # `openvino.convert_model` does the same, but reports its use to Intel.
-    with _saved_model(committee, has_strings=False) as folder:
+    with _saved_model(committee, input_dtype, has_strings=False) as folder:
         openvino.save_model(openvino.Core().read_model(folder), str(file), compress_to_fp16=False)
 
 
 @contextlib.contextmanager
-def _saved_model(committee, has_strings) -> Iterator[str]:
+def _saved_model(committee, input_dtype, has_strings) -> Iterator[str]:
     """Write a SavedModel with the signature `serving_default` to a folder, which is deleted at the end."""
     root = tf.Module()
     root.members = [list(variables.values()) for variables in committee.variables]  # pyright: ignore
     function = tf.function(
-        lambda image: _outputs(committee.predict(image), has_strings),
-        input_signature=[_image_spec(committee)],
+        lambda image: _outputs(committee.predict(tf.cast(image, tf.float32)), has_strings),
+        input_signature=[_image_spec(committee, input_dtype)],
         autograph=False,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -81,24 +81,27 @@ def _outputs(outputs, has_strings):
     return {name: value for name, value in outputs.items() if name not in left_out}
 
 
-def _image_spec(committee):
-    return tf.TensorSpec((None, *committee.image_shape), tf.float32, name="image")
+def _image_spec(committee, dtype):
+    return tf.TensorSpec((None, *committee.image_shape), dtype, name="image")
 
 
-def _convert_to_onnx(committee, file):
+def _convert_to_onnx(committee, input_dtype, file):
     import onnx
 
-    stages = [_convert_stage(committee, index) for index in range(committee.num_stages)]
+    stages = [_convert_stage(committee, index, input_dtype) for index in range(committee.num_stages)]
     model = _join_stages(stages, _convert_last_outputs(committee))
     onnx.checker.check_model(model, full_check=True)
     file.write_bytes(model.SerializeToString())
 
 
-def _convert_stage(committee, index):
+def _convert_stage(committee, index, input_dtype):
     """Return the ONNX model of one stage: see `ServingCommittee.run_stage`."""
     logits_shape = committee.logits_shape(index)
-    specs = [_image_spec(committee), *([tf.TensorSpec(logits_shape, tf.float32, name="logits")] if index else [])]
-    return _tf2onnx(lambda *inputs: committee.run_stage(index, *inputs), specs)
+    logits_specs = [tf.TensorSpec(logits_shape, tf.float32, name="logits")] if index else []
+    return _tf2onnx(
+        lambda image, *logits: committee.run_stage(index, tf.cast(image, tf.float32), *logits),
+        [_image_spec(committee, input_dtype), *logits_specs],
+    )
 
 
 def _convert_last_outputs(committee):

@@ -58,26 +58,31 @@ def export(
     selection: Selection | str | Path | None = None,
     image_size: tuple[int, int] | None = None,
     *,
+    member: int | None = None,
     min_members: int | None = None,
     precision: str = "float32",
     max_accuracy_drop: float = DEFAULT_MAX_ACCURACY_DROP,
     format: str = formats.SAVED_MODEL,  # noqa: A002 - as in `keras.Model.export`
+    input_dtype: str = "float32",
 ) -> Path:
     """Publish a committee or cascade as the next version of a model for TF Serving or for another runtime.
 
     Args:
         runs: One run folder, or several whose members form one committee.
         out: Model folder. None is `saved_models/NAME`, with the name of the first run folder; in another format such
-            as `onnx_models/NAME`.
+            as `onnx_models/NAME`; of one member `saved_models/NAME_member_0`.
         selection: Which members to combine and how: the path of a `selection.json`, or a `Selection` whose `run` paths
             are relative to the first run folder. None combines all members with the head of their recipe.
         image_size: Height and width for members that accept any size. None uses the size in the run's data.
+        member: Index of the only member to export, of one run without a selection.
         min_members: Accept incomplete runs with at least this many members; None requires all.
         precision: `"float32"`; `"bfloat16"`, in which convolutions and matrix products compute; or `"auto"`: bfloat16
             if this machine multiplies matrices in it and the accuracy permits it.
         max_accuracy_drop: In bfloat16, the largest loss of accuracy against float32 in percentage points: the upper end
             of its 95 % interval on the validation images must be below.
         format: One of `formats.FORMATS`. Formats other than `"saved-model"` compute in float32.
+        input_dtype: One of `formats.INPUT_DTYPES`, of the pixels that the function of another format than
+            `"saved-model"` takes. A SavedModel has a signature for each.
 
     Returns:
         The folder of the new version.
@@ -90,20 +95,26 @@ def export(
     """
     items = [runs] if isinstance(runs, str | Path | Run) else runs
     opened = [item if isinstance(item, Run) else Run.open(item) for item in items]
-    model_dir = expand_home(out) if out is not None else publish.default_model_dir(opened[0].path, format)
+    if member is not None and (selection is not None or len(opened) > 1):
+        raise RecipeError("a member alone is exported from one run, without a selection.")
+    model_dir = expand_home(out) if out is not None else publish.default_model_dir(opened[0].path, format, member)
     _check_precision(precision, max_accuracy_drop)
-    publish.check_target(model_dir, format, precision)
+    publish.check_target(model_dir, format, precision, input_dtype)
     with contextlib.ExitStack() as locks:
         for run in {run.path.resolve(): run for run in opened}.values():
             locks.enter_context(run.lock(shared=True))
-        exported, models, transform_configs = _load_members(opened, selection, min_members)
+        exported, models, transform_configs = _load_members(opened, selection, member, min_members)
         transforms = export_members.resolve_transforms(models, transform_configs, image_size)
         shape = export_members.image_shape(models, transforms)
         version_dir = _publish_in_precision(
             precision,
             lambda: _accuracy_check(opened, shape, max_accuracy_drop),
             functools.partial(
-                publish_committee, exported, models, model_dir, transforms=transforms, runs=opened, model_format=format
+                *(publish_committee, exported, models, model_dir),
+                transforms=transforms,
+                runs=opened,
+                model_format=format,
+                input_dtype=input_dtype,
             ),
             format,
         )
@@ -122,6 +133,7 @@ def publish_committee(
     accuracy_check: AccuracyCheck | None = None,
     precision_reason: str = "the default",
     model_format: str = formats.SAVED_MODEL,
+    input_dtype: str = "float32",
 ) -> Path:
     """Save, verify and publish a committee of models as the next version in `model_dir`.
 
@@ -134,6 +146,7 @@ def publish_committee(
         accuracy_check: Compute in bfloat16, and require that it loses no more accuracy. None computes in float32.
         precision_reason: Why the committee computes in this precision, for the manifest.
         model_format: One of `formats.FORMATS`.
+        input_dtype: As for `export`.
 
     Returns:
         The folder of the new version.
@@ -150,7 +163,8 @@ def publish_committee(
                 signatures = save_committee(selection, models, version_dir, transforms, precision)
                 check_ops(version_dir)
             else:
-                convert(_serving_committee(selection, models, transforms, precision), model_format, version_dir)
+                committee = _serving_committee(selection, models, transforms, precision)
+                convert(committee, model_format, version_dir, input_dtype)
                 signatures = ["serving_default"]
             cases_file = staging_dir / "cases.npz"
             verification = _verify(
@@ -158,6 +172,7 @@ def publish_committee(
             )
             shape = export_members.image_shape(models, transforms)
             manifest = _build_manifest(selection, shape, transforms, signatures, runs, verification)
+            manifest["image"]["dtype"] = input_dtype
             manifest["model_format"] = model_format
             manifest["precision"] = {
                 "compute": precision,
@@ -249,8 +264,10 @@ def _serving_committee(selection, models, transforms, precision) -> ServingCommi
 
 
 @step("loading the members")
-def _load_members(runs, selection, min_members):
+def _load_members(runs, selection, member, min_members):
     """Return the selection, its models and their recorded image transforms."""
+    if member is not None:
+        return export_members.single_member(runs[0], member)
     if selection is None:
         return export_members.all_members(runs, min_members)
     if isinstance(selection, Selection):
@@ -392,7 +409,7 @@ def _verify(
 def _build_manifest(selection, shape, transforms, signatures, runs, verification) -> dict[str, Any]:
     """Return the content of `committee.json`.
 
-    - `image`: the size of the input of `serving_default`.
+    - `image`: the size of the input of `serving_default`, and, added later, its dtype.
     - `framings`: the image transform of each member for encoded images.
     - `files`, added later: SHA-256 of the graph, which contains the class names and has no checksum of its own.
     - `metrics`: what `evaluate` measured for each run, or null.

@@ -57,6 +57,27 @@ def all_members(
     return Selection(members=tuple(members), head=head, weights=weights, classes=classes[0]), models, transform_configs
 
 
+def single_member(run: Run, index: int) -> tuple[Selection, list[keras.Model], list[TransformConfig]]:
+    """Load one member of a run, as a committee of one.
+
+    Returns:
+        As `all_members`.
+
+    Raises:
+        RecipeError, IncompleteError: As `Run.require_member`.
+        ExportError, RunError: As `all_members`.
+    """
+    run.require_member(index)
+    run.recipe()  # registers its own layers with Keras
+    model, data_info = load_exportable(run.member(index).model), run.data_info(index)
+    member = _selected_member(run, index, model)
+    return (
+        Selection(members=(member,), head="geometric_mean", classes=data_info.classes),
+        [model],
+        [data_info.transform],
+    )
+
+
 def selected_models(selection: Selection, folder: Path) -> tuple[list[keras.Model], list[TransformConfig]]:
     """Load the members of a selection, each file once.
 

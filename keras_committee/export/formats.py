@@ -17,6 +17,7 @@ from keras_committee.folder_kinds import MODEL_FILES, version_format
 
 SAVED_MODEL = "saved-model"
 FORMATS = tuple(MODEL_FILES)
+INPUT_DTYPES = ("float32", "uint8")
 
 RunFn = Callable[[Any], dict[str, Any]]  # of NumPy arrays
 
@@ -87,16 +88,24 @@ CONVERTED_FORMATS = {
 }
 
 
-def check_format(name: str, precision: str = "float32") -> None:
+def check_format(name: str, precision: str = "float32", input_dtype: str = "float32") -> None:
     """Raise RecipeError unless this machine can export in a format: before a member is loaded.
 
     Args:
         name: One of `FORMATS`.
         precision: The requested precision of the export.
+        input_dtype: One of `INPUT_DTYPES`, of the pixels that the only function of a converted format takes.
     """
     if name not in FORMATS:
         raise RecipeError(
             f"the format must be one of {', '.join(FORMATS)}. Received: {name!r}.{did_you_mean(name, FORMATS)}"
+        )
+    if input_dtype not in INPUT_DTYPES:
+        raise RecipeError(f"the input dtype must be one of {', '.join(INPUT_DTYPES)}. Received: {input_dtype!r}")
+    if name == SAVED_MODEL and input_dtype != "float32":
+        raise RecipeError(
+            "a SavedModel takes both: its signature predict_uint8 takes uint8 pixels, serving_default float32 pixels. "
+            "Nothing was published.\n  Export it without --input-dtype."
         )
     if name == SAVED_MODEL:
         return
@@ -141,7 +150,7 @@ def runtime_version(name: str) -> str:
 
 
 def python_call(name: str, folder: Path | str) -> list[str]:
-    """Return two lines of Python that run the version in `folder` for float32 `pixels`."""
+    """Return two lines of Python that run the version in `folder` for `pixels`."""
     return [line.format(folder=folder) for line in CONVERTED_FORMATS[name].call]
 
 
@@ -152,8 +161,8 @@ def load(folder: Path) -> RunFn:
         folder: Folder of a version in one of `CONVERTED_FORMATS`.
 
     Returns:
-        Function of float32 raw pixels `(batch, height, width, channels)` that returns the outputs by name. Strings are
-        object arrays of bytes.
+        Function of raw pixels `(batch, height, width, channels)` that returns the outputs by name. It casts the pixels
+        to the dtype of the version's input. Strings are object arrays of bytes.
     """
     name = version_format(folder)
     if name not in CONVERTED_FORMATS:
@@ -167,13 +176,14 @@ def _load_onnx(file: Path) -> RunFn:
     import onnxruntime
 
     session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    dtype = {"tensor(uint8)": "uint8"}.get(session.get_inputs()[0].type, "float32")
     names = [output.name for output in session.get_outputs()]
 
     def encode(value):
         return np.array([label.encode() for label in value.ravel()], object) if value.dtype == object else value
 
     def run(image):
-        values = map(np.asarray, session.run(names, {"image": image}))
+        values = map(np.asarray, session.run(names, {"image": image.astype(dtype, copy=False)}))
         return {name: encode(value) for name, value in zip(names, values, strict=True)}
 
     return run
@@ -184,7 +194,8 @@ def _load_litert(file: Path) -> RunFn:
 
     interpreter: Any = Interpreter(str(file), num_threads=os.cpu_count())
     runner = interpreter.get_signature_runner("serving_default")
-    return lambda image: runner(image=image)
+    dtype = runner.get_input_details()["image"]["dtype"]
+    return lambda image: runner(image=image.astype(dtype, copy=False))
 
 
 def _load_openvino(file: Path) -> RunFn:
@@ -194,9 +205,10 @@ def _load_openvino(file: Path) -> RunFn:
     # On CPUs with AMX it would compute in bfloat16.
     model: Any = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = [output.get_any_name() for output in model.outputs]
+    dtype = model.inputs[0].element_type.to_dtype()
 
     def run(image):
-        outputs = model({"image": image})
+        outputs = model({"image": image.astype(dtype, copy=False)})
         return {name: np.array(outputs[name]) for name in names}
 
     return run

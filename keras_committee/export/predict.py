@@ -10,7 +10,7 @@ from keras_committee.errors import ExportError, RecipeError
 from keras_committee.export import formats
 from keras_committee.files import file_hash, read_problem, read_record
 from keras_committee.folder_kinds import version_format
-from keras_committee.tfserving.client import Client
+from keras_committee.tfserving.client import MISSING_SIGNATURE_CODES, Client
 from keras_committee.tfserving.messages import Example
 from keras_committee.tfserving.python_session import load_session
 from keras_committee.tfserving.tf_protocol import StatusError
@@ -21,7 +21,6 @@ PredictFn = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 _PROMISED_OUTPUTS = ("prediction_set", "set_size", "accepted")
 _OUTPUTS = ("probabilities", "confidence", "mutual_information", "members_used", "valid")
-_MISSING_SIGNATURE_CODES = ("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION")  # differs between servers
 
 
 class ExportedCommittee:
@@ -96,7 +95,7 @@ class ExportedCommittee:
         try:
             names = self._predict_fn("classify", {"inputs": _bytes_array([serialize_example(content)])})["classes"][0]
         except StatusError as error:
-            if error.code not in _MISSING_SIGNATURE_CODES:
+            if error.code not in MISSING_SIGNATURE_CODES:
                 raise
             return tuple(f"class {number}" for number in range(count))
         return tuple(name.decode() for name in names.tolist())
@@ -155,7 +154,7 @@ class ConvertedCommittee:
         Args:
             images: uint8 or float32 raw pixels by image transform, for each of `transforms`.
         """
-        pixels = images[self.transforms[0]].astype(np.float32)
+        pixels = images[self.transforms[0]]
         batches = [self._run(pixels[start : start + BATCH_SIZE]) for start in range(0, len(pixels), BATCH_SIZE)]
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 

@@ -25,10 +25,13 @@ _STAGING_PREFIX = ".staging-"
 _LOCK_TIMEOUT = 60.0  # seconds, for another export to get its number
 
 
-def default_model_dir(run: Path, model_format: str = formats.SAVED_MODEL) -> Path:
-    """Return the model folder of a run, `saved_models/NAME`, or in another format such as `onnx_models/NAME`."""
+def default_model_dir(run: Path, model_format: str = formats.SAVED_MODEL, member: int | None = None) -> Path:
+    """Return the model folder of a run, `saved_models/NAME`, or in another format such as `onnx_models/NAME`.
+
+    A `member` alone has a folder of its own, as a server would answer with it in place of the committee.
+    """
     home = "saved_models" if model_format == formats.SAVED_MODEL else f"{model_format}_models"
-    return Path(home) / run.resolve().name
+    return Path(home) / (run.resolve().name + ("" if member is None else f"_member_{member}"))
 
 
 def check_name(model_dir: Path) -> None:
@@ -40,21 +43,27 @@ def check_name(model_dir: Path) -> None:
         )
 
 
-def check_target(model_dir: Path, model_format: str = formats.SAVED_MODEL, precision: str = "float32") -> None:
+def check_target(
+    model_dir: Path,
+    model_format: str = formats.SAVED_MODEL,
+    precision: str = "float32",
+    input_dtype: str = "float32",
+) -> None:
     """Raise if a model cannot be exported to this folder, before it is loaded.
 
     Args:
         model_dir: The folder.
         model_format: One of `formats.FORMATS`.
         precision: The requested precision.
+        input_dtype: One of `formats.INPUT_DTYPES`.
 
     Raises:
         RecipeError: If its name cannot be the name of a model, it has versions in another format, a package of the
-            format is missing, or the format has no such precision.
+            format is missing, or the format has no such precision or input.
         ResourceError: If the folder cannot be written.
     """
     check_name(model_dir)
-    formats.check_format(model_format, precision)
+    formats.check_format(model_format, precision, input_dtype)
     if model_format == formats.SAVED_MODEL and importlib.util.find_spec("tensorflow_serving") is None:
         raise RecipeError('warm-up requests require tensorflow-serving-api.\n  pip install "keras-committee[serving]"')
     with translate_os_errors(model_dir):

@@ -131,6 +131,7 @@ def expected_outputs(
     scores = np.concatenate([bytes_outputs["probabilities"], np.zeros((1, num_classes), np.float32)])
     outputs = {
         "serving_default": default_outputs,
+        "predict_uint8": default_outputs,
         "predict_members": {**all_member_outputs, "member_probabilities": softmax(predictions, axis=-1)},
         **{
             signature: {name: _append_row(value, invalid_outputs.get(name, 0)) for name, value in outputs.items()}
@@ -328,9 +329,10 @@ def _encode(images, signatures, formats):
 
 
 def _signature_inputs(images, contents, signatures):
-    """Return the inputs of each signature: the `images` as float32 pixels, or the encoded `contents`."""
+    """Return the inputs of each signature: the uint8 `images` as float32 or uint8 pixels, or the encoded `contents`."""
     inputs = {
         **{name: {"image": images.astype(np.float32)} for name in ("serving_default", "predict_members")},
+        "predict_uint8": {"image": images},
         **{name: {"image_bytes": np.array(contents, object)} for name in ("predict_bytes", "predict_members_bytes")},
         "classify": {"inputs": np.array([serialize_example(content) for content in contents], object)},
     }

@@ -1,7 +1,7 @@
 """Client of an exported committee behind TensorFlow Serving, over gRPC or REST.
 
 with Client("grpc://127.0.0.1:8500", model="digits") as client:
-    client.predict(images)["label"]                      # float32 (batch, height, width, 3)
+    client.predict(images)["label"]                      # uint8 or float32 (batch, height, width, 3)
     client.predict([path.read_bytes()], label="canary")  # JPEG or PNG, decoded by the server
 """
 
@@ -41,6 +41,9 @@ _HINTS = {
     "DEADLINE_EXCEEDED": "\n  Increase `timeout=SECONDS`, or send fewer images at once.",
     "RESOURCE_EXHAUSTED": "\n  Send fewer images at once, or encoded ones; `max_message_bytes` limits gRPC messages.",
 }
+
+MISSING_SIGNATURE_CODES = ("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION")  # differs between servers
+_UINT8_SIGNATURE = "predict_uint8"  # of the exports of keras_committee
 
 _STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}  # over gRPC
 
@@ -121,7 +124,7 @@ class Client:
         max_message_bytes: int = 256 * 2**20,
     ):
         self.url, self.timeout, self.connect_timeout = url, timeout, connect_timeout
-        self._is_closed = False
+        self._is_closed, self._may_have_uint8 = False, True
         scheme, address, url_model = _read_url(url)
         self.model = _resolve_model_name(url, model, url_model)
         self._transport: _Transport
@@ -149,8 +152,9 @@ class Client:
 
         Args:
             inputs: Images `(batch, height, width, channels)` for the input `image`; encoded JPEG or PNG files for
-                `image_bytes`; or arrays by input name.
-            signature: Name of the signature. None is `predict_bytes` for encoded images, else `serving_default`.
+                `image_bytes`; or arrays by input name. uint8 images have a quarter of the bytes of float32 ones.
+            signature: Name of the signature. None is `predict_bytes` for encoded images; `predict_uint8` for uint8
+                images, where the model has it; else `serving_default`, which receives images as float32.
             version: Number of the version. None is the newest available one.
             label: Label of the version, instead of `version`.
             outputs: Names of the outputs to return; all if empty.
@@ -166,10 +170,17 @@ class Client:
         """
         if version is not None and label is not None:
             raise RecipeError(f"give a version or a label, not both. Received: version={version}, label={label!r}")
-        arrays, default_signature = _prepare_inputs(inputs)
-        signature = default_signature if signature is None else signature
-        request = _Request(arrays, signature, version, label, tuple(outputs))
-        return self._call_with_retry(lambda remaining: self._transport.predict(request, remaining), timeout)
+        may_be_uint8 = self._may_have_uint8 if signature is None else signature == _UINT8_SIGNATURE
+        arrays, default_signature = _prepare_inputs(inputs, may_be_uint8)
+        request_signature = default_signature if signature is None else signature
+        request = _Request(arrays, request_signature, version, label, tuple(outputs))
+        try:
+            return self._call_with_retry(lambda remaining: self._transport.predict(request, remaining), timeout)
+        except RequestError as error:
+            if not _lacks_signature(error, request, signature):
+                raise
+        self._may_have_uint8 = False  # the model is of another program or an earlier version
+        return self.predict(inputs, version=version, label=label, outputs=outputs, timeout=timeout)
 
     def status(self, version: int | None = None, *, timeout: float | None = None) -> list[VersionStatus]:
         """Return the state of one version, or of all, newest first.
@@ -403,12 +414,19 @@ def _resolve_model_name(url: str, model: str | None, url_model: str) -> str:
     return model or url_model
 
 
-def _prepare_inputs(inputs: Any) -> tuple[dict[str, np.ndarray], str]:
-    """Return the inputs by name, and the default signature for them."""
+def _prepare_inputs(inputs: Any, may_be_uint8: bool) -> tuple[dict[str, np.ndarray], str]:
+    """Return the inputs by name, and the default signature for them.
+
+    Args:
+        inputs: As in `Client.predict`.
+        may_be_uint8: Whether uint8 images are sent as such, to a signature for them.
+    """
     if isinstance(inputs, Mapping):
         return {name: _as_array(value) for name, value in inputs.items()}, DEFAULT_SIGNATURE
     if isinstance(inputs, bytes):
         inputs = [inputs]
+    if may_be_uint8 and isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8 and inputs.ndim == 4:
+        return {"image": inputs}, _UINT8_SIGNATURE
     if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "fiu" and inputs.ndim == 4:
         return {"image": inputs.astype(np.float32)}, DEFAULT_SIGNATURE
     if not isinstance(inputs, np.ndarray) and inputs and all(isinstance(item, bytes) for item in inputs):
@@ -420,6 +438,12 @@ def _prepare_inputs(inputs: Any) -> tuple[dict[str, np.ndarray], str]:
         "inputs must be an array of images (batch, height, width, channels), a list of encoded files (bytes), or "
         f"arrays by input name. Received: {received}"
     )
+
+
+def _lacks_signature(error: RequestError, request: "_Request", signature: str | None) -> bool:
+    """Return whether a request failed because the model has no signature for uint8 images, which nobody requested."""
+    is_default = signature is None and request.signature == _UINT8_SIGNATURE
+    return is_default and error.code in MISSING_SIGNATURE_CODES and _UINT8_SIGNATURE in error.message
 
 
 def _as_array(value: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The five steps in Python: the results are those of the commands, and read back from the run folder."""
 
 import dataclasses
+import importlib
 import json
 import shutil
 import subprocess
@@ -16,9 +17,11 @@ import keras_committee as kc
 from keras_committee import cli
 from keras_committee.errors import DataError, IncompleteError, RecipeError, RunError
 from keras_committee.evaluation.predictions import load_or_compute_predictions
+from keras_committee.export import publish
 from keras_committee.files import read_record
 
 TINY = Path(__file__).parents[1] / "recipes" / "tiny.py"
+SHIPPED = Path(__file__).parents[2] / "saved_models" / "cifar10_small" / "1"
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +196,22 @@ def test_predictions_of_a_run_are_those_of_its_members(run, trained, images, tmp
     assert cells(repr(predictions[:2] and run.predict(images[:1])))[0][0] == "0"
 
 
+def test_the_best_member_alone_is_exported_to_a_folder_of_its_own(run, monkeypatch, tmp_path):
+    exported = {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        importlib.import_module("keras_committee.export.export"),
+        "export",
+        lambda *arguments, **options: exported.update(options, out=arguments[1]) or SHIPPED,
+    )
+    accuracies = {row["index"]: (row["validation_accuracy"], -row["validation_nll"]) for row in run.training}
+    assert kc.export(run, member="best").path == SHIPPED
+    assert exported["member"] == max(accuracies, key=accuracies.__getitem__)
+    assert cli.main(["export", str(run.path), "--member", "1", "--json"]) == 0
+    assert exported["member"] == 1
+    assert str(publish.default_model_dir(run.path, "onnx", 1)) == f"onnx_models/{run.path.name}_member_1"
+
+
 @pytest.mark.slow
 def test_the_export_predicts_as_the_selection_does(run, cascade, exported, images):
     model = kc.load_export(exported.path.parent)
@@ -243,6 +262,12 @@ def test_the_report_is_written_beside_the_run_and_its_figures_can_be_drawn(run, 
         (lambda run: kc.select(run, objective="speed"), "--objective must be one of 'accuracy', 'nll'"),
         (lambda run: kc.select([]), "--runs must be at least one run"),
         (lambda run: kc.export(run, precision="float16"), "--precision must be one of"),
+        (lambda run: kc.export(run, member="first"), "--member must be the index of a member, or best. Received: 'fir"),
+        (lambda run: kc.export(run, member=True), "--member must be the index of a member, or best. Received: True"),
+        (lambda run: kc.export(run, member=0, selection="a.json"), "--member cannot be combined with --selection"),
+        (lambda run: kc.export([run, "b"], member=0), "--member takes one run"),
+        (lambda run: kc.export(run, input_dtype="int8"), "--input-dtype must be one of 'float32', 'uint8'"),
+        (lambda run: kc.export(run, input_dtype="uint8"), "its signature predict_uint8 takes uint8 pixels"),
         (lambda run: kc.train(TINY, workers=0), "--workers must be 'auto' or a positive integer. Received: 0"),
         (lambda run: kc.train(TINY, epoch=3), "has no parameter 'epoch'. Did you mean 'epochs'"),
         (

@@ -159,6 +159,17 @@ def test_pixels_that_are_not_finite_are_rejected_and_others_are_clipped(networks
     )
 
 
+@pytest.mark.parametrize("head", ["geometric_mean", "majority_vote"])
+def test_one_member_alone_has_the_outputs_of_the_definition(networks, images, logits, head):
+    selection = choose(1, head=head, temperatures=[0.7])
+    committee = ServingCommittee(networks[:1], selection, SHAPE)
+    outputs = committee.predict(images)
+    assert_like(outputs, dense(logits[:, :1], selection))
+    np.testing.assert_allclose(outputs["mutual_information"], 0, atol=2e-7)
+    sums_over_members = graph_ops(build_signatures(committee)["serving_default"]) & {"Sum", "Mean"}
+    assert bool(sums_over_members) == (head == "majority_vote")
+
+
 def test_mutual_information_is_the_entropy_of_the_mean_minus_the_mean_entropy():
     probabilities = np.array([[[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], [[0.2, 0.3, 0.5], [0.2, 0.3, 0.5]]], np.float32)
     weights = np.array([0.25, 0.75], np.float32)

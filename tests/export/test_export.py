@@ -19,6 +19,9 @@ from keras_committee.export.publish import publish, staging, taken_versions
 from keras_committee.models import log_probabilities
 from keras_committee.models.views import view_models
 from keras_committee.selection import AcceptanceRule, Promise, SetRule, View
+from keras_committee.tfserving import Client
+from keras_committee.tfserving.server import grpc, rest
+from keras_committee.tfserving.server.manager import Manager, ModelConfig
 from keras_committee.tfserving.session import Session
 from keras_committee.tfserving.tf_protocol import StatusError
 
@@ -90,7 +93,7 @@ def example(content):
     return tf.train.Example(features=tf.train.Features(feature={"image/encoded": feature})).SerializeToString()
 
 
-def test_the_signatures_are_the_five_with_named_batch_first_tensors(session):
+def test_the_signatures_are_the_six_with_named_batch_first_tensors(session):
     found = {
         name: [{n: (t.dtype, t.shape) for n, t in tensors.items()} for tensors in (signature.inputs, signature.outputs)]
         for name, signature in session.signatures.items()
@@ -98,6 +101,7 @@ def test_the_signatures_are_the_five_with_named_batch_first_tensors(session):
     image = {"image": ("float32", (None, *SHAPE))}
     assert found == {
         "serving_default": [image, OUTPUTS | PROMISED],
+        "predict_uint8": [{"image": ("uint8", (None, *SHAPE))}, OUTPUTS | PROMISED],
         "predict_members": [image, {**OUTPUTS, "member_probabilities": ("float32", (None, MEMBERS, 3))}],
         "predict_bytes": [{"image_bytes": ("string", (None,))}, {**OUTPUTS, **PROMISED, "valid": ("bool", (None,))}],
         "predict_members_bytes": [
@@ -174,6 +178,28 @@ def test_predict_members_runs_all_members(session, members, images):
     assert set(outputs["members_used"]) == {MEMBERS}
 
 
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_pixels_of_eight_bits_have_the_answers_of_floats_to_the_last_bit_over_both_protocols(
+    version, session, images, scheme
+):
+    expected = session.run("", {"image": images.astype(np.float32)})
+    with Manager([ModelConfig("small", version.parent)]) as manager:
+        manager.wait_until_available()
+        start = {"grpc": grpc.start, "http": rest.start}[scheme]
+        with (
+            start(manager, ("127.0.0.1", 0)) as server,
+            Client(f"{scheme}://127.0.0.1:{server.port}", "small", timeout=20) as client,
+        ):
+            sent, send = [], client._transport.predict
+            client._transport.predict = lambda request, timeout: sent.append(request) or send(request, timeout)
+            for pixels in (images, images.astype(np.float32)):
+                outputs = client.predict(pixels)
+                assert set(outputs) == set(expected)
+                for name, value in expected.items():
+                    np.testing.assert_array_equal(outputs[name], value)
+    assert [request.inputs["image"].nbytes for request in sent] == [33 * 8 * 6 * 3, 4 * 33 * 8 * 6 * 3]
+
+
 def test_encoded_images_are_resized_as_in_training_and_others_are_marked_invalid(session, images):
     large = np.random.default_rng(4).integers(0, 256, (40, 31, 3)).astype(np.uint8)
     jpeg = tf.io.encode_jpeg(large).numpy()
@@ -234,14 +260,14 @@ def test_every_variable_is_stored_once(version):
 def test_the_manifest_describes_the_committee(version):
     manifest = json.loads((version / "committee.json").read_text())
     assert manifest["labels"] == list(CLASSES)
-    assert manifest["image"] == {"height": 8, "width": 6, "channels": 3}
+    assert manifest["image"] == {"height": 8, "width": 6, "channels": 3, "dtype": "float32"}
     assert [member["temperature"] for member in manifest["members"]] == [0.7, 1.0, 1.4]
     assert manifest["kind"] == "cascade"
     promise = manifest["promise"]
     assert [promise[name] for name in ("split", "examples", "chosen_on")] == ["validation", 40, 39]
     assert (promise["sets"]["coverage"], promise["acceptance"]["max_risk"]) == (0.9, 0.1)
     assert manifest["verified"]["largest_difference"] <= 1e-5
-    assert manifest["warmup"]["requests"] == 4 * 3 * 2  # signatures, batch sizes, fewest and most members
+    assert manifest["warmup"]["requests"] == 5 * 3 * 2  # signatures, batch sizes, fewest and most members
     assert set(manifest["versions"]) == {"keras-committee", "keras", "tensorflow"}
 
 

@@ -5,20 +5,25 @@ import json
 import zipfile
 
 import keras
+import numpy as np
 import pytest
 from committees import SHAPE, small_member
 
 from keras_committee.data import center_crop, resize
-from keras_committee.errors import ExportError, IncompleteError, RunError
+from keras_committee.errors import ExportError, IncompleteError, RecipeError, RunError
+from keras_committee.export.export import export
 from keras_committee.export.export_members import (
     all_members,
     image_shape,
     load_exportable,
     resolve_transforms,
     selected_models,
+    single_member,
 )
+from keras_committee.files import file_hash
 from keras_committee.layers import WeightedGeometricMean
 from keras_committee.run import Run
+from keras_committee.tfserving.session import Session
 
 
 @pytest.fixture
@@ -77,6 +82,36 @@ def test_an_incomplete_weighted_committee_keeps_its_proportions(trained, monkeyp
     selection, models, _ = all_members([run], min_members=3)
     assert len(models) == len(selection.members) == 3
     assert selection.weights == pytest.approx((1 / 6, 2 / 6, 3 / 6))
+
+
+def test_one_member_alone_predicts_as_its_network_does(trained, tmp_path, verified_here):
+    run, recipe = trained
+    version = export(run, tmp_path / "one", member=1)
+    manifest = json.loads((version / "committee.json").read_text())
+    assert [(member["index"], member["weights"]) for member in manifest["members"]] == [
+        (1, file_hash(run.member(1).model))
+    ]
+    images = recipe.data.load().test.images.numpy()[:20]
+    logits = load_exportable(run.member(1).model)(images.astype("float32"))
+    with Session.load(version) as session:
+        outputs = session.run("predict_uint8", {"image": images})
+        np.testing.assert_allclose(outputs["probabilities"], keras.ops.softmax(logits), atol=1e-5)
+        assert set(outputs["members_used"]) == {1}
+        assert not outputs["mutual_information"].any()
+        assert session.run("predict_members", {"image": images.astype("float32")})["member_probabilities"].shape[1] == 1
+
+
+def test_a_member_that_is_missing_or_one_of_several_runs_is_refused(trained, monkeypatch):
+    run, recipe = trained
+    with pytest.raises(RecipeError, match=r"has no member 3. Finished members: 0, 1, 2"):
+        single_member(run, 3)
+    monkeypatch.setattr(Run, "recipe", lambda run: dataclasses.replace(recipe, members=4))
+    with pytest.raises(
+        IncompleteError, match=r"member 3 of .* is not trained. Finished members: 0, 1, 2[\s\S]*To resume"
+    ):
+        single_member(run, 3)
+    with pytest.raises(RecipeError, match="from one run, without a selection"):
+        export([run, run], member=0)
 
 
 def test_selected_members_are_loaded_once_and_changed_or_missing_ones_are_rejected(trained):

@@ -143,6 +143,21 @@ def test_a_changed_weight_fails_the_verification_and_nothing_is_published(
 
 
 @pytest.mark.slow
+def test_pixels_of_eight_bits_have_the_answers_of_floats_to_the_last_bit(
+    version, views, selection, images, tmp_path, verified_here
+):
+    options = {"model_format": version_format(version), "input_dtype": "uint8"}
+    other = publish_committee(selection, views, tmp_path / "small", **options)
+    assert json.loads((other / "committee.json").read_text())["image"]["dtype"] == "uint8"
+    expected, outputs = formats.load(version)(images), formats.load(other)(images.astype(np.uint8))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(outputs[name], value)
+    committee = ConvertedCommittee(other)
+    pixels = {committee.transforms[0]: images.astype(np.uint8)}
+    np.testing.assert_array_equal(committee.predict(pixels)["probabilities"], expected["probabilities"])
+
+
+@pytest.mark.slow
 def test_predict_reads_images_for_a_converted_version_and_refuses_a_damaged_one(version, images, tmp_path):
     committee = ConvertedCommittee(version.parent)
     pixels = {committee.transforms[0]: images.astype(np.uint8)}
@@ -171,6 +186,10 @@ def test_formats_and_precisions_that_do_not_exist_are_refused(tmp_path):
         formats.check_format("onx")
     with pytest.raises(RecipeError, match=r"in ONNX computes in float32. Received: precision 'bfloat16'"):
         formats.check_format("onnx", "bfloat16")
+    with pytest.raises(RecipeError, match=r"predict_uint8 takes uint8 pixels, [\s\S]*without --input-dtype"):
+        formats.check_format("saved-model", input_dtype="uint8")
+    with pytest.raises(RecipeError, match=r"must be one of float32, uint8. Received: 'int8'"):
+        formats.check_format("onnx", input_dtype="int8")
 
 
 def test_a_model_folder_has_versions_in_one_format(tmp_path):

@@ -70,6 +70,14 @@ def test_images_give_typed_arrays(client):
     ]
 
 
+def test_pixels_of_eight_bits_are_sent_as_floats_where_the_model_has_no_signature_for_them(client):
+    for _ in range(2):  # the second request goes there at once
+        outputs = client.predict(IMAGES.astype(np.uint8), outputs=["class_id"])
+        np.testing.assert_array_equal(outputs["class_id"], expected(IMAGES).mean(1).argmax(1))
+    with pytest.raises(RequestError, match="predict_uint8"):
+        client.predict(IMAGES.astype(np.uint8), signature="predict_uint8")
+
+
 NUMBERS = np.random.default_rng(5).integers(0, 2**32, 1000, np.uint32).view(np.float32)
 
 
