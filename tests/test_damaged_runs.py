@@ -18,6 +18,7 @@ from keras_committee.files import read_record
 from keras_committee.models.loading import load_member
 from keras_committee.run import Run
 from keras_committee.selection import Selection
+from keras_committee.tracking.committee_history import CommitteeHistory
 
 MEMBERS = range(3)
 SPLITS: list[Splits] = []  # loaded once
@@ -62,6 +63,7 @@ ANSWERS = {
     "parameters.json": record_of,
     "environment.json": record_of,
     "journal.jsonl": Run.events,
+    "committee_history.jsonl": lambda run: CommitteeHistory(run.path).read(),
     "members/*/model.keras": lambda run: (data_of(run), weights_of(run)),
     "members/*/history.jsonl": histories_of,
     "members/*/validation/*.npy": epoch_predictions_of,

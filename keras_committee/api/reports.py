@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keras_committee import tracking
 from keras_committee.api.options import MovedData, check_choice, selection_path, set_options
 from keras_committee.api.results import WIDTH, Result, SelectedCommittee, choose, draw
 from keras_committee.api.run import Runs, run_paths
@@ -109,6 +110,7 @@ def report(
             allow_duplicate_weights=allow_duplicate_weights,
             model_card=model_card,
         )
+    tracking.send(paths)
     document = {
         "report": str(written.page),
         **({"model_card": str(folder / MODEL_CARD_FILE)} if model_card else {}),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_committee import tables
+from keras_committee import tables, tracking
 from keras_committee.api.options import (
     MovedData,
     between,
@@ -134,6 +134,7 @@ class Run:
                 measure_latency=measure_latency,
                 label_errors=label_errors,
             )
+        tracking.send([self.path])
         return Evaluation(document, self.path / "evaluation.json")
 
     @displayed
@@ -200,6 +201,7 @@ class Run:
                     [folder, *others], goal, file, chosen, min_members=allow_incomplete
                 )
             document = evaluation.calibrate(folder, recipe, min_members=allow_incomplete, promise=promise)
+        tracking.send([self.path])
         subject = f"the {chosen.kind} of {pluralize(len(chosen.members), 'member')} in {file}" if chosen else ""
         return Calibration(document, self.path / "calibration.json", subject)
 

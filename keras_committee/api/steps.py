@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from keras_committee import tracking
 from keras_committee.api.options import (
     MovedData,
     between,
@@ -137,6 +138,7 @@ def select(
             selection.report["cascade"]["latency"] |= _measure_cascade(pool, selection, compute_precision)
         selection.write(file)
         opened[0].append_event("selected", kind=selection.kind, members=len(selection.members), file=str(file))
+    tracking.send([opened[0].path])
     document = {"file": str(file), "kind": selection.kind, **dataclasses.asdict(selection)}
     return SelectedCommittee(document, file)
 
@@ -217,6 +219,7 @@ def export(
         precision=precision,
         max_accuracy_drop=max_accuracy_drop,
     )
+    tracking.send(run.path for run in opened)
     return Export({"version": str(version), **read_record(version / MANIFEST_FILE)}, version)
 
 

@@ -1,5 +1,6 @@
 """Training of the members of a recipe."""
 
+import contextlib
 import importlib.util
 import logging
 import shlex
@@ -8,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from keras_committee import tracking
 from keras_committee.api.options import between, check_choice, check_conflicts, option, require
 from keras_committee.api.run import Run
 from keras_committee.choices import STRATEGIES
@@ -20,6 +22,7 @@ from keras_committee.run import Run as RunFolder
 from keras_committee.run import default_run_path, open_run
 from keras_committee.step_display import displayed
 from keras_committee.tables import print_text
+from keras_committee.tracking.committee_history import CommitteeHistory
 
 RecipeSource = str | Path | RecipeFile | Callable[..., Recipe]
 Parameters = Mapping[str, Any] | Sequence[str]
@@ -44,6 +47,7 @@ def train(
     restart: bool = False,
     profile: tuple[int, int] | None = None,
     stacked: bool = False,
+    track: str | None = None,
     command: str | None = None,
     **recipe_parameters: Any,
 ) -> Run:
@@ -73,6 +77,9 @@ def train(
         restart: Delete the checkpoints of unfinished members and train them again.
         profile: First and last step to profile of each member, for TensorBoard.
         stacked: Train all members as one JAX program on a GPU. Keras must not have been imported before.
+        track: Log the run to a tracker: `"mlflow"` or `"mlflow:URI"`, `"wandb"`, `"wandb:PROJECT"` or
+            `"wandb:ENTITY/PROJECT"`. The run folder records it, so that later steps on the run log to it, too, until
+            `"none"` is passed. If the tracker fails, training continues, and what is missing is sent later.
         command: Command that resumes the run, for messages; None is the command line of these arguments.
         **recipe_parameters: Recipe parameters that differ from their defaults.
 
@@ -90,6 +97,8 @@ def train(
     Example:
         >>> run = train("recipes/digits_wrn.py", epochs=3, members=2)
     """
+    if track is not None:
+        tracking.Tracking.parse(track)  # raises
     recipe_file, values = resolve_recipe(recipe, parameters, recipe_parameters)
     check_choice("strategy", strategy, STRATEGIES)
     require(
@@ -110,7 +119,7 @@ def train(
             }
         )
     path = run.path if isinstance(run, Run) else expand_home(run or default_run_path(recipe_file, smoke=smoke))
-    command = command or _command(recipe_file, path, values, smoke)
+    command = command or _command(recipe_file, path, values, smoke, track)
     if strategy == "multiworker":
         from keras_committee import training
 
@@ -127,8 +136,12 @@ def train(
         shared=member_indices is not None,
         check=None if stacked else partial(_check_teacher, restart=restart),
     )
-    with opened as (folder, built):
+    with opened as (folder, built), contextlib.ExitStack() as stack:
         _warn_about_changed_versions(folder)
+        if restart:
+            CommitteeHistory(folder.path).clear()
+        tracking.record(folder.path, track)
+        stack.enter_context(tracking.sending(folder.path))
         if stacked:
             _train_stacked(folder, built, member_indices, checkpoint_every, restart)
         else:
@@ -195,11 +208,12 @@ def _recipe_file(recipe: RecipeSource) -> RecipeFile:
     return RecipeFile.from_function(recipe)
 
 
-def _command(recipe_file: RecipeFile, path: Path, parameters: Mapping[str, Any], smoke: bool) -> str:
+def _command(recipe_file: RecipeFile, path: Path, parameters: Mapping[str, Any], smoke: bool, track: str | None) -> str:
     """Return the command line that resumes the run; that of a function trains the recipe that the run recorded."""
     source = recipe_file.path if recipe_file.path.exists() else path / "recipe.py"
     changed = {name: value for name, value in parameters.items() if value != recipe_file.defaults[name]}
-    words = ["keras-committee", "train", str(source), "--run", str(path), *(["--smoke"] if smoke else [])]
+    options = [*(["--smoke"] if smoke else []), *(["--track", track] if track else [])]
+    words = ["keras-committee", "train", str(source), "--run", str(path), *options]
     return shlex.join([*words, *(word for name, value in changed.items() for word in ("--set", f"{name}={value}"))])
 
 

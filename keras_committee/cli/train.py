@@ -69,6 +69,12 @@ from keras_committee.tables import print_blocks, print_text, training_table
     is_flag=True,
     help="Train all members as one JAX program on a GPU. For members of one architecture and images in memory.",
 )
+@click.option(
+    "--track",
+    metavar="TRACKER",
+    help="Log the run, and what later commands do with it: mlflow[:URI], wandb[:PROJECT] or wandb:ENTITY/PROJECT; none "
+    "ends it.",
+)
 @click.option("--smoke", is_flag=True, help="Test the recipe: train two members for a few batches.")
 @json_option
 @standard_options
@@ -89,6 +95,7 @@ def train(
     restart: bool,
     profile_steps: str | None,
     stacked: bool,
+    track: str | None,
     smoke: bool,
     as_json: bool,
 ) -> None:
@@ -117,6 +124,7 @@ def train(
             restart=restart,
             profile=profile,
             stacked=stacked,
+            track=track,
             command=settings["command"],
         )
     if strategy == "multiworker" and not _is_chief():

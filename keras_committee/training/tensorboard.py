@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,6 +24,7 @@ from keras_committee.models.loading import save_member
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 from keras_committee.summaries import hparams_summary, image_summary, network_graph
+from keras_committee.tracking.committee_history import CommitteeHistory
 from keras_committee.training.failsafe import Failsafe
 
 _HPARAMS_SUFFIX = ".hparams"
@@ -134,7 +136,7 @@ class MemberLog:
 
 
 class CommitteeTensorBoard:
-    """TensorBoard logs of the committee, one TensorBoard run for each committee size.
+    """TensorBoard logs of the committee, one TensorBoard run for each committee size, and its `CommitteeHistory`.
 
     `committee_of_3` at epoch 7 is the committee of the first three members that finished epoch 7, on the validation
     split. The run of the full committee also has the recipe parameters, for the HParams table, and five times in a
@@ -149,31 +151,52 @@ class CommitteeTensorBoard:
     def __init__(self, run: Run, recipe: Recipe, splits: Splits):
         self._run, self._recipe = run, recipe
         self._labels, self._classes = splits.validation.labels, splits.classes
-        self._head = recipe.head or GeometricMean()
+        self._head, self._history = recipe.head or GeometricMean(), CommitteeHistory(run.path)
         self._writers: dict[int, SummaryWriter] = {}
         self._start_time, self._num_plots_written = time.monotonic(), 0
 
     def on_train_begin(self) -> None:
-        """Write the recipe parameters in place of those of an earlier start. Raises ResourceError."""
+        """Write the recipe parameters in place of those of an earlier start, and scores that a kill left out.
+
+        Raises ResourceError.
+        """
         for folder in (self._run.path / "tensorboard").glob("committee_of_*"):
             SummaryWriter(folder, _HPARAMS_SUFFIX).delete()
         writer = SummaryWriter(self._log_dir(self._recipe.members), _HPARAMS_SUFFIX)
         writer.write(0, summaries=[hparams_summary(self._run.parameters(), self._run.path.resolve().name)])
 
+        known = {(row["epoch"], row["members"]) for row in self._history.read_sound()}
+        epochs = range(1, self._recipe.epochs + 1)
+        missing = [epoch for epoch in epochs if (epoch, len(self._finished(epoch))) not in known]
+        if rows := [self._combine(epoch)[0] for epoch in missing if self._finished(epoch)]:
+            self._history.add(rows)
+
     def on_epoch_end(self, epoch: int) -> None:
         """Log the committee of the members that finished `epoch`. Raises ResourceError."""
-        paths = [self._run.member(index).epoch_predictions(epoch) for index in range(self._recipe.members)]
-        members = [index for index, path in enumerate(paths) if path.exists()]
-        if not members:  # the predictions could not be written
+        if not self._finished(epoch):  # the predictions could not be written
             return
-        predictions = np.stack([self._run.member(index).read_epoch_predictions(epoch) for index in members], axis=1)
-        probabilities = aggregation.combine(subset_head(self._head, members), predictions)
-        writer = self._writers.setdefault(len(members), SummaryWriter(self._log_dir(len(members))))
-        scores = metrics.classification_metrics(probabilities, self._labels)
-        writer.write(epoch, {f"validation_{name}": value for name, value in scores.items()})
-        if len(members) == self._recipe.members and self._plots_due(epoch):
+        row, predictions, probabilities = self._combine(epoch)
+        self._history.add([row])
+        size, scores = row["members"], {name: row[name] for name in row if name.startswith("validation_")}
+        writer = self._writers.setdefault(size, SummaryWriter(self._log_dir(size)))
+        writer.write(epoch, scores)
+        if size == self._recipe.members and self._plots_due(epoch):
             plots = [image_summary(plot.name, plot.png(100)) for plot in self._make_plots(predictions, probabilities)]
             writer.write(epoch, summaries=plots)
+
+    def _finished(self, epoch: int) -> list[int]:
+        """Return the members whose predictions after an epoch are there."""
+        members = range(self._recipe.members)
+        return [index for index in members if self._run.member(index).epoch_predictions(epoch).exists()]
+
+    def _combine(self, epoch: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+        """Return the row of the history for the committee after an epoch, and the predictions as `_make_plots`."""
+        members = self._finished(epoch)
+        predictions = np.stack([self._run.member(index).read_epoch_predictions(epoch) for index in members], axis=1)
+        probabilities = aggregation.combine(subset_head(self._head, members), predictions)
+        scores = metrics.classification_metrics(probabilities, self._labels)
+        row = {"epoch": epoch, "members": len(members)}
+        return row | {f"validation_{name}": value for name, value in scores.items()}, predictions, probabilities
 
     def _log_dir(self, size: int) -> Path:
         return self._run.path / "tensorboard" / f"committee_of_{size}"
