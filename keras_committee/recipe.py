@@ -63,6 +63,11 @@ class Recipe:
         members: Integer >= 1. Number of members.
         optimizer: Function of the number of training steps of one member; returns a new Keras optimizer.
         epochs: Integer >= 1. Passes over the training examples.
+        snapshots: Integer >= 1. Members come in chains of this length, members 0 to `snapshots - 1` and so on; the last
+            chain may be shorter. The first member of a chain starts as usual, each further one from the saved weights
+            of the one before it, with a new optimizer and the schedule of the learning rate from its start: with a
+            cosine, the snapshots of Huang et al. 2017, arXiv:1704.00109. Each trains `epochs` epochs. 1 trains all
+            members independently.
         loss: Keras loss of labels `(batch,)` and logits `(batch, classes)`.
         head: Keras layer that combines the members' predictions, `(batch, members, classes)` to probabilities
             `(batch, classes)`. None is the geometric mean.
@@ -75,15 +80,20 @@ class Recipe:
             multiplies matrices in it (a CPU with AMX, GPUs of compute capability 8 or more), else `"float32"`; a run
             continues in the precision in which it began.
         ema_momentum: Float in (0, 1), such as 0.9999, or None. Members are validated and saved with exponential moving
-            averages of their weights; see `training.ema`.
+            averages of their weights; see `training.averaging`. None with `swa_epoch_start`.
+        swa_epoch_start: Members are validated and saved with the mean of their weights at the ends of several epochs,
+            stochastic weight averaging: an integer is the first of these epochs, counted from 1, and a float in (0, 1)
+            the fraction of the epochs after which they begin. Their batch statistics are computed anew under the mean
+            weights, on the first batches of the member's training, about 10,000 images or one epoch: a function of the
+            seed alone. Source: Izmailov et al. 2018, arXiv:1803.05407. None saves the weights themselves.
         global_clipnorm: Float > 0 or None. Largest global norm of the gradient of a step.
         label_smoothing: Float in [0, 1). Share of each target that is spread evenly over all classes.
         batch_augment: `data.mixup(...)`, `data.cutmix(...)` or None. Mixes the images and targets of a batch.
         gradient_accumulation_steps: Integer >= 1. Number of equal parts in which a batch is computed, to save memory.
-        restore_best: `"accuracy"`, `"nll"` or None. Saves the weights of the epoch with the best validation score; None
-            saves those of the last epoch.
+        restore_best: `"accuracy"`, `"nll"` or None. Saves the weights of the epoch with the best validation score; with
+            `swa_epoch_start`, the best of the means so far. None saves those of the last epoch.
         patience: Integer >= 1 or None. Number of epochs without a better `restore_best` score after which a member
-            stops.
+            stops; with `swa_epoch_start`, of those with a mean.
         initial_weights: Path of a `.keras` file, path of a run folder (each member takes the weights of the member of
             the same index), or a function of the index that returns such a path. Layers of other shapes keep their
             random initial weights. None initializes all layers randomly.
@@ -117,11 +127,13 @@ class Recipe:
     optimizer: Callable[[int], Any]
     epochs: int
     loss: Callable[[Any, Any], Any]
+    snapshots: int = 1
     head: Callable[[Any], Any] | None = None
     seed: int = 0
     survival: Callable[[int], float] | None = None
     precision: str = "auto"
     ema_momentum: float | None = None
+    swa_epoch_start: int | float | None = None
     global_clipnorm: float | None = None
     label_smoothing: float = 0.0
     batch_augment: Any = None
@@ -150,12 +162,37 @@ class Recipe:
         self._require("patience", self.patience is None or self.restore_best is not None, "None without `restore_best`")
         self._require("members", self.resample != "kfold" or self.members > 1, 'at least 2 with `resample="kfold"`')
         self._require(
+            "resample",
+            self.resample is None or self.snapshots == 1,
+            "None with `snapshots`: a member would start from weights that were trained on what it leaves out",
+        )
+        self._require(
             "loss",
             self.class_weight is None or hasattr(self.loss, "get_config"),
             "a Keras loss with `class_weight`, which calls it with `sample_weight`",
         )
+        first = self._first_averaged_epoch
+        self._require("swa_epoch_start", first <= self.epochs, f"at most the {self.epochs} epochs")
+        self._require(
+            "swa_epoch_start",
+            self.swa_epoch_start is None or self.ema_momentum is None,
+            "None with `ema_momentum`: a member is saved with one kind of averages",
+        )
         if isinstance(self.teacher, str):
             object.__setattr__(self, "teacher", Teacher(self.teacher))
+
+    def predecessor(self, index: int) -> int | None:
+        """Return the member from whose weights member `index` starts; None for the first one of a chain."""
+        return index - 1 if index % self.snapshots else None
+
+    @property
+    def _first_averaged_epoch(self) -> int:
+        start = self.swa_epoch_start
+        return math.floor(start * self.epochs + 1e-9) + 1 if isinstance(start, float) else start or 1
+
+    def averaged_epochs(self, epoch: int) -> int:
+        """Return over how many epochs `swa_epoch_start` averages the weights at the end of `epoch`, counted from 1."""
+        return 0 if self.swa_epoch_start is None else max(0, epoch - self._first_averaged_epoch + 1)
 
     def for_smoke_run(self) -> Self:
         """Return a reduced copy that checks whether the recipe runs: two members, one epoch, four batches per split.
@@ -163,7 +200,10 @@ class Recipe:
         With `trainable_layers` it has two epochs, which train the layers of the first and of the last epoch.
         """
         data = dataclasses.replace(self.data, limit=_SMOKE_BATCHES * self.data.batch_size)
-        small = dataclasses.replace(self, data=data, members=smoke_members(self.members), epochs=1)
+        swa_epoch_start = None if self.swa_epoch_start is None else 1
+        small = dataclasses.replace(
+            self, data=data, members=smoke_members(self.members), epochs=1, swa_epoch_start=swa_epoch_start
+        )
         if (trainable_layers := self.trainable_layers) is None:
             return small
         return dataclasses.replace(
@@ -209,6 +249,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data": (lambda value: callable(getattr(value, "load", None)), "a data set such as `data.digits(64)`"),
     "member": (_is_function, "a function of the member's index that builds a new model"),
     "members": (lambda value: _is_count(value, 1), "an integer of 1 or more"),
+    "snapshots": (lambda value: _is_count(value, 1), "an integer of 1 or more"),
     "optimizer": (_is_function, "a function of the steps that builds a new optimizer"),
     "epochs": (lambda value: _is_count(value, 1), "an integer of 1 or more"),
     "loss": (callable, "a Keras loss such as `SparseCategoricalCrossentropy(from_logits=True)`"),
@@ -217,6 +258,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "survival": _optional(callable, "a function of the epoch"),
     "precision": (lambda value: value in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
     "ema_momentum": _optional(lambda value: _is_between(value, 0, 1), "a number between 0 and 1"),
+    "swa_epoch_start": _optional(
+        lambda value: _is_count(value, 1) or (isinstance(value, float) and 0 < value < 1),
+        "the number of an epoch, counted from 1, or a fraction of the epochs",
+    ),
     "global_clipnorm": _optional(lambda value: _is_between(value, 0, math.inf), "a number above 0"),
     "label_smoothing": (lambda value: value == 0 or _is_between(value, 0, 1), "a number of 0 or more and below 1"),
     "batch_augment": _optional(

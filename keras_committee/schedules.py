@@ -360,6 +360,19 @@ class Lookahead:
         return ops.where(step % self.period == 0, share, 1.0)
 
 
+def ema_decay(momentum: float, step):
+    """Return the decay of exponential moving averages of weights, `min(momentum, (1 + step) / (10 + step))`, float32.
+
+    It is small at first, so that the initial weights soon have no influence.
+
+    Args:
+        momentum: Float in (0, 1), such as 0.9999.
+        step: Number of the step, an integer tensor, counted from 1.
+    """
+    step = ops.cast(step, "float32")
+    return ops.minimum(momentum, (1.0 + step) / (10.0 + step))
+
+
 def multiply_learning_rates(
     optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable], multipliers: Mapping[str, float]
 ) -> None:

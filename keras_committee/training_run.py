@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import keras
 
 from keras_committee.data import Splits, validation
 from keras_committee.data.resampling import Resampling, class_weights
-from keras_committee.errors import RecipeError, pluralize
+from keras_committee.errors import RecipeError, RunError, pluralize
 from keras_committee.member_dir import DataInfo
 from keras_committee.models.outputs import classify_outputs, noise_images
 from keras_committee.recipe import Recipe
@@ -37,6 +37,49 @@ def finished_and_missing(run: Run, recipe: Recipe, members: Sequence[int] | None
         )
     finished = set(run.finished_members()) & set(requested)
     return sorted(finished), [index for index in requested if index not in finished]
+
+
+def check_chains(run: Run, recipe: Recipe, missing: Sequence[int], *, restart: bool = False) -> None:
+    """Check that the members to train have the members they start from, and that none has started from them already.
+
+    Args:
+        run: The run folder.
+        recipe: Its recipe, with its chains of `snapshots`.
+        missing: Indices of the members to train.
+        restart: Whether the state of these members is discarded first.
+
+    Raises:
+        RecipeError: If a member starts from one that is neither finished nor trained now.
+        RunError: If a member would be trained again from whose weights another one started.
+    """
+    finished = run.finished_members()
+    for index in missing:
+        predecessor, successor = recipe.predecessor(index), index + 1
+        if predecessor is not None and predecessor not in (*finished, *missing):
+            raise RecipeError(
+                f"member {index} starts from the weights of member {predecessor}, which is not trained.\n"
+                f"  Train whole chains: add {predecessor} to --members."
+            )
+        if successor == recipe.members or recipe.predecessor(successor) != index:
+            continue
+        is_begun = run.member(successor).state.exists() and not (restart and successor in missing)
+        if successor in finished or is_begun:
+            raise RunError(
+                f"member {index} is not trained in {run.path}, but member {successor}, which started from its weights, "
+                f"is {'finished' if successor in finished else 'begun'}. No member was changed.\n"
+                f"  Restore {run.member(index).model}; or delete {run.member(successor).path}, and the members behind "
+                "it in its chain, to train them again."
+            )
+
+
+def startable_members(recipe: Recipe, finished: Collection[int], pending: Sequence[int]) -> list[int]:
+    """Return the pending members that can be trained now: with `snapshots`, each follows the one it starts from."""
+    return [index for index in pending if recipe.predecessor(index) in (None, *finished)]
+
+
+def num_parallel(recipe: Recipe, members: Sequence[int]) -> int:
+    """Return how many of the members can be trained at once: one of each chain of `snapshots`."""
+    return len({index // recipe.snapshots for index in members})
 
 
 def load_training_data(recipe: Recipe) -> Splits:

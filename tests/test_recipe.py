@@ -59,6 +59,9 @@ def fields(**changed):
             1.0,
             r"Recipe\(ema_momentum=\.\.\.\) must be a number between 0 and 1, or None\. Received: 1\.0",
         ),
+        ("swa_epoch_start", 0, r"must be the number of an epoch, counted from 1, or a fraction of the epochs, or None"),
+        ("swa_epoch_start", 1.0, r"Recipe\(swa_epoch_start=\.\.\.\) must be the number of an epoch.* Received: 1\.0"),
+        ("swa_epoch_start", 6, r"Recipe\(swa_epoch_start=\.\.\.\) must be at most the 5 epochs\. Received: 6"),
         ("global_clipnorm", 0, r"Recipe\(global_clipnorm=\.\.\.\) must be a number above 0, or None\. Received: 0"),
         ("label_smoothing", 1.0, r"Recipe\(label_smoothing=\.\.\.\) must be .* below 1\. Received: 1\.0"),
         ("label_smoothing", -0.2, r"Recipe\(label_smoothing=\.\.\.\) must be a number of 0 or more"),
@@ -122,6 +125,21 @@ def test_valid_training_options_are_accepted():
     }
     recipe = Recipe(**fields(**options))
     assert {name: getattr(recipe, name) for name in options} == options
+
+
+@pytest.mark.parametrize(
+    ("start", "epochs", "averaged"),
+    [(None, 3, [0, 0, 0]), (2, 4, [0, 1, 2, 3]), (5, 5, [0, 0, 0, 0, 1]), (0.75, 4, [0, 0, 0, 1]), (0.7, 10, [0] * 7)],
+)
+def test_epochs_are_averaged_from_a_number_on_or_after_a_fraction(start, epochs, averaged):
+    recipe = Recipe(**fields(epochs=epochs, swa_epoch_start=start))
+    assert [recipe.averaged_epochs(epoch) for epoch in range(1, len(averaged) + 1)] == averaged
+    assert recipe.for_smoke_run().averaged_epochs(1) == (start is not None)
+
+
+def test_a_member_has_one_kind_of_averages():
+    with pytest.raises(RecipeError, match=r"Recipe\(swa_epoch_start=\.\.\.\) must be None with `ema_momentum`: .*: 3"):
+        Recipe(**fields(swa_epoch_start=3, ema_momentum=0.9))
 
 
 def test_one_member_has_no_folds():

@@ -118,7 +118,7 @@ def _memory_bytes(recipe: Recipe, model) -> dict[str, int]:
         model,
         recipe.data.batch_size,
         optimizer=optimizer,
-        use_ema=recipe.ema_momentum is not None,
+        use_ema=recipe.ema_momentum is not None or recipe.swa_epoch_start is not None,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
     )
     return {**dataclasses.asdict(training), "training": training.total, "inference": flops.inference_memory(model)}

@@ -60,6 +60,8 @@ def _accuracy_interval(run: Run, index: int, row: Mapping[str, Any]) -> dict[str
 def kept_epoch(rows: Sequence[dict[str, Any]], restore_best: str | None) -> dict[str, Any]:
     """Return the row of the epoch whose weights a member has: the first best one, the last without `restore_best`.
 
+    With `Recipe(swa_epoch_start=...)` it is one of the epochs with averaged weights.
+
     Args:
         rows: The history of the member, not empty.
         restore_best: As in `Recipe`.
@@ -67,7 +69,8 @@ def kept_epoch(rows: Sequence[dict[str, Any]], restore_best: str | None) -> dict
     if restore_best is None:
         return rows[-1]
     sign = 1 if restore_best == "accuracy" else -1
-    return max(rows, key=lambda row: sign * row[f"validation_{restore_best}"])
+    candidates = [row for row in rows if "averaged_epochs" in row] or rows
+    return max(candidates, key=lambda row: sign * row[f"validation_{restore_best}"])
 
 
 def kept_epochs(run: Run, recipe: Recipe) -> dict[int, dict[str, int]]:

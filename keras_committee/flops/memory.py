@@ -70,7 +70,7 @@ def training_memory(
         model: As for `count`.
         batch_size: Examples per step on this device.
         optimizer: Built Keras optimizer; None counts no slots.
-        use_ema: Whether weight averages are kept (`Recipe(ema_momentum=...)`).
+        use_ema: Whether weight averages are kept (`Recipe(ema_momentum=...)` or `swa_epoch_start`).
         gradient_accumulation_steps: As in `Recipe`.
 
     Raises:

@@ -21,7 +21,7 @@ from keras_committee.layers.heads import log_softmax
 from keras_committee.layers.normalization import moving_statistics
 from keras_committee.models.blocks import block_kernels
 from keras_committee.models.label_smoothing import smooth_labels, weigh_examples
-from keras_committee.schedules import Lookahead
+from keras_committee.schedules import Lookahead, ema_decay
 from keras_committee.stacked.convolution import use_packed_convolutions
 
 MODES = ("vmap", "packed", "sequential")
@@ -307,8 +307,7 @@ class StackedProgram:
     def _update_averages(self, averages, weights, variables, iterations):
         if not averages:
             return []
-        step = iterations.astype("float32")
-        decay = jnp.minimum(jnp.float32(self._ema_momentum or 0.0), (1.0 + step) / (10.0 + step))
+        decay = ema_decay(self._ema_momentum or 0.0, iterations)
         values = self._averaged_arrays(weights, variables)
         return [average - (average - value) * (1.0 - decay) for average, value in zip(averages, values, strict=True)]
 

@@ -314,6 +314,8 @@ def _check_supported(recipe: Recipe) -> None:
     unsupported = {
         "batch_augment": recipe.batch_augment is not None,
         "gradient_accumulation_steps": recipe.gradient_accumulation_steps != 1,
+        "snapshots": recipe.snapshots != 1,
+        "swa_epoch_start": recipe.swa_epoch_start is not None,
         "restore_best": recipe.restore_best is not None,
         "initial_weights": recipe.initial_weights is not None,
         "trainable_layers": recipe.trainable_layers is not None,

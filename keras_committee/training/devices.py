@@ -97,20 +97,26 @@ def host_shard(stream: Callable[..., tf.data.Dataset], context: tf.distribute.In
     return shard.prefetch(2).with_options(options)
 
 
-def choose_num_workers(workers: int | Literal["auto"], members: int) -> tuple[int, str]:
+def choose_num_workers(workers: int | Literal["auto"], members: int, parallel: int | None = None) -> tuple[int, str]:
     """Return how many members to train at once, and a sentence with the reason; empty unless `"auto"`.
 
     One member per GPU, or per core without GPUs, as long as each has 2 GiB of free memory: independent members
     need not wait for each other, and two small networks on a core each trained 1.4 times as many images as one on both
     (`benchmarks/training.py`).
 
+    Args:
+        workers: Largest number of members at once, or `"auto"`.
+        members: Number of members to train.
+        parallel: How many of them can be trained at once, see `training_run.num_parallel`; None is all.
+
     Raises:
         RecipeError: If `workers` is neither `"auto"` nor 1 or more.
     """
+    parallel = members if parallel is None else parallel
     if workers == "auto":
         gpus, cores, memory = len(tf.config.list_physical_devices("GPU")), usable_core_count(), free_memory()
         max_workers_by_memory = max(1, memory // BYTES_PER_WORKER)
-        num_workers = min(members, gpus) if gpus else min(members, cores, max_workers_by_memory)
+        num_workers = min(parallel, gpus) if gpus else min(parallel, cores, max_workers_by_memory)
         resources = (
             pluralize(gpus, "GPU")
             if gpus
@@ -122,7 +128,7 @@ def choose_num_workers(workers: int | Literal["auto"], members: int) -> tuple[in
         )
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise RecipeError(f"workers must be 'auto' or an integer of 1 or more. Received: {workers!r}")
-    return min(workers, members), ""
+    return min(workers, parallel), ""
 
 
 def enable_determinism() -> None:

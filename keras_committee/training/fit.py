@@ -27,10 +27,13 @@ from keras_committee.training.supervisor import LocalBackend, Supervisor
 from keras_committee.training.temp_dir import own_temp_dir
 from keras_committee.training.trainer import train_member
 from keras_committee.training_run import (
+    check_chains,
     finished_and_missing,
     load_training_data,
+    num_parallel,
     progress,
     record_start,
+    startable_members,
     translate_stop,
 )
 
@@ -120,6 +123,7 @@ def connect(address: str | None, resources_per_member: str | None = None) -> "It
 def _missing_members(run: Run, recipe: Recipe, members: Sequence[int] | None, restart: bool) -> list[int]:
     """Return the indices of the members to train, after removing the state and leases that are no longer needed."""
     finished, missing = finished_and_missing(run, recipe, members)
+    check_chains(run, recipe, missing, restart=restart)
     _discard_stack(run, missing, restart)
     # State that a kill left between the final model and its removal, and state to discard.
     for index in [*finished, *(missing if restart else [])]:
@@ -157,9 +161,9 @@ def _train_missing(
 ) -> None:
     is_automatic = workers == "auto" and not ray_cluster
     if workers == "auto" and ray_cluster:
-        num_workers, reason = len(missing), ""
+        num_workers, reason = num_parallel(recipe, missing), ""
     else:
-        num_workers, reason = choose_num_workers(workers, len(missing))
+        num_workers, reason = choose_num_workers(workers, len(missing), num_parallel(recipe, missing))
     in_process = num_workers == 1 and not ray_cluster and not is_automatic
     tf_strategy = make_strategy(strategy, recipe.data.batch_size) if in_process else None
     host_group.on_strategy_created(tf_strategy)
@@ -181,15 +185,15 @@ def _train_missing(
         for line in filter(None, (precision_line, reason, _few_images_note(recipe, splits))):
             monitor.note(line)
         if ray_cluster:
-            failures = ray_cluster.train(run, missing, num_workers, strategy, monitor, shutdown, options)
+            failures = ray_cluster.train(run, recipe, missing, num_workers, strategy, monitor, shutdown, options)
         elif tf_strategy is None:
             backend = LocalBackend(run, num_workers, strategy, options)
-            failures = Supervisor(run, missing, backend, monitor, shutdown, options).train()
+            failures = Supervisor(run, recipe, missing, backend, monitor, shutdown, options).train()
         else:
             failures = _train_in_process(
                 run, recipe, missing, splits, tf_strategy, monitor, shutdown, options, host_group
             )
-    _raise_failures(run, recipe, failures)
+    _raise_failures(run, recipe, missing, failures)
     run.append_event("training_finished")
 
 
@@ -213,7 +217,9 @@ def _train_in_process(
 ) -> dict[int, CommitteeError]:
     """Train one member after another in this process, and return the errors of those that diverged."""
     failures: dict[int, CommitteeError] = {}
-    for index in missing:
+    pending = list(missing)
+    while startable := startable_members(recipe, run.finished_members(), pending):
+        pending.remove(index := startable[0])
         host_group.begin_member(index, shutdown)
         monitor.on_member_begin(index)
         run.append_event(
@@ -237,15 +243,20 @@ def _train_in_process(
     return failures
 
 
-def _raise_failures(run: Run, recipe: Recipe, failures: dict[int, CommitteeError]) -> None:
+def _raise_failures(run: Run, recipe: Recipe, missing: list[int], failures: dict[int, CommitteeError]) -> None:
     if not failures:
         return
+    finished = run.finished_members()
+    not_started = [index for index in missing if index not in (*finished, *failures)]
+    chains = ""
+    if not_started:
+        chains = f"\n  not trained, as they start from the weights of these: member {', '.join(map(str, not_started))}"
     run.append_event("training_failed", members=sorted(failures))
-    if not run.finished_members() and all(isinstance(error, DivergedError) for error in failures.values()):
-        raise DivergedError("\n".join(str(error) for error in failures.values()))
+    if not finished and all(isinstance(error, DivergedError) for error in failures.values()):
+        raise DivergedError("\n".join(str(error) for error in failures.values()) + chains)
     listing = "\n  ".join(f"member {index}: {str(error).splitlines()[0]}" for index, error in sorted(failures.items()))
     raise IncompleteError(
-        f"{progress(run, recipe)} finished in {run.path}; failed:\n  {listing}\n"
+        f"{progress(run, recipe)} finished in {run.path}; failed:\n  {listing}{chains}\n"
         "To retry the failed members from their last checkpoints, run the same command again."
     )
 

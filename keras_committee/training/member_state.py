@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_committee.checkpoints import Checkpoint, with_saved_dtype
 from keras_committee.errors import RunError
-from keras_committee.training.ema import SlowWeights, WeightEMA
+from keras_committee.training.averaging import SlowWeights, StochasticWeightAverage, WeightAverages, WeightEMA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,8 @@ class MemberState:
     Args:
         model: The member, built.
         optimizer: Its optimizer, built.
-        ema: The moving averages, or None.
+        ema: The exponential moving averages, or None.
+        swa: The average over the last epochs, or None; never with `ema`.
         slow_weights: The slow weights of Lookahead, or None.
         step: Number of trained steps.
         history: One row per finished epoch.
@@ -48,6 +49,7 @@ class MemberState:
     model: keras.Model
     optimizer: Any
     ema: WeightEMA | None = None
+    swa: StochasticWeightAverage | None = None
     slow_weights: SlowWeights | None = None
     step: int = 0
     history: list[dict] = dataclasses.field(default_factory=list)
@@ -59,6 +61,11 @@ class MemberState:
     best: BestEpoch | None = None
     rollbacks: int = 0
     stopped_early: bool = False
+
+    @property
+    def averages(self) -> WeightAverages | None:
+        """The averages that the member is saved with, or None."""
+        return self.ema or self.swa
 
     def begin_epoch(self, block_run_counts: np.ndarray) -> None:
         """Clear the values of the epoch before."""
@@ -120,12 +127,11 @@ class MemberState:
         return all(np.isfinite(keras.ops.convert_to_numpy(weight)).all() for weight in self.model.trainable_variables)
 
     def _variables(self) -> dict[str, list]:
-        ema_variables = self.ema.variables if self.ema else []
         slow_variables = self.slow_weights.variables if self.slow_weights else []
         return {
             "model": self.model.variables,
             "optimizer": self.optimizer.variables,
-            "averages": ema_variables,
+            "averages": self.averages.variables if self.averages else [],
             "slow": slow_variables,
         }
 

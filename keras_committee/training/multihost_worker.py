@@ -111,10 +111,24 @@ def _train_all(
 ) -> None:
     splits, reporter = load_splits(recipe), StderrReporter()
     while (index := host_group.next_member(shutdown)) is not None:
+        if (predecessor := recipe.predecessor(index)) is not None:
+            _wait_for_model(run, predecessor)
         try:
             train_member(recipe, index, splits, run.member(index), tf_strategy, reporter, shutdown, options, host_group)
         except DivergedError as error:  # the chief reports it at the end, and continues with the next member
             _print(f"error: {error}")
+
+
+def _wait_for_model(run: Run, index: int) -> None:
+    """Wait until the finished member, from which the next one starts, is visible here."""
+    deadline = time.monotonic() + _FILE_SYNC_SECONDS
+    while not run.member(index).finished:
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"{run.member(index).model} of the chief is not visible on this host.\n"
+                "  Give every host the same --run folder, on a file system that they share."
+            )
+        time.sleep(0.5)
 
 
 def _wait_for_run(run: Run) -> Run:

@@ -18,7 +18,7 @@ from keras_committee.system_limits import free_memory, processor_name, usable_co
 from keras_committee.training.devices import BYTES_PER_WORKER, choose_num_workers
 from keras_committee.training.reporting import TrainingOptions
 from keras_committee.training.throughput import Workload, describe_setting, measure_throughput
-from keras_committee.training_run import load_training_data
+from keras_committee.training_run import load_training_data, num_parallel
 
 _TIE = 1.05  # a setting that is faster by less than this is not better than the one without a measurement
 _EVENT = "throughput_measured"
@@ -104,9 +104,10 @@ def choose_measured(
     Raises:
         CommitteeError: The error of the recipe that training would raise, too.
     """
-    default, reason = choose_num_workers("auto", len(members))
+    parallel = num_parallel(recipe, members)
+    default, reason = choose_num_workers("auto", len(members), parallel)
     machine = Machine.current()
-    settings = machine.settings(len(members))
+    settings = machine.settings(parallel)
     pixels = len(members) * recipe.epochs * len(splits.train) * math.prod(splits.train.image_shape[:2])
     key = {"machine": machine.as_json(), "precision": recipe.precision, "batch_size": splits.batch_size}
     rates, source = _recorded(run, key, settings), "measured before"
@@ -122,7 +123,7 @@ def choose_measured(
             return default, reason
         recorded = {str(setting): round(rate, 1) for setting, rate in rates.items()}
         run.append_event(_EVENT, **key, images_per_second=recorded)
-    chosen = fastest(rates, len(members), default)
+    chosen = fastest(rates, parallel, default)
     return chosen, explain_choice(rates, chosen, len(members), source)
 
 
@@ -240,8 +241,8 @@ def estimate_recipe(recipe_file: RecipeFile, parameters: Mapping[str, Any], reci
     splits = load_training_data(recipe)
     return estimate_training(
         Workload.of(recipe_file, parameters, recipe, splits),
-        members=recipe.members,
-        epochs=recipe.epochs,
+        members=num_parallel(recipe, range(recipe.members)),
+        epochs=recipe.epochs * min(recipe.snapshots, recipe.members),  # a chain trains as long as one member
         num_validation=len(splits.validation),
         reading=measure_reading(recipe, splits),
     )

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from keras_committee.errors import CommitteeError, RecipeError, ResourceError, pluralize
 from keras_committee.files import translate_os_errors
 from keras_committee.precision import Device, training_device
+from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 from keras_committee.signals import GracefulShutdown
 from keras_committee.system_limits import usable_core_count
@@ -88,6 +89,7 @@ class RayCluster:
     def train(
         self,
         run: Run,
+        recipe: Recipe,
         members: Sequence[int],
         workers: int,
         strategy: str,
@@ -111,7 +113,7 @@ class RayCluster:
         counts = f"{pluralize(len(members), 'member')} on {pluralize(len(nodes), 'Ray node')}"
         monitor.note(f"{counts}, {_format_resources(resources)} per member")
         with _translate_ray_errors():
-            return Supervisor(run, members, backend, monitor, shutdown, options).train()
+            return Supervisor(run, recipe, members, backend, monitor, shutdown, options).train()
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

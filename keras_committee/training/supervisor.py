@@ -21,11 +21,13 @@ import tensorflow as tf
 from keras_committee import errors, huge_pages
 from keras_committee.errors import CommitteeError, DivergedError, IncompleteError, pluralize
 from keras_committee.files import translate_os_errors
+from keras_committee.recipe import Recipe
 from keras_committee.run import Run
 from keras_committee.signals import GracefulShutdown
 from keras_committee.system_limits import usable_cores
 from keras_committee.training.devices import DeviceShare, partition_devices
 from keras_committee.training.reporting import Monitor, TrainingOptions
+from keras_committee.training_run import startable_members
 
 _POLL_SECONDS = 1.0
 _STACK_DUMP_SECONDS = 2.0  # for a stalled worker to write its stack traces
@@ -95,6 +97,7 @@ class Supervisor:
 
     Args:
         run: The run folder, locked by the caller.
+        recipe: Its recipe.
         members: Indices of the members to train.
         backend: Where attempts run.
         monitor: Receives progress and events.
@@ -105,13 +108,14 @@ class Supervisor:
     def __init__(
         self,
         run: Run,
+        recipe: Recipe,
         members: Sequence[int],
         backend: Backend,
         monitor: Monitor,
         shutdown: GracefulShutdown,
         options: TrainingOptions,
     ):
-        self._run, self._backend, self._monitor = run, backend, monitor
+        self._run, self._recipe, self._backend, self._monitor = run, recipe, backend, monitor
         self._shutdown, self._options = shutdown, options
         self._pending, self._running = list(members), []
         self._num_attempts = dict.fromkeys(members, 0)
@@ -130,7 +134,7 @@ class Supervisor:
         """
         try:
             with self._shutdown.mask_signals():
-                while self._pending or self._running:
+                while self._running or self._startable():
                     if self._shutdown.requested or self._fatal_error:
                         self._stop_all()
                     self._start_ready()
@@ -152,13 +156,16 @@ class Supervisor:
                 self._backend.stop(attempt)
 
     def _start_ready(self) -> None:
-        while self._pending and len(self._running) < self._backend.capacity:
-            index = self._pending[0]
+        while len(self._running) < self._backend.capacity and (startable := self._startable()):
+            index = startable[0]
             if self._running and self._exclusive_members & {index, *(attempt.index for attempt in self._running)}:
                 return
             attempt = self._backend.start(index, whole_machine=index in self._exclusive_members)
             self._running.append(attempt)
-            self._pending.pop(0)
+            self._pending.remove(index)
+
+    def _startable(self) -> list[int]:
+        return startable_members(self._recipe, self._run.finished_members(), self._pending)
 
     def _handle(self, attempt: Attempt, event: dict[str, Any] | Exit) -> None:
         if isinstance(event, Exit):

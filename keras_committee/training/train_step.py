@@ -9,9 +9,9 @@ from keras_committee.layers.fusion import fused_layers
 from keras_committee.layers.survival import stochastic_depth_blocks
 from keras_committee.models.blocks import block_kernels
 from keras_committee.models.label_smoothing import smooth_labels, weigh_examples
+from keras_committee.training.averaging import SlowWeights, WeightEMA
 from keras_committee.training.devices import uses_xla
 from keras_committee.training.distillation import Distillation
-from keras_committee.training.ema import SlowWeights, WeightEMA
 
 
 class BlockStats:

@@ -13,7 +13,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property, partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from keras_committee.data import Splits
 from keras_committee.data.resampling import class_weights
 from keras_committee.data.validation import name_unreadable_images
 from keras_committee.errors import DivergedError, RecipeError, RunError, VerificationError, pluralize
-from keras_committee.files import expand_home
+from keras_committee.files import expand_home, file_hash
 from keras_committee.layers import set_survival
 from keras_committee.member_dir import MemberDir
 from keras_committee.models.building import (
@@ -43,9 +43,9 @@ from keras_committee.models.predict import Predictor
 from keras_committee.recipe import Recipe
 from keras_committee.schedules import scale_learning_rate
 from keras_committee.signals import GracefulShutdown, TrainingStopped
+from keras_committee.training.averaging import SlowWeights, StochasticWeightAverage, WeightEMA
 from keras_committee.training.devices import distribute
 from keras_committee.training.distillation import Distillation, load_distillation
-from keras_committee.training.ema import SlowWeights, WeightEMA
 from keras_committee.training.freezing import LayerFreezer
 from keras_committee.training.member_check import make_member_check
 from keras_committee.training.member_state import BestEpoch, MemberState
@@ -57,6 +57,8 @@ from keras_committee.training_run import check_fit, data_info
 
 # After a rollback the batches differ from those that led to divergence; the members' own seeds lie close together.
 _ROLLBACK_SEED_STRIDE = 1_000_000_007
+# For batch statistics of averaged weights: what more images would change is far below what one batch varies.
+_STATISTICS_IMAGES = 10_000
 
 
 class NonFiniteError(Exception):
@@ -125,7 +127,10 @@ class _Trainer:
         # Before the names are registered and the seed is set: it belongs to no member.
         self._distillation = load_distillation(recipe.teacher, splits, strategy)
         self._registered = registered_names()
-        self._state = state = _build_member(recipe, index, splits, strategy)
+        predecessor = recipe.predecessor(index)
+        self._start_file = None if predecessor is None else MemberDir(member_dir.run, predecessor).model
+        self._start_weights = self._start_file and file_hash(self._start_file)
+        self._state = state = _build_member(recipe, index, splits, strategy, self._start_file)
         self._block_stats = BlockStats(state.model)
         self._epoch_steps = _EpochSteps(recipe, state, strategy, self._block_stats, splits, self._distillation)
         self._traced_step: Callable | None = None
@@ -172,7 +177,8 @@ class _Trainer:
     def _adapt_layers(self) -> None:
         """Adapt the layers that need it to training images; weights that were trained elsewhere fit theirs already."""
         model, train = self._state.model, self._splits.train
-        if self._recipe.initial_weights is not None or not layers_to_adapt(model):
+        is_trained = self._recipe.initial_weights is not None or self._start_file is not None
+        if is_trained or not layers_to_adapt(model):
             return
         rows = self._splits.training_rows
         examples = train.subset(rows[adaptation_examples(len(rows), train.image_shape)])
@@ -228,33 +234,69 @@ class _Trainer:
 
     def validate(self) -> None:
         """Validate the epoch on the chief, and end or continue on all hosts as the chief decides."""
-        with self._host_group.in_sync(self._shutdown, NonFiniteError):
-            if self._host_group.is_chief:
-                self._validate()
+        with self._host_group.in_sync(self._shutdown, NonFiniteError), self._shutdown.mask_signals():
+            with self._averaged_weights():
+                validated = self._predict_validation() if self._host_group.is_chief else None
+            if validated is not None:
+                self._end_epoch(*validated)
             else:
                 self._state.history.append({})  # only the chief has the row
                 self._state.begin_epoch(self._block_stats.run_counts())
         self._state.stopped_early = self._host_group.broadcast(self._state.stopped_early)
 
-    def _validate(self) -> None:
-        """Predict the validation split, log the epoch and save."""
+    @contextlib.contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """Give the model the averages of its weights inside the block, if there are any at the end of this epoch."""
+        state, epoch = self._state, len(self._state.history) + 1
+        self._reporter.on_phase(self._index, epoch, "validating")
+        averaged_epochs = self._recipe.averaged_epochs(epoch)
+        if state.swa and averaged_epochs:
+            state.swa.add_epoch(averaged_epochs)
+        if state.averages is None or (state.swa and not averaged_epochs):
+            yield
+            return
+        with state.averages.swapped_in():
+            if state.swa:
+                state.swa.compute_statistics(self._check_each_on_all_hosts(self._statistics_batches))
+            yield
+
+    @cached_property
+    def _statistics_batches(self):
+        """The batches for the batch statistics of averaged weights: the first ones of the member's training.
+
+        They are a function of seed and recipe, whatever the epoch, and augmented and mixed as in training.
+        """
+        splits, seed = self._splits, self._recipe.seed + self._index
+        steps = min(splits.steps_per_epoch, math.ceil(_STATISTICS_IMAGES / splits.batch_size))
+        stream = partial(splits.stream, seed, 0, steps, batch_augment=self._recipe.batch_augment)
+        return distribute(stream, self._strategy)
+
+    def _check_each_on_all_hosts(self, batches: Iterable) -> Iterator:
+        for batch in batches:
+            with self._host_group.in_sync(self._shutdown, NonFiniteError):
+                self._shutdown.check()
+            yield batch
+
+    def _predict_validation(self) -> tuple[np.ndarray, dict | None]:
+        """Return the log-probabilities of the validation split, and the weights if they may be the best ones."""
         state = self._state
-        self._reporter.on_phase(self._index, len(state.history) + 1, "validating")
-        with self._shutdown.mask_signals():
-            batches = self._shutdown.check_each(self._validation_batches)
-            with state.ema.swapped_in() if state.ema else contextlib.nullcontext():
-                log_probs = self._predictor(batches)
-                weights = state.weights() if self._recipe.restore_best else None
-            if not np.isfinite(log_probs).all():
-                raise NonFiniteError(f"step {state.step} (validation logits are not finite)")
-            row, block_values = self._history_row(log_probs)
-            state.history.append(row)
-            self._update_best(row, weights)
-            state.begin_epoch(self._block_stats.run_counts())
-            self._save("epoch")
-            self._log.on_epoch_end(state.history, log_probs, block_values)
-            self._reporter.on_epoch_end(self._index, row)
-            self._shutdown.check()
+        log_probs = self._predictor(self._shutdown.check_each(self._validation_batches))
+        if not np.isfinite(log_probs).all():
+            raise NonFiniteError(f"step {state.step} (validation logits are not finite)")
+        is_average = not state.swa or self._recipe.averaged_epochs(len(state.history) + 1) > 0
+        return log_probs, state.weights() if self._recipe.restore_best and is_average else None
+
+    def _end_epoch(self, log_probs: np.ndarray, weights: dict | None) -> None:
+        """Log the epoch and save."""
+        state = self._state
+        row, block_values = self._history_row(log_probs)
+        state.history.append(row)
+        self._update_best(row, weights)
+        state.begin_epoch(self._block_stats.run_counts())
+        self._save("epoch")
+        self._log.on_epoch_end(state.history, log_probs, block_values)
+        self._reporter.on_epoch_end(self._index, row)
+        self._shutdown.check()
 
     def _history_row(self, log_probs: np.ndarray) -> tuple[dict, dict]:
         """Return the epoch's row of the history, and values `(blocks,)` for each residual block by their name."""
@@ -272,6 +314,8 @@ class _Trainer:
             "mean_abs_gradient": np.mean(state.gradients, axis=0, dtype=np.float64),
             "run_fraction": run_fraction,
         }
+        if averaged_epochs := self._recipe.averaged_epochs(row["epoch"]):
+            row["averaged_epochs"] = averaged_epochs
         if len(run_fraction):
             row["realised_depth"] = float(run_fraction.sum())
         if len(block_values["mean_abs_gradient"]):
@@ -320,8 +364,8 @@ class _Trainer:
             return
         if state.best:
             state.set_weights(self._checkpoints.load_named(state.best.weights_name))
-        elif state.ema:
-            state.ema.copy_to_weights()
+        elif state.averages:
+            state.averages.copy_to_weights()
         self._shutdown.check_before_saving()
         self._log.on_train_end(state.history, state.model, data_info(self._splits))
         self._checkpoints.discard()
@@ -340,7 +384,11 @@ class _Trainer:
             return
         if not state.is_finite():
             raise NonFiniteError(f"step {state.step} (a weight is not finite)")
-        document = state.document() | {"replicas": self._strategy.num_replicas_in_sync, "data": self._data_fingerprint}
+        document = state.document() | {
+            "replicas": self._strategy.num_replicas_in_sync,
+            "data": self._data_fingerprint,
+            "start": self._start_weights,
+        }
         self._checkpoints.save(
             state.step, state.arrays(), document, requires=state.best.weights_name if state.best else None
         )
@@ -351,11 +399,21 @@ class _Trainer:
             self._reporter.event(self._index, "member_saved", text, step=state.step, seconds=round(seconds, 3))
 
     def _check_compatible(self, document: dict) -> str:
-        """Return a note on a changed number of replicas, or ""; raise RunError if the training data changed."""
+        """Return a note on a changed number of replicas, or "".
+
+        Raises:
+            RunError: If the training data changed, or the member started from other weights.
+        """
         if document["data"] != self._data_fingerprint:
             raise RunError(
                 f"the training data of {self._recipe.data.name} changed since member {self._index} began.\n"
                 f"  Its state in {self._member_dir.state} was not changed. Restore the data, or train this member "
+                "from the start: --restart."
+            )
+        if document.get("start") != self._start_weights:
+            raise RunError(
+                f"member {self._index} did not start from the weights that are now in {self._start_file}.\n"
+                f"  Its state in {self._member_dir.state} was not changed. Restore that file, or train this member "
                 "from the start: --restart."
             )
         replicas = self._strategy.num_replicas_in_sync
@@ -419,8 +477,17 @@ class _EpochSteps:
         )
 
 
-def _build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distribute.Strategy) -> MemberState:
-    """Build the untrained member, its optimizer and its moving averages under the seed `recipe.seed + index`.
+def _build_member(
+    recipe: Recipe, index: int, splits: Splits, strategy: tf.distribute.Strategy, start_file: Path | None = None
+) -> MemberState:
+    """Build the untrained member, its optimizer and its averages under the seed `recipe.seed + index`.
+
+    Args:
+        recipe: What to train.
+        index: Index of the member.
+        splits: The data.
+        strategy: Distribution strategy of the model.
+        start_file: Model of the member from whose weights it starts; None starts it as the first one of a chain.
 
     Raises:
         RecipeError: If the model does not fit the data, or the initial weights do not fit the model.
@@ -429,7 +496,10 @@ def _build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distr
     with strategy.scope():
         model = build_member(recipe, index)
         check_fit(model, splits, index)
-        copy_weights(recipe.initial_weights, model, index)
+        if start_file is None:
+            copy_weights(recipe.initial_weights, model, index)
+        else:
+            _copy_all_weights(start_file, model, index)
         optimizer = recipe.optimizer(recipe.epochs * splits.steps_per_epoch)
         if recipe.learning_rate_scale is not None:
             scale_learning_rate(optimizer, recipe.learning_rate_scale(index))
@@ -437,11 +507,14 @@ def _build_member(recipe: Recipe, index: int, splits: Splits, strategy: tf.distr
         if recipe.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
-    ema = WeightEMA(model, recipe.ema_momentum, strategy) if recipe.ema_momentum is not None else None
-    slow_weights = None
+    ema = swa = slow_weights = None
+    if recipe.ema_momentum is not None:
+        ema = WeightEMA(model, recipe.ema_momentum, strategy)
+    if recipe.swa_epoch_start is not None:
+        swa = StochasticWeightAverage(model, strategy, recipe.gradient_accumulation_steps)
     if recipe.lookahead is not None:
         slow_weights = SlowWeights(model, recipe.lookahead, recipe.epochs * splits.steps_per_epoch, strategy)
-    return MemberState(model, optimizer, ema, slow_weights)
+    return MemberState(model, optimizer, ema, swa, slow_weights)
 
 
 def untrained_step(
@@ -497,6 +570,23 @@ def copy_weights(initial_weights: str | Callable[[int], str] | None, model: kera
             "Use the weights of a network of the same family and width."
         )
     for source, target in pairs:
+        target.set_weights(source.get_weights())
+
+
+def _copy_all_weights(file: Path, model: keras.Model, index: int) -> None:
+    """Copy the weights of the member that `model` continues; unlike with `copy_weights`, every layer must have them.
+
+    Raises:
+        RecipeError: If the members differ in their architecture.
+        RunError: If the file cannot be read.
+    """
+    sources, targets = _layers_with_weights(load_member(file)), _layers_with_weights(model)
+    if list(map(_weight_shapes, sources)) != list(map(_weight_shapes, targets)):
+        raise RecipeError(
+            f"Recipe(snapshots=...): member {index} ({model.name}) starts from the weights of {file}, whose layers "
+            "have other shapes. Build the members of a chain with one architecture."
+        )
+    for source, target in zip(sources, targets, strict=True):
         target.set_weights(source.get_weights())
 
 

@@ -55,7 +55,19 @@ class Faults:
             time.sleep(10_000)
 
 
-def recipe(members=3, epochs=3, seed=7, killed="", hanging="", failing="", diverging="", marks="", precision="float32"):
+def recipe(
+    members=3,
+    epochs=3,
+    snapshots=1,
+    swa_epoch_start=0.0,
+    seed=7,
+    killed="",
+    hanging="",
+    failing="",
+    diverging="",
+    marks="",
+    precision="float32",
+):
     faults = Faults(marks, killed=killed, hanging=hanging, failing=failing, diverging=diverging)
 
     def member(index):
@@ -72,6 +84,8 @@ def recipe(members=3, epochs=3, seed=7, killed="", hanging="", failing="", diver
         data=data.digits(64, augment=Faulty(pad=1, flip=False, fault=faults.within_training)),
         member=member,
         members=members,
+        snapshots=snapshots,
+        swa_epoch_start=swa_epoch_start or None,
         optimizer=lambda steps: keras.optimizers.SGD(1e38 if faults.happens("diverging") else 0.05, momentum=0.9),
         epochs=epochs,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -45,7 +45,9 @@ def main(recipe, folder, kills, seed):
 def train(recipe, folder, options):
     try:
         file = RecipeFile.read(recipe)
-        parameters = file.resolve(["members=2", "epochs=30", "precision=mixed_bfloat16"])
+        parameters = file.resolve(
+            ["members=2", "snapshots=2", "epochs=30", "swa_epoch_start=0.5", "precision=mixed_bfloat16"]
+        )
         run = Run.create(folder, file, parameters, command="test")
         with run.lock():
             train_committee(run, file.build(parameters), options=options)

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from keras_committee import Recipe, data, layers
 from keras_committee.errors import RecipeError
+from keras_committee.training.averaging import WeightEMA
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.ema import WeightEMA
 from keras_committee.training.freezing import LayerFreezer
 from keras_committee.training.train_step import make_train_step
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import config as determinism
 
-from keras_committee import Recipe, data, layers, schedules
+from keras_committee import Recipe, data, layers, metrics, schedules
 from keras_committee.checkpoints import Checkpoints
 from keras_committee.member_dir import MemberDir
 from keras_committee.run import Run
@@ -80,10 +81,24 @@ MATRIX = {
         )
     },
     "loss": {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")},
+    "snapshots": {"snapshots": 2, "members": 2, "initial_weights": "members"},
     "survival": {"survival": layers.linear_schedule(1.0, 0.2, 3)},
     "precision, bfloat16": {"precision": "mixed_bfloat16"},
     "precision": {"precision": "mixed_float16"},
     "ema_momentum": {"ema_momentum": 0.9},
+    "swa_epoch_start": {
+        "swa_epoch_start": 2,
+        "restore_best": "nll",
+        "optimizer": lambda steps: keras.optimizers.SGD(0.3),
+    },
+    "swa_epoch_start, float16 in parts with frozen layers": {
+        "swa_epoch_start": 0.5,
+        "precision": "mixed_float16",
+        "batch_augment": data.mixup(0.4),
+        "gradient_accumulation_steps": 2,
+        "lookahead": schedules.Lookahead(period=3, start=0.2, end=0.8),
+        "trainable_layers": lambda epoch: [["logits"], ["*"], ["block", "logits"]][epoch],
+    },
     "global_clipnorm": {"global_clipnorm": 0.3},
     "label_smoothing": {"label_smoothing": 0.1},
     "batch_augment": {"batch_augment": data.mixup(0.4)},
@@ -160,7 +175,7 @@ def train(made, digits, member_dir, shutdown, strategy=None, on_step=lambda: Non
     splits, reporter = with_sampling(made, dataclasses.replace(digits, augment=made.data.augment)), EventLog(on_step)
     strategy = strategy or make_strategy("single", BATCH)
     try:
-        train_member(made, 0, splits, member_dir, strategy, reporter, shutdown, TrainingOptions())
+        train_member(made, member_dir.index, splits, member_dir, strategy, reporter, shutdown, TrainingOptions())
     except TrainingStopped:
         return False, reporter.events
     return True, reporter.events
@@ -284,12 +299,21 @@ def options_of(row, digits, tmp_path):
     return options
 
 
+def two_folders(made, digits, tmp_path):
+    """Two folders of a member; of a chain the last member, with the finished ones before it."""
+    index = made.snapshots - 1
+    for before in range(index):
+        train(made, digits, MemberDir(tmp_path / "undisturbed", before), GracefulShutdown())
+        shutil.copytree(tmp_path / "undisturbed", tmp_path / "stopped", dirs_exist_ok=True)
+    return MemberDir(tmp_path / "undisturbed", index), MemberDir(tmp_path / "stopped", index)
+
+
 @pytest.mark.slow
 @pytest.mark.full_matrix
 @pytest.mark.parametrize("row", MATRIX)
 def test_a_member_stopped_three_times_ends_as_one_that_never_was_with_every_option(row, digits, stop_at, tmp_path):
     made = recipe(**options_of(row, digits, tmp_path))
-    undisturbed, stopped = MemberDir(tmp_path / "undisturbed", 0), MemberDir(tmp_path / "stopped", 0)
+    undisturbed, stopped = two_folders(made, digits, tmp_path)
     assert train(made, digits, undisturbed, GracefulShutdown())[0]
     # Within an epoch of 5 steps, within a validation of 6 batches, and after the first step of the next epoch.
     assert [train(made, digits, stopped, stop_at(moment))[0] for moment in (3, 4, 8)] == [False, False, False]
@@ -314,7 +338,11 @@ def test_a_member_resumes_before_at_and_after_the_step_where_other_layers_train(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
-    ["restore_best", *(pytest.param(row, marks=pytest.mark.full_matrix) for row in ("member", "trainable_layers"))],
+    [
+        "restore_best",
+        "swa_epoch_start",
+        *(pytest.param(row, marks=pytest.mark.full_matrix) for row in ("member", "trainable_layers")),
+    ],
 )
 def test_A01_two_stopped_replicas_end_as_two_that_never_were(row, digits, mirrored, stop_at, tmp_path):
     made = recipe(**options_of(row, digits, tmp_path))
@@ -323,6 +351,34 @@ def test_A01_two_stopped_replicas_end_as_two_that_never_were(row, digits, mirror
     assert not train(made, digits, stopped, stop_at(8), strategy=mirrored)[0]
     assert train(made, digits, stopped, GracefulShutdown(), strategy=mirrored)[0]
     assert_same(outcome(stopped), outcome(undisturbed))
+
+
+@pytest.mark.slow
+def test_a_member_with_averaged_weights_is_the_mean_of_its_epochs_and_its_scores_are_of_these_weights(
+    digits, stop_at, tmp_path
+):
+    """The oracle is trained for one, two and three epochs: what the weights are at the ends of these epochs."""
+    ends = []
+    for epochs in (1, 2, 3):
+        member_dir = MemberDir(tmp_path / f"{epochs}", 0)
+        train(recipe(epochs=epochs), digits, member_dir, GracefulShutdown())
+        model = keras.saving.load_model(member_dir.model, compile=False)
+        ends.append([np.array(weight, "float64") for weight in model.trainable_variables])
+    swa = MemberDir(tmp_path / "swa", 0)
+    # In the statistics of the first average, between them and the validation, and in those of the second average.
+    for moment in (2 * STEPS + 6 + 3, 1 + STEPS + 3, 1 + 2 * STEPS + 6 - 2):
+        assert not train(recipe(swa_epoch_start=2), digits, swa, stop_at(moment))[0]
+    assert train(recipe(swa_epoch_start=2), digits, swa, GracefulShutdown())[0]
+    model = keras.saving.load_model(swa.model, compile=False)
+    for weight, second, third in zip(model.trainable_variables, *ends[1:], strict=True):
+        np.testing.assert_allclose(np.array(weight), (second + third) / 2, rtol=1e-5, atol=1e-6)
+    rows = swa.read_history()
+    assert [row.get("averaged_epochs") for row in rows] == [None, 1, 2]
+    images = digits.validation.images.numpy().astype("float32")
+    log_probs = keras.ops.log_softmax(model.predict(images, verbose=0))
+    scores = metrics.classification_metrics(np.exp(log_probs), digits.validation.labels)
+    assert rows[-1]["validation_nll"] == pytest.approx(scores["nll"], rel=1e-4)
+    assert rows[-1]["validation_accuracy"] == scores["accuracy"]
 
 
 # A committee killed at random moments, by real signals

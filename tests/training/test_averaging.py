@@ -1,4 +1,4 @@
-"""Moving averages follow their definition, and the model gets its own weights back."""
+"""Averages of weights follow their definitions, and the model gets its own weights back."""
 
 import keras
 import numpy as np
@@ -7,18 +7,18 @@ import tensorflow as tf
 
 from keras_committee import layers
 from keras_committee.schedules import Lookahead
+from keras_committee.training.averaging import SlowWeights, StochasticWeightAverage, WeightEMA
 from keras_committee.training.devices import make_strategy
-from keras_committee.training.ema import SlowWeights, WeightEMA
 
 
-def network(synchronized=True):
+def network(synchronized=True, survival=0.7):
     image = keras.Input((4, 4, 3))
     x = keras.layers.Conv2D(3, 3, padding="same")(image)
     x = layers.BatchNormalization(synchronized=synchronized)(x)
     branch = keras.Sequential(
         [keras.layers.Conv2D(3, 3, padding="same"), layers.BatchNormalization(synchronized=False)]
     )
-    x = layers.StochasticDepth(branch, survival=0.7)(x)
+    x = layers.StochasticDepth(branch, survival=survival)(x)
     return keras.Model(image, keras.layers.Dense(2)(keras.layers.Flatten()(x)))
 
 
@@ -178,3 +178,109 @@ def test_statistics_that_differ_between_replicas_come_back_to_each(mirrored):
         assert len(set(bits([mean])[0])) == 1
     assert bits(model.variables) == before
     assert len(set(bits([mean])[0])) == 2
+
+
+# Stochastic weight averaging
+
+
+def as_batches(images, size):
+    return [(tf.constant(images[start : start + size]), None) for start in range(0, len(images), size)]
+
+
+def batch_statistics(inputs, layer):
+    """What the layer normalizes, `(batch, 4, 4, 3)`, by a convolution in float64; edges are padded with zeros."""
+    kernel, bias = (np.array(weight, "float64") for weight in layer.get_weights())
+    padded = np.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    return np.einsum("bijcxy,xyco->bijo", windows, kernel) + bias
+
+
+def moments(values):
+    return values.mean(axis=(0, 1, 2)), values.var(axis=(0, 1, 2))
+
+
+def statistics(layer):
+    return numbers([layer.moving_mean, layer.moving_variance])
+
+
+def test_the_weights_of_each_epoch_count_equally(one):
+    model = network()
+    swa = StochasticWeightAverage(model, one)
+    weights = []
+    for epoch in range(1, 5):
+        draw_weights(model, epoch)
+        weights.append(numbers(model.trainable_variables))
+        swa.add_epoch(epoch)
+        swa.add_epoch(epoch)  # its validation was interrupted
+    expected = [np.mean(values, axis=0, dtype="float64") for values in zip(*weights, strict=True)]
+    before = bits(model.variables)
+    with swa.swapped_in():
+        assert_close(numbers(model.trainable_variables), expected)
+    assert bits(model.variables) == before
+
+
+def test_one_epoch_is_its_own_mean(one):
+    model = network()
+    swa = StochasticWeightAverage(model, one)
+    draw_weights(model, 1)
+    before = bits(averaged(model))
+    swa.add_epoch(1)
+    draw_weights(model, 2)
+    swa.copy_to_weights()
+    assert bits(averaged(model)) == before
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_batch_statistics_are_mean_and_variance_over_the_images_under_the_mean_weights(one, parts):
+    model = network(survival=1.0)
+    for index, weight in enumerate(model.trainable_variables):
+        weight.assign(np.random.default_rng([9, index]).normal(size=weight.shape))
+    _, conv, norm, block, *_ = model.layers
+    images = np.random.default_rng(3).normal(2.0, 3.0, size=(24, 4, 4, 3)).astype("float32")
+    swa = StochasticWeightAverage(model, one, parts)
+    swa.add_epoch(1)
+    before = bits(model.variables)
+    with swa.swapped_in():
+        swa.compute_statistics(as_batches(images, 8))
+    assert bits(model.variables) == before
+    assert norm.momentum == block.branch.layers[1].momentum == 0.99
+    swa.copy_to_weights()
+    first = batch_statistics(images, conv)
+    assert_close(statistics(norm), moments(first))
+    gamma, beta = (np.array(value, "float64") for value in (norm.gamma, norm.beta))
+    normalized = []
+    for batch in np.split(first, 3 * parts):  # as in training, each part by its own statistics
+        mean, variance = moments(batch)
+        normalized.append(gamma * (batch - mean) / np.sqrt(variance + norm.epsilon) + beta)
+    second = batch_statistics(np.concatenate(normalized), block.branch.layers[0])
+    assert_close(statistics(block.branch.layers[1]), moments(second))
+
+
+def test_a_block_that_never_ran_and_a_frozen_layer_keep_their_statistics(one):
+    model = network(survival=0.0)
+    swa = StochasticWeightAverage(model, one)
+    draw_weights(model, 1)
+    weights, norm = averaged(model), model.layers[2]
+    norm.trainable = False
+    swa.add_epoch(1)
+    before = bits(weights)
+    with swa.swapped_in():
+        swa.compute_statistics(as_batches(np.ones((8, 4, 4, 3), "float32"), 4))
+    swa.copy_to_weights()
+    assert bits(weights) == before
+
+
+@pytest.mark.parametrize("synchronized", [True, False])
+def test_two_replicas_have_the_statistics_of_all_images(mirrored, synchronized):
+    with mirrored.scope():
+        model = network(synchronized)
+    images = np.random.default_rng(3).normal(2.0, 3.0, size=(24, 4, 4, 3)).astype("float32")
+    dataset = tf.data.Dataset.from_tensor_slices((images, np.zeros(24))).batch(8, drop_remainder=True)
+    swa = StochasticWeightAverage(model, mirrored)
+    swa.add_epoch(1)
+    before = bits(model.variables)
+    with swa.swapped_in():
+        swa.compute_statistics(mirrored.experimental_distribute_dataset(dataset))
+    assert bits(model.variables) == before
+    swa.copy_to_weights()
+    assert_close(statistics(model.layers[2]), moments(batch_statistics(images, model.layers[1])))
