@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Parameters that make each recipe small enough for a test.
 SMALL = {
     "cifar_fast": ("widths=4-4-4", "members=1", "batch_size=32", "data_dir={cifar}"),
+    "cifar_snapshots": ("widths=4-4-4", "batch_size=32", "swa_epoch_start=0.5", "end_rate=0.1", "data_dir={cifar}"),
     "cifar_stochastic_depth": ("depth=8", "members=1", "batch_size=32", "data_dir={cifar}"),
     "cifar_student": ("teacher={teacher}", "widths=4-4-4", "batch_size=32", "data_dir={cifar}"),
     "cifar_wrn": ("width=1", "depth=10", "members=1", "batch_size=32", "data_dir={cifar}"),
