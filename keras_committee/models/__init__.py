@@ -7,9 +7,9 @@ from keras_committee.models.external import INPUT_SCALINGS, InputNormalization, 
 from keras_committee.models.folding import fold_stochastic_depth
 from keras_committee.models.predict import log_probabilities
 from keras_committee.models.pretrained import (
-    from_application,
     from_keras_cv,
     from_keras_efficientnet,
+    pretrained,
     pretrained_efficientnet,
 )
 from keras_committee.models.resnet import resnet, resnet_imagenet
@@ -28,13 +28,13 @@ __all__ = [
     "efficientnet",
     "efficientnet_resolution",
     "fold_stochastic_depth",
-    "from_application",
     "from_keras_cv",
     "from_keras_efficientnet",
     "from_keras_file",
     "from_saved_model",
     "log_probabilities",
     "mc_stochastic_depth",
+    "pretrained",
     "pretrained_efficientnet",
     "resnet",
     "resnet_imagenet",

@@ -2,15 +2,24 @@
 
 import inspect
 import math
+import sys
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from keras_committee.errors import DataError, VerificationError
-from keras_committee.models import from_application, from_keras_cv, from_keras_file
+from keras_committee import flops
+from keras_committee.errors import DataError, RecipeError, VerificationError
+from keras_committee.export.inference_model import InferenceModel
+from keras_committee.input_scaling import IMAGENET_MEAN, IMAGENET_STD
+from keras_committee.models import from_keras_cv, from_keras_file, pretrained
 from keras_committee.models.external import apply_input_scaling
+from keras_committee.models.member_check import MemberCheck
 from keras_committee.models.pretrained import application_names, application_normalization
+from keras_committee.training.freezing import LayerFreezer
+
+pretrained_module = sys.modules["keras_committee.models.pretrained"]  # the package has a function of this name
 
 # The smallest of each module: those of one module share its preprocess_input.
 SMALLEST = (
@@ -66,7 +75,7 @@ def mobilenet(tmp_path_factory):
 
 def test_with_weights_from_a_file_raw_pixels_give_the_outputs_of_keras_for_preprocessed_ones(mobilenet):
     source, file = mobilenet
-    member = from_application("MobileNet", weights=file, weights_classes=5, **SMALL)
+    member = pretrained("MobileNet", weights=file, weights_classes=5, **SMALL)
     expected = source(keras.applications.mobilenet.preprocess_input(pixels((32, 32)).copy()))
     outputs = keras.ops.softmax(member(pixels((32, 32))))
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
@@ -76,39 +85,75 @@ def test_with_weights_from_a_file_raw_pixels_give_the_outputs_of_keras_for_prepr
 def test_another_number_of_classes_gets_a_new_last_layer_and_keeps_the_rest(mobilenet):
     source, file = mobilenet
     options = {"weights": file, "weights_classes": 5, "alpha": 0.25}
-    member = from_application("MobileNet", classes=3, image_size=(48, 32), **options)
+    member = pretrained("MobileNet", classes=3, image_size=(48, 32), **options)
     assert (member.input_shape, member.output_shape) == ((None, 48, 32, 3), (None, 3))
     layers = {layer.name: layer for layer in member._flatten_layers()}
     np.testing.assert_array_equal(layers["conv1"].kernel, source.get_layer("conv1").kernel)
 
 
+def test_the_last_layer_is_called_logits_and_may_have_dropout_in_front(mobilenet):
+    options = {"weights": mobilenet[1], "weights_classes": 5, **SMALL}
+    member = pretrained("MobileNet", classes=3, dropout=0.75, resized_from=(20, 24), **options)
+    assert (member.input_shape, member.output_shape) == ((None, 20, 24, 3), (None, 3))
+    names = [layer.name for layer in member._flatten_layers()]
+    assert {"logits", "logits_dropout"} <= set(names)
+    LayerFreezer(member, lambda epoch: ["logits"], 1).begin_epoch(0)
+    assert [variable.name for variable in member.trainable_variables] == ["kernel", "bias"]
+    assert member.trainable_variables[0].shape[-1] == 3
+    large = keras.ops.image.resize(pixels((20, 24)), (32, 32))
+    inner = pretrained("MobileNet", classes=3, **options)
+    inner.set_weights(member.get_weights())
+    np.testing.assert_allclose(member(pixels((20, 24))), inner(large), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("deviation", [True, False])
+def test_a_published_file_of_an_efficientnet_is_normalized_as_in_training(deviation):
+    """The files hold the standard deviation of pixels where the variance belongs."""
+    image = keras.Input((4, 3, 3))
+    norm = keras.layers.Normalization()
+    network = keras.Model(image, norm(keras.layers.Rescaling(1 / 255)(image)))
+    mean, std = np.array(IMAGENET_MEAN) / 255, np.array(IMAGENET_STD) / 255
+    norm.set_weights([mean, std if deviation else std**2, np.zeros((), np.int64)])
+    norm.finalize_state()
+    pretrained_module._correct_normalization(network)
+    images = pixels((4, 3))
+    np.testing.assert_allclose(network(images), (images / 255 - mean) / std, rtol=1e-4, atol=1e-5)
+
+
 def test_random_weights_take_size_and_classes():
-    member = from_application("MobileNetV3Small", weights=None, classes=4, image_size=(32, 32), minimalistic=True)
+    member = pretrained("MobileNetV3Small", weights=None, classes=4, image_size=(32, 32), minimalistic=True)
     assert (member.input_shape, member.output_shape) == ((None, 32, 32, 3), (None, 4))
     assert member.outputs[0].dtype == "float32"
 
 
-def test_unknown_networks_missing_files_and_wrong_options_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"keras.applications has no network 'ResNet49'. Networks: .*ResNet50"):
-        from_application("ResNet49", weights=None)
+def test_unknown_networks_missing_files_and_wrong_options_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained_module, "_hub_presets", list)  # as without KerasHub, whose import takes seconds
+    monkeypatch.setattr(pretrained_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"no published network 'ResNet49'. Did you mean 'ResNet50'") as caught:
+        pretrained("ResNet49", weights=None)
+    assert 'pip install "keras-committee[kerashub]"' in str(caught.value)
+    with pytest.raises(RecipeError, match=r"requires KerasHub, which is not installed.\n  pip install"):
+        pretrained(tmp_path)
     with pytest.raises(DataError, match="There is no weights file"):
-        from_application("MobileNet", weights=tmp_path / "absent.h5", **SMALL)
+        pretrained("MobileNet", weights=tmp_path / "absent.h5", **SMALL)
     with pytest.raises(ValueError, match="include_preprocessing must be True for EfficientNetV2B0"):
-        from_application("EfficientNetV2B0", weights=None, include_preprocessing=False)
+        pretrained("EfficientNetV2B0", weights=None, include_preprocessing=False)
+    with pytest.raises(ValueError, match="include_top must be True for MobileNet"):
+        pretrained("MobileNet", weights=None, include_top=False)
 
 
 def test_weights_of_another_number_of_classes_are_refused(mobilenet):
     with pytest.raises(
         DataError, match=r"does not hold the weights of MobileNet with 1,000 classes: [\s\S]*pass weights_classes"
     ):
-        from_application("MobileNet", weights=mobilenet[1], alpha=0.25)
+        pretrained("MobileNet", weights=mobilenet[1], alpha=0.25)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
 def test_C04_every_network_gives_for_raw_pixels_the_outputs_of_keras_for_preprocessed_ones(name):
     size = (75, 75)  # the smallest that the Inception networks take
-    member = randomized(from_application(name, weights=None, classes=3, image_size=size))
+    member = randomized(pretrained(name, weights=None, classes=3, image_size=size))
     source = getattr(keras.applications, name)(
         weights=None, classes=3, input_shape=(*size, 3), classifier_activation=None
     )
@@ -167,3 +212,65 @@ def test_a_backbone_of_keras_cv_predicts_and_is_restored_from_its_file(rescales,
     )
     member.save(tmp_path / "member.keras")
     np.testing.assert_allclose(from_keras_file(tmp_path / "member.keras")(IMAGES), member(IMAGES), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    """A classifier of KerasHub with five classes and the folder of its preset."""
+    keras_hub = pytest.importorskip("keras_hub")
+    keras.utils.set_random_seed(3)
+    converter = keras_hub.layers.DenseNetImageConverter(
+        image_size=(24, 20), scale=[1 / 50, 1 / 60, 1 / 70], offset=[-2.0, -1.8, -1.5], crop_to_aspect_ratio=True
+    )
+    task = keras_hub.models.DenseNetImageClassifier(
+        backbone=keras_hub.models.DenseNetBackbone([1, 1, 1], compression_ratio=0.5, growth_rate=4),
+        preprocessor=keras_hub.models.DenseNetImageClassifierPreprocessor(image_converter=converter),
+        num_classes=5,
+    )
+    folder = tmp_path_factory.mktemp("presets") / "small"
+    randomized(task).save_to_preset(folder)
+    task.save_weights(folder.parent / "a.weights.h5")
+    return task, folder
+
+
+@pytest.mark.slow
+def test_a_preset_of_keras_hub_predicts_as_its_own_task_resizing_included(preset, tmp_path):
+    task, folder = preset
+    images = pixels((40, 44), 3)
+    member = pretrained(folder, resized_from=(40, 44))
+    expected = task.predict(images, verbose=0)
+    assert np.ptp(expected, axis=0).max() > 0.1
+    np.testing.assert_allclose(member(images), expected, rtol=1e-4, atol=1e-5)
+    exact = images[:, 8:32, 10:30]  # of the size of the preset: nothing is resized
+    plain = pretrained(folder)
+    np.testing.assert_allclose(plain(exact), task.predict(exact, verbose=0), rtol=1e-4, atol=1e-5)
+    plain.save(tmp_path / "member.keras")
+    loaded = from_keras_file(tmp_path / "member.keras")
+    np.testing.assert_allclose(loaded(exact), plain(exact), atol=1e-6)
+    inference = tf.function(InferenceModel(loaded, "member"), input_signature=[tf.TensorSpec((None, 24, 20, 3))])
+    np.testing.assert_allclose(inference(exact), plain(exact), rtol=1e-4, atol=1e-5)
+    assert flops.mflops(loaded) > 1
+    larger = pretrained(folder, image_size=(48, 40))
+    scaled = (pixels((48, 40)) / [50, 60, 70] + [-2.0, -1.8, -1.5]).astype("float32")
+    np.testing.assert_allclose(larger(pixels((48, 40))), task(scaled), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_preset_gets_a_new_last_layer_or_weights_from_a_file(preset, tmp_path):
+    task, folder = preset
+    member = pretrained(folder, classes=4, dropout=0.2)
+    layers = {layer.name: layer for layer in member._flatten_layers()}
+    backbone = next(layer for layer in layers.values() if type(layer) is type(task.backbone))
+    for ours, theirs in zip(backbone.get_weights(), task.backbone.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert layers["logits"].kernel.shape[-1] == 4
+    MemberCheck()(member, 0, [])  # as a later command that has not imported KerasHub
+    file = folder.parent / "a.weights.h5"
+    from_file, random = pretrained(folder, weights=file), pretrained(folder, weights=None, image_size=(24, 20))
+    images = pixels((24, 20))
+    np.testing.assert_allclose(from_file(images), task.predict(images, verbose=0), rtol=1e-4, atol=1e-5)
+    assert np.abs(random(images) - from_file(images)).max() > 0.1
+    with pytest.raises(DataError, match=r"cannot be loaded: [\s\S]*pass the path of its folder"):
+        pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"Did you mean 'resnet_18_imagenet'\?"):
+        pretrained("resnet_18_imagnet")
