@@ -12,6 +12,7 @@ from pathlib import Path
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".avif")
 # The file of a version that its runtime loads, by the format of the export.
 MODEL_FILES = {"saved-model": "saved_model.pb", "onnx": "model.onnx", "litert": "model.tflite", "openvino": "model.xml"}
+MODEL_CARD_FILE = "README.md"  # as on the Hugging Face hub
 SPLIT_SPELLINGS = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation", "dev"),

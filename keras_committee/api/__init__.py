@@ -1,4 +1,4 @@
-"""The steps of the command line as functions: train, evaluate, select, calibrate, report, export, predict.
+"""The steps of the command line as functions: train, evaluate, select, calibrate, report, export, predict, push.
 
 Each command calls the function of its name; an option such as `--allow-incomplete 2` is the argument
 `allow_incomplete=2`. Errors are `CommitteeError`s with the messages of the commands. Progress is displayed below the
@@ -7,9 +7,9 @@ cell of a notebook, on a terminal, or as lines on stderr.
 
 from keras_committee.api.predictions import ExportedModel, Predictions, load_export
 from keras_committee.api.reports import Report, report
-from keras_committee.api.results import Calibration, Evaluation, Export, SelectedCommittee
+from keras_committee.api.results import Calibration, Evaluation, Export, Push, SelectedCommittee
 from keras_committee.api.run import Run
-from keras_committee.api.steps import export, select
+from keras_committee.api.steps import export, push, select
 from keras_committee.api.training import train
 
 __all__ = [
@@ -18,11 +18,13 @@ __all__ = [
     "Export",
     "ExportedModel",
     "Predictions",
+    "Push",
     "Report",
     "Run",
     "SelectedCommittee",
     "export",
     "load_export",
+    "push",
     "report",
     "select",
     "train",

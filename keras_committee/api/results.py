@@ -237,6 +237,19 @@ class Export(Result):
         yield from _precision_lines(self["precision"])
 
 
+class Push(Result):
+    """A written folder of the Hugging Face hub: `folder`, the `version` in it, and its model `card`.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def blocks(self) -> Iterable[Block]:
+        yield f"Wrote {self['version']} to {self.path}"
+        if self["card_kept"]:
+            yield f"{self['card']} was edited and is kept."
+
+
 def frame(index: str | list[str] | None, rows: Iterable[Mapping[str, Any]]) -> "pd.DataFrame":
     """Return a pandas data frame of rows, with a column for each bound of an interval: `accuracy_interval_low`.
 

@@ -18,12 +18,13 @@ from keras_committee.api.options import (
     selection_path,
     set_options,
 )
-from keras_committee.api.results import Export, SelectedCommittee
+from keras_committee.api.results import Export, Push, SelectedCommittee
 from keras_committee.api.run import Run, Runs, run_paths
 from keras_committee.choices import OBJECTIVES, SEARCH_METHODS, SELECTION_HEADS
 from keras_committee.errors import RecipeError
-from keras_committee.export import formats, publish
+from keras_committee.export import formats, hub, publish
 from keras_committee.files import expand_home, read_record
+from keras_committee.folder_kinds import MODEL_CARD_FILE
 from keras_committee.keras_config import loading_backend
 from keras_committee.precision import EXPORT_PRECISIONS, export_precision
 from keras_committee.progress import step
@@ -243,6 +244,36 @@ def _best_member(run: RunFolder) -> int:
         listing = f"members {', '.join(map(str, unknown))} have no training history" if finished else "none is trained"
         raise RecipeError(f"the best member of {run.path} is unknown: {listing}.\n  Name one by its index: --member N")
     return max(finished, key=lambda index: (rows[index]["validation_accuracy"], -rows[index]["validation_nll"]))
+
+
+@displayed
+def push(source: Run | str | Path, folder: str | Path) -> Push:
+    """Write an export to a folder in the layout of the Hugging Face hub.
+
+    The folder has the model; `README.md`, the model card; and `.gitattributes`. It is uploaded with `hf upload`.
+
+    Args:
+        source: A run, whose newest export is taken; or a model folder, whose newest version is taken, or one version.
+            The model card is that of `report(run, model_card=True)`, if the run has it; else one from the export.
+        folder: A new or empty folder, or one that an earlier call wrote, which is replaced. A model card that was
+            edited is kept.
+
+    Raises:
+        RunError: If the source is no run and no export.
+        ExportError: If the run has no export, or the export is damaged.
+        RecipeError: If the folder holds something else.
+        ResourceError: If the folder cannot be written.
+    """
+    version, card = hub.find_version(source.path if isinstance(source, Run) else expand_home(source))
+    target = expand_home(folder)
+    kept = hub.push(version, target, card)
+    document = {
+        "folder": str(target),
+        "version": str(version),
+        "card": str(target / MODEL_CARD_FILE),
+        "card_kept": kept,
+    }
+    return Push(document, target)
 
 
 def parse_views(views: str | Iterable[str]) -> tuple[View, ...]:

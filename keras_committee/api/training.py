@@ -138,7 +138,7 @@ def train(
     )
     with opened as (folder, built), contextlib.ExitStack() as stack:
         _warn_about_changed_versions(folder)
-        if restart:
+        if restart and len(folder.finished_members()) < built.members:
             CommitteeHistory(folder.path).clear()
         tracking.record(folder.path, track)
         stack.enter_context(tracking.sending(folder.path))

@@ -25,6 +25,7 @@ from keras_committee.cli.make_tfrecords import make_tfrecords
 from keras_committee.cli.options import standard_options
 from keras_committee.cli.output import print_log, protect_standard_streams, stdout_error
 from keras_committee.cli.predict import predict
+from keras_committee.cli.push import push
 from keras_committee.cli.report import report
 from keras_committee.cli.robustness import robustness
 from keras_committee.cli.search import search
@@ -115,6 +116,7 @@ for command in (
     report,
     predict,
     export,
+    push,
     serve,
     serving_config,
     completion,

@@ -38,12 +38,12 @@ from keras_committee.figures.style import (
     Picture,
 )
 from keras_committee.files import translate_os_errors, utc_timestamp, write_file
+from keras_committee.folder_kinds import MODEL_CARD_FILE
 from keras_committee.metrics.selective import SELECTIVE_METRICS, selective_metrics
 from keras_committee.progress import track
 from keras_committee.run import Run
 from keras_committee.summaries import hparams_summary, image_summary
 
-MODEL_CARD_FILE = "README.md"  # as on the Hugging Face hub
 _EVENT_FILE_SUFFIX = ".report"
 _METRICS = ("accuracy", "nll", "ece", "brier")
 
