@@ -49,8 +49,9 @@ class GracefulShutdown:
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
             self._previous_wakeup_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            self._previous_handlers = {number: signal.signal(number, self._handle) for number in EXIT_CODES}
-            threading.Thread(target=_watch, args=(self._pipe[0], self._note), daemon=True).start()
+            with self.mask_signals():  # nobody would catch `TrainingStopped` from here
+                self._previous_handlers = {number: signal.signal(number, self._handle) for number in EXIT_CODES}
+                threading.Thread(target=_watch, args=(self._pipe[0], self._note), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:

@@ -96,6 +96,20 @@ def test_a_signal_is_answered_at_once_although_it_is_deferred(number, word):
         assert notes.get(timeout=5).startswith(word)
 
 
+def test_a_signal_while_the_handlers_are_installed_stops_the_work_at_its_first_check(monkeypatch):
+    make_thread = threading.Thread
+
+    def send_and_make(*args, **options):
+        send(signal.SIGTERM)
+        return make_thread(*args, **options)
+
+    monkeypatch.setattr(threading, "Thread", send_and_make)
+    with GracefulShutdown() as stop:
+        monkeypatch.undo()
+        with pytest.raises(TrainingStopped):
+            stop.check()
+
+
 def test_a_block_that_has_nothing_to_lose_defers_nothing():
     with GracefulShutdown() as stop:
         with pytest.raises(TrainingStopped), stop.mask_signals(enabled=False):
