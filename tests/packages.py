@@ -43,6 +43,11 @@ COMMANDS = {
         "keras-committee import {recipes}/digits_wrn.py member.keras --run imported",
         "keras-committee evaluate imported",
     ],
+    "kerashub": [
+        "python {extras}/build_keras_hub_member.py",
+        "keras-committee import {recipes}/digits_wrn.py member.keras --run imported",
+        "keras-committee evaluate imported",
+    ],
     "model-garden": ["python {extras}/model_garden_autoaugment.py"],
     **{
         name: [

@@ -75,6 +75,21 @@ def test_the_network_follows_from_the_images_the_machine_and_the_weights(images,
     assert bool(chosen.frozen_epochs) == (kind == "pretrained")
 
 
+@pytest.mark.parametrize(
+    ("images", "side", "machine", "offers"),
+    [
+        (240, 224, CPU, True),
+        (240, 60, CPU, False),  # too small for an EfficientNet
+        (5_000, 224, CPU, False),
+        (240, 224, dataclasses.replace(CPU, weights=WEIGHTS), False),
+    ],
+)
+def test_few_photographs_are_offered_a_pretrained_network_with_the_reason(images, side, machine, offers):
+    note = choose_defaults(image_stats(two_classes(images), side), machine).weights_note
+    assert ("training images are few to start from random weights. --weights imagenet" in note) == offers
+    assert bool(note) == offers
+
+
 @pytest.mark.parametrize("images", [25, 60, 240, 1_000, 5_000, 30_000])
 @pytest.mark.parametrize("machine", [CPU, GPU, dataclasses.replace(CPU, weights=WEIGHTS)])
 def test_every_epoch_has_steps_for_batch_normalization_and_training_ends(images, machine):
@@ -170,6 +185,9 @@ def test_weights_come_from_a_file_or_from_the_cache_of_keras(tmp_path, monkeypat
     assert (found.variant, found.source) == ("b1", "imagenet")  # the smallest network with its top
     file = tmp_path / "models/efficientnetb3.h5"
     assert find_weights(file) == PretrainedWeights("b3", str(file), "a file that Keras publishes")
+    downloaded = find_weights(pathlib.Path("imagenet"))
+    assert downloaded == PretrainedWeights("b0", "imagenet", "downloaded by Keras")
+    assert downloaded.is_given
 
 
 @pytest.mark.parametrize(

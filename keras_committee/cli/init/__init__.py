@@ -45,9 +45,10 @@ def _refuse_folder(context: click.Context, parameter: click.Parameter, file: Pat
 @click.option(
     "--weights",
     type=HomePath(path_type=Path, dir_okay=False),
-    metavar="FILE",
+    metavar="FILE|imagenet",
     show_default="those in Keras' cache",
-    help="Pretrained weights: the .h5 file that Keras publishes for an EfficientNet.",
+    help="Pretrained weights: the .h5 file that Keras publishes for an EfficientNet, or imagenet, which Keras "
+    "downloads.",
 )
 @click.option("--measure", is_flag=True, help="Train a few steps to estimate the training time on this machine.")
 @json_option
@@ -83,6 +84,8 @@ def init(
     notes = [] if measure else stats.notes  # the measurement reads the images, which logs them
     for warning in filter(None, [*notes, defaults.imbalance_warning, defaults.rare_warning]):
         print_text(f"warning: {warning}", err=True)
+    if defaults.weights_note:
+        print_text(f"note: {defaults.weights_note}", err=True)
     with reserve_stdout_for_json(as_json):
         estimate = _measure_training(file) if measure else None
     next_command = command_line("train", str(file), "--smoke")
@@ -103,6 +106,7 @@ def init(
                 "minutes": estimate and estimate.minutes,
                 "imbalance_warning": defaults.imbalance_warning,
                 "rare_warning": defaults.rare_warning,
+                "weights_note": defaults.weights_note,
                 "split_folders": stats.split_folders,
                 "next": next_command,
             }

@@ -164,6 +164,18 @@ class RecipeDefaults:
         return f"WRN-16-{self.width}" if self.kind == "wide_resnet" else f"a speed net {self.widths}"
 
     @property
+    def weights_note(self) -> str:
+        """The offer of a pretrained network, where the images are too few for a network from random weights."""
+        has_few = self.kind == "small" and self.splits.num_training < _FEW_IMAGES
+        if not has_few or self.size <= _MAX_WIDE_RESNET_SIZE:
+            return ""
+        return (
+            f"{self.splits.num_training:,} training images are few to start from random weights. --weights imagenet"
+            " starts from a pretrained network, which is frozen while new logits train; Keras downloads it. --weights"
+            " FILE reads it from a file."
+        )
+
+    @property
     def steps_per_epoch(self) -> int:
         return full_batches(self.splits.num_training, self.batch_size)
 
