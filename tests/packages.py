@@ -60,6 +60,12 @@ COMMANDS = {
     "datasets": ["python {extras}/tfds_folder.py"],
     "parquet": ["python {extras}/parquet_table.py"],
     "hf": ["python {extras}/hf_folder.py"],
+    "mlflow": [
+        f"{TRAIN} --track mlflow:mlflow.db",
+        "keras-committee evaluate run",
+        "python {extras}/mlflow_run.py run mlflow.db",
+    ],
+    "wandb": [f"WANDB_MODE=offline {TRAIN} --track wandb:digits", "python {extras}/wandb_run.py run"],
     "profile": ["python {extras}/profiler_page.py"],
 }
 

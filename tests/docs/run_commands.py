@@ -103,6 +103,11 @@ def check_benchmark(words: list[str], folder: Path) -> None:
         assert f'"{option}"' in source, f"{words[1]} has no option {option}"
 
 
+def check_installed(words: list[str], _folder: Path) -> None:
+    """A command of another project, which needs a server or an account: check that it is installed with an extra."""
+    assert Path(sys.executable).with_name(words[0]).exists()
+
+
 KINDS: list[tuple[str, Callable[[list[str], Path], None]]] = [
     (r"make (demo|check|test|docs|bench|packages)( \w+=.*)?", plan_make),
     (r"source .*", check_activation),
@@ -112,6 +117,8 @@ KINDS: list[tuple[str, Callable[[list[str], Path], None]]] = [
     (r"tensorboard --logdir .*", run_tensorboard),
     (r"keras-committee train .*--strategy multiworker.*", parse),  # run by tests/training/test_multihost.py
     (r"keras-committee train .*--ray-address auto.*", parse),  # run by tests/training/test_ray_cluster.py
+    (r"keras-committee train .*--track .*", parse),  # run by tests/tracking/test_servers.py
+    (r"(mlflow (server|models serve)|wandb sync|hf upload) .*", check_installed),
     (r"python benchmarks/.*", check_benchmark),
     (r"keras-committee calibrate .*--max-risk .*", parse),  # needs more images; run by tests/evaluation/test_promise.py
     (r"keras-committee train .*--stacked.*", parse),  # run by tests/stacked/test_command.py
