@@ -25,7 +25,8 @@ TINY = Path(__file__).parents[1] / "recipes" / "tiny.py"
 @pytest.fixture
 def run(trained, tmp_path):
     """A copy of the trained run, logged to a tracker that is never reached."""
-    copy = Run(shutil.copytree(trained[0].path, tmp_path / "tiny"))
+    results_of_other_tests = shutil.ignore_patterns("calibration.json", "evaluation.json", "selection.json", "report")
+    copy = Run(shutil.copytree(trained[0].path, tmp_path / "tiny", ignore=results_of_other_tests))
     Tracking(tracker="mlflow", address="http://tracker", key="abc").record(copy.path)
     return copy
 

@@ -542,7 +542,7 @@ def test_every_field_of_a_members_state_comes_back():
     saved, again = member_state(2, **STATE), member_state(7)
     again.restore(Checkpoint(7, saved.arrays(), json.loads(json.dumps(saved.document()))))
     names = [field.name for field in dataclasses.fields(MemberState)]
-    assert names == ["model", "optimizer", "ema", "slow_weights", *STATE]
+    assert names == ["model", "optimizer", "ema", "swa", "slow_weights", *STATE]
     for name, value in STATE.items():
         np.testing.assert_equal(getattr(again, name), value, err_msg=name)
     for old, new in zip(saved.model.get_weights(), again.model.get_weights(), strict=True):
