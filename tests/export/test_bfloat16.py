@@ -119,7 +119,7 @@ def test_an_export_with_other_outputs_is_not_published(members, validation, tmp_
 
     monkeypatch.setattr(export, "save_committee", perturbed)
     check = AccuracyCheck(split=validation, source="runs/small", max_drop=2.0)
-    with pytest.raises(export.ExportError, match="member_probabilities differs by"):
+    with pytest.raises(export.ExportError, match="predict_uint8: probabilities differs by"):
         publish_committee(choose(2), members, tmp_path / "small", accuracy_check=check)
     assert taken_versions(tmp_path / "small") == []
 

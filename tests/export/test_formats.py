@@ -129,7 +129,7 @@ def test_a_changed_weight_fails_the_verification_and_nothing_is_published(
 ):
     bias = views[2].layers[-1].bias.numpy()
 
-    def copy_and_damage(committee, name, folder):
+    def copy_and_damage(committee, name, folder, input_dtype):
         shutil.copytree(version, folder)
         file = folder / ("model.bin" if name == "openvino" else formats.CONVERTED_FORMATS[name].file)
         content = file.read_bytes()
