@@ -26,7 +26,7 @@ SEARCH = (
 )
 INSTALLERS = {
     "pip": "python -m pip install --quiet --disable-pip-version-check",
-    "uv": "uv pip install --quiet --python env/bin/python",
+    "uv": f"{sys.executable} -m uv pip install --quiet --python env/bin/python",
 }
 COMMANDS = {
     "core": [

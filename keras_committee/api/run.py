@@ -45,7 +45,7 @@ class Run:
 
     Example:
         >>> run = Run("runs/digits_wrn")
-        >>> run.evaluate()["committees"][-1]["accuracy"]["mean"]
+        >>> run.evaluate().to_frame()
     """
 
     def __init__(self, path: str | Path):
