@@ -84,7 +84,8 @@ _EXISTING_FILE = HomePath(exists=True, dir_okay=False)
     help="Accept labels of versions that are not loaded yet.",
 )
 @click.option(
-    "--rest-api-enable-cors-support",
+    "--rest-api-enable-cors-support",  # the name of TensorFlow Serving
+    "--cors",
     "enable_cors_support",
     is_flag=True,
     help="Allow web pages of any origin to read the responses of the REST server.",
