@@ -40,9 +40,11 @@ def find_weights(file: Path | None) -> PretrainedWeights | None:
     Raises:
         RecipeError: If there is no such file, or its name does not name the variant.
     """
+    if file is None:
+        return _cached_weights()
     if file == Path("imagenet") and not file.exists():
         return PretrainedWeights("b0", "imagenet", "downloaded by Keras")
-    return _cached_weights() if file is None else _weights_in_file(file)
+    return _weights_in_file(file)
 
 
 def _weights_in_file(file: Path) -> PretrainedWeights:
