@@ -6,7 +6,7 @@ This is the one implementation outside Keras and TensorFlow graphs. `layers.head
 Member predictions are log-probabilities `(examples, members, classes)`. Logits give the same results.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -252,6 +252,11 @@ def run_cascade(
         return stage_outputs(head, log_probs[examples], size, measure, weights, dtype)
 
     return first_confident(len(log_probs), stages, thresholds, outputs_of, lower_thresholds)
+
+
+def temperatures_of(members: Iterable[Any]) -> np.ndarray:
+    """Return the temperatures of members as divisors of their predictions: float32 `(members, 1)`."""
+    return np.array([member.temperature for member in members], np.float32)[:, None]
 
 
 def selected_outputs(selection: Any, log_probs: np.ndarray) -> dict[str, np.ndarray]:

@@ -83,7 +83,7 @@ class Recipe:
             averages of their weights; see `training.averaging`. None with `swa_epoch_start`.
         swa_epoch_start: Members are validated and saved with the mean of their weights at the ends of several epochs,
             stochastic weight averaging: an integer is the first of these epochs, counted from 1, and a float in (0, 1)
-            the fraction of the epochs after which they begin. Their batch statistics are computed anew under the mean
+            the fraction of the epochs after which they begin. Their batch statistics are recomputed under the mean
             weights, on the first batches of the member's training, about 10,000 images or one epoch: a function of the
             seed alone. Source: Izmailov et al. 2018, arXiv:1803.05407. None saves the weights themselves.
         global_clipnorm: Float > 0 or None. Largest global norm of the gradient of a step.

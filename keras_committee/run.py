@@ -577,6 +577,12 @@ class Run:
         except (OSError, ValueError) as error:
             raise _damaged_journal_error(path, read_problem(error)) from error
 
+    def exports(self) -> list[Path]:
+        """Return the folders of the exported versions that still exist, the newest last. Raises as `events`."""
+        versions = [Path(event["version"]) for event in self.events() if event["event"] == "exported"]
+        newest_first = dict.fromkeys(reversed(versions))  # a version that was deleted and exported again counts last
+        return [version for version in reversed(newest_first) if version.is_dir()]
+
     def is_divided(self) -> bool:
         """Return whether the validation split is divided; see `divide`. Raises RunError if the journal is damaged."""
         return any(event["event"] == _DIVIDED for event in self.events())

@@ -150,14 +150,9 @@ def committees(name: str) -> str:
             f"[{100 * interval['low']:.1f}, {100 * interval['high']:.1f}] | {member['nll']:.3f} | {member['ece']:.3f} |"
         )
     for committee in evaluation["committees"]:
-        accuracy, subsets = committee["accuracy"], committee["accuracy"]["subsets"]
-        deviation = f" ± {100 * accuracy['std']:.2f}" if subsets > 1 else ""
+        subsets = committee["accuracy"]["subsets"]
         title = "mean member" if committee["size"] == 1 else f"{committee['size']} members"
-        lines.append(
-            f"| {title}{f' ({subsets} subsets)' if subsets > 1 else ''} | {committee['mflops']:.0f} | "
-            f"{100 * accuracy['mean']:.2f}{deviation} % | {committee['nll']['mean']:.3f} | "
-            f"{committee['ece']['mean']:.3f} |"
-        )
+        lines.append(_committee_row(f"{title}{f' ({subsets} subsets)' if subsets > 1 else ''}", committee))
     return "\n".join(lines)
 
 
@@ -170,13 +165,7 @@ def student(name: str, teacher: str) -> str:
         f"committee of {theirs['committees'][-1]['size']}, its teacher": theirs["committees"][-1],
     }
     lines = ["| network | MFLOPs | test accuracy | NLL | ECE |", "| --- | ---: | ---: | ---: | ---: |"]
-    for title, row in rows.items():
-        accuracy = row["accuracy"]
-        deviation = f" ± {100 * accuracy['std']:.2f}" if accuracy["subsets"] > 1 else ""
-        lines.append(
-            f"| {title} | {row['mflops']:.0f} | {100 * accuracy['mean']:.2f}{deviation} % | {row['nll']['mean']:.3f} | "
-            f"{row['ece']['mean']:.3f} |"
-        )
+    lines += [_committee_row(title, row) for title, row in rows.items()]
     return "\n".join(lines)
 
 
@@ -275,6 +264,15 @@ def _figure1(name: str) -> dict:
 def _histories(name: str) -> list[list[dict]]:
     files = sorted((RESULTS / name / "history").glob("*.jsonl"))
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+
+
+def _committee_row(title: str, committee: dict) -> str:
+    accuracy = committee["accuracy"]
+    deviation = f" ± {100 * accuracy['std']:.2f}" if accuracy["subsets"] > 1 else ""
+    return (
+        f"| {title} | {committee['mflops']:.0f} | {100 * accuracy['mean']:.2f}{deviation} % | "
+        f"{committee['nll']['mean']:.3f} | {committee['ece']['mean']:.3f} |"
+    )
 
 
 def _interval(row: dict) -> str:

@@ -143,11 +143,10 @@ def _selected_scores(run: Run, predictions: SplitPredictions, splits: Any, split
         return {}
     members = [predictions.members[column] for column in columns]
     views = [member.view for member in selection.members]
-    temperatures = np.array([member.temperature for member in selection.members], np.float32)
     log_probs = predictions.log_probabilities[:, columns]
     if any(views):
         log_probs = predict_split(run, members, splits, split, views).log_probabilities
-    log_probs = log_probs / temperatures[:, None]
+    log_probs = log_probs / aggregation.temperatures_of(selection.members)
     outputs, labels = aggregation.selected_outputs(selection, log_probs), predictions.labels
     probabilities = outputs["probabilities"]
     return {

@@ -110,10 +110,9 @@ class Pool:
             KeyError: With a member that is not in the pool.
         """
         positions = self.positions(selection.members)
-        pairs = zip(selection.members, positions, strict=True)
-        divisors = [member.temperature / self.members[position].temperature for member, position in pairs]
-        log_probs = self.predictions[split][:, positions] / np.array(divisors, np.float32)[:, None]
-        return aggregation.selected_outputs(selection, log_probs)
+        applied = aggregation.temperatures_of(self.members[position] for position in positions)
+        divisors = aggregation.temperatures_of(selection.members) / applied
+        return aggregation.selected_outputs(selection, self.predictions[split][:, positions] / divisors)
 
     def with_temperatures(self) -> "Pool":
         """Return the pool whose members have temperatures, fitted on the validation split as by `calibrate`."""

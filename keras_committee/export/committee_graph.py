@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import tensorflow as tf
 
+from keras_committee import aggregation
 from keras_committee.data.preprocessing import (
     JPEG_MAGIC,
     PNG_MAGIC,
@@ -216,8 +217,8 @@ class ServingCommittee:
 
     def _apply_temperature(self, logits):
         members = self._selection.members[: logits.shape[1]]
-        temperatures = np.array([member.temperature for member in members], np.float32)
-        return logits if (temperatures == 1).all() else logits / temperatures[:, None]
+        temperatures = aggregation.temperatures_of(members)
+        return logits if (temperatures == 1).all() else logits / temperatures
 
     def _format_outputs(self, outputs, batch_size, has_promise=True):
         """Add `class_id`, `label` and the outputs of the promise, and remove the row that pads an empty batch."""

@@ -65,10 +65,10 @@ def find_version(source: Path) -> tuple[Path, Path | None]:
     version, card = source, None
     if (source / "parameters.json").is_file():
         run, card = Run.open(source), source / "report" / MODEL_CARD_FILE
-        exports = [Path(event["version"]) for event in run.events() if event["event"] == "exported"]
-        version = next((path for path in reversed(exports) if path.is_dir()), None)
-        if version is None:
+        exports = run.exports()
+        if not exports:
             raise ExportError(f"{source} has no export. To export it, run: keras-committee export {source}")
+        version = exports[-1]
     elif version_format(source) is None:
         versions = list(find_versions(source).values()) if source.is_dir() else []
         if not versions:
@@ -83,8 +83,8 @@ def find_version(source: Path) -> tuple[Path, Path | None]:
 def push(version: Path, folder: Path, card: Path | None = None) -> bool:
     """Write an export to a folder in the layout of the Hugging Face hub.
 
-    The folder appears, or is replaced, by one rename. It has the files of the version; `README.md`, the model card; and
-    `.gitattributes`.
+    The folder appears complete; an earlier one is moved aside for it. It has the files of the version; `README.md`, the
+    model card; and `.gitattributes`.
 
     Args:
         version: Folder of the exported version.

@@ -148,7 +148,7 @@ class MLflowTracker:
 
 
 class _ServedModel:
-    """A SavedModel in the place of MLflow's TensorFlow flavor, which would save a model anew.
+    """A SavedModel in the place of MLflow's TensorFlow flavor, which would save a model again.
 
     The files are those that were verified. `tf1-estimator` is the type of that flavor that loads a signature of a
     SavedModel and returns its outputs by name; `tf2-module` needs a callable object, and gives up the names.

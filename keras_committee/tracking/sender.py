@@ -261,9 +261,10 @@ class _Sender:
         return next((file for file in reversed(files) if file.is_file()), None)
 
     def _exports(self) -> list[Path]:
-        """Return the exported versions that still exist."""
-        versions = [Path(event["version"]) for event in self._events() if event["event"] == "exported"]
-        return [version for version in dict.fromkeys(versions) if (version / MANIFEST_FILE).is_file()]
+        """Return the exported versions that still exist; none if the journal is damaged."""
+        with contextlib.suppress(CommitteeError):
+            return [version for version in self._run.exports() if (version / MANIFEST_FILE).is_file()]
+        return []
 
     def _ends(self) -> Iterator[tuple[int, str]]:
         """Yield the status of each member that has ended, in order of the journal."""

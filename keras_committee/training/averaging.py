@@ -75,7 +75,7 @@ class StochasticWeightAverage(WeightAverages):
     """The mean of a model's trainable weights at the ends of several epochs, with batch statistics of this mean.
 
     Every epoch counts equally. Batch statistics cannot be averaged so: they belong to the activations under the weights
-    of their epoch. `compute_statistics` computes them anew under the mean weights.
+    of their epoch. `compute_statistics` recomputes them under the mean weights.
 
     Args:
         model: Any Keras model.

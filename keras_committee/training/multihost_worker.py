@@ -6,6 +6,7 @@ It reads the checkpoints to resume, and writes nothing but temporary files.
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import tensorflow as tf
@@ -121,28 +122,36 @@ def _train_all(
 
 def _wait_for_model(run: Run, index: int) -> None:
     """Wait until the finished member, from which the next one starts, is visible here."""
-    deadline = time.monotonic() + _FILE_SYNC_SECONDS
-    while not run.member(index).finished:
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"{run.member(index).model} of the chief is not visible on this host.\n"
-                "  Give every host the same --run folder, on a file system that they share."
-            )
-        time.sleep(0.5)
+    member = run.member(index)
+
+    def check() -> None:
+        if not member.finished:
+            raise RunError("its training has not ended")
+
+    _wait_until_visible(check, f"{member.model} of the chief")
 
 
 def _wait_for_run(run: Run) -> Run:
     """Return the run that the chief has recorded, once it is visible here."""
+
+    def check() -> None:
+        if Run.open(run.path).precision is None:  # the chief records it before it waits for the other hosts
+            raise RunError("its training has not begun")
+
+    _wait_until_visible(check, f"the chief's run folder {run.path}")
+    return run
+
+
+def _wait_until_visible(check: Callable[[], None], what: str) -> None:
+    """Wait until `check` raises no RunError, for as long as files take to appear on other hosts. Raises RunError."""
     deadline = time.monotonic() + _FILE_SYNC_SECONDS
     while True:
         try:
-            if Run.open(run.path).precision is None:  # the chief records it before it waits for the other hosts
-                raise RunError("its training has not begun")
-            return run
+            return check()
         except RunError as error:
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"the chief's run folder {run.path} is not visible on this host.\n"
+                    f"{what} is not visible on this host.\n"
                     "  Give every host the same --run folder, on a file system that they share."
                 ) from error
         time.sleep(0.5)

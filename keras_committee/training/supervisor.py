@@ -165,6 +165,8 @@ class Supervisor:
             self._pending.remove(index)
 
     def _startable(self) -> list[int]:
+        if not self._pending:  # the common case of each message: nothing to look up on the disk
+            return []
         return startable_members(self._recipe, self._run.finished_members(), self._pending)
 
     def _handle(self, attempt: Attempt, event: dict[str, Any] | Exit) -> None:

@@ -166,16 +166,17 @@ class CommitteeTensorBoard:
         writer.write(0, summaries=[hparams_summary(self._run.parameters(), self._run.path.resolve().name)])
 
         known = {(row["epoch"], row["members"]) for row in self._history.read_sound()}
-        epochs = range(1, self._recipe.epochs + 1)
-        missing = [epoch for epoch in epochs if (epoch, len(self._finished(epoch))) not in known]
-        if rows := [self._combine(epoch)[0] for epoch in missing if self._finished(epoch)]:
+        finished = {epoch: self._finished(epoch) for epoch in range(1, self._recipe.epochs + 1)}
+        missing = {epoch: each for epoch, each in finished.items() if each and (epoch, len(each)) not in known}
+        if rows := [self._combine(epoch, members)[0] for epoch, members in missing.items()]:
             self._history.add(rows)
 
     def on_epoch_end(self, epoch: int) -> None:
         """Log the committee of the members that finished `epoch`. Raises ResourceError."""
-        if not self._finished(epoch):  # the predictions could not be written
+        members = self._finished(epoch)
+        if not members:  # the predictions could not be written
             return
-        row, predictions, probabilities = self._combine(epoch)
+        row, predictions, probabilities = self._combine(epoch, members)
         self._history.add([row])
         size, scores = row["members"], {name: row[name] for name in row if name.startswith("validation_")}
         writer = self._writers.setdefault(size, SummaryWriter(self._log_dir(size)))
@@ -189,9 +190,8 @@ class CommitteeTensorBoard:
         members = range(self._recipe.members)
         return [index for index in members if self._run.member(index).epoch_predictions(epoch).exists()]
 
-    def _combine(self, epoch: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    def _combine(self, epoch: int, members: list[int]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         """Return the row of the history for the committee after an epoch, and the predictions as `_make_plots`."""
-        members = self._finished(epoch)
         predictions = np.stack([self._run.member(index).read_epoch_predictions(epoch) for index in members], axis=1)
         probabilities = aggregation.combine(subset_head(self._head, members), predictions)
         scores = metrics.classification_metrics(probabilities, self._labels)

@@ -61,6 +61,16 @@ def bits(variables):
     return [[part.numpy().tobytes() for part in parts] for parts in values]
 
 
+def update_for(averages, model, numbers_of_steps):
+    """Draw other weights for each step and update the averages; return the weights of each step."""
+    steps, update = [], tf.function(averages.update)
+    for n in numbers_of_steps:
+        draw_weights(model, n)
+        steps.append(numbers(averaged(model)))
+        update(tf.constant(n, tf.int64))
+    return steps
+
+
 @pytest.fixture
 def one():
     return make_strategy("single", 8)
@@ -70,12 +80,8 @@ def one():
 def test_averages_follow_their_definition(one, decay):
     model = network()
     averages = WeightEMA(model, decay, one)
-    start, steps = numbers(averaged(model)), []
-    update = tf.function(averages.update)
-    for n in range(1, 13):
-        draw_weights(model, n)
-        steps.append(numbers(averaged(model)))
-        update(tf.constant(n, tf.int64))
+    start = numbers(averaged(model))
+    steps = update_for(averages, model, range(1, 13))
     assert_close(averages.variables, definition(start, steps, decay))
 
 
@@ -152,12 +158,8 @@ def test_two_replicas_average_as_one_device_does(mirrored):
     with mirrored.scope():
         model = network()
     averages = WeightEMA(model, 0.97, mirrored)
-    start, steps = numbers(averaged(model)), []
-    update = tf.function(averages.update)
-    for n in range(1, 6):
-        draw_weights(model, n)
-        steps.append(numbers(averaged(model)))
-        update(tf.constant(n, tf.int64))
+    start = numbers(averaged(model))
+    steps = update_for(averages, model, range(1, 6))
     assert_close(averages.variables, definition(start, steps, 0.97))
     assert all(len(parts) == 2 and len(set(parts)) == 1 for parts in bits(averages.variables))
     before = bits(model.variables)

@@ -542,11 +542,13 @@ def _score_selection(
         predictions[:, index] if member.view is None else views[member.weights, member.view]
         for index, member in zip(indices, selection.members, strict=True)
     ]
-    temperatures = np.array([member.temperature for member in selection.members], np.float32)
     head = get_head(selection.head, **({"weights": list(selection.weights)} if selection.weights else {}))
     costs = [from_document(member.mflops) for member in selection.members]
     member_predictions = MemberPredictions(
-        np.stack(log_probs, axis=1) / temperatures[:, None], runs[0].predictions.labels, costs, head
+        np.stack(log_probs, axis=1) / aggregation.temperatures_of(selection.members),
+        runs[0].predictions.labels,
+        costs,
+        head,
     )
     all_members = tuple(range(len(indices)))
     full = {
