@@ -155,8 +155,11 @@ def _calibrate_committee(
 
 
 def _committee_log_probabilities(head: Any, predictions: SplitPredictions) -> np.ndarray:
+    return _log(aggregation.combine(head, predictions.log_probabilities, dtype=np.float64))
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
     # Clipped: no temperature changes a probability of 0, as of a class without a vote under MajorityVote.
-    probabilities = aggregation.combine(head, predictions.log_probabilities, dtype=np.float64)
     return np.log(np.maximum(probabilities, MIN_PROBABILITY))
 
 
@@ -195,6 +198,12 @@ def fit_temperature(log_probabilities: np.ndarray, labels: np.ndarray) -> float:
     if nll_derivative(1 / MIN_TEMPERATURE) <= 0:
         return MIN_TEMPERATURE
     return float(1 / brentq(nll_derivative, 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, xtol=1e-10))
+
+
+def calibrated_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return probabilities `(examples, classes)` at the temperature that fits the labels: float64."""
+    log_probabilities = _log(np.asarray(probabilities, np.float64))
+    return softmax(log_probabilities / fit_temperature(log_probabilities, labels), axis=-1)
 
 
 def fit_weights(log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[list[float], float]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_committee import aggregation, metrics
+from keras_committee.evaluation.calibration import calibrated_probabilities
 from keras_committee.layers.confidence import check_confidence
 from keras_committee.metrics.scores import MIN_PROBABILITY
 from keras_committee.selection import Stage, check_stages
@@ -84,6 +85,7 @@ class MemberPredictions:
         head: Head as in `aggregation.combine`.
         architectures: For each member its architecture. Required with `time_model`.
         time_model: The cost of a cascade is its time in milliseconds per image by this model, instead of its MFLOPs.
+        answer_probabilities: Floats `(examples, classes)`, how probable it is that each class is right, for `scores`.
 
     Raises:
         ValueError: If the shapes do not match.
@@ -98,6 +100,7 @@ class MemberPredictions:
         *,
         architectures: Sequence[str] = (),
         time_model: StageTimeModel | None = None,
+        answer_probabilities: np.ndarray | None = None,
     ):
         if np.ndim(log_probabilities) != 3 or 0 in np.shape(log_probabilities):
             raise ValueError(
@@ -115,6 +118,7 @@ class MemberPredictions:
         self.mflops = tuple(float(cost) for cost in mflops)
         self.head = head
         self.architectures, self.time_model = tuple(architectures), time_model
+        self.answer_probabilities = answer_probabilities
         self._cached_arrays: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
         self._last_probabilities: tuple[list[int], np.ndarray] | None = None
 
@@ -124,6 +128,27 @@ class MemberPredictions:
             *(self.log_probabilities[examples], self.labels[examples], self.mflops, self.head),
             architectures=self.architectures,
             time_model=self.time_model,
+            answer_probabilities=None if self.answer_probabilities is None else self.answer_probabilities[examples],
+        )
+
+    def with_smoothed_accuracy(self, committee: Sequence[int]) -> "MemberPredictions":
+        """Return the same predictions, with scores of accuracy that are smoothed by a committee of these members.
+
+        Half of the score of an answer is whether it is right, half how probable it is by the committee. Among thousands
+        of thresholds, many are right on these examples by chance where the committee is wrong, and not on others; an
+        answer that differs from the committee's then costs what it costs on average.
+
+        The committee is calibrated: its temperature is fitted to the labels, and a constant makes its own mean score
+        its accuracy.
+        """
+        probabilities = self.probabilities(committee)
+        calibrated = calibrated_probabilities(probabilities, self.labels)
+        accuracy = (probabilities.argmax(axis=1) == self.labels).mean()
+        return MemberPredictions(
+            *(self.log_probabilities, self.labels, self.mflops, self.head),
+            architectures=self.architectures,
+            time_model=self.time_model,
+            answer_probabilities=calibrated + (accuracy - calibrated.max(axis=1).mean()),
         )
 
     def cost(self, members: Sequence[int]) -> float:
@@ -164,14 +189,21 @@ class MemberPredictions:
         )
 
     def scores(self, members: Sequence[int], objective: str) -> np.ndarray:
-        """Return a score per example for the committee of `members`: float32 `(examples,)`, higher is better.
+        """Return a score per example for the committee of `members`: floats `(examples,)`, higher is better.
 
-        1 or 0 for `"accuracy"`, the log-likelihood for `"nll"`, the negative Brier score for `"brier"`.
+        1 or 0 for `"accuracy"`, the log-likelihood for `"nll"`, the negative Brier score for `"brier"`. With
+        `answer_probabilities`, that for `"accuracy"` is the mean of 1 or 0 and the probability of the answer.
         """
-        return self._cache(
-            ("score", objective, *sorted(members)),
-            lambda: _per_example_scores(self.probabilities(members), self.labels, objective),
-        )
+
+        def compute() -> np.ndarray:
+            probabilities = self.probabilities(members)
+            scores = _per_example_scores(probabilities, self.labels, objective)
+            if objective != "accuracy" or self.answer_probabilities is None:
+                return scores
+            answers = probabilities.argmax(axis=1)
+            return (scores + self.answer_probabilities[np.arange(len(answers)), answers]) / 2
+
+        return self._cache(("score", objective, *sorted(members)), compute)
 
     def _cache(self, key: tuple, compute: Callable[[], np.ndarray]) -> np.ndarray:
         if key in self._cached_arrays:

@@ -108,7 +108,8 @@ def select_cascade(
         pool: Pool with predictions on "validation" and "test".
         objective: Its `max_cost` is the highest mean cost, in MFLOPs, or in milliseconds per image with `time_model`.
             Without one, the cascade reaches `min_accuracy`, or the score of the best committee where that is 0, at the
-            lowest mean cost. Members of unknown cost take no part.
+            lowest mean cost. Except with `min_accuracy`, accuracy is smoothed: half of what an answer counts is whether
+            it is right, half how probable it is by the best committee. Members of unknown cost take no part.
         out: The file that the selection will be written to.
         search_method: How the best committee is found, see `select`.
         head: One of `choices.SELECTION_HEADS`.
@@ -134,9 +135,15 @@ def select_cascade(
         for split in ("validation", "test")
     }
     bounds = _search_bounds(objective, selector, committee, max_accuracy_drop)
+    # A given accuracy is reached on the labels themselves, and accepted answers are counted by them.
+    if is_smoothed := max_risk is None and not objective.minimizes_cost:
+        predictions["validation"] = predictions["validation"].with_smoothed_accuracy(_member_list(committee))
     if max_risk is not None:
         bounds = _selective_bounds(bounds, predictions["validation"], committee, max_risk, max_accuracy_drop)
     config = search_cascade(predictions["validation"], objective=objective.metric, **bounds)
+    if config is None and is_smoothed and "target" in bounds:
+        # Committees of some sizes are in no cascade of the search: the most accurate one comes closest.
+        config = search_cascade(predictions["validation"], objective=objective.metric, max_cost=math.inf)
     if config is None:
         raise RecipeError(_infeasible_message(pool, objective, time_model, bounds))
     selection = Selection(
@@ -393,9 +400,14 @@ def _selective_bounds(
     return {**goal, "max_risk": max_risk}
 
 
+def _member_list(multiplicities: np.ndarray) -> list[int]:
+    """Return the indices of the members of a committee, repeated ones as often as they occur."""
+    return np.repeat(np.arange(len(multiplicities)), multiplicities).tolist()
+
+
 def _committee_coverage(predictions: MemberPredictions, committee: np.ndarray, max_risk: float) -> float:
     """Return the fraction of the answers of a committee that can be accepted at this error rate."""
-    members = np.repeat(np.arange(len(committee)), committee).tolist()
+    members = _member_list(committee)
     correct = predictions.probabilities(members).argmax(axis=1) == predictions.labels
     return metrics.coverage_at_risk(predictions.confidences(members, "max_probability"), correct, max_risk)
 

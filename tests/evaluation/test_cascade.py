@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_committee import metrics
+from keras_committee.evaluation.calibration import fit_temperature
 from keras_committee.evaluation.cascade import NO_EXIT, CascadeConfig, MemberPredictions, simulate_cascade
 from keras_committee.layers import CONFIDENCE_MEASURES, ArithmeticMean, MajorityVote, WeightedGeometricMean
 from keras_committee.selection import Stage
@@ -136,6 +137,31 @@ def test_scores_are_the_metrics_example_by_example():
         assert predictions.scores([1, 3], objective).mean() == pytest.approx(sign * mean, rel=1e-5)
     with pytest.raises(ValueError, match=r"accuracy, nll or brier\. Received: 'ece'"):
         predictions.scores([0], "ece")
+
+
+def test_smoothed_accuracy_is_half_of_the_label_and_half_of_the_calibrated_probability_by_the_committee():
+    predictions, committee = member_predictions(examples=200), (0, 3)
+    smoothed = predictions.with_smoothed_accuracy(committee)
+    temperature = fit_temperature(
+        np.log([geometric_mean(each[list(committee)]) for each in predictions.log_probabilities]), predictions.labels
+    )
+    answers = {members: [] for members in ((1,), (0, 2, 3), committee)}
+    calibrated = []
+    for log_probs in predictions.log_probabilities:
+        powers = geometric_mean(log_probs[list(committee)]) ** (1 / temperature)
+        calibrated.append(powers / powers.sum())
+        for members, found in answers.items():
+            found.append(geometric_mean(log_probs[list(members)]).argmax())
+    accuracy = np.mean(np.array(answers[committee]) == predictions.labels)
+    excess = np.mean([row.max() for row in calibrated]) - accuracy
+    for members, found in answers.items():
+        rows = zip(found, predictions.labels, calibrated, strict=True)
+        expected = [((answer == label) + row[answer] - excess) / 2 for answer, label, row in rows]
+        np.testing.assert_allclose(smoothed.scores(members, "accuracy"), expected, atol=1e-6)
+        np.testing.assert_array_equal(smoothed.scores(members, "nll"), predictions.scores(members, "nll"))
+    assert smoothed.scores(committee, "accuracy").mean() == pytest.approx(accuracy, abs=1e-12)
+    part = smoothed.subset(np.arange(50, 90))
+    np.testing.assert_array_equal(part.scores([1], "accuracy"), smoothed.scores([1], "accuracy")[50:90])
 
 
 def test_a_config_gives_the_stages_of_a_selection():

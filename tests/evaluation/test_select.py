@@ -235,6 +235,37 @@ def test_temperatures_are_those_of_calibrate_and_the_scores_those_of_the_scaled_
         np.testing.assert_array_equal(same["members_used"], outputs["members_used"])
 
 
+def test_cascades_keep_more_of_their_accuracy_on_other_images_than_those_chosen_by_the_labels_alone():
+    losses = []
+    for seed in range(0, 24, 2):  # the test images of a seed are the validation images of the next one
+        pool = synthetic_pool(strengths=(2.0, 2.2, 2.4), mflops=(1.0, 1.0, 3.0), seed=seed, examples=200)
+        reports = [
+            select_cascade(pool, objective, Path("x.json")).report
+            for objective in (Objective(), Objective(min_accuracy=_best_accuracy(pool)))
+        ]
+        for report in reports:  # both reach the committee's accuracy on validation
+            assert report["cascade"]["validation"]["accuracy"] >= _best_accuracy(pool) - 1e-9
+        losses.append([report["cascade"]["difference"]["accuracy"]["value"] for report in reports])
+    smoothed, by_labels = np.mean(losses, axis=0)
+    assert by_labels + 0.01 < smoothed < 0.005
+
+
+def _best_accuracy(pool):
+    return select(pool, Objective(), Path("x.json")).report["validation"]["accuracy"]["value"]
+
+
+def test_where_no_cascade_is_as_accurate_as_the_committee_the_most_accurate_one_is_selected(monkeypatch):
+    monkeypatch.setattr(
+        "keras_committee.evaluation.cascade_search.stage_partitions", lambda members: [(1,), (1, 2)]
+    )  # the best committee has three members
+    selection = select_cascade(CASCADE_POOL, Objective(), Path("x.json"))
+    report = selection.report["cascade"]
+    assert len(report["committee"]["members"]) == 3
+    pairs = [select(CASCADE_POOL, Objective(max_cost=cost), Path("x.json")) for cost in (1.0, 2.0, 4.0)]
+    best = max(pair.report["validation"]["accuracy"]["value"] for pair in pairs)
+    assert best - 0.01 <= report["validation"]["accuracy"] < report["target"]
+
+
 def test_an_allowed_accuracy_drop_costs_no_more(cascade):
     worse = select_cascade(CASCADE_POOL, Objective(), Path("x.json"), max_accuracy_drop=2.0)
     assert worse.report["cascade"]["target"] == pytest.approx(cascade.report["cascade"]["target"] - 0.02)
