@@ -5,8 +5,8 @@
 
 The validation and test images of a pool, on none of which its members were trained, are divided at random many times.
 With one part the best committee and two cascades at its accuracy are chosen: by the labels alone, and by scores that
-are smoothed by the committee (`MemberPredictions.with_smoothed_accuracy`), as `select --cascade` does. Both are compared
-with the committee on the other part: points of accuracy, and how many times cheaper they are.
+are smoothed by the committee (`MemberPredictions.with_smoothed_accuracy`), as `select --cascade` does. Both are
+compared with the committee on the other part: points of accuracy, and how many times cheaper they are.
 """
 
 import argparse

@@ -191,6 +191,39 @@ def cascades(name: str) -> str:
     return "\n".join(lines)
 
 
+def cascade_choice(*names: str) -> str:
+    """Return the table of `benchmarks/cascade_choice.py`, a row for each pool and number of images."""
+    lines = [
+        "| members | images chosen with | by the labels alone: points lost on others | times cheaper "
+        "| smoothed: points lost on others | times cheaper |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in names:
+        document = json.loads((RESULTS / "cascade_choice" / f"{name}.json").read_text())
+        cells = [" and ".join(f"`{run}`" for run in document["runs"]), f"{document['images']:,}"]
+        for row in document["means"]:
+            cells.append(f"{-row['points_on_others']:.2f} ± {row['points_on_others_std']:.2f}")
+            cells.append(f"{row['times_cheaper']:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def implicit_ensemble(name: str) -> str:
+    """Return the table of `benchmarks/implicit_ensemble.py` for the first member."""
+    lines = ["| | test accuracy | NLL | ECE |", "| --- | ---: | ---: | ---: |"]
+    for row in json.loads((RESULTS / name / "implicit_ensemble.json").read_text())["rows"]:
+        size, head = row["subnetworks"], row.get("head", "").replace("_", " ")
+        if size == 1 and head != "geometric mean":  # one network is its own mean
+            continue
+        title = ("whole network", "1 subnetwork")[size] if size < 2 else f"{size} subnetworks, {head}"
+        groups = f" ({row['groups']} groups)" if row.get("groups", 1) > 1 else ""
+        deviation = f" ± {100 * row['accuracy_std']:.2f}" if "accuracy_std" in row else ""
+        lines.append(
+            f"| {title}{groups} | {100 * row['accuracy']:.2f}{deviation} % | {row['nll']:.3f} | {row['ece']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
 def prediction_sets(name: str) -> str:
     """Return the table of promised against observed coverage: one row for each promise and selection."""
     rows = json.loads((RESULTS / name / "promises.json").read_text())["rows"]
@@ -251,9 +284,11 @@ def all_tables() -> list[str]:
         accepted_answers("cifar_fast"),
         student("cifar_student", "cifar_fast"),
         cascades("cifar_student"),
+        cascade_choice("cifar_fast_5000", "cifar_student_5000", "cifar_fast_1000"),
         committees("cifar10_small"),
-        epochs(*resnets, chosen=(10, 20, 29, 40)),
+        epochs(*resnets, "resnet_56_stochastic_cpu", chosen=(10, 20, 29, 40)),
         gradients(*resnets),
+        implicit_ensemble("resnet_56_stochastic_cpu"),
     ]
 
 
