@@ -171,19 +171,29 @@ def publish_committee(
                 selection, models, transforms, signatures, version_dir, cases_file, precision, model_format
             )
             shape = export_members.image_shape(models, transforms)
-            manifest = _build_manifest(selection, shape, transforms, signatures, runs, verification)
-            manifest["image"]["dtype"] = input_dtype
-            manifest["model_format"] = model_format
-            manifest["precision"] = {
-                "compute": precision,
-                "reason": precision_reason,
-                "hardware": BFLOAT16_HARDWARE if accuracy_check else None,
-                "accuracy": accuracy_check
-                and check_accuracy(version_dir, selection, models, transforms, shape[:2], accuracy_check),
-            }
             hashed = [version_dir / "saved_model.pb"] if model_format == formats.SAVED_MODEL else version_dir.iterdir()
-            files = {file.name: file_hash(file) for file in sorted(hashed)}
-            write_record(version_dir / MANIFEST_FILE, {**manifest, "files": files})
+            manifest = {
+                **_selection_manifest(selection, transforms, runs),
+                "model_format": model_format,
+                "image": {**dict(zip(("height", "width", "channels"), shape, strict=True)), "dtype": input_dtype},
+                "precision": {
+                    "compute": precision,
+                    "reason": precision_reason,
+                    "hardware": BFLOAT16_HARDWARE if accuracy_check else None,
+                    "accuracy": accuracy_check
+                    and check_accuracy(version_dir, selection, models, transforms, shape[:2], accuracy_check),
+                },
+                "signatures": sorted(signatures),
+                "warmup": {"requests": verification["warmup"], "batch_sizes": list(verification_cases.BATCH_SIZES)},
+                "verified": {
+                    "largest_difference": verification["difference"],
+                    "outputs": verification["outputs"],
+                    "runtime": verification["runtime"],
+                },
+                # The graph contains the class names and has no checksum of its own.
+                "files": {file.name: file_hash(file) for file in sorted(hashed)},
+            }
+            write_record(version_dir / MANIFEST_FILE, manifest)
         return publish.publish(model_dir, version_dir)
 
 
@@ -406,16 +416,12 @@ def _verify(
     return verify.check_outputs(version_dir, cases_file)
 
 
-def _build_manifest(selection, shape, transforms, signatures, runs, verification) -> dict[str, Any]:
-    """Return the content of `committee.json`.
+def _selection_manifest(selection, transforms, runs) -> dict[str, Any]:
+    """Return the part of `committee.json` that is known before the export.
 
-    - `image`: the size of the input of `serving_default`, and, added later, its dtype.
-    - `framings`: the image transform of each member for encoded images.
-    - `files`, added later: SHA-256 of the graph, which contains the class names and has no checksum of its own.
+    - `transforms`: the image transform of each member for encoded images.
     - `metrics`: what `evaluate` measured for each run, or null.
     - `report`: what `select` measured.
-    - `model_format`, added later: the format of the export.
-    - `precision`, added later: the precision, its reason, the hardware on which it is fast, and the loss of accuracy.
     """
     selection_fields = dataclasses.asdict(selection)
     labels = list(selection_fields.pop("classes"))
@@ -424,7 +430,6 @@ def _build_manifest(selection, shape, transforms, signatures, runs, verification
         "created": utc_timestamp(),
         "kind": selection.kind,
         "labels": labels,
-        "image": dict(zip(("height", "width", "channels"), shape, strict=True)),
         **selection_fields,
         "transforms": [dataclasses.asdict(transform) for transform in transforms],
         "recipes": [
@@ -433,13 +438,6 @@ def _build_manifest(selection, shape, transforms, signatures, runs, verification
         ],
         "metrics": [_metrics(run) for run in runs],
         "versions": {name: importlib.metadata.version(name) for name in ("keras-committee", "keras", "tensorflow")},
-        "signatures": sorted(signatures),
-        "warmup": {"requests": verification["warmup"], "batch_sizes": list(verification_cases.BATCH_SIZES)},
-        "verified": {
-            "largest_difference": verification["difference"],
-            "outputs": verification["outputs"],
-            "runtime": verification["runtime"],
-        },
     }
 
 
