@@ -237,7 +237,7 @@ def test_temperatures_are_those_of_calibrate_and_the_scores_those_of_the_scaled_
 
 def test_cascades_keep_more_of_their_accuracy_on_other_images_than_those_chosen_by_the_labels_alone():
     losses = []
-    for seed in range(0, 24, 2):  # the test images of a seed are the validation images of the next one
+    for seed in range(0, 24, 2):  # the test images have the seed between
         pool = synthetic_pool(strengths=(2.0, 2.2, 2.4), mflops=(1.0, 1.0, 3.0), seed=seed, examples=200)
         reports = [
             select_cascade(pool, objective, Path("x.json")).report
