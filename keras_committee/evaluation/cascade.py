@@ -124,12 +124,8 @@ class MemberPredictions:
 
     def subset(self, examples: np.ndarray) -> "MemberPredictions":
         """Return the predictions of the same members on some examples, given by indices or a mask."""
-        return MemberPredictions(
-            *(self.log_probabilities[examples], self.labels[examples], self.mflops, self.head),
-            architectures=self.architectures,
-            time_model=self.time_model,
-            answer_probabilities=None if self.answer_probabilities is None else self.answer_probabilities[examples],
-        )
+        smoothing = None if self.answer_probabilities is None else self.answer_probabilities[examples]
+        return self._same_members(self.log_probabilities[examples], self.labels[examples], smoothing)
 
     def with_smoothed_accuracy(self, committee: Sequence[int]) -> "MemberPredictions":
         """Return the same predictions, with scores of accuracy that are smoothed by a committee of these members.
@@ -144,11 +140,17 @@ class MemberPredictions:
         probabilities = self.probabilities(committee)
         calibrated = calibrated_probabilities(probabilities, self.labels)
         accuracy = (probabilities.argmax(axis=1) == self.labels).mean()
+        smoothing = calibrated + (accuracy - calibrated.max(axis=1).mean())
+        return self._same_members(self.log_probabilities, self.labels, smoothing)
+
+    def _same_members(
+        self, log_probabilities: np.ndarray, labels: np.ndarray, answer_probabilities: np.ndarray | None
+    ) -> "MemberPredictions":
         return MemberPredictions(
-            *(self.log_probabilities, self.labels, self.mflops, self.head),
+            *(log_probabilities, labels, self.mflops, self.head),
             architectures=self.architectures,
             time_model=self.time_model,
-            answer_probabilities=calibrated + (accuracy - calibrated.max(axis=1).mean()),
+            answer_probabilities=answer_probabilities,
         )
 
     def cost(self, members: Sequence[int]) -> float:
