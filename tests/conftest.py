@@ -87,7 +87,7 @@ def new_run(tmp_path):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The tiny recipe, trained once: `(run, recipe)`. Read-only."""
+    """The tiny recipe, trained once: `(run, recipe)`. Shared: commands may have added evaluations and exports."""
     run, train = make_run(tmp_path_factory.mktemp("trained") / "tiny", [])
     train()
     return run, train.args[1]
