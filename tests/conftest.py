@@ -90,7 +90,16 @@ def trained(tmp_path_factory):
     """The tiny recipe, trained once: `(run, recipe)`. Shared: commands may have added evaluations and exports."""
     run, train = make_run(tmp_path_factory.mktemp("trained") / "tiny", [])
     train()
+    shutil.copytree(run.path, run.path.with_name("untouched"))
     return run, train.args[1]
+
+
+@pytest.fixture(scope="session")
+def copy_of_trained(trained):
+    """Function that copies the trained run, as training left it, to a new folder and returns the copy."""
+    from keras_committee.run import Run
+
+    return lambda folder: Run(shutil.copytree(trained[0].path.with_name("untouched"), folder))
 
 
 @pytest.fixture(scope="session")

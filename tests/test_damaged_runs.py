@@ -78,10 +78,10 @@ UNREAD = ("*tensorboard/*", "*lock", "logs/*", "misclassified.csv")
 
 
 @pytest.fixture(scope="module")
-def finished(trained, tmp_path_factory):
+def finished(trained, copy_of_trained, tmp_path_factory):
     """A copy of the trained run, evaluated, calibrated and selected from."""
     _, recipe = trained
-    run = Run(shutil.copytree(trained[0].path, tmp_path_factory.mktemp("finished") / "run"))
+    run = copy_of_trained(tmp_path_factory.mktemp("finished") / "run")
     evaluate(run, recipe)
     calibrate(run, recipe)
     select(load_pool([run]), Objective(), run.path / "selection.json").write(run.path / "selection.json")

@@ -25,11 +25,9 @@ SHIPPED = Path(__file__).parents[2] / "saved_models" / "cifar10_small" / "1"
 
 
 @pytest.fixture(scope="module")
-def run(trained, tmp_path_factory):
+def run(copy_of_trained, tmp_path_factory):
     """A copy of the trained tiny run, to write results into."""
-    folder = tmp_path_factory.mktemp("api") / "tiny"
-    shutil.copytree(trained[0].path, folder)
-    return kc.Run(folder)
+    return kc.Run(copy_of_trained(tmp_path_factory.mktemp("api") / "tiny").path)
 
 
 @pytest.fixture(scope="module")

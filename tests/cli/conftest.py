@@ -20,9 +20,9 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def copied(trained, tmp_path, monkeypatch):
+def copied(copy_of_trained, tmp_path, monkeypatch):
     """Copy of the trained run, as `runs/tiny` in the current folder beside its recipe."""
-    shutil.copytree(trained[0].path, tmp_path / "runs" / "tiny")
+    copy_of_trained(tmp_path / "runs" / "tiny")
     shutil.copy(TINY, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs" / "tiny"

@@ -19,10 +19,9 @@ from keras_committee.tfserving.session import Session
 
 
 @pytest.fixture(scope="module")
-def predictions(trained, tmp_path_factory):
+def predictions(copy_of_trained, tmp_path_factory):
     """The predictions that `select` stores in the trained run: those of every test but the first."""
-    run = tmp_path_factory.mktemp("selected") / "tiny"
-    shutil.copytree(trained[0].path, run)
+    run = copy_of_trained(tmp_path_factory.mktemp("selected") / "tiny").path
     assert main(["select", str(run)]) == 0
     return run / "predictions"
 

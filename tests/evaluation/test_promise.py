@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from keras_committee.evaluation import PromiseGoal, calibrate, load_pool, make_p
 from keras_committee.evaluation.pool import load_whole_pool
 from keras_committee.evaluation.select import to_selection_members
 from keras_committee.files import read_record
-from keras_committee.run import Run
 from keras_committee.selection import Selection, SetRule, Stage
 from keras_committee.split_sizes import divide_for_promise
 
@@ -23,9 +21,8 @@ POOL = synthetic_pool(examples=1600)
 
 
 @pytest.fixture
-def run(trained, tmp_path):
-    shutil.copytree(trained[0].path, tmp_path / "tiny")
-    return Run.open(tmp_path / "tiny")
+def run(copy_of_trained, tmp_path):
+    return copy_of_trained(tmp_path / "tiny")
 
 
 def cascade(pool=POOL, thresholds=(0.8, 0.6)):

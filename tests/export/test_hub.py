@@ -1,7 +1,6 @@
 """Folders in the layout of the Hugging Face hub."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from keras_committee.cli import main
 from keras_committee.errors import ExportError, RecipeError, RunError
 from keras_committee.export import hub
 from keras_committee.files import read_record
-from keras_committee.run import Run
 
 SHIPPED = Path(__file__).parents[2] / "saved_models" / "cifar10_small"
 
@@ -24,9 +22,9 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def run(trained, tmp_path):
+def run(copy_of_trained, tmp_path):
     """A copy of the trained run, which exported the shipped model."""
-    copy = Run(shutil.copytree(trained[0].path, tmp_path / "run"))
+    copy = copy_of_trained(tmp_path / "run")
     copy.append_event("exported", version=str(tmp_path / "deleted" / "2"), members=2)
     copy.append_event("exported", version=str(SHIPPED / "1"), members=2)
     copy.append_event("exported", version=str(tmp_path / "deleted" / "3"), members=2)
@@ -106,11 +104,9 @@ def test_a_failed_push_leaves_the_earlier_one(folder, monkeypatch):
     assert (folder / "saved_model.pb").is_file()
 
 
-def test_what_is_no_export_is_explained(trained, tmp_path):
-    # Other tests export the trained run: the copy leaves the record of it behind.
-    never_exported = shutil.copytree(trained[0].path, tmp_path / "run", ignore=shutil.ignore_patterns("journal.jsonl"))
+def test_what_is_no_export_is_explained(copy_of_trained, tmp_path):
     with pytest.raises(ExportError, match=r"has no export. To export it, run: keras-committee export"):
-        hub.find_version(never_exported)
+        hub.find_version(copy_of_trained(tmp_path / "run").path)
     with pytest.raises(RunError, match=r"nowhere is no run and no exported model: there is no such folder"):
         hub.find_version(tmp_path / "nowhere")
     (tmp_path / "saved_model.pb").touch()

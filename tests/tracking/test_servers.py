@@ -1,6 +1,5 @@
 """A run in a real MLflow server, and in an offline run of Weights & Biases."""
 
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +13,6 @@ import pytest
 
 import keras_committee as kc
 from keras_committee.evaluation import evaluate
-from keras_committee.run import Run
 from keras_committee.tracking import Tracking
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow warns of its own type hints
@@ -58,11 +56,11 @@ def start_sender(run):
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-def test_a_killed_sender_leaves_no_run_and_no_row_doubled_or_missing(server, trained, tmp_path):
+def test_a_killed_sender_leaves_no_run_and_no_row_doubled_or_missing(server, copy_of_trained, tmp_path):
     """The second sender does not even have the record of what the first one sent."""
     from mlflow import MlflowClient
 
-    run = Run(shutil.copytree(trained[0].path, tmp_path / "tiny"))
+    run = copy_of_trained(tmp_path / "tiny")
     for index in range(3):  # many requests, so that the kill comes between two of them
         first = run.member(index).read_history()[0]
         rows = [{**first, "epoch": epoch, "loss": index + 1 / epoch} for epoch in range(1, 60 + index)]
@@ -89,10 +87,10 @@ def test_a_killed_sender_leaves_no_run_and_no_row_doubled_or_missing(server, tra
             assert [(metric.step, metric.value) for metric in history] == [(row["epoch"], row["loss"]) for row in rows]
 
 
-def test_mlflow_has_the_run_and_its_model_predicts_like_the_export(server, trained, tmp_path):
+def test_mlflow_has_the_run_and_its_model_predicts_like_the_export(server, trained, copy_of_trained, tmp_path):
     import mlflow
 
-    run = Run(shutil.copytree(trained[0].path, tmp_path / "tiny_served"))
+    run = copy_of_trained(tmp_path / "tiny_served")
     document = evaluate(run, trained[1])
     run.append_event("exported", version=str(ROOT / "saved_models" / "cifar10_small" / "1"), members=2)
     parameters = run.parameters()
@@ -121,9 +119,9 @@ def test_mlflow_has_the_run_and_its_model_predicts_like_the_export(server, train
     np.testing.assert_allclose(function(image=pixels)["probabilities"], expected, atol=1e-5)
 
 
-def test_an_offline_run_of_wandb_has_every_row_once(trained, tmp_path, monkeypatch):
+def test_an_offline_run_of_wandb_has_every_row_once(copy_of_trained, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run = Run(shutil.copytree(trained[0].path, tmp_path / "tiny"))
+    run = copy_of_trained(tmp_path / "tiny")
     Tracking(tracker="wandb", address="digits", key="offline").record(run.path)
     for _ in range(2):
         with start_sender(run) as sender:

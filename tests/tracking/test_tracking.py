@@ -1,7 +1,6 @@
 """Where a run is logged, and what of it is sent when."""
 
 import importlib.util
-import shutil
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +13,6 @@ from keras_committee.cli import main
 from keras_committee.errors import RecipeError, RunError
 from keras_committee.evaluation import evaluate
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.run import Run
 from keras_committee.tracking import Tracking, mask_credentials, sender
 from keras_committee.tracking.committee_history import CommitteeHistory
 from keras_committee.tracking.sender import Row
@@ -23,10 +21,9 @@ TINY = Path(__file__).parents[1] / "recipes" / "tiny.py"
 
 
 @pytest.fixture
-def run(trained, tmp_path):
+def run(copy_of_trained, tmp_path):
     """A copy of the trained run, logged to a tracker that is never reached."""
-    results_of_other_tests = shutil.ignore_patterns("calibration.json", "evaluation.json", "selection.json", "report")
-    copy = Run(shutil.copytree(trained[0].path, tmp_path / "tiny", ignore=results_of_other_tests))
+    copy = copy_of_trained(tmp_path / "tiny")
     Tracking(tracker="mlflow", address="http://tracker", key="abc").record(copy.path)
     return copy
 

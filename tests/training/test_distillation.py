@@ -135,8 +135,10 @@ def test_a_teacher_that_is_not_there_or_is_none_is_refused(trained, digits, tmp_
     assert "is not a complete .keras archive" in refusal(recipe, tmp_path / "cut.keras", digits, tmp_path)
 
 
-def test_a_teacher_that_is_not_finished_is_refused_with_the_command_that_trains_it(trained, digits, tmp_path):
-    shutil.copytree(trained[0].path, tmp_path / "tiny")
+def test_a_teacher_that_is_not_finished_is_refused_with_the_command_that_trains_it(
+    trained, copy_of_trained, digits, tmp_path
+):
+    copy_of_trained(tmp_path / "tiny")
     shutil.rmtree(tmp_path / "tiny" / "members" / "01")
     message = refusal(trained[1], tmp_path / "tiny", digits, tmp_path)
     assert f"{tmp_path}/tiny has 2 of 3 members; not trained: 1.\n  To train them, run: test" in message
@@ -166,9 +168,9 @@ def test_a_run_is_not_its_own_teacher(trained, digits):
 
 
 @pytest.mark.slow
-def test_a_student_keeps_its_teacher_wherever_it_is_moved_and_takes_no_other(trained, tmp_path, capsys):
+def test_a_student_keeps_its_teacher_wherever_it_is_moved_and_takes_no_other(copy_of_trained, tmp_path, capsys):
     teacher, run = tmp_path / "teacher", Run(tmp_path / "student")
-    shutil.copytree(trained[0].path, teacher)
+    copy_of_trained(teacher)
 
     def train(teacher, *options):
         command = ["train", str(TAUGHT), "--run", str(run.path), "--workers", "1", "--set", f"teacher={teacher}"]

@@ -59,10 +59,9 @@ def test_every_figure_has_both_widths(page, width):
 
 
 @pytest.fixture(scope="module")
-def command(trained, tmp_path_factory):
+def command(copy_of_trained, tmp_path_factory):
     """The report of a copy of the tiny run without an evaluation, and the command's output."""
-    folder = tmp_path_factory.mktemp("report") / "tiny"
-    shutil.copytree(trained[0].path, folder, ignore=shutil.ignore_patterns("evaluation.json", "predictions"))
+    folder = copy_of_trained(tmp_path_factory.mktemp("report") / "tiny").path
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         assert cli.main(["report", str(folder)]) == 0
