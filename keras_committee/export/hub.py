@@ -21,6 +21,7 @@ from keras_committee.tfserving.versions import MANIFEST_FILE, find_versions
 _RECORD_FILE = ".keras_committee_push.json"  # marks a folder that `push` wrote, and has the SHA-256 of its card
 _LIBRARIES = {"saved-model": "keras", "onnx": "onnx", "litert": "tflite", "openvino": "openvino"}
 _SCORES = ("accuracy", "nll", "ece", "brier")
+_PATH_FIELDS = {"run", "source", "parameters"}  # of the manifest: they may name folders of this machine
 # As the hub writes them into a new repository; the last pattern is that of a SavedModel's weights.
 _LFS_PATTERNS = (
     "*.7z", "*.arrow", "*.bin", "*.bz2", "*.ckpt", "*.ftz", "*.gz", "*.h5", "*.joblib", "*.lfs.*", "*.mlmodel",
@@ -84,7 +85,8 @@ def push(version: Path, folder: Path, card: Path | None = None) -> bool:
     """Write an export to a folder in the layout of the Hugging Face hub.
 
     The folder appears complete; an earlier one is moved aside for it. It has the files of the version; `README.md`, the
-    model card; and `.gitattributes`.
+    model card; and `.gitattributes`. In its manifest the runs and the recipe parameters that are absolute paths keep
+    their last component only, as the folders of a machine are not to be published.
 
     Args:
         version: Folder of the exported version.
@@ -116,6 +118,7 @@ def push(version: Path, folder: Path, card: Path | None = None) -> bool:
         staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
         try:
             shutil.copytree(version, staging)
+            write_record(staging / MANIFEST_FILE, _without_folders(manifest))
             (staging / MODEL_CARD_FILE).write_text(text)
             attributes = [f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in _LFS_PATTERNS]
             (staging / ".gitattributes").write_text("".join(attributes))
@@ -147,6 +150,15 @@ def _replace(folder: Path, staging: Path) -> None:
     os.rename(staging, folder)
     fsync_dir(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _without_folders(value: Any, is_path: bool = False) -> Any:
+    """Return a manifest in which the absolute paths of `_PATH_FIELDS` are names. Other texts, as labels, are kept."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(item, is_path or key in _PATH_FIELDS) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item, is_path) for item in value]
+    return Path(value).name if is_path and isinstance(value, str) and os.path.isabs(value) else value
 
 
 def _card(version: Path, manifest: Mapping[str, Any], card: Path | None) -> str:

@@ -1,6 +1,7 @@
 """Folders in the layout of the Hugging Face hub."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import keras_committee as kc
 from keras_committee.cli import main
 from keras_committee.errors import ExportError, RecipeError, RunError
 from keras_committee.export import hub
-from keras_committee.files import read_record
+from keras_committee.files import read_record, write_record
 
 SHIPPED = Path(__file__).parents[2] / "saved_models" / "cifar10_small"
 
@@ -40,6 +41,22 @@ def test_the_folder_has_every_file_of_the_version_unchanged(folder):
         if file.is_file():
             assert (folder / file.relative_to(SHIPPED / "1")).read_bytes() == file.read_bytes()
     assert [path.name for path in folder.parent.iterdir()] == ["hub"]
+
+
+def test_no_folder_of_the_machine_is_published(tmp_path):
+    version = Path(shutil.copytree(SHIPPED / "1", tmp_path / "model" / "1"))
+    manifest = read_record(version / "committee.json")
+    manifest["members"][0]["run"] = manifest["report"]["members"][0]["run"] = "/home/anna/runs/cifar"
+    manifest["recipes"][0]["parameters"] |= {"data_dir": "/home/anna/cifar.npz", "widths": "32/64"}
+    manifest["labels"][0] = "/m/0pg52"
+    write_record(version / "committee.json", manifest)
+    kc.push(version, tmp_path / "hub")
+    published = read_record(tmp_path / "hub" / "committee.json")
+    assert published["members"][0]["run"] == published["report"]["members"][0]["run"] == "cifar"
+    assert published["recipes"][0]["parameters"]["data_dir"] == "cifar.npz"
+    assert published["recipes"][0]["parameters"]["widths"] == "32/64"
+    assert published["labels"][0] == "/m/0pg52"
+    assert "anna" not in (tmp_path / "hub" / "README.md").read_text()
 
 
 def test_the_card_has_the_scores_of_the_export(folder):
