@@ -15,10 +15,13 @@ if TYPE_CHECKING:
         Predictions,
         Run,
         SelectedCommittee,
+        describe,
         export,
+        import_models,
         load_export,
         push,
         report,
+        search,
         select,
         train,
     )
@@ -39,8 +42,10 @@ __all__ = [
     "Teacher",
     "__version__",
     "data",
+    "describe",
     "export",
     "flops",
+    "import_models",
     "layers",
     "load_export",
     "metrics",
@@ -48,6 +53,7 @@ __all__ = [
     "push",
     "report",
     "schedules",
+    "search",
     "select",
     "train",
 ]
@@ -57,10 +63,13 @@ _API = (
     "Predictions",
     "Run",
     "SelectedCommittee",
+    "describe",
     "export",
+    "import_models",
     "load_export",
     "push",
     "report",
+    "search",
     "select",
     "train",
 )
@@ -74,10 +83,10 @@ _HOMES = {
 
 
 class _Package(types.ModuleType):
-    """This package, whose `export` is the function also after its subpackage of that name was imported."""
+    """This package, whose `export` and `search` are functions also after its subpackages of the names were imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name == "export" and isinstance(value, types.ModuleType)):  # set by the import system
+        if not (name in ("export", "search") and isinstance(value, types.ModuleType)):  # set by the import system
             super().__setattr__(name, value)
 
 

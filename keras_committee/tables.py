@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
+from statistics import fmean
 from typing import Any
 
 import click
@@ -22,6 +23,7 @@ _HARDEST_CLASSES = 10
 _MAX_MATRIX_COLUMNS = 12  # in 80 terminal columns
 _MATRIX_CELL_WIDTH, _MIN_LABEL_WIDTH = 6, 8
 _MFLOPS_NOTE = "MFLOPs: 2 x multiply-adds / 1e6, for one image."
+_OOD_SCORES = ("auroc", "fpr95")
 _QUARTILES = ("lower", "median", "upper")
 _EDGE_WIDTH = 4  # characters that the outer border adds to a table
 _HARD_BLANK = "\ue000"  # of private use: stands for a blank at which no line ends
@@ -97,8 +99,8 @@ def _html_row(tag: str, cells: Sequence[str]) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
-def print_members(members: list[dict[str, Any]]) -> None:
-    """Print the members of a recipe.
+def member_blocks(members: list[dict[str, Any]]) -> Iterator[Block]:
+    """Yield a table of the members of a recipe: cost, memory, and depth under stochastic depth.
 
     Args:
         members: The `members` of `keras-committee describe --json`.
@@ -117,13 +119,8 @@ def print_members(members: list[dict[str, Any]]) -> None:
         f"Estimated memory (from tensor shapes): one training step with batch {members[0]['batch_size']:,}, and "
         "inference with batch 1. "
     )
-    print_table([*columns, "training memory", "inference memory"], rows, note)
-    print_blocks(_unknown_costs(members))
-
-
-def print_evaluation(result: dict[str, Any]) -> None:
-    """Print the `evaluation_blocks`."""
-    print_blocks(evaluation_blocks(result))
+    yield Table([*columns, "training memory", "inference memory"], rows, note)
+    yield from _unknown_costs(members)
 
 
 def evaluation_blocks(result: dict[str, Any]) -> Iterator[Block]:
@@ -190,11 +187,6 @@ def _selective_table(result: dict[str, Any]) -> Table:
     return Table(["", "AURC", "accepted at 1 % error", "accepted at 5 % error"], rows, note)
 
 
-def print_selection(selection: dict[str, Any]) -> None:
-    """Print the `selection_blocks`."""
-    print_blocks(selection_blocks(selection))
-
-
 def selection_blocks(selection: dict[str, Any]) -> Iterator[Block]:
     """Yield the selection, the best member and, for a cascade, the best committee, with the members of each.
 
@@ -222,11 +214,6 @@ def selection_blocks(selection: dict[str, Any]) -> Iterator[Block]:
         yield f"{note}\n"
 
 
-def print_training(members: list[dict[str, Any]]) -> None:
-    """Print the `training_table`."""
-    print_blocks([training_table(members)])
-
-
 def training_table(members: list[dict[str, Any]]) -> Table:
     """Return the members at the end of training.
 
@@ -247,8 +234,48 @@ def training_table(members: list[dict[str, Any]]) -> Table:
     return Table(columns, rows, "Accuracy with its 95 % interval over the images. ")
 
 
-def print_search(members: list[dict[str, Any]]) -> None:
-    """Print the members of a search, the lowest validation NLL first, then those that did not finish.
+def robustness_blocks(result: dict[str, Any]) -> Iterator[Block]:
+    """Yield tables of the accuracy on corrupted images and of the detection of out-of-distribution images.
+
+    Args:
+        result: The content of `robustness.json`.
+    """
+    corruptions = result["corruptions"]
+    severities = sorted({row["severity"] for row in corruptions})
+    rows = [["none", *[""] * len(severities), *_accuracy_cells([result["clean"]])]]
+    for kind in dict.fromkeys(row["kind"] for row in corruptions):
+        rows.append(_corruption_cells(kind, [row for row in corruptions if row["kind"] == kind], severities))
+    rows.append(_corruption_cells("mean", corruptions, severities))
+    note = "Accuracy of the committee by severity, and on average over the severities, in %. "
+    yield Table(["corruption", *map(str, severities), "mean", "mean member"], rows, note)
+    ood_rows = [
+        [scores["source"], str(scores["examples"])]
+        + [f"{scores[measure][score]:.3f}" for measure in ("confidence", "mutual_information") for score in _OOD_SCORES]
+        for scores in result["foreign"]
+    ]
+    if ood_rows:
+        columns = [f"{score.upper()} {measure}" for measure in ("confidence", "MI") for score in _OOD_SCORES]
+        note = "Detection of OOD images by the confidence of the committee and by mutual information (MI). "
+        yield Table(["OOD images", "examples", *columns], ood_rows, note)
+
+
+def _corruption_cells(name: str, rows: list[dict[str, Any]], severities: list[int]) -> list[str]:
+    """Return the name, the accuracy of the committee by severity, and the means of committee and members."""
+    by_severity = [[row for row in rows if row["severity"] == severity] for severity in severities]
+    return [name, *(_accuracy_cells(group)[0] for group in by_severity), *_accuracy_cells(rows)]
+
+
+def _accuracy_cells(rows: list[dict[str, Any]]) -> tuple[str, str]:
+    """Return the mean accuracy of the committee and that of its members, in %; blanks without rows."""
+    if not rows:
+        return "", ""
+    committee = fmean(row["committee"]["accuracy"] for row in rows)
+    member = fmean(member["accuracy"] for row in rows for member in row["members"])
+    return f"{100 * committee:.1f}", f"{100 * member:.1f}"
+
+
+def search_table(members: list[dict[str, Any]]) -> Table:
+    """Return a table of the members of a search, the lowest validation NLL first, then those that did not finish.
 
     Args:
         members: The `members` of the result of `search`, at least one.
@@ -268,7 +295,7 @@ def print_search(members: list[dict[str, Any]]) -> None:
         for member in sorted(members, key=nll)
     ]
     note = "Validation scores, accuracy with its 95 % interval over the images. Gain: decrease of the committee's NLL. "
-    print_table(["member", *parameters, "accuracy", "NLL", "gain", "time"], rows, note)
+    return Table(["member", *parameters, "accuracy", "NLL", "gain", "time"], rows, note)
 
 
 def _search_scores(member: dict[str, Any]) -> list[str]:

@@ -111,7 +111,7 @@ def test_members_have_depth_and_memory(capsys):
     memory = {"training": 2_500_000_000, "inference": 7_340_000}
     member = {**MEMBER, "batch_size": 1_024, "memory": memory, "expected_depth": None}
     skipping = {**member, "index": 2, "expected_depth": 40.5, "expected_saving": 0.251}
-    tables.print_members([member, skipping])
+    tables.print_blocks(tables.member_blocks([member, skipping]))
     lines = normalized_lines(capsys)
     assert "1 wrn_16_1 171,066 53.30 - - 2.5 GB 7.3 MB" in lines
     assert "2 wrn_16_1 171,066 53.30 40.50 blocks 25.1% in training 2.5 GB 7.3 MB" in lines
@@ -120,7 +120,7 @@ def test_members_have_depth_and_memory(capsys):
 
 def test_members_of_constant_depth_have_no_columns_for_it(capsys):
     memory = {"training": 2_500_000_000, "inference": 7_340_000}
-    tables.print_members([{**MEMBER, "batch_size": 8, "memory": memory, "expected_depth": None}])
+    tables.print_blocks(tables.member_blocks([{**MEMBER, "batch_size": 8, "memory": memory, "expected_depth": None}]))
     text = capsys.readouterr().out
     assert "1 wrn_16_1 171,066 53.30 2.5 GB 7.3 MB" in " ".join(text.replace("│", " ").split())
     assert "expected" not in text
@@ -148,7 +148,7 @@ def test_an_evaluation_has_members_latencies_and_committees(capsys):
         "examples": 48,
         "split": "test",
     }
-    tables.print_evaluation(result)
+    tables.print_blocks(tables.evaluation_blocks(result))
     lines = normalized_lines(capsys)
     assert "1 wrn_16_1 53.30 0.7139 [0.576, 0.821] 0.4629 0.0234" in lines
     assert "1 wrn_16_1 8 1.25 1.50 2.75" in lines
@@ -188,9 +188,8 @@ def test_of_many_classes_the_hardest_are_printed_and_members_have_a_top_5_accura
     scores = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "accuracy_interval": {"low": 0.4, "high": 0.6}, **SELECTIVE}
     rows = [{"class": f"c{k}", "examples": 3, "precision": 0.5, "recall": (k * 7 % 30) / 30} for k in range(30)]
     result = {"members": [{**MEMBER, **scores, "top_5_accuracy": 0.875}], "committees": [], "per_class": rows}
-    tables.print_evaluation(
-        {**result, "head": "majority_vote", "examples": 90, "split": "test", "top_5_accuracy": 0.9375}
-    )
+    result |= {"head": "majority_vote", "examples": 90, "split": "test", "top_5_accuracy": 0.9375}
+    tables.print_blocks(tables.evaluation_blocks(result))
     lines = normalized_lines(capsys)
     assert "1 wrn_16_1 53.30 0.5000 [0.400, 0.600] 0.8750 1.0000" in lines
     assert [line.split()[0] for line in lines if " 3 0.5000 " in line] == [f"c{13 * k % 30}" for k in range(10)]
@@ -221,7 +220,7 @@ MEMBERS = [{"name": "a", "index": 0, "share": 1}, {"name": "b", "index": 3, "sha
 
 
 def test_a_selected_cascade_is_compared_with_the_best_committee_and_the_best_member(capsys):
-    tables.print_selection(selection([{"members": 1}, {"members": 2}], MEMBERS))
+    tables.print_blocks(tables.selection_blocks(selection([{"members": 1}, {"members": 2}], MEMBERS)))
     lines = normalized_lines(capsys)
     assert "selected cascade 12.50 0.9200 0.9100 [0.795, 0.968] 0.3000" in lines
     assert "best committee 20.00 0.9000 0.9100 [0.795, 0.968] 0.3000" in lines
@@ -232,7 +231,7 @@ def test_a_selected_cascade_is_compared_with_the_best_committee_and_the_best_mem
 
 @pytest.mark.parametrize(("members", "kind"), [(MEMBERS, "committee"), (MEMBERS[:1], "member")])
 def test_a_cascade_of_one_stage_is_none(capsys, members, kind):
-    tables.print_selection(selection([{"members": len(members)}], members))
+    tables.print_blocks(tables.selection_blocks(selection([{"members": len(members)}], members)))
     assert f"selected {kind} 12.50 0.9200" in " ".join(normalized_lines(capsys))
 
 
@@ -240,13 +239,13 @@ def test_a_cascade_of_one_stage_is_none(capsys, members, kind):
     ("name", "expected"),
     [
         (
-            "print_evaluation",
+            "evaluation_blocks",
             [
                 "12 efficientnet_b0 4012.50 0.7500 [0.576, 0.821] 0.9000 0.4629",
                 "12 495 4012.50 0.7500 [0.576, 0.821] 0.0100 0.4629 0.0234",
             ],
         ),
-        ("print_selection", ["selected cascade 12.50 0.9200 0.9100 [0.795, 0.968] 0.3000"]),
+        ("selection_blocks", ["selected cascade 12.50 0.9200 0.9100 [0.795, 0.968] 0.3000"]),
     ],
 )
 def test_the_tables_fit_80_columns(monkeypatch, name, expected):
@@ -259,15 +258,15 @@ def test_the_tables_fit_80_columns(monkeypatch, name, expected):
     }
     spread = {score: {"mean": member[score], "std": 0.01, "subsets": 495} for score in ("accuracy", "nll", "ece")}
     documents = {
-        "print_evaluation": {
+        "evaluation_blocks": {
             "members": [member], "committees": [{**member, **spread, "size": 12}], "head": "geometric_mean",
             "per_class": [], "examples": 48, "split": "test", "top_5_accuracy": 0.9,
         },
-        "print_selection": selection([{"members": 1}, {"members": 2}], MEMBERS),
+        "selection_blocks": selection([{"members": 1}, {"members": 2}], MEMBERS),
     }  # fmt: skip
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "stdout", Terminal())
-    getattr(tables, name)(documents[name])
+    tables.print_blocks(getattr(tables, name)(documents[name]))
     text = re.sub(r"\x1b\[[\d;]*m", "", sys.stdout.getvalue())
     assert max(len(line) for line in text.splitlines()) <= 80
     lines = [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
@@ -278,7 +277,7 @@ def test_an_unknown_cost_is_named_with_the_layers_that_cannot_be_counted(capsys)
     memory = {"training": 2_500_000_000, "inference": 7_340_000}
     described = {**MEMBER, "mflops": None, "uncounted": ["'rows' (LSTM)", "'mix' (Mix)"]}
     described |= {"batch_size": 8, "memory": memory, "expected_depth": 40.5, "expected_saving": None}
-    tables.print_members([{**described, "index": 0, "mflops": 2.0, "uncounted": []}, described])
+    tables.print_blocks(tables.member_blocks([{**described, "index": 0, "mflops": 2.0, "uncounted": []}, described]))
     lines = normalized_lines(capsys)
     assert "1 wrn_16_1 171,066 unknown 40.50 blocks unknown 2.5 GB 7.3 MB" in lines
     note = lines.index("note: the cost is unknown, as some layers cannot be counted:")

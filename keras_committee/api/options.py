@@ -29,6 +29,11 @@ def between(value: Any, low: float, high: float = math.inf) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low < value < high
 
 
+def is_integer(value: Any, low: int) -> bool:
+    """Return whether a value is an integer of at least `low`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Raise RecipeError unless a value is one of the choices."""
     named = ", ".join(repr(choice) for choice in choices if choice is not None)

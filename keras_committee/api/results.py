@@ -8,6 +8,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from keras_committee import tables
@@ -219,6 +220,47 @@ class Calibration(Result):
             points = tuple([curve[name][index] for index in filled] for name in ("confidence", "accuracy"))
             panels.append((f"{when} calibration", [], points))
         return reliability_diagrams(panels, width)
+
+
+class Robustness(Result):
+    """Accuracy on corrupted images, and detection of out-of-distribution images: the content of `robustness.json`."""
+
+    def blocks(self) -> Iterable[Block]:
+        return tables.robustness_blocks(self.document)
+
+    def to_frame(self, table: str = "corruptions") -> "pd.DataFrame":
+        """Return a pandas data frame.
+
+        Args:
+            table: `"corruptions"`, the scores of the committee and the mean accuracy of its members by kind and
+                severity; or `"ood"`, the AUROC and FPR95 of each source of out-of-distribution images.
+
+        Raises:
+            RecipeError: If pandas is not installed, or there is no such table.
+        """
+        corruptions = [
+            {
+                **{name: row[name] for name in ("kind", "severity", "committee")},
+                "mean_member_accuracy": fmean(member["accuracy"] for member in row["members"]),
+            }
+            for row in self["corruptions"]
+        ]
+        rows = {"corruptions": (["kind", "severity"], corruptions), "ood": ("source", self["foreign"])}
+        return frame(*choose(rows, table, "table"))
+
+    def figure(self, width: float = WIDTH) -> "Figure":
+        """Return a Matplotlib figure: accuracy over the severity of the committee and of its mean member.
+
+        Args:
+            width: In inches.
+        """
+        return draw("robustness", self._draw_curves, width)
+
+    def _draw_curves(self, width: float) -> "Figure":
+        from keras_committee.evaluation.report.sections_runs import accuracy_by_severity
+        from keras_committee.figures.curves import robustness_curves
+
+        return robustness_curves(accuracy_by_severity(self.document), width)
 
 
 class Export(Result):

@@ -10,16 +10,18 @@ from keras_committee.api.options import (
     between,
     check_choice,
     check_conflicts,
+    is_integer,
     option,
     require,
     selection_path,
     set_options,
 )
 from keras_committee.api.predictions import Predictions, find_images, find_run_source, predict_images
-from keras_committee.api.results import WIDTH, Calibration, Evaluation, SelectedCommittee, draw, frame
-from keras_committee.choices import SET_METHODS, SPLITS
+from keras_committee.api.results import WIDTH, Calibration, Evaluation, Robustness, SelectedCommittee, draw, frame
+from keras_committee.choices import CORRUPTIONS, SET_METHODS, SEVERITIES, SPLITS
 from keras_committee.errors import pluralize
 from keras_committee.files import expand_home
+from keras_committee.image_header import find_image_files
 from keras_committee.keras_config import loading_backend
 from keras_committee.run import Run as RunFolder
 from keras_committee.run import lock_runs
@@ -204,6 +206,64 @@ class Run:
         tracking.send([self.path])
         subject = f"the {chosen.kind} of {pluralize(len(chosen.members), 'member')} in {file}" if chosen else ""
         return Calibration(document, self.path / "calibration.json", subject)
+
+    @displayed
+    def robustness(
+        self,
+        *,
+        corruptions: Sequence[str] = CORRUPTIONS,
+        severities: Sequence[int] = SEVERITIES,
+        max_examples: int = 1000,
+        ood_dir: str | Path | None = None,
+        seed: int = 0,
+        allow_incomplete: int | None = None,
+        moved_data: MovedData = (),
+    ) -> Robustness:
+        """Score the members on corrupted and out-of-distribution images, and write `robustness.json` to the run folder.
+
+        Args:
+            corruptions: Corruptions of the test images, of `choices.CORRUPTIONS`.
+            severities: Severities of the corruptions, from 1 (mild) to 5 (severe).
+            max_examples: Maximum number of test images.
+            ood_dir: Folder of out-of-distribution images, in addition to generated noise and textures.
+            seed: Seed of the corruptions and of the generated images.
+            allow_incomplete: As in `evaluate`.
+            moved_data: As in `evaluate`.
+
+        Raises:
+            RecipeError: If there is no such corruption or severity.
+            DataError: If there is no test split, or the images cannot be read or are not RGB.
+            IncompleteError, RunError, VerificationError: As in `evaluate`.
+
+        Source: Hendrycks & Dietterich 2019, arXiv:1903.12261.
+        """
+        for corruption in corruptions:
+            check_choice("corruptions", corruption, CORRUPTIONS)
+        for severity in severities:
+            check_choice("severities", severity, SEVERITIES)
+        for name, values in {"corruptions": corruptions, "severities": severities}.items():
+            require(name, values, "at least one", values)
+        require("max_examples", is_integer(max_examples, 1), "a positive integer", max_examples)
+        require("seed", is_integer(seed, 0), "an integer of 0 or more", seed)
+        images = expand_home(ood_dir) if ood_dir is not None else None
+        with lock_runs([self.path], set_options(moved_data)) as (folder,):
+            folder.require_members(allow_incomplete)
+            if images is not None:
+                find_image_files(images)  # so that a mistyped folder fails before Keras is imported
+            with loading_backend():
+                from keras_committee import evaluation
+
+            document = evaluation.robustness(
+                folder,
+                folder.recipe(),
+                corruptions=corruptions,
+                severities=severities,
+                max_examples=max_examples,
+                ood_dir=images,
+                seed=seed,
+                min_members=allow_incomplete,
+            )
+        return Robustness(document, self.path / "robustness.json")
 
     @displayed
     def predict(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from keras_committee import tracking
-from keras_committee.api.options import between, check_choice, check_conflicts, option, require
+from keras_committee.api.options import between, check_choice, check_conflicts, is_integer, option, require
 from keras_committee.api.run import Run
 from keras_committee.choices import STRATEGIES
 from keras_committee.errors import DataError, RecipeError
@@ -103,7 +103,7 @@ def train(
     check_choice("strategy", strategy, STRATEGIES)
     require(
         "workers",
-        workers == "auto" or (isinstance(workers, int) and workers >= 1),
+        workers == "auto" or is_integer(workers, 1),
         "'auto' or a positive integer",
         workers,
     )
@@ -168,23 +168,13 @@ def train(
 def resolve_recipe(
     recipe: RecipeSource, parameters: Parameters = (), recipe_parameters: Mapping[str, Any] | None = None
 ) -> tuple[RecipeFile, dict[str, Any]]:
-    """Return the recipe file and all its parameters, without executing it.
-
-    Args:
-        recipe: As in `train`.
-        parameters: As in `train`.
-        recipe_parameters: Further parameters.
+    """Return the recipe file and all its parameters as `resolve_parameters`, for a training.
 
     Raises:
         RecipeError: If the recipe or a parameter is invalid.
         DataError: If the folder of the parameter `data_dir` is missing.
     """
-    recipe_file = _recipe_file(recipe)
-    given = dict(parameters) if isinstance(parameters, Mapping) else list(parameters)
-    if recipe_parameters:
-        texts = {} if isinstance(given, dict) else recipe_file.resolve(given)
-        given = {**texts, **(given if isinstance(given, dict) else {}), **recipe_parameters}
-    values = recipe_file.resolve(given)
+    recipe_file, values = resolve_parameters(recipe, parameters, recipe_parameters)
     data_dir = values.get("data_dir")
     if isinstance(data_dir, str) and not expand_home(data_dir).exists():
         raise DataError(
@@ -194,6 +184,27 @@ def resolve_recipe(
     return recipe_file, values
 
 
+def resolve_parameters(
+    recipe: RecipeSource, parameters: Parameters = (), recipe_parameters: Mapping[str, Any] | None = None
+) -> tuple[RecipeFile, dict[str, Any]]:
+    """Return the recipe file and all its parameters, without executing it.
+
+    Args:
+        recipe: As in `train`.
+        parameters: As in `train`.
+        recipe_parameters: Further parameters.
+
+    Raises:
+        RecipeError: If the recipe or a parameter is invalid.
+    """
+    recipe_file = _recipe_file(recipe)
+    given = dict(parameters) if isinstance(parameters, Mapping) else list(parameters)
+    if recipe_parameters:
+        texts = {} if isinstance(given, dict) else recipe_file.resolve(given)
+        given = {**texts, **(given if isinstance(given, dict) else {}), **recipe_parameters}
+    return recipe_file, recipe_file.resolve(given)
+
+
 def _recipe_file(recipe: RecipeSource) -> RecipeFile:
     if isinstance(recipe, RecipeFile):
         return recipe
@@ -201,7 +212,7 @@ def _recipe_file(recipe: RecipeSource) -> RecipeFile:
         return RecipeFile.read(recipe)
     if isinstance(recipe, Recipe):
         raise RecipeError(
-            "train takes a function that returns the Recipe, or the path of a file with one: the run folder records "
+            "a recipe is a function that returns the Recipe, or the path of a file with one: the run folder records "
             "its source, from which worker processes and later commands build the recipe again. Received: a Recipe.\n"
             "  Put it into a function: def recipe(members=4): return Recipe(...)"
         )
@@ -211,10 +222,15 @@ def _recipe_file(recipe: RecipeSource) -> RecipeFile:
 def _command(recipe_file: RecipeFile, path: Path, parameters: Mapping[str, Any], smoke: bool, track: str | None) -> str:
     """Return the command line that resumes the run; that of a function trains the recipe that the run recorded."""
     source = recipe_file.path if recipe_file.path.exists() else path / "recipe.py"
-    changed = {name: value for name, value in parameters.items() if value != recipe_file.defaults[name]}
     options = [*(["--smoke"] if smoke else []), *(["--track", track] if track else [])]
     words = ["keras-committee", "train", str(source), "--run", str(path), *options]
-    return shlex.join([*words, *(word for name, value in changed.items() for word in ("--set", f"{name}={value}"))])
+    return shlex.join([*words, *set_words(recipe_file, parameters)])
+
+
+def set_words(recipe_file: RecipeFile, parameters: Mapping[str, Any]) -> list[str]:
+    """Return the options `--set` of the parameters that differ from their defaults."""
+    changed = {name: value for name, value in parameters.items() if value != recipe_file.defaults[name]}
+    return [word for name, value in changed.items() for word in ("--set", f"{name}={value}")]
 
 
 def _prepare_stack(contradicting: Mapping[str, bool]) -> None:

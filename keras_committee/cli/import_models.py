@@ -1,10 +1,8 @@
 """`keras-committee import`: import trained models as members of a run."""
 
-from pathlib import Path
-from typing import Any
-
 import click
 
+from keras_committee import api
 from keras_committee.cli.options import (
     HomePath,
     allow_duplicate_weights_option,
@@ -14,14 +12,9 @@ from keras_committee.cli.options import (
     set_option,
     standard_options,
 )
-from keras_committee.cli.output import print_json, print_message, print_next_steps, reserve_stdout_for_json
-from keras_committee.errors import RecipeError, VerificationError
-from keras_committee.files import expand_home
+from keras_committee.cli.output import print_json, print_next_steps, reserve_stdout_for_json
 from keras_committee.input_scaling import InputScaling, parse_input_scaling
-from keras_committee.keras_archive import other_format, read_architecture
-from keras_committee.keras_config import loading_backend
-from keras_committee.recipe_file import RecipeFile
-from keras_committee.run import Run, default_run_path, open_run
+from keras_committee.tables import print_blocks
 
 _DEFAULT_SCALING = "0..255"
 
@@ -82,77 +75,28 @@ def import_models(
     Each MODEL is a .keras file or a SavedModel folder. RECIPE defines the data on which the members are evaluated;
     nothing is trained.
     """
-    _check_models(models)
     scaling_by_model = _values_by_model(input_scalings, models, "--input-scaling")
-    names_file_by_model = _values_by_model(class_names_files, models, "--class-names-file")
-    recipe_file = RecipeFile.read(recipe)
-    run_dir = run_dir or str(default_run_path(recipe_file))
-    parameters = _with_member_count(recipe_file, run_dir, list(overrides), len(models))
-    scalings = {model: _parse_scaling(text) for model, text in scaling_by_model.items()}
-    class_names = {model: _read_class_names(file) for model, file in names_file_by_model.items()}
-    _check_archives(models)
-    opened = open_run(recipe_file, parameters, path=run_dir, command=settings["command"], record_last=True)
-    with reserve_stdout_for_json(as_json), opened as (run, built):
-        with loading_backend():
-            from keras_committee.evaluation.import_models import ImportOptions, ModelSource, import_models
-
-        sources = [
-            ModelSource(
-                path=Path(model),
-                input_scaling=scalings.get(model, _DEFAULT_SCALING),
-                classes=class_names.get(model),
-                signature=signature,
-                output=output,
-            )
-            for model in models
-        ]
-        options = ImportOptions(
+    with reserve_stdout_for_json(as_json):
+        result = api.import_models(
+            recipe,
+            models,
+            run=run_dir,
+            input_scaling={model: _parse_scaling(text) for model, text in scaling_by_model.items()},
+            class_names=_values_by_model(class_names_files, models, "--class-names-file"),
             reorder_classes=reorder_classes,
             resize=resize,
+            signature=signature,
+            output=output,
             allow_duplicate_weights=allow_duplicate_weights,
             skip_sanity_checks=skip_sanity_checks,
+            parameters=overrides,
+            command=settings["command"],
         )
-        imported = import_models(run, built, sources, options)
     if as_json:
-        print_json({"recipe": recipe_file.name, "run": run_dir, "parameters": parameters, "imported": imported})
+        print_json(result.document)
         return
-    for record in imported:
-        print_message(_format_summary(record))
-    count = len(run.finished_members())
-    print_message(f"{run_dir} has {count} member{'' if count == 1 else 's'}.")
-    print_next_steps("evaluate", run_dir)
-
-
-def _check_models(models: tuple[str, ...]) -> None:
-    """Raise RecipeError for missing and other files, before a run folder is created or its members are more."""
-    missing = [model for model in models if not Path(model).exists()]
-    if missing:
-        raise RecipeError(
-            f"no such model: {', '.join(missing)}. No run was started.\n"
-            "  Name .keras files or SavedModel folders: keras-committee import RECIPE MODEL..."
-        )
-    for model in map(Path, models):
-        if model.is_file() and model.suffix != ".keras":
-            raise RecipeError(
-                f"{model} is not a .keras file. No run was changed.\n"
-                "  Load it with the library that wrote it and save it again: with Keras 3, model.save('name.keras');\n"
-                "  with Keras 2 (tf_keras), model.export('folder'), which writes a SavedModel that `import` reads."
-            )
-
-
-def _check_archives(models: tuple[str, ...]) -> None:
-    """Raise VerificationError for a `.keras` file that cannot be read, before TensorFlow is imported."""
-    for file in [Path(model) for model in models if Path(model).is_file()]:
-        if other := other_format(file):
-            raise VerificationError(f"{file} is {other}")
-        try:
-            _, problem = read_architecture(file)
-        except ValueError as error:
-            raise VerificationError(
-                f"{file} cannot be loaded: {error}. No run was changed.\n  Copy or save the model again."
-            ) from error
-        if problem:
-            raise VerificationError(f"{file} {problem}. No code in it was run, and no run was changed.")
+    print_blocks(result.blocks())
+    print_next_steps("evaluate", result["run"])
 
 
 def _values_by_model(values: tuple[str, ...], models: tuple[str, ...], option: str) -> dict[str, str]:
@@ -168,34 +112,8 @@ def _values_by_model(values: tuple[str, ...], models: tuple[str, ...], option: s
     }
 
 
-def _with_member_count(recipe_file: RecipeFile, run_dir: str, overrides: list[str], count: int) -> dict[str, Any]:
-    """Return the parameters, with `members` raised to make room for `count` more unless `--set members` is given."""
-    parameters = recipe_file.resolve(overrides)
-    if "members" not in parameters or any(override.startswith("members=") for override in overrides):
-        return parameters
-    run = Run(Path(run_dir))
-    planned = run.parameters().get("members", 0) if (run.path / "environment.json").is_file() else 0
-    return {**parameters, "members": max(planned, len(run.finished_members()) + count)}
-
-
 def _parse_scaling(text: str) -> InputScaling:
     try:
         return parse_input_scaling(text)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--input-scaling'") from error
-
-
-def _read_class_names(file: str) -> tuple[str, ...]:
-    try:
-        text = expand_home(file).read_text(encoding="utf-8-sig")  # Windows writes a byte order mark
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"--class-names-file: cannot read {file}: {error}") from error
-
-
-def _format_summary(record: dict[str, Any]) -> str:
-    outputs = "" if record["outputs"] == "logits" else f"; {record['outputs']}"
-    return (
-        f"member {record['member']}: {record['path']}, accuracy {record['right']:.1%} on {record['examples']:,} images"
-        f"; classes {record['order']}{outputs}"
-    )

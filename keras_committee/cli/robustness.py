@@ -1,11 +1,11 @@
 """`keras-committee robustness`: evaluate a run on corrupted and out-of-distribution images."""
 
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import click
 
+from keras_committee import api
 from keras_committee.choices import CORRUPTIONS, SEVERITIES
 from keras_committee.cli.options import (
     HomePath,
@@ -16,12 +16,7 @@ from keras_committee.cli.options import (
     standard_options,
 )
 from keras_committee.cli.output import forwarded_options, print_json, print_next_steps, reserve_stdout_for_json
-from keras_committee.image_header import find_image_files
-from keras_committee.keras_config import loading_backend
-from keras_committee.run import lock_runs
-from keras_committee.tables import print_table, print_text
-
-_OOD_SCORES = ("auroc", "fpr95")
+from keras_committee.tables import print_blocks, print_text
 
 
 class _CommaSeparated(click.ParamType):
@@ -91,62 +86,19 @@ def robustness(
     images are generated noise and textures, and those of --ood-dir; the AUROC measures how well the committee's
     confidence separates them from test images. The result is written to RUN/robustness.json.
     """
-    with reserve_stdout_for_json(as_json), lock_runs([run], overrides) as (opened,):
-        opened.require_members(min_members)
-        if ood_dir is not None:
-            find_image_files(ood_dir)
-        with loading_backend():
-            from keras_committee import evaluation
-
-        recipe = opened.recipe()
-        result = evaluation.robustness(
-            opened,
-            recipe,
+    with reserve_stdout_for_json(as_json):
+        result = api.Run(run).robustness(
             corruptions=corruptions or CORRUPTIONS,
             severities=[int(severity) for severity in severities],
             max_examples=max_examples,
             ood_dir=ood_dir,
             seed=seed,
-            min_members=min_members,
+            allow_incomplete=min_members,
+            moved_data=overrides,
         )
     if as_json:
-        print_json(result)
+        print_json(result.document)
         return
-    _print_result(result)
+    print_blocks(result.blocks())
     print_text(f"Evaluated on {result['examples']:,} test examples. Details: {Path(run, 'robustness.json')}")
     print_next_steps("report", run, *forwarded_options(min_members))
-
-
-def _print_result(result: dict[str, Any]) -> None:
-    corruptions = result["corruptions"]
-    severities = sorted({row["severity"] for row in corruptions})
-    rows = [["none", *[""] * len(severities), *_accuracy_cells([result["clean"]])]]
-    for kind in dict.fromkeys(row["kind"] for row in corruptions):
-        rows.append(_corruption_cells(kind, [row for row in corruptions if row["kind"] == kind], severities))
-    rows.append(_corruption_cells("mean", corruptions, severities))
-    note = "Accuracy of the committee by severity, and on average over the severities, in %. "
-    print_table(["corruption", *map(str, severities), "mean", "mean member"], rows, note)
-    ood_rows = [
-        [scores["source"], str(scores["examples"])]
-        + [f"{scores[measure][score]:.3f}" for measure in ("confidence", "mutual_information") for score in _OOD_SCORES]
-        for scores in result["foreign"]
-    ]
-    if ood_rows:
-        columns = [f"{score.upper()} {measure}" for measure in ("confidence", "MI") for score in _OOD_SCORES]
-        note = "Detection of OOD images by the confidence of the committee and by mutual information (MI). "
-        print_table(["OOD images", "examples", *columns], ood_rows, note)
-
-
-def _corruption_cells(name: str, rows: list[dict[str, Any]], severities: list[int]) -> list[str]:
-    """Return the name, the accuracy of the committee by severity, and the means of committee and members."""
-    by_severity = [[row for row in rows if row["severity"] == severity] for severity in severities]
-    return [name, *(_accuracy_cells(group)[0] for group in by_severity), *_accuracy_cells(rows)]
-
-
-def _accuracy_cells(rows: list[dict[str, Any]]) -> tuple[str, str]:
-    """Return the mean accuracy of the committee and that of its members, in %; blanks without rows."""
-    if not rows:
-        return "", ""
-    committee = fmean(row["committee"]["accuracy"] for row in rows)
-    member = fmean(member["accuracy"] for row in rows for member in row["members"])
-    return f"{100 * committee:.1f}", f"{100 * member:.1f}"

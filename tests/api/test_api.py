@@ -1,4 +1,4 @@
-"""The five steps in Python: the results are those of the commands, and read back from the run folder."""
+"""The steps in Python: the results are those of the commands, and read back from the run folder."""
 
 import dataclasses
 import importlib
@@ -177,6 +177,55 @@ def test_calibrate_fits_temperatures_and_its_table_has_them(run, capsys):
     assert len(line.get_xdata()) == np.count_nonzero(calibration["reliability"]["after"]["count"])
 
 
+def test_robustness_returns_the_document_that_it_writes(run, capsys):
+    options = ["--corruptions", "contrast,fog", "--severities", "1,5", "--max-examples", "50"]
+    result = run.robustness(corruptions=("contrast", "fog"), severities=(1, 5), max_examples=50)
+    assert result.document == read_record(run.path / "robustness.json")
+    frame = result.to_frame()
+    assert frame.index.tolist() == [("contrast", 1), ("contrast", 5), ("fog", 1), ("fog", 5)]
+    strongest = result["corruptions"][3]
+    assert frame.loc[("fog", 5), "committee_accuracy"] == strongest["committee"]["accuracy"]
+    accuracies = [member["accuracy"] for member in strongest["members"]]
+    assert frame.loc[("fog", 5), "mean_member_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert result.to_frame("ood")["confidence_auroc"].tolist() == [
+        source["confidence"]["auroc"] for source in result["foreign"]
+    ]
+    committee = 100 * np.mean([row["committee"]["accuracy"] for row in result["corruptions"] if row["severity"] == 5])
+    lines = result.figure().axes[0].lines
+    assert [line.get_xdata().tolist() for line in lines] == [[0, 1, 5]] * 2
+    assert lines[1].get_ydata()[-1] == pytest.approx(committee)
+    assert cli.main(["robustness", str(run.path), *options]) == 0
+    assert repr(result).strip() in capsys.readouterr().out
+
+
+def test_a_description_is_that_of_the_command(capsys):
+    description = kc.describe(TINY, classes=12)
+    assert cli.main(["describe", str(TINY), "--set", "classes=12", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(description.document))
+    frame = description.to_frame()
+    assert frame["parameters"].tolist() == [(8 * 8 * 3 + 1) * 12] * 3
+    assert (frame["memory_training"] > frame["memory_inference"]).all()
+    assert "--set classes=12" in repr(description)
+
+
+@pytest.mark.slow
+def test_a_search_continues_with_a_larger_budget_also_as_a_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    first = kc.search(TINY, {"learning_rate": "0.01:0.3:log"}, trials=1, epochs=1)
+    assert first.path == Path("runs/tiny-search")
+    assert [Path(run).name for run in first["runs"]] == ["member-000"]
+    environment = read_record(tmp_path / "runs/tiny-search/member-000/environment.json")
+    command = [*environment["command"].replace("--trials 1", "--trials 2").split()[1:], "--json"]
+    assert cli.main(command) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["members"][0] == first["members"][0]
+    second = kc.search(TINY, ["learning_rate=0.01:0.3:log"], trials=2, parameters=["epochs=1"])
+    assert second.document == document
+    assert second.to_frame()["parameters_learning_rate"].between(0.01, 0.3).all()
+    assert "Trained 2 members for" in repr(second)
+    assert len(kc.select(second["runs"], out=tmp_path / "s.json")["members"]) in (1, 2)
+
+
 def test_predictions_of_a_run_are_those_of_its_members(run, trained, images, tmp_path):
     predictions = run.predict(images)
     log_probs = load_or_compute_predictions(trained[0], trained[1], "test").log_probabilities
@@ -258,6 +307,14 @@ def test_the_report_is_written_beside_the_run_and_its_figures_can_be_drawn(run, 
         (lambda run: run.calibrate(coverage=1.5), "--coverage must be a number above 0 and below 1. Received: 1.5"),
         (lambda run: kc.select(run, max_accuracy_drop=1.0), "--max-accuracy-drop requires --cascade"),
         (lambda run: kc.select(run, objective="speed"), "--objective must be one of 'accuracy', 'nll'"),
+        (lambda run: run.robustness(corruptions=["rain"]), "--corruptions must be one of 'gaussian_noise'"),
+        (lambda run: run.robustness(severities=[0]), "--severities must be one of 1, 2, 3, 4, 5. Received: 0"),
+        (lambda run: run.robustness(severities=[]), "--severities must be at least one"),
+        (lambda run: run.robustness(max_examples=0), "--max-examples must be a positive integer. Received: 0"),
+        (lambda run: kc.describe(TINY, epoch=3), "has no parameter 'epoch'. Did you mean 'epochs'"),
+        (lambda run: kc.search(TINY, {"epochs": "1:2"}), "a search requires --trials N, --budget-gflops X or"),
+        (lambda run: kc.search(TINY, {"epochs": "1:2"}, trials=0), "--trials must be a positive integer. Received: 0"),
+        (lambda run: kc.search(TINY, {"epochs": "2"}, budget_minutes=0), "--budget-minutes must be a number above 0"),
         (lambda run: kc.select([]), "--runs must be at least one run"),
         (lambda run: kc.export(run, precision="float16"), "--precision must be one of"),
         (lambda run: kc.export(run, member="first"), "--member must be the index of a member, or best. Received: 'fir"),
@@ -288,10 +345,9 @@ def test_a_run_that_is_not_complete_is_an_error_or_allowed(run, tmp_path):
     assert kc.Run(tmp_path / "run").evaluate(allow_incomplete=2)["missing"] == [1]
 
 
-def test_the_function_export_is_found_after_its_subpackage_was_imported():
-    program = (
-        "import keras_committee as kc, keras_committee.export.publish, sys; print(kc.export.__name__, len(kc.__all__))"
-    )
+def test_the_functions_export_and_search_are_found_after_their_subpackages_were_imported():
+    program = "import keras_committee as kc, keras_committee.export.publish, keras_committee.search.budget, sys"
+    program += "; print(kc.export.__name__, kc.search.__name__, len(kc.__all__))"
     program += "; print({'keras', 'tensorflow', 'numpy', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [f"export {len(kc.__all__)}", "set()"]
+    assert done.stdout.splitlines() == [f"export search {len(kc.__all__)}", "set()"]

@@ -10,8 +10,8 @@ import keras
 import pytest
 
 from keras_committee import data, models, training
+from keras_committee.api.imports import _read_names
 from keras_committee.cli import main
-from keras_committee.cli.import_models import _read_class_names
 from keras_committee.errors import RecipeError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run, open_run
@@ -104,7 +104,7 @@ def test_a_tilde_in_every_kind_of_path_parameter_is_the_home_folder(home):
 
 def test_class_names_may_begin_with_a_byte_order_mark(home):
     (home / "names.txt").write_bytes(codecs.BOM_UTF8 + "Café\r\nbee\r\n".encode())
-    assert _read_class_names("~/names.txt") == ("Café", "bee")
+    assert _read_names("~/names.txt") == ("Café", "bee")
 
 
 def test_a_home_folder_that_does_not_exist_is_no_traceback(home, capsys):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from external_models import CLASSES, digits, external_model
 
+import keras_committee as kc
 from keras_committee.cli import main
 from keras_committee.errors import RecipeError
 from keras_committee.evaluation.import_models import ModelSource, better_order, better_scale, import_model
@@ -49,6 +50,45 @@ def imported(files, tmp_path_factory):
         == 0
     )
     return Run.open(run)
+
+
+def test_the_function_imports_what_the_command_imports(files, imported, tmp_path):
+    raw, unit, swapped = files["raw"], files["unit"], files["swapped"]
+    result = kc.import_models(
+        TINY,
+        [raw, unit, swapped],
+        run=tmp_path / "run",
+        input_scaling={raw: "0..255", unit: "0..1", swapped: "0..1"},
+        class_names={swapped: [str(label) for label in SWAPPED]},
+        reorder_classes=True,
+        epochs=9,
+    )
+    records = [event for event in imported.events() if event["event"] == "imported"]
+    fields = ("member", "sha256", "scale", "outputs", "order", "classes", "right", "examples")
+    for record, expected in zip(result["imported"], records, strict=True):
+        assert {name: record[name] for name in fields} == {name: expected[name] for name in fields}
+    assert result.run.members == [0, 1, 2]
+    assert result.run.parameters["epochs"] == 9
+    assert f"{tmp_path / 'run'} has 3 members." in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_scaling": "0..2"}, "--input-scaling: expected 0..255, 0..1"),
+        (
+            {"input_scaling": {"b.keras": "0..1"}},
+            "input_scaling has a value for b.keras, which is not one of the models",
+        ),
+        ({"class_names": "absent.txt"}, "--class-names-file: cannot read absent.txt"),
+        ({"epoch": 3}, "has no parameter 'epoch'. Did you mean 'epochs'"),
+    ],
+)
+def test_wrong_arguments_of_the_function_leave_no_run(files, tmp_path, options, message):
+    with pytest.raises(RecipeError) as caught:
+        kc.import_models(TINY, files["raw"], run=tmp_path / "run", **options)
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_members_predict_as_the_original_models(imported):

@@ -7,7 +7,7 @@ import pytest
 
 from keras_committee.evaluation import evaluate, latency
 from keras_committee.evaluation.latency import Latency, measure_latencies
-from keras_committee.tables import print_evaluation
+from keras_committee.tables import evaluation_blocks, print_blocks
 
 
 def linear(shape=(4, 4, 3)):
@@ -55,5 +55,5 @@ def test_an_evaluation_can_measure_each_members_latency(trained, capsys):
     result = evaluate(run, recipe, measure_latency=True)
     assert [[each["batch"] for each in member["latency"]] for member in result["members"]] == [[1, 32]] * 3
     assert all(0 < each["lower"] <= each["upper"] for member in result["members"] for each in member["latency"])
-    print_evaluation(result)
+    print_blocks(evaluation_blocks(result))
     assert "Milliseconds" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 from keras_committee import metrics
 from keras_committee.evaluation import training_summary
 from keras_committee.evaluation.training_summary import kept_epoch, member_seconds
-from keras_committee.tables import print_training
+from keras_committee.tables import print_blocks, training_table
 
 ROWS = [
     {"epoch": 1, "validation_accuracy": 0.5, "validation_nll": 0.7},
@@ -53,7 +53,7 @@ def test_every_finished_member_has_its_row(trained, capsys):
     assert best[1]["validation_nll"] == min(row["validation_nll"] for row in run.member(1).read_history())
     lost = {**summary[1], "accuracy_interval": None, "seconds": None}
     lost |= {"validation_accuracy": 0.75, "validation_nll": 0.5}
-    print_training([{**summary[0], "epoch": 2, "epochs": 9, "seconds": 95.0}, lost])
+    print_blocks([training_table([{**summary[0], "epoch": 2, "epochs": 9, "seconds": 95.0}, lost])])
     lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
     interval = metrics.accuracy_interval(rows[0]["validation_accuracy"], 180)
     accuracy = f"{rows[0]['validation_accuracy']:.4f} [{interval['low']:.3f}, {interval['high']:.3f}]"

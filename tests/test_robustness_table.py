@@ -3,7 +3,7 @@
 import sys
 
 from keras_committee.choices import CORRUPTIONS
-from keras_committee.cli.robustness import _print_result
+from keras_committee.tables import print_blocks, robustness_blocks
 
 FOREIGN = {
     "source": "gaussian noise",
@@ -19,7 +19,7 @@ def scores(committee, *members):
 
 def printed_rows(capsys, rows, foreign=()):
     result = {"corruptions": rows, "clean": scores(0.9, 0.8, 0.7), "mean": scores(0.6, 0.5), "foreign": foreign}
-    _print_result(result)
+    print_blocks(robustness_blocks(result))
     lines = capsys.readouterr().out.splitlines()
     return [line.replace("│", " ").split() for line in lines], max(map(len, lines))
 
