@@ -208,19 +208,41 @@ def cascade_choice(*names: str) -> str:
     return "\n".join(lines)
 
 
+def depths(*names: str) -> str:
+    """Return the table of the test scores of networks of constant and stochastic depth: a row for each seed."""
+    lines = [
+        "| network | seed | test error | NLL | ECE | validation error |",
+        "| --- | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for name in names:
+        files = sorted((RESULTS / name).glob("evaluation*.json"))
+        for seed, (file, history) in enumerate(zip(files, _histories(name), strict=True)):
+            (member,) = json.loads(file.read_text())["members"]
+            interval = member["accuracy_interval"]
+            lines.append(
+                f"| {name.replace('_', ' ')} | {seed} | {_percent(1 - member['accuracy'])} "
+                f"[{100 * (1 - interval['high']):.1f}, {100 * (1 - interval['low']):.1f}] | {member['nll']:.3f} | "
+                f"{member['ece']:.3f} | {_percent(1 - history[-1]['validation_accuracy'])} |"
+            )
+    return "\n".join(lines)
+
+
 def implicit_ensemble(name: str) -> str:
-    """Return the table of `benchmarks/implicit_ensemble.py` for the first member."""
+    """Return the table of `benchmarks/implicit_ensemble.py` for the first member of each seed."""
     lines = ["| | test accuracy | NLL | ECE |", "| --- | ---: | ---: | ---: |"]
-    for row in json.loads((RESULTS / name / "implicit_ensemble.json").read_text())["rows"]:
-        size, head = row["subnetworks"], row.get("head", "").replace("_", " ")
+    files = sorted((RESULTS / name).glob("implicit_ensemble*.json"))
+    for rows in zip(*(json.loads(file.read_text())["rows"] for file in files), strict=True):
+        size, head = rows[0]["subnetworks"], rows[0].get("head", "").replace("_", " ")
         if size == 1 and head != "geometric mean":  # one network is its own mean
             continue
         title = ("whole network", "1 subnetwork")[size] if size < 2 else f"{size} subnetworks, {head}"
-        groups = f" ({row['groups']} groups)" if row.get("groups", 1) > 1 else ""
-        deviation = f" ± {100 * row['accuracy_std']:.2f}" if "accuracy_std" in row else ""
-        lines.append(
-            f"| {title}{groups} | {100 * row['accuracy']:.2f}{deviation} % | {row['nll']:.3f} | {row['ece']:.3f} |"
-        )
+        groups = f" ({rows[0]['groups']} groups)" if rows[0].get("groups", 1) > 1 else ""
+        deviations = [f" ± {100 * row['accuracy_std']:.2f}" if "accuracy_std" in row else "" for row in rows]
+        accuracies = [
+            f"{100 * row['accuracy']:.2f}{deviation} %" for row, deviation in zip(rows, deviations, strict=True)
+        ]
+        scores = (", ".join(f"{row[score]:.3f}" for row in rows) for score in ("nll", "ece"))
+        lines.append(f"| {title}{groups} | {', '.join(accuracies)} | {' | '.join(scores)} |")
     return "\n".join(lines)
 
 
@@ -289,7 +311,8 @@ def all_tables() -> list[str]:
         cascades("cifar_student"),
         cascade_choice("cifar_fast_5000", "cifar_student_5000", "cifar_fast_1000"),
         committees("cifar10_small"),
-        epochs(*resnets, "resnet_56_stochastic_cpu", chosen=(10, 20, 29, 40)),
+        depths("resnet_56_constant_cpu", "resnet_56_stochastic_cpu"),
+        epochs(*resnets, "resnet_56_constant_cpu", "resnet_56_stochastic_cpu", chosen=(10, 20, 29, 40)),
         gradients(*resnets),
         implicit_ensemble("resnet_56_stochastic_cpu"),
     ]
