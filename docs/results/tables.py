@@ -293,6 +293,7 @@ def accepted_answers(name: str) -> str:
 def all_tables() -> list[str]:
     """Return every table, in the order of the page."""
     resnets = "resnet_56_constant", "resnet_56_stochastic"
+    on_cpu = "resnet_56_constant_cpu", "resnet_56_stochastic_cpu"
     return [
         figure1_committees("figure1"),
         figure1_comparisons("figure1", "figure1_16_epochs"),
@@ -311,9 +312,10 @@ def all_tables() -> list[str]:
         cascades("cifar_student"),
         cascade_choice("cifar_fast_5000", "cifar_student_5000", "cifar_fast_1000"),
         committees("cifar10_small"),
-        depths("resnet_56_constant_cpu", "resnet_56_stochastic_cpu"),
-        epochs(*resnets, "resnet_56_constant_cpu", "resnet_56_stochastic_cpu", chosen=(10, 20, 29, 40)),
+        depths(*on_cpu),
+        epochs(*resnets, *on_cpu, chosen=(10, 20, 29, 40)),
         gradients(*resnets),
+        gradients(*on_cpu),
         implicit_ensemble("resnet_56_stochastic_cpu"),
     ]
 

@@ -1,19 +1,17 @@
 """Import of models that were trained elsewhere."""
 
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from keras_committee.api.results import Result
 from keras_committee.api.run import Run
-from keras_committee.api.training import Parameters, RecipeSource, resolve_parameters, set_words
+from keras_committee.api.training import Parameters, RecipeSource, recipe_command, resolve_parameters
 from keras_committee.errors import RecipeError, VerificationError, pluralize
 from keras_committee.files import expand_home
 from keras_committee.input_scaling import InputNormalization, InputScaling, parse_input_scaling
 from keras_committee.keras_archive import other_format, read_architecture
 from keras_committee.keras_config import loading_backend
-from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run as RunFolder
 from keras_committee.run import default_run_path, open_run
 from keras_committee.step_display import displayed
@@ -99,7 +97,7 @@ def import_models(
     if "members" in values and not _gives_members(parameters, recipe_parameters):
         values["members"] = _count_members(folder, len(paths))
     _check_archives(paths)
-    command = command or _command(recipe_file, values, paths, folder)
+    command = command or recipe_command("import", recipe_file, folder, [*paths, "--run", folder], values)
     with open_run(recipe_file, values, path=folder, command=command, record_last=True) as (opened, built):
         with loading_backend():
             from keras_committee.evaluation.import_models import ImportOptions, ModelSource
@@ -199,12 +197,6 @@ def _count_members(folder: Path, count: int) -> int:
     run = RunFolder(folder)
     planned = run.parameters().get("members", 0) if (run.path / "environment.json").is_file() else 0
     return max(planned, len(run.finished_members()) + count)
-
-
-def _command(recipe_file: RecipeFile, parameters: Mapping[str, Any], models: Sequence[str], folder: Path) -> str:
-    source = recipe_file.path if recipe_file.path.exists() else folder / "recipe.py"
-    words = ["keras-committee", "import", str(source), *models, "--run", str(folder)]
-    return shlex.join([*words, *set_words(recipe_file, parameters)])
 
 
 def _format_summary(record: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from keras_committee.api.options import between, is_integer, option, require
 from keras_committee.api.results import Result, frame
-from keras_committee.api.training import Parameters, RecipeSource, resolve_parameters, set_words
+from keras_committee.api.training import Parameters, RecipeSource, recipe_command, resolve_parameters
 from keras_committee.costs import format_cost
 from keras_committee.errors import RecipeError, pluralize
 from keras_committee.files import expand_home
 from keras_committee.keras_config import loading_backend
-from keras_committee.recipe_file import RecipeFile
 from keras_committee.search import Budget, parse_ranges
 from keras_committee.step_display import displayed
 from keras_committee.tables import Block, print_text, search_table
@@ -116,22 +114,11 @@ def search(
         from keras_committee.search.driver import search as run_search
 
     budget = Budget(trials=trials or math.inf, gflops=budget_gflops or math.inf, minutes=budget_minutes or math.inf)
-    command = command or _command(recipe_file, values, ranges, budgets, folder)
+    given = {option(name): value for name, value in budgets.items() if value is not None}
+    pairs = [("--out", folder), *((option("search_space"), text) for text in ranges), *given.items()]
+    words = [word for pair in pairs for word in pair]
+    # The run of the first proposal records a recipe that is a function.
+    command = command or recipe_command("search", recipe_file, folder / "member-000", words, values)
     report = partial(print_text, err=True)
     document = run_search(recipe_file, values, parsed, budget, folder, command=command, report=report)
     return Search(document, folder, budget)
-
-
-def _command(
-    recipe_file: RecipeFile,
-    parameters: Mapping[str, Any],
-    ranges: Sequence[str],
-    budgets: Mapping[str, Any],
-    folder: Path,
-) -> str:
-    """Return the command line that resumes the search; that of a function takes the recipe of its first run."""
-    source = recipe_file.path if recipe_file.path.exists() else folder / "member-000" / "recipe.py"
-    words = ["keras-committee", "search", str(source), "--out", str(folder)]
-    words += [word for text in ranges for word in (option("search_space"), text)]
-    words += [word for name, value in budgets.items() if value is not None for word in (option(name), str(value))]
-    return shlex.join([*words, *set_words(recipe_file, parameters)])

@@ -119,7 +119,8 @@ def train(
             }
         )
     path = run.path if isinstance(run, Run) else expand_home(run or default_run_path(recipe_file, smoke=smoke))
-    command = command or _command(recipe_file, path, values, smoke, track)
+    options = ["--run", path, *(["--smoke"] if smoke else []), *(["--track", track] if track else [])]
+    command = command or recipe_command("train", recipe_file, path, options, values)
     if strategy == "multiworker":
         from keras_committee import training
 
@@ -219,18 +220,22 @@ def _recipe_file(recipe: RecipeSource) -> RecipeFile:
     return RecipeFile.from_function(recipe)
 
 
-def _command(recipe_file: RecipeFile, path: Path, parameters: Mapping[str, Any], smoke: bool, track: str | None) -> str:
-    """Return the command line that resumes the run; that of a function trains the recipe that the run recorded."""
-    source = recipe_file.path if recipe_file.path.exists() else path / "recipe.py"
-    options = [*(["--smoke"] if smoke else []), *(["--track", track] if track else [])]
-    words = ["keras-committee", "train", str(source), "--run", str(path), *options]
-    return shlex.join([*words, *set_words(recipe_file, parameters)])
+def recipe_command(
+    name: str, recipe_file: RecipeFile, run: Path, words: Sequence[Any], parameters: Mapping[str, Any]
+) -> str:
+    """Return the command line of a recipe; that of a function takes the recipe that a run recorded.
 
-
-def set_words(recipe_file: RecipeFile, parameters: Mapping[str, Any]) -> list[str]:
-    """Return the options `--set` of the parameters that differ from their defaults."""
+    Args:
+        name: Name of the command.
+        recipe_file: The recipe.
+        run: The run folder that records it.
+        words: Arguments and options after the recipe.
+        parameters: All recipe parameters; those that differ from their defaults are added with `--set`.
+    """
+    source = recipe_file.path if recipe_file.path.exists() else run / "recipe.py"
     changed = {name: value for name, value in parameters.items() if value != recipe_file.defaults[name]}
-    return [word for name, value in changed.items() for word in ("--set", f"{name}={value}")]
+    settings = [word for name, value in changed.items() for word in ("--set", f"{name}={value}")]
+    return shlex.join(map(str, ["keras-committee", name, source, *words, *settings]))
 
 
 def _prepare_stack(contradicting: Mapping[str, bool]) -> None:
