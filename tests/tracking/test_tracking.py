@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import pytest
 
+import keras_committee as kc
 from keras_committee import tracking
-from keras_committee.api.training import _command
 from keras_committee.cli import main
 from keras_committee.errors import RecipeError, RunError
 from keras_committee.evaluation import evaluate
-from keras_committee.recipe_file import RecipeFile
 from keras_committee.tracking import Tracking, mask_credentials, sender
 from keras_committee.tracking.committee_history import CommitteeHistory
 from keras_committee.tracking.sender import Row
@@ -197,9 +196,14 @@ def test_a_damaged_committee_history_is_refused_and_replaced(tmp_path):
     assert [(row["epoch"], row.get("x")) for row in history.read()] == [(1, None), (2, 3)]
 
 
-def test_the_command_of_a_python_call_names_the_tracker(tmp_path):
-    command = _command(RecipeFile.read(TINY), tmp_path, {"members": 3, "epochs": 9}, False, "wandb:digits")
-    assert command == f"keras-committee train {TINY} --run {tmp_path} --track wandb:digits --set epochs=9"
+def test_the_command_of_a_python_call_names_the_tracker(tmp_path, monkeypatch):
+    def open_run(*arguments, command, **options):
+        raise RunError(command)
+
+    monkeypatch.setattr("keras_committee.api.training.open_run", open_run)
+    with pytest.raises(RunError) as error:
+        kc.train(TINY, run=tmp_path, track="wandb:digits", members=3, epochs=9)
+    assert str(error.value) == f"keras-committee train {TINY} --run {tmp_path} --track wandb:digits --set epochs=9"
 
 
 def test_rows_without_scores_of_this_process_have_the_time_of_their_predictions(run):
