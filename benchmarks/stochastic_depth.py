@@ -34,7 +34,7 @@ from official.vision.modeling.layers import nn_layers
 
 from keras_committee import flops, models
 from keras_committee.layers import linear_decay
-from keras_committee.precision import cpu_has_amx
+from keras_committee.precision import cpu_bfloat16_instructions
 from keras_committee.training.devices import make_strategy
 from keras_committee.training.train_step import BlockStats, make_train_step
 
@@ -163,7 +163,7 @@ def run(depth, batch_size, rounds, precision, only_ours):
     expected = float(np.mean(linear_decay((depth - 2) // 2, LAST_SURVIVAL)))
     rows = [{**row, "ratio_at_expected_depth": at_expected_depth(row, expected)} for row in rows]
     return {
-        "machine": f"{os.cpu_count()} {platform.machine()} cores {'with' if cpu_has_amx() else 'without'} AMX, "
+        "machine": f"{os.cpu_count()} {platform.machine()} cores with {cpu_bfloat16_instructions() or 'no bfloat16'}, "
         f"TensorFlow {tf.__version__}, Keras {keras.version()}",
         "network": f"ResNet-{depth}, batch {batch_size}, p_L = {LAST_SURVIVAL}, {precision}",
         "expected_depth": expected,

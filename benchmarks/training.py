@@ -38,7 +38,7 @@ import tensorflow as tf
 from interleaved.summary import summarize
 
 from keras_committee import data, huge_pages
-from keras_committee.precision import cpu_has_amx
+from keras_committee.precision import cpu_bfloat16_instructions
 
 BATCH = 128
 STEPS_PER_EPOCH = 45_000 // BATCH
@@ -273,7 +273,7 @@ def run(arguments):
             stop(contenders)
     shown = {contender.name for contender in contenders if contender.reports_rate}
     return {
-        "machine": f"{len(CORES)} {platform.machine()} cores {'with' if cpu_has_amx() else 'without'} AMX, "
+        "machine": f"{len(CORES)} {platform.machine()} cores with {cpu_bfloat16_instructions() or 'no bfloat16'}, "
         f"TensorFlow {tf.__version__}, Keras {keras.version()}",
         "load_before": load,
         "network": f"WRN-16-{arguments.width}, batch {BATCH}",

@@ -77,8 +77,8 @@ class Recipe:
             start of each epoch. None keeps the probabilities of the model.
         precision: Dtype policy of the members: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"` (on GPUs, with a
             dynamic loss scale); loss and logits are always float32. `"auto"` is `"mixed_bfloat16"` where the device
-            multiplies matrices in it (a CPU with AMX, GPUs of compute capability 8 or more), else `"float32"`; a run
-            continues in the precision in which it began.
+            multiplies matrices in it (a CPU with AMX or AVX512_BF16, GPUs of compute capability 8 or more), else
+            `"float32"`; a run continues in the precision in which it began.
         ema_momentum: Float in (0, 1), such as 0.9999, or None. Members are validated and saved with exponential moving
             averages of their weights; see `training.averaging`. None with `swa_epoch_start`.
         swa_epoch_start: Members are validated and saved with the mean of their weights at the ends of several epochs,

@@ -49,12 +49,14 @@ def fresh_keras():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def no_amx():
+def no_bfloat16():
     """Make precision "auto" float32 in this process, so that the tests compute the same on every machine."""
     from keras_committee import precision
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(precision, "cpu_device", lambda: precision.Device(True, False, "the CPU has no AMX"))
+        patch.setattr(
+            precision, "cpu_device", lambda: precision.Device(True, False, "the CPU has neither AMX nor AVX512_BF16")
+        )
         yield
 
 

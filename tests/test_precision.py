@@ -11,14 +11,14 @@ from keras_committee import precision
 from keras_committee.cpu_info import cpu_info
 from keras_committee.errors import Interrupted, RecipeError
 from keras_committee.models.building import build_member
-from keras_committee.precision import Device, gpu_device
+from keras_committee.precision import Device, cpu_device, gpu_device
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.run import Run
 from keras_committee.signals import GracefulShutdown, TrainingStopped
 from keras_committee.training import train_committee
 
 TINY = pathlib.Path(__file__).parent / "recipes" / "tiny.py"
-AMX, NO_AMX = Device(True, True, "the CPU has AMX"), Device(True, False, "the CPU has no AMX")
+AMX, NO_BFLOAT16 = Device(True, True, "the CPU has AMX"), Device(True, False, "the CPU has neither AMX nor AVX512_BF16")
 VOLTA = gpu_device([(7, 0)])
 
 
@@ -46,15 +46,23 @@ def create(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "has_amx"),
-    [("flags\t: fpu amx_bf16 amx_tile\n", True), ("flags\t: fpu avx512_bf16 amx_tile\n", False), (None, False)],
+    ("content", "instructions"),
+    [
+        ("flags\t: fpu avx512_bf16 amx_bf16 amx_tile\n", "AMX"),
+        ("flags\t: fpu avx512f avx512_bf16 avx512_vnni\n", "AVX512_BF16"),
+        ("flags\t: fpu avx512f amx_tile amx_int8\n", None),
+        (None, None),
+    ],
 )
-def test_a_cpu_with_amx_has_its_flag_in_cpuinfo(content, has_amx, tmp_path, monkeypatch):
+def test_a_cpu_that_multiplies_in_bfloat16_has_a_flag_in_cpuinfo(content, instructions, tmp_path, monkeypatch):
     file = tmp_path / "cpuinfo"
     if content is not None:
         file.write_text(content)
     monkeypatch.setattr(precision, "cpu_info", partial(cpu_info, file=file))
-    assert precision.cpu_has_amx() == has_amx
+    assert precision.cpu_bfloat16_instructions() == instructions
+    device = cpu_device()
+    reason = f"the CPU has {instructions or 'neither AMX nor AVX512_BF16'}"
+    assert device == Device(True, instructions is not None, reason)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +86,13 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(create, set_cpu):
     begun, line = run.begin_precision(recipe, lambda: AMX)
     assert (begun.precision, line) == ("mixed_bfloat16", "training in mixed_bfloat16: the CPU has AMX.")
     assert run.begin_precision(recipe, lambda: AMX) == (begun, "")
-    set_cpu(NO_AMX)
+    set_cpu(NO_BFLOAT16)
     assert Run.open(run.path).recipe().precision == "mixed_bfloat16"  # in workers and on other hosts
-    begun, line = run.begin_precision(recipe, lambda: NO_AMX)
+    begun, line = run.begin_precision(recipe, lambda: NO_BFLOAT16)
     assert begun.precision == "mixed_bfloat16"
     assert line == (
-        "warning: mixed_bfloat16 is slow on this machine: the CPU has no AMX; the run continues in the precision in "
-        "which it began."
+        "warning: mixed_bfloat16 is slow on this machine: the CPU has neither AMX nor AVX512_BF16; the run continues "
+        "in the precision in which it began."
     )
 
 
@@ -112,7 +120,7 @@ def test_members_without_a_recorded_precision_are_in_float32(create):
 
 def test_a_precision_of_the_recipe_is_used_on_every_device(trained):
     run, recipe = trained
-    chosen = [run.begin_precision(recipe, lambda device=device: device) for device in (AMX, NO_AMX, VOLTA)]
+    chosen = [run.begin_precision(recipe, lambda device=device: device) for device in (AMX, NO_BFLOAT16, VOLTA)]
     assert chosen == [(recipe, "")] * 3
 
 
@@ -137,11 +145,11 @@ def test_a_member_stopped_on_a_cpu_with_amx_resumes_in_bfloat16_on_another(creat
         patch.setattr("keras_committee.training.fit.GracefulShutdown", StopAfterStep)
         with pytest.raises(Interrupted):
             train_committee(run, recipe, members=[0])
-    set_cpu(NO_AMX)
+    set_cpu(NO_BFLOAT16)
     train_committee(run, recipe, members=[0])
     layers = keras.saving.load_model(run.member(0).model, compile=False).layers
     assert [layer.compute_dtype for layer in layers[1:]] == ["bfloat16", "bfloat16", "bfloat16", "float32"]
     assert [event["precision"] for event in run.events() if "precision" in event] == ["mixed_bfloat16"] * 2
     output = capsys.readouterr().err
     assert "training in mixed_bfloat16: the CPU has AMX." in output
-    assert "warning: mixed_bfloat16 is slow on this machine: the CPU has no AMX" in output
+    assert "warning: mixed_bfloat16 is slow on this machine: the CPU has neither AMX nor AVX512_BF16" in output

@@ -142,7 +142,7 @@ def test_gpus_that_tensorflow_does_not_find_are_wrong(monkeypatch, gpus, nvidia,
 @pytest.mark.parametrize(
     ("capabilities", "line"),
     [
-        ([], "ok       precision: new runs train in float32, as the CPU has no AMX"),
+        ([], "ok       precision: new runs train in float32, as the CPU has neither AMX nor AVX512_BF16"),
         ([[9, 0]], "ok       precision: new runs train in mixed_bfloat16, as the compute capability of the GPU is 9.0"),
     ],
 )

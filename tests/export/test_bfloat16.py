@@ -22,7 +22,7 @@ from keras_committee.export.publish import taken_versions
 from keras_committee.models import log_probabilities
 from keras_committee.precision import Device
 
-NO_AMX = Device(True, False, "the CPU has no AMX")
+NO_BFLOAT16 = Device(True, False, "the CPU has neither AMX nor AVX512_BF16")
 
 
 def trace(model):
@@ -167,9 +167,9 @@ def test_the_command_refuses_few_images_and_auto_then_exports_float32(trained, t
     assert main(["export", str(run.path), "--out", str(out), "--precision", "bfloat16"]) == 8
     assert "validation images would do" in capsys.readouterr().err
     assert taken_versions(out) == []
-    monkeypatch.setattr(export, "training_device", lambda: NO_AMX)
+    monkeypatch.setattr(export, "training_device", lambda: NO_BFLOAT16)
     assert main(["export", str(run.path), "--out", str(out), "--precision", "auto"]) == 0
-    assert "Computes in float32: the CPU has no AMX." in capsys.readouterr().out
+    assert "Computes in float32: the CPU has neither AMX nor AVX512_BF16." in capsys.readouterr().out
 
 
 def test_auto_is_float32_where_bfloat16_loses_too_much(monkeypatch):
@@ -186,12 +186,15 @@ def test_auto_is_float32_where_bfloat16_loses_too_much(monkeypatch):
 def test_a_server_without_matrix_units_for_bfloat16_prints_a_warning(tmp_path, capsys, monkeypatch):
     serve = importlib.import_module("keras_committee.cli.serve")  # the package has the command of this name
     (tmp_path / "2").mkdir()
-    precision = {"compute": "bfloat16", "hardware": "a CPU with AMX"}
+    precision = {"compute": "bfloat16", "hardware": "a CPU with AMX or AVX512_BF16"}
     (tmp_path / "2" / "committee.json").write_text(json.dumps({"precision": precision}))
-    monkeypatch.setattr(serve, "cpu_device", lambda: NO_AMX)
-    monkeypatch.setattr(serve, "tensorflow_device", lambda: NO_AMX)
+    monkeypatch.setattr(serve, "cpu_device", lambda: NO_BFLOAT16)
+    monkeypatch.setattr(serve, "tensorflow_device", lambda: NO_BFLOAT16)
     serve._warn_of_slow_precision(tmp_path)
-    assert "slow on this machine: the CPU has no AMX. It needs a CPU with AMX" in capsys.readouterr().err
+    assert (
+        "slow on this machine: the CPU has neither AMX nor AVX512_BF16. It needs a CPU with AMX or AVX512_BF16"
+        in capsys.readouterr().err
+    )
     monkeypatch.setattr(serve, "cpu_device", lambda: Device(True, True, "the CPU has AMX"))
     serve._warn_of_slow_precision(tmp_path)
     assert capsys.readouterr().err == ""
