@@ -13,7 +13,6 @@ from keras_committee.cli.options import (
     standard_options,
 )
 from keras_committee.cli.output import print_json, print_next_steps, reserve_stdout_for_json
-from keras_committee.input_scaling import InputScaling, parse_input_scaling
 from keras_committee.tables import print_blocks
 
 _DEFAULT_SCALING = "0..255"
@@ -75,13 +74,12 @@ def import_models(
     Each MODEL is a .keras file or a SavedModel folder. RECIPE defines the data on which the members are evaluated;
     nothing is trained.
     """
-    scaling_by_model = _values_by_model(input_scalings, models, "--input-scaling")
     with reserve_stdout_for_json(as_json):
         result = api.import_models(
             recipe,
             models,
             run=run_dir,
-            input_scaling={model: _parse_scaling(text) for model, text in scaling_by_model.items()},
+            input_scaling=_values_by_model(input_scalings, models, "--input-scaling"),
             class_names=_values_by_model(class_names_files, models, "--class-names-file"),
             reorder_classes=reorder_classes,
             resize=resize,
@@ -110,10 +108,3 @@ def _values_by_model(values: tuple[str, ...], models: tuple[str, ...], option: s
     return by_model | {
         value.rpartition("=")[0]: value.rpartition("=")[2] for value in values if value not in unprefixed
     }
-
-
-def _parse_scaling(text: str) -> InputScaling:
-    try:
-        return parse_input_scaling(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="'--input-scaling'") from error

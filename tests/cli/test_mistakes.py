@@ -127,7 +127,7 @@ EARLY = [
     ("init mine.py --from image-folder bad", 3, "2 problems", "dog/: ", "a.png: not a JPEG, PNG", "skip_bad=N"),
     ("import tiny.py images/cat/00.png", 2, "00.png is not a .keras file. No run was changed.", "model.save("),
     ("import tiny.py broken.keras --run runs/a", 8, "broken.keras cannot be loaded: it is not a complete .keras arch"),
-    ("import tiny.py empty.keras --input-scaling 0..2", 2, "'--input-scaling': expected 0..255, 0..1"),
+    ("import tiny.py empty.keras --input-scaling 0..2", 2, "--input-scaling: expected 0..255, 0..1"),
     ("import tiny.py absent.keras", 2, "no such model: absent.keras. No run was started."),
     ("evaluate runs", 4, "runs is not a run folder: it is a folder of runs. Did you mean 'runs/a' or 'runs/"),
     ("evaluate a", 4, "there is no such folder. Did you mean 'runs/a'?"),

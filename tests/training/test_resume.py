@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import config as determinism
 
-from keras_committee import Recipe, data, layers, metrics, schedules
+from keras_committee import Recipe, data, layers, metrics, models, schedules
 from keras_committee.checkpoints import Checkpoints
 from keras_committee.member_dir import MemberDir
 from keras_committee.run import Run
@@ -73,6 +73,12 @@ MATRIX = {
     "member": {"member": lambda index: network("sample", 0.7)},
     "member, subset": {"member": lambda index: network("subset", 0.7)},
     "member, constant depth": {"member": lambda index: network(survival=1.0)},
+    "member, a network of keras.applications that is frozen at first": {
+        "member": lambda index: models.pretrained(
+            "MobileNet", weights=None, classes=10, image_size=(32, 32), dropout=0.2, alpha=0.25
+        ),
+        "trainable_layers": lambda epoch: ["logits"] if epoch == 0 else ["*"],
+    },
     "optimizer": {"optimizer": lambda steps: keras.optimizers.Adam(schedules.cosine(steps, 0.01, warmup_steps=4))},
     "optimizer, RMSProp": {"optimizer": lambda steps: keras.optimizers.RMSprop(0.003, momentum=0.9, centered=True)},
     "optimizer, warm-up": {
