@@ -247,8 +247,11 @@ LARGE_MEANS = [  # shape, mean, deviation, epsilon
 def test_a_mean_that_is_large_against_the_deviation_loses_no_precision(dtype, jit_compile):
     import tensorflow as tf
 
-    tolerance = {"float32": 1e-3, "mixed_float16": 3e-3, "mixed_bfloat16": 3e-2}[dtype]  # one rounding of the outputs
+    rounding = {"float32": 1e-3, "mixed_float16": 3e-3, "mixed_bfloat16": 3e-2}[dtype]  # of the outputs
     for shape, mean, deviation, epsilon in LARGE_MEANS:
+        # TensorFlow's kernel for float16, on CPUs without such instructions, rounds the mean.
+        rounding_of_mean = float(np.spacing(np.float32(abs(mean))))
+        tolerance = rounding + rounding_of_mean / (deviation**2 + epsilon) ** 0.5
         layer = BatchNormalization(dtype=dtype, epsilon=epsilon, momentum=0.0)
         layer.build((None, *shape[1:]))
         x = tf.cast(np.random.default_rng(3).normal(mean, deviation, shape), layer.compute_dtype)
@@ -257,7 +260,9 @@ def test_a_mean_that_is_large_against_the_deviation_loses_no_precision(dtype, ji
         outputs = tf.function(layer, jit_compile=jit_compile)(x, training=True)
         np.testing.assert_allclose(tf.cast(outputs, "float64"), expected, rtol=0, atol=tolerance)
         np.testing.assert_allclose(layer.moving_mean, exact.mean((0, 1, 2)), rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(layer.moving_variance, exact.var((0, 1, 2)), rtol=1e-3)
+        np.testing.assert_allclose(
+            layer.moving_variance, exact.var((0, 1, 2)), rtol=1e-3, atol=1.01 * rounding_of_mean**2
+        )
     outputs = tf.function(layer, jit_compile=jit_compile)(x, training=False)
     np.testing.assert_allclose(tf.cast(outputs, "float64"), expected, rtol=0, atol=tolerance)
 
