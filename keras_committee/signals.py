@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from keras_committee.errors import Interrupted
+from keras_committee.errors import CommitteeError, Interrupted
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _NOTES = {
@@ -70,6 +70,25 @@ class GracefulShutdown:
             yield
         finally:
             self._mask_depth -= enabled
+
+    @contextmanager
+    def preserve_stop(self) -> Iterator[None]:
+        """Raise `TrainingStopped` in place of the error of a library that it interrupted at a bad moment.
+
+        It may be raised between any two instructions, so also in the `__enter__` of a context manager, which is then
+        not exited. TensorFlow's tracing, for one, ends with an AssertionError upon that.
+        """
+        try:
+            yield
+        except CommitteeError:  # such as that of a save after the stop
+            raise
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, TrainingStopped):
+                cause = cause.__cause__ or cause.__context__
+            if cause is None:
+                raise
+            raise TrainingStopped from error
 
     def check(self) -> None:
         """Raise `TrainingStopped` if a signal was received."""

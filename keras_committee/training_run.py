@@ -177,7 +177,8 @@ def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
 def translate_stop(run: Run, recipe: Recipe, shutdown: GracefulShutdown) -> Iterator[None]:
     """Raise `Interrupted` in place of `TrainingStopped`, and append the stop to the journal."""
     try:
-        yield
+        with shutdown.preserve_stop():
+            yield
     except TrainingStopped:
         run.append_event("training_stopped", signal=shutdown.requested.name if shutdown.requested else None)
         text = f"{progress(run, recipe)} finished, the others saved"

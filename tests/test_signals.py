@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from typing import ClassVar
 
 import pytest
 
+from keras_committee.errors import ResourceError
 from keras_committee.recipe_file import RecipeFile
 from keras_committee.signals import GracefulShutdown, TrainingStopped
 
@@ -122,6 +124,49 @@ def test_A04_a_signal_while_a_recipe_is_built_is_no_error_of_the_recipe(tmp_path
     file.write_text("import os, signal\n\ndef recipe():\n    os.kill(os.getpid(), signal.SIGTERM)\n")
     with GracefulShutdown(), pytest.raises(TrainingStopped):
         RecipeFile.read(file).build({})
+
+
+class Nested:
+    """A context manager of a library that checks its nesting, as TensorFlow's tracing does, and may be interrupted."""
+
+    stack: ClassVar[list] = []
+
+    def __init__(self, on_enter=lambda: None):
+        self.on_enter = on_enter
+
+    def __enter__(self):
+        self.stack.append(self)
+        self.on_enter()
+
+    def __exit__(self, *_):
+        assert self.stack.pop() is self, "nested wrongly"
+
+
+def test_A04_a_stop_within_a_library_that_then_fails_remains_a_stop():
+    with GracefulShutdown() as stop:
+        with pytest.raises(TrainingStopped) as caught, stop.preserve_stop(), Nested(), Nested(send):
+            pass
+        assert "nested wrongly" in str(caught.value.__cause__)
+
+
+def save_on_a_full_disk(stop):
+    try:
+        stop.check()
+    except TrainingStopped as stopped:
+        raise ResourceError("no space left to save in") from stopped
+
+
+def test_an_error_of_the_save_after_a_stop_remains_an_error():
+    with GracefulShutdown() as stop:
+        with stop.mask_signals():
+            send()
+        with pytest.raises(ResourceError, match="no space left"), stop.preserve_stop():
+            save_on_a_full_disk(stop)
+
+
+def test_an_error_without_a_stop_remains_an_error():
+    with GracefulShutdown() as stop, pytest.raises(ZeroDivisionError), stop.preserve_stop():
+        1 / 0  # noqa: B018
 
 
 def test_an_inner_block_does_not_end_the_outer_one():

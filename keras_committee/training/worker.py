@@ -69,7 +69,7 @@ def train_one(
     run: Run, index: int, strategy: str, reporter: Reporter, shutdown: GracefulShutdown, options: TrainingOptions
 ) -> None:
     """Train member `index` of the recipe recorded in `run`, locked by the caller. Raises as `train_member` does."""
-    with own_temp_dir(run):
+    with own_temp_dir(run), shutdown.preserve_stop():
         recipe = run.recipe()
         tf_strategy = make_strategy(strategy, recipe.data.batch_size)
         splits, member_dir = load_splits(recipe), run.member(index)

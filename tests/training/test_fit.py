@@ -1,6 +1,9 @@
 """Committee training: finished members stay, failures are reported, stopped members resume, logs add up."""
 
+import os
 import shutil
+import signal
+import threading
 
 import keras
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
+from tensorflow.python.util import tf_stack
 
 from keras_committee import metrics
 from keras_committee.data import Splits
@@ -36,6 +40,27 @@ def stopped(stopped_once, new_run):
     run, train = new_run(OVERRIDES)
     shutil.copytree(stopped_once, run.path, dirs_exist_ok=True)
     return run, train
+
+
+@pytest.mark.slow
+def test_A04_a_stop_within_tensorflows_tracing_is_a_stop_and_no_error(new_run, monkeypatch):
+    run, train = new_run(["members=1", "epochs=1"])
+    stack, sent = tf_stack._source_mapper_stacks[threading.get_ident()], []
+    before, update = list(stack), tf_stack.StackTraceMapper.update
+
+    def send(mapper):
+        if not sent and len(stack) > len(before) + 1:  # in an inner `with`, so that the outer one fails
+            sent.append(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(mapper)
+
+    monkeypatch.setattr(tf_stack.StackTraceMapper, "update", send)
+    with pytest.raises(Interrupted, match=r"SIGTERM: 0 of 1 member finished, the others saved\."):
+        train(workers=1)
+    monkeypatch.undo()
+    stack[:] = before
+    assert train(workers=1) is None
+    assert run.finished_members() == [0]
 
 
 def events(run, name):
