@@ -6,8 +6,8 @@
         --set "drops=(0.5, 0.75)" --set batch_size=32
 
 Expected: not run at 500 epochs yet. `--set depth=56 --set epochs=40` on CIFAR-10 (JPEG q75): 15.2 and 16.0 % test
-error, 106 minutes on one core with AMX; constant depth: 13.7 %, 126 minutes. A step of ResNet-110 takes 0.75 of the
-time of constant depth.
+error, 106 minutes on one core with AMX; constant depth: 13.7 and 13.7 %, 126 minutes. A step of ResNet-110 takes 0.75
+of the time of constant depth.
 Source: Huang et al. 2016, arXiv:1603.09382 (5.25 % test error, constant depth 6.41 %, a quarter of the training time
 saved); ResNet: He et al. 2016, arXiv:1512.03385.
 """
