@@ -1,8 +1,8 @@
 """The precision that `Recipe(precision="auto")` stands for: bfloat16 where the device multiplies matrices in it.
 
 On two cores with AMX a training step of WRN-16-1 took 0.57 of its time in float32, and that of WRN-16-4 0.35; on cores
-with AVX512_BF16 0.62 and 0.55. On cores with neither bfloat16 was slower than float32, 638 against 844 images/s of
-WRN-16-1.
+with AVX512_BF16 0.62 and 0.55. On cores without AMX, whose other instructions were not recorded, an early version was
+slower in bfloat16, 638 against 844 images/s of WRN-16-1; a CPU with neither converts the operands to float32.
 """
 
 import dataclasses
