@@ -1,7 +1,7 @@
 """Errors that users can act on, with their exit codes, and helpers for their messages."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 _MAX_LISTED_PROBLEMS = 20
 
@@ -79,6 +79,14 @@ class ExportError(CommitteeError):
     """An export failed, or its predictions differ from those of the Keras committee."""
 
     exit_code = 8
+
+
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those behind it: its cause, or else the error that was being handled, and so on."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
 
 
 def did_you_mean(word: str, candidates: Iterable[str], prefix: str = "") -> str:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from keras_committee.errors import CommitteeError, Interrupted
+from keras_committee.errors import CommitteeError, Interrupted, error_chain
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _NOTES = {
@@ -22,6 +22,23 @@ class TrainingStopped(BaseException):
     Like KeyboardInterrupt it is no `Exception`: it may be raised inside a recipe or inside Keras, which would report an
     `Exception` as an error of the recipe.
     """
+
+
+@contextmanager
+def preserve_stop() -> Iterator[None]:
+    """Raise `TrainingStopped` in place of an error that a library raised because of it.
+
+    A signal may raise `TrainingStopped` between any two instructions, and so inside the `__enter__` of a context
+    manager, whose `__exit__` then does not run. TensorFlow's tracing, for example, fails with an AssertionError.
+    """
+    try:
+        yield
+    except CommitteeError:  # such as that of a save after the stop
+        raise
+    except Exception as error:
+        if any(isinstance(each, TrainingStopped) for each in error_chain(error)):
+            raise TrainingStopped from error
+        raise
 
 
 class GracefulShutdown:
@@ -70,25 +87,6 @@ class GracefulShutdown:
             yield
         finally:
             self._mask_depth -= enabled
-
-    @contextmanager
-    def preserve_stop(self) -> Iterator[None]:
-        """Raise `TrainingStopped` in place of the error of a library that it interrupted at a bad moment.
-
-        It may be raised between any two instructions, so also in the `__enter__` of a context manager, which is then
-        not exited. TensorFlow's tracing, for one, ends with an AssertionError upon that.
-        """
-        try:
-            yield
-        except CommitteeError:  # such as that of a save after the stop
-            raise
-        except Exception as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, TrainingStopped):
-                cause = cause.__cause__ or cause.__context__
-            if cause is None:
-                raise
-            raise TrainingStopped from error
 
     def check(self) -> None:
         """Raise `TrainingStopped` if a signal was received."""

@@ -14,7 +14,7 @@ from keras_committee.member_dir import DataInfo
 from keras_committee.models.outputs import classify_outputs, noise_images
 from keras_committee.recipe import Recipe
 from keras_committee.run import Run
-from keras_committee.signals import GracefulShutdown, TrainingStopped
+from keras_committee.signals import GracefulShutdown, TrainingStopped, preserve_stop
 
 
 def finished_and_missing(run: Run, recipe: Recipe, members: Sequence[int] | None) -> tuple[list[int], list[int]]:
@@ -177,7 +177,7 @@ def check_fit(model: keras.Model, splits: Splits, index: int) -> None:
 def translate_stop(run: Run, recipe: Recipe, shutdown: GracefulShutdown) -> Iterator[None]:
     """Raise `Interrupted` in place of `TrainingStopped`, and append the stop to the journal."""
     try:
-        with shutdown.preserve_stop():
+        with preserve_stop():
             yield
     except TrainingStopped:
         run.append_event("training_stopped", signal=shutdown.requested.name if shutdown.requested else None)

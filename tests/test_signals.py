@@ -15,7 +15,7 @@ import pytest
 
 from keras_committee.errors import ResourceError
 from keras_committee.recipe_file import RecipeFile
-from keras_committee.signals import GracefulShutdown, TrainingStopped
+from keras_committee.signals import GracefulShutdown, TrainingStopped, preserve_stop
 
 MODULE = pathlib.Path(__file__).parents[1] / "keras_committee" / "signals.py"
 
@@ -143,8 +143,8 @@ class Nested:
 
 
 def test_A04_a_stop_within_a_library_that_then_fails_remains_a_stop():
-    with GracefulShutdown() as stop:
-        with pytest.raises(TrainingStopped) as caught, stop.preserve_stop(), Nested(), Nested(send):
+    with GracefulShutdown():
+        with pytest.raises(TrainingStopped) as caught, preserve_stop(), Nested(), Nested(send):
             pass
         assert "nested wrongly" in str(caught.value.__cause__)
 
@@ -160,12 +160,12 @@ def test_an_error_of_the_save_after_a_stop_remains_an_error():
     with GracefulShutdown() as stop:
         with stop.mask_signals():
             send()
-        with pytest.raises(ResourceError, match="no space left"), stop.preserve_stop():
+        with pytest.raises(ResourceError, match="no space left"), preserve_stop():
             save_on_a_full_disk(stop)
 
 
 def test_an_error_without_a_stop_remains_an_error():
-    with GracefulShutdown() as stop, pytest.raises(ZeroDivisionError), stop.preserve_stop():
+    with GracefulShutdown(), pytest.raises(ZeroDivisionError), preserve_stop():
         1 / 0  # noqa: B018
 
 

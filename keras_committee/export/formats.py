@@ -202,7 +202,7 @@ def _load_openvino(file: Path) -> RunFn:
     import numpy as np
     import openvino
 
-    # On CPUs that multiply matrices in bfloat16 it would compute in it.
+    # OpenVINO's default is bfloat16 on CPUs that support it.
     model: Any = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = [output.get_any_name() for output in model.outputs]
     dtype = model.inputs[0].element_type.to_dtype()

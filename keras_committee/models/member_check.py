@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_committee import flops
-from keras_committee.errors import RecipeError, ResourceError
+from keras_committee.errors import RecipeError, ResourceError, error_chain
 from keras_committee.files import translate_os_errors
 from keras_committee.models.loading import find_code, load_member
 from keras_committee.models.outputs import noise_images, predict_rows
@@ -98,8 +98,7 @@ def registered_names() -> frozenset[str]:
 
 def _first_cause(error: BaseException) -> str:
     """Return the reason behind a chain of errors: Keras names the class or function in the first of several."""
-    while cause := error.__cause__ or error.__context__:
-        error = cause
+    *_, error = error_chain(error)
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras_committee import errors
 from keras_committee.errors import CommitteeError
 from keras_committee.run import Run
-from keras_committee.signals import EXIT_CODES, GracefulShutdown, TrainingStopped
+from keras_committee.signals import EXIT_CODES, GracefulShutdown, TrainingStopped, preserve_stop
 from keras_committee.training.devices import enable_determinism, make_strategy, translate_oom
 from keras_committee.training.reporting import Phase, Reporter, TrainingOptions
 from keras_committee.training.temp_dir import own_temp_dir
@@ -69,7 +69,7 @@ def train_one(
     run: Run, index: int, strategy: str, reporter: Reporter, shutdown: GracefulShutdown, options: TrainingOptions
 ) -> None:
     """Train member `index` of the recipe recorded in `run`, locked by the caller. Raises as `train_member` does."""
-    with own_temp_dir(run), shutdown.preserve_stop():
+    with own_temp_dir(run), preserve_stop():
         recipe = run.recipe()
         tf_strategy = make_strategy(strategy, recipe.data.batch_size)
         splits, member_dir = load_splits(recipe), run.member(index)
